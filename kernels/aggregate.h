@@ -1,0 +1,103 @@
+// Counters: each counted record adds to its row, its cell and its user. Integer sums, so the order of threads is moot.
+#pragma once
+#include "layout.h"
+#include "hash.h"
+#include "intern.h"
+
+namespace tokenometer {
+
+HD u32 row_home(u64 key, u32 mask) { return (u32)(fold(key ^ 0x9e3779b97f4a7c15ull, 0xd6e8feb86659fd93ull) >> 24) & mask; }
+HD u64 row_key(u32 user, u32 cell) { return 1ull << 63 | (u64)user << 32 | cell; }
+
+HD Claim claim_row(const Job& job, u64 key) {
+  u32 slot = row_home(key, job.rows_mask);
+  ROLLED for (;; slot = (slot + 1) & job.rows_mask) {
+    u64 seen = load(&job.rows[slot].key);
+    if (seen == 0) seen = compare_swap(&job.rows[slot].key, 0, key);
+    if (seen == 0) return {slot, true};
+    if (seen == key) return {slot, false};
+  }
+}
+
+// A sketch is a courtesy to operators, so it is the one table that may refuse: room for it is not reserved.
+constexpr u32 WINDOW_PROBES_MAX = 64;
+
+// A new row is a user's first in its cell: the only time its window's sketch can grow.
+HD void sketch_user(const Job& job, u32 user, u32 cell) {
+  const u64 where = job.texts[user].where;
+  const u64 seed[8] = {job.sketch_seed, ~job.sketch_seed, 0x8f1bbcdcbfa53e0bull, 0x2f6e2b1d9c3a5f47ull,
+                       0x5a827999a3b1c6d5ull, 0x6ed9eba1e4d2f7c9ull, 0xca62c1d6b7e15163ull, 0x93c467e37db0c7a4ull};
+  const Hash hash = hash_text(job.arena + (where >> 16), (u32)where & 0xffff, seed, 0);
+  const u64 low = job.cells[cell].low;  // window + 1
+  u32 slot = (u32)(low * 0x9e3779b97f4a7c15ull >> 40) & job.windows_mask;
+  ROLLED for (u32 probe = 0;; ++probe, slot = (slot + 1) & job.windows_mask) {
+    u64 seen = load(&job.windows[slot].low);
+    if (probe == WINDOW_PROBES_MAX) return count_one(&job.fill[FILL_UNSKETCHED]);
+    if (seen == 0) {
+      if (load(&job.fill[FILL_WINDOWS]) >= job.windows_limit) return count_one(&job.fill[FILL_UNSKETCHED]);
+      seen = compare_swap(&job.windows[slot].low, 0, low);
+      if (seen == 0) job.window_order[fetch_add(&job.fill[FILL_WINDOWS], 1)] = slot;
+    }
+    if (seen == 0 || seen == low) break;
+  }
+  // Register: the hash's first bits; value: how many zeros the rest starts with, plus one.
+  const u32 index = (u32)(hash.low >> (64 - SKETCH_BITS));
+  const u32 rank = leading_zeros(hash.low << SKETCH_BITS | 1ull << (SKETCH_BITS - 1)) + 1;
+  u32* word = &job.registers[(u64)slot * (SKETCH_REGISTERS / 4) + index / 4];
+  const u32 shift = index % 4 * 8;
+  for (u32 old = load(word); (old >> shift & 0xff) < rank;) {
+    const u32 seen = compare_swap(word, old, (old & ~(0xffu << shift)) | rank << shift);
+    if (seen == old) break;
+    old = seen;
+  }
+}
+
+HD void add_some(u64* counters, const Job& job, u32 i, u32 from, u32 to) {
+  for (u32 slot = from; slot < to; ++slot) {
+    const u64 value = job.counters[(u64)slot * job.stride + i];
+    if (value) add(&counters[slot], value);
+  }
+}
+
+// Adds counters [from, to) of record i to the row and cell of one chip.
+HD void add_to_row(const Job& job, u32 i, u32 cell, u32 from, u32 to) {
+  const u32 user = job.user_slot[i];
+  const Claim claim = claim_row(job, row_key(user, cell));
+  if (claim.fresh) {
+    count_one(&job.fill[FILL_ROWS]);
+    sketch_user(job, user, cell);
+  }
+  Row& row = job.rows[claim.slot];
+  add_some(row.counters, job, i, from, to);
+  add_some(job.cells[cell].counters, job, i, from, to);
+  if (load(&row.epoch) != job.epoch && exchange(&row.epoch, job.epoch) != job.epoch)
+    job.changed[fetch_add(&job.fill[FILL_CHANGED], 1)] = claim.slot;
+}
+
+HD void count_record(const Job& job, u32 i) {
+  if (job.verdict[i] != ACCEPTED) return;
+  const u32 prefill = job.prefill_cell_slot[i];
+  if (prefill == NONE) {
+    add_to_row(job, i, job.cell_slot[i], REQUESTS, COUNTERS);
+  } else {
+    add_to_row(job, i, prefill, INPUT, OUTPUT);
+    add_to_row(job, i, job.cell_slot[i], REQUESTS, INPUT);
+    add_to_row(job, i, job.cell_slot[i], OUTPUT, COUNTERS);
+  }
+  const u64 tokens = job.counters[(u64)INPUT * job.stride + i] + job.counters[(u64)OUTPUT * job.stride + i];
+  add(&job.texts[job.user_slot[i]].tokens, tokens);
+}
+
+// Changed row k on its way out, its strings as places in the arena
+HD void export_row(const Job& job, u32 k) {
+  const Row& row = job.rows[job.changed[k]];
+  const Cell& cell = job.cells[(u32)row.key];
+  UsageRow& out = job.usage_rows[k];
+  out.window = cell.low - 1;
+  out.user = job.texts[(u32)(row.key >> 32) & 0x7fffffffu].where;
+  out.model = job.texts[(u32)(cell.high >> 32) & 0x7fffffffu].where;
+  out.chip = job.texts[(u32)cell.high].where;
+  for (u32 slot = 0; slot < COUNTERS; ++slot) out.counters[slot] = row.counters[slot];
+}
+
+}  // namespace tokenometer

@@ -1,0 +1,156 @@
+"""Builds the kernels: for the CPU with the host's C++ compiler at first use, for the GPU with NVRTC.
+
+Both from the same headers. The CPU library is cached by a hash of the sources, the flags, the compiler and the
+processor. Apart from engine.py this is the only module that touches CuPy.
+"""
+
+import ctypes
+import hashlib
+import os
+import pathlib
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels import layout
+
+_HERE = pathlib.Path(__file__).parent
+HOST_FLAGS = (
+    *("-std=c++17", "-O3", "-march=native", "-Wall", "-Wextra", "-Werror"),
+    *("-fno-strict-aliasing", "-fvisibility=hidden", "-shared", "-fPIC"),
+)
+THREADS_FLAG = "-DTOKENOMETER_THREADS"
+DEVICE_FLAGS = ("-std=c++17",)
+ENTRIES = ("parse", "adopt", "claim", "settle", "intern", "count", "export_rows")
+
+
+class BuildError(RuntimeError):
+    """The kernels cannot be built here; the message says what is missing and how to mend it."""
+
+
+def compiler() -> str:
+    """The C++ compiler: $CXX, else g++, else clang++."""
+    for name in (os.environ.get("CXX"), "g++", "clang++"):
+        if name and shutil.which(shlex.split(name)[0]):
+            return name
+    raise BuildError(
+        "no C++ compiler found: the CPU engine is built at first use. Install one (Debian: apt-get install g++; "
+        "Fedora: dnf install gcc-c++), or name one in CXX"
+    )
+
+
+def cache_directory() -> pathlib.Path:
+    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+    return pathlib.Path(base) / "tokenometer"
+
+
+def build_host(threads: bool = False, extra: tuple[str, ...] = ()) -> pathlib.Path:
+    """The host library's path; builds it if this source was not yet built with these flags on such a machine."""
+    command = [*shlex.split(compiler()), *HOST_FLAGS, *((THREADS_FLAG,) if threads else ()), *extra]
+    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
+    identity = hashlib.sha256("\0".join([source("host.cpp"), *command, version, _processor()]).encode())
+    path = cache_directory() / f"host-{identity.hexdigest()[:20]}.so"
+    if path.exists():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as file:
+        made = pathlib.Path(file.name)
+    try:
+        run = subprocess.run(
+            [*command, "-o", str(made), str(_HERE / "host.cpp")], capture_output=True, text=True, check=False
+        )
+        if run.returncode:
+            raise BuildError(f"{shlex.join(command)} failed:\n{run.stderr}")
+        made.rename(path)  # atomic, so that two processes may build at once
+    finally:
+        made.unlink(missing_ok=True)
+    return path
+
+
+def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
+    library = ctypes.CDLL(str(build_host(threads, extra)))
+    library.layout.restype = ctypes.c_uint32
+    facts = np.zeros(64, np.uint32)
+    count = library.layout(ctypes.c_void_p(facts.ctypes.data))
+    if facts[:count].tolist() != layout.facts():
+        raise BuildError(f"layout.h and layout.py differ: {facts[:count].tolist()} against {layout.facts()}")
+    for name in ENTRIES:
+        entry = getattr(library, name)
+        entry.argtypes, entry.restype = [ctypes.c_void_p, *[ctypes.c_uint32] * 3], None
+    library.split_lines.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
+    library.split_lines.restype = ctypes.c_uint32
+    library.move_identities.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_uint32] * 3]
+    library.move_identities.restype = None
+    return library
+
+
+def source(name: str) -> str:
+    """A source file with its own headers in place, each once: NVRTC and the cache see one text."""
+    seen: set[str] = set()
+
+    def expand(file: str) -> str:
+        if file in seen:
+            return ""
+        seen.add(file)
+        text = (_HERE / file).read_text(encoding="utf-8").replace("#pragma once\n", "")
+        return re.sub(r'^#include "(.+)"$', lambda match: expand(match[1]), text, flags=re.MULTILINE)
+
+    return expand(name)
+
+
+def _processor() -> str:
+    """What -march=native means here: model and feature flags."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
+
+
+def load_device() -> Any:
+    """The CUDA kernels for the current card, as a CuPy module."""
+    import cupy
+
+    return cupy.RawModule(code=source("device.cu"), options=DEVICE_FLAGS)
+
+
+@dataclass(frozen=True)
+class KernelUse:
+    """What ptxas says of one kernel."""
+
+    name: str
+    registers: int
+    stack_bytes: int
+    spill_bytes: int
+
+
+def compile_device(architecture: str) -> list[KernelUse]:
+    """Compile the CUDA kernels for `sm_90` or another architecture; needs NVRTC, not a GPU."""
+    from cupy_backends.cuda.libs import nvrtc
+
+    program = nvrtc.createProgram(source("device.cu"), "device.cu", [], [])
+    options = (*DEVICE_FLAGS, f"-arch={architecture}", "--ptxas-options=-v")
+    try:
+        nvrtc.compileProgram(program, options)
+    except nvrtc.NVRTCError as error:
+        raise BuildError(f"NVRTC {architecture}: {error}\n{nvrtc.getProgramLog(program)}") from None
+    return _read_ptxas(nvrtc.getProgramLog(program).replace("\0", ""))
+
+
+def _read_ptxas(log: str) -> list[KernelUse]:
+    uses, name, stack, spill = [], "", 0, 0
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\w+)'", line):
+            name = match[1]
+        elif match := re.search(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            stack, spill = int(match[1]), int(match[2]) + int(match[3])
+        elif match := re.search(r"Used (\d+) registers", line):
+            uses.append(KernelUse(name, int(match[1]), stack, spill))
+    return uses

@@ -1,0 +1,507 @@
+"""The engine: batches of raw bytes in, usage rows out. One orchestration for both targets; no I/O, no clock.
+
+    load     a batch travels to the device and is split into lines, while the one before is counted
+    count    segment by segment: parse, the referee's rulings, dedup, intern, aggregate
+    changes  the rows that changed since the last call, with absolute counters
+    open_part  drop every table but the request ids
+
+A segment is as many whole messages as fit a tile, or one large message. Before each, room for the most it could bring is
+reserved in every table; where that fails, `count` stops and the caller commits and opens a new part. So no record meets a
+full table.
+"""
+
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from kernels import layout
+from kernels.identities import IdentitySet
+from kernels.plan import Plan, compile_mapping, sample
+from kernels.target import Array, Lines, Target
+from kernels.values import (
+    Batch,
+    Bytes,
+    Canonical,
+    CellTotals,
+    DeadLetter,
+    Progress,
+    Referee,
+    Rejection,
+    Tally,
+    UsageRows,
+    WindowStartMs,
+)
+from schemas.mapping import Mapping
+
+COUNTER_MAX = (1 << 64) - 1
+RECORD_TOKENS_MAX = 3 << 40  # an additive input: three counts of less than 2^40
+RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
+_FILL_LIMIT = 0.75  # of a table's slots: linear probing stays short
+
+
+class TablesTooSmall(ValueError):
+    """One message could overfill an empty table; the message names the setting."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Sizes of everything, and why.
+
+    rows, cells, texts, windows: slots, powers of two. 64, 64, 32 and 16,400 bytes each.
+    arena_bytes: names of users, models and chips.
+    identity_bytes: request ids, 16 bytes each at no more than 60 % load, two generations, and both sizes while growing.
+    batch_bytes: what one batch holds; 32-bit positions bound it to 1 GiB.
+    tile_records: columns are 260 bytes a record, and should stay in the CPU's second-level cache.
+    """
+
+    rows: int = 1 << 22
+    cells: int = 1 << 20
+    texts: int = 1 << 21
+    windows: int = 1 << 10
+    arena_bytes: int = 1 << 26
+    identity_bytes: int = 1 << 32
+    batch_bytes: int = 1 << 22
+    tile_records: int = 1 << 12
+
+    def __post_init__(self) -> None:
+        for name in ("rows", "cells", "texts", "windows"):
+            value = getattr(self, name)
+            if value < 16 or value & (value - 1) or value > 1 << 31:
+                raise ValueError(f"{name} = {value}: expected a power of two from 16 to 2^31")
+        if not 1 <= self.batch_bytes <= 1 << 30:
+            raise ValueError(f"batch_bytes = {self.batch_bytes}: expected 1 to 2^30")
+        if not 1 <= self.tile_records <= 1 << 24:
+            raise ValueError(f"tile_records = {self.tile_records}: expected 1 to 2^24")
+
+    @classmethod
+    def from_memory(cls, memory_bytes: int, cuda: bool = False) -> "Limits":
+        """Tables for a budget: about half for rows, a quarter each for names and request ids."""
+        rows = 1 << max(16, (memory_bytes // 2 // 80).bit_length() - 1)
+        return cls(
+            rows=rows,
+            cells=max(1 << 16, min(1 << 22, rows // 4)),
+            texts=max(1 << 17, rows // 2),
+            arena_bytes=max(1 << 22, rows * 16),
+            identity_bytes=memory_bytes // 4,
+            batch_bytes=1 << 26 if cuda else 1 << 22,
+            tile_records=1 << 20 if cuda else 1 << 12,
+        )
+
+
+class Loaded:
+    """A batch on the device."""
+
+    def __init__(self, batch: Batch, plan: Plan, slot: "_Slot", lines: Lines) -> None:
+        self.batch, self.plan, self.slot, self.lines = batch, plan, slot, lines
+        self.referee_at = len(slot.memory) - layout.PADDING_BYTES - len(slot.batch_space)
+
+
+class _Slot:
+    """One batch buffer and its twin on the device. Two take turns."""
+
+    def __init__(self, target: Target, limits: Limits) -> None:
+        # | prefix | messages | padding | referee's text | padding |
+        space = limits.batch_bytes
+        self.memory = target.pinned(layout.PREFIX_BYTES + 2 * (space + layout.PADDING_BYTES))
+        self.batch_space = self.memory[layout.PREFIX_BYTES : layout.PREFIX_BYTES + space]
+        self.device = target.mirror(self.memory)
+        self.line_start = target.zeros(space + 2, np.uint32)
+
+
+class Engine:
+    """Meters one device. Not thread-safe; kernels run while Python waits without the interpreter lock."""
+
+    def __init__(
+        self,
+        target: Target,
+        referee: Referee,
+        *,
+        secret: Sequence[int],
+        limits: Limits | None = None,
+        window_ms: int = 60_000,
+        max_future_skew_ms: int = 3_600_000,
+        dedup_horizon_ms: int = 600_000,
+        sketch_seed: int = 0,
+    ) -> None:
+        if window_ms < 1000 or window_ms % 1000:
+            raise ValueError(f"window_ms = {window_ms}: expected whole seconds, 1000 or more")
+        if len(secret) != 8:
+            raise ValueError("secret: expected eight random 64-bit numbers")
+        self.target, self.limits, self.window_ms = target, limits or Limits(), window_ms
+        self._referee = referee
+        self._horizon_ms = dedup_horizon_ms
+        self._plans: dict[str, tuple[Plan, Array, int]] = {}
+        self._partitions: dict[Hashable, IdentitySet] = {}
+        self._slots = [_Slot(target, self.limits) for _ in range(2)]
+        self._turn = 0
+        self._job = np.zeros((), layout.JOB)
+        self._job["secret"] = list(secret)
+        self._job["sketch_seed"] = sketch_seed
+        self._job["window_ms"], self._job["windows_per_ms"] = window_ms, 1 / window_ms
+        self._job["future_skew_ms"] = max_future_skew_ms
+        self._columns = self._open_columns()
+        self._fill = target.zeros(layout.FILLS, np.uint64)
+        self._job["fill"] = target.address(self._fill)
+        self._tables: dict[str, Array] = {}
+        self.parts_opened = 0
+        self.open_part()
+
+    # --- Parts ---
+
+    def open_part(self) -> None:
+        """Drop every table but the request ids. Rows that changed since the last `changes` are lost: commit first."""
+        limits, zeros = self.limits, self.target.zeros
+        self._tables.clear()  # before new ones are taken, so that never two parts are in memory
+        sizes = {"texts": limits.texts, "cells": limits.cells, "rows": limits.rows, "windows": limits.windows}
+        dtypes = {"texts": layout.TEXT_ENTRY, "cells": layout.CELL, "rows": layout.ROW, "windows": layout.WINDOW}
+        for name, size in sizes.items():
+            self._tables[name] = zeros(size, dtypes[name])
+            self._job[f"{name}_mask"] = size - 1
+        self._tables["registers"] = zeros(limits.windows * layout.SKETCH_REGISTERS // 4, np.uint32)
+        self._tables["arena"] = zeros(limits.arena_bytes + layout.PADDING_BYTES, np.uint8)
+        for name, size in (("text_order", "texts"), ("cell_order", "cells"), ("window_order", "windows")):
+            self._tables[name] = zeros(sizes[size], np.uint32)
+        self._tables["changed"] = zeros(limits.rows, np.uint32)
+        for name, array in self._tables.items():
+            self._job[name] = self.target.address(array)
+        self._job["windows_limit"] = int(limits.windows * _FILL_LIMIT)
+        self._job["epoch"] = 1
+        fill = self._read_fill()
+        tally = fill[layout.FILL_TALLY :].copy()  # goes on over all parts
+        fill = np.zeros(layout.FILLS, np.uint64)
+        fill[layout.FILL_TALLY :] = tally
+        self.target.send_behind(fill, self._fill)
+        self._arena_mirror = None if self.target.shares_memory else self.target.pinned(limits.arena_bytes)
+        self._arena_mirrored = 0
+        self._tokens_bound, self._records_since_bound = 0, 0
+        self.parts_opened += 1
+
+    def forget(self, partition: Hashable) -> None:
+        """Drop a partition's request ids: it went to another meter, or its log is read anew."""
+        self._partitions.pop(partition, None)
+
+    # --- Batches in ---
+
+    def open_batch(self, partition: Hashable = 0) -> Batch:
+        """A batch to fill. Its memory is free again after the next batch but one is opened."""
+        slot = self._slots[self._turn]
+        return Batch(slot.memory, slot.batch_space, partition=partition)
+
+    def pack(
+        self, values: Sequence[bytes | None], times: Sequence[int] | None = None, partition: Hashable = 0
+    ) -> Batch:
+        """A batch of message values; None is a tombstone. Raises ValueError where they do not fit."""
+        batch = self.open_batch(partition)
+        ended = [value if value and value[-1] == 0x0A else (value or b"") + b"\n" for value in values]
+        data = b"".join(ended)
+        if len(data) > len(batch.space):
+            raise ValueError(f"{len(data)} bytes of messages: expected at most batch_bytes = {len(batch.space)}")
+        batch.length = len(data)
+        batch.space[: len(data)] = np.frombuffer(data, np.uint8)
+        batch.message_end = np.cumsum(np.fromiter(map(len, ended), np.uint32, len(ended)), dtype=np.uint32)
+        batch.message_time = None if times is None else np.asarray(times, np.uint64)
+        return batch
+
+    def load(self, batch: Batch, mapping: Mapping) -> Loaded:
+        """Send a filled batch to the device and split it. Returns at once on a GPU."""
+        slot = self._slots[self._turn]
+        assert batch.memory is slot.memory, "batches are loaded in the order in which they are opened"
+        assert batch.message_end is not None and (batch.length == 0 or batch.space[batch.length - 1] == 0x0A)
+        self._turn = 1 - self._turn
+        plan = self._plan(mapping, batch)
+        end = layout.PREFIX_BYTES + batch.length
+        slot.memory[: len(plan.prefix)] = np.frombuffer(plan.prefix, np.uint8)
+        slot.memory[end : end + layout.PADDING_BYTES] = 0x0A
+        self.target.send_ahead(slot.memory[: end + layout.PADDING_BYTES], slot.device[: end + layout.PADDING_BYTES])
+        lines = self.target.split(slot.device, layout.PREFIX_BYTES, batch.length, slot.line_start)
+        return Loaded(batch, plan, slot, lines)
+
+    def _plan(self, mapping: Mapping, batch: Batch) -> Plan:
+        """The mapping's plan; now and then it learns from the batch at hand."""
+        plan, device, uses = self._plans.get(mapping.source, (None, None, 0))
+        if plan is None or plan.mapping != mapping:
+            plan, uses = compile_mapping(mapping), 0
+            self._check_room_for_a_message(plan)
+        if uses % RELEARN_BATCHES == 0:
+            plan.learn(sample(bytes(batch.space[: min(batch.length, 1 << 17)]).split(b"\n")[:-1]))
+            device = self.target.send(plan.table.reshape(1).view(np.uint8))
+        self._plans[mapping.source] = plan, device, uses + 1
+        return plan
+
+    def _check_room_for_a_message(self, plan: Plan) -> None:
+        size = min(self.limits.batch_bytes, layout.RECORD_BYTES_MAX)
+        records = max(min(self.limits.tile_records, self.limits.batch_bytes), size // plan.record_bytes_min + 1)
+        for name, needed in (("texts", 4 * records), ("cells", 2 * records), ("rows", 2 * records)):
+            slots = getattr(self.limits, name)
+            if needed > slots * _FILL_LIMIT:
+                raise TablesTooSmall(
+                    f"{name} = {slots} slots: one message of {size} bytes may bring {needed}, more than "
+                    f"{_FILL_LIMIT:.0%} of them; give the meter more memory"
+                )
+        if self.limits.arena_bytes < 2 * self.limits.batch_bytes + layout.PREFIX_BYTES:
+            raise TablesTooSmall(
+                f"arena_bytes = {self.limits.arena_bytes}: expected twice batch_bytes = {self.limits.batch_bytes} and more"
+            )
+
+    # --- Counting ---
+
+    def count(self, loaded: Loaded, first_message: int = 0) -> Progress:
+        """Count the batch's messages from `first_message` on, as far as they fit into the open part."""
+        batch = loaded.batch
+        assert batch.message_end is not None
+        line_count = loaded.lines.count()
+        ends = self._line_ends(loaded, line_count)  # past each message's last line
+        generations = self._generations(batch)
+        identities = self._partitions.setdefault(batch.partition, IdentitySet(self.target, self.limits.identity_bytes))
+        self._point_at(loaded, line_count)
+        letters: list[DeadLetter] = []
+        message = first_message
+        while message < len(ends):
+            line = int(ends[message - 1]) if message else 0
+            after = max(message + 1, int(np.searchsorted(ends, line + self.limits.tile_records, side="right")))
+            if generations is not None:
+                identities.turn_to(int(generations[message]))
+                after = min(after, int(np.searchsorted(generations, generations[message], side="right")))
+            lines = int(ends[after - 1]) - line
+            size = int(batch.message_end[after - 1]) - (int(batch.message_end[message - 1]) if message else 0)
+            if not self._has_room(min(lines, size // loaded.plan.record_bytes_min + 1), size + len(loaded.plan.prefix)):
+                break
+            for first in range(line, line + lines, self.limits.tile_records):
+                last = min(first + self.limits.tile_records, line + lines)
+                letters += self._count_tile(loaded, identities, ends, first, last - first)
+            message = after
+        return Progress(message, letters)
+
+    def _line_ends(self, loaded: Loaded, line_count: int) -> np.ndarray[Any, Any]:
+        ends = loaded.batch.message_end
+        assert ends is not None
+        if line_count == len(ends):
+            return np.arange(1, line_count + 1, dtype=np.int64)
+        starts = self.target.fetch(loaded.slot.line_start[: line_count + 1])
+        return np.searchsorted(starts, ends + np.uint32(layout.PREFIX_BYTES), side="left")
+
+    def _generations(self, batch: Batch) -> np.ndarray[Any, Any] | None:
+        """Each message's dedup generation: of the prefix maximum of message times, over all batches of the partition."""
+        if batch.message_time is None:
+            return None
+        identities = self._partitions.setdefault(batch.partition, IdentitySet(self.target, self.limits.identity_bytes))
+        if not len(batch.message_time):
+            return batch.message_time
+        log_time = np.maximum(np.maximum.accumulate(batch.message_time), np.uint64(identities.log_time_ms))
+        identities.log_time_ms = int(log_time[-1])
+        return log_time // np.uint64(self._horizon_ms)
+
+    def _point_at(self, loaded: Loaded, line_count: int) -> None:
+        batch, slot, address = loaded.batch, loaded.slot, self.target.address
+        assert batch.message_end is not None
+        ends = batch.message_end + np.uint32(layout.PREFIX_BYTES)
+        # Kept until the next batch: the device reads them.
+        self._message_end = self.target.send(ends)
+        self._message_time = None if batch.message_time is None else self.target.send(batch.message_time)
+        job = self._job
+        job["buffer"], job["line_start"] = address(slot.device), address(slot.line_start)
+        job["plan"] = address(self._plans[loaded.plan.mapping.source][1])
+        job["message_end"], job["message_count"] = address(self._message_end), len(ends)
+        job["message_time"] = 0 if self._message_time is None else address(self._message_time)
+        job["line_is_message"] = line_count == len(ends)
+
+    def _count_tile(
+        self, loaded: Loaded, identities: IdentitySet, ends: np.ndarray[Any, Any], first: int, count: int
+    ) -> list[DeadLetter]:
+        letters: list[DeadLetter] = []
+        launch, job = self.target.launch, self._job
+        launch("parse", job, first, count)
+        doubtful = int(self._read_fill()[layout.FILL_DOUBTFUL])
+        if doubtful:
+            letters = self._ask_referee(loaded, ends, first, doubtful)
+        identities.reserve(count, job)
+        launch("claim", job, first, count)
+        launch("settle", job, first, count)
+        launch("intern", job, first, count)
+        launch("count", job, first, count)
+        self._records_since_bound += count
+        return letters
+
+    def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
+        """Rule on the tile's doubtful records, in their order; the accepted ones go back into the columns."""
+        records = np.sort(self.target.fetch(self._columns["doubtful"][:doubtful])).astype(np.int64)
+        self.target.send_behind(np.zeros(1, np.uint64), self._fill[layout.FILL_DOUBTFUL : layout.FILL_DOUBTFUL + 1])
+        span = slice(first + int(records[0]), first + int(records[-1]) + 2)
+        starts = self.target.fetch(loaded.slot.line_start[span]).astype(np.int64)
+        messages = np.searchsorted(ends, first + records, side="right")
+        rulings = np.zeros(doubtful, layout.RULING)
+        letters: list[DeadLetter] = []
+        text_from = loaded.referee_at
+        for k, (record, message) in enumerate(zip(records.tolist(), messages.tolist(), strict=True)):
+            at = record - int(records[0])
+            value = loaded.slot.memory[starts[at] : starts[at + 1] - 1].tobytes()
+            times = loaded.batch.message_time
+            ruling = self._referee(value, loaded.plan.mapping, None if times is None else int(times[message]))
+            if isinstance(ruling, Rejection):
+                line = first + record - (int(ends[message - 1]) if message else 0)
+                letters.append(DeadLetter(message, line, ruling, value))
+                rulings[k]["record"], rulings[k]["verdict"] = record, layout.REJECTED
+            else:
+                start, length = self._write_texts(loaded, ruling)
+                rulings[k] = (ruling.time_ms, ruling.counters, start, length, record, layout.ACCEPTED)
+        written = slice(text_from, loaded.referee_at)
+        self.target.send_behind(loaded.slot.memory[written], loaded.slot.device[written])
+        sent = self.target.send(rulings)
+        self._job["rulings"] = self.target.address(sent)
+        self.target.launch("adopt", self._job, first, doubtful)
+        return letters
+
+    def _write_texts(self, loaded: Loaded, record: Canonical) -> tuple[list[int], list[int]]:
+        """The record's strings, behind the batch. Defaults stand in the prefix, and all else came out of the line, so the
+        space, as large as the batch's, cannot run out."""
+        table = loaded.plan.table
+        starts = []
+        for slot, text in enumerate(record.texts):
+            default = int(table["default_start"][slot])
+            if text == loaded.plan.prefix[default : default + int(table["default_length"][slot])]:
+                starts.append(default)
+                continue
+            starts.append(loaded.referee_at)
+            loaded.slot.memory[loaded.referee_at : loaded.referee_at + len(text)] = np.frombuffer(text, np.uint8)
+            loaded.referee_at += len(text)
+        return starts, [len(text) for text in record.texts]
+
+    def _has_room(self, records: int, size: int) -> bool:
+        """Can every table take the most that so many records of so many bytes could bring?"""
+        fill, limits = self._read_fill(), self.limits
+        return (
+            int(fill[layout.FILL_TEXTS]) + 4 * records <= limits.texts * _FILL_LIMIT
+            and int(fill[layout.FILL_CELLS]) + 2 * records <= limits.cells * _FILL_LIMIT
+            and int(fill[layout.FILL_ROWS]) + 2 * records <= limits.rows * _FILL_LIMIT
+            and int(fill[layout.FILL_ARENA]) + size <= limits.arena_bytes
+            and (int(fill[layout.FILL_WINDOWS]) < limits.windows * _FILL_LIMIT or not fill[layout.FILL_ROWS])
+            and self._counters_have_room(records)
+        )
+
+    def _counters_have_room(self, records: int) -> bool:
+        """Counters are 64 bits. No counter exceeds what all cells hold, so that sum plus the most that came since bounds it."""
+        if self._tokens_bound + (self._records_since_bound + records) * RECORD_TOKENS_MAX <= COUNTER_MAX:
+            return True
+        self._tokens_bound = int(self._cell_words()[:, 2:].astype(np.float64).sum() * 1.001)
+        self._records_since_bound = 0
+        return self._tokens_bound + records * RECORD_TOKENS_MAX <= COUNTER_MAX
+
+    # --- Results out ---
+
+    def changes(self) -> UsageRows:
+        """The rows that changed since the last call, and from now on a new set of changes."""
+        count = int(self._read_fill()[layout.FILL_CHANGED])
+        out = self.target.zeros(count, layout.USAGE_ROW)
+        self._job["usage_rows"] = self.target.address(out)
+        self.target.launch("export_rows", self._job, 0, count)
+        table = self.target.fetch(out).view(layout.USAGE_ROW).reshape(-1)
+        self._job["epoch"] += 1
+        self.target.send_behind(np.zeros(1, np.uint64), self._fill[layout.FILL_CHANGED : layout.FILL_CHANGED + 1])
+        return UsageRows(table, self._arena(), self.window_ms)
+
+    def tally(self) -> Tally:
+        """Fates of all records since the engine began."""
+        tally = self._read_fill()[layout.FILL_TALLY :].tolist()
+        assert tally[layout.DOUBTFUL] == 0, "the referee ruled on every doubtful record"
+        return Tally(
+            counted=tally[layout.ACCEPTED],
+            duplicates=tally[layout.DUPLICATE],
+            rejected=tally[layout.REJECTED],
+            empty=tally[layout.EMPTY],
+        )
+
+    def cells(self) -> list[CellTotals]:
+        """Every (window, model, chip) of the open part, in order of arrival."""
+        words = self._cell_words()
+        windows = ((words[:, 0] - np.uint64(1)) * np.uint64(self.window_ms)).tolist()
+        models = self._names((words[:, 1] >> np.uint64(32)) & np.uint64(0x7FFFFFFF))
+        chips = self._names(words[:, 1] & np.uint64(0xFFFFFFFF))
+        counters = words[:, 2:].tolist()
+        return [
+            CellTotals(WindowStartMs(start), model, chip, tuple(row))
+            for start, model, chip, row in zip(windows, models, chips, counters, strict=True)
+        ]
+
+    def top_users(self, most: int) -> list[tuple[str, int]]:
+        """The users with the most tokens (input and output) in the open part, most first."""
+        xp, users = self.target.xp, int(self._read_fill()[layout.FILL_TEXTS])
+        slots = self._tables["text_order"][:users]
+        tokens = self._tables["texts"][slots, 3]
+        if users > most:
+            slots = slots[xp.argpartition(tokens, users - most)[users - most :]]
+            tokens = self._tables["texts"][slots, 3]
+        found = zip(self._names(self.target.fetch(slots)), self.target.fetch(tokens).tolist(), strict=True)
+        return sorted(((user, total) for user, total in found if total), key=lambda item: (-item[1], item[0]))
+
+    def user_tokens(self) -> dict[str, int]:
+        """Tokens of every user in the open part."""
+        return dict(self.top_users(self.limits.texts))
+
+    def sketches(self) -> dict[WindowStartMs, Bytes]:
+        """Each window's HyperLogLog of users: 2^14 registers, to be merged by maximum."""
+        count = int(self._read_fill()[layout.FILL_WINDOWS])
+        slots = self._tables["window_order"][:count]
+        windows = self.target.fetch(self._tables["windows"][slots, 0]).tolist()
+        registers = self._tables["registers"].reshape(self.limits.windows, -1)[slots]
+        rows = self.target.fetch(registers).view(np.uint8)
+        return {WindowStartMs((low - 1) * self.window_ms): row for low, row in zip(windows, rows, strict=True)}
+
+    def fill(self) -> dict[str, tuple[int, int]]:
+        """Used and usable slots (bytes for the arena) of each table."""
+        fill, limits = self._read_fill().tolist(), self.limits
+        usable = {name: int(getattr(limits, name) * _FILL_LIMIT) for name in ("texts", "cells", "rows", "windows")}
+        indices = {
+            "texts": layout.FILL_TEXTS,
+            "cells": layout.FILL_CELLS,
+            "rows": layout.FILL_ROWS,
+            "windows": layout.FILL_WINDOWS,
+        }
+        used = {name: (fill[index], usable[name]) for name, index in indices.items()}
+        return used | {"arena": (fill[layout.FILL_ARENA], limits.arena_bytes)}
+
+    def unsketched_rows(self) -> int:
+        """Rows of the open part whose window found no room for a sketch: its active users are understated."""
+        return int(self._read_fill()[layout.FILL_UNSKETCHED])
+
+    # --- Inside ---
+
+    def _open_columns(self) -> dict[str, Array]:
+        n, zeros = self.limits.tile_records, self.target.zeros
+        columns = {name: zeros(n * layout.TEXTS, np.uint32) for name in ("text_start", "text_length")}
+        columns |= {name: zeros(n * layout.TEXTS, np.uint64) for name in ("hash_low", "hash_high")}
+        columns |= {"verdict": zeros(n, np.uint8), "window": zeros(n, np.uint64)}
+        columns |= {"counters": zeros(n * layout.COUNTERS, np.uint64)}
+        slots = ("identity_slot", "user_slot", "cell_slot", "prefill_cell_slot", "doubtful")
+        columns |= {name: zeros(n, np.uint32) for name in slots}
+        for name, array in columns.items():
+            self._job[name] = self.target.address(array)
+        self._job["stride"] = n
+        return columns
+
+    def _read_fill(self) -> np.ndarray[Any, Any]:
+        return self.target.fetch(self._fill)
+
+    def _cell_words(self) -> np.ndarray[Any, Any]:
+        count = int(self._read_fill()[layout.FILL_CELLS])
+        return self.target.fetch(self._tables["cells"][self._tables["cell_order"][:count]])
+
+    def _names(self, slots: Array) -> list[str]:
+        """The strings of text slots; each distinct one is decoded once."""
+        distinct, index = np.unique(np.asarray(slots), return_inverse=True)
+        places = self.target.fetch(self._tables["texts"][self.target.xp.asarray(distinct), 2]).tolist()
+        arena = self._arena()
+        names = [bytes(arena[place >> 16 : (place >> 16) + (place & 0xFFFF)]).decode() for place in places]
+        return [names[i] for i in index.tolist()]
+
+    def _arena(self) -> Bytes:
+        """The arena on the host; only what is new is copied."""
+        used = int(self._read_fill()[layout.FILL_ARENA])
+        arena = self._tables["arena"]
+        if self._arena_mirror is None:
+            return self.target.fetch(arena[:used])
+        if used > self._arena_mirrored:
+            self._arena_mirror[self._arena_mirrored : used] = self.target.fetch(arena[self._arena_mirrored : used])
+            self._arena_mirrored = used
+        return self._arena_mirror[:used]

@@ -1,0 +1,36 @@
+// Keyed hashes. The secret is random for each process, so nobody can choose strings that collide.
+#pragma once
+#include "portable.h"
+
+namespace tokenometer {
+
+struct Hash {
+  u64 low, high;
+};
+
+HD u64 rotate(u64 x, u32 bits) { return (x << bits) | (x >> (64 - bits)); }
+// Both halves of a 128-bit product, folded: every input bit reaches every output bit.
+HD u64 fold(u64 a, u64 b) { return (a * b) ^ multiply_high(a, b); }
+
+// 128 bits of the n bytes at p. Two lanes take each 16-byte block under different secrets; the length goes in first, so
+// that zero padding of the last block is no second spelling. `salt` separates scopes.
+HD Hash hash_text(const u8* p, u32 n, const u64* secret, u64 salt) {
+  u64 left = secret[0] ^ n ^ salt, right = secret[1] ^ rotate(salt, 32) ^ (u64)n << 32;
+  ROLLED for (; n > 16; p += 16, n -= 16) {
+    const u64 a = load_word(p), b = load_word(p + 8);
+    left = fold(a ^ left, b ^ secret[2]);
+    right = fold(b ^ right, a ^ secret[3]);
+  }
+  u64 a = load_word(p), b = load_word(p + 8);
+  if (n <= 8) {
+    a = n ? a << (64 - 8 * n) : 0;
+    b = 0;
+  } else {
+    b = b << (128 - 8 * n);
+  }
+  left = fold(a ^ left, b ^ secret[2]);
+  right = fold(b ^ right, a ^ secret[3]);
+  return {fold(left ^ secret[4], right ^ secret[5]), fold(right ^ secret[6], rotate(left, 32) ^ secret[7])};
+}
+
+}  // namespace tokenometer

@@ -1,0 +1,94 @@
+// The same kernels for the CPU: plain loops over the HD functions. Tables are larger than caches, so each loop asks for
+// the lines it will need a few records ahead.
+#include <stddef.h>
+#include "parse.h"
+#include "dedup.h"
+#include "intern.h"
+#include "aggregate.h"
+
+using namespace tokenometer;
+
+#define ENTRY extern "C" __attribute__((visibility("default")))
+
+static const u32 AHEAD = 12;  // records between a prefetch and its use; 8 to 16 measured alike
+
+// Finds lines in data[0, length), a multiple of 64 away from nothing: the buffer is padded. Returns their number.
+ENTRY u32 split_lines(const u8* data, u32 length, u32 origin, u32* line_start) {
+  u32 line = 0;
+  line_start[0] = origin;
+  for (u32 at = 0; at < length; at += 64) {
+    u64 marks = newlines(data + at);
+    if (length - at < 64) marks &= (1ull << (length - at)) - 1;
+    for (; marks; marks &= marks - 1) line_start[++line] = origin + at + trailing_zeros(marks) + 1;
+  }
+  return line;
+}
+
+ENTRY void parse(const Job* job, u32 first, u32 begin, u32 end) {
+  for (u32 i = begin; i < end; ++i) parse_line(*job, first, i);
+}
+ENTRY void adopt(const Job* job, u32, u32 begin, u32 end) {
+  for (u32 i = begin; i < end; ++i) adopt_ruling(*job, i);
+}
+ENTRY void claim(const Job* job, u32, u32 begin, u32 end) {
+  const u64* low = job->hash_low + (u64)REQUEST_ID * job->stride;
+  for (u32 i = begin; i < end; ++i) {
+    if (i + AHEAD < end) {
+      prefetch(&job->identities[(u32)(low[i + AHEAD] >> 8) & job->identities_mask]);
+      if (job->identities_before)
+        prefetch(&job->identities_before[(u32)(low[i + AHEAD] >> 8) & job->identities_before_mask]);
+    }
+    claim_request(*job, i);
+  }
+}
+ENTRY void settle(const Job* job, u32, u32 begin, u32 end) {
+  for (u32 i = begin; i < end; ++i) settle_request(*job, i);
+}
+ENTRY void intern(const Job* job, u32, u32 begin, u32 end) {
+  const u64* low = job->hash_low + (u64)USER * job->stride;
+  for (u32 i = begin; i < end; ++i) {
+    if (i + AHEAD < end) prefetch(&job->texts[(u32)text_home(low[i + AHEAD]) & job->texts_mask]);
+    intern_record(*job, i);
+  }
+}
+ENTRY void count(const Job* job, u32, u32 begin, u32 end) {
+  for (u32 i = begin; i < end; ++i) {
+    if (i + AHEAD < end && job->verdict[i + AHEAD] == ACCEPTED) {
+      const u64 key = row_key(job->user_slot[i + AHEAD], job->cell_slot[i + AHEAD]);
+      prefetch(&job->rows[row_home(key, job->rows_mask)]);
+    }
+    count_record(*job, i);
+  }
+}
+ENTRY void export_rows(const Job* job, u32, u32 begin, u32 end) {
+  for (u32 i = begin; i < end; ++i) {
+    if (i + AHEAD < end) prefetch(&job->rows[job->changed[i + AHEAD]]);
+    export_row(*job, i);
+  }
+}
+ENTRY void move_identities(const Identity* from, Identity* to, u32 to_mask, u32 begin, u32 end) {
+  for (u32 i = begin; i < end; ++i) move_identity(from, i, to, to_mask);
+}
+
+// What layout.py compares its dtypes with: sizes, then the offsets of the fields that follow padding or arrays.
+ENTRY u32 layout(u32* out) {
+  const u32 facts[] = {
+      sizeof(Step), sizeof(Key), sizeof(Choice), sizeof(Plan), sizeof(Identity), sizeof(TextEntry), sizeof(Cell),
+      sizeof(Row), sizeof(Window), sizeof(Ruling), sizeof(UsageRow), sizeof(Job), offsetof(Step, marks),
+      offsetof(Key, next), offsetof(Choice, counter), offsetof(Plan, start), offsetof(Plan, choices),
+      offsetof(Plan, buckets), offsetof(Plan, default_count), offsetof(Plan, needed), offsetof(Row, epoch),
+      offsetof(Ruling, start), offsetof(Ruling, verdict), offsetof(UsageRow, counters), offsetof(Job, verdict),
+      offsetof(Job, identities), offsetof(Job, fill), offsetof(Job, secret), offsetof(Job, sequence), offsetof(Job, windows_limit),
+      offsetof(Job, epoch)};
+  for (u32 i = 0; i < sizeof facts / sizeof *facts; ++i) out[i] = facts[i];
+  return sizeof facts / sizeof *facts;
+}
+
+// For tests: the scans by themselves.
+ENTRY void hash_many(const u8* data, const u32* start, const u32* length, u32 n, const u64* secret, u64* out) {
+  for (u32 i = 0; i < n; ++i) {
+    const Hash hash = hash_text(data + start[i], length[i], secret, 0);
+    out[2 * i] = hash.low;
+    out[2 * i + 1] = hash.high;
+  }
+}

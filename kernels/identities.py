@@ -1,0 +1,75 @@
+"""The request ids of one partition: two generations that turn by log time (docs/RECORDS.md, Duplicates).
+
+A table per partition, so that what is a duplicate depends on that partition's log alone and a revoked partition's ids go
+with it. Unlike the other tables these grow: closing a part must not forget an id.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from kernels import layout
+from kernels.target import Array, Target
+
+_LOAD_MAX = 0.6
+_SLOTS_MIN = 1 << 12
+
+
+class IdentityMemoryError(MemoryError):
+    """Request ids need more memory than they may have; the message names the settings."""
+
+
+class IdentitySet:
+    def __init__(self, target: Target, bytes_max: int) -> None:
+        self._target, self._bytes_max = target, bytes_max
+        self._current = self._table(_SLOTS_MIN)
+        self._before: Array | None = None
+        self._generation: int | None = None
+        self._used_at_most = 0
+        self._sequence = 0
+        self.log_time_ms = 0
+
+    def _table(self, slots: int) -> Array:
+        return self._target.zeros(slots, layout.IDENTITY)
+
+    def turn_to(self, generation: int) -> None:
+        """Generation g remembers itself and g - 1; older ids are dropped with their table."""
+        if generation == self._generation:
+            return
+        if self._generation is not None:
+            assert generation > self._generation, "log time is a prefix maximum"
+            self._before = self._current if generation == self._generation + 1 else None
+            self._current = self._table(len(self._current))
+            self._used_at_most, self._sequence = 0, 0
+        self._generation = generation
+
+    def reserve(self, records: int, job: np.ndarray[Any, Any]) -> None:
+        """Make room for so many new ids and point the job at the tables."""
+        assert self._sequence + records <= layout.SEQUENCE_MAX, "a generation holds fewer than 2^40 records"
+        if self._used_at_most + records > len(self._current) * _LOAD_MAX:
+            self._used_at_most = int(self._target.xp.count_nonzero(self._current[:, 0]))
+            self._grow(self._used_at_most + records)
+        before = self._before
+        job["identities"] = self._target.address(self._current)
+        job["identities_mask"] = len(self._current) - 1
+        job["identities_before"] = 0 if before is None else self._target.address(before)
+        job["identities_before_mask"] = 0 if before is None else len(before) - 1
+        job["sequence"] = self._sequence
+        self._used_at_most += records
+        self._sequence += records
+
+    def _grow(self, wanted: int) -> None:
+        slots = len(self._current)
+        while wanted > slots * _LOAD_MAX:
+            slots *= 2
+        if slots == len(self._current):
+            return
+        size = (slots + len(self._current) + (0 if self._before is None else len(self._before))) * 16
+        if size > self._bytes_max:
+            raise IdentityMemoryError(
+                f"{wanted} request ids within the dedup horizon need {size} bytes, more than identity_bytes = "
+                f"{self._bytes_max}; give the meter more memory, or a shorter dedup_horizon"
+            )
+        larger = self._table(slots)
+        self._target.move_identities(self._current, larger)
+        self._current = larger

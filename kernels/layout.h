@@ -1,0 +1,227 @@
+// Tables, columns and codes, drawn once. layout.py holds the same layouts as numpy dtypes and build.py refuses to start
+// where they differ (host.cpp reports sizes and offsets).
+//
+//   batch buffer    | defaults 2 KiB | messages, each ended by a newline | 64 newlines | referee's text | 64 spare |
+//                     a mapping's default strings stand in the buffer, so every string is (start, length) in it
+//   columns         one entry a record of the tile at hand: record i is line first + i of the batch
+//   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : ~sequence 40 |
+//   texts           users, models, chips, one dictionary             | low | high | where in the arena | tokens |
+//   cells           (window, model, chip)                            | window + 1 | model : chip | 6 counters |
+//   rows            (user, cell)                                     | user : cell | 6 counters | epoch |
+//   windows         one HyperLogLog of users each                    | window + 1 | 1 | ; registers[2^14] beside it
+//   arena           the bytes of all texts, in order of arrival; only grows within a part
+//
+// Every table starts as zeros, and a slot never goes back to zero before the table is dropped. A slot's number is its
+// id, so nothing needs to be published or waited for.
+#pragma once
+#include "portable.h"
+
+namespace tokenometer {
+
+enum Verdict : u8 { EMPTY = 0, ACCEPTED = 1, DOUBTFUL = 2, REJECTED = 3, DUPLICATE = 4 };
+
+// Columns of strings and of hashes
+enum Text : u32 { REQUEST_ID = 0, SCOPE = 1, USER = 2, MODEL = 3, CHIP = 4, PREFILL_CHIP = 5, TEXTS = 6 };
+// Counters, in the order of a usage row
+enum Counter : u32 {
+  REQUESTS = 0,
+  INPUT = 1,
+  CACHED_INPUT = 2,
+  CACHE_WRITE = 3,
+  OUTPUT = 4,
+  REASONING = 5,
+  COUNTERS = 6
+};
+// `have` bits: texts at 0..5, the time, counters from 8
+constexpr u32 HAVE_TIME = 1u << 6;
+constexpr u32 HAVE_SELECTOR = 1u << 7;
+constexpr u32 HAVE_COUNTER = 8;
+
+constexpr u32 TEXT_BYTES_MAX = 256;
+constexpr u64 COUNT_MAX = 1ull << 40;               // counts are below
+constexpr u64 TIME_MAX_MS = 253402300800000ull;     // 10000-01-01T00:00:00Z; times are below
+constexpr u32 RECORD_BYTES_MAX = 1u << 20;
+constexpr u32 NONE = 0xffffffffu;                   // no slot, no key
+
+// --- Plan: a mapping, compiled by plan.py for the parser ---
+
+constexpr u32 KEYS_MAX = 64;         // keys in place: at most 32 mapped, the others learned from the log
+constexpr u32 KEY_BYTES_MAX = 48;
+constexpr u32 LITERAL_BYTES_MAX = 64;
+constexpr u32 BUCKETS = 256;         // of the perfect hash of keys
+constexpr u32 STEPS = 2;             // successors predicted for each key
+constexpr u32 CHOICES_MAX = 8;       // token types of a selector
+constexpr u32 ROOT = 254;            // parent of the top level's keys
+constexpr u32 END = 255;             // the step behind a record's last value
+
+enum Kind : u32 { ORDINARY = 0, OBJECT = 1, TEXT = 2, COUNT = 3, TIME = 4, SELECTOR = 5 };
+
+// One predicted move from the end of a value to the next value: these bytes stand between them.
+struct Step {
+  u8 literal[LITERAL_BYTES_MAX];  // such as  ,"user":"
+  u64 marks;                      // mapped keys passed on the way
+  u32 length;                     // of the literal; 0 = no prediction
+  u32 key;                        // whose value follows, or END
+  u32 quoted;                     // the literal ends with the value's opening quote
+  u32 spare;
+};
+struct Key {
+  u64 text[KEY_BYTES_MAX / 8];  // zero padded
+  u64 mark;                     // one bit for each mapped key, 0 for an ordinary one
+  u32 length;
+  u32 parent;
+  u32 kind;
+  u32 slot;    // Text or Counter
+  u32 digits;  // COUNT: digit strings are taken too
+  u32 spare;
+  Step next[STEPS];
+};
+struct Choice {
+  u64 text[KEY_BYTES_MAX / 8];
+  u32 length;
+  u32 counter;
+  u32 requests;  // such an event counts as a request
+  u32 spare;
+};
+enum Epoch : u32 { NO_EPOCH = 0, SECONDS = 1, MILLISECONDS = 2, MICROSECONDS = 3, NANOSECONDS = 4, DECIMAL_SECONDS = 5 };
+struct Plan {
+  Key keys[KEYS_MAX];
+  Step start[STEPS];
+  Choice choices[CHOICES_MAX];
+  u8 buckets[BUCKETS];  // key number, 255 = none
+  u64 multiplier;
+  u64 default_count[COUNTERS];
+  u32 default_start[TEXTS];
+  u32 default_length[TEXTS];  // 0 = no default
+  u32 needed;                 // `have` bits
+  u32 epoch;
+  u32 rfc3339;
+  u32 message_time_fallback;
+  u32 input_additive;
+  u32 output_additive;
+  u32 choice_count;  // 0 = no selector
+  u32 spare;
+};
+
+// --- Tables ---
+
+struct alignas(16) Identity {
+  u64 low;
+  u64 owner;  // high 24 bits: hash; low 40: inverted sequence, so that the highest value is the lowest record
+};
+struct alignas(32) TextEntry {
+  u64 low;
+  u64 high;
+  u64 where;   // arena offset << 16 | length
+  u64 tokens;  // of a user, in this part
+};
+struct alignas(64) Cell {
+  u64 low;   // window + 1
+  u64 high;  // 1 << 63 | model << 32 | chip
+  u64 counters[COUNTERS];
+};
+struct alignas(64) Row {
+  u64 key;  // 1 << 63 | user << 32 | cell
+  u64 counters[COUNTERS];
+  u32 epoch;  // of the last change
+  u32 spare;
+};
+struct alignas(16) Window {
+  u64 low;  // window + 1
+  u64 high;
+};
+constexpr u32 SKETCH_BITS = 14;  // 16,384 registers: standard error 0.81 %
+constexpr u32 SKETCH_REGISTERS = 1u << SKETCH_BITS;
+constexpr u32 SEQUENCE_BITS = 40;
+constexpr u64 SEQUENCE_MASK = (1ull << SEQUENCE_BITS) - 1;
+
+// How full the tables are; kernels only add.
+enum Fill : u32 {
+  FILL_TEXTS = 0,
+  FILL_ARENA = 1,  // bytes
+  FILL_CELLS = 2,
+  FILL_ROWS = 3,
+  FILL_CHANGED = 4,
+  FILL_WINDOWS = 5,
+  FILL_UNSKETCHED = 6,  // rows whose window found no room for a sketch
+  FILL_DOUBTFUL = 7,
+  FILL_TALLY = 8,  // records by verdict, five
+  FILLS = 16
+};
+
+// What the referee says of one doubtful record.
+struct Ruling {
+  u64 time_ms;
+  u64 counters[COUNTERS];
+  u32 start[TEXTS];
+  u32 length[TEXTS];
+  u32 record;
+  u32 verdict;
+};
+// A changed row on its way out.
+struct UsageRow {
+  u64 window;
+  u64 user, model, chip;  // arena offset << 16 | length
+  u64 counters[COUNTERS];
+};
+
+// Everything a kernel may touch. Pointers are to device memory (or the host's, in the host build).
+struct Job {
+  const u8* buffer;
+  const u32* line_start;    // line i is [line_start[i], line_start[i + 1] - 1), its newline behind it
+  const Plan* plan;
+  const u32* message_end;   // past each message's last newline
+  const u64* message_time;  // ms, or null
+  // columns; those with several entries a record are [entry][stride]
+  u8* verdict;
+  u32* text_start;    // [TEXTS]
+  u32* text_length;   // [TEXTS]
+  u64* hash_low;      // [TEXTS], of REQUEST_ID (with its scope), USER, MODEL, CHIP, PREFILL_CHIP
+  u64* hash_high;     // [TEXTS]
+  u64* counters;      // [COUNTERS]
+  u64* window;
+  u32* identity_slot;  // in the current generation; NONE = no request id
+  u32* user_slot;
+  u32* cell_slot;
+  u32* prefill_cell_slot;  // NONE = no prefill chip
+  u32* doubtful;           // record numbers, in no order
+  const Ruling* rulings;
+  // tables
+  Identity* identities;
+  const Identity* identities_before;  // the generation before, or null
+  TextEntry* texts;
+  Cell* cells;
+  Row* rows;
+  Window* windows;
+  u32* registers;  // [windows][SKETCH_REGISTERS / 4], four registers a word
+  u8* arena;
+  u32* text_order;    // slots in order of arrival, so that nobody has to search a table for what it holds
+  u32* cell_order;
+  u32* window_order;
+  u32* changed;       // rows changed since the last commit
+  UsageRow* usage_rows;
+  u64* fill;
+  u64 secret[8];
+  u64 sketch_seed;
+  u64 window_ms;
+  double windows_per_ms;  // 1 / window_ms
+  u64 future_skew_ms;
+  u64 sequence;  // of the tile's first record, in its partition's current generation
+  u32 identities_mask;
+  u32 identities_before_mask;
+  u32 texts_mask;
+  u32 cells_mask;
+  u32 rows_mask;
+  u32 windows_mask;
+  u32 windows_limit;
+  u32 message_count;
+  u32 line_is_message;  // every message is one line
+  u32 stride;           // entries between two columns
+  u32 epoch;
+  u32 spare;
+};
+
+static_assert(sizeof(Identity) == 16 && sizeof(TextEntry) == 32 && sizeof(Window) == 16, "see the drawing above");
+static_assert(sizeof(Cell) == 64 && sizeof(Row) == 64, "one cache line each");
+
+}  // namespace tokenometer

@@ -1,0 +1,270 @@
+"""A mapping, compiled for the parser: a tree of keys, a perfect hash over them, and the steps a log usually takes.
+
+The tree and the hash decide what is read. The steps only predict which bytes stand between two values, so learning them
+from any sample, or from none, changes speed and nothing else.
+"""
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+
+from kernels import layout
+from schemas.mapping import Field, Mapping, Path
+
+_TEXT_SLOTS = {
+    "request_id": layout.REQUEST_ID,
+    "user": layout.USER,
+    "model": layout.MODEL,
+    "chip": layout.CHIP,
+    "prefill_chip": layout.PREFILL_CHIP,
+}
+_COUNTER_SLOTS = {
+    "input_tokens": layout.INPUT,
+    "cached_input_tokens": layout.CACHED_INPUT,
+    "cache_write_tokens": layout.CACHE_WRITE,
+    "output_tokens": layout.OUTPUT,
+    "reasoning_tokens": layout.REASONING,
+    "tokens": layout.INPUT,  # where the parser keeps an event's count until its type says whose it is
+}
+_U64 = (1 << 64) - 1
+_SAMPLE_LINES = 64
+
+
+@dataclass(frozen=True)
+class _Node:
+    """A key in its place: the key `name` in the object of node `parent`."""
+
+    name: bytes
+    parent: int
+    kind: int = layout.ORDINARY
+    slot: int = 0
+    digits: bool = False
+    mark: int = 0
+
+
+@dataclass
+class Plan:
+    """What the parser reads for one mapping; `table` is the C++ Plan."""
+
+    mapping: Mapping
+    table: np.ndarray[Any, Any]
+    prefix: bytes  # the mapping's default strings, for the head of every batch buffer
+    record_bytes_min: int  # no accepted record is shorter
+    nodes: list[_Node] = field(default_factory=list)
+
+    def learn(self, lines: Iterable[bytes]) -> None:
+        """Predict steps from sample lines. Only valid JSON teaches: a literal that matched is not checked again."""
+        learned = _Steps(self.nodes, _mapped(self.nodes))
+        for line in lines:
+            if _is_object(line):
+                learned.read(line)
+        _write_nodes(self.table, learned.nodes)
+        for node, counts in learned.counts.items():
+            steps = self.table["start"] if node is None else self.table["keys"]["next"][node]
+            for i, (step, _) in enumerate(counts.most_common(layout.STEPS)):
+                literal, marks, key, quoted = step
+                steps[i] = (literal, marks, len(literal), key, quoted, 0)
+
+
+def compile_mapping(mapping: Mapping) -> Plan:
+    table = np.zeros((), layout.PLAN)
+    plan = Plan(mapping, table, b"", record_bytes_min=2)
+    needed = 0
+    for spec in mapping.fields:
+        have = _have_bit(spec)
+        if spec.required or (spec.name == "timestamp" and spec.message_time_fallback):
+            needed |= have
+        if spec.required:
+            # The shortest way to write it: a comma, the quoted last key, a colon and one digit or two quotes and a byte.
+            shortest = min(len(path[-1].encode()) for path in spec.paths)
+            plan.record_bytes_min += shortest + (5 if spec.kind == "count" else 6)
+        kind = {"string": layout.TEXT, "count": layout.COUNT, "time": layout.TIME}[spec.kind]
+        for path in spec.paths:
+            _add_path(plan.nodes, path, kind, _slot(spec), spec.digits)
+        if spec.scope:
+            _add_path(plan.nodes, spec.scope, layout.TEXT, layout.SCOPE, False)
+        if spec.kind == "string" and spec.default is not None:
+            text = str(spec.default).encode()
+            table["default_start"][_slot(spec)] = len(plan.prefix)
+            table["default_length"][_slot(spec)] = len(text)
+            plan.prefix += text
+        if spec.kind == "count" and spec.default:
+            table["default_count"][_slot(spec)] = spec.default
+    if mapping.selector:
+        needed |= layout.HAVE_SELECTOR
+        _add_path(plan.nodes, mapping.selector.by, layout.SELECTOR, 0, False)
+        for i, (value, counter) in enumerate(mapping.selector.to):
+            counts = mapping.selector.requests in (None, value)
+            table["choices"][i] = (value.encode(), len(value.encode()), _COUNTER_SLOTS[counter], counts, 0)
+        table["choice_count"] = len(mapping.selector.to)
+    time = mapping.field("timestamp")
+    table["needed"] = needed
+    table["epoch"] = next((layout.EPOCHS[name] for name in time.formats if name in layout.EPOCHS), 0)
+    table["rfc3339"] = "rfc3339" in time.formats
+    table["message_time_fallback"] = time.message_time_fallback
+    table["input_additive"], table["output_additive"] = mapping.input_additive, mapping.output_additive
+    assert len(plan.prefix) <= layout.PREFIX_BYTES
+    _write_nodes(table, plan.nodes)
+    return plan
+
+
+def _slot(spec: Field) -> int:
+    if spec.kind == "string":
+        return _TEXT_SLOTS[spec.name]
+    return _COUNTER_SLOTS[spec.name] if spec.kind == "count" else 0
+
+
+def _have_bit(spec: Field) -> int:
+    if spec.kind == "time":
+        return layout.HAVE_TIME
+    return 1 << (_slot(spec) + (layout.HAVE_COUNTER if spec.kind == "count" else 0))
+
+
+def _add_path(nodes: list[_Node], path: Path, kind: int, slot: int, digits: bool) -> None:
+    parent = layout.ROOT
+    for depth, key in enumerate(path):
+        place = (key.encode(), parent)
+        known = next((i for i, node in enumerate(nodes) if (node.name, node.parent) == place), None)
+        if known is None:
+            leaf = depth == len(path) - 1
+            known = len(nodes)
+            mark = 1 << known
+            nodes.append(_Node(*place, kind, slot, digits, mark) if leaf else _Node(*place, layout.OBJECT, mark=mark))
+        parent = known
+
+
+def _mapped(nodes: list[_Node]) -> list[_Node]:
+    return [node for node in nodes if node.mark]
+
+
+# --- The perfect hash: find_key in parse.h ---
+
+
+def _hash(node: _Node, multiplier: int) -> int:
+    value = (len(node.name) << 8 | node.parent) * multiplier & _U64
+    for i in range(0, len(node.name), 8):
+        value = ((value << 29 | value >> 35) & _U64) ^ int.from_bytes(node.name[i : i + 8], "little")
+        value = value * multiplier & _U64
+    return value >> 56
+
+
+def _write_nodes(table: np.ndarray[Any, Any], nodes: list[_Node]) -> None:
+    """Put nodes into the table under a multiplier that gives each a bucket of its own; forget all steps."""
+    table["keys"] = np.zeros(layout.KEYS_MAX, layout.KEY)
+    table["start"] = np.zeros(layout.STEPS, layout.STEP)
+    for i, node in enumerate(nodes):
+        key = table["keys"][i]
+        key["text"], key["length"], key["parent"] = node.name, len(node.name), node.parent
+        key["kind"], key["slot"], key["digits"], key["mark"] = node.kind, node.slot, node.digits, node.mark
+    draw = random.Random(len(nodes))
+    while True:  # 64 keys in 256 buckets: one draw in 3,000 succeeds, fewer keys sooner
+        multiplier = draw.getrandbits(64) | 1
+        buckets: dict[int, int] = {}
+        for i, node in enumerate(nodes):
+            if buckets.setdefault(_hash(node, multiplier), i) != i:
+                break
+        else:
+            break
+    table["multiplier"] = multiplier
+    table["buckets"] = 255
+    for bucket, i in buckets.items():
+        table["buckets"][bucket] = i
+
+
+# --- Learning steps ---
+
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
+_LEARNED_MAX = 40  # keys in all; each ordinary key costs a bucket, and long records are not worth more
+_Step = tuple[bytes, int, int, bool]  # literal, marks, key, quoted
+
+
+class _Steps:
+    """Counts which literal leads from the end of one known value to the start of the next."""
+
+    def __init__(self, nodes: list[_Node], mapped: list[_Node]) -> None:
+        self.nodes = list(mapped)
+        self.index = {(node.name, node.parent): i for i, node in enumerate(mapped)}
+        self.counts: dict[int | None, Counter[_Step]] = {}
+
+    def read(self, line: bytes) -> None:
+        before: int | None = None  # the last known value's key; None at the record's start
+        end: int | None = 0  # where its value ended; None behind a value of an unknown key
+        for key, marks, start, value_end in self._values(line):
+            if end is not None and key is not None:
+                quoted = line[start : start + 1] == b'"'
+                self._count(before, (line[end : start + quoted], marks, key, quoted))
+            before, end = key, value_end if key is not None else None
+
+    def _count(self, before: int | None, step: _Step) -> None:
+        if len(step[0]) <= layout.LITERAL_BYTES_MAX:
+            self.counts.setdefault(before, Counter())[step] += 1
+
+    def _values(self, line: bytes) -> Iterator[tuple[int | None, int, int, int]]:
+        """Each value in a tracked object, and END: key (None if unknown), marks since the last, start, end."""
+        tokens = [(match.group(), match.start(), match.end()) for match in _TOKEN.finditer(line)]
+        objects = [layout.ROOT]
+        marks = 0
+        at = 1
+        if not tokens or tokens[0][0] != b"{":
+            return
+        while at + 2 < len(tokens) or (at < len(tokens) and tokens[at][0] == b"}"):
+            text = tokens[at][0]
+            if text == b"}":
+                objects.pop()
+                if not objects:
+                    yield layout.END, 0, len(line), len(line)
+                    return
+                at += 1
+            elif text == b",":
+                at += 1
+            else:
+                key = self._key(text[1:-1], objects[-1])
+                node = self.nodes[key] if key is not None else None
+                marks |= node.mark if node else 0
+                at += 2
+                if node and node.kind == layout.OBJECT and tokens[at][0] == b"{":
+                    assert key is not None
+                    objects.append(key)
+                    at += 1
+                    continue
+                last = _value_last(tokens, at)
+                if last is None:
+                    return
+                yield key, marks, tokens[at][1], tokens[last][2]
+                marks = 0
+                at = last + 1
+
+    def _key(self, name: bytes, parent: int) -> int | None:
+        known = self.index.get((name, parent))
+        if known is None and len(self.nodes) < _LEARNED_MAX and len(name) <= layout.KEY_BYTES_MAX and b"\\" not in name:
+            known = self.index[name, parent] = len(self.nodes)
+            self.nodes.append(_Node(name, parent))
+        return known
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
+
+
+def _value_last(tokens: list[tuple[bytes, int, int]], at: int) -> int | None:
+    """The index of a value's last token; None where the line ends before."""
+    depth = 0
+    for i in range(at, len(tokens)):
+        depth += (tokens[i][0] in (b"{", b"[")) - (tokens[i][0] in (b"}", b"]"))
+        if depth <= 0:
+            return i
+    return None
+
+
+def sample(lines: list[bytes]) -> list[bytes]:
+    """A few lines spread over the batch."""
+    return lines[:: max(1, len(lines) // _SAMPLE_LINES)][:_SAMPLE_LINES]

@@ -1,0 +1,229 @@
+// The seam: the only file that asks which compiler is reading.
+//
+// Two readers: NVRTC (a GPU thread runs each HD function) and a host C++ compiler (one loop runs them; with
+// TOKENOMETER_THREADS several threads do, on shared tables). Everything above this file is written once.
+#pragma once
+
+#if defined(__CUDACC__)
+
+#define HD __device__ __forceinline__
+#define LIKELY(condition) (condition)
+#define ROLLED _Pragma("unroll 1")  // probe loops: unrolled copies only cost registers
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+typedef unsigned long long u64;  // what atomicAdd takes; `unsigned long` it refuses
+typedef long long i64;
+
+#else
+
+#include <string.h>
+#if defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#define HD inline __attribute__((always_inline))
+#define LIKELY(condition) __builtin_expect(!!(condition), 1)
+#define ROLLED
+
+typedef unsigned char u8;
+typedef unsigned int u32;
+typedef unsigned long long u64;
+typedef long long i64;
+
+#endif
+
+static_assert(sizeof(u32) == 4 && sizeof(u64) == 8, "counters and hashes are 64 bits wide on both targets");
+
+namespace tokenometer {
+
+constexpr u64 LOW_BITS = 0x0101010101010101ull;   // the lowest bit of each byte of a word
+constexpr u64 HIGH_BITS = 0x8080808080808080ull;  // the highest
+
+#if defined(__CUDACC__)
+
+// --- Atomics: relaxed; kernels are ordered by their launches ---
+HD u64 load(const u64* p) {
+  u64 value;
+  asm volatile("ld.relaxed.gpu.global.u64 %0, [%1];" : "=l"(value) : "l"(p) : "memory");
+  return value;
+}
+HD u32 load(const u32* p) {
+  u32 value;
+  asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
+  return value;
+}
+HD u64 compare_swap(u64* p, u64 expected, u64 desired) { return atomicCAS(p, expected, desired); }
+HD u32 compare_swap(u32* p, u32 expected, u32 desired) { return atomicCAS(p, expected, desired); }
+HD u64 fetch_add(u64* p, u64 value) { return atomicAdd(p, value); }
+HD void add(u64* p, u64 value) { atomicAdd(p, value); }  // result unused: a fire-and-forget reduction
+HD void raise_to(u64* p, u64 value) { atomicMax(p, value); }
+HD u32 exchange(u32* p, u32 value) { return atomicExch(p, value); }
+// One more, counted once a warp: every active thread must pass the same p.
+HD void count_one(u64* p) {
+  const u32 active = __activemask();
+  if ((threadIdx.x & 31u) == (u32)__ffs((int)active) - 1u) atomicAdd(p, (u64)__popc(active));
+}
+
+HD u64 multiply_high(u64 a, u64 b) { return __umul64hi(a, b); }
+HD u32 trailing_zeros(u64 x) { return (u32)__ffsll((i64)x) - 1u; }
+HD u32 leading_zeros(u64 x) { return (u32)__clzll((i64)x); }
+
+// Eight bytes from any address: a misaligned 8-byte load traps on a GPU, so two aligned ones and a shift.
+HD u64 load_word(const u8* p) {
+  const u64* aligned = (const u64*)((u64)p & ~7ull);
+  const u32 shift = ((u32)(u64)p & 7u) * 8u;
+  const u64 low = aligned[0];
+  return shift ? (low >> shift) | (aligned[1] << (64u - shift)) : low;
+}
+
+#else
+
+#if defined(TOKENOMETER_THREADS)  // several threads on shared tables
+HD u64 compare_swap(u64* p, u64 expected, u64 desired) {
+  __atomic_compare_exchange_n(p, &expected, desired, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+HD u32 compare_swap(u32* p, u32 expected, u32 desired) {
+  __atomic_compare_exchange_n(p, &expected, desired, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+  return expected;
+}
+HD u64 fetch_add(u64* p, u64 value) { return __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
+HD u32 exchange(u32* p, u32 value) { return __atomic_exchange_n(p, value, __ATOMIC_RELAXED); }
+#else  // one thread owns the tables: the same meaning without locked instructions
+HD u64 compare_swap(u64* p, u64 expected, u64 desired) {
+  const u64 old = *p;
+  if (old == expected) *p = desired;
+  return old;
+}
+HD u32 compare_swap(u32* p, u32 expected, u32 desired) {
+  const u32 old = *p;
+  if (old == expected) *p = desired;
+  return old;
+}
+HD u64 fetch_add(u64* p, u64 value) {
+  const u64 old = *p;
+  *p = old + value;
+  return old;
+}
+HD u32 exchange(u32* p, u32 value) {
+  const u32 old = *p;
+  *p = value;
+  return old;
+}
+#endif
+HD u64 load(const u64* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+HD u32 load(const u32* p) { return __atomic_load_n(p, __ATOMIC_RELAXED); }
+HD void add(u64* p, u64 value) { fetch_add(p, value); }
+HD void raise_to(u64* p, u64 value) {
+  for (u64 old = load(p); old < value;) {
+    const u64 seen = compare_swap(p, old, value);
+    if (seen == old) return;
+    old = seen;
+  }
+}
+HD void count_one(u64* p) { add(p, 1); }
+
+HD u64 multiply_high(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
+HD u32 trailing_zeros(u64 x) { return (u32)__builtin_ctzll(x); }
+HD u32 leading_zeros(u64 x) { return (u32)__builtin_clzll(x); }
+HD u64 load_word(const u8* p) {
+  u64 word;
+  memcpy(&word, p, 8);
+  return word;
+}
+HD void prefetch(const void* p) { __builtin_prefetch(p, 1, 3); }
+
+#endif
+
+// --- Byte scans. Each may read up to 64 bytes past what it is asked for: buffers are padded (layout.h). ---
+
+// Marks, in the high bit of each byte, the bytes of x that are zero. Only the lowest mark is exact.
+HD u64 zero_bytes(u64 x) { return (x - LOW_BITS) & ~x & HIGH_BITS; }
+
+#if !defined(__CUDACC__) && defined(__AVX512BW__)
+
+// Offset of the first byte that ends a run of plain string bytes: a quote, a backslash, a control or a non-ASCII byte.
+HD u32 plain_run(const u8* p) {
+  const __m512i quote = _mm512_set1_epi8('"'), backslash = _mm512_set1_epi8('\\'), space = _mm512_set1_epi8(0x20);
+  for (u32 n = 0;; n += 64) {
+    const __m512i bytes = _mm512_loadu_si512(p + n);
+    const u64 ends = _mm512_cmpeq_epi8_mask(bytes, quote) | _mm512_cmpeq_epi8_mask(bytes, backslash) |
+                     _mm512_cmplt_epi8_mask(bytes, space);  // signed: below space is control or non-ASCII
+    if (LIKELY(ends)) return n + trailing_zeros(ends);
+  }
+}
+// n <= 64
+HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
+  const u64 differ = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(p), _mm512_loadu_si512(literal));
+  return _bzhi_u64(differ, n) == 0;
+}
+// Bit i is set where p[i] is a newline, i < 64.
+HD u64 newlines(const u8* p) { return _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(p), _mm512_set1_epi8('\n')); }
+
+#elif !defined(__CUDACC__) && defined(__AVX2__)
+
+HD u32 plain_run(const u8* p) {
+  const __m256i quote = _mm256_set1_epi8('"'), backslash = _mm256_set1_epi8('\\'), space = _mm256_set1_epi8(0x20);
+  for (u32 n = 0;; n += 32) {
+    const __m256i bytes = _mm256_loadu_si256((const __m256i*)(p + n));
+    const __m256i marks = _mm256_or_si256(
+        _mm256_or_si256(_mm256_cmpeq_epi8(bytes, quote), _mm256_cmpeq_epi8(bytes, backslash)),
+        _mm256_cmpgt_epi8(space, bytes));  // signed: below space is control or non-ASCII
+    const u32 ends = (u32)_mm256_movemask_epi8(marks);
+    if (LIKELY(ends)) return n + trailing_zeros(ends);
+  }
+}
+HD u64 equal_bytes(const u8* p, const u8* q) {
+  u64 equal = 0;
+  for (u32 half = 0; half < 2; ++half) {
+    const __m256i a = _mm256_loadu_si256((const __m256i*)(p + 32 * half));
+    const __m256i b = _mm256_loadu_si256((const __m256i*)(q + 32 * half));
+    equal |= (u64)(u32)_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b)) << (32 * half);
+  }
+  return equal;
+}
+HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
+  return n == 0 || ~equal_bytes(p, literal) << (64 - n) == 0;
+}
+HD u64 newlines(const u8* p) {
+  const __m256i newline = _mm256_set1_epi8('\n');
+  u64 marks = 0;
+  for (u32 half = 0; half < 2; ++half) {
+    const __m256i bytes = _mm256_loadu_si256((const __m256i*)(p + 32 * half));
+    marks |= (u64)(u32)_mm256_movemask_epi8(_mm256_cmpeq_epi8(bytes, newline)) << (32 * half);
+  }
+  return marks;
+}
+
+#else  // the GPU, and hosts without AVX2
+
+HD u32 plain_run(const u8* p) {
+  for (u32 n = 0;; n += 8) {
+    const u64 word = load_word(p + n);
+    const u64 ends = zero_bytes(word ^ (LOW_BITS * '"')) | zero_bytes(word ^ (LOW_BITS * '\\')) |
+                     ((word - LOW_BITS * 0x20) & HIGH_BITS) | (word & HIGH_BITS);
+    if (ends) return n + (trailing_zeros(ends) >> 3);
+  }
+}
+HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
+  const u64* words = (const u64*)literal;  // literals are 8-byte aligned (layout.h)
+  u32 i = 0;
+  ROLLED for (; i + 8 <= n; i += 8)
+    if (load_word(p + i) != words[i >> 3]) return false;
+  return i == n || ((load_word(p + i) ^ words[i >> 3]) << (64 - 8 * (n - i))) == 0;
+}
+HD u64 newlines(const u8* p) {
+  u64 marks = 0;
+  for (u32 i = 0; i < 8; ++i) {
+    const u64 x = load_word(p + 8 * i) ^ (LOW_BITS * '\n');
+    const u64 nonzero = ((x & ~HIGH_BITS) + ~HIGH_BITS) | x;      // exact in every byte: no carry between bytes
+    const u64 zero = (~nonzero & HIGH_BITS) >> 7;                 // one bit a byte
+    marks |= ((zero * 0x0102040810204080ull) >> 56) << (8 * i);   // gathered into eight bits
+  }
+  return marks;
+}
+
+#endif
+
+}  // namespace tokenometer

@@ -1,0 +1,248 @@
+"""The two machines the engine runs on: memory, copies and launches. Nothing here knows what is being counted."""
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from kernels import build
+
+Array = Any  # numpy.ndarray on the host, cupy.ndarray on a GPU
+
+
+class DeviceError(RuntimeError):
+    """The wanted device cannot be used; the message says why and what to do."""
+
+
+class Target(Protocol):
+    """Device memory and kernels. Launches and `send` are ordered as called; `fetch` waits for what it reads."""
+
+    name: str
+    xp: Any  # the array module: numpy or cupy
+    shares_memory: bool  # device memory is host memory
+
+    def zeros(self, count: int, dtype: Any) -> Array: ...
+    def pinned(self, size: int) -> np.ndarray[Any, Any]: ...
+    def mirror(self, pinned: np.ndarray[Any, Any]) -> Array: ...
+    def send(self, array: np.ndarray[Any, Any]) -> Array: ...
+    def send_ahead(self, array: np.ndarray[Any, Any], to: Array) -> None: ...
+    def send_behind(self, array: np.ndarray[Any, Any], to: Array) -> None: ...
+    def fetch(self, array: Array) -> np.ndarray[Any, Any]: ...
+    def address(self, array: Array) -> int: ...
+    def split(self, data: Array, begin: int, length: int, line_start: Array) -> "Lines": ...
+    def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None: ...
+    def move_identities(self, from_table: Array, to_table: Array) -> None: ...
+    def memory(self) -> tuple[int, int]: ...
+
+
+class Lines(Protocol):
+    """A split on its way: `count` waits for it."""
+
+    def count(self) -> int: ...
+
+
+def _words(dtype: Any) -> tuple[np.dtype[Any], int]:
+    """A table's element as an array of words: CuPy has no structured dtypes, so neither target uses them."""
+    dtype = np.dtype(dtype)
+    return (dtype, 1) if dtype.fields is None else (np.dtype(np.uint64), dtype.itemsize // 8)
+
+
+class HostTarget:
+    """The CPU. With threads > 1 the tables are shared by threads and updated with locked instructions."""
+
+    xp = np
+    shares_memory = True
+
+    def __init__(self, threads: int = 1, extra_flags: tuple[str, ...] = ()) -> None:
+        self.name = "cpu" if threads == 1 else f"cpu x {threads}"
+        self._library = build.load_host(threads > 1, extra_flags)
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+
+    def zeros(self, count: int, dtype: Any) -> Array:
+        """Zeroed memory, aligned to cache lines; pages are taken as they are touched."""
+        word, words = _words(dtype)
+        size = count * words * word.itemsize
+        block = np.zeros(size + 64, np.uint8)
+        start = -block.ctypes.data % 64
+        array = block[start : start + size].view(word)
+        return array if words == 1 else array.reshape(count, words)
+
+    def pinned(self, size: int) -> np.ndarray[Any, Any]:
+        array: np.ndarray[Any, Any] = self.zeros(size, np.uint8)
+        return array
+
+    def mirror(self, pinned: np.ndarray[Any, Any]) -> Array:
+        return pinned
+
+    def send(self, array: np.ndarray[Any, Any]) -> Array:
+        return array
+
+    def send_ahead(self, array: np.ndarray[Any, Any], to: Array) -> None:
+        assert np.shares_memory(array, to), "the host reads the batch where it lies"
+
+    def send_behind(self, array: np.ndarray[Any, Any], to: Array) -> None:
+        if array.ctypes.data != to.ctypes.data:
+            to[:] = array
+
+    def fetch(self, array: Array) -> np.ndarray[Any, Any]:
+        result: np.ndarray[Any, Any] = array
+        return result
+
+    def address(self, array: Array) -> int:
+        return int(array.ctypes.data)
+
+    def split(self, data: Array, begin: int, length: int, line_start: Array) -> Lines:
+        count = self._library.split_lines(self.address(data) + begin, length, begin, self.address(line_start))
+        return _Known(count)
+
+    def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None:
+        entry, where = getattr(self._library, name), job.ctypes.data
+        if self._pool is None or count < self._threads:
+            entry(where, first, 0, count)
+            return
+        cuts = [count * k // self._threads for k in range(self._threads + 1)]
+        for done in [self._pool.submit(entry, where, first, *cut) for cut in zip(cuts, cuts[1:], strict=False)]:
+            done.result()
+
+    def move_identities(self, from_table: Array, to_table: Array) -> None:
+        self._library.move_identities(
+            self.address(from_table), self.address(to_table), len(to_table) - 1, 0, len(from_table)
+        )
+
+    def memory(self) -> tuple[int, int]:
+        """Free and total bytes."""
+        with open("/proc/meminfo", encoding="ascii") as file:
+            facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
+        return facts["MemAvailable"], facts["MemTotal"]
+
+
+class _Known:
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def count(self) -> int:
+        return self._value
+
+
+class CudaTarget:
+    """One GPU through CuPy. Batches travel and are split on one stream while the last is counted on another."""
+
+    shares_memory = False
+    _BLOCK = 256
+
+    def __init__(self) -> None:
+        try:
+            import cupy
+        except ImportError as error:
+            raise DeviceError(
+                "device cuda needs CuPy: pip install 'tokenometer[gpu-cuda13]' (or gpu-cuda12 for a CUDA 12 driver)"
+            ) from error
+        try:
+            cupy.cuda.runtime.getDeviceCount()
+            properties = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)
+        except cupy.cuda.runtime.CUDARuntimeError as error:
+            raise DeviceError(f"device cuda: no usable GPU ({error}); use --device cpu") from error
+        self.xp = cupy
+        self.name = properties["name"].decode()
+        self._grid_max = properties["multiProcessorCount"] * 8
+        self._module = build.load_device()
+        self._compute = cupy.cuda.Stream(non_blocking=True)
+        self._travel = cupy.cuda.Stream(non_blocking=True)
+        self._compute.use()
+        self._job: Array = None  # the Job in device memory
+
+    def zeros(self, count: int, dtype: Any) -> Array:
+        word, words = _words(dtype)
+        with self._compute:
+            return self.xp.zeros(count if words == 1 else (count, words), word)
+
+    def pinned(self, size: int) -> np.ndarray[Any, Any]:
+        memory = self.xp.cuda.alloc_pinned_memory(size)
+        array: np.ndarray[Any, Any] = np.frombuffer(memory, np.uint8, size)
+        return array
+
+    def mirror(self, pinned: np.ndarray[Any, Any]) -> Array:
+        return self.xp.zeros(len(pinned), np.uint8)
+
+    def send(self, array: np.ndarray[Any, Any]) -> Array:
+        with self._compute:
+            return self.xp.asarray(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+
+    def send_ahead(self, array: np.ndarray[Any, Any], to: Array) -> None:
+        """From pinned memory, beside the counting of an earlier batch."""
+        to.set(array, stream=self._travel)
+
+    def send_behind(self, array: np.ndarray[Any, Any], to: Array) -> None:
+        """In the order of launches."""
+        to.set(array, stream=self._compute)
+
+    def fetch(self, array: Array) -> np.ndarray[Any, Any]:
+        result: np.ndarray[Any, Any] = array.get(stream=self._compute)
+        return result
+
+    def address(self, array: Array) -> int:
+        return int(array.data.ptr)
+
+    def split(self, data: Array, begin: int, length: int, line_start: Array) -> Lines:
+        blocks = -(-length // 64)
+        numbers = np.uint32(length), np.uint32(begin)
+        with self._travel:
+            counts = self.xp.empty(blocks, np.uint32)
+            at = data[begin:]
+            self._run("count_lines", blocks, (at, numbers[0], counts))
+            before = self.xp.cumsum(counts, dtype=np.uint32)
+            self._run("place_lines", blocks, (at, *numbers, before, line_start))
+            return _Split(self, before[-1:], self._travel.record(), counts)
+
+    def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None:
+        with self._compute:
+            if self._job is None:
+                self._job = self.xp.zeros(job.nbytes, np.uint8)
+            # From pageable memory: the runtime has taken its copy when this returns, so the Job may change at once.
+            self._job.set(job.reshape(1).view(np.uint8), stream=self._compute)
+            self._run(name, count, (self._job, np.uint32(first), np.uint32(count)))
+
+    def move_identities(self, from_table: Array, to_table: Array) -> None:
+        with self._compute:
+            numbers = np.uint32(len(to_table) - 1), np.uint32(len(from_table))
+            self._run("move_identities", len(from_table), (from_table, to_table, *numbers))
+
+    def memory(self) -> tuple[int, int]:
+        free, total = self.xp.cuda.runtime.memGetInfo()
+        return free + self.xp.get_default_memory_pool().free_bytes(), total
+
+    def wait_for(self, event: Any) -> None:
+        self._compute.wait_event(event)
+
+    def _run(self, name: str, count: int, arguments: tuple[Any, ...]) -> None:
+        if count:
+            grid = min(-(-count // self._BLOCK), self._grid_max)
+            self._module.get_function(name)((grid,), (self._BLOCK,), arguments)
+
+
+class _Split:
+    """A split in flight; keeps its scratch memory until it is done."""
+
+    def __init__(self, target: CudaTarget, lines: Array, event: Any, scratch: Array) -> None:
+        self._target, self._lines, self._event, self._scratch = target, lines, event, scratch
+
+    def count(self) -> int:
+        self._event.synchronize()
+        self._target.wait_for(self._event)
+        return int(self._lines.get()[0])
+
+
+def open_target(device: str, threads: int = 1) -> Target:
+    """`cpu`, `cuda`, or `auto`: a GPU if CuPy finds one."""
+    if device == "cpu":
+        return HostTarget(threads)
+    if device == "cuda":
+        return CudaTarget()
+    assert device == "auto", device
+    try:
+        return CudaTarget()
+    except DeviceError:
+        return HostTarget(threads)
+
+

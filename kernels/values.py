@@ -1,0 +1,131 @@
+"""Values that pass in and out of the engine."""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any, NewType
+
+import numpy as np
+
+from schemas.mapping import Mapping
+
+EventTimeMs = NewType("EventTimeMs", int)
+WindowStartMs = NewType("WindowStartMs", int)
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A record that the referee accepts, totals inclusive.
+
+    texts: UTF-8 of request_id, scope, user, model, chip, prefill_chip; empty where absent.
+    counters: requests (0 or 1), input, cached input, cache write, output, reasoning tokens.
+    """
+
+    time_ms: EventTimeMs
+    texts: tuple[bytes, bytes, bytes, bytes, bytes, bytes]
+    counters: tuple[int, int, int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """Why a record cannot be counted; reasons are listed in docs/RECORDS.md."""
+
+    reason: str
+    field: str | None = None
+
+
+# (record, mapping, message time in ms or None) -> verdict
+Referee = Callable[[bytes, Mapping, int | None], Canonical | Rejection]
+
+
+@dataclass(frozen=True)
+class DeadLetter:
+    """A rejected record, its bytes untouched."""
+
+    message: int  # in the batch
+    line: int  # in the message
+    rejection: Rejection
+    value: bytes
+
+
+@dataclass
+class Batch:
+    """Messages of one partition in one buffer, each ended by a newline; `messages` of them, `length` bytes in all.
+
+    `memory` is the engine's own; write into `space` and set the rest, or let `Engine.pack` do it.
+    """
+
+    memory: Bytes
+    space: Bytes  # the part of memory that messages may fill
+    length: int = 0
+    message_end: np.ndarray[Any, np.dtype[np.uint32]] | None = None  # in `space`, past each message's newline
+    message_time: np.ndarray[Any, np.dtype[np.uint64]] | None = None  # ms; None: a file
+    partition: Hashable = 0
+
+
+@dataclass(frozen=True)
+class Tally:
+    """How many records met which fate. read = counted + duplicates + rejected + empty, always."""
+
+    counted: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    empty: int = 0
+
+    @property
+    def read(self) -> int:
+        return self.counted + self.duplicates + self.rejected + self.empty
+
+    def __sub__(self, other: "Tally") -> "Tally":
+        return Tally(
+            self.counted - other.counted,
+            self.duplicates - other.duplicates,
+            self.rejected - other.rejected,
+            self.empty - other.empty,
+        )
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What `Engine.count` did: messages before `next_message` are in, the others did not fit into this part."""
+
+    next_message: int
+    dead_letters: list[DeadLetter]
+
+
+@dataclass(frozen=True)
+class UsageRows:
+    """Rows of (window, user, model, chip) with absolute counters for the open part.
+
+    `table` has dtype layout.USAGE_ROW; its strings are places in `arena`, `offset << 16 | length`.
+    """
+
+    table: np.ndarray[Any, Any]
+    arena: Bytes
+    window_ms: int
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def text(self, place: int) -> str:
+        return bytes(self.arena[place >> 16 : (place >> 16) + (place & 0xFFFF)]).decode()
+
+    def texts(self, column: str) -> list[str]:
+        """The strings of `user`, `model` or `chip`, row by row; each distinct one is decoded once."""
+        places, index = np.unique(self.table[column], return_inverse=True)
+        names = [self.text(place) for place in places.tolist()]
+        return [names[i] for i in index.tolist()]
+
+    def window_starts(self) -> list[int]:
+        starts: list[int] = (self.table["window"] * np.uint64(self.window_ms)).tolist()
+        return starts
+
+
+@dataclass(frozen=True)
+class CellTotals:
+    """One (window, model, chip) of the open part."""
+
+    window_start: WindowStartMs
+    model: str
+    chip: str
+    counters: tuple[int, int, int, int, int, int]
