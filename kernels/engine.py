@@ -59,7 +59,7 @@ class Limits:
     rows: int = 1 << 22
     cells: int = 1 << 20
     texts: int = 1 << 21
-    windows: int = 1 << 10
+    windows: int = 1 << 12
     arena_bytes: int = 1 << 26
     identity_bytes: int = 1 << 32
     batch_bytes: int = 1 << 22
