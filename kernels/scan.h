@@ -170,21 +170,24 @@ HD u32 digits_value(u64 word, u32 count) {
 
 // Reads digits into *value and returns past them; null for none, a leading zero or more than 19.
 HD const u8* read_digits(const u8* p, u64* value) {
-  const u64 word = load_word(p);
-  const u64 others = ((word + LOW_BITS * 0x46) | (word - LOW_BITS * 0x30) | word) & HIGH_BITS;
-  const u32 count = others ? trailing_zeros(others) >> 3 : 8;
-  if (count == 0 || (*p == '0' && is_digit(p[1]))) return nullptr;
-  u64 total = digits_value(word, count);
-  p += count;
-  if (count == 8) {
-    u32 more = 0;
-    ROLLED for (; is_digit(*p); ++p) {
-      if (++more > 11) return nullptr;
-      total = total * 10 + (*p - '0');
+  constexpr u32 POWERS[8] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000};
+  const u8* start = p;
+  if (*p == '0' && is_digit(p[1])) return nullptr;
+  u64 total = 0;
+  ROLLED for (;;) {
+    const u64 word = load_word(p);
+    const u64 others = ((word + LOW_BITS * 0x46) | (word - LOW_BITS * 0x30) | word) & HIGH_BITS;
+    if (others) {
+      const u32 count = trailing_zeros(others) >> 3;
+      p += count;
+      if (p == start || p - start > 19) return nullptr;
+      *value = count ? total * POWERS[count] + digits_value(word, count) : total;
+      return p;
     }
+    total = total * 100000000 + digits_value(word, 8);
+    p += 8;
+    if (p - start > 16) return nullptr;
   }
-  *value = total;
-  return p;
 }
 
 }  // namespace tokenometer

@@ -1,0 +1,28 @@
+"""Fixtures: every backend that this machine has, and engines on it."""
+
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+
+from kernels.engine import Engine
+from kernels.target import CudaTarget, DeviceError, HostTarget, Target
+from tests import harness
+
+
+@pytest.fixture(scope="session", params=["cpu", "cpu x 2 threads", pytest.param("cuda", marks=pytest.mark.gpu)])
+def target(request: pytest.FixtureRequest) -> Target:
+    if request.param == "cpu":
+        return HostTarget()
+    if request.param == "cpu x 2 threads":
+        return HostTarget(threads=2)
+    try:
+        return CudaTarget()
+    except DeviceError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def make_engine(target: Target) -> Callable[..., Engine]:
+    """`make_engine(rows=..., window_ms=...)`: an engine of moderate size, but for these settings."""
+    return partial(harness.make_engine, target)

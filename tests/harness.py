@@ -1,0 +1,221 @@
+"""Runs logs through the engine as its callers must, and through the oracle, and compares what came out.
+
+The engine's contract, in `Run`: count a batch; where not all of it fits, take the changed rows, open a new part and go
+on from the first message that is not in. The truth for a row is the sum over parts of its latest absolute counters.
+"""
+
+import pathlib
+import random
+import tomllib
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+from kernels.engine import Engine, Limits
+from kernels.target import Target
+from kernels.values import Progress, Tally, UsageRows
+from processor.referee import Referee
+from schemas import mapping as mappings
+from tests import oracle
+
+MAPPINGS = pathlib.Path(mappings.__file__).parent / "mappings"
+SHIPPED = mappings.shipped()
+DEDUP_HORIZON_MS = 600_000  # the engine's default
+LIMITS = {
+    "rows": 1 << 16,
+    "cells": 1 << 16,
+    "texts": 1 << 17,
+    "windows": 1 << 8,
+    "arena_bytes": 1 << 24,
+    "batch_bytes": 1 << 22,
+    "tile_records": 1 << 10,
+}
+# One message of 1,000 bytes just fits: every few messages open a new part.
+TINY = {
+    "rows": 32,
+    "cells": 32,
+    "texts": 64,
+    "windows": 16,
+    "arena_bytes": 8192,
+    "batch_bytes": 1000,
+    "tile_records": 8,
+}
+
+Row = tuple[int, str, str, str]
+Rows = dict[Row, list[int]]
+Letter = tuple[Hashable, int, int, str, str | None, bytes]  # as oracle.Meter.dead_letters
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A mapping for the engine and the same one for the oracle."""
+
+    engine: mappings.Mapping
+    oracle: dict[str, Any]
+
+    @classmethod
+    def parse(cls, text: str, source: str = "test.toml") -> "Mapping":
+        return cls(mappings.parse(text, source), tomllib.loads(text))
+
+
+@cache
+def shipped(name: str = "native") -> Mapping:
+    return Mapping(mappings.resolve(name), tomllib.loads((MAPPINGS / f"{name}.toml").read_text()))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What goes into one batch."""
+
+    values: Sequence[bytes | None]
+    times: Sequence[int] | None = None
+    partition: Hashable = 0
+    mapping: Mapping | None = None  # None: the run's own
+
+
+def secret(seed: int = 1) -> list[int]:
+    draw = random.Random(seed)
+    return [draw.getrandbits(64) for _ in range(8)]
+
+
+def make_engine(target: Target, secret_seed: int = 1, **settings: Any) -> Engine:
+    """An engine of moderate size; `settings` are fields of Limits and arguments of Engine."""
+    limits = Limits(**{name: settings.pop(name, size) for name, size in {**LIMITS, "identity_bytes": 1 << 30}.items()})
+    referee = Referee(settings.get("max_future_skew_ms", 3_600_000))
+    return Engine(target, referee, secret=secret(secret_seed), limits=limits, **settings)
+
+
+def rows_of(changes: UsageRows) -> Rows:
+    keys = zip(changes.window_starts(), *(changes.texts(name) for name in ("user", "model", "chip")), strict=True)
+    rows = dict(zip(keys, changes.table["counters"].tolist(), strict=True))
+    assert len(rows) == len(changes), "a changed row is listed once"
+    return rows
+
+
+def add_rows(total: Rows, more: Rows) -> None:
+    for key, counters in more.items():
+        total[key] = [a + b for a, b in zip(total.get(key, [0] * 6), counters, strict=True)]
+
+
+@dataclass
+class Run:
+    """One engine, fed piece by piece."""
+
+    engine: Engine
+    mapping: Mapping
+    closed: Rows = field(default_factory=dict)  # sums over closed parts
+    open: Rows = field(default_factory=dict)  # of the open part, absolute
+    letters: list[Letter] = field(default_factory=list)
+    lines: int = 0
+    parts: int = 1
+    fed: dict[Hashable, int] = field(default_factory=dict)  # messages of each partition
+
+    def feed(
+        self,
+        values: Sequence[bytes | None],
+        times: Sequence[int] | None = None,
+        partition: Hashable = 0,
+        mapping: Mapping | None = None,
+    ) -> None:
+        engine, mapping = self.engine, mapping or self.mapping
+        loaded = engine.load(engine.pack(values, times, partition), mapping.engine)
+        begin, fresh = 0, False
+        while True:
+            progress = engine.count(loaded, begin)
+            self._keep(progress, values, partition)
+            if progress.next_message == len(values):
+                break
+            assert begin <= progress.next_message < len(values)
+            assert progress.next_message > begin or not fresh, "an empty part takes at least one message"
+            begin, fresh = progress.next_message, True
+            self.close_part()
+        self.fed[partition] = self.fed.get(partition, 0) + len(values)
+        self.lines += sum(len(oracle.records(value)) for value in values)
+        assert engine.tally().read == self.lines, "read = counted + duplicates + rejected + empty"
+        assert engine.tally().rejected == len(self.letters)
+
+    def _keep(self, progress: Progress, values: Sequence[bytes | None], partition: Hashable) -> None:
+        first = self.fed.get(partition, 0)
+        for letter in progress.dead_letters:
+            assert letter.value == oracle.records(values[letter.message])[letter.line], "bytes untouched"
+            reason, name = letter.rejection.reason, letter.rejection.field
+            self.letters.append((partition, first + letter.message, letter.line, reason, name, letter.value))
+
+    def take_changes(self) -> Rows:
+        changed = rows_of(self.engine.changes())
+        self.open.update(changed)
+        return changed
+
+    def close_part(self) -> None:
+        self.take_changes()
+        add_rows(self.closed, self.open)
+        self.open.clear()
+        self.engine.open_part()
+        self.parts += 1
+
+    def rows(self) -> Rows:
+        """Sums over parts."""
+        self.take_changes()
+        total = {key: list(counters) for key, counters in self.closed.items()}
+        add_rows(total, self.open)
+        return total
+
+
+def meter(engine: Engine, mapping: Mapping, pieces: Iterable[Piece]) -> Run:
+    run = Run(engine, mapping)
+    for piece in pieces:
+        run.feed(piece.values, piece.times, piece.partition, piece.mapping)
+    return run
+
+
+def expected(mapping: Mapping, pieces: Iterable[Piece], **settings: Any) -> oracle.Meter:
+    """What the oracle makes of it. With message times, identities expire as in an engine of the same settings."""
+    pieces = list(pieces)
+    if any(piece.times is not None for piece in pieces):
+        settings = {"dedup_horizon_ms": DEDUP_HORIZON_MS, **settings}
+    wanted = oracle.Meter(**settings)
+    for piece in pieces:
+        times = piece.times if piece.times is not None else [None] * len(piece.values)
+        for value, time in zip(piece.values, times, strict=True):
+            wanted.feed((piece.mapping or mapping).oracle, value, time, piece.partition)
+    return wanted
+
+
+def tally_of(wanted: oracle.Meter) -> Tally:
+    return Tally(wanted.counted, wanted.duplicates, wanted.rejected, wanted.empty)
+
+
+def assert_same(run: Run, wanted: oracle.Meter) -> None:
+    """Verdicts, dead letters and every row."""
+    assert run.letters == wanted.dead_letters
+    assert run.engine.tally() == tally_of(wanted)
+    assert run.rows() == wanted.rows
+
+
+def check(engine: Engine, mapping: Mapping, pieces: Iterable[Piece], **settings: Any) -> Run:
+    """Feed both, compare, and hand back the engine's run."""
+    pieces = list(pieces)
+    run = meter(engine, mapping, pieces)
+    assert_same(run, expected(mapping, pieces, **settings))
+    return run
+
+
+def cut(items: Sequence[Any], cuts: Iterable[int]) -> list[Sequence[Any]]:
+    """The items in runs that end at the cuts."""
+    ends = [*sorted({at for at in cuts if 0 < at < len(items)}), len(items)]
+    return [items[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+
+
+def batches(values: Sequence[bytes | None], batch_bytes: int = LIMITS["batch_bytes"]) -> list[list[bytes | None]]:
+    """The values in as few batches as hold them."""
+    found: list[list[bytes | None]] = []
+    room = 0
+    for value in values:
+        size = len(value or b"") + 1
+        if size > room:
+            found.append([])
+            room = batch_bytes
+        found[-1].append(value)
+        room -= size
+    return found

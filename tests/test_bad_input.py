@@ -1,0 +1,71 @@
+"""Bad input through the engine: each case alone, and between two good records of one batch."""
+
+import dataclasses
+
+import pytest
+
+from tests import harness, oracle
+from tests.bad_input import CASES, Case, changed
+from tests.harness import Piece, Run, shipped
+
+BEFORE = changed(request_id=b'"before"', user=b'"before"')
+AFTER = changed(request_id=b'"after"', user=b'"after"')
+
+
+def wanted_rejections(case: Case) -> list[str]:
+    return [verdict for verdict in case.expect if verdict.startswith("rejected")]
+
+
+def rejections(run: Run) -> list[str]:
+    return [":".join(filter(None, ("rejected", reason, field))) for _, _, _, reason, field, _ in run.letters]
+
+
+def wanted_tally(case: Case, more: int = 0) -> dict[str, int]:
+    kinds = [verdict.partition(":")[0] for verdict in case.expect]
+    return {
+        "counted": kinds.count("counted") + more,
+        "duplicates": kinds.count("duplicate"),
+        "rejected": kinds.count("rejected"),
+        "empty": kinds.count("empty"),
+    }
+
+
+def piece(case: Case, *values: bytes | None) -> Piece:
+    return Piece(values, None if case.message_time is None else [case.message_time] * len(values))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_case_has_its_verdict_and_keeps_its_bytes(make_engine, case):
+    run = harness.check(make_engine(), shipped(), [piece(case, case.value)])
+    assert dataclasses.asdict(run.engine.tally()) == wanted_tally(case)
+    assert rejections(run) == wanted_rejections(case)
+    lines = oracle.records(case.value)
+    assert [(letter[2], letter[5]) for letter in run.letters] == [
+        (number, lines[number]) for number, verdict in enumerate(case.expect) if verdict.startswith("rejected")
+    ]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_case_takes_no_neighbour_with_it(make_engine, case):
+    run = harness.check(make_engine(), shipped(), [piece(case, BEFORE, case.value, AFTER)])
+    assert dataclasses.asdict(run.engine.tally()) == wanted_tally(case, more=2)
+    assert rejections(run) == wanted_rejections(case)
+    users = {user: row for (_, user, _, _), row in run.rows().items()}
+    assert users["before"] == users["after"] == [1, 10, 0, 0, 5, 0]
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.value is not None], ids=lambda case: case.name)
+def test_a_case_takes_no_line_of_its_message_with_it(make_engine, case):
+    value = b"\n".join([BEFORE, case.value.removesuffix(b"\n") if case.value != b"\n" else b"", AFTER])
+    run = harness.check(make_engine(), shipped(), [piece(case, value)])
+    users = {user: row for (_, user, _, _), row in run.rows().items()}
+    assert users["before"] == users["after"] == [1, 10, 0, 0, 5, 0]
+
+
+@pytest.mark.parametrize("tile_records", [1, 7])
+def test_all_cases_in_one_batch(make_engine, tile_records):
+    """Each in a partition's log of its own would be easier; together they meet every neighbour."""
+    values = [case.value for case in CASES if case.message_time is None]
+    pieces = [Piece(batch) for batch in harness.batches(values)]
+    run = harness.check(make_engine(tile_records=tile_records), shipped(), pieces)
+    assert run.engine.tally().rejected == sum(len(wanted_rejections(case)) for case in CASES if not case.message_time)
