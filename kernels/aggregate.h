@@ -52,40 +52,35 @@ HD void sketch_user(const Job& job, u32 user, u32 cell) {
   }
 }
 
-HD void add_some(u64* counters, const Job& job, u32 i, u32 from, u32 to) {
-  for (u32 slot = from; slot < to; ++slot) {
-    const u64 value = job.counters[(u64)slot * job.stride + i];
-    if (value) add(&counters[slot], value);
-  }
-}
-
-// Adds counters [from, to) of record i to the row and cell of one chip.
-HD void add_to_row(const Job& job, u32 i, u32 cell, u32 from, u32 to) {
-  const u32 user = job.user_slot[i];
-  const Claim claim = claim_row(job, row_key(user, cell));
+// Adds counters [from, to) of a record to the row and cell of one chip.
+HD void add_to_row(const Job& job, const Record& record, u32 cell, u32 from, u32 to) {
+  const Claim claim = claim_row(job, row_key(record.user_slot, cell));
   if (claim.fresh) {
     count_one(&job.fill[FILL_ROWS]);
-    sketch_user(job, user, cell);
+    sketch_user(job, record.user_slot, cell);
   }
   Row& row = job.rows[claim.slot];
-  add_some(row.counters, job, i, from, to);
-  add_some(job.cells[cell].counters, job, i, from, to);
+  for (u32 k = from; k < to; ++k) {
+    const u64 value = record.counters[k];
+    if (SKIPS_ZEROS && !value) continue;
+    add(&row.counters[k], value);
+    add(&job.cells[cell].counters[k], value);
+  }
   if (load(&row.epoch) != job.epoch && exchange(&row.epoch, job.epoch) != job.epoch)
     job.changed[fetch_add(&job.fill[FILL_CHANGED], 1)] = claim.slot;
 }
 
 HD void count_record(const Job& job, u32 i) {
-  if (job.verdict[i] != ACCEPTED) return;
-  const u32 prefill = job.prefill_cell_slot[i];
-  if (prefill == NONE) {
-    add_to_row(job, i, job.cell_slot[i], REQUESTS, COUNTERS);
+  const Record& record = job.records[i];
+  if (record.verdict != ACCEPTED) return;
+  if (LIKELY(record.prefill_cell_slot == NONE)) {
+    add_to_row(job, record, record.cell_slot, REQUESTS, COUNTERS);
   } else {
-    add_to_row(job, i, prefill, INPUT, OUTPUT);
-    add_to_row(job, i, job.cell_slot[i], REQUESTS, INPUT);
-    add_to_row(job, i, job.cell_slot[i], OUTPUT, COUNTERS);
+    add_to_row(job, record, record.prefill_cell_slot, INPUT, OUTPUT);
+    add_to_row(job, record, record.cell_slot, REQUESTS, INPUT);
+    add_to_row(job, record, record.cell_slot, OUTPUT, COUNTERS);
   }
-  const u64 tokens = job.counters[(u64)INPUT * job.stride + i] + job.counters[(u64)OUTPUT * job.stride + i];
-  add(&job.texts[job.user_slot[i]].tokens, tokens);
+  add(&job.texts[record.user_slot].tokens, record.counters[INPUT] + record.counters[OUTPUT]);
 }
 
 // Changed row k on its way out, its strings as places in the arena

@@ -15,11 +15,12 @@ namespace tokenometer {
 HD u64 identity_owner(u64 hash_high, u64 sequence) {
   return ((hash_high | 1ull << 63) & ~SEQUENCE_MASK) | (SEQUENCE_MASK - sequence);
 }
+HD u32 identity_home(u64 low) { return (u32)(low >> 8); }
 HD bool same_identity(u64 owner, u64 other) { return owner >> SEQUENCE_BITS == other >> SEQUENCE_BITS; }
 
 // Claims the slot of (low, owner): both halves only ever go from zero to their value, then the owner only upwards.
 HD u32 claim_identity(Identity* table, u32 mask, u64 low, u64 owner) {
-  u32 slot = (u32)(low >> 8) & mask;
+  u32 slot = identity_home(low) & mask;
   ROLLED for (;; slot = (slot + 1) & mask) {
     u64 seen = load(&table[slot].low);
     if (seen == 0) seen = compare_swap(&table[slot].low, 0, low);
@@ -36,7 +37,7 @@ HD u32 claim_identity(Identity* table, u32 mask, u64 low, u64 owner) {
 }
 
 HD bool knows_identity(const Identity* table, u32 mask, u64 low, u64 owner) {
-  u32 slot = (u32)(low >> 8) & mask;
+  u32 slot = identity_home(low) & mask;
   ROLLED for (;; slot = (slot + 1) & mask) {
     if (table[slot].low == 0) return false;
     if (table[slot].low == low && same_identity(table[slot].owner, owner)) return true;
@@ -45,28 +46,29 @@ HD bool knows_identity(const Identity* table, u32 mask, u64 low, u64 owner) {
 
 // First pass over accepted records with a request id
 HD void claim_request(const Job& job, u32 i) {
-  job.identity_slot[i] = NONE;
-  if (job.verdict[i] != ACCEPTED || job.text_length[(u64)REQUEST_ID * job.stride + i] == 0) return;
-  const u64 low = job.hash_low[(u64)REQUEST_ID * job.stride + i];
-  const u64 owner = identity_owner(job.hash_high[(u64)REQUEST_ID * job.stride + i], job.sequence + i);
+  Record& record = job.records[i];
+  record.identity_slot = NONE;
+  if (record.verdict != ACCEPTED || record.length[REQUEST_ID] == 0) return;
+  const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], job.sequence + i);
   if (job.identities_before && knows_identity(job.identities_before, job.identities_before_mask, low, owner)) {
-    job.verdict[i] = DUPLICATE;
+    record.verdict = DUPLICATE;
     return;
   }
-  job.identity_slot[i] = claim_identity(job.identities, job.identities_mask, low, owner);
+  record.identity_slot = claim_identity(job.identities, job.identities_mask, low, owner);
 }
 
 // Second pass: the record whose sequence the slot holds is the one that counts. Tallies the tile's verdicts.
 HD void settle_request(const Job& job, u32 i) {
-  const u32 slot = job.identity_slot[i];
+  Record& record = job.records[i];
+  const u32 slot = record.identity_slot;
   if (slot != NONE && (job.identities[slot].owner & SEQUENCE_MASK) != SEQUENCE_MASK - (job.sequence + i))
-    job.verdict[i] = DUPLICATE;
-  switch (job.verdict[i]) {
-    case EMPTY: count_one(&job.fill[FILL_TALLY + EMPTY]); break;
-    case ACCEPTED: count_one(&job.fill[FILL_TALLY + ACCEPTED]); break;
-    case REJECTED: count_one(&job.fill[FILL_TALLY + REJECTED]); break;
-    case DUPLICATE: count_one(&job.fill[FILL_TALLY + DUPLICATE]); break;
-    default: count_one(&job.fill[FILL_TALLY + DOUBTFUL]); break;
+    record.verdict = DUPLICATE;
+  switch (record.verdict) {  // one call each: count_one wants one address for all active threads
+    case EMPTY: return count_one(&job.fill[FILL_TALLY + EMPTY]);
+    case ACCEPTED: return count_one(&job.fill[FILL_TALLY + ACCEPTED]);
+    case REJECTED: return count_one(&job.fill[FILL_TALLY + REJECTED]);
+    case DUPLICATE: return count_one(&job.fill[FILL_TALLY + DUPLICATE]);
+    default: return count_one(&job.fill[FILL_TALLY + DOUBTFUL]);
   }
 }
 

@@ -53,7 +53,7 @@ class Limits:
     arena_bytes: names of users, models and chips.
     identity_bytes: request ids, 16 bytes each at no more than 60 % load, two generations, and both sizes while growing.
     batch_bytes: what one batch holds; 32-bit positions bound it to 1 GiB.
-    tile_records: columns are 260 bytes a record, and should stay in the CPU's second-level cache.
+    tile_records: 192 bytes each, which should stay in the CPU's second-level cache.
     """
 
     rows: int = 1 << 22
@@ -141,7 +141,9 @@ class Engine:
         self._job["sketch_seed"] = sketch_seed
         self._job["window_ms"], self._job["windows_per_ms"] = window_ms, 1 / window_ms
         self._job["future_skew_ms"] = max_future_skew_ms
-        self._columns = self._open_columns()
+        self._records = target.zeros(self.limits.tile_records, layout.RECORD)
+        self._doubtful = target.zeros(self.limits.tile_records, np.uint32)
+        self._job["records"], self._job["doubtful"] = target.address(self._records), target.address(self._doubtful)
         self._fill = target.zeros(layout.FILLS, np.uint64)
         self._job["fill"] = target.address(self._fill)
         self._tables: dict[str, Array] = {}
@@ -226,7 +228,8 @@ class Engine:
             self._check_room_for_a_message(plan)
         if uses % RELEARN_BATCHES == 0:
             plan.learn(sample(bytes(batch.space[: min(batch.length, 1 << 17)]).split(b"\n")[:-1]))
-            device = self.target.send(plan.table.reshape(1).view(np.uint8))
+            device = self.target.zeros(layout.PLAN.itemsize, np.uint8)
+            self.target.send_behind(plan.table.reshape(1).view(np.uint8), device)
         self._plans[mapping.source] = plan, device, uses + 1
         return plan
 
@@ -325,8 +328,8 @@ class Engine:
         return letters
 
     def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
-        """Rule on the tile's doubtful records, in their order; the accepted ones go back into the columns."""
-        records = np.sort(self.target.fetch(self._columns["doubtful"][:doubtful])).astype(np.int64)
+        """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
+        records = np.sort(self.target.fetch(self._doubtful[:doubtful])).astype(np.int64)
         self.target.send_behind(np.zeros(1, np.uint64), self._fill[layout.FILL_DOUBTFUL : layout.FILL_DOUBTFUL + 1])
         span = slice(first + int(records[0]), first + int(records[-1]) + 2)
         starts = self.target.fetch(loaded.slot.line_start[span]).astype(np.int64)
@@ -466,19 +469,6 @@ class Engine:
         return int(self._read_fill()[layout.FILL_UNSKETCHED])
 
     # --- Inside ---
-
-    def _open_columns(self) -> dict[str, Array]:
-        n, zeros = self.limits.tile_records, self.target.zeros
-        columns = {name: zeros(n * layout.TEXTS, np.uint32) for name in ("text_start", "text_length")}
-        columns |= {name: zeros(n * layout.TEXTS, np.uint64) for name in ("hash_low", "hash_high")}
-        columns |= {"verdict": zeros(n, np.uint8), "window": zeros(n, np.uint64)}
-        columns |= {"counters": zeros(n * layout.COUNTERS, np.uint64)}
-        slots = ("identity_slot", "user_slot", "cell_slot", "prefill_cell_slot", "doubtful")
-        columns |= {name: zeros(n, np.uint32) for name in slots}
-        for name, array in columns.items():
-            self._job[name] = self.target.address(array)
-        self._job["stride"] = n
-        return columns
 
     def _read_fill(self) -> np.ndarray[Any, Any]:
         return self.target.fetch(self._fill)

@@ -35,12 +35,11 @@ ENTRY void adopt(const Job* shared, u32, u32 begin, u32 end) {
 }
 ENTRY void claim(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
-  const u64* low = job.hash_low + (u64)REQUEST_ID * job.stride;
   for (u32 i = begin; i < end; ++i) {
     if (i + AHEAD < end) {
-      prefetch(&job.identities[(u32)(low[i + AHEAD] >> 8) & job.identities_mask]);
-      if (job.identities_before)
-        prefetch(&job.identities_before[(u32)(low[i + AHEAD] >> 8) & job.identities_before_mask]);
+      const u64 low = job.records[i + AHEAD].low[REQUEST_ID];
+      prefetch(&job.identities[identity_home(low) & job.identities_mask]);
+      if (job.identities_before) prefetch(&job.identities_before[identity_home(low) & job.identities_before_mask]);
     }
     claim_request(job, i);
   }
@@ -51,18 +50,17 @@ ENTRY void settle(const Job* shared, u32, u32 begin, u32 end) {
 }
 ENTRY void intern(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
-  const u64* low = job.hash_low + (u64)USER * job.stride;
   for (u32 i = begin; i < end; ++i) {
-    if (i + AHEAD < end) prefetch(&job.texts[(u32)text_home(low[i + AHEAD]) & job.texts_mask]);
+    if (i + AHEAD < end) prefetch(&job.texts[text_home(job.records[i + AHEAD].low[USER]) & job.texts_mask]);
     intern_record(job, i);
   }
 }
 ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) {
-    if (i + AHEAD < end && job.verdict[i + AHEAD] == ACCEPTED) {
-      const u64 key = row_key(job.user_slot[i + AHEAD], job.cell_slot[i + AHEAD]);
-      prefetch(&job.rows[row_home(key, job.rows_mask)]);
+    if (i + AHEAD < end && job.records[i + AHEAD].verdict == ACCEPTED) {
+      const Record& record = job.records[i + AHEAD];
+      prefetch(&job.rows[row_home(row_key(record.user_slot, record.cell_slot), job.rows_mask)]);
     }
     count_record(job, i);
   }
@@ -81,11 +79,11 @@ ENTRY void move_identities(const Identity* from, Identity* to, u32 to_mask, u32 
 // What layout.py compares its dtypes with: sizes, then the offsets of the fields that follow padding or arrays.
 ENTRY u32 layout(u32* out) {
   const u32 facts[] = {
-      sizeof(Step), sizeof(Key), sizeof(Choice), sizeof(Plan), sizeof(Identity), sizeof(TextEntry), sizeof(Cell),
+      sizeof(Step), sizeof(Key), sizeof(Choice), sizeof(Plan), sizeof(Record), sizeof(Identity), sizeof(TextEntry), sizeof(Cell),
       sizeof(Row), sizeof(Window), sizeof(Ruling), sizeof(UsageRow), sizeof(Job), offsetof(Step, marks),
-      offsetof(Key, next), offsetof(Choice, counter), offsetof(Plan, start), offsetof(Plan, choices),
+      offsetof(Step, digits), offsetof(Key, digits), offsetof(Choice, counter), offsetof(Plan, start), offsetof(Plan, choices),
       offsetof(Plan, buckets), offsetof(Plan, default_count), offsetof(Plan, needed), offsetof(Row, epoch),
-      offsetof(Ruling, start), offsetof(Ruling, verdict), offsetof(UsageRow, counters), offsetof(Job, verdict),
+      offsetof(Ruling, start), offsetof(Ruling, verdict), offsetof(UsageRow, counters), offsetof(Record, window), offsetof(Record, verdict), offsetof(Record, length), offsetof(Job, records),
       offsetof(Job, identities), offsetof(Job, fill), offsetof(Job, secret), offsetof(Job, sequence), offsetof(Job, windows_limit),
       offsetof(Job, epoch)};
   for (u32 i = 0; i < sizeof facts / sizeof *facts; ++i) out[i] = facts[i];

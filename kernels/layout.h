@@ -3,7 +3,7 @@
 //
 //   batch buffer    | defaults 2 KiB | messages, each ended by a newline | 64 newlines | referee's text | 64 spare |
 //                     a mapping's default strings stand in the buffer, so every string is (start, length) in it
-//   columns         one entry a record of the tile at hand: record i is line first + i of the batch
+//   records         one for each line of the tile at hand: record i is line first + i of the batch
 //   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : ~sequence 40 |
 //   texts           users, models, chips, one dictionary             | low | high | where in the arena | tokens |
 //   cells           (window, model, chip)                            | window + 1 | model : chip | 6 counters |
@@ -18,10 +18,11 @@
 
 namespace tokenometer {
 
-enum Verdict : u8 { EMPTY = 0, ACCEPTED = 1, DOUBTFUL = 2, REJECTED = 3, DUPLICATE = 4 };
+enum Verdict : u32 { EMPTY = 0, ACCEPTED = 1, DOUBTFUL = 2, REJECTED = 3, DUPLICATE = 4 };
 
-// Columns of strings and of hashes
-enum Text : u32 { REQUEST_ID = 0, SCOPE = 1, USER = 2, MODEL = 3, CHIP = 4, PREFILL_CHIP = 5, TEXTS = 6 };
+// Strings of a record
+enum Text : u32 { REQUEST_ID = 0, USER = 1, MODEL = 2, CHIP = 3, PREFILL_CHIP = 4, SCOPE = 5, TEXTS = 6 };
+constexpr u32 HASHES = 5;  // the scope's is mixed into the request id's
 // Counters, in the order of a usage row
 enum Counter : u32 {
   REQUESTS = 0,
@@ -51,30 +52,33 @@ constexpr u32 LITERAL_BYTES_MAX = 64;
 constexpr u32 BUCKETS = 256;         // of the perfect hash of keys
 constexpr u32 STEPS = 2;             // successors predicted for each key
 constexpr u32 CHOICES_MAX = 8;       // token types of a selector
-constexpr u32 ROOT = 254;            // parent of the top level's keys
+constexpr u32 ROOT = 254;            // the object of the top level's keys
 constexpr u32 END = 255;             // the step behind a record's last value
 
 enum Kind : u32 { ORDINARY = 0, OBJECT = 1, TEXT = 2, COUNT = 3, TIME = 4, SELECTOR = 5 };
 
-// One predicted move from the end of a value to the next value: these bytes stand between them.
-struct Step {
+// One predicted move from the end of a value to the next value: these bytes stand between them. Whatever the parser must
+// know of that value's key is here too, so that a right prediction touches nothing else.
+struct alignas(128) Step {
   u8 literal[LITERAL_BYTES_MAX];  // such as  ,"user":"
   u64 marks;                      // mapped keys passed on the way
   u32 length;                     // of the literal; 0 = no prediction
   u32 key;                        // whose value follows, or END
   u32 quoted;                     // the literal ends with the value's opening quote
-  u32 spare;
+  u32 object;                     // that the key stands in
+  u32 kind;
+  u32 slot;    // Text or Counter
+  u32 digits;  // COUNT: digit strings are taken too
 };
 struct Key {
   u64 text[KEY_BYTES_MAX / 8];  // zero padded
   u64 mark;                     // one bit for each mapped key, 0 for an ordinary one
   u32 length;
-  u32 parent;
+  u32 object;  // that the key stands in
   u32 kind;
-  u32 slot;    // Text or Counter
-  u32 digits;  // COUNT: digit strings are taken too
+  u32 slot;
+  u32 digits;
   u32 spare;
-  Step next[STEPS];
 };
 struct Choice {
   u64 text[KEY_BYTES_MAX / 8];
@@ -85,8 +89,9 @@ struct Choice {
 };
 enum Epoch : u32 { NO_EPOCH = 0, SECONDS = 1, MILLISECONDS = 2, MICROSECONDS = 3, NANOSECONDS = 4, DECIMAL_SECONDS = 5 };
 struct Plan {
-  Key keys[KEYS_MAX];
+  Step next[KEYS_MAX][STEPS];  // behind the value of each key
   Step start[STEPS];
+  Key keys[KEYS_MAX];
   Choice choices[CHOICES_MAX];
   u8 buckets[BUCKETS];  // key number, 255 = none
   u64 multiplier;
@@ -94,13 +99,30 @@ struct Plan {
   u32 default_start[TEXTS];
   u32 default_length[TEXTS];  // 0 = no default
   u32 needed;                 // `have` bits
+  u32 defaulted;              // `have` bits of texts and counters with a default other than none and zero
   u32 epoch;
   u32 rfc3339;
   u32 message_time_fallback;
   u32 input_additive;
   u32 output_additive;
   u32 choice_count;  // 0 = no selector
-  u32 spare;
+};
+
+// --- The tile ---
+
+// What is read from one line: three cache lines.
+struct alignas(64) Record {
+  u64 low[HASHES];  // never zero, which means an empty slot
+  u64 high[HASHES];
+  u64 counters[COUNTERS];
+  u64 window;
+  u32 start[TEXTS];       // in the buffer
+  u32 verdict;
+  u32 identity_slot;      // in the current generation; NONE = no request id
+  u32 user_slot;
+  u32 cell_slot;
+  u32 prefill_cell_slot;  // NONE = no prefill chip
+  u16 length[TEXTS];      // 0 = absent
 };
 
 // --- Tables ---
@@ -172,18 +194,7 @@ struct Job {
   const Plan* plan;
   const u32* message_end;   // past each message's last newline
   const u64* message_time;  // ms, or null
-  // columns; those with several entries a record are [entry][stride]
-  u8* verdict;
-  u32* text_start;    // [TEXTS]
-  u32* text_length;   // [TEXTS]
-  u64* hash_low;      // [TEXTS], of REQUEST_ID (with its scope), USER, MODEL, CHIP, PREFILL_CHIP
-  u64* hash_high;     // [TEXTS]
-  u64* counters;      // [COUNTERS]
-  u64* window;
-  u32* identity_slot;  // in the current generation; NONE = no request id
-  u32* user_slot;
-  u32* cell_slot;
-  u32* prefill_cell_slot;  // NONE = no prefill chip
+  Record* records;
   u32* doubtful;           // record numbers, in no order
   const Ruling* rulings;
   // tables
@@ -216,11 +227,10 @@ struct Job {
   u32 windows_limit;
   u32 message_count;
   u32 line_is_message;  // every message is one line
-  u32 stride;           // entries between two columns
   u32 epoch;
-  u32 spare;
 };
 
+static_assert(sizeof(Record) == 192 && sizeof(Step) == 128, "whole cache lines");
 static_assert(sizeof(Identity) == 16 && sizeof(TextEntry) == 32 && sizeof(Window) == 16, "see the drawing above");
 static_assert(sizeof(Cell) == 64 && sizeof(Row) == 64, "one cache line each");
 

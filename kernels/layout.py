@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 
 EMPTY, ACCEPTED, DOUBTFUL, REJECTED, DUPLICATE = range(5)
-REQUEST_ID, SCOPE, USER, MODEL, CHIP, PREFILL_CHIP = range(6)
-TEXTS = 6
+REQUEST_ID, USER, MODEL, CHIP, PREFILL_CHIP, SCOPE = range(6)
+TEXTS, HASHES = 6, 5
 REQUESTS, INPUT, CACHED_INPUT, CACHE_WRITE, OUTPUT, REASONING = range(6)
 COUNTERS = 6
 HAVE_TIME, HAVE_SELECTOR, HAVE_COUNTER = 1 << 6, 1 << 7, 8
@@ -26,30 +26,23 @@ STEP = np.dtype(
     [
         ("literal", "V64"),
         ("marks", "u8"),
-        ("length", "u4"),
-        ("key", "u4"),
-        ("quoted", "u4"),
-        ("spare", "u4"),
+        *((name, "u4") for name in ("length", "key", "quoted", "object", "kind", "slot", "digits")),
+        ("padding", "V28"),
     ]
 )
 KEY = np.dtype(
     [
         ("text", "V48"),
         ("mark", "u8"),
-        ("length", "u4"),
-        ("parent", "u4"),
-        ("kind", "u4"),
-        ("slot", "u4"),
-        ("digits", "u4"),
-        ("spare", "u4"),
-        ("next", STEP, STEPS),
+        *((name, "u4") for name in ("length", "object", "kind", "slot", "digits", "spare")),
     ]
 )
 CHOICE = np.dtype([("text", "V48"), ("length", "u4"), ("counter", "u4"), ("requests", "u4"), ("spare", "u4")])
 PLAN = np.dtype(
     [
-        ("keys", KEY, KEYS_MAX),
+        ("next", STEP, (KEYS_MAX, STEPS)),
         ("start", STEP, STEPS),
+        ("keys", KEY, KEYS_MAX),
         ("choices", CHOICE, CHOICES_MAX),
         ("buckets", "u1", BUCKETS),
         ("multiplier", "u8"),
@@ -57,13 +50,25 @@ PLAN = np.dtype(
         ("default_start", "u4", TEXTS),
         ("default_length", "u4", TEXTS),
         ("needed", "u4"),
+        ("defaulted", "u4"),
         ("epoch", "u4"),
         ("rfc3339", "u4"),
         ("message_time_fallback", "u4"),
         ("input_additive", "u4"),
         ("output_additive", "u4"),
         ("choice_count", "u4"),
-        ("spare", "u4"),
+        ("padding", "V120"),
+    ]
+)
+RECORD = np.dtype(
+    [
+        ("low", "u8", HASHES),
+        ("high", "u8", HASHES),
+        ("counters", "u8", COUNTERS),
+        ("window", "u8"),
+        ("start", "u4", TEXTS),
+        *((name, "u4") for name in ("verdict", "identity_slot", "user_slot", "cell_slot", "prefill_cell_slot")),
+        ("length", "u2", TEXTS),
     ]
 )
 IDENTITY = np.dtype([("low", "u8"), ("owner", "u8")])
@@ -84,13 +89,11 @@ RULING = np.dtype(
 USAGE_ROW = np.dtype([("window", "u8"), ("user", "u8"), ("model", "u8"), ("chip", "u8"), ("counters", "u8", COUNTERS)])
 
 _POINTERS = (
-    "buffer line_start plan message_end message_time verdict text_start text_length hash_low hash_high counters "
-    "window identity_slot user_slot cell_slot prefill_cell_slot doubtful rulings identities identities_before texts "
-    "cells rows windows registers arena text_order cell_order window_order changed usage_rows fill"
+    "buffer line_start plan message_end message_time records doubtful rulings identities identities_before texts cells rows windows registers arena text_order cell_order window_order changed usage_rows fill"
 ).split()
 _NUMBERS = (
     "identities_mask identities_before_mask texts_mask cells_mask rows_mask windows_mask windows_limit message_count "
-    "line_is_message stride epoch spare"
+    "line_is_message epoch"
 ).split()
 JOB = np.dtype(
     [
@@ -106,10 +109,11 @@ JOB = np.dtype(
 
 def facts() -> list[int]:
     """Sizes and offsets in the order of `layout` in host.cpp."""
-    sized = (STEP, KEY, CHOICE, PLAN, IDENTITY, TEXT_ENTRY, CELL, ROW, WINDOW, RULING, USAGE_ROW, JOB)
+    sized = (STEP, KEY, CHOICE, PLAN, RECORD, IDENTITY, TEXT_ENTRY, CELL, ROW, WINDOW, RULING, USAGE_ROW, JOB)
     places: list[tuple[np.dtype[Any], str]] = [
         (STEP, "marks"),
-        (KEY, "next"),
+        (STEP, "digits"),
+        (KEY, "digits"),
         (CHOICE, "counter"),
         (PLAN, "start"),
         (PLAN, "choices"),
@@ -120,7 +124,10 @@ def facts() -> list[int]:
         (RULING, "start"),
         (RULING, "verdict"),
         (USAGE_ROW, "counters"),
-        (JOB, "verdict"),
+        (RECORD, "window"),
+        (RECORD, "verdict"),
+        (RECORD, "length"),
+        (JOB, "records"),
         (JOB, "identities"),
         (JOB, "fill"),
         (JOB, "secret"),

@@ -1,4 +1,4 @@
-// One line in, one verdict out: ACCEPTED with its columns filled, EMPTY, or DOUBTFUL. Accepts only what orjson and the
+// One line in, one verdict out: ACCEPTED with its Record filled, EMPTY, or DOUBTFUL. Accepts only what orjson and the
 // field rules (docs/RECORDS.md) surely accept; every doubt is the referee's.
 //
 // Logs repeat themselves, so between two values the parser first tries the bytes it expects there (Step::literal, one
@@ -13,9 +13,9 @@
 
 namespace tokenometer {
 
-HD u32 find_key(const Plan& plan, const u8* text, u32 length, u32 parent) {
+HD u32 find_key(const Plan& plan, const u8* text, u32 length, u32 object) {
   if (length > KEY_BYTES_MAX) return NONE;
-  u64 hash = ((u64)length << 8 | parent) * plan.multiplier;
+  u64 hash = ((u64)length << 8 | object) * plan.multiplier;
   ROLLED for (u32 i = 0; i < length; i += 8) {
     const u64 word = load_word(text + i);
     const u64 kept = length - i < 8 ? word & ((1ull << (8 * (length - i))) - 1) : word;
@@ -24,7 +24,7 @@ HD u32 find_key(const Plan& plan, const u8* text, u32 length, u32 parent) {
   const u32 k = plan.buckets[hash >> 56];
   if (k >= KEYS_MAX) return NONE;
   const Key& key = plan.keys[k];
-  return key.length == length && key.parent == parent && same_bytes(text, (const u8*)key.text, length) ? k : NONE;
+  return key.length == length && key.object == object && same_bytes(text, (const u8*)key.text, length) ? k : NONE;
 }
 
 // The message that holds the byte at `position`: the first whose end is past it.
@@ -158,17 +158,16 @@ HD u32 find_choice(const Plan& plan, const u8* text, u32 length) {
 
 // --- The record ---
 
-// What is known of one record on the way. Values go straight to their columns.
+// What is known of one record on the way. Its values go straight to `record`.
 struct Reader {
   const Job& job;
   const Plan& plan;
-  u32 record;       // in the tile
-  u64 marks = 0;    // mapped keys seen: one may not stand twice
-  u32 have = 0;     // fields that have a value
-  u32 choice = 0;
-  u64 time_ms = 0;
+  Record& record;
+  u64 marks;    // mapped keys seen: one may not stand twice
+  u64 time_ms;
+  u32 have;     // fields that have a value
+  u32 choice;
 
-  HD Reader(const Job& j, u32 i) : job(j), plan(*j.plan), record(i) {}
   HD bool mark(u64 bits) {
     const bool first = !(marks & bits);
     marks |= bits;
@@ -179,49 +178,57 @@ struct Reader {
     have |= bit;
     return first;
   }
-  HD u64& counter(u32 slot) const { return job.counters[(u64)slot * job.stride + record]; }
-  HD void set_text(u32 slot, u32 start, u32 length) const {
-    job.text_start[(u64)slot * job.stride + record] = start;
-    job.text_length[(u64)slot * job.stride + record] = length;
-  }
 };
 
-// Reads the value of mapped key `key` at p; `quoted`: p is behind the opening quote of a string.
-HD const u8* read_value(Reader& reader, const Key& key, const u8* p, bool quoted) {
-  if (!quoted && is_null(p)) return p + 4;  // as if absent
-  if (key.kind == COUNT)
-    return reader.claim(1u << (HAVE_COUNTER + key.slot)) ? read_count(p, key.digits, &reader.counter(key.slot)) : nullptr;
-  if (key.kind == TIME) return reader.claim(HAVE_TIME) ? read_time(reader.plan, p - quoted, &reader.time_ms) : nullptr;
-  if (!quoted && *p++ != '"') return nullptr;
+// Reads a mapped key's string; p is behind its opening quote.
+HD const u8* read_text(Reader& reader, u32 kind, u32 slot, const u8* p) {
   const u8* end = string_end(p, false);
   if (!end) return nullptr;
   const u32 length = (u32)(end - p);
-  if (key.kind == SELECTOR) {
+  if (kind == SELECTOR) {
     reader.choice = find_choice(reader.plan, p, length);
     return reader.choice != NONE && reader.claim(HAVE_SELECTOR) ? end + 1 : nullptr;
   }
-  if (length == 0 || length > TEXT_BYTES_MAX || !reader.claim(1u << key.slot)) return nullptr;
-  reader.set_text(key.slot, (u32)(p - reader.job.buffer), length);
+  if (length - 1 >= TEXT_BYTES_MAX || !reader.claim(1u << slot)) return nullptr;
+  reader.record.start[slot] = (u32)(p - reader.job.buffer);
+  reader.record.length[slot] = (u16)length;
   return end + 1;
 }
 
-HD void hash_texts(const Job& job, u32 record) {
-  const u64 stride = job.stride;
-  u64 salt = 0;
-  ROLLED for (u32 slot = 0; slot < TEXTS; ++slot) {
-    // The scope comes second but salts the first: take it before.
-    const u32 column = slot == 0 ? (u32)SCOPE : slot == 1 ? (u32)REQUEST_ID : slot;
-    const u32 length = job.text_length[column * stride + record];
-    if (!length) continue;
-    const u8* text = job.buffer + job.text_start[column * stride + record];
-    const Hash hash = hash_text(text, length, job.secret, column == REQUEST_ID ? salt : 0);
-    if (column == SCOPE) {
-      salt = hash.low;
-      continue;
-    }
-    job.hash_low[column * stride + record] = hash.low | 1;  // zero means an empty slot
-    job.hash_high[column * stride + record] = hash.high | 1;
+// Reads any value; `quoted`: p is behind the opening quote of a string.
+HD const u8* read_value(Reader& reader, u32 kind, u32 slot, u32 digits, const u8* p, bool quoted) {
+  if (kind == ORDINARY) {
+    p = quoted ? string_end(p, true) : value_end(p);
+    return p ? p + quoted : nullptr;
   }
+  if (quoted && (kind == TEXT || kind == SELECTOR)) return read_text(reader, kind, slot, p);
+  p -= quoted;
+  if (is_null(p)) return p + 4;  // as if absent
+  switch (kind) {
+    case COUNT:
+      return reader.claim(1u << (HAVE_COUNTER + slot)) ? read_count(p, digits, &reader.record.counters[slot]) : nullptr;
+    case TIME:
+      return reader.claim(HAVE_TIME) ? read_time(reader.plan, p, &reader.time_ms) : nullptr;
+    case OBJECT:
+      return nullptr;
+    default:
+      return *p == '"' ? read_text(reader, kind, slot, p + 1) : nullptr;
+  }
+}
+
+HD void hash_into(const Job& job, Record& record, u32 text, u64 salt) {
+  const Hash hash = hash_text(job.buffer + record.start[text], record.length[text], job.secret, salt);
+  record.low[text] = hash.low | 1;
+  record.high[text] = hash.high | 1;
+}
+HD void hash_texts(const Job& job, Record& record) {
+  u64 salt = 0;
+  if (record.length[SCOPE]) salt = hash_text(job.buffer + record.start[SCOPE], record.length[SCOPE], job.secret, 0).low;
+  if (LIKELY(record.length[REQUEST_ID])) hash_into(job, record, REQUEST_ID, salt);
+  hash_into(job, record, USER, 0);
+  hash_into(job, record, MODEL, 0);
+  hash_into(job, record, CHIP, 0);
+  if (record.length[PREFILL_CHIP]) hash_into(job, record, PREFILL_CHIP, 0);
 }
 
 // time_ms / window_ms without a division, which is a called routine on a GPU. Times are exact doubles; the product is
@@ -233,17 +240,14 @@ HD u64 window_of(const Job& job, u64 time_ms) {
   return window;
 }
 
-// Parts within totals, the time in range: writes the window. False is doubt.
-HD bool settle_record(const Reader& reader, u32 line, u32 position) {
+// Totals inclusive, parts within them, the time in range. False is doubt.
+HD bool settle_record(Reader& reader, u32 line, u32 position) {
   const Job& job = reader.job;
-  const Plan& plan = reader.plan;
-  u64 input = reader.counter(INPUT), cached = reader.counter(CACHED_INPUT), written = reader.counter(CACHE_WRITE);
-  u64 output = reader.counter(OUTPUT), reasoning = reader.counter(REASONING);
-  if (plan.input_additive) input += cached + written;
-  if (plan.output_additive) output += reasoning;
-  if (cached + written > input || reasoning > output) return false;
-  reader.counter(INPUT) = input;
-  reader.counter(OUTPUT) = output;
+  u64* counters = reader.record.counters;
+  const u64 parts = counters[CACHED_INPUT] + counters[CACHE_WRITE];
+  if (reader.plan.input_additive) counters[INPUT] += parts;
+  if (reader.plan.output_additive) counters[OUTPUT] += counters[REASONING];
+  if (parts > counters[INPUT] || counters[REASONING] > counters[OUTPUT]) return false;
   u64 time_ms = reader.time_ms;
   if (job.message_time) {
     const u64 message_time = job.message_time[find_message(job, line, position)];
@@ -251,47 +255,53 @@ HD bool settle_record(const Reader& reader, u32 line, u32 position) {
     if (time_ms > message_time + job.future_skew_ms) return false;
   }
   if (time_ms >= TIME_MAX_MS) return false;
-  job.window[reader.record] = window_of(job, time_ms);
+  reader.record.window = window_of(job, time_ms);
   return true;
 }
 
-// All values are read: are all needed ones there? Fills in defaults, hashes, counters.
+// All values are read: are all needed ones there? Fills in defaults and hashes.
 HD bool finish_record(Reader& reader, u32 line, u32 position) {
-  const Job& job = reader.job;
   const Plan& plan = reader.plan;
-  u32 have = reader.have;
-  if (plan.message_time_fallback && job.message_time) have |= HAVE_TIME;
-  if ((have & plan.needed) != plan.needed) return false;
-  ROLLED for (u32 slot = 0; slot < TEXTS; ++slot)
-    if (!(have >> slot & 1)) reader.set_text(slot, plan.default_start[slot], plan.default_length[slot]);
-  ROLLED for (u32 slot = INPUT; slot < COUNTERS; ++slot)
-    if (!(have >> (HAVE_COUNTER + slot) & 1)) reader.counter(slot) = plan.default_count[slot];
-  reader.counter(REQUESTS) = 1;
+  Record& record = reader.record;
+  const u32 fallback = plan.message_time_fallback && reader.job.message_time ? HAVE_TIME : 0;
+  if (((reader.have | fallback) & plan.needed) != plan.needed) return false;
+  ROLLED for (u32 rest = plan.defaulted & ~reader.have; rest; rest &= rest - 1) {
+    const u32 bit = trailing_zeros(rest);
+    if (bit < TEXTS) {
+      record.start[bit] = plan.default_start[bit];
+      record.length[bit] = (u16)plan.default_length[bit];
+    } else {
+      record.counters[bit - HAVE_COUNTER] = plan.default_count[bit - HAVE_COUNTER];
+    }
+  }
   if (plan.choice_count) {
     const Choice& choice = plan.choices[reader.choice];
-    const u64 tokens = reader.counter(INPUT);  // where a plan with a selector puts the event's count
-    reader.counter(INPUT) = 0;
-    reader.counter(choice.counter) = tokens;
-    reader.counter(REQUESTS) = choice.requests;
+    const u64 tokens = record.counters[INPUT];  // where a plan with a selector puts the event's count
+    record.counters[INPUT] = 0;
+    record.counters[choice.counter] = tokens;
+    record.counters[REQUESTS] = choice.requests;
   }
   if (!settle_record(reader, line, position)) return false;
-  hash_texts(job, reader.record);
+  hash_texts(reader.job, record);
   return true;
 }
 
 HD const Step* predicted(const Step* steps, const u8* p) {
-  ROLLED for (u32 i = 0; i < STEPS; ++i)
-    if (steps[i].length && same_bytes(p, steps[i].literal, steps[i].length)) return &steps[i];
-  return nullptr;
+  if (LIKELY(steps[0].length && same_bytes(p, steps[0].literal, steps[0].length))) return &steps[0];
+  return steps[1].length && same_bytes(p, steps[1].literal, steps[1].length) ? &steps[1] : nullptr;
 }
 
 // Where the parser stands between two values.
-enum Place : u32 { AFTER_OPEN = 0, AFTER_VALUE = 1 };
+enum Place : u32 { BEFORE_RECORD = 0, AFTER_OPEN = 1, AFTER_VALUE = 2 };
 
 // From p to the next key: closes finished objects, reads `,` and `"key":`. Returns past the colon and the space behind
 // it; *key is NONE for an unknown key and END behind the record's last brace.
 HD const u8* next_key(const Plan& plan, const u8* p, Place place, u32* object, u32* key) {
   p = skip_space(p);
+  if (place == BEFORE_RECORD) {
+    if (*p != '{') return nullptr;
+    p = skip_space(p + 1);
+  }
   if (*p == '}') {
     ROLLED do {
       p = skip_space(p + 1);
@@ -299,7 +309,7 @@ HD const u8* next_key(const Plan& plan, const u8* p, Place place, u32* object, u
         *key = END;
         return p;
       }
-      *object = plan.keys[*object].parent;
+      *object = plan.keys[*object].object;
     } while (*p == '}');
     place = AFTER_VALUE;
   }
@@ -320,74 +330,72 @@ HD bool parse_object(Reader& reader, const u8* p, const u8* end, u32 line) {
   const Step* steps = plan.start;
   const u32 position = (u32)(p - reader.job.buffer);
   u32 object = ROOT;
-  Place place = AFTER_OPEN;
-  bool opened = false;  // the record's own brace, once read key by key
+  Place place = BEFORE_RECORD;
   ROLLED for (;;) {
     const Step* step = steps ? predicted(steps, p) : nullptr;
     u32 key;
-    bool quoted = false;
     if (LIKELY(step != nullptr)) {
       p += step->length;
       if (!reader.mark(step->marks)) return false;
       key = step->key;
-      quoted = step->quoted;
-      if (key != END) object = plan.keys[key].parent;
+      object = step->object;
+      if (key == END) break;
+      p = read_value(reader, step->kind, step->slot, step->digits, p, step->quoted);
     } else {
-      if (steps == plan.start && !opened) {
-        p = skip_space(p);
-        if (*p++ != '{') return false;
-      }
       p = next_key(plan, p, place, &object, &key);
-      if (!p || (key < KEYS_MAX && !reader.mark(plan.keys[key].mark))) return false;
-    }
-    if (key == END) return p == end && finish_record(reader, line, position);
-    opened = true;
-    place = AFTER_VALUE;
-    const Key* known = key < KEYS_MAX ? &plan.keys[key] : nullptr;
-    steps = known ? known->next : nullptr;
-    if (known && known->kind == OBJECT && *p == '{') {
-      object = key;
-      place = AFTER_OPEN;
-      steps = nullptr;
-      ++p;
-      continue;
-    }
-    if (!known || known->kind == ORDINARY) {
-      p = quoted ? string_end(p, true) : value_end(p);
-      if (p) p += quoted;
-    } else if (known->kind == OBJECT) {
-      p = is_null(p) ? p + 4 : nullptr;
-    } else {
-      p = read_value(reader, *known, p, quoted);
+      if (!p) return false;
+      if (key == END) break;
+      if (key == NONE) {
+        steps = nullptr;
+        p = value_end(p);
+      } else {
+        const Key& known = plan.keys[key];
+        if (!reader.mark(known.mark)) return false;
+        if (known.kind == OBJECT && *p == '{') {
+          object = key;
+          place = AFTER_OPEN;
+          steps = nullptr;
+          ++p;
+          continue;
+        }
+        p = read_value(reader, known.kind, known.slot, known.digits, p, false);
+      }
     }
     if (!p) return false;
+    place = AFTER_VALUE;
+    steps = key == NONE ? nullptr : plan.next[key];
   }
+  return p == end && finish_record(reader, line, position);
 }
 
 HD void parse_line(const Job& job, u32 first, u32 i) {
   const u32 line = first + i;
   const u8* start = job.buffer + job.line_start[line];
   const u8* end = job.buffer + job.line_start[line + 1] - 1;
-  u8 verdict = DOUBTFUL;
-  Reader reader(job, i);
+  Record& record = job.records[i];
+  for (u32 text = 0; text < TEXTS; ++text) record.length[text] = 0;
+  record.counters[REQUESTS] = 1;
+  for (u32 counter = INPUT; counter < COUNTERS; ++counter) record.counters[counter] = 0;
+  Reader reader = {job, *job.plan, record, 0, 0, 0, 0};
+  u32 verdict = DOUBTFUL;
   if (end - start <= (i64)RECORD_BYTES_MAX && parse_object(reader, start, end, line)) verdict = ACCEPTED;
   else if (skip_space(start) == end) verdict = EMPTY;
-  job.verdict[i] = verdict;
+  record.verdict = verdict;
   if (verdict == DOUBTFUL) job.doubtful[fetch_add(&job.fill[FILL_DOUBTFUL], 1)] = i;
 }
 
-// The referee's ruling on a doubtful record, into the columns; its strings stand behind the batch's messages.
+// The referee's ruling on a doubtful record; its strings stand behind the batch's messages.
 HD void adopt_ruling(const Job& job, u32 k) {
   const Ruling& ruling = job.rulings[k];
-  const u32 record = ruling.record;
-  job.verdict[record] = (u8)ruling.verdict;
+  Record& record = job.records[ruling.record];
+  record.verdict = ruling.verdict;
   if (ruling.verdict != ACCEPTED) return;
-  for (u32 slot = 0; slot < TEXTS; ++slot) {
-    job.text_start[(u64)slot * job.stride + record] = ruling.start[slot];
-    job.text_length[(u64)slot * job.stride + record] = ruling.length[slot];
+  for (u32 text = 0; text < TEXTS; ++text) {
+    record.start[text] = ruling.start[text];
+    record.length[text] = (u16)ruling.length[text];
   }
-  for (u32 slot = 0; slot < COUNTERS; ++slot) job.counters[(u64)slot * job.stride + record] = ruling.counters[slot];
-  job.window[record] = window_of(job, ruling.time_ms);
+  for (u32 counter = 0; counter < COUNTERS; ++counter) record.counters[counter] = ruling.counters[counter];
+  record.window = window_of(job, ruling.time_ms);
   hash_texts(job, record);
 }
 

@@ -66,10 +66,11 @@ class Plan:
                 learned.read(line)
         _write_nodes(self.table, learned.nodes)
         for node, counts in learned.counts.items():
-            steps = self.table["start"] if node is None else self.table["keys"]["next"][node]
-            for i, (step, _) in enumerate(counts.most_common(layout.STEPS)):
-                literal, marks, key, quoted = step
-                steps[i] = (literal, marks, len(literal), key, quoted, 0)
+            steps = self.table["start"] if node is None else self.table["next"][node]
+            for i, ((literal, marks, key, quoted), _) in enumerate(counts.most_common(layout.STEPS)):
+                to = _Node(b"", layout.ROOT) if key == layout.END else learned.nodes[key]
+                facts = (len(literal), key, quoted, to.parent, to.kind, to.slot, to.digits)
+                steps[i] = (literal, marks, *facts, b"")
 
 
 def compile_mapping(mapping: Mapping) -> Plan:
@@ -93,9 +94,11 @@ def compile_mapping(mapping: Mapping) -> Plan:
             text = str(spec.default).encode()
             table["default_start"][_slot(spec)] = len(plan.prefix)
             table["default_length"][_slot(spec)] = len(text)
+            table["defaulted"] |= have
             plan.prefix += text
         if spec.kind == "count" and spec.default:
             table["default_count"][_slot(spec)] = spec.default
+            table["defaulted"] |= have
     if mapping.selector:
         needed |= layout.HAVE_SELECTOR
         _add_path(plan.nodes, mapping.selector.by, layout.SELECTOR, 0, False)
@@ -157,10 +160,10 @@ def _hash(node: _Node, multiplier: int) -> int:
 def _write_nodes(table: np.ndarray[Any, Any], nodes: list[_Node]) -> None:
     """Put nodes into the table under a multiplier that gives each a bucket of its own; forget all steps."""
     table["keys"] = np.zeros(layout.KEYS_MAX, layout.KEY)
-    table["start"] = np.zeros(layout.STEPS, layout.STEP)
+    table["start"], table["next"] = np.zeros((), layout.STEP), np.zeros((), layout.STEP)
     for i, node in enumerate(nodes):
         key = table["keys"][i]
-        key["text"], key["length"], key["parent"] = node.name, len(node.name), node.parent
+        key["text"], key["length"], key["object"] = node.name, len(node.name), node.parent
         key["kind"], key["slot"], key["digits"], key["mark"] = node.kind, node.slot, node.digits, node.mark
     draw = random.Random(len(nodes))
     while True:  # 64 keys in 256 buckets: one draw in 3,000 succeeds, fewer keys sooner

@@ -7,10 +7,12 @@
 #if defined(__CUDACC__)
 
 #define HD __device__ __forceinline__
+#define CONSTANT __constant__ const
 #define LIKELY(condition) (condition)
 #define ROLLED _Pragma("unroll 1")  // probe loops: unrolled copies only cost registers
 
 typedef unsigned char u8;
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;  // what atomicAdd takes; `unsigned long` it refuses
 typedef long long i64;
@@ -18,15 +20,17 @@ typedef long long i64;
 #else
 
 #include <string.h>
-#if defined(__AVX2__)
+#if defined(__AVX2__) && defined(__BMI2__)
 #include <immintrin.h>
 #endif
 
 #define HD inline __attribute__((always_inline))
+#define CONSTANT static const
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define ROLLED
 
 typedef unsigned char u8;
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 typedef long long i64;
@@ -59,6 +63,8 @@ HD u64 fetch_add(u64* p, u64 value) { return atomicAdd(p, value); }
 HD void add(u64* p, u64 value) { atomicAdd(p, value); }  // result unused: a fire-and-forget reduction
 HD void raise_to(u64* p, u64 value) { atomicMax(p, value); }
 HD u32 exchange(u32* p, u32 value) { return atomicExch(p, value); }
+// An atomic add costs more than a branch, so zeros are not added.
+constexpr bool SKIPS_ZEROS = true;
 // One more, counted once a warp: every active thread must pass the same p.
 HD void count_one(u64* p) {
   const u32 active = __activemask();
@@ -122,6 +128,7 @@ HD void raise_to(u64* p, u64 value) {
     old = seen;
   }
 }
+constexpr bool SKIPS_ZEROS = false;  // a plain add costs less than a branch nobody can predict
 HD void count_one(u64* p) { add(p, 1); }
 
 HD u64 multiply_high(u64 a, u64 b) { return (u64)(((unsigned __int128)a * b) >> 64); }
@@ -141,28 +148,9 @@ HD void prefetch(const void* p) { __builtin_prefetch(p, 1, 3); }
 // Marks, in the high bit of each byte, the bytes of x that are zero. Only the lowest mark is exact.
 HD u64 zero_bytes(u64 x) { return (x - LOW_BITS) & ~x & HIGH_BITS; }
 
-#if !defined(__CUDACC__) && defined(__AVX512BW__)
+#if !defined(__CUDACC__) && defined(__AVX2__) && defined(__BMI2__)  // 64-byte registers measured no faster: names are short
 
 // Offset of the first byte that ends a run of plain string bytes: a quote, a backslash, a control or a non-ASCII byte.
-HD u32 plain_run(const u8* p) {
-  const __m512i quote = _mm512_set1_epi8('"'), backslash = _mm512_set1_epi8('\\'), space = _mm512_set1_epi8(0x20);
-  for (u32 n = 0;; n += 64) {
-    const __m512i bytes = _mm512_loadu_si512(p + n);
-    const u64 ends = _mm512_cmpeq_epi8_mask(bytes, quote) | _mm512_cmpeq_epi8_mask(bytes, backslash) |
-                     _mm512_cmplt_epi8_mask(bytes, space);  // signed: below space is control or non-ASCII
-    if (LIKELY(ends)) return n + trailing_zeros(ends);
-  }
-}
-// n <= 64
-HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
-  const u64 differ = _mm512_cmpneq_epi8_mask(_mm512_loadu_si512(p), _mm512_loadu_si512(literal));
-  return _bzhi_u64(differ, n) == 0;
-}
-// Bit i is set where p[i] is a newline, i < 64.
-HD u64 newlines(const u8* p) { return _mm512_cmpeq_epi8_mask(_mm512_loadu_si512(p), _mm512_set1_epi8('\n')); }
-
-#elif !defined(__CUDACC__) && defined(__AVX2__)
-
 HD u32 plain_run(const u8* p) {
   const __m256i quote = _mm256_set1_epi8('"'), backslash = _mm256_set1_epi8('\\'), space = _mm256_set1_epi8(0x20);
   for (u32 n = 0;; n += 32) {
@@ -174,18 +162,16 @@ HD u32 plain_run(const u8* p) {
     if (LIKELY(ends)) return n + trailing_zeros(ends);
   }
 }
-HD u64 equal_bytes(const u8* p, const u8* q) {
-  u64 equal = 0;
-  for (u32 half = 0; half < 2; ++half) {
-    const __m256i a = _mm256_loadu_si256((const __m256i*)(p + 32 * half));
-    const __m256i b = _mm256_loadu_si256((const __m256i*)(q + 32 * half));
-    equal |= (u64)(u32)_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b)) << (32 * half);
-  }
-  return equal;
+HD u32 differing_bytes(const u8* p, const u8* q) {
+  const __m256i a = _mm256_loadu_si256((const __m256i*)p), b = _mm256_loadu_si256((const __m256i*)q);
+  return ~(u32)_mm256_movemask_epi8(_mm256_cmpeq_epi8(a, b));
 }
+// n <= 64
 HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
-  return n == 0 || ~equal_bytes(p, literal) << (64 - n) == 0;
+  if (LIKELY(n <= 32)) return _bzhi_u32(differing_bytes(p, literal), n) == 0;
+  return differing_bytes(p, literal) == 0 && _bzhi_u32(differing_bytes(p + 32, literal + 32), n - 32) == 0;
 }
+// Bit i is set where p[i] is a newline, i < 64.
 HD u64 newlines(const u8* p) {
   const __m256i newline = _mm256_set1_epi8('\n');
   u64 marks = 0;

@@ -168,9 +168,10 @@ HD u32 digits_value(u64 word, u32 count) {
   return (u32)((word * 10000 + (word >> 32)) & 0xffffffffull);
 }
 
+CONSTANT u32 POWERS[8] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000};
+
 // Reads digits into *value and returns past them; null for none, a leading zero or more than 19.
 HD const u8* read_digits(const u8* p, u64* value) {
-  constexpr u32 POWERS[8] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000};
   const u8* start = p;
   if (*p == '0' && is_digit(p[1])) return nullptr;
   u64 total = 0;

@@ -60,11 +60,11 @@ class HostTarget:
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
 
     def zeros(self, count: int, dtype: Any) -> Array:
-        """Zeroed memory, aligned to cache lines; pages are taken as they are touched."""
+        """Zeroed memory, aligned to pairs of cache lines; pages are taken as they are touched."""
         word, words = _words(dtype)
         size = count * words * word.itemsize
-        block = np.zeros(size + 64, np.uint8)
-        start = -block.ctypes.data % 64
+        block = np.zeros(size + 128, np.uint8)
+        start = -block.ctypes.data % 128
         array = block[start : start + size].view(word)
         return array if words == 1 else array.reshape(count, words)
 

@@ -17,7 +17,7 @@ Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 class Canonical:
     """A record that the referee accepts, totals inclusive.
 
-    texts: UTF-8 of request_id, scope, user, model, chip, prefill_chip; empty where absent.
+    texts: UTF-8 of request_id, user, model, chip, prefill_chip, scope; empty where absent.
     counters: requests (0 or 1), input, cached input, cache write, output, reasoning tokens.
     """
 

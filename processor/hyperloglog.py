@@ -1,9 +1,9 @@
 """How many distinct users a HyperLogLog sketch has seen.
 
 A sketch is 2^14 registers of one byte; the kernels put into each the highest rank of its users' hashes, 1 to 51, or 0.
-Sketches are merged by maximum, so that neither order nor repetition shows. The estimate is Ertl's improved raw estimator,
-which needs no table of corrections and is unbiased from 0 to beyond 10^15: Otmar Ertl, "New cardinality estimation
-algorithms for HyperLogLog sketches", 2017, arXiv:1702.01284, algorithm 6. Its relative standard error is 0.81 %.
+Sketches are merged by maximum, so that neither order nor repetition shows. The estimate is Ertl's improved raw
+estimator, which needs no table of corrections from no user to more than there are people: Otmar Ertl, "New cardinality
+estimation algorithms for HyperLogLog sketches", 2017, arXiv:1702.01284, algorithm 6. Relative standard error 0.81 %.
 """
 
 import math

@@ -184,7 +184,7 @@ class _Log:
         """As much as there is or fits, behind the tail of the last batch; and whether the log ended."""
         length = len(self._tail)
         space[:length] = np.frombuffer(self._tail, np.uint8)
-        view = memoryview(space)
+        view = space.data
         try:
             while length < len(space):
                 got = self._stream.readinto(view[length:])
@@ -192,11 +192,11 @@ class _Log:
                     return length, True
                 length += got
         except OSError as error:  # Arrow's errors are OSErrors without a number
-            place = f"byte {self._source.read_bytes}" + (f" of the {self._compression} file" if self._compression else "")
+            at = self.read_bytes
             if error.errno is not None:
-                raise LogError(f"{self.name}: {_lower(error.strerror)} at {place}") from None
-            what = "ends too early" if "Truncated" in str(error) else "is damaged, or not all of it is compressed"
-            raise LogError(f"{self.name}: the {self._compression} data {what}, before {place}: {error}") from None
+                raise LogError(f"{self.name}: {_lower(error.strerror)} at byte {at}") from None
+            what = "ends too early" if "Truncated" in str(error) else "is damaged"
+            raise LogError(f"{self.name}: the {self._compression} data {what}, by byte {at}: {error}") from None
         return length, False
 
 

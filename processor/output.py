@@ -23,14 +23,15 @@ import pyarrow.parquet as pq
 
 from kernels.values import UsageRows
 from processor.replay import PlacedLetter
+from schemas.mapping import COUNTS
 
 STDOUT = "-"
 SCHEMA_VERSION = 1
-COUNTERS = ("requests", "input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+COUNTERS = ("requests", *COUNTS)
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _NDJSON, _PARQUET = (".ndjson", ".jsonl"), ".parquet"
-_SLICE_ROWS = 1 << 16  # columns of a slice stay in the processor's cache; also a row group of a Parquet file
-_GROUP_SLICES = 8
+_SLICE_ROWS = 1 << 15  # columns of a slice stay in the processor's cache; also a row group of a Parquet file
+_GROUP_SLICES = 16
 
 
 class OutputError(Exception):

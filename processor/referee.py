@@ -229,11 +229,11 @@ def _canonical(mapping: Mapping, time_ms: int, texts: dict[str, bytes], counts: 
         output += reasoning
     if cached + written > given or reasoning > output:
         raise Rejected("inconsistent_counts")
-    names = ("request_id", "scope", "user", "model", "chip", "prefill_chip")
-    request_id, scope, user, model, chip, prefill_chip = (texts.get(name, b"") for name in names)
+    names = ("request_id", "user", "model", "chip", "prefill_chip", "scope")
+    request_id, user, model, chip, prefill_chip, scope = (texts.get(name, b"") for name in names)
     return Canonical(
         EventTimeMs(time_ms),
-        (request_id, scope, user, model, chip, prefill_chip),
+        (request_id, user, model, chip, prefill_chip, scope),
         (requests, given, cached, written, output, reasoning),
     )
 

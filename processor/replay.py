@@ -9,7 +9,7 @@ Every record is accounted for, or the replay stops with an assertion.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,7 +237,7 @@ class _Replay:
         sums, engine = self._sums, self._engine
         tally = engine.tally()
         by_cell = {key: Usage(*counters.tolist()) for key, counters in sums.cells.items()}
-        usage = _add(by_cell.values())
+        usage = add(by_cell.values())
         assert tally.read == self._lines, f"{self._lines} lines read, {tally} accounted for"
         assert tally.rejected == self._rejects.total(), f"{tally}, {self._rejects.total()} dead letters"
         assert usage.requests <= tally.counted
@@ -290,7 +290,7 @@ def _placed(
 # --- Sums ---
 
 
-def _add(usages: Any) -> Usage:
+def add(usages: Iterable[Usage]) -> Usage:
     columns = zip(*((u.requests, *_tokens_of(u)) for u in usages), strict=True)
     return Usage(*(sum(column) for column in columns))
 
@@ -307,7 +307,7 @@ def _tokens_of(usage: Usage) -> tuple[int, ...]:
 
 def _grouped(by_cell: dict[tuple[str, str], Usage], place: int) -> dict[str, Usage]:
     names = {key[place] for key in by_cell}
-    return _sorted({name: _add(usage for key, usage in by_cell.items() if key[place] == name) for name in names})
+    return _sorted({name: add(usage for key, usage in by_cell.items() if key[place] == name) for name in names})
 
 
 def _sorted(usages: dict[Any, Usage]) -> dict[Any, Usage]:
@@ -315,7 +315,7 @@ def _sorted(usages: dict[Any, Usage]) -> dict[Any, Usage]:
 
 
 def _busiest(window_tokens: Counter[int], window_ms: int) -> BusiestWindow | None:
-    """The window with the most tokens, the earliest of several. Unlike the log's span it is not stretched by late records."""
+    """The window with the most tokens, the earliest of several. Late records do not move it, as they do the log's span."""
     if not window_tokens:
         return None
     start = min(window_tokens, key=lambda window: (-window_tokens[window], window))

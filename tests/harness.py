@@ -31,14 +31,14 @@ LIMITS = {
     "batch_bytes": 1 << 22,
     "tile_records": 1 << 10,
 }
-# One message of 1,000 bytes just fits: every few messages open a new part.
+# One message of 900 bytes just fits: every few messages open a new part.
 TINY = {
     "rows": 32,
     "cells": 32,
     "texts": 64,
     "windows": 16,
-    "arena_bytes": 8192,
-    "batch_bytes": 1000,
+    "arena_bytes": 4096,
+    "batch_bytes": 900,
     "tile_records": 8,
 }
 

@@ -1,0 +1,405 @@
+"""What people and scripts are shown: numbers with units, the summary of a replay, mappings and what they make of a log.
+
+Pure: values in, Rich renderables or plain dicts out; the command line prints them.
+"""
+
+import json
+from collections.abc import Iterable
+from collections.abc import Mapping as Dict
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from processor.mapping_check import Check
+from processor.replay import DAY_MS, TARGET_TOKENS_PER_DAY, Summary, Usage, add
+from schemas.mapping import Field, Mapping
+
+SUMMARY_SCHEMA = 1
+_UNITS = ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
+_DAY_SECONDS = DAY_MS // 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """How a replay was run: what a summary says beside its totals."""
+
+    name: str
+    files: list[str]
+    mapping: str
+    device: str
+    seconds: float  # of reading and counting
+    out: str | None = None
+    rejected: str | None = None
+
+
+# --- Numbers ---
+
+
+def si(value: float, digits: int = 3) -> str:
+    """`1.24 G`: three significant digits and a unit."""
+    for size, unit in _UNITS:
+        if value >= size * 0.9995:
+            return f"{_significant(value / size, digits)} {unit}"
+    return f"{value:,.0f}" if value == round(value) or value >= 100 else _significant(value, digits)
+
+
+def _significant(value: float, digits: int) -> str:
+    whole = len(f"{value:.0f}")
+    return f"{value:,.{max(0, digits - whole)}f}"
+
+
+def percent(share: float) -> str:
+    """`12.3 %`, `0.31 %`, `< 0.01 %`."""
+    if 0 < share < 0.0001:
+        return "< 0.01 %"
+    return f"{share * 100:,.{0 if share >= 9.995 else 1 if share >= 0.0995 else 2}f} %"
+
+
+def share_of_target(tokens_per_day: float) -> str:
+    return f"{percent(tokens_per_day / TARGET_TOKENS_PER_DAY)} of 120 T"
+
+
+def time(epoch_ms: int) -> str:
+    return datetime.fromtimestamp(epoch_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def seconds(value: float) -> str:
+    return f"{value:.1f} s" if value < 100 else f"{int(value) // 60} min {int(value) % 60:02d} s"
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
+# --- A replay's summary ---
+
+
+def summary_dict(summary: Summary, run: Run) -> dict[str, Any]:
+    """For scripts: every number exact, shares and rates left to the reader."""
+    window = summary.busiest_window
+    return {
+        "schema": SUMMARY_SCHEMA,
+        "run": run.name,
+        "partial": summary.partial,
+        "files": run.files,
+        "mapping": run.mapping,
+        "device": run.device,
+        "seconds": round(run.seconds, 6),
+        "read_bytes": summary.read_bytes,
+        "log_bytes": summary.log_bytes,
+        "records": {"read": summary.tally.read, **asdict(summary.tally)},
+        "rejects": summary.rejects,
+        "parts": summary.parts,
+        "usage_rows": summary.usage_rows,
+        "window_ms": summary.window_ms,
+        "windows": summary.windows,
+        "first_window_ms": summary.first_window_ms,
+        "end_of_last_window_ms": summary.end_of_last_window_ms,
+        "busiest_window": asdict(window) if window else None,
+        "usage": _usage_dict(summary.usage),
+        "by_model": [{"model": name, **_usage_dict(usage)} for name, usage in summary.by_model.items()],
+        "by_chip": [{"chip": name, **_usage_dict(usage)} for name, usage in summary.by_chip.items()],
+        "by_model_and_chip": [
+            {"model": model, "chip": chip, **_usage_dict(usage)}
+            for (model, chip), usage in summary.by_model_and_chip.items()
+        ],
+        "top_users": [{"user": user, "total_tokens": tokens} for user, tokens in summary.top_users],
+        "active_users_estimate": summary.active_users,
+        "active_users_understated": summary.active_users_understated,
+    }
+
+
+def _usage_dict(usage: Usage) -> dict[str, int]:
+    return {**asdict(usage), "total_tokens": usage.total_tokens}
+
+
+def summary_view(summary: Summary, run: Run, width: int) -> RenderableType:
+    """For people, in a terminal of `width` columns."""
+    parts: list[RenderableType] = [_headline(summary), _facts(summary, run)]
+    total = summary.usage.total_tokens
+    if summary.tally.counted:
+        tables = {"Model": summary.by_model, "Chip": summary.by_chip}
+        parts += [_usage_table(title, usages, total, width) for title, usages in tables.items()]
+        parts += [_users_table(summary, width)] if summary.top_users else []
+    if summary.rejects:
+        parts.append(_rejects_table(summary))
+    return Group(*parts)
+
+
+def _headline(summary: Summary) -> Text:
+    tokens = Text(f"{si(summary.usage.total_tokens)} tokens", "bold green")
+    text = Text.assemble(tokens, f" in {plural(summary.usage.requests, 'request')}")
+    if summary.partial:
+        text = Text.assemble(("PARTIAL, interrupted before the end: ", "bold red"), text)
+    return text
+
+
+def _facts(summary: Summary, run: Run) -> RenderableType:
+    """Name and value pairs, one line each where the terminal is wide enough."""
+    tally, usage = summary.tally, summary.usage
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+
+    def fact(name: str, *values: str) -> None:
+        grid.add_row(name, "\n".join(value for value in values if value))
+
+    fact("Log", f"{_files(run.files)}, {_sizes(summary)}, mapping {run.mapping}")
+    fact("Device", f"{run.device}, {seconds(run.seconds)}{_speed(summary, run.seconds)}")
+    fact(
+        "Records",
+        f"{tally.read:,} = {tally.counted:,} counted + {plural(tally.duplicates, 'duplicate')}"
+        f" + {tally.rejected:,} rejected + {tally.empty:,} empty",
+    )
+    if tally.counted:
+        reasoning = usage.reasoning_tokens
+        thought = f", {percent(reasoning / usage.output_tokens)} reasoning" if reasoning else ""
+        fact("Input", f"{usage.input_tokens:,} tokens{_of_which(usage)}")
+        fact("Output", f"{usage.output_tokens:,} tokens{thought}")
+        fact("Users", _users(summary))
+        fact("Windows", _windows(summary))
+        fact("Busiest", _busiest(summary))
+    fact("Rows", f"{plural(summary.usage_rows, 'usage row')} in {plural(summary.parts, 'part')}{_to(run.out, summary)}")
+    if run.rejected:
+        fact("Rejected", f"{plural(tally.rejected, 'dead letter')}{_to(run.rejected, summary)}")
+    return Padding(grid, (1, 0))
+
+
+def _files(files: list[str]) -> str:
+    shown = "standard input" if files[0] == "-" else files[0]
+    return shown if len(files) == 1 else f"{shown} and {len(files) - 1} more"
+
+
+def _sizes(summary: Summary) -> str:
+    log = f"{si(summary.log_bytes)}B"
+    return log if summary.read_bytes >= summary.log_bytes * 0.99 else f"{log} ({si(summary.read_bytes)}B compressed)"
+
+
+def _speed(summary: Summary, elapsed: float) -> str:
+    if elapsed <= 0 or not summary.tally.read:
+        return ""
+    tokens = summary.usage.total_tokens / elapsed
+    return (
+        f": {si(summary.tally.read / elapsed)} records/s, {si(summary.log_bytes / elapsed)}B/s, {si(tokens)} tokens/s\n"
+        f"this pace is {si(tokens * _DAY_SECONDS)} tokens a day, {share_of_target(tokens * _DAY_SECONDS)}"
+    )
+
+
+def _of_which(usage: Usage) -> str:
+    parts = {"cached": usage.cached_input_tokens, "cache write": usage.cache_write_tokens}
+    return "".join(f", {percent(count / usage.input_tokens)} {name}" for name, count in parts.items() if count)
+
+
+def _users(summary: Summary) -> str:
+    each = summary.usage.total_tokens / summary.active_users if summary.active_users else 0
+    least = "at least " if summary.active_users_understated else ""
+    return f"{least}{summary.active_users:,} active (estimated, ± 0.8 %), {si(each)} tokens each"
+
+
+def _windows(summary: Summary) -> str:
+    assert summary.first_window_ms is not None and summary.end_of_last_window_ms is not None
+    return (
+        f"{summary.windows:,} of {summary.window_ms // 1000} s, "
+        f"{time(summary.first_window_ms)} to {time(summary.end_of_last_window_ms)}"
+    )
+
+
+def _busiest(summary: Summary) -> str:
+    window = summary.busiest_window
+    assert window is not None
+    return (
+        f"{time(window.start_ms)}, {si(window.tokens * 1000 / summary.window_ms)} tokens/s = "
+        f"{si(window.tokens_per_day)} a day, {share_of_target(window.tokens_per_day)}"
+    )
+
+
+def _to(name: str | None, summary: Summary) -> str:
+    if name is None:
+        return ""
+    return f"; {name} not written, because the replay is partial" if summary.partial else f", written to {name}"
+
+
+# --- Its tables ---
+
+_ROWS_MAX = 20  # of models or chips; the others are one line
+_BAR_WIDTH = 16
+_BAR_FROM_WIDTH = 100  # columns of terminal
+
+
+def _usage_table(title: str, usages: Dict[str, Usage], total: int, width: int) -> Table:
+    table = _table(title, "Requests", "Input", "Output", "Tokens", "Share", wide=width >= _BAR_FROM_WIDTH)
+    for name, usage in _shortened(usages):
+        tokens = usage.total_tokens
+        row = (f"{usage.requests:,}", si(usage.input_tokens), si(usage.output_tokens), f"{tokens:,}")
+        _add_row(table, name, row, tokens, total)
+    return table
+
+
+def _shortened(usages: Dict[str, Usage]) -> list[tuple[str, Usage]]:
+    named = list(usages.items())
+    if len(named) <= _ROWS_MAX:
+        return named
+    others = named[_ROWS_MAX - 1 :]
+    return [*named[: _ROWS_MAX - 1], (f"({len(others):,} others)", add(usage for _, usage in others))]
+
+
+def _users_table(summary: Summary, width: int) -> Table:
+    table = _table(f"Top {plural(len(summary.top_users), 'user')}", "Tokens", "Share", wide=width >= _BAR_FROM_WIDTH)
+    for user, tokens in summary.top_users:
+        _add_row(table, user, (f"{tokens:,}",), tokens, summary.usage.total_tokens)
+    return table
+
+
+def _table(name: str, *columns: str, wide: bool) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1), show_edge=False)
+    table.add_column(name, overflow="fold")
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    if wide:
+        table.add_column("", no_wrap=True, style="cyan")
+    return table
+
+
+def _add_row(table: Table, name: str, cells: tuple[str, ...], tokens: int, total: int) -> None:
+    share = tokens / total if total else 0
+    bar = ["█" * round(share * _BAR_WIDTH)] if len(table.columns) == len(cells) + 3 else []
+    table.add_row(Text(name), *cells, percent(share), *bar)
+
+
+def _rejects_table(summary: Summary) -> Table:
+    by_reason: dict[str, dict[str, int]] = {}
+    for key, count in summary.rejects.items():
+        reason, _, field = key.partition(":")
+        by_reason.setdefault(reason, {})[field] = count
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1), show_edge=False)
+    table.add_column("Rejected", no_wrap=True)
+    table.add_column("Records", justify="right", no_wrap=True)
+    table.add_column("Field at fault")
+    for reason, fields in sorted(by_reason.items(), key=lambda item: (-sum(item[1].values()), item[0])):
+        named = ", ".join(f"{field} {count:,}" for field, count in fields.items() if field)
+        table.add_row(reason, f"{sum(fields.values()):,}", named)
+    return table
+
+
+# --- Mappings ---
+
+
+def mappings_view(mappings: Iterable[Mapping]) -> RenderableType:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    table.add_column("Mapping", no_wrap=True)
+    table.add_column("Input", no_wrap=True)
+    table.add_column("Output", no_wrap=True)
+    table.add_column("Description")
+    for mapping in mappings:
+        table.add_row(mapping.name, _additive(mapping.input_additive), _additive(mapping.output_additive),
+                      Text(mapping.description))  # fmt: skip
+    return table
+
+
+def _additive(additive: bool) -> str:
+    return "additive" if additive else "inclusive"
+
+
+def mapping_view(mapping: Mapping) -> RenderableType:
+    totals = {
+        ("input", False): "input_tokens includes cached and cache-write tokens",
+        ("input", True): "cached and cache-write tokens are added to input_tokens",
+        ("output", False): "output_tokens includes reasoning tokens",
+        ("output", True): "reasoning tokens are added to output_tokens",
+    }
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    table.add_column("Field", no_wrap=True)
+    table.add_column("Read from", overflow="fold")
+    table.add_column("Rule")
+    for field in mapping.fields:
+        table.add_row(field.name, Text(_source(field)), Text(_rule(field, mapping)))
+    kinds = (totals["input", mapping.input_additive], totals["output", mapping.output_additive])
+    head = Text.assemble((mapping.name, "bold"), f": {mapping.description}\n{kinds[0]}; {kinds[1]}.\n")
+    return Group(head, table)
+
+
+def _source(field: Field) -> str:
+    paths = [" > ".join(path) for path in field.paths]
+    if paths:
+        return "\nelse ".join(paths)
+    return "-" if not field.default else f"constant {json.dumps(field.default, ensure_ascii=False)}"
+
+
+def _rule(field: Field, mapping: Mapping) -> str:
+    if not field.paths:
+        return "not in this source" if not field.default else ""
+    rules = ["required" if field.required else "optional"]
+    if field.default:
+        rules.append(f"default {json.dumps(field.default, ensure_ascii=False)}")
+    if field.formats:
+        rules.append(" or ".join(field.formats))
+    if field.message_time_fallback:
+        rules.append("else the message's time")
+    if field.digits:
+        rules.append("digit strings too")
+    if field.scope:
+        rules.append(f"unique within {' > '.join(field.scope)}")
+    if field.name == "tokens" and mapping.selector:
+        kinds = ", ".join(f"{value} = {counter}" for value, counter in mapping.selector.to)
+        rules.append(f"counted by {' > '.join(mapping.selector.by)}: {kinds}")
+        if mapping.selector.requests:
+            rules.append(f"{mapping.selector.requests} counts as the request")
+    return "; ".join(rules)
+
+
+# --- What a mapping makes of a log ---
+
+
+def check_view(check: Check, mapping: Mapping, log: str) -> RenderableType:
+    head = Text.assemble(
+        (f"{check.counted:,} of {plural(check.read, 'record')}", "bold green" if not check.rejects else "bold yellow"),
+        f" of {log} would be counted with {mapping.name}, {check.rejected:,} rejected, {check.empty:,} empty\n",
+    )
+    parts: list[RenderableType] = [head]
+    if check.counted:
+        parts.append(_fields_table(check))
+    if check.rejects:
+        parts.append(_examples_table(check))
+    return Group(*parts)
+
+
+def _fields_table(check: Check) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    table.add_column("Field", no_wrap=True)
+    table.add_column("Records", justify="right", no_wrap=True)
+    table.add_column("Sum", justify="right", no_wrap=True)
+    table.add_column("First values", overflow="fold")
+    for name, values in check.fields.items():
+        total = "" if values.total is None else f"{values.total:,}"
+        table.add_row(name, f"{values.records:,}", total, Text(", ".join(_example(name, v) for v in values.examples)))
+    return table
+
+
+def _example(field: str, value: str | int) -> str:
+    if isinstance(value, str):
+        return value
+    return time(value) if field == "timestamp" else f"{value:,}"
+
+
+def _examples_table(check: Check) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    table.add_column("Rejected", no_wrap=True)
+    table.add_column("Records", justify="right", no_wrap=True)
+    table.add_column("First at", justify="right", no_wrap=True)
+    table.add_column("Record", overflow="fold")
+    for (reason, field), rejects in check.rejects.items():
+        name = f"{reason}\n{field}" if field else reason
+        table.add_row(name, f"{rejects.records:,}", f"line {rejects.line:,}", Text(_excerpt(rejects.value)))
+    return table
+
+
+def _excerpt(value: bytes, most: int = 120) -> str:
+    text = value[: most * 4].decode(errors="backslashreplace")
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in text[:most])
+    return shown + (" ..." if len(value) > most else "")
