@@ -38,10 +38,22 @@ class IdentitySet:
             return
         if self._generation is not None:
             assert generation > self._generation, "log time is a prefix maximum"
-            self._before = self._current if generation == self._generation + 1 else None
-            self._current = self._table(len(self._current))
-            self._used_at_most, self._sequence = 0, 0
+            self._turn(generation == self._generation + 1)
         self._generation = generation
+
+    def _turn(self, keep: bool) -> None:
+        """Start an empty table, in the memory of the one that is dropped if that is as large."""
+        dropped = self._before if keep else self._current
+        if keep:
+            self._before = self._current
+        else:
+            self._before = None
+        if dropped is not None and len(dropped) == len(self._current):
+            dropped.fill(0)
+            self._current = dropped
+        else:
+            self._current = self._table(len(self._current))
+        self._used_at_most, self._sequence = 0, 0
 
     def reserve(self, records: int, job: np.ndarray[Any, Any]) -> None:
         """Make room for so many new ids and point the job at the tables."""

@@ -55,20 +55,19 @@ constexpr u32 CHOICES_MAX = 8;       // token types of a selector
 constexpr u32 ROOT = 254;            // the object of the top level's keys
 constexpr u32 END = 255;             // the step behind a record's last value
 
-enum Kind : u32 { ORDINARY = 0, OBJECT = 1, TEXT = 2, COUNT = 3, TIME = 4, SELECTOR = 5 };
+enum Kind : u32 { ORDINARY = 0, OBJECT = 1, TEXT = 2, COUNT = 3, TIME = 4, SELECTOR = 5, QUOTED = 8 };
 
 // One predicted move from the end of a value to the next value: these bytes stand between them. Whatever the parser must
 // know of that value's key is here too, so that a right prediction touches nothing else.
 struct alignas(128) Step {
   u8 literal[LITERAL_BYTES_MAX];  // such as  ,"user":"
   u64 marks;                      // mapped keys passed on the way
-  u32 length;                     // of the literal; 0 = no prediction
+  u32 length;                     // of the literal
   u32 key;                        // whose value follows, or END
-  u32 quoted;                     // the literal ends with the value's opening quote
+  u32 kind;                       // with QUOTED: the literal ends with the value's opening quote
   u32 object;                     // that the key stands in
-  u32 kind;
-  u32 slot;    // Text or Counter
-  u32 digits;  // COUNT: digit strings are taken too
+  u32 slot;                       // Text or Counter
+  u32 digits;                     // COUNT: digit strings are taken too
 };
 struct Key {
   u64 text[KEY_BYTES_MAX / 8];  // zero padded

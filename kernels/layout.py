@@ -13,6 +13,7 @@ HAVE_TIME, HAVE_SELECTOR, HAVE_COUNTER = 1 << 6, 1 << 7, 8
 KEYS_MAX, KEY_BYTES_MAX, LITERAL_BYTES_MAX, BUCKETS, STEPS, CHOICES_MAX = 64, 48, 64, 256, 2, 8
 ROOT, END, NONE = 254, 255, 0xFFFFFFFF
 ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR = range(6)
+QUOTED = 8
 EPOCHS = {"epoch_s": 1, "epoch_ms": 2, "epoch_us": 3, "epoch_ns": 4, "epoch_s_decimal": 5}
 SKETCH_REGISTERS = 1 << 14
 SEQUENCE_MAX = (1 << 40) - 1
@@ -26,8 +27,8 @@ STEP = np.dtype(
     [
         ("literal", "V64"),
         ("marks", "u8"),
-        *((name, "u4") for name in ("length", "key", "quoted", "object", "kind", "slot", "digits")),
-        ("padding", "V28"),
+        *((name, "u4") for name in ("length", "key", "kind", "object", "slot", "digits")),
+        ("padding", "V32"),
     ]
 )
 KEY = np.dtype(

@@ -195,16 +195,23 @@ HD const u8* read_text(Reader& reader, u32 kind, u32 slot, const u8* p) {
   return end + 1;
 }
 
-// Reads any value; `quoted`: p is behind the opening quote of a string.
-HD const u8* read_value(Reader& reader, u32 kind, u32 slot, u32 digits, const u8* p, bool quoted) {
-  if (kind == ORDINARY) {
-    p = quoted ? string_end(p, true) : value_end(p);
-    return p ? p + quoted : nullptr;
-  }
-  if (quoted && (kind == TEXT || kind == SELECTOR)) return read_text(reader, kind, slot, p);
-  p -= quoted;
-  if (is_null(p)) return p + 4;  // as if absent
+// Reads any value; with QUOTED in `kind` p is behind the opening quote of a string.
+HD const u8* read_value(Reader& reader, u32 kind, u32 slot, u32 digits, const u8* p) {
   switch (kind) {
+    case TEXT | QUOTED:
+    case SELECTOR | QUOTED:
+      return read_text(reader, kind & ~QUOTED, slot, p);
+    case ORDINARY | QUOTED:
+      p = string_end(p, true);
+      return p ? p + 1 : nullptr;
+    case ORDINARY:
+      return value_end(p);
+    default:
+      break;
+  }
+  if (kind & QUOTED) --p;
+  if (is_null(p)) return p + 4;  // as if absent
+  switch (kind & ~QUOTED) {
     case COUNT:
       return reader.claim(1u << (HAVE_COUNTER + slot)) ? read_count(p, digits, &reader.record.counters[slot]) : nullptr;
     case TIME:
@@ -286,9 +293,10 @@ HD bool finish_record(Reader& reader, u32 line, u32 position) {
   return true;
 }
 
+// The step whose literal stands at p, or null
 HD const Step* predicted(const Step* steps, const u8* p) {
-  if (LIKELY(steps[0].length && same_bytes(p, steps[0].literal, steps[0].length))) return &steps[0];
-  return steps[1].length && same_bytes(p, steps[1].literal, steps[1].length) ? &steps[1] : nullptr;
+  if (LIKELY(same_bytes(p, steps[0].literal, steps[0].length))) return &steps[0];
+  return same_bytes(p, steps[1].literal, steps[1].length) ? &steps[1] : nullptr;
 }
 
 // Where the parser stands between two values.
@@ -327,26 +335,26 @@ HD const u8* next_key(const Plan& plan, const u8* p, Place place, u32* object, u
 
 HD bool parse_object(Reader& reader, const u8* p, const u8* end, u32 line) {
   const Plan& plan = reader.plan;
-  const Step* steps = plan.start;
+  const Step* steps = plan.start;  // null where nothing is predicted
   const u32 position = (u32)(p - reader.job.buffer);
   u32 object = ROOT;
   Place place = BEFORE_RECORD;
   ROLLED for (;;) {
     const Step* step = steps ? predicted(steps, p) : nullptr;
-    u32 key;
     if (LIKELY(step != nullptr)) {
       p += step->length;
-      if (!reader.mark(step->marks)) return false;
-      key = step->key;
       object = step->object;
-      if (key == END) break;
-      p = read_value(reader, step->kind, step->slot, step->digits, p, step->quoted);
+      if (!reader.mark(step->marks)) return false;
+      if (step->key == END) break;
+      p = read_value(reader, step->kind, step->slot, step->digits, p);
+      steps = plan.next[step->key];
     } else {
+      u32 key;
+      steps = nullptr;
       p = next_key(plan, p, place, &object, &key);
       if (!p) return false;
       if (key == END) break;
       if (key == NONE) {
-        steps = nullptr;
         p = value_end(p);
       } else {
         const Key& known = plan.keys[key];
@@ -354,16 +362,15 @@ HD bool parse_object(Reader& reader, const u8* p, const u8* end, u32 line) {
         if (known.kind == OBJECT && *p == '{') {
           object = key;
           place = AFTER_OPEN;
-          steps = nullptr;
           ++p;
           continue;
         }
-        p = read_value(reader, known.kind, known.slot, known.digits, p, false);
+        p = read_value(reader, known.kind, known.slot, known.digits, p);
+        steps = plan.next[key];
       }
     }
     if (!p) return false;
     place = AFTER_VALUE;
-    steps = key == NONE ? nullptr : plan.next[key];
   }
   return p == end && finish_record(reader, line, position);
 }

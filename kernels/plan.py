@@ -69,8 +69,8 @@ class Plan:
             steps = self.table["start"] if node is None else self.table["next"][node]
             for i, ((literal, marks, key, quoted), _) in enumerate(counts.most_common(layout.STEPS)):
                 to = _Node(b"", layout.ROOT) if key == layout.END else learned.nodes[key]
-                facts = (len(literal), key, quoted, to.parent, to.kind, to.slot, to.digits)
-                steps[i] = (literal, marks, *facts, b"")
+                kind = to.kind | (layout.QUOTED if quoted else 0)
+                steps[i] = (literal, marks, len(literal), key, kind, to.parent, to.slot, to.digits, b"")
 
 
 def compile_mapping(mapping: Mapping) -> Plan:
@@ -160,7 +160,7 @@ def _hash(node: _Node, multiplier: int) -> int:
 def _write_nodes(table: np.ndarray[Any, Any], nodes: list[_Node]) -> None:
     """Put nodes into the table under a multiplier that gives each a bucket of its own; forget all steps."""
     table["keys"] = np.zeros(layout.KEYS_MAX, layout.KEY)
-    table["start"], table["next"] = np.zeros((), layout.STEP), np.zeros((), layout.STEP)
+    table["start"], table["next"] = _NO_STEP, _NO_STEP
     for i, node in enumerate(nodes):
         key = table["keys"][i]
         key["text"], key["length"], key["object"] = node.name, len(node.name), node.parent
@@ -181,6 +181,9 @@ def _write_nodes(table: np.ndarray[Any, Any], nodes: list[_Node]) -> None:
 
 
 # --- Learning steps ---
+
+# Matches no JSON: a NUL before the record's end, and even there it only leads to doubt, one byte past that end.
+_NO_STEP = np.array((b"\0\n", 0, 2, layout.END, 0, layout.ROOT, 0, 0, b""), layout.STEP)
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 _LEARNED_MAX = 40  # keys in all; each ordinary key costs a bucket, and long records are not worth more

@@ -52,6 +52,7 @@ _FAILURES = (
 )
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # the one class of wrong arguments in every version of typer
 _WIDTH_PIPED = 120  # of tables that go to a file or another program
+_BARS_WIDTH = 100
 _REPLAY_WINDOWS = 1 << 13  # slots for windows, 16 KB each when used: four days of minutes in one part
 _CUDA_MEMORY_MAX = 16 << 30  # tables of more than this are asked for
 
@@ -62,7 +63,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-mappings_app = typer.Typer(help="List, explain and check mappings: which path of a log's JSON holds which field.")
+mappings_app = typer.Typer(help="List, explain and check mappings: where a log's JSON holds each field.")
 app.add_typer(mappings_app, name="mappings")
 
 
@@ -110,7 +111,11 @@ def _stdout() -> Console:
 
 
 def _show(view: RenderableType) -> None:
-    _stdout().print(view)
+    console = _stdout()
+    with console.capture() as captured:
+        console.print(view)
+    # Rich pads lines to their full width, which a file need not keep.
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
 
 
 def _version(wanted: bool) -> None:
@@ -149,7 +154,7 @@ def replay_command(
         Argument(
             help="Logs, newline-delimited JSON: plain, gzip or zstd, [bold]-[/] is standard input. Duplicates are "
             "found across all of them.",
-            metavar="FILE...",
+            metavar="FILE",
             show_default=False,
         ),
     ],
@@ -282,8 +287,7 @@ def _print_summary(summary: Summary, ran: report.Run, json: bool) -> None:
     if json:
         print(orjson.dumps(report.summary_dict(summary, ran), option=orjson.OPT_INDENT_2).decode())
         return
-    console = _stdout()
-    console.print(report.summary_view(summary, ran, console.width))
+    _show(report.summary_view(summary, ran, bars=sys.stdout.isatty() and _stdout().width >= _BARS_WIDTH))
 
 
 # --- Progress: on stderr, where that is a terminal ---
@@ -346,8 +350,8 @@ _ONLY_OF_A_TRACE = ("model", "repeat")
 _LOG, _WHO, _SIZES, _FAULTS, _TRACE = "The log", "Users, models, chips", "Tokens", "Faults", "From a trace"
 
 
-def _option(name: str, panel: str, text: str, **more: Any) -> Any:
-    return Option(name, rich_help_panel=panel, help=text, **more)
+def _option(name: str, panel: str | None, text: str, short: str | None = None, **more: Any) -> Any:
+    return Option(*filter(None, (name, short)), rich_help_panel=panel, help=text, **more)
 
 
 def _share(name: str, panel: str, text: str) -> Any:
@@ -368,16 +372,16 @@ def _start(text: str) -> int:
 @app.command("synth")
 def synth_command(
     context: typer.Context,
-    out: Annotated[str, Option("--output", "-o", metavar="FILE", help="Compressed if it ends in .zst or .gz; [bold]-[/] is "
-                                                                     "standard output.")] = "-",
-    force: Annotated[bool, Option("--force", "-f", help="Replace a file that exists.")] = False,
+    out: Annotated[str, _option("--output", None, "Compressed if it ends in .zst or .gz.", short="-o", metavar="FILE",
+                                show_default="standard output")] = "-",
+    force: Annotated[bool, _option("--force", None, "Replace a file that exists.", short="-f")] = False,
     seed: Annotated[int, _option("--seed", _LOG, "The same seed gives the same log.")] = 1,
-    count: Annotated[int | None, _option("--count", _LOG, "Records.  [default: 1000000]", min=0, show_default=False)] = None,
-    duration: Annotated[float | None, _option("--duration", _LOG, "Instead of --count: seconds of log time at --rate.", min=0,
-                                              metavar="SECONDS", show_default=False)] = None,
+    count: Annotated[int | None, _option("--count", _LOG, "Records.", min=0, show_default="1000000")] = None,
+    duration: Annotated[float | None, _option("--duration", _LOG, "Seconds of log time at --rate, instead of --count.",
+                                              min=0, metavar="SECONDS", show_default=False)] = None,
     rate: Annotated[float, _option("--rate", _LOG, "Records per second of log time, on average.")] = 20_000.0,
     start: Annotated[int, _option("--start", _LOG, "When the log begins.", parser=_start, metavar="TIME",
-                                  show_default="2026-11-23T00:00:00Z")] = synth.START_MS,  # type: ignore[assignment]
+                                  show_default="2026-11-23T00:00:00Z")] = synth.START_MS,
     day_curve: Annotated[bool, _option("--day-curve", _LOG, "Busy at 15:00 UTC, quiet at 03:00.")] = False,
     bursts: Annotated[float, _share("--bursts", _LOG, "Share of time that is four times as busy.")] = 0.05,
     compact: Annotated[bool, _option("--compact", _LOG, "Only the needed fields: about 200 bytes a record.")] = False,
@@ -397,11 +401,12 @@ def synth_command(
     future: Annotated[float, _share("--future", _FAULTS, "Records from hours to days ahead.")] = 0.0,
     malformed: Annotated[float, _share("--malformed", _FAULTS, "Records that must be rejected.")] = 0.0005,
     escaped: Annotated[float, _share("--escaped", _FAULTS, "Records spelled with JSON escapes.")] = 0.001,
-    trace: Annotated[str | None, _option("--trace", _TRACE, "Take times and token counts from this CSV (or .csv.zst); only "
-                                         "--seed, --start, --users, --user-skew and --chips apply.", metavar="CSV")] = None,
+    trace: Annotated[str | None, _option("--trace", _TRACE, "Times and token counts come from this CSV (or .csv.zst); "
+                                         "of the options above, only --seed, --start, --users, --user-skew and --chips "
+                                         "apply.", metavar="CSV")] = None,
     model: Annotated[str | None, _option("--model", _TRACE, "Where the trace names no model.", metavar="NAME",
-                                         show_default=False)] = None,
-    repeat: Annotated[int, _option("--repeat", _TRACE, "Times the trace is played, with new request ids.", metavar="N")] = 1,
+                                         show_default=synth.MODEL_NAMES[0])] = None,
+    repeat: Annotated[int, _option("--repeat", _TRACE, "Play it so often, with new request ids.", metavar="N")] = 1,
 ) -> None:  # fmt: skip
     """Write a synthetic request log, or turn a public trace into one. The same arguments give the same bytes."""
     given = {name for name in context.params if _is_given(context, name)}
@@ -464,7 +469,7 @@ def _write_log(chunks: Iterator[bytes], records: int | None, out: str, force: bo
 
 @mappings_app.callback(invoke_without_command=True)
 def mappings_list(context: typer.Context) -> None:
-    """List, explain and check mappings: which path of a log's JSON holds which field."""
+    """List, explain and check mappings: where a log's JSON holds each field."""
     if context.invoked_subcommand is None:
         _show(report.mappings_view(map(mappings.resolve, mappings.shipped())))
 

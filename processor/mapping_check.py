@@ -7,12 +7,20 @@ ids are not compared: whether a record is a duplicate is no matter of the mappin
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from kernels import layout
 from kernels.values import Canonical, Rejection
 from processor.referee import Referee
 from schemas.mapping import COUNTS, Mapping
 
 EXAMPLES_MAX = 3
-_TEXTS = ("request_id", "scope", "user", "model", "chip", "prefill_chip")
+_TEXTS = {  # where each stands in a Canonical
+    "request_id": layout.REQUEST_ID,
+    "scope": layout.SCOPE,
+    "user": layout.USER,
+    "model": layout.MODEL,
+    "chip": layout.CHIP,
+    "prefill_chip": layout.PREFILL_CHIP,
+}
 
 
 @dataclass
@@ -79,9 +87,9 @@ def check(lines: Iterable[bytes], mapping: Mapping) -> Check:
 
 def _look_at(record: Canonical, fields: dict[str, Values]) -> None:
     fields["timestamp"].add(record.time_ms)
-    for name, text in zip(_TEXTS, record.texts, strict=True):
-        if text:
-            fields[name].add(text.decode())
+    for name, place in _TEXTS.items():
+        if record.texts[place]:
+            fields[name].add(record.texts[place].decode())
     for name, count in zip(("requests", *COUNTS), record.counters, strict=True):
         if count:
             fields[name].add(count)

@@ -315,7 +315,7 @@ def _sorted(usages: dict[Any, Usage]) -> dict[Any, Usage]:
 
 
 def _busiest(window_tokens: Counter[int], window_ms: int) -> BusiestWindow | None:
-    """The window with the most tokens, the earliest of several. Late records do not move it, as they do the log's span."""
+    """The window with the most tokens, the earliest of several. Late records hardly move it."""
     if not window_tokens:
         return None
     start = min(window_tokens, key=lambda window: (-window_tokens[window], window))

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
@@ -119,14 +120,20 @@ def _usage_dict(usage: Usage) -> dict[str, int]:
     return {**asdict(usage), "total_tokens": usage.total_tokens}
 
 
-def summary_view(summary: Summary, run: Run, width: int) -> RenderableType:
-    """For people, in a terminal of `width` columns."""
+def summary_view(summary: Summary, run: Run, bars: bool = False) -> RenderableType:
+    """For people; bars beside the shares need 100 columns."""
     parts: list[RenderableType] = [_headline(summary), _facts(summary, run)]
     total = summary.usage.total_tokens
     if summary.tally.counted:
-        tables = {"Model": summary.by_model, "Chip": summary.by_chip}
-        parts += [_usage_table(title, usages, total, width) for title, usages in tables.items()]
-        parts += [_users_table(summary, width)] if summary.top_users else []
+        tables = [
+            _usage_table("Model", summary.by_model, total, bars),
+            _usage_table("Chip", summary.by_chip, total, bars),
+        ]
+        tables += [_users_table(summary, bars)] if summary.top_users else []
+        names = [*summary.by_model, *summary.by_chip, *(user for user, _ in summary.top_users)]
+        for table in tables:  # of one width, so that their first numbers stand in one column
+            table.columns[0].min_width = min(_NAME_WIDTH_MAX, max(map(cell_len, names)))
+        parts += [Padding(table, (0, 0, 1, 0)) for table in tables]
     if summary.rejects:
         parts.append(_rejects_table(summary))
     return Group(*parts)
@@ -187,7 +194,7 @@ def _speed(summary: Summary, elapsed: float) -> str:
     tokens = summary.usage.total_tokens / elapsed
     return (
         f": {si(summary.tally.read / elapsed)} records/s, {si(summary.log_bytes / elapsed)}B/s, {si(tokens)} tokens/s\n"
-        f"this pace is {si(tokens * _DAY_SECONDS)} tokens a day, {share_of_target(tokens * _DAY_SECONDS)}"
+        f"a day at this pace: {si(tokens * _DAY_SECONDS)} tokens, {share_of_target(tokens * _DAY_SECONDS)}"
     )
 
 
@@ -228,12 +235,12 @@ def _to(name: str | None, summary: Summary) -> str:
 # --- Its tables ---
 
 _ROWS_MAX = 20  # of models or chips; the others are one line
-_BAR_WIDTH = 16
-_BAR_FROM_WIDTH = 100  # columns of terminal
+_NAME_WIDTH_MAX = 24
+_BAR_WIDTH = 24
 
 
-def _usage_table(title: str, usages: Dict[str, Usage], total: int, width: int) -> Table:
-    table = _table(title, "Requests", "Input", "Output", "Tokens", "Share", wide=width >= _BAR_FROM_WIDTH)
+def _usage_table(title: str, usages: Dict[str, Usage], total: int, bars: bool) -> Table:
+    table = _table(title, "Requests", "Input", "Output", "Tokens", "Share", bars=bars)
     for name, usage in _shortened(usages):
         tokens = usage.total_tokens
         row = (f"{usage.requests:,}", si(usage.input_tokens), si(usage.output_tokens), f"{tokens:,}")
@@ -249,27 +256,37 @@ def _shortened(usages: Dict[str, Usage]) -> list[tuple[str, Usage]]:
     return [*named[: _ROWS_MAX - 1], (f"({len(others):,} others)", add(usage for _, usage in others))]
 
 
-def _users_table(summary: Summary, width: int) -> Table:
-    table = _table(f"Top {plural(len(summary.top_users), 'user')}", "Tokens", "Share", wide=width >= _BAR_FROM_WIDTH)
+def _users_table(summary: Summary, bars: bool) -> Table:
+    table = _table(f"Top {plural(len(summary.top_users), 'user')}", "Tokens", "Share", bars=bars)
     for user, tokens in summary.top_users:
         _add_row(table, user, (f"{tokens:,}",), tokens, summary.usage.total_tokens)
     return table
 
 
-def _table(name: str, *columns: str, wide: bool) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1), show_edge=False)
+def _plain_table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, header_style="bold", border_style="dim", pad_edge=False, show_edge=False)
+
+
+def _table(name: str, *columns: str, bars: bool) -> Table:
+    table = _plain_table()
     table.add_column(name, overflow="fold")
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)
-    if wide:
+    if bars:
         table.add_column("", no_wrap=True, style="cyan")
     return table
 
 
 def _add_row(table: Table, name: str, cells: tuple[str, ...], tokens: int, total: int) -> None:
     share = tokens / total if total else 0
-    bar = ["█" * round(share * _BAR_WIDTH)] if len(table.columns) == len(cells) + 3 else []
-    table.add_row(Text(name), *cells, percent(share), *bar)
+    bar = [_bar(share)] if len(table.columns) == len(cells) + 3 else []
+    table.add_row(Text(name), *cells, f"{share * 100:.1f} %" if share >= 0.0005 or not share else "< 0.1 %", *bar)
+
+
+def _bar(share: float) -> str:
+    """In eighths of a character."""
+    whole, eighths = divmod(round(share * _BAR_WIDTH * 8), 8)
+    return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
 
 
 def _rejects_table(summary: Summary) -> Table:
@@ -277,7 +294,7 @@ def _rejects_table(summary: Summary) -> Table:
     for key, count in summary.rejects.items():
         reason, _, field = key.partition(":")
         by_reason.setdefault(reason, {})[field] = count
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, padding=(0, 1), show_edge=False)
+    table = _plain_table()
     table.add_column("Rejected", no_wrap=True)
     table.add_column("Records", justify="right", no_wrap=True)
     table.add_column("Field at fault")
@@ -291,7 +308,7 @@ def _rejects_table(summary: Summary) -> Table:
 
 
 def mappings_view(mappings: Iterable[Mapping]) -> RenderableType:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    table = _plain_table()
     table.add_column("Mapping", no_wrap=True)
     table.add_column("Input", no_wrap=True)
     table.add_column("Output", no_wrap=True)
@@ -313,7 +330,7 @@ def mapping_view(mapping: Mapping) -> RenderableType:
         ("output", False): "output_tokens includes reasoning tokens",
         ("output", True): "reasoning tokens are added to output_tokens",
     }
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    table = _plain_table()
     table.add_column("Field", no_wrap=True)
     table.add_column("Read from", overflow="fold")
     table.add_column("Rule")
@@ -355,6 +372,8 @@ def _rule(field: Field, mapping: Mapping) -> str:
 
 # --- What a mapping makes of a log ---
 
+_EXAMPLE_WIDTH = 16
+
 
 def check_view(check: Check, mapping: Mapping, log: str) -> RenderableType:
     head = Text.assemble(
@@ -363,32 +382,34 @@ def check_view(check: Check, mapping: Mapping, log: str) -> RenderableType:
     )
     parts: list[RenderableType] = [head]
     if check.counted:
-        parts.append(_fields_table(check))
+        parts.append(Padding(_fields_table(check), (0, 0, 1, 0)))
     if check.rejects:
         parts.append(_examples_table(check))
     return Group(*parts)
 
 
 def _fields_table(check: Check) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    table = _plain_table()
     table.add_column("Field", no_wrap=True)
     table.add_column("Records", justify="right", no_wrap=True)
     table.add_column("Sum", justify="right", no_wrap=True)
     table.add_column("First values", overflow="fold")
     for name, values in check.fields.items():
         total = "" if values.total is None else f"{values.total:,}"
-        table.add_row(name, f"{values.records:,}", total, Text(", ".join(_example(name, v) for v in values.examples)))
+        table.add_row(name, f"{values.records:,}", total, Text(_examples(name, values.examples)))
     return table
 
 
-def _example(field: str, value: str | int) -> str:
-    if isinstance(value, str):
-        return value
-    return time(value) if field == "timestamp" else f"{value:,}"
+def _examples(field: str, values: list[str | int]) -> str:
+    """One below the other where they are long."""
+    shown = [
+        value if isinstance(value, str) else time(value) if field == "timestamp" else f"{value:,}" for value in values
+    ]
+    return ("\n" if max(map(len, shown), default=0) > _EXAMPLE_WIDTH else ", ").join(shown)
 
 
 def _examples_table(check: Check) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False, show_edge=False)
+    table = _plain_table()
     table.add_column("Rejected", no_wrap=True)
     table.add_column("Records", justify="right", no_wrap=True)
     table.add_column("First at", justify="right", no_wrap=True)

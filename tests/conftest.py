@@ -7,7 +7,9 @@ import pytest
 
 from kernels.engine import Engine
 from kernels.target import CudaTarget, DeviceError, HostTarget, Target
-from tests import harness
+
+pytest.register_assert_rewrite("tests.harness")
+from tests import harness  # noqa: E402  its asserts shall show what differs
 
 
 @pytest.fixture(scope="session", params=["cpu", "cpu x 2 threads", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -26,3 +28,12 @@ def target(request: pytest.FixtureRequest) -> Target:
 def make_engine(target: Target) -> Callable[..., Engine]:
     """`make_engine(rows=..., window_ms=...)`: an engine of moderate size, but for these settings."""
     return partial(harness.make_engine, target)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """The long fuzz runs where it is asked for: `pytest -m fuzz`."""
+    if "fuzz" in config.option.markexpr:
+        return
+    long = [item for item in items if item.get_closest_marker("fuzz")]
+    config.hook.pytest_deselected(items=long)
+    items[:] = [item for item in items if item not in long]

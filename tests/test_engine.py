@@ -113,8 +113,8 @@ def test_tiles_may_have_any_size(make_engine, log, tile_records, where):
 def test_tiny_tables_need_many_parts_and_the_sums_stay(make_engine, lines, where, tile_records):
     log = [value for value in lines if len(value) < TINY["batch_bytes"]]
     engine = make_engine(**TINY | {"tile_records": tile_records})
-    pieces = [Piece(batch) for piece in pieces_of(log, where) for batch in harness.batches(piece.values, TINY["batch_bytes"])]
-    harness.check(engine, NATIVE, pieces)
+    pieces = [batch for piece in pieces_of(log, where) for batch in harness.batches(piece.values, TINY["batch_bytes"])]
+    harness.check(engine, NATIVE, map(Piece, pieces))
 
 
 @property_test
@@ -259,7 +259,7 @@ def test_an_id_is_remembered_for_its_generation_and_the_next(make_engine, times,
     assert run.engine.tally().duplicates == duplicates
 
 
-@pytest.mark.parametrize("before", range(12, 24))
+@pytest.mark.parametrize("before", range(16, 24))
 def test_generations_do_not_depend_on_where_a_part_closes(make_engine, before):
     """After so many new users before it, the part is full somewhere in a batch whose last message is far ahead."""
     filler = [Piece([line(request_id=f"filler-{i}", user=f"filler-{i}")], [TIME_MS]) for i in range(before)]
@@ -664,15 +664,19 @@ USAGE = b'"prompt_tokens":3,"completion_tokens":4'
 VLLM = b'{"timestamp":1795000000000,"user":"u","chip":"c","response":{"model":"m","usage":{' + USAGE + b"}}}"
 VLLM_TAUGHT_AND_READ = {
     "an empty object last": (
-        b'{"timestamp":1795000000000,"user":"u","chip":"c","response":{}}',
-        [VLLM[:-1] + b',"response":{}}', VLLM],
+        VLLM[:-3] + b',"prompt_tokens_details":{}}}}',
+        [
+            VLLM.replace(USAGE, b'"prompt_tokens_details":{},' + USAGE + b',"prompt_tokens_details":{}'),
+            VLLM.replace(USAGE, b'"prompt_tokens_details":null,' + USAGE + b',"prompt_tokens_details":{}'),
+            VLLM[:-3] + b',"prompt_tokens_details":{}}}}',
+        ],
     ),
-    "an empty object in between, twice": (
+    "an empty object, twice in between": (
         VLLM.replace(b'"usage":', b'"usage":{},"usage":'),
         [VLLM.replace(b'"usage":', b'"usage":{},"usage":'), VLLM],
     ),
     "an empty object, twice at the end": (
-        VLLM[:-2] + b',"prompt_tokens_details":{},"prompt_tokens_details":{}}}',
+        VLLM[:-3] + b',"prompt_tokens_details":{},"prompt_tokens_details":{}}}}',
         [
             VLLM[:-3] + b',"prompt_tokens_details":{},"prompt_tokens_details":{}}}}',
             VLLM[:-3] + b',"prompt_tokens_details":{}}}}',
@@ -709,7 +713,6 @@ def test_a_plan_learned_from_a_line_judges_its_mutants(make_engine, name):
     """Nearly the learned bytes: the place where trust in a matched literal could go too far."""
     mapping = shipped(name)
     rng = random.Random(name)
-    engine_batches = 0
     for _ in range(60):
         record = mutate.valid_record(rng, mapping.oracle, b'"service"')
         if rng.random() < 0.7 and record.leaves:
@@ -718,8 +721,6 @@ def test_a_plan_learned_from_a_line_judges_its_mutants(make_engine, name):
         mutants = [rng.choice(mutate.BYTE_MUTATORS)(rng, taught) for _ in range(60)] if taught else []
         mutants = [text.replace(b"\n", b" ") for text in mutants]
         harness.check(make_engine(), mapping, [Piece([taught] * 2), *map(Piece, harness.batches(mutants))])
-        engine_batches += 1
-    assert engine_batches == 60
 
 
 # --- Windows, times, sizes ---
@@ -787,7 +788,7 @@ def test_a_pack_that_does_not_fit_says_so(make_engine):
 
 
 def test_an_empty_batch_changes_nothing(make_engine):
-    run = harness.check(make_engine(), NATIVE, [Piece([]), Piece([], []), Piece([GOOD]), Piece([])])
+    run = harness.check(make_engine(), NATIVE, [Piece([]), Piece([GOOD]), Piece([]), Piece([], None, "other")])
     assert run.engine.tally().read == 1
     assert harness.rows_of(run.engine.changes()) == {}
 
@@ -812,4 +813,5 @@ def test_the_oracle_and_the_harness_read_the_same_mapping():
     for name in harness.SHIPPED:
         mapping = shipped(name)
         assert mapping.engine.name == mapping.oracle["name"] == name
-        assert set(oracle.mapped_paths(mapping.oracle)) >= {path for spec in mapping.engine.fields for path in spec.paths}
+        paths = {path for spec in mapping.engine.fields for path in spec.paths}
+        assert set(oracle.mapped_paths(mapping.oracle)) >= paths

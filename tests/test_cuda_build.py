@@ -1,0 +1,22 @@
+"""The CUDA kernels compile for every architecture that we name, and nothing spills. Needs NVRTC, no GPU."""
+
+import pytest
+
+from kernels import build
+
+pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
+pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="NVRTC is not installed", exc_type=ImportError)
+
+KERNELS = {*build.ENTRIES, "move_identities", "count_lines", "place_lines"}
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])
+def test_kernels_compile_without_spills(architecture, capsys):
+    uses = build.compile_device(architecture)
+    with capsys.disabled():
+        table = ", ".join(f"{use.name} {use.registers}" for use in sorted(uses, key=lambda use: -use.registers))
+        spills = {use.name: use.spill_bytes for use in uses if use.spill_bytes}
+        print(f"\n{architecture}: registers: {table}; spills: {spills or 'none'}")
+    assert {use.name for use in uses} >= KERNELS
+    assert not spills
+    assert all(0 < use.registers <= 64 for use in uses), "four blocks of 256 threads a multiprocessor"

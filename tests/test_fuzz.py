@@ -1,0 +1,132 @@
+"""Mutated lines of every shipped mapping: engine, referee and oracle agree on every one of them.
+
+    TOKENOMETER_FUZZ_LINES=5000000 pytest -m fuzz tests/test_fuzz.py      that many lines
+    TOKENOMETER_FUZZ_SEED=17 pytest tests/test_fuzz.py                    another seed
+
+A failure names the seed and the first line that is read differently.
+"""
+
+import os
+import random
+from collections.abc import Iterator
+
+import pytest
+
+import kernels.engine
+from kernels.values import Canonical, Rejection
+from processor.referee import Referee
+from tests import harness, mutate, oracle
+from tests.harness import Mapping, Piece, Run, shipped
+
+SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
+LINES = 50_000
+FUZZ_LINES = int(os.environ.get("TOKENOMETER_FUZZ_LINES", "1000000"))
+SETTINGS = {"window_ms": 1000, "batch_bytes": 1 << 21, "tile_records": 256}  # narrow windows: seconds show in the rows
+HORIZON_MS = 1000
+
+
+def batches(rng: random.Random, lines: list[bytes]) -> Iterator[list[bytes]]:
+    """A third of the lines in handfuls, so that a plan learns from few, strange ones; the rest by the hundred."""
+    at = 0
+    while at < len(lines):
+        size = rng.randrange(1, 30) if rng.random() < 0.9 else rng.randrange(100, 1200)
+        yield from harness.batches(lines[at : at + size], SETTINGS["batch_bytes"])
+        at += size
+
+
+def pieces(rng: random.Random, name: str, lines: list[bytes]) -> list[Piece]:
+    """Half of the batches come with message times, in a partition of their own; then identities expire."""
+    made, now = [], mutate.NOW_MS
+    for batch in batches(rng, lines):
+        if rng.random() < 0.5:
+            made.append(Piece(batch, None, "file"))
+        else:
+            now += rng.choice([0, 0, 0, HORIZON_MS // 2])
+            made.append(Piece(batch, [now if rng.random() < 0.01 else mutate.NOW_MS for _ in batch], "topic"))
+    return made
+
+
+def judged(line: bytes, mapping: Mapping, time: int | None) -> tuple | Rejection | None:
+    """The oracle's verdict in the referee's words; None for an empty record."""
+    verdict = oracle.judge(line, mapping.oracle, time)
+    record = verdict.record
+    if record is None:
+        return None if verdict.kind == "empty" else Rejection(str(verdict.reason), verdict.field)
+    names = (record.request_id, record.scope, record.user, record.model, record.chip, record.prefill_chip)
+    return Canonical(record.timestamp, tuple((name or "").encode() for name in names), tuple(record[7:]))
+
+
+def fates(wanted: oracle.Meter) -> tuple:
+    return wanted.rows, wanted.counted, wanted.duplicates, wanted.rejected, wanted.empty, wanted.dead_letters
+
+
+def first_difference(run: Run, mapping: Mapping, piece: Piece) -> bytes | None:
+    """The first line of the batch that the engine, with what it just learned, reads differently when alone."""
+    for number, line in enumerate(piece.values):
+        part = ("alone", number)
+        before = run.engine.tally()
+        run.engine.open_part()
+        times = piece.times and piece.times[number : number + 1]
+        alone = Run(run.engine, mapping)
+        loaded = run.engine.load(run.engine.pack([line], times, part), mapping.engine)
+        progress = run.engine.count(loaded)
+        wanted = harness.expected(mapping, [Piece([line], times, part)], window_ms=SETTINGS["window_ms"])
+        letters = [(letter.rejection.reason, letter.rejection.field) for letter in progress.dead_letters]
+        same = letters == [letter[3:5] for letter in wanted.dead_letters]
+        if not same or run.engine.tally() - before != harness.tally_of(wanted) or alone.rows() != wanted.rows:
+            return line
+    return None
+
+
+def fuzz(make_engine, monkeypatch, name: str, seed: int, lines: int) -> None:
+    rng = random.Random(f"{seed} {name}")
+    mapping = shipped(name)
+    log = list(mutate.lines(rng, name, mapping.oracle, lines))
+    monkeypatch.setattr(kernels.engine, "RELEARN_BATCHES", 1)
+    engine = make_engine(secret_seed=seed, dedup_horizon_ms=HORIZON_MS, **SETTINGS)
+    run, referee = Run(engine, mapping), Referee()
+    file, topic = oracle.Meter(1000), oracle.Meter(1000, dedup_horizon_ms=HORIZON_MS)
+    for piece in pieces(rng, name, log):
+        wanted = file if piece.times is None else topic
+        for line, time in zip(piece.values, piece.times or [None] * len(piece.values), strict=True):
+            wanted.feed(mapping.oracle, line, time, piece.partition)
+            if rng.random() < 0.1:
+                want = judged(line, mapping, time)
+                assert want is None or referee(line, mapping.engine, time) == want, f"referee, seed {seed}: {line!r}"
+        run.feed(piece.values, piece.times, piece.partition)
+        if not agree(run, file, topic, wanted, len(piece.values)):
+            monkeypatch.setattr(kernels.engine, "RELEARN_BATCHES", 1 << 40)
+            line = first_difference(run, mapping, piece)
+            what = "no line alone, so the batch matters" if line is None else f"{line!r}"
+            pytest.fail(f"{name}, seed {seed}: {what}\nin a batch that begins {list(piece.values[:4])!r}")
+    assert run.rows() == sum_of(file, topic)
+
+
+def agree(run: Run, file: oracle.Meter, topic: oracle.Meter, wanted: oracle.Meter, lines: int) -> bool:
+    """Cheap enough after every batch: tallies, and the dead letters that came last."""
+    ours, theirs = harness.tally_of(file), harness.tally_of(topic)
+    if run.engine.tally() - ours != theirs:
+        return False
+    letters = [letter for letter in run.letters[-lines:] if letter[0] == ("file" if wanted is file else "topic")]
+    return not letters or letters == wanted.dead_letters[-len(letters) :]
+
+
+def sum_of(*meters: oracle.Meter) -> harness.Rows:
+    total: harness.Rows = {}
+    for meter in meters:
+        harness.add_rows(total, meter.rows)
+    return total
+
+
+@pytest.mark.parametrize("name", harness.SHIPPED)
+def test_mutated_lines_are_read_alike(target, make_engine, monkeypatch, name):
+    share = 10 if "x 2" in target.name else 1  # what a line means does not depend on threads; they get a sample
+    fuzz(make_engine, monkeypatch, name, SEED, LINES // len(harness.SHIPPED) // share)
+
+
+@pytest.mark.fuzz
+@pytest.mark.parametrize("name", harness.SHIPPED)
+def test_a_million_mutated_lines_are_read_alike(make_engine, monkeypatch, name):
+    lines = FUZZ_LINES // len(harness.SHIPPED)
+    for begin in range(0, lines, LINES):
+        fuzz(make_engine, monkeypatch, name, SEED + 1 + begin // LINES, min(LINES, lines - begin))

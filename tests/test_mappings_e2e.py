@@ -1,0 +1,71 @@
+"""Every shipped mapping's examples through engine and oracle: both say what the file beside them expects."""
+
+import json
+
+import pytest
+
+from tests import harness, oracle
+from tests.harness import Piece, shipped
+
+EXAMPLES = harness.MAPPINGS / "examples"
+COUNTERS = ("requests", *oracle.COUNTS)
+
+
+def example(name: str) -> tuple[list[bytes], list[dict]]:
+    lines = (EXAMPLES / f"{name}.ndjson").read_bytes().splitlines()
+    results = json.loads((EXAMPLES / f"{name}.expected.json").read_text())
+    assert len(lines) == len(results) > 0
+    return lines, results
+
+
+def rows_of_result(result: dict) -> harness.Rows:
+    """The one or two rows that a counted record makes, read off its expected fields."""
+    start = result["timestamp"] - result["timestamp"] % 60_000
+    counters = [result[name] for name in COUNTERS]
+    rows: harness.Rows = {}
+    harness.add_rows(rows, {(start, result["user"], result["model"], result["chip"]): [*counters[:1], 0, 0, 0, *counters[4:]]})
+    input_chip = result["prefill_chip"] or result["chip"]
+    harness.add_rows(rows, {(start, result["user"], result["model"], input_chip): [0, *counters[1:4], 0, 0]})
+    return rows
+
+
+@pytest.mark.parametrize("name", harness.SHIPPED)
+def test_each_example_line_alone_has_its_expected_result(make_engine, name):
+    mapping = shipped(name)
+    engine = make_engine()
+    for number, (line, result) in enumerate(zip(*example(name), strict=True)):
+        run = harness.Run(engine, mapping)
+        before = engine.tally()
+        loaded = engine.load(engine.pack([line], None, ("line", number)), mapping.engine)
+        letters = engine.count(loaded).dead_letters
+        fate = engine.tally() - before
+        verdict = oracle.judge(line, mapping.oracle)
+        if "rejected" in result:
+            (letter,) = letters
+            assert (letter.rejection.reason, letter.rejection.field) == (result["rejected"], result["field"])
+            assert (verdict.reason, verdict.field) == (result["rejected"], result["field"])
+            assert letter.value == line and fate.rejected == fate.read == 1
+        else:
+            assert not letters and fate.counted == fate.read == 1
+            assert run.rows() == rows_of_result(result)
+            assert verdict.record is not None
+            assert verdict.record._asdict() == {"scope": verdict.record.scope} | result
+        engine.open_part()
+
+
+@pytest.mark.parametrize("name", harness.SHIPPED)
+def test_an_example_file_adds_up(make_engine, name):
+    """As one message and as one message a line; nothing in the examples is a duplicate unless its id says so."""
+    lines, results = example(name)
+    for values in (lines, [b"\n".join(lines)]):
+        run = harness.check(make_engine(), shipped(name), [Piece(values)])
+        assert run.engine.tally().rejected == sum("rejected" in result for result in results)
+        assert [letter[3:5] for letter in run.letters] == [
+            (result["rejected"], result["field"]) for result in results if "rejected" in result
+        ]
+        if not run.engine.tally().duplicates:
+            total: harness.Rows = {}
+            for result in results:
+                if "rejected" not in result:
+                    harness.add_rows(total, rows_of_result(result))
+            assert run.rows() == total
