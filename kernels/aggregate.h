@@ -24,10 +24,6 @@ constexpr u32 WINDOW_PROBES_MAX = 64;
 
 // A new row is a user's first in its cell: the only time its window's sketch can grow.
 HD void sketch_user(const Job& job, u32 user, u32 cell) {
-  const u64 where = job.texts[user].where;
-  const u64 seed[8] = {job.sketch_seed, ~job.sketch_seed, 0x8f1bbcdcbfa53e0bull, 0x2f6e2b1d9c3a5f47ull,
-                       0x5a827999a3b1c6d5ull, 0x6ed9eba1e4d2f7c9ull, 0xca62c1d6b7e15163ull, 0x93c467e37db0c7a4ull};
-  const Hash hash = hash_text(job.arena + (where >> 16), (u32)where & 0xffff, seed, 0);
   const u64 low = job.cells[cell].low;  // window + 1
   u32 slot = (u32)(low * 0x9e3779b97f4a7c15ull >> 40) & job.windows_mask;
   ROLLED for (u32 probe = 0;; ++probe, slot = (slot + 1) & job.windows_mask) {
@@ -40,9 +36,8 @@ HD void sketch_user(const Job& job, u32 user, u32 cell) {
     }
     if (seen == 0 || seen == low) break;
   }
-  // Register: the hash's first bits; value: how many zeros the rest starts with, plus one.
-  const u32 index = (u32)(hash.low >> (64 - SKETCH_BITS));
-  const u32 rank = leading_zeros(hash.low << SKETCH_BITS | 1ull << (SKETCH_BITS - 1)) + 1;
+  const u32 place = (u32)(job.texts[user].where >> LENGTH_BITS) & ((1u << (SKETCH_BITS + SKETCH_RANK_BITS)) - 1);
+  const u32 index = place >> SKETCH_RANK_BITS, rank = place & ((1u << SKETCH_RANK_BITS) - 1);
   u32* word = &job.registers[(u64)slot * (SKETCH_REGISTERS / 4) + index / 4];
   const u32 shift = index % 4 * 8;
   for (u32 old = load(word); (old >> shift & 0xff) < rank;) {
@@ -89,9 +84,9 @@ HD void export_row(const Job& job, u32 k) {
   const Cell& cell = job.cells[(u32)row.key];
   UsageRow& out = job.usage_rows[k];
   out.window = cell.low - 1;
-  out.user = job.texts[(u32)(row.key >> 32) & 0x7fffffffu].where;
-  out.model = job.texts[(u32)(cell.high >> 32) & 0x7fffffffu].where;
-  out.chip = job.texts[(u32)cell.high].where;
+  out.user = text_place(job.texts[(u32)(row.key >> 32) & 0x7fffffffu].where);
+  out.model = text_place(job.texts[(u32)(cell.high >> 32) & 0x7fffffffu].where);
+  out.chip = text_place(job.texts[(u32)cell.high].where);
   for (u32 slot = 0; slot < COUNTERS; ++slot) out.counters[slot] = row.counters[slot];
 }
 

@@ -24,7 +24,7 @@ from kernels import layout
 _HERE = pathlib.Path(__file__).parent
 HOST_FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-Wall", "-Wextra", "-Werror"),
-    *("-fno-strict-aliasing", "-fvisibility=hidden", "-shared", "-fPIC"),
+    *("-fvisibility=hidden", "-shared", "-fPIC"),
 )
 THREADS_FLAG = "-DTOKENOMETER_THREADS"
 DEVICE_FLAGS = ("-std=c++17",)

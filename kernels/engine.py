@@ -480,9 +480,10 @@ class Engine:
     def _names(self, slots: Array) -> list[str]:
         """The strings of text slots; each distinct one is decoded once."""
         distinct, index = np.unique(np.asarray(slots), return_inverse=True)
-        places = self.target.fetch(self._tables["texts"][self.target.xp.asarray(distinct), 2]).tolist()
+        where = self.target.fetch(self._tables["texts"][self.target.xp.asarray(distinct), 2]).tolist()
         arena = self._arena()
-        names = [bytes(arena[place >> 16 : (place >> 16) + (place & 0xFFFF)]).decode() for place in places]
+        starts = [(value >> layout.OFFSET_SHIFT, value & layout.LENGTH_MASK) for value in where]
+        names = [bytes(arena[start : start + length]).decode() for start, length in starts]
         return [names[i] for i in index.tolist()]
 
     def _arena(self) -> Bytes:

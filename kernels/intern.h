@@ -5,6 +5,7 @@
 // half is the unique inserter.
 #pragma once
 #include "layout.h"
+#include "hash.h"
 
 namespace tokenometer {
 
@@ -30,14 +31,35 @@ HD Claim claim_entry(Entry* table, u32 mask, u32 home, u64 low, u64 high) {
 
 HD u32 text_home(u64 low) { return (u32)(low >> 8); }
 
+// A string's place in a HyperLogLog: the register its hash's first bits name, and how many zeros the rest starts with,
+// plus one. The seed is shared by all meters, so that their sketches can be merged.
+HD u64 sketch_place(const u8* text, u32 length, u64 seed) {
+  const u64 secret[8] = {seed,
+                         ~seed,
+                         0x8f1bbcdcbfa53e0bull,
+                         0x2f6e2b1d9c3a5f47ull,
+                         0x5a827999a3b1c6d5ull,
+                         0x6ed9eba1e4d2f7c9ull,
+                         0xca62c1d6b7e15163ull,
+                         0x93c467e37db0c7a4ull};
+  const u64 hash = hash_text(text, length, secret, 0).low;
+  const u32 rank = leading_zeros(hash << SKETCH_BITS | 1ull << (SKETCH_BITS - 1)) + 1;
+  return (hash >> (64 - SKETCH_BITS)) << SKETCH_RANK_BITS | rank;
+}
+
+// Where a string's bytes are, for the host: arena offset << 16 | length
+HD u64 text_place(u64 where) { return where >> OFFSET_SHIFT << 16 | (where & ((1u << LENGTH_BITS) - 1)); }
+
 HD u32 intern_text(const Job& job, const Record& record, u32 text) {
   const u64 low = record.low[text];
   const Claim claim = claim_entry(job.texts, job.texts_mask, text_home(low), low, record.high[text]);
   if (claim.fresh) {
     const u32 length = record.length[text];
     const u64 offset = fetch_add(&job.fill[FILL_ARENA], length);
-    ROLLED for (u32 k = 0; k < length; ++k) job.arena[offset + k] = job.buffer[record.start[text] + k];
-    job.texts[claim.slot].where = offset << 16 | length;
+    const u8* bytes = job.buffer + record.start[text];
+    ROLLED for (u32 k = 0; k < length; ++k) job.arena[offset + k] = bytes[k];
+    const u64 sketch = sketch_place(bytes, length, job.sketch_seed);
+    job.texts[claim.slot].where = offset << OFFSET_SHIFT | sketch << LENGTH_BITS | length;
     job.text_order[fetch_add(&job.fill[FILL_TEXTS], 1)] = claim.slot;
   }
   return claim.slot;

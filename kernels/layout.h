@@ -133,7 +133,7 @@ struct alignas(16) Identity {
 struct alignas(32) TextEntry {
   u64 low;
   u64 high;
-  u64 where;   // arena offset << 16 | length
+  u64 where;   // arena offset 35 bits | sketch index 14, rank 6 | length 9
   u64 tokens;  // of a user, in this part
 };
 struct alignas(64) Cell {
@@ -152,6 +152,8 @@ struct alignas(16) Window {
   u64 high;
 };
 constexpr u32 SKETCH_BITS = 14;  // 16,384 registers: standard error 0.81 %
+constexpr u32 SKETCH_RANK_BITS = 6, LENGTH_BITS = 9;  // of TextEntry::where
+constexpr u32 OFFSET_SHIFT = SKETCH_BITS + SKETCH_RANK_BITS + LENGTH_BITS;
 constexpr u32 SKETCH_REGISTERS = 1u << SKETCH_BITS;
 constexpr u32 SEQUENCE_BITS = 40;
 constexpr u64 SEQUENCE_MASK = (1ull << SEQUENCE_BITS) - 1;

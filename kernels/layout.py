@@ -16,6 +16,7 @@ ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR = range(6)
 QUOTED = 8
 EPOCHS = {"epoch_s": 1, "epoch_ms": 2, "epoch_us": 3, "epoch_ns": 4, "epoch_s_decimal": 5}
 SKETCH_REGISTERS = 1 << 14
+OFFSET_SHIFT, LENGTH_MASK = 29, (1 << 9) - 1  # of TextEntry::where
 SEQUENCE_MAX = (1 << 40) - 1
 RECORD_BYTES_MAX = 1 << 20
 FILL_TEXTS, FILL_ARENA, FILL_CELLS, FILL_ROWS, FILL_CHANGED, FILL_WINDOWS, FILL_UNSKETCHED, FILL_DOUBTFUL = range(8)

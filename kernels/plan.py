@@ -61,9 +61,7 @@ class Plan:
     def learn(self, lines: Iterable[bytes]) -> None:
         """Predict steps from sample lines. Only valid JSON teaches: a literal that matched is not checked again."""
         learned = _Steps(self.nodes, _mapped(self.nodes))
-        for line in lines:
-            if _is_object(line):
-                learned.read(line)
+        learned.read([line for line in lines if _is_object(line)])
         _write_nodes(self.table, learned.nodes)
         for node, counts in learned.counts.items():
             steps = self.table["start"] if node is None else self.table["next"][node]
@@ -187,32 +185,58 @@ _NO_STEP = np.array((b"\0\n", 0, 2, layout.END, 0, layout.ROOT, 0, 0, b""), layo
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 _LEARNED_MAX = 40  # keys in all; each ordinary key costs a bucket, and long records are not worth more
+_STEADY_SHARE = 0.95
+_STEADY_BYTES_MAX = 40  # of a literal that ends in a steady value, so that the next key still fits
 _Step = tuple[bytes, int, int, bool]  # literal, marks, key, quoted
+_Value = tuple[int | None, int, int, int]  # key (None if unknown, or END), marks since the last value, start, end
 
 
 class _Steps:
-    """Counts which literal leads from the end of one known value to the start of the next."""
+    """Counts which literal leads from the end of one known value to the start of the next.
+
+    A value that is nearly always the same, such as `"status":200`, is part of the literal around it.
+    """
 
     def __init__(self, nodes: list[_Node], mapped: list[_Node]) -> None:
         self.nodes = list(mapped)
         self.index = {(node.name, node.parent): i for i, node in enumerate(mapped)}
         self.counts: dict[int | None, Counter[_Step]] = {}
 
-    def read(self, line: bytes) -> None:
-        before: int | None = None  # the last known value's key; None at the record's start
-        end: int | None = 0  # where its value ended; None behind a value of an unknown key
-        for key, marks, start, value_end in self._values(line):
-            if end is not None and key is not None:
-                quoted = line[start : start + 1] == b'"'
-                self._count(before, (line[end : start + quoted], marks, key, quoted))
-            before, end = key, value_end if key is not None else None
+    def read(self, lines: list[bytes]) -> None:
+        walks = [(line, list(self._values(line))) for line in lines]
+        steady = self._steady(walks)
+        for line, walk in walks:
+            before: int | None = None  # the last known value's key; None at the record's start
+            end: int | None = 0  # where its value ended; None behind a value of an unknown key
+            passed = 0  # marks of the keys since
+            for key, marks, start, value_end in walk:
+                passed |= marks
+                if key in steady and (end is None or value_end - end < _STEADY_BYTES_MAX):
+                    continue
+                if end is not None and key is not None:
+                    quoted = line[start : start + 1] == b'"'
+                    self._count(before, (line[end : start + quoted], passed, key, quoted))
+                before, end, passed = key, value_end if key is not None else None, 0
+
+    def _steady(self, walks: list[tuple[bytes, list[_Value]]]) -> set[int]:
+        """Ordinary keys of which as many values as steps are predicted make up nearly all."""
+        seen: dict[int, Counter[bytes]] = {}
+        for line, walk in walks:
+            for key, _, start, end in walk:
+                if key is not None and key != layout.END and not self.nodes[key].mark:
+                    seen.setdefault(key, Counter())[line[start:end]] += 1
+        return {
+            key
+            for key, values in seen.items()
+            if sum(count for _, count in values.most_common(layout.STEPS)) >= _STEADY_SHARE * values.total()
+        }
 
     def _count(self, before: int | None, step: _Step) -> None:
         if len(step[0]) <= layout.LITERAL_BYTES_MAX:
             self.counts.setdefault(before, Counter())[step] += 1
 
-    def _values(self, line: bytes) -> Iterator[tuple[int | None, int, int, int]]:
-        """Each value in a tracked object, and END: key (None if unknown), marks since the last, start, end."""
+    def _values(self, line: bytes) -> Iterator[_Value]:
+        """Each value in a tracked object, and END."""
         tokens = [(match.group(), match.start(), match.end()) for match in _TOKEN.finditer(line)]
         objects = [layout.ROOT]
         marks = 0

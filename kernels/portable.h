@@ -171,6 +171,12 @@ HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
   if (LIKELY(n <= 32)) return _bzhi_u32(differing_bytes(p, literal), n) == 0;
   return differing_bytes(p, literal) == 0 && _bzhi_u32(differing_bytes(p + 32, literal + 32), n - 32) == 0;
 }
+CONSTANT u8 KEPT[64] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
+                        255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+HD void load_block(const u8* p, u32 n, u64* block) {
+  const __m256i kept = _mm256_loadu_si256((const __m256i*)(KEPT + 32 - (n < 32 ? n : 32)));
+  _mm256_storeu_si256((__m256i*)block, _mm256_and_si256(_mm256_loadu_si256((const __m256i*)p), kept));
+}
 // Bit i is set where p[i] is a newline, i < 64.
 HD u64 newlines(const u8* p) {
   const __m256i newline = _mm256_set1_epi8('\n');
@@ -193,11 +199,18 @@ HD u32 plain_run(const u8* p) {
   }
 }
 HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
-  const u64* words = (const u64*)literal;  // literals are 8-byte aligned (layout.h)
   u32 i = 0;
   ROLLED for (; i + 8 <= n; i += 8)
-    if (load_word(p + i) != words[i >> 3]) return false;
-  return i == n || ((load_word(p + i) ^ words[i >> 3]) << (64 - 8 * (n - i))) == 0;
+    if (load_word(p + i) != load_word(literal + i)) return false;
+  return i == n || ((load_word(p + i) ^ load_word(literal + i)) << (64 - 8 * (n - i))) == 0;
+}
+// The first n of 32 bytes at p as words, zeros behind them: no branch depends on n.
+HD void load_block(const u8* p, u32 n, u64* block) {
+  for (u32 i = 0; i < 4; ++i) {
+    const u32 left = n < 8 * i ? 0 : n - 8 * i;
+    const u64 kept = left >= 8 ? ~0ull : (1ull << (8 * left)) - 1;
+    block[i] = load_word(p + 8 * i) & kept;
+  }
 }
 HD u64 newlines(const u8* p) {
   u64 marks = 0;

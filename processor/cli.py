@@ -216,6 +216,7 @@ def replay_command(
     ran = report.Run(name, files, chosen.name, engine.target.name, time.perf_counter() - begun, out, rejected)
     _print_summary(summary, ran, json)
     if summary.partial:
+        _fail("interrupted: the result is partial, and no file was written", EXIT_INTERRUPTED)
         raise typer.Exit(EXIT_INTERRUPTED)
     if strict and summary.tally.rejected:
         raise typer.Exit(EXIT_STRICT)

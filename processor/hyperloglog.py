@@ -38,7 +38,7 @@ def estimate(registers: Bytes) -> float:
     for rank in range(RANK_MAX - 1, 0, -1):
         total = 0.5 * (total + of_rank[rank])
     total += REGISTERS * _sigma(of_rank[0] / REGISTERS)
-    return _ALPHA * REGISTERS * REGISTERS / total
+    return _ALPHA * REGISTERS * REGISTERS / total if total else math.inf
 
 
 def _sigma(x: float) -> float:

@@ -73,17 +73,21 @@ class LogReader:
 
     def fill(self, space: Bytes) -> Chunk | None:
         """The next whole lines, at most as many as fit; None after the last. A chunk never spans two logs."""
-        while True:
-            if self._log is None:
-                name = next(self._names, None)
-                if name is None:
-                    return None
-                self._log = _Log(name)
-            chunk = self._log.fill(space, self._read_before)
-            if chunk is not None:
-                return chunk
-            self._read_before += self._log.read_bytes
+        try:
+            while True:
+                if self._log is None:
+                    name = next(self._names, None)
+                    if name is None:
+                        return None
+                    self._log = _Log(name)
+                chunk = self._log.fill(space, self._read_before)
+                if chunk is not None:
+                    return chunk
+                self._read_before += self._log.read_bytes
+                self.close()
+        except LogError:
             self.close()
+            raise
 
     def close(self) -> None:
         if self._log is not None:
@@ -244,7 +248,7 @@ def message_ends(space: Bytes, length: int) -> np.ndarray[Any, np.dtype[np.uint3
             end = start + MESSAGE_BYTES + space[start + MESSAGE_BYTES : length].tobytes().index(b"\n") + 1
         ends.append(end)
         start = end
-    return np.array([*ends, length] if length else [], np.uint32)
+    return np.array([*ends, length] if start < length else ends, np.uint32)
 
 
 def _after_newline(space: Bytes, start: int, end: int) -> int:

@@ -7,12 +7,15 @@ A failure names the seed and the first line that is read differently.
 """
 
 import os
+import platform
 import random
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
 import kernels.engine
+from kernels.target import HostTarget
 from kernels.values import Canonical, Rejection
 from processor.referee import Referee
 from tests import harness, mutate, oracle
@@ -122,6 +125,16 @@ def sum_of(*meters: oracle.Meter) -> harness.Rows:
 def test_mutated_lines_are_read_alike(target, make_engine, monkeypatch, name):
     share = 10 if "x 2" in target.name else 1  # what a line means does not depend on threads; they get a sample
     fuzz(make_engine, monkeypatch, name, SEED, LINES // len(harness.SHIPPED) // share)
+
+
+@pytest.mark.parametrize("flags", [("-mno-avx512f",), ("-mno-avx512f", "-mno-avx2")], ids=["avx2", "plain"])
+@pytest.mark.parametrize("name", ["native", "vllm"])
+def test_other_processors_read_alike(monkeypatch, name, flags):
+    """Byte scans have three spellings; the plain one is the GPU's, too."""
+    if platform.machine() != "x86_64":
+        pytest.skip("only x86 has more than one")
+    machine = HostTarget(extra_flags=flags)
+    fuzz(partial(harness.make_engine, machine), monkeypatch, name, SEED + 1, 2500)
 
 
 @pytest.mark.fuzz

@@ -41,16 +41,19 @@ def bits(hashes: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("length", [1, 3, 8, 9, 15, 16, 17, 31, 32, 33, 64, 100, 256])
 def test_every_input_bit_reaches_every_output_bit(library, length):
     rng = np.random.default_rng(length)
-    texts = rng.integers(0, 256, (400, length), np.uint8)
+    texts = rng.integers(0, 256, (1000, length), np.uint8)
+    if length == 1:
+        texts = np.arange(256, dtype=np.uint8)[:, None]
     before = bits(hash_many(library, [text.tobytes() for text in texts], harness.secret()))
-    for bit in rng.permutation(length * 8)[:64]:
+    for bit in rng.permutation(length * 8)[:48].tolist():
         flipped = texts.copy()
-        flipped[:, bit // 8] ^= 1 << (bit % 8)
+        flipped[:, bit // 8] ^= np.uint8(1 << bit % 8)
         after = bits(hash_many(library, [text.tobytes() for text in flipped], harness.secret()))
-        rate = (before != after).mean(axis=0)  # over 400 texts, for each of 128 output bits
-        assert 0.47 < rate.mean() < 0.53
-        # 400 fair coins: 0.5 +- 0.025; six sigma, over all of 100,000 bits that this test looks at
-        assert rate.min() > 0.35 and rate.max() < 0.65
+        rate = (before != after).mean(axis=0)  # of 128 output bits, each over all texts
+        assert 0.48 < rate.mean() < 0.52
+        coins = len(texts) if length > 1 else 128  # a text and its flipped twin are both among the 256
+        sigma = 0.5 / coins**0.5
+        assert np.abs(rate - 0.5).max() < 6.5 * sigma  # of 80,000 looks not one is that far off by chance
 
 
 def structured(n: int) -> list[np.ndarray]:
@@ -73,8 +76,9 @@ def test_millions_of_similar_names_collide_in_neither_half(library):
         found.append(hash_spans(library, names.tobytes(), starts, lengths, harness.secret()))
     halves = np.concatenate(found)
     for half in (0, 1):
-        assert len(np.unique(halves[:, half])) == 3 * n
-        for shift in (0, 8, 24, 44):  # table slots, sketches and owners take bits from anywhere
+        ordered = np.sort(halves[:, half])
+        assert (ordered[1:] != ordered[:-1]).all()
+        for shift in (8, 44):  # where table slots, owners and sketches take their bits
             low_20 = (halves[:, half] >> np.uint64(shift)) & np.uint64((1 << 20) - 1)
             load = np.bincount(low_20.astype(np.int64), minlength=1 << 20)
             assert load.max() < 20, "3 in each of 2^20 bins on average"

@@ -21,11 +21,11 @@ def example(name: str) -> tuple[list[bytes], list[dict]]:
 def rows_of_result(result: dict) -> harness.Rows:
     """The one or two rows that a counted record makes, read off its expected fields."""
     start = result["timestamp"] - result["timestamp"] % 60_000
-    counters = [result[name] for name in COUNTERS]
+    key, input_chip = (start, result["user"], result["model"]), result["prefill_chip"] or result["chip"]
+    requests, *inputs, output, reasoning = [result[name] for name in COUNTERS]
     rows: harness.Rows = {}
-    harness.add_rows(rows, {(start, result["user"], result["model"], result["chip"]): [*counters[:1], 0, 0, 0, *counters[4:]]})
-    input_chip = result["prefill_chip"] or result["chip"]
-    harness.add_rows(rows, {(start, result["user"], result["model"], input_chip): [0, *counters[1:4], 0, 0]})
+    harness.add_rows(rows, {(*key, result["chip"]): [requests, 0, 0, 0, output, reasoning]})
+    harness.add_rows(rows, {(*key, input_chip): [0, *inputs, 0, 0]})
     return rows
 
 

@@ -1,0 +1,67 @@
+// A Job over ordinary memory, for the drivers beside this file: what engine.py sets up, once more and smaller.
+#pragma once
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+#include "host.cpp"
+
+static std::string read_file(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) {
+    fprintf(stderr, "cannot read %s\n", path);
+    exit(2);
+  }
+  return std::string(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+}
+
+// Zeroed memory, aligned as the engine's tables are; freed with the process.
+template <class T>
+static T* table(u64 count) {
+  void* memory = aligned_alloc(64, (count * sizeof(T) + 63) / 64 * 64);
+  memset(memory, 0, (count * sizeof(T) + 63) / 64 * 64);
+  return (T*)memory;
+}
+
+static const u32 PREFIX = 2048, PADDING = 64;  // layout.py's PREFIX_BYTES and PADDING_BYTES
+
+// | prefix | lines, each ended by a newline | 64 newlines |, and not a byte more, so that a sanitizer sees any further
+// read
+static u8* make_buffer(const std::string& prefix, const char* lines, size_t length) {
+  u8* buffer = (u8*)malloc(PREFIX + length + PADDING);
+  memset(buffer, 0, PREFIX);
+  memcpy(buffer, prefix.data(), prefix.size());
+  memcpy(buffer + PREFIX, lines, length);
+  memset(buffer + PREFIX + length, '\n', PADDING);
+  return buffer;
+}
+
+static void open_columns(Job& job, u32 n) {
+  job.stride = n;
+  job.verdict = table<u8>(n);
+  job.text_start = table<u32>((u64)n * TEXTS);
+  job.text_length = table<u32>((u64)n * TEXTS);
+  job.hash_low = table<u64>((u64)n * TEXTS);
+  job.hash_high = table<u64>((u64)n * TEXTS);
+  job.counters = table<u64>((u64)n * COUNTERS);
+  job.window = table<u64>(n);
+  job.identity_slot = table<u32>(n);
+  job.user_slot = table<u32>(n);
+  job.cell_slot = table<u32>(n);
+  job.prefill_cell_slot = table<u32>(n);
+  job.doubtful = table<u32>(n);
+}
+
+static void open_job(Job& job, const Plan* plan) {
+  memset((void*)&job, 0, sizeof job);
+  job.plan = plan;
+  job.fill = table<u64>(FILLS);
+  for (u32 i = 0; i < 8; ++i) job.secret[i] = 0x9e3779b97f4a7c15ull * (i + 1);
+  job.window_ms = 60000;
+  job.windows_per_ms = 1.0 / 60000;
+  job.future_skew_ms = 3600000;
+  job.epoch = 1;
+}

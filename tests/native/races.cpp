@@ -1,0 +1,111 @@
+// Four threads on shared tables, built with ThreadSanitizer: races.cpp PLAN PREFIX LINES ROUNDS THREADS
+// Prints one digest a round; it must not depend on the number of threads.
+#include "job.h"
+#include <thread>
+
+static const u32 SLOTS = 1 << 14, WINDOWS = 64;
+
+typedef void (*Entry)(const Job*, u32, u32, u32);
+
+static void launch(Entry entry, const Job& job, u32 count, u32 threads) {
+  std::vector<std::thread> pool;
+  for (u32 k = 0; k < threads; ++k)
+    pool.emplace_back(entry, &job, 0, (u32)((u64)count * k / threads), (u32)((u64)count * (k + 1) / threads));
+  for (std::thread& thread : pool) thread.join();
+}
+
+static u64 mix(u64 a, u64 b) { return (a ^ b) * 0xd6e8feb86659fd93ull ^ (a >> 29); }
+
+static u64 text_digest(const Job& job, u64 where) {
+  u64 digest = where & 0xffff;
+  for (u64 i = 0; i < (where & 0xffff); ++i) digest = mix(digest, job.arena[(where >> 16) + i]);
+  return digest;
+}
+
+// Rows and fill, whatever slots and order the threads gave them.
+static u64 digest(const Job& job) {
+  u64 sum = 0;
+  for (u32 k = 0; k < job.fill[FILL_CHANGED]; ++k) {
+    const UsageRow& row = job.usage_rows[k];
+    u64 one = row.window;
+    for (u64 where : {row.user, row.model, row.chip}) one = mix(one, text_digest(job, where));
+    for (u64 counter : row.counters) one = mix(one, counter);
+    sum += one;
+  }
+  for (u32 slot = 0; slot < FILLS; ++slot) sum = mix(sum, job.fill[slot]);
+  u64 registers = 0;
+  for (u64 k = 0; k < (u64)WINDOWS * SKETCH_REGISTERS / 4; ++k)
+    for (u32 byte = 0; byte < 4; ++byte)
+      registers += (u64)(job.registers[k] >> 8 * byte & 0xff) * (k % 4096 * 4 + byte + 1);
+  return mix(sum, registers);
+}
+
+int main(int argc, char** argv) {
+  if (argc != 6) return 2;
+  const std::string plan_bytes = read_file(argv[1]), prefix = read_file(argv[2]), lines = read_file(argv[3]);
+  if (plan_bytes.size() != sizeof(Plan)) return 3;
+  Plan* plan = table<Plan>(1);
+  memcpy((void*)plan, plan_bytes.data(), sizeof(Plan));
+  const u32 rounds = atoi(argv[4]), threads = atoi(argv[5]);
+  u8* buffer = make_buffer(prefix, lines.data(), lines.size());
+  u32* line_start = table<u32>(lines.size() + 2);
+  const u32 count = split_lines(buffer + PREFIX, (u32)lines.size(), PREFIX, line_start);
+
+  Job job;
+  open_job(job, plan);
+  open_columns(job, count);
+  job.buffer = buffer;
+  job.line_start = line_start;
+  job.identities = table<Identity>(SLOTS);
+  job.texts = table<TextEntry>(SLOTS);
+  job.cells = table<Cell>(SLOTS);
+  job.rows = table<Row>(SLOTS);
+  job.windows = table<Window>(WINDOWS);
+  job.registers = table<u32>((u64)WINDOWS * SKETCH_REGISTERS / 4);
+  job.arena = table<u8>(lines.size() + PREFIX + PADDING);
+  job.text_order = table<u32>(SLOTS);
+  job.cell_order = table<u32>(SLOTS);
+  job.window_order = table<u32>(WINDOWS);
+  job.changed = table<u32>(SLOTS);
+  job.usage_rows = table<UsageRow>(SLOTS);
+  job.identities_mask = job.texts_mask = job.cells_mask = job.rows_mask = SLOTS - 1;
+  job.windows_mask = WINDOWS - 1;
+  job.windows_limit = WINDOWS / 2;
+  Identity* larger = table<Identity>(SLOTS * 4);
+
+  for (u32 round = 0; round < rounds; ++round) {
+    for (u32 i = 0; i < 8; ++i) job.secret[i] = mix(job.secret[i], round + 1);
+    memset((void*)job.identities, 0, SLOTS * sizeof(Identity));
+    memset((void*)larger, 0, 4 * SLOTS * sizeof(Identity));
+    memset((void*)job.texts, 0, SLOTS * sizeof(TextEntry));
+    memset((void*)job.cells, 0, SLOTS * sizeof(Cell));
+    memset((void*)job.rows, 0, SLOTS * sizeof(Row));
+    memset((void*)job.windows, 0, WINDOWS * sizeof(Window));
+    memset((void*)job.registers, 0, WINDOWS * SKETCH_REGISTERS);
+    memset((void*)job.fill, 0, FILLS * sizeof(u64));
+    launch(parse, job, count, threads);
+    job.fill[FILL_DOUBTFUL] = 0;
+    launch(claim, job, count, threads);
+    launch(settle, job, count, threads);
+    launch(intern, job, count, threads);
+    launch(::count, job, count, threads);
+    launch(export_rows, job, (u32)job.fill[FILL_CHANGED], threads);
+    move_identities(job.identities, larger, 4 * SLOTS - 1, 0, SLOTS);
+    // The whole log once more: every id is taken, in the same generation or (odd rounds) in the one before.
+    job.identities_before = round % 2 ? larger : nullptr;
+    job.identities_before_mask = 4 * SLOTS - 1;
+    job.sequence = count;
+    launch(parse, job, count, threads);
+    job.fill[FILL_DOUBTFUL] = 0;
+    launch(claim, job, count, threads);
+    launch(settle, job, count, threads);
+    launch(intern, job, count, threads);
+    launch(::count, job, count, threads);
+    launch(export_rows, job, (u32)job.fill[FILL_CHANGED], threads);
+    printf("%016llx rows %llu counted %llu duplicates %llu\n", digest(job), job.fill[FILL_ROWS],
+           job.fill[FILL_TALLY + ACCEPTED], job.fill[FILL_TALLY + DUPLICATE]);
+    job.identities_before = nullptr;
+    job.sequence = 0;
+  }
+  return 0;
+}

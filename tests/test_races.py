@@ -1,0 +1,208 @@
+"""Threads on shared tables, and memory: results that do not depend on luck, and builds that sanitizers watch."""
+
+import os
+import pathlib
+import random
+import shlex
+import subprocess
+
+import numpy as np
+import pytest
+
+from kernels import build, layout
+from kernels.plan import compile_mapping, sample
+from kernels.target import HostTarget
+from tests import harness, mutate
+from tests.bad_input import CASES, TIME_MS
+from tests.harness import Piece, shipped
+
+ROOT = pathlib.Path(__file__).parents[1]
+NATIVE_SOURCES = pathlib.Path(__file__).parent / "native"
+THREADS = 4
+ROUNDS = 32
+
+
+@pytest.fixture(scope="module")
+def threads() -> HostTarget:
+    return HostTarget(threads=THREADS)
+
+
+def record(rng: random.Random, users: int, ids: int, windows: int = 2) -> bytes:
+    return (
+        b'{"request_id":"%d","timestamp":%d,"user":"user-%d","model":"m%d","chip":"c%d","prefill_chip":%s,'
+        b'"input_tokens":%d,"cached_input_tokens":%d,"output_tokens":%d}'
+        % (
+            rng.randrange(ids),
+            TIME_MS + 60_000 * rng.randrange(windows),
+            rng.randrange(users),
+            rng.randrange(2),
+            rng.randrange(2),
+            rng.choice([b"null", b'"p"', b'"c0"']),
+            rng.randrange(10, 1000),
+            rng.randrange(10),
+            rng.randrange(1000),
+        )
+    )
+
+
+CONTENTION = {  # users, ids, windows
+    "one row": (1, 1 << 40, 1),
+    "few rows, few ids": (2, 50, 2),
+    "one id": (3, 1, 1),
+    "every record new": (1 << 40, 1 << 40, 3),
+    "mixed": (100, 2000, 4),
+}
+
+
+@pytest.mark.parametrize("contention", CONTENTION)
+def test_threads_and_one_thread_count_alike(threads, contention):
+    """Thousands of records in a tile, so that threads meet; a new secret each round moves every slot."""
+    users, ids, windows = CONTENTION[contention]
+    rng = random.Random(contention)
+    engine = harness.make_engine(threads, secret_seed=rng.random(), tile_records=4096)
+    log = [record(rng, users, ids, windows) for _ in range(4096)]
+    wanted = harness.expected(shipped(), [Piece(log)])
+    for round_number in range(ROUNDS):
+        engine = harness.make_engine(threads, secret_seed=round_number, tile_records=4096)
+        run = harness.meter(engine, shipped(), [Piece(log)])
+        harness.assert_same(run, wanted)
+        assert sum(engine.user_tokens().values()) == sum(row[1] + row[4] for row in wanted.rows.values())
+
+
+def test_threads_fill_sketches_alike(threads):
+    rng = random.Random(5)
+    log = [record(rng, 1 << 30, 1 << 40) for _ in range(8000)]
+    plain = harness.meter(harness.make_engine(HostTarget(), tile_records=4096), shipped(), [Piece(log)])
+    wanted = plain.engine.sketches()
+    for seed in range(8):
+        engine = harness.make_engine(threads, secret_seed=seed, tile_records=4096)
+        sketches = harness.meter(engine, shipped(), [Piece(log)]).engine.sketches()
+        assert sorted(sketches) == sorted(wanted)
+        assert all(np.array_equal(sketches[start], wanted[start]) for start in wanted)
+
+
+def test_threads_keep_dead_letters_in_order(threads):
+    rng = random.Random(6)
+    log = list(mutate.lines(rng, "native", shipped().oracle, 3000))
+    for seed in range(4):
+        engine = harness.make_engine(threads, secret_seed=seed, tile_records=4096)
+        harness.check(engine, shipped(), [Piece(batch) for batch in harness.batches(log)])
+
+
+# --- Sanitizers ---
+
+
+def compile_driver(folder: pathlib.Path, name: str, *flags: str) -> pathlib.Path:
+    """Skips only where the compiler has no such sanitizer."""
+    compiler = shlex.split(build.compiler())
+    sanitizer = next(flag for flag in flags if flag.startswith("-fsanitize"))
+    probe = folder / "probe.cpp"
+    probe.write_text("int main() { return 0; }\n")
+    made = subprocess.run(
+        [*compiler, sanitizer, str(probe), "-o", str(folder / "probe")], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip(f"{shlex.join(compiler)} has no runtime for {sanitizer}")
+    binary = folder / name
+    command = [
+        *compiler,
+        "-std=c++17",
+        "-g",
+        "-O1",
+        "-fno-strict-aliasing",
+        "-fno-omit-frame-pointer",
+        *flags,
+        "-pthread",
+    ]
+    command += ["-I", str(ROOT / "kernels"), str(NATIVE_SOURCES / f"{name}.cpp"), "-o", str(binary)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return binary
+
+
+def write_plan(folder: pathlib.Path, name: str, lines: list[bytes]) -> list[str]:
+    """A plan that learned from these lines, as files for the drivers."""
+    plan = compile_mapping(shipped(name).engine)
+    plan.learn(sample(lines))
+    (folder / f"{name}.plan").write_bytes(plan.table.tobytes())
+    (folder / f"{name}.prefix").write_bytes(plan.prefix)
+    return [str(folder / f"{name}.plan"), str(folder / f"{name}.prefix")]
+
+
+def run_driver(command: list[str], data: bytes = b"") -> str:
+    environment = os.environ | {
+        "TSAN_OPTIONS": "halt_on_error=1 exitcode=66",
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "UBSAN_OPTIONS": "print_stacktrace=1",
+    }
+    done = subprocess.run(command, input=data, capture_output=True, env=environment, check=False, timeout=120)
+    errors = done.stderr.decode(errors="replace")
+    if "unexpected memory mapping" in errors:  # ThreadSanitizer under more address randomisation than it knows
+        pytest.skip(errors.splitlines()[0])
+    assert done.returncode == 0, errors[:6000]
+    return done.stdout.decode()
+
+
+def test_layout_constants_of_the_drivers_are_the_engines():
+    assert "PREFIX = 2048, PADDING = 64;" in (NATIVE_SOURCES / "job.h").read_text()
+    assert (layout.PREFIX_BYTES, layout.PADDING_BYTES) == (2048, 64)
+
+
+@pytest.fixture(scope="module")
+def races(tmp_path_factory) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("tsan")
+    return compile_driver(folder, "races", "-fsanitize=thread", build.THREADS_FLAG, "-march=native")
+
+
+@pytest.mark.parametrize("contention", CONTENTION)
+def test_thread_sanitizer_finds_no_race(races, tmp_path, contention):
+    users, ids, windows = CONTENTION[contention]
+    rng = random.Random(contention)
+    lines = [record(rng, users, ids, windows) for _ in range(1500)]
+    lines += [b"{}", b"", b"not JSON"] * 5
+    rng.shuffle(lines)
+    (tmp_path / "lines").write_bytes(b"\n".join(lines) + b"\n")
+    command = [str(races), *write_plan(tmp_path, "native", lines), str(tmp_path / "lines")]
+    four = run_driver([*command, "8", str(THREADS)])
+    assert four == run_driver([*command, "8", "1"])
+    assert len(four.splitlines()) == 8 and len(set(four.splitlines())) == 1, "the secret moves slots, not sums"
+
+
+def test_thread_sanitizer_sees_a_race_where_there_is_one(tmp_path):
+    """The same driver without the flag that makes the tables' words atomic: proof that the watch is awake."""
+    binary = compile_driver(tmp_path, "races", "-fsanitize=thread", "-march=native")
+    lines = [record(random.Random(i), 3, 100) for i in range(1500)]
+    (tmp_path / "lines").write_bytes(b"\n".join(lines) + b"\n")
+    command = [str(binary), *write_plan(tmp_path, "native", lines), str(tmp_path / "lines"), "8", str(THREADS)]
+    with pytest.raises(AssertionError, match="data race"):
+        run_driver(command)
+
+
+@pytest.fixture(scope="module", params=["-march=native", "-mavx2", ""], ids=["native", "avx2", "plain"])
+def parse_lines(request, tmp_path_factory) -> pathlib.Path:
+    """With this machine's vector code, with AVX2, and with the plain code that GPUs and old processors run."""
+    if request.param == "-mavx2" and "avx2" not in pathlib.Path("/proc/cpuinfo").read_text():
+        pytest.skip("this processor has no AVX2")
+    folder = tmp_path_factory.mktemp("asan")
+    flags = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", *filter(None, [request.param]))
+    return compile_driver(folder, "parse_lines", *flags)
+
+
+def hostile_lines(name: str) -> list[bytes]:
+    rng = random.Random(name)
+    lines = list(mutate.lines(rng, name, shipped(name).oracle, 2500))
+    if name == "native":
+        lines += [line for case in CASES for line in (case.value or b"").split(b"\n")]
+    # Cut anywhere: what follows a cut is padding, and then nothing.
+    whole = [line for line in lines[:300] if 0 < len(line) < 400]
+    lines += [line[: rng.randrange(len(line))] for line in whole for _ in range(4)]
+    return lines
+
+
+@pytest.mark.parametrize("name", harness.SHIPPED)
+def test_parsing_reads_nothing_beyond_the_padding(parse_lines, tmp_path, name):
+    lines = hostile_lines(name)
+    plan = write_plan(tmp_path, name, lines)
+    verdicts = run_driver([str(parse_lines), *plan], b"\n".join(lines) + b"\n").strip()
+    assert len(verdicts) == len(lines)
+    assert {str(layout.ACCEPTED), str(layout.DOUBTFUL), str(layout.EMPTY)} == set(verdicts)
