@@ -28,7 +28,7 @@ HOST_FLAGS = (
 )
 THREADS_FLAG = "-DTOKENOMETER_THREADS"
 DEVICE_FLAGS = ("-std=c++17",)
-ENTRIES = ("parse", "adopt", "claim", "settle", "intern", "count", "export_rows")
+ENTRIES = ("parse", "adopt", "claim", "settle", "count", "export_rows")
 
 
 class BuildError(RuntimeError):

@@ -34,8 +34,12 @@ KERNEL place_lines(const u8* data, u32 length, u32 origin, const u32* before, u3
 KERNEL parse(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) parse_line(*job, first, i); }
 KERNEL adopt(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) adopt_ruling(*job, i); }
 KERNEL claim(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) claim_request(*job, i); }
-KERNEL settle(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) settle_request(*job, i); }
-KERNEL intern(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) intern_record(*job, i); }
+KERNEL settle(const Job* job, u32 first, u32 n) {
+  FOR_EACH(i, n) {
+    settle_request(*job, i);
+    if (job->records[i].verdict == ACCEPTED) intern_record(*job, i);
+  }
+}
 KERNEL count(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) count_record(*job, i); }
 KERNEL export_rows(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) export_row(*job, i); }
 KERNEL move_identities(const Identity* from, Identity* to, u32 to_mask, u32 n) {

@@ -315,14 +315,13 @@ class Engine:
     ) -> list[DeadLetter]:
         letters: list[DeadLetter] = []
         launch, job = self.target.launch, self._job
+        identities.reserve(count, job)
         launch("parse", job, first, count)
         doubtful = int(self._read_fill()[layout.FILL_DOUBTFUL])
         if doubtful:
             letters = self._ask_referee(loaded, ends, first, doubtful)
-        identities.reserve(count, job)
         launch("claim", job, first, count)
         launch("settle", job, first, count)
-        launch("intern", job, first, count)
         launch("count", job, first, count)
         self._records_since_bound += count
         return letters

@@ -73,9 +73,9 @@ HD u32 intern_cell(const Job& job, u64 window, u32 model, u32 chip) {
   return claim.slot;
 }
 
+// Of a record that counts
 HD void intern_record(const Job& job, u32 i) {
   Record& record = job.records[i];
-  if (record.verdict != ACCEPTED) return;
   const u32 model = intern_text(job, record, MODEL);
   record.user_slot = intern_text(job, record, USER);
   record.cell_slot = intern_cell(job, record.window, model, intern_text(job, record, CHIP));

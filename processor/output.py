@@ -55,7 +55,7 @@ def create(name: str, force: bool = False) -> Iterator[Any]:
             with os.fdopen(os.dup(1), "wb") as file:
                 yield file
         elif path.exists() and not path.is_file():
-            with _compressed(path.open("wb"), path) as file:
+            with path.open("wb") as raw, _compressed(raw, path) as file:
                 yield file
         else:
             check_free(name, force)

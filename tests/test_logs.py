@@ -22,9 +22,9 @@ STORED = {
     "zstd of two frames": lambda data: (
         zstandard.compress(data[: len(data) // 3]) + zstandard.compress(data[len(data) // 3 :])
     ),
-    "zstd without its size": lambda data: zstandard.ZstdCompressor().compressobj().compress(data)
-    if not data
-    else _stream(data),
+    "zstd without its size": lambda data: (
+        zstandard.ZstdCompressor().compressobj().compress(data) if not data else _stream(data)
+    ),
 }
 
 
@@ -175,7 +175,9 @@ def test_a_line_that_does_not_fit_is_not_cut(tmp_path: pathlib.Path, end: bytes)
     fits = write(tmp_path, b"short\n" + b"x" * 99 + end, "fits")
     assert b"".join(text for _, text in read_all([fits], 100)) == b"short\n" + b"x" * 99 + b"\n"
     long = write(tmp_path, b"short\n" + b"x" * 100 + end, "long")
-    with pytest.raises(LogError, match=r"long: a line of more than 100 bytes at byte 6: is this newline-delimited JSON"):
+    with pytest.raises(
+        LogError, match=r"long: a line of more than 100 bytes at byte 6: is this newline-delimited JSON"
+    ):
         read_all([long], 100)
 
 

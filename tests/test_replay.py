@@ -18,8 +18,15 @@ from tests import harness, oracle
 SYNTH = synth.Profile(
     6_000, seed=7, users=300, rate=40, duplicates=0.03, late=0.01, malformed=0.03, escaped=0.03, prefill=0.2
 )
-# A batch of the log has 200 records, which may bring 400 rows: a part is closed every few batches.
-SMALL = {"batch_bytes": 1 << 16, "rows": 1 << 12, "cells": 1 << 12, "texts": 1 << 13, "arena_bytes": 1 << 18}
+# A batch of the log has 100 records, which may bring 200 rows: a part is closed after a dozen of them.
+SMALL = {
+    "batch_bytes": 1 << 15,
+    "rows": 1 << 11,
+    "cells": 1 << 11,
+    "texts": 1 << 12,
+    "arena_bytes": 1 << 17,
+    "tile_records": 1 << 8,
+}
 
 Rows = dict[tuple[int, str, str, str], list[int]]
 
@@ -128,7 +135,9 @@ def test_many_parts_equal_one(make_engine: Callable[..., Engine], name: str, tru
     assert summary.usage_rows == sum(map(len, results.parts.values()))
 
 
-def test_dead_letters_say_where_they_stood(make_engine: Callable[..., Engine], name: str, log: bytes, truth: oracle.Meter):
+def test_dead_letters_say_where_they_stood(
+    make_engine: Callable[..., Engine], name: str, log: bytes, truth: oracle.Meter
+):
     for limits in ({}, SMALL):
         _, results = meter(make_engine(windows=1 << 12, **limits), [name])
         placed = [(x.line - 1, x.reason, x.field, x.value) for x in results.letters]

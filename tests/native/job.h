@@ -39,22 +39,6 @@ static u8* make_buffer(const std::string& prefix, const char* lines, size_t leng
   return buffer;
 }
 
-static void open_columns(Job& job, u32 n) {
-  job.stride = n;
-  job.verdict = table<u8>(n);
-  job.text_start = table<u32>((u64)n * TEXTS);
-  job.text_length = table<u32>((u64)n * TEXTS);
-  job.hash_low = table<u64>((u64)n * TEXTS);
-  job.hash_high = table<u64>((u64)n * TEXTS);
-  job.counters = table<u64>((u64)n * COUNTERS);
-  job.window = table<u64>(n);
-  job.identity_slot = table<u32>(n);
-  job.user_slot = table<u32>(n);
-  job.cell_slot = table<u32>(n);
-  job.prefill_cell_slot = table<u32>(n);
-  job.doubtful = table<u32>(n);
-}
-
 static void open_job(Job& job, const Plan* plan) {
   memset((void*)&job, 0, sizeof job);
   job.plan = plan;

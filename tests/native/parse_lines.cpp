@@ -13,7 +13,10 @@ int main(int argc, char** argv) {
 
   Job job;
   open_job(job, plan);
-  open_columns(job, 1);
+  job.records = table<Record>(1);
+  job.doubtful = table<u32>(1);
+  job.identities = table<Identity>(1);  // asked for ahead of need
+  job.texts = table<TextEntry>(1);
   std::string alone;
   for (size_t begin = 0; begin < lines.size();) {
     const size_t end = lines.find('\n', begin) + 1;
@@ -24,7 +27,7 @@ int main(int argc, char** argv) {
     job.line_start = line_start;
     job.fill[FILL_DOUBTFUL] = 0;
     parse(&job, 0, 0, 1);
-    alone += (char)('0' + job.verdict[0]);
+    alone += (char)('0' + job.records[0].verdict);
     free(buffer);
     begin = end;
   }
@@ -32,14 +35,15 @@ int main(int argc, char** argv) {
   u8* buffer = make_buffer(prefix, lines.data(), lines.size());
   u32* line_start = (u32*)malloc((alone.size() + 1) * sizeof(u32));
   if (split_lines(buffer + PREFIX, (u32)lines.size(), PREFIX, line_start) != alone.size()) return 5;
-  open_columns(job, (u32)alone.size());
+  job.records = table<Record>(alone.size());
+  job.doubtful = table<u32>(alone.size());
   job.buffer = buffer;
   job.line_start = line_start;
   job.fill[FILL_DOUBTFUL] = 0;
   parse(&job, 0, 0, (u32)alone.size());
   for (size_t i = 0; i < alone.size(); ++i)
-    if (job.verdict[i] != alone[i] - '0') {
-      fprintf(stderr, "line %zu: %c alone, %u among others\n", i, alone[i], job.verdict[i]);
+    if ((int)job.records[i].verdict != alone[i] - '0') {
+      fprintf(stderr, "line %zu: %c alone, %d among others\n", i, alone[i], (int)job.records[i].verdict);
       return 6;
     }
   puts(alone.c_str());

@@ -1,0 +1,230 @@
+"""Files of results: NDJSON and Parquet say the same, rows obey their schema, a file that has its name is complete."""
+
+import base64
+import gzip
+import pathlib
+import stat
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from kernels import layout
+from kernels.values import UsageRows
+from processor import output
+from processor.output import OutputError
+from processor.replay import PlacedLetter
+from tests.test_schemas import validator
+
+COUNTER_MAX = (1 << 64) - 1
+NAMES = ["u", "user-000017", 'quote " and \\ slash', "tab\tnewline\nnul\x00", "é€😀", "x" * 256, "\u2028", "</script>"]
+READERS: dict[str, Any] = {
+    ".ndjson": lambda data: data,
+    ".jsonl": lambda data: data,
+    ".ndjson.gz": gzip.decompress,
+    ".ndjson.zst": lambda data: zstandard.ZstdDecompressor().decompressobj().decompress(data),
+}
+
+
+def usage_rows(keys: list[tuple[int, str, str, str]], counters: list[list[int]], window_ms: int = 60_000) -> UsageRows:
+    """Rows as the engine exports them: names lie anywhere in an arena, in one that holds other things too."""
+    arena, place_of = bytearray(b"before"), {}
+    for name in sorted({name for key in keys for name in key[1:]}):
+        text = name.encode()
+        place_of[name] = len(arena) << 16 | len(text)
+        arena += text + b"\xff\xff"
+    table = np.zeros(len(keys), layout.USAGE_ROW)
+    for row, (start, *names) in enumerate(keys):
+        places = [place_of[name] for name in names]
+        table[row] = (start // window_ms, *places, counters[row])
+    return UsageRows(table, np.frombuffer(bytes(arena), np.uint8), window_ms)
+
+
+def some_rows(count: int = 500, names: list[str] = NAMES, seed: int = 1) -> UsageRows:
+    draw = np.random.default_rng(seed)
+    keys = [
+        (60_000 * int(draw.integers(1 << 31)), *(str(name) for name in draw.choice(names, 3))) for _ in range(count)
+    ]
+    counters = [[int(n) for n in draw.integers(0, 1 << 63, 6, np.uint64)] for _ in range(count)]
+    return usage_rows(keys, counters)
+
+
+def write(path: pathlib.Path, *parts: UsageRows) -> pathlib.Path:
+    with output.open_rows(str(path)) as writer:
+        for number, rows in enumerate(parts, 1):
+            writer.write(rows, f"run-part-{number}")
+    return path
+
+
+def expected(rows: UsageRows, part: str) -> list[dict[str, Any]]:
+    """The slow and plain way."""
+    texts = zip(rows.texts("user"), rows.texts("model"), rows.texts("chip"), strict=True)
+    found = []
+    for (user, model, chip), row in zip(texts, rows.table, strict=True):
+        start = np.datetime64(int(row["window"]) * rows.window_ms, "ms")
+        counters = dict(zip(output.COUNTERS, row["counters"].tolist(), strict=True))
+        found.append(
+            {"window_start": f"{np.datetime_as_string(start, unit='s')}Z", "user": user, "model": model, "chip": chip}
+            | {"part": part, "window_ms": rows.window_ms, **counters}
+            | {"total_tokens": counters["input_tokens"] + counters["output_tokens"], "schema": 1}
+        )
+    return found
+
+
+def read_parquet(path: pathlib.Path) -> list[dict[str, Any]]:
+    rows = pq.read_table(path).to_pylist()
+    return [row | {"window_start": row["window_start"].strftime("%Y-%m-%dT%H:%M:%SZ")} for row in rows]
+
+
+def read_ndjson(path: pathlib.Path) -> list[dict[str, Any]]:
+    suffix = "".join(path.suffixes)
+    return [orjson.loads(line) for line in READERS[suffix](path.read_bytes()).splitlines()]
+
+
+# Usage rows
+
+
+@pytest.mark.parametrize("suffix", READERS)
+def test_ndjson_has_every_row(tmp_path: pathlib.Path, suffix: str):
+    rows, more = some_rows(), some_rows(3, seed=2)
+    path = write(tmp_path / f"usage{suffix}", rows, more)
+    assert read_ndjson(path) == expected(rows, "run-part-1") + expected(more, "run-part-2")
+
+
+def test_parquet_has_the_same_rows_as_ndjson(tmp_path: pathlib.Path):
+    parts = some_rows(), some_rows(700, seed=2)
+    parquet, ndjson = write(tmp_path / "usage.parquet", *parts), write(tmp_path / "usage.ndjson", *parts)
+    assert read_parquet(parquet) == read_ndjson(ndjson)
+    assert pq.read_schema(parquet).remove_metadata() == output.ROW_SCHEMA
+    assert pq.read_schema(parquet).field("window_start").type == pa.timestamp("ms", "UTC")
+
+
+def test_rows_obey_the_schema(tmp_path: pathlib.Path):
+    for row in read_ndjson(write(tmp_path / "usage.ndjson", some_rows())):
+        validator("usage").validate(row)
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".parquet"])
+def test_slices_join_without_a_seam(tmp_path: pathlib.Path, suffix: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(output, "_SLICE_ROWS", 7)
+    monkeypatch.setattr(output, "_GROUP_SLICES", 3)
+    rows = some_rows(100)
+    path = write(tmp_path / f"usage{suffix}", rows)
+    assert (read_parquet if suffix == ".parquet" else read_ndjson)(path) == expected(rows, "run-part-1")
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".parquet"])
+@pytest.mark.parametrize(
+    ("start", "counters"),
+    [
+        (0, [0] * 6),
+        (253_402_300_740_000, [COUNTER_MAX, COUNTER_MAX, 0, 0, 0, 0]),
+        (60_000, [1, 0, 0, 0, COUNTER_MAX, COUNTER_MAX]),
+    ],
+)
+def test_limits(tmp_path: pathlib.Path, suffix: str, start: int, counters: list[int]):
+    rows = usage_rows([(start, "u", "m", "c")], [counters])
+    path = write(tmp_path / f"usage{suffix}", rows)
+    found = (read_parquet if suffix == ".parquet" else read_ndjson)(path)
+    assert found == expected(rows, "run-part-1")
+    validator("usage").validate(found[0])
+
+
+@pytest.mark.parametrize("suffix", [".ndjson", ".parquet"])
+def test_no_rows_are_an_empty_file_of_the_format(tmp_path: pathlib.Path, suffix: str):
+    for number, parts in enumerate(([], [some_rows(0)])):
+        path = write(tmp_path / f"usage{number}{suffix}", *parts)
+        assert (read_parquet if suffix == ".parquet" else read_ndjson)(path) == []
+
+
+@pytest.mark.parametrize("name", ["usage", "usage.csv", "usage.parquet.gz", "usage.zst"])
+def test_other_formats_are_refused(tmp_path: pathlib.Path, name: str):
+    with pytest.raises(OutputError, match=r"expected a name that ends in \.parquet, \.ndjson"):
+        write(tmp_path / name, some_rows(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+# Dead letters
+
+
+def test_a_dead_letter_keeps_every_byte(tmp_path: pathlib.Path):
+    values = [
+        b"{}",
+        b"",
+        b'say "\\u0041"\t\x00',
+        "é😀".encode(),
+        b"\xff\xfe",
+        b"half \xc3",
+        b"\xed\xa0\x80",
+        bytes(range(256)),
+    ]
+    path = tmp_path / "rejected.ndjson"
+    with output.open_letters(str(path)) as writer:
+        for number, value in enumerate(values):
+            field = "user" if number % 2 else None
+            writer.write([PlacedLetter("a log", number + 1, 10 * number, "invalid_json", field, value)])
+        writer.write([])
+    letters = read_ndjson(path)
+    assert [
+        base64.b64decode(x["value_base64"]) if "value_base64" in x else x["value"].encode() for x in letters
+    ] == values
+    assert [x["line"] for x in letters] == list(range(1, len(values) + 1))
+    assert letters[1] == {
+        "reason": "invalid_json",
+        "field": "user",
+        "file": "a log",
+        "line": 2,
+        "offset": 10,
+        "value": "",
+    }
+    assert letters[4]["field"] is None and "value" not in letters[4]
+
+
+# Files
+
+
+def test_a_file_takes_its_name_when_it_is_complete(tmp_path: pathlib.Path):
+    path = tmp_path / "log.ndjson"
+    with output.create(str(path)) as file:
+        file.write(b"half")
+        assert not path.exists()
+    assert path.read_bytes() == b"half"
+    assert stat.S_IMODE(path.stat().st_mode) & 0o600 == 0o600
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["usage.parquet", "usage.ndjson", "usage.ndjson.zst"])
+def test_a_failure_leaves_what_was_there(tmp_path: pathlib.Path, name: str):
+    path = tmp_path / name
+    path.write_bytes(b"old")
+    with pytest.raises(ZeroDivisionError), output.open_rows(str(path), force=True) as writer:
+        writer.write(some_rows(), "run-part-1")
+        raise ZeroDivisionError
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_is_replaced_without_force(tmp_path: pathlib.Path):
+    path = tmp_path / "log.ndjson"
+    path.write_bytes(b"old")
+    with pytest.raises(OutputError, match=r"log\.ndjson: exists; use --force to replace it"), output.create(str(path)):
+        pass
+    with output.create(str(path), force=True) as file:
+        file.write(b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_places_that_take_no_file_are_named_at_once(tmp_path: pathlib.Path):
+    with pytest.raises(OutputError, match="is a directory"):
+        output.check_free(str(tmp_path), force=True)
+    with pytest.raises(OutputError, match="there is no directory"):
+        output.check_free(str(tmp_path / "none" / "usage.parquet"), force=True)
+
+
+def test_devices_are_written_directly():
+    with output.create("/dev/null") as file:
+        file.write(b"gone")
