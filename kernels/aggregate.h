@@ -6,7 +6,9 @@
 
 namespace tokenometer {
 
-HD u32 row_home(u64 key, u32 mask) { return (u32)(fold(key ^ 0x9e3779b97f4a7c15ull, 0xd6e8feb86659fd93ull) >> 24) & mask; }
+HD u32 row_home(u64 key, u32 mask) {
+  return (u32)(fold(key ^ 0x9e3779b97f4a7c15ull, 0xd6e8feb86659fd93ull) >> 24) & mask;
+}
 HD u64 row_key(u32 user, u32 cell) { return 1ull << 63 | (u64)user << 32 | cell; }
 
 HD Claim claim_row(const Job& job, u64 key) {

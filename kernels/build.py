@@ -28,6 +28,7 @@ HOST_FLAGS = (
 )
 THREADS_FLAG = "-DTOKENOMETER_THREADS"
 DEVICE_FLAGS = ("-std=c++17",)
+ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data centre cards
 ENTRIES = ("parse", "adopt", "claim", "settle", "count", "export_rows")
 
 
@@ -154,3 +155,18 @@ def _read_ptxas(log: str) -> list[KernelUse]:
         elif match := re.search(r"Used (\d+) registers", line):
             uses.append(KernelUse(name, int(match[1]), stack, spill))
     return uses
+
+
+def main() -> None:
+    """Build both host libraries, with every warning an error, and the CUDA kernels where NVRTC is at hand."""
+    for threads in (False, True):
+        print(f"host{' with threads' if threads else ''}: {build_host(threads).name}")
+    for architecture in ARCHITECTURES:
+        for use in compile_device(architecture):
+            print(f"{architecture} {use.name:16} {use.registers:3} registers, {use.spill_bytes} bytes spilled")
+            if use.spill_bytes:
+                raise BuildError(f"{use.name} spills {use.spill_bytes} bytes for {architecture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,4 +1,5 @@
-// Request ids: a record is a duplicate if its id was seen in this generation by an earlier record, or in the one before.
+// Request ids: a record is a duplicate if its id was seen in this generation by an earlier record, or in the one
+// before.
 //
 // Two passes over a tile, so that thread order never shows: every record claims its id (the lowest sequence wins the
 // slot), then every record looks whether it won.
@@ -64,11 +65,16 @@ HD void settle_request(const Job& job, u32 i) {
   if (slot != NONE && (job.identities[slot].owner & SEQUENCE_MASK) != SEQUENCE_MASK - (job.sequence + i))
     record.verdict = DUPLICATE;
   switch (record.verdict) {  // one call each: count_one wants one address for all active threads
-    case EMPTY: return count_one(&job.fill[FILL_TALLY + EMPTY]);
-    case ACCEPTED: return count_one(&job.fill[FILL_TALLY + ACCEPTED]);
-    case REJECTED: return count_one(&job.fill[FILL_TALLY + REJECTED]);
-    case DUPLICATE: return count_one(&job.fill[FILL_TALLY + DUPLICATE]);
-    default: return count_one(&job.fill[FILL_TALLY + DOUBTFUL]);
+    case EMPTY:
+      return count_one(&job.fill[FILL_TALLY + EMPTY]);
+    case ACCEPTED:
+      return count_one(&job.fill[FILL_TALLY + ACCEPTED]);
+    case REJECTED:
+      return count_one(&job.fill[FILL_TALLY + REJECTED]);
+    case DUPLICATE:
+      return count_one(&job.fill[FILL_TALLY + DUPLICATE]);
+    default:
+      return count_one(&job.fill[FILL_TALLY + DOUBTFUL]);
   }
 }
 

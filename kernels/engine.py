@@ -98,6 +98,13 @@ class Loaded:
         self.referee_at = len(slot.memory) - layout.PADDING_BYTES - len(slot.batch_space)
 
 
+@dataclass
+class _DevicePlan:
+    plan: Plan
+    table: Array
+    batches_to_go: int = 0  # until it learns again
+
+
 class _Slot:
     """One batch buffer and its twin on the device. Two take turns."""
 
@@ -108,6 +115,7 @@ class _Slot:
         self.batch_space = self.memory[layout.PREFIX_BYTES : layout.PREFIX_BYTES + space]
         self.device = target.mirror(self.memory)
         self.line_start = target.zeros(space + 2, np.uint32)
+        self.counted: Any = target.mark()  # when the kernels have done with it
 
 
 class Engine:
@@ -132,7 +140,7 @@ class Engine:
         self.target, self.limits, self.window_ms = target, limits or Limits(), window_ms
         self._referee = referee
         self._horizon_ms = dedup_horizon_ms
-        self._plans: dict[str, tuple[Plan, Array, int]] = {}
+        self._plans: dict[str, _DevicePlan] = {}
         self._partitions: dict[Hashable, IdentitySet] = {}
         self._slots = [_Slot(target, self.limits) for _ in range(2)]
         self._turn = 0
@@ -146,6 +154,10 @@ class Engine:
         self._job["records"], self._job["doubtful"] = target.address(self._records), target.address(self._doubtful)
         self._fill = target.zeros(layout.FILLS, np.uint64)
         self._job["fill"] = target.address(self._fill)
+        for name in ("texts", "cells", "rows", "windows"):
+            self._job[f"{name}_mask"] = getattr(self.limits, name) - 1
+        self._job["windows_limit"] = int(self.limits.windows * _FILL_LIMIT)
+        self._arena_mirror = None if target.shares_memory else target.pinned(self.limits.arena_bytes)
         self._tables: dict[str, Array] = {}
         self.parts_opened = 0
         self.open_part()
@@ -154,31 +166,30 @@ class Engine:
 
     def open_part(self) -> None:
         """Drop every table but the request ids. Rows that changed since the last `changes` are lost: commit first."""
-        limits, zeros = self.limits, self.target.zeros
         self._tables.clear()  # before new ones are taken, so that never two parts are in memory
-        sizes = {"texts": limits.texts, "cells": limits.cells, "rows": limits.rows, "windows": limits.windows}
-        dtypes = {"texts": layout.TEXT_ENTRY, "cells": layout.CELL, "rows": layout.ROW, "windows": layout.WINDOW}
-        for name, size in sizes.items():
-            self._tables[name] = zeros(size, dtypes[name])
-            self._job[f"{name}_mask"] = size - 1
-        self._tables["registers"] = zeros(limits.windows * layout.SKETCH_REGISTERS // 4, np.uint32)
-        self._tables["arena"] = zeros(limits.arena_bytes + layout.PADDING_BYTES, np.uint8)
-        for name, size in (("text_order", "texts"), ("cell_order", "cells"), ("window_order", "windows")):
-            self._tables[name] = zeros(sizes[size], np.uint32)
-        self._tables["changed"] = zeros(limits.rows, np.uint32)
+        self._tables = self._empty_tables()
         for name, array in self._tables.items():
             self._job[name] = self.target.address(array)
-        self._job["windows_limit"] = int(limits.windows * _FILL_LIMIT)
         self._job["epoch"] = 1
-        fill = self._read_fill()
-        tally = fill[layout.FILL_TALLY :].copy()  # goes on over all parts
-        fill = np.zeros(layout.FILLS, np.uint64)
-        fill[layout.FILL_TALLY :] = tally
-        self.target.send_behind(fill, self._fill)
-        self._arena_mirror = None if self.target.shares_memory else self.target.pinned(limits.arena_bytes)
+        self._clear_fill(slice(0, layout.FILL_TALLY))  # the tally goes on over all parts
         self._arena_mirrored = 0
         self._tokens_bound, self._records_since_bound = 0, 0
         self.parts_opened += 1
+
+    def _empty_tables(self) -> dict[str, Array]:
+        limits, zeros = self.limits, self.target.zeros
+        return {
+            "texts": zeros(limits.texts, layout.TEXT_ENTRY),
+            "cells": zeros(limits.cells, layout.CELL),
+            "rows": zeros(limits.rows, layout.ROW),
+            "windows": zeros(limits.windows, layout.WINDOW),
+            "registers": zeros(limits.windows * layout.SKETCH_REGISTERS // 4, np.uint32),
+            "arena": zeros(limits.arena_bytes + layout.PADDING_BYTES, np.uint8),
+            "text_order": zeros(limits.texts, np.uint32),
+            "cell_order": zeros(limits.cells, np.uint32),
+            "window_order": zeros(limits.windows, np.uint32),
+            "changed": zeros(limits.rows, np.uint32),
+        }
 
     def forget(self, partition: Hashable) -> None:
         """Drop a partition's request ids: it went to another meter, or its log is read anew."""
@@ -189,6 +200,7 @@ class Engine:
     def open_batch(self, partition: Hashable = 0) -> Batch:
         """A batch to fill. Its memory is free again after the next batch but one is opened."""
         slot = self._slots[self._turn]
+        self.target.wait(slot.counted)
         return Batch(slot.memory, slot.batch_space, partition=partition)
 
     def pack(
@@ -222,26 +234,28 @@ class Engine:
 
     def _plan(self, mapping: Mapping, batch: Batch) -> Plan:
         """The mapping's plan; now and then it learns from the batch at hand."""
-        plan, device, uses = self._plans.get(mapping.source, (None, None, 0))
-        if plan is None or plan.mapping != mapping:
-            plan, uses = compile_mapping(mapping), 0
+        known = self._plans.get(mapping.source)
+        if known is None or known.plan.mapping != mapping:
+            plan = compile_mapping(mapping)
             self._check_room_for_a_message(plan)
-        if uses % RELEARN_BATCHES == 0:
-            plan.learn(sample(bytes(batch.space[: min(batch.length, 1 << 17)]).split(b"\n")[:-1]))
-            device = self.target.zeros(layout.PLAN.itemsize, np.uint8)
-            self.target.send_behind(plan.table.reshape(1).view(np.uint8), device)
-        self._plans[mapping.source] = plan, device, uses + 1
-        return plan
+            known = self._plans[mapping.source] = _DevicePlan(plan, self.target.zeros(layout.PLAN.itemsize, np.uint8))
+            self.target.send_behind(plan.as_bytes(), known.table)
+        if known.batches_to_go == 0 and known.plan.learn(sample(batch.space[: batch.length])):
+            self.target.send_behind(known.plan.as_bytes(), known.table)
+            known.batches_to_go = RELEARN_BATCHES
+        known.batches_to_go = max(0, known.batches_to_go - 1)
+        return known.plan
 
     def _check_room_for_a_message(self, plan: Plan) -> None:
-        size = min(self.limits.batch_bytes, layout.RECORD_BYTES_MAX)
-        records = max(min(self.limits.tile_records, self.limits.batch_bytes), size // plan.record_bytes_min + 1)
-        for name, needed in (("texts", 4 * records), ("cells", 2 * records), ("rows", 2 * records)):
+        """Could one segment overfill an empty table? A segment is one message or at most a tile of records."""
+        size = self.limits.batch_bytes
+        most = size // plan.record_bytes_min + 1
+        for name, needed in (("texts", 4 * most), ("cells", 2 * most), ("rows", 2 * most)):
             slots = getattr(self.limits, name)
             if needed > slots * _FILL_LIMIT:
                 raise TablesTooSmall(
-                    f"{name} = {slots} slots: one message of {size} bytes may bring {needed}, more than "
-                    f"{_FILL_LIMIT:.0%} of them; give the meter more memory"
+                    f"{name} = {slots} slots: a message of batch_bytes = {size} may bring {needed}, more "
+                    f"than {_FILL_LIMIT:.0%} of them; give the meter more memory"
                 )
         if self.limits.arena_bytes < 2 * self.limits.batch_bytes + layout.PREFIX_BYTES:
             raise TablesTooSmall(
@@ -257,7 +271,7 @@ class Engine:
         line_count = loaded.lines.count()
         ends = self._line_ends(loaded, line_count)  # past each message's last line
         generations = self._generations(batch)
-        identities = self._partitions.setdefault(batch.partition, IdentitySet(self.target, self.limits.identity_bytes))
+        identities = self._identities(batch.partition)
         self._point_at(loaded, line_count)
         letters: list[DeadLetter] = []
         message = first_message
@@ -275,6 +289,7 @@ class Engine:
                 last = min(first + self.limits.tile_records, line + lines)
                 letters += self._count_tile(loaded, identities, ends, first, last - first)
             message = after
+        loaded.slot.counted = self.target.mark()
         return Progress(message, letters)
 
     def _line_ends(self, loaded: Loaded, line_count: int) -> np.ndarray[Any, Any]:
@@ -289,7 +304,7 @@ class Engine:
         """Each message's dedup generation: of the prefix maximum of message times, over all batches of the partition."""
         if batch.message_time is None:
             return None
-        identities = self._partitions.setdefault(batch.partition, IdentitySet(self.target, self.limits.identity_bytes))
+        identities = self._identities(batch.partition)
         if not len(batch.message_time):
             return batch.message_time
         log_time = np.maximum(np.maximum.accumulate(batch.message_time), np.uint64(identities.log_time_ms))
@@ -305,7 +320,7 @@ class Engine:
         self._message_time = None if batch.message_time is None else self.target.send(batch.message_time)
         job = self._job
         job["buffer"], job["line_start"] = address(slot.device), address(slot.line_start)
-        job["plan"] = address(self._plans[loaded.plan.mapping.source][1])
+        job["plan"] = address(self._plans[loaded.plan.mapping.source].table)
         job["message_end"], job["message_count"] = address(self._message_end), len(ends)
         job["message_time"] = 0 if self._message_time is None else address(self._message_time)
         job["line_is_message"] = line_count == len(ends)
@@ -329,7 +344,7 @@ class Engine:
     def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
         records = np.sort(self.target.fetch(self._doubtful[:doubtful])).astype(np.int64)
-        self.target.send_behind(np.zeros(1, np.uint64), self._fill[layout.FILL_DOUBTFUL : layout.FILL_DOUBTFUL + 1])
+        self._clear_fill(slice(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1))
         span = slice(first + int(records[0]), first + int(records[-1]) + 2)
         starts = self.target.fetch(loaded.slot.line_start[span]).astype(np.int64)
         messages = np.searchsorted(ends, first + records, side="right")
@@ -400,7 +415,7 @@ class Engine:
         self.target.launch("export_rows", self._job, 0, count)
         table = self.target.fetch(out).view(layout.USAGE_ROW).reshape(-1)
         self._job["epoch"] += 1
-        self.target.send_behind(np.zeros(1, np.uint64), self._fill[layout.FILL_CHANGED : layout.FILL_CHANGED + 1])
+        self._clear_fill(slice(layout.FILL_CHANGED, layout.FILL_CHANGED + 1))
         return UsageRows(table, self._arena(), self.window_ms)
 
     def tally(self) -> Tally:
@@ -428,11 +443,12 @@ class Engine:
 
     def top_users(self, most: int) -> list[tuple[str, int]]:
         """The users with the most tokens (input and output) in the open part, most first."""
-        xp, users = self.target.xp, int(self._read_fill()[layout.FILL_TEXTS])
-        slots = self._tables["text_order"][:users]
-        tokens = self._tables["texts"][slots, 3]
-        if users > most:
-            slots = slots[xp.argpartition(tokens, users - most)[users - most :]]
+        users = int(self._read_fill()[layout.FILL_TEXTS])
+        with self.target.order:
+            slots = self._tables["text_order"][:users]
+            if users > most:
+                tokens = self._tables["texts"][slots, 3]
+                slots = slots[self.target.xp.argpartition(tokens, users - most)[users - most :]]
             tokens = self._tables["texts"][slots, 3]
         found = zip(self._names(self.target.fetch(slots)), self.target.fetch(tokens).tolist(), strict=True)
         return sorted(((user, total) for user, total in found if total), key=lambda item: (-item[1], item[0]))
@@ -444,9 +460,11 @@ class Engine:
     def sketches(self) -> dict[WindowStartMs, Bytes]:
         """Each window's HyperLogLog of users: 2^14 registers, to be merged by maximum."""
         count = int(self._read_fill()[layout.FILL_WINDOWS])
-        slots = self._tables["window_order"][:count]
-        windows = self.target.fetch(self._tables["windows"][slots, 0]).tolist()
-        registers = self._tables["registers"].reshape(self.limits.windows, -1)[slots]
+        with self.target.order:
+            slots = self._tables["window_order"][:count]
+            windows = self._tables["windows"][slots, 0]
+            registers = self._tables["registers"].reshape(self.limits.windows, -1)[slots]
+        windows = self.target.fetch(windows).tolist()
         rows = self.target.fetch(registers).view(np.uint8)
         return {WindowStartMs((low - 1) * self.window_ms): row for low, row in zip(windows, rows, strict=True)}
 
@@ -469,17 +487,29 @@ class Engine:
 
     # --- Inside ---
 
+    def _identities(self, partition: Hashable) -> IdentitySet:
+        if partition not in self._partitions:
+            self._partitions[partition] = IdentitySet(self.target, self.limits.identity_bytes)
+        return self._partitions[partition]
+
     def _read_fill(self) -> np.ndarray[Any, Any]:
         return self.target.fetch(self._fill)
 
+    def _clear_fill(self, which: slice) -> None:
+        self.target.send_behind(np.zeros(which.stop - which.start, np.uint64), self._fill[which])
+
     def _cell_words(self) -> np.ndarray[Any, Any]:
         count = int(self._read_fill()[layout.FILL_CELLS])
-        return self.target.fetch(self._tables["cells"][self._tables["cell_order"][:count]])
+        with self.target.order:
+            cells = self._tables["cells"][self._tables["cell_order"][:count]]
+        return self.target.fetch(cells)
 
     def _names(self, slots: Array) -> list[str]:
         """The strings of text slots; each distinct one is decoded once."""
         distinct, index = np.unique(np.asarray(slots), return_inverse=True)
-        where = self.target.fetch(self._tables["texts"][self.target.xp.asarray(distinct), 2]).tolist()
+        with self.target.order:
+            found = self._tables["texts"][self.target.xp.asarray(distinct), 2]
+        where = self.target.fetch(found).tolist()
         arena = self._arena()
         starts = [(value >> layout.OFFSET_SHIFT, value & layout.LENGTH_MASK) for value in where]
         names = [bytes(arena[start : start + length]).decode() for start, length in starts]

@@ -70,14 +70,42 @@ ENTRY void move_identities(const Identity* from, Identity* to, u32 to_mask, u32 
 
 // What layout.py compares its dtypes with: sizes, then the offsets of the fields that follow padding or arrays.
 ENTRY u32 layout(u32* out) {
-  const u32 facts[] = {
-      sizeof(Step), sizeof(Key), sizeof(Choice), sizeof(Plan), sizeof(Record), sizeof(Identity), sizeof(TextEntry), sizeof(Cell),
-      sizeof(Row), sizeof(Window), sizeof(Ruling), sizeof(UsageRow), sizeof(Job), offsetof(Step, marks),
-      offsetof(Step, digits), offsetof(Key, digits), offsetof(Choice, counter), offsetof(Plan, start), offsetof(Plan, choices),
-      offsetof(Plan, buckets), offsetof(Plan, default_count), offsetof(Plan, needed), offsetof(Row, epoch),
-      offsetof(Ruling, start), offsetof(Ruling, verdict), offsetof(UsageRow, counters), offsetof(Record, window), offsetof(Record, verdict), offsetof(Record, length), offsetof(Job, records),
-      offsetof(Job, identities), offsetof(Job, fill), offsetof(Job, secret), offsetof(Job, sequence), offsetof(Job, windows_limit),
-      offsetof(Job, epoch)};
+  const u32 facts[] = {sizeof(Step),
+                       sizeof(Key),
+                       sizeof(Choice),
+                       sizeof(Plan),
+                       sizeof(Record),
+                       sizeof(Identity),
+                       sizeof(TextEntry),
+                       sizeof(Cell),
+                       sizeof(Row),
+                       sizeof(Window),
+                       sizeof(Ruling),
+                       sizeof(UsageRow),
+                       sizeof(Job),
+                       offsetof(Step, marks),
+                       offsetof(Step, digits),
+                       offsetof(Key, digits),
+                       offsetof(Choice, counter),
+                       offsetof(Plan, start),
+                       offsetof(Plan, choices),
+                       offsetof(Plan, buckets),
+                       offsetof(Plan, default_count),
+                       offsetof(Plan, needed),
+                       offsetof(Row, epoch),
+                       offsetof(Ruling, start),
+                       offsetof(Ruling, verdict),
+                       offsetof(UsageRow, counters),
+                       offsetof(Record, window),
+                       offsetof(Record, verdict),
+                       offsetof(Record, length),
+                       offsetof(Job, records),
+                       offsetof(Job, identities),
+                       offsetof(Job, fill),
+                       offsetof(Job, secret),
+                       offsetof(Job, sequence),
+                       offsetof(Job, windows_limit),
+                       offsetof(Job, epoch)};
   for (u32 i = 0; i < sizeof facts / sizeof *facts; ++i) out[i] = facts[i];
   return sizeof facts / sizeof *facts;
 }

@@ -49,7 +49,8 @@ class IdentitySet:
         else:
             self._before = None
         if dropped is not None and len(dropped) == len(self._current):
-            dropped.fill(0)
+            with self._target.order:
+                dropped.fill(0)
             self._current = dropped
         else:
             self._current = self._table(len(self._current))
@@ -59,7 +60,8 @@ class IdentitySet:
         """Make room for so many new ids and point the job at the tables."""
         assert self._sequence + records <= layout.SEQUENCE_MAX, "a generation holds fewer than 2^40 records"
         if self._used_at_most + records > len(self._current) * _LOAD_MAX:
-            self._used_at_most = int(self._target.xp.count_nonzero(self._current[:, 0]))
+            with self._target.order:
+                self._used_at_most = int(self._target.xp.count_nonzero(self._current[:, 0]))
             self._grow(self._used_at_most + records)
         before = self._before
         job["identities"] = self._target.address(self._current)

@@ -79,8 +79,9 @@ HD void intern_record(const Job& job, u32 i) {
   const u32 model = intern_text(job, record, MODEL);
   record.user_slot = intern_text(job, record, USER);
   record.cell_slot = intern_cell(job, record.window, model, intern_text(job, record, CHIP));
-  record.prefill_cell_slot =
-      record.length[PREFILL_CHIP] ? intern_cell(job, record.window, model, intern_text(job, record, PREFILL_CHIP)) : NONE;
+  record.prefill_cell_slot = record.length[PREFILL_CHIP]
+                                 ? intern_cell(job, record.window, model, intern_text(job, record, PREFILL_CHIP))
+                                 : NONE;
 }
 
 }  // namespace tokenometer

@@ -39,26 +39,26 @@ constexpr u32 HAVE_SELECTOR = 1u << 7;
 constexpr u32 HAVE_COUNTER = 8;
 
 constexpr u32 TEXT_BYTES_MAX = 256;
-constexpr u64 COUNT_MAX = 1ull << 40;               // counts are below
-constexpr u64 TIME_MAX_MS = 253402300800000ull;     // 10000-01-01T00:00:00Z; times are below
+constexpr u64 COUNT_MAX = 1ull << 40;            // counts are below
+constexpr u64 TIME_MAX_MS = 253402300800000ull;  // 10000-01-01T00:00:00Z; times are below
 constexpr u32 RECORD_BYTES_MAX = 1u << 20;
-constexpr u32 NONE = 0xffffffffu;                   // no slot, no key
+constexpr u32 NONE = 0xffffffffu;  // no slot, no key
 
 // --- Plan: a mapping, compiled by plan.py for the parser ---
 
-constexpr u32 KEYS_MAX = 64;         // keys in place: at most 32 mapped, the others learned from the log
+constexpr u32 KEYS_MAX = 64;  // keys in place: at most 32 mapped, the others learned from the log
 constexpr u32 KEY_BYTES_MAX = 48;
 constexpr u32 LITERAL_BYTES_MAX = 64;
-constexpr u32 BUCKETS = 256;         // of the perfect hash of keys
-constexpr u32 STEPS = 2;             // successors predicted for each key
-constexpr u32 CHOICES_MAX = 8;       // token types of a selector
-constexpr u32 ROOT = 254;            // the object of the top level's keys
-constexpr u32 END = 255;             // the step behind a record's last value
+constexpr u32 BUCKETS = 256;    // of the perfect hash of keys
+constexpr u32 STEPS = 2;        // successors predicted for each key
+constexpr u32 CHOICES_MAX = 8;  // token types of a selector
+constexpr u32 ROOT = 254;       // the object of the top level's keys
+constexpr u32 END = 255;        // the step behind a record's last value
 
 enum Kind : u32 { ORDINARY = 0, OBJECT = 1, TEXT = 2, COUNT = 3, TIME = 4, SELECTOR = 5, QUOTED = 8 };
 
-// One predicted move from the end of a value to the next value: these bytes stand between them. Whatever the parser must
-// know of that value's key is here too, so that a right prediction touches nothing else.
+// One predicted move from the end of a value to the next value: these bytes stand between them. Whatever the parser
+// must know of that value's key is here too, so that a right prediction touches nothing else.
 struct alignas(128) Step {
   u8 literal[LITERAL_BYTES_MAX];  // such as  ,"user":"
   u64 marks;                      // mapped keys passed on the way
@@ -86,7 +86,14 @@ struct Choice {
   u32 requests;  // such an event counts as a request
   u32 spare;
 };
-enum Epoch : u32 { NO_EPOCH = 0, SECONDS = 1, MILLISECONDS = 2, MICROSECONDS = 3, NANOSECONDS = 4, DECIMAL_SECONDS = 5 };
+enum Epoch : u32 {
+  NO_EPOCH = 0,
+  SECONDS = 1,
+  MILLISECONDS = 2,
+  MICROSECONDS = 3,
+  NANOSECONDS = 4,
+  DECIMAL_SECONDS = 5
+};
 struct Plan {
   Step next[KEYS_MAX][STEPS];  // behind the value of each key
   Step start[STEPS];
@@ -115,9 +122,9 @@ struct alignas(64) Record {
   u64 high[HASHES];
   u64 counters[COUNTERS];
   u64 window;
-  u32 start[TEXTS];       // in the buffer
+  u32 start[TEXTS];  // in the buffer
   u32 verdict;
-  u32 identity_slot;      // in the current generation; NONE = no request id
+  u32 identity_slot;  // in the current generation; NONE = no request id
   u32 user_slot;
   u32 cell_slot;
   u32 prefill_cell_slot;  // NONE = no prefill chip
@@ -151,7 +158,7 @@ struct alignas(16) Window {
   u64 low;  // window + 1
   u64 high;
 };
-constexpr u32 SKETCH_BITS = 14;  // 16,384 registers: standard error 0.81 %
+constexpr u32 SKETCH_BITS = 14;                       // 16,384 registers: standard error 0.81 %
 constexpr u32 SKETCH_RANK_BITS = 6, LENGTH_BITS = 9;  // of TextEntry::where
 constexpr u32 OFFSET_SHIFT = SKETCH_BITS + SKETCH_RANK_BITS + LENGTH_BITS;
 constexpr u32 SKETCH_REGISTERS = 1u << SKETCH_BITS;
@@ -191,12 +198,12 @@ struct UsageRow {
 // Everything a kernel may touch. Pointers are to device memory (or the host's, in the host build).
 struct Job {
   const u8* buffer;
-  const u32* line_start;    // line i is [line_start[i], line_start[i + 1] - 1), its newline behind it
+  const u32* line_start;  // line i is [line_start[i], line_start[i + 1] - 1), its newline behind it
   const Plan* plan;
   const u32* message_end;   // past each message's last newline
   const u64* message_time;  // ms, or null
   Record* records;
-  u32* doubtful;           // record numbers, in no order
+  u32* doubtful;  // record numbers, in no order
   const Ruling* rulings;
   // tables
   Identity* identities;
@@ -207,10 +214,10 @@ struct Job {
   Window* windows;
   u32* registers;  // [windows][SKETCH_REGISTERS / 4], four registers a word
   u8* arena;
-  u32* text_order;    // slots in order of arrival, so that nobody has to search a table for what it holds
+  u32* text_order;  // slots in order of arrival, so that nobody has to search a table for what it holds
   u32* cell_order;
   u32* window_order;
-  u32* changed;       // rows changed since the last commit
+  u32* changed;  // rows changed since the last commit
   UsageRow* usage_rows;
   u64* fill;
   u64 secret[8];

@@ -33,8 +33,10 @@ HD u32 find_message(const Job& job, u32 line, u32 position) {
   u32 low = 0, high = job.message_count - 1;
   ROLLED while (low < high) {
     const u32 middle = (low + high) / 2;
-    if (job.message_end[middle] > position) high = middle;
-    else low = middle + 1;
+    if (job.message_end[middle] > position)
+      high = middle;
+    else
+      low = middle + 1;
   }
   return low;
 }
@@ -64,8 +66,7 @@ HD u32 two_digits(const u8* p) { return is_digit(p[0]) && is_digit(p[1]) ? (p[0]
 
 // "YYYY-MM-DDTHH:MM:SS[.f]Z" or with an offset, in its commonest spelling; p is behind the opening quote.
 HD const u8* read_rfc3339(const u8* p, u64* time_ms) {
-  ROLLED for (u32 i = 0; i < 19; ++i)
-    if (*(p + i) < 0x20 || *(p + i) == '"') return nullptr;  // stay inside the line
+  ROLLED for (u32 i = 0; i < 19; ++i) if (*(p + i) < 0x20 || *(p + i) == '"') return nullptr;  // stay inside the line
   const u32 century = two_digits(p), years = two_digits(p + 2), month = two_digits(p + 5), day = two_digits(p + 8);
   const u32 hour = two_digits(p + 11), minute = two_digits(p + 14), second = two_digits(p + 17);
   if (p[4] != '-' || p[7] != '-' || p[10] != 'T' || p[13] != ':' || p[16] != ':') return nullptr;
@@ -163,9 +164,9 @@ struct Reader {
   const Job& job;
   const Plan& plan;
   Record& record;
-  u64 marks;    // mapped keys seen: one may not stand twice
+  u64 marks;  // mapped keys seen: one may not stand twice
   u64 time_ms;
-  u32 have;     // fields that have a value
+  u32 have;  // fields that have a value
   u32 choice;
 
   HD bool mark(u64 bits) {
@@ -242,8 +243,10 @@ HD void hash_texts(const Job& job, Record& record) {
 // off by less than one.
 HD u64 window_of(const Job& job, u64 time_ms) {
   u64 window = (u64)((double)time_ms * job.windows_per_ms);
-  if (window * job.window_ms > time_ms) --window;
-  else if ((window + 1) * job.window_ms <= time_ms) ++window;
+  if (window * job.window_ms > time_ms)
+    --window;
+  else if ((window + 1) * job.window_ms <= time_ms)
+    ++window;
   return window;
 }
 
@@ -318,7 +321,8 @@ HD const u8* next_key(const Plan& plan, const u8* p, Place place, u32* object, u
         return p;
       }
       *object = plan.keys[*object].object;
-    } while (*p == '}');
+    }
+    while (*p == '}');
     place = AFTER_VALUE;
   }
   if (place == AFTER_VALUE) {
@@ -385,8 +389,10 @@ HD void parse_line(const Job& job, u32 first, u32 i) {
   for (u32 counter = INPUT; counter < COUNTERS; ++counter) record.counters[counter] = 0;
   Reader reader = {job, *job.plan, record, 0, 0, 0, 0};
   u32 verdict = DOUBTFUL;
-  if (end - start <= (i64)RECORD_BYTES_MAX && parse_object(reader, start, end, line)) verdict = ACCEPTED;
-  else if (skip_space(start) == end) verdict = EMPTY;
+  if (end - start <= (i64)RECORD_BYTES_MAX && parse_object(reader, start, end, line))
+    verdict = ACCEPTED;
+  else if (skip_space(start) == end)
+    verdict = EMPTY;
   record.verdict = verdict;
   if (verdict == DOUBTFUL) job.doubtful[fetch_add(&job.fill[FILL_DOUBTFUL], 1)] = i;
 }

@@ -34,6 +34,7 @@ _COUNTER_SLOTS = {
 }
 _U64 = (1 << 64) - 1
 _SAMPLE_LINES = 64
+_SAMPLE_BYTES = 1 << 17
 
 
 @dataclass(frozen=True)
@@ -58,10 +59,16 @@ class Plan:
     record_bytes_min: int  # no accepted record is shorter
     nodes: list[_Node] = field(default_factory=list)
 
-    def learn(self, lines: Iterable[bytes]) -> None:
-        """Predict steps from sample lines. Only valid JSON teaches: a literal that matched is not checked again."""
-        learned = _Steps(self.nodes, _mapped(self.nodes))
-        learned.read([line for line in lines if _is_object(line)])
+    def learn(self, lines: Iterable[bytes]) -> bool:
+        """Predict steps from sample lines; False, and no change, if none of them is a JSON object.
+
+        Only valid JSON teaches: a literal that matched is not checked again.
+        """
+        objects = [line for line in lines if _is_object(line)]
+        if not objects:
+            return False
+        learned = _Steps(self.nodes)
+        learned.read(objects)
         _write_nodes(self.table, learned.nodes)
         for node, counts in learned.counts.items():
             steps = self.table["start"] if node is None else self.table["next"][node]
@@ -69,6 +76,11 @@ class Plan:
                 to = _Node(b"", layout.ROOT) if key == layout.END else learned.nodes[key]
                 kind = to.kind | (layout.QUOTED if quoted else 0)
                 steps[i] = (literal, marks, len(literal), key, kind, to.parent, to.slot, to.digits, b"")
+        return True
+
+    def as_bytes(self) -> np.ndarray[Any, Any]:
+        """The table as it travels to the device."""
+        return self.table.reshape(1).view(np.uint8)
 
 
 def compile_mapping(mapping: Mapping) -> Plan:
@@ -140,10 +152,6 @@ def _add_path(nodes: list[_Node], path: Path, kind: int, slot: int, digits: bool
         parent = known
 
 
-def _mapped(nodes: list[_Node]) -> list[_Node]:
-    return [node for node in nodes if node.mark]
-
-
 # --- The perfect hash: find_key in parse.h ---
 
 
@@ -197,7 +205,7 @@ class _Steps:
     A value that is nearly always the same, such as `"status":200`, is part of the literal around it.
     """
 
-    def __init__(self, nodes: list[_Node], mapped: list[_Node]) -> None:
+    def __init__(self, mapped: list[_Node]) -> None:
         self.nodes = list(mapped)
         self.index = {(node.name, node.parent): i for i, node in enumerate(mapped)}
         self.counts: dict[int | None, Counter[_Step]] = {}
@@ -295,6 +303,7 @@ def _value_last(tokens: list[tuple[bytes, int, int]], at: int) -> int | None:
     return None
 
 
-def sample(lines: list[bytes]) -> list[bytes]:
-    """A few lines spread over the batch."""
+def sample(data: np.ndarray[Any, Any]) -> list[bytes]:
+    """Some of the lines that a batch begins with."""
+    lines = data[:_SAMPLE_BYTES].tobytes().split(b"\n")[:-1]
     return lines[:: max(1, len(lines) // _SAMPLE_LINES)][:_SAMPLE_LINES]

@@ -96,7 +96,7 @@ HD u32 compare_swap(u32* p, u32 expected, u32 desired) {
 }
 HD u64 fetch_add(u64* p, u64 value) { return __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
 HD u32 exchange(u32* p, u32 value) { return __atomic_exchange_n(p, value, __ATOMIC_RELAXED); }
-#else  // one thread owns the tables: the same meaning without locked instructions
+#else                             // one thread owns the tables: the same meaning without locked instructions
 HD u64 compare_swap(u64* p, u64 expected, u64 desired) {
   const u64 old = *p;
   if (old == expected) *p = desired;
@@ -148,16 +148,17 @@ HD void prefetch(const void* p) { __builtin_prefetch(p, 1, 3); }
 // Marks, in the high bit of each byte, the bytes of x that are zero. Only the lowest mark is exact.
 HD u64 zero_bytes(u64 x) { return (x - LOW_BITS) & ~x & HIGH_BITS; }
 
-#if !defined(__CUDACC__) && defined(__AVX2__) && defined(__BMI2__)  // 64-byte registers measured no faster: names are short
+#if !defined(__CUDACC__) && defined(__AVX2__) && \
+    defined(__BMI2__)  // 64-byte registers measured no faster: names are short
 
 // Offset of the first byte that ends a run of plain string bytes: a quote, a backslash, a control or a non-ASCII byte.
 HD u32 plain_run(const u8* p) {
   const __m256i quote = _mm256_set1_epi8('"'), backslash = _mm256_set1_epi8('\\'), space = _mm256_set1_epi8(0x20);
   for (u32 n = 0;; n += 32) {
     const __m256i bytes = _mm256_loadu_si256((const __m256i*)(p + n));
-    const __m256i marks = _mm256_or_si256(
-        _mm256_or_si256(_mm256_cmpeq_epi8(bytes, quote), _mm256_cmpeq_epi8(bytes, backslash)),
-        _mm256_cmpgt_epi8(space, bytes));  // signed: below space is control or non-ASCII
+    const __m256i marks =
+        _mm256_or_si256(_mm256_or_si256(_mm256_cmpeq_epi8(bytes, quote), _mm256_cmpeq_epi8(bytes, backslash)),
+                        _mm256_cmpgt_epi8(space, bytes));  // signed: below space is control or non-ASCII
     const u32 ends = (u32)_mm256_movemask_epi8(marks);
     if (LIKELY(ends)) return n + trailing_zeros(ends);
   }
@@ -200,8 +201,7 @@ HD u32 plain_run(const u8* p) {
 }
 HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
   u32 i = 0;
-  ROLLED for (; i + 8 <= n; i += 8)
-    if (load_word(p + i) != load_word(literal + i)) return false;
+  ROLLED for (; i + 8 <= n; i += 8) if (load_word(p + i) != load_word(literal + i)) return false;
   return i == n || ((load_word(p + i) ^ load_word(literal + i)) << (64 - 8 * (n - i))) == 0;
 }
 // The first n of 32 bytes at p as words, zeros behind them: no branch depends on n.
@@ -216,9 +216,9 @@ HD u64 newlines(const u8* p) {
   u64 marks = 0;
   for (u32 i = 0; i < 8; ++i) {
     const u64 x = load_word(p + 8 * i) ^ (LOW_BITS * '\n');
-    const u64 nonzero = ((x & ~HIGH_BITS) + ~HIGH_BITS) | x;      // exact in every byte: no carry between bytes
-    const u64 zero = (~nonzero & HIGH_BITS) >> 7;                 // one bit a byte
-    marks |= ((zero * 0x0102040810204080ull) >> 56) << (8 * i);   // gathered into eight bits
+    const u64 nonzero = ((x & ~HIGH_BITS) + ~HIGH_BITS) | x;     // exact in every byte: no carry between bytes
+    const u64 zero = (~nonzero & HIGH_BITS) >> 7;                // one bit a byte
+    marks |= ((zero * 0x0102040810204080ull) >> 56) << (8 * i);  // gathered into eight bits
   }
   return marks;
 }

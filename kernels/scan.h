@@ -1,5 +1,6 @@
 // JSON's lexical level: where does a string, a number, a value end? Accepts only what RFC 8259 and UTF-8 surely allow;
-// a null result means doubt (or invalid: the referee knows). Every scan stops at a newline, which no JSON token contains.
+// a null result means doubt (or invalid: the referee knows). Every scan stops at a newline, which no JSON token
+// contains.
 #pragma once
 #include "portable.h"
 
@@ -8,7 +9,7 @@ namespace tokenometer {
 HD bool is_space(u8 c) { return c == ' ' || c == '\t' || c == '\r'; }
 HD bool is_digit(u8 c) { return (u8)(c - '0') <= 9; }
 HD const u8* skip_space(const u8* p) {
-  ROLLED while (is_space(*p)) ++p;
+  ROLLED while (is_space(*p))++ p;
   return p;
 }
 
@@ -42,7 +43,14 @@ HD u32 hex4(const u8* p) {
 // Past one escape sequence; a surrogate must be a high one followed by an escaped low one.
 HD const u8* after_escape(const u8* p) {
   switch (p[1]) {
-    case '"': case '\\': case '/': case 'b': case 'f': case 'n': case 'r': case 't':
+    case '"':
+    case '\\':
+    case '/':
+    case 'b':
+    case 'f':
+    case 'n':
+    case 'r':
+    case 't':
       return p + 2;
     case 'u':
       break;
@@ -64,9 +72,12 @@ HD const u8* string_end(const u8* p, bool escapes) {
     p += plain_run(p);
     const u8 c = *p;
     if (LIKELY(c == '"')) return p;
-    if (c >= 0x80) p = after_utf8(p);
-    else if (c == '\\' && escapes) p = after_escape(p);
-    else return nullptr;
+    if (c >= 0x80)
+      p = after_utf8(p);
+    else if (c == '\\' && escapes)
+      p = after_escape(p);
+    else
+      return nullptr;
     if (!p) return nullptr;
   }
 }
@@ -74,7 +85,8 @@ HD const u8* string_end(const u8* p, bool escapes) {
 HD const u8* after_digits(const u8* p) {
   ROLLED for (;;) {
     const u64 word = load_word(p);
-    const u64 others = ((word + LOW_BITS * 0x46) | (word - LOW_BITS * 0x30) | word) & HIGH_BITS;  // lowest mark is exact
+    const u64 others =
+        ((word + LOW_BITS * 0x46) | (word - LOW_BITS * 0x30) | word) & HIGH_BITS;  // lowest mark is exact
     if (others) return p + (trailing_zeros(others) >> 3);
     p += 8;
   }

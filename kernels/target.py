@@ -1,6 +1,7 @@
 """The two machines the engine runs on: memory, copies and launches. Nothing here knows what is being counted."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,11 +16,19 @@ class DeviceError(RuntimeError):
 
 
 class Target(Protocol):
-    """Device memory and kernels. Launches and `send` are ordered as called; `fetch` waits for what it reads."""
+    """Device memory and kernels. Launches and `send` are ordered as called; `fetch` waits for what it reads.
 
-    name: str
-    xp: Any  # the array module: numpy or cupy
-    shares_memory: bool  # device memory is host memory
+    `wait(mark())` waits for all that was launched before the mark.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def xp(self) -> Any: ...  # the array module: numpy or cupy
+    @property
+    def shares_memory(self) -> bool: ...  # device memory is host memory
+    @property
+    def order(self) -> AbstractContextManager[Any]: ...  # array operations inside keep the order of launches
 
     def zeros(self, count: int, dtype: Any) -> Array: ...
     def pinned(self, size: int) -> np.ndarray[Any, Any]: ...
@@ -32,6 +41,8 @@ class Target(Protocol):
     def split(self, data: Array, begin: int, length: int, line_start: Array) -> "Lines": ...
     def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None: ...
     def move_identities(self, from_table: Array, to_table: Array) -> None: ...
+    def mark(self) -> Any: ...
+    def wait(self, mark: Any) -> None: ...
     def memory(self) -> tuple[int, int]: ...
 
 
@@ -50,8 +61,9 @@ def _words(dtype: Any) -> tuple[np.dtype[Any], int]:
 class HostTarget:
     """The CPU. With threads > 1 the tables are shared by threads and updated with locked instructions."""
 
-    xp = np
+    xp: Any = np
     shares_memory = True
+    order: AbstractContextManager[Any] = nullcontext()
 
     def __init__(self, threads: int = 1, extra_flags: tuple[str, ...] = ()) -> None:
         self.name = "cpu" if threads == 1 else f"cpu x {threads}"
@@ -110,6 +122,12 @@ class HostTarget:
             self.address(from_table), self.address(to_table), len(to_table) - 1, 0, len(from_table)
         )
 
+    def mark(self) -> None:
+        """Launches return when they are done."""
+
+    def wait(self, mark: None) -> None:
+        """Nothing to wait for."""
+
     def memory(self) -> tuple[int, int]:
         """Free and total bytes."""
         with open("/proc/meminfo", encoding="ascii") as file:
@@ -149,7 +167,7 @@ class CudaTarget:
         self._module = build.load_device()
         self._compute = cupy.cuda.Stream(non_blocking=True)
         self._travel = cupy.cuda.Stream(non_blocking=True)
-        self._compute.use()
+        self.order = self._compute
         self._job: Array = None  # the Job in device memory
 
     def zeros(self, count: int, dtype: Any) -> Array:
@@ -185,6 +203,8 @@ class CudaTarget:
         return int(array.data.ptr)
 
     def split(self, data: Array, begin: int, length: int, line_start: Array) -> Lines:
+        if not length:
+            return _Known(0)
         blocks = -(-length // 64)
         numbers = np.uint32(length), np.uint32(begin)
         with self._travel:
@@ -207,6 +227,12 @@ class CudaTarget:
         with self._compute:
             numbers = np.uint32(len(to_table) - 1), np.uint32(len(from_table))
             self._run("move_identities", len(from_table), (from_table, to_table, *numbers))
+
+    def mark(self) -> Any:
+        return self._compute.record()
+
+    def wait(self, mark: Any) -> None:
+        mark.synchronize()
 
     def memory(self) -> tuple[int, int]:
         free, total = self.xp.cuda.runtime.memGetInfo()
@@ -244,5 +270,3 @@ def open_target(device: str, threads: int = 1) -> Target:
         return CudaTarget()
     except DeviceError:
         return HostTarget(threads)
-
-

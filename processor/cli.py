@@ -54,6 +54,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__base__  # the one class of wrong argume
 _WIDTH_PIPED = 120  # of tables that go to a file or another program
 _BARS_WIDTH = 100
 _REPLAY_WINDOWS = 1 << 13  # slots for windows, 16 KB each when used: four days of minutes in one part
+_MEMORY_MIN = 256 << 20  # one message of 1 MiB may bring 10,000 rows and names
 _CUDA_MEMORY_MAX = 16 << 30  # tables of more than this are asked for
 
 app = typer.Typer(
@@ -139,12 +140,15 @@ def _top(
 # --- replay ---
 
 
-def _bytes(text: str) -> int:
-    """`2GiB`, `500MB`, `1073741824`."""
+def _memory(text: str) -> int:
+    """Bytes of `2GiB`, `500MB`, `1073741824`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE | re.ASCII)
     if not match:
-        _usage_error(f"{text!r}: expected a size such as 2GiB or 500MB")
-    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
+        _usage_error(f"--memory {text!r}: expected a size such as 2GiB or 500MB")
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
+    if size < _MEMORY_MIN:
+        _usage_error(f"--memory {text}: expected 256MiB or more")
+    return size
 
 
 @app.command("replay")
@@ -178,8 +182,7 @@ def replay_command(
     device: Annotated[str, Option(help="auto, cuda or cpu; auto takes a GPU where there is one.")] = "auto",
     threads: Annotated[int, Option(min=1, max=256, help="Of the CPU engine.")] = 1,
     memory: Annotated[
-        int | None,
-        Option(parser=_bytes, metavar="SIZE", help="For all tables together, such as 2GiB.", show_default=False),
+        str | None, Option(metavar="SIZE", help="For all tables together, such as 2GiB; 256MiB or more.")
     ] = None,
     window: Annotated[int, Option(min=1, max=86_400, metavar="SECONDS", help="Length of a usage row's window.")] = 60,
     top: Annotated[int, Option(min=0, max=10_000, metavar="N", help="Users to show.")] = 10,
@@ -197,12 +200,11 @@ def replay_command(
         _usage_error(f"--run {run_name!r}: expected 1 to 100 of the characters 0-9 A-Z a-z . _ : -")
     if device not in ("auto", "cuda", "cpu"):
         _usage_error(f"--device {device}: expected auto, cuda or cpu")
-    for name in filter(None, (out, rejected)):
-        output.check_free(name, force)
-    _check_names(files, out, rejected)
+    memory_bytes = None if memory is None else _memory(memory)
+    _check_names(files, out, rejected, force)
     total_bytes = logs.size_of(files)
-    engine = _open_engine(device, threads, memory, window)
     chosen = mappings.resolve(mapping)
+    engine = _open_engine(device, threads, memory_bytes, window)
     name = run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()
     try:
@@ -230,11 +232,13 @@ class _Interrupted(Exception):
         self.summary = summary
 
 
-def _check_names(files: list[str], out: str | None, rejected: str | None) -> None:
-    names = [*files, *filter(None, (out, rejected))]
-    same = [name for name in names[len(files) :] if names.count(name) > 1]
-    if same:
-        _usage_error(f"{same[0]} is named twice; results need files of their own")
+def _check_names(files: list[str], out: str | None, rejected: str | None, force: bool) -> None:
+    """Before hours of work."""
+    results = [name for name in (out, rejected) if name]
+    for name in results:
+        if [*files, *results].count(name) > 1:
+            _usage_error(f"{name} is named twice; results need files of their own")
+        output.check_free(name, force)
 
 
 def _open_engine(device: str, threads: int, memory: int | None, window_seconds: int) -> Engine:
@@ -255,7 +259,12 @@ def _limits(target: Target, memory: int | None) -> Limits:
         memory = min(target.memory()[0] // 2, _CUDA_MEMORY_MAX)
     limits = Limits() if memory is None else Limits.from_memory(memory, cuda)
     roomy = memory is None or memory >= _REPLAY_WINDOWS << 17  # sketches of all windows are an eighth of it
-    return dataclasses.replace(limits, windows=_REPLAY_WINDOWS) if roomy else limits
+    return dataclasses.replace(
+        limits,
+        windows=_REPLAY_WINDOWS if roomy else limits.windows,
+        batch_bytes=min(limits.batch_bytes, limits.arena_bytes // 4),  # one message must not fill a table
+        tile_records=min(limits.tile_records, limits.rows // 16),
+    )
 
 
 @contextlib.contextmanager
@@ -381,8 +390,7 @@ def synth_command(
     duration: Annotated[float | None, _option("--duration", _LOG, "Seconds of log time at --rate, instead of --count.",
                                               min=0, metavar="SECONDS", show_default=False)] = None,
     rate: Annotated[float, _option("--rate", _LOG, "Records per second of log time, on average.")] = 20_000.0,
-    start: Annotated[int, _option("--start", _LOG, "When the log begins.", parser=_start, metavar="TIME",
-                                  show_default="2026-11-23T00:00:00Z")] = synth.START_MS,
+    start: Annotated[str, _option("--start", _LOG, "When the log begins.", metavar="TIME")] = "2026-11-23T00:00:00Z",
     day_curve: Annotated[bool, _option("--day-curve", _LOG, "Busy at 15:00 UTC, quiet at 03:00.")] = False,
     bursts: Annotated[float, _share("--bursts", _LOG, "Share of time that is four times as busy.")] = 0.05,
     compact: Annotated[bool, _option("--compact", _LOG, "Only the needed fields: about 200 bytes a record.")] = False,
@@ -416,21 +424,20 @@ def synth_command(
     wrong = sorted(given.intersection(_ONLY_OF_A_TRACE if trace is None else _NOT_OF_A_TRACE))
     if wrong:
         _usage_error(f"--{wrong[0].replace('_', '-')} has no meaning {'without' if trace is None else 'with'} --trace")
+    start_ms = _start(start)
+    records = (
+        None if trace else round(duration * rate) if duration is not None else 1_000_000 if count is None else count
+    )
     try:
         if trace is not None:
             chunks = synth.from_trace(
-                trace, seed=seed, users=users, chips=chips, model=model, start_ms=start if "start" in given else None,
+                trace, seed=seed, users=users, chips=chips, model=model, start_ms=start_ms if "start" in given else None,
                 repeat=repeat, user_skew=user_skew,
             )  # fmt: skip
-            records = None
         else:
-            records = 1_000_000 if count is None else count
-            records = records if duration is None else round(duration * rate)
             settings = {field.name for field in dataclasses.fields(synth.Profile)} & context.params.keys()
             values = {name: context.params[name] for name in settings}
-            chunks = synth.generate(synth.Profile(records, start_ms=start, **values))
-    except synth.TraceError:
-        raise
+            chunks = synth.generate(synth.Profile(records or 0, start_ms=start_ms, **values))
     except ValueError as error:
         _usage_error(_as_option(str(error)))
     _write_log(chunks, records, out, force)

@@ -1,7 +1,7 @@
 """The referee: what the kernels would not decide goes to orjson, and comes back canonical or with a reason.
 
-The rules are those of docs/RECORDS.md, in their order. The kernels accept only what is certain, so their certain records
-and these rulings together are orjson plus the field rules, on every line.
+The rules are those of docs/RECORDS.md, in their order. The kernels accept only what is certain, so their records and
+these rulings together are orjson plus the field rules, on every line.
 """
 
 import re
@@ -29,7 +29,14 @@ REASONS = (
     "unknown_token_type",
     "inconsistent_counts",
 )
-_COUNTERS = ("requests", "input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+_COUNTERS = (
+    "requests",
+    "input_tokens",
+    "cached_input_tokens",
+    "cache_write_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
 _DIGITS = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII

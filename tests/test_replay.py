@@ -128,7 +128,7 @@ def test_totals_equal_the_oracle(make_engine: Callable[..., Engine], name: str, 
 
 def test_many_parts_equal_one(make_engine: Callable[..., Engine], name: str, truth: oracle.Meter):
     summary, results = meter(make_engine(windows=1 << 12, **SMALL), [name], top=1_000)
-    assert summary.parts > 3
+    assert summary.parts >= 3
     assert_is(summary, truth)
     assert list(results.parts) == [f"run-part-{n}" for n in range(1, summary.parts + 1)]
     assert results.rows() == truth.rows

@@ -1,0 +1,61 @@
+# One entry point for people and for CI. `make help` lists the targets.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu tests/native/*.h tests/native/*.cpp
+DEMO_RECORDS ?= 3000000
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format fuzz bench gpu clean
+
+help: ## list the targets
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+
+demo: .venv/installed ## install, write a log of 3 million requests, meter it, show the result
+	@mkdir -p demo
+	$(BIN)/tokenometer synth --count $(DEMO_RECORDS) --duplicates 0.02 --malformed 0.01 --escaped 0.005 \
+		--force --output demo/requests.ndjson
+	$(BIN)/tokenometer replay demo/requests.ndjson --out demo/usage.parquet --rejected demo/rejected.ndjson --force
+
+test: .venv/installed-dev ## install with test tools, run the whole test suite (about 3 minutes)
+	$(BIN)/python -m pytest
+
+check: .venv/installed-dev ## lint, types, C++ format and warnings
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
+	$(BIN)/python -m kernels.build
+
+format: .venv/installed-dev ## format Python and C++
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(SOURCES)
+
+fuzz: .venv/installed-dev ## compare a million mutated lines with the oracle (about 4 minutes)
+	$(BIN)/python -m pytest -m fuzz -s tests/test_fuzz.py
+
+bench: .venv/installed-bench ## take all benchmarks anew and rewrite bench/RESULTS.md
+	$(BIN)/python bench/bench_engine.py --size large --json bench/results/engine.json
+	$(BIN)/python bench/bench_peers.py --json bench/results/peers.json
+	$(BIN)/python bench/report.py
+
+gpu: ## the engine's tests, compute-sanitizer and benchmarks on this machine's GPU
+	bench/gpu.sh
+
+clean: ## remove the virtual environment and everything generated
+	rm -rf .venv demo bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+.venv:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml | .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml | .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+.venv/installed-bench: pyproject.toml | .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev,bench]'
+	@touch $@

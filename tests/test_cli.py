@@ -1,0 +1,395 @@
+"""The command as a Unix user meets it: exit codes, streams, messages, files."""
+
+import gzip
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+import tomllib
+from typing import Any
+
+import orjson
+import pyarrow.parquet as pq
+import pytest
+import zstandard
+
+from processor import cli, report, synth
+from tests import oracle
+from tests.test_schemas import validator
+
+ROOT = pathlib.Path(__file__).parents[1]
+NATIVE = tomllib.loads((ROOT / "schemas/mappings/native.toml").read_text())
+COMMAND = [sys.executable, "-m", "processor.cli"]
+CPU = ("--device", "cpu")
+RECORDS = 5_000
+LOG = b"".join(
+    synth.generate(synth.Profile(RECORDS, seed=5, users=50, duplicates=0.02, malformed=0.02, escaped=0.02, late=0))
+)
+CLEAN = b"".join(synth.generate(synth.Profile(500, duplicates=0, malformed=0)))
+
+
+def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    """In a process of its own."""
+    return subprocess.run([*COMMAND, *arguments], input=stdin, capture_output=True, timeout=60, cwd=ROOT, check=False)
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]):
+    """In this process, which is faster: exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def log(tmp_path: pathlib.Path) -> pathlib.Path:
+    path = tmp_path / "requests.ndjson"
+    path.write_bytes(LOG)
+    return path
+
+
+@pytest.fixture(scope="module")
+def truth() -> oracle.Meter:
+    meter = oracle.Meter()
+    meter.feed(NATIVE, LOG)
+    return meter
+
+
+def assert_error(result: tuple[int, str, str], code: int, message: str) -> None:
+    """One line on stderr, nothing on stdout."""
+    assert result[0] == code, result
+    assert result[1] == ""
+    assert result[2].startswith("tokenometer: error: ") and result[2].count("\n") == 1, result[2]
+    assert message in result[2]
+
+
+def left_in(directory: pathlib.Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())
+
+
+# replay
+
+
+def test_json_summary_equals_the_oracle(call: Any, log: pathlib.Path, truth: oracle.Meter):
+    code, out, err = call("replay", log, "--json", "--top", 3, *CPU)
+    summary = json.loads(out)
+    assert (code, err) == (0, "")
+    tally = {name: getattr(truth, name) for name in ("read", "counted", "duplicates", "rejected", "empty")}
+    assert summary["records"] == tally
+    assert sum(summary["rejects"].values()) == truth.rejected
+    total = sum(row[1] + row[4] for row in truth.rows.values())
+    assert summary["usage"]["total_tokens"] == total
+    for name in ("by_model", "by_chip", "by_model_and_chip"):
+        assert sum(item["total_tokens"] for item in summary[name]) == total
+    assert len(summary["top_users"]) == 3
+    assert (summary["device"], summary["mapping"], summary["partial"]) == ("cpu", "native", False)
+    assert summary["log_bytes"] == summary["read_bytes"] == len(LOG)
+
+
+def test_report_is_plain_when_piped(call: Any, log: pathlib.Path, truth: oracle.Meter):
+    code, out, err = call("replay", log, *CPU)
+    assert (code, err) == (0, "")
+    assert "\x1b" not in out and "█" not in out
+    assert all(line == line.rstrip() and len(line) <= 120 for line in out.splitlines())
+    assert f"{truth.counted:,} counted + {truth.duplicates} duplicates + {truth.rejected} rejected" in out
+    for word in (
+        "Model",
+        "gpt-4o-mini",
+        "Chip",
+        "H100-SXM5-80GB",
+        "Top 10 users",
+        "user-000000",
+        "invalid_json",
+        "cpu",
+    ):
+        assert word in out
+
+
+def test_report_fits_eighty_columns(call: Any, log: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = call("replay", log, *CPU)
+    assert code == 0 and max(map(len, out.splitlines())) <= 80
+    assert "…" not in out
+
+
+def test_rows_and_dead_letters_are_written(call: Any, log: pathlib.Path, truth: oracle.Meter, tmp_path: pathlib.Path):
+    for name in ("usage.ndjson", "usage.parquet", "usage.ndjson.zst"):
+        files = "--out", tmp_path / name, "--rejected", tmp_path / f"{name}.rejected"
+        code, out, _ = call("replay", log, *files, "--run", "test", *CPU)
+        assert code == 0 and f"written to {tmp_path / name}" in " ".join(out.split())
+    ndjson = [orjson.loads(line) for line in (tmp_path / "usage.ndjson").read_bytes().splitlines()]
+    for row in ndjson:
+        validator("usage").validate(row)
+    assert {row["part"] for row in ndjson} == {"test-part-1"}
+    assert len(ndjson) == len(truth.rows)
+    assert sum(row["total_tokens"] for row in ndjson) == sum(row[1] + row[4] for row in truth.rows.values())
+    assert pq.read_table(tmp_path / "usage.parquet").num_rows == len(ndjson)
+    unpacked = zstandard.ZstdDecompressor().decompressobj().decompress((tmp_path / "usage.ndjson.zst").read_bytes())
+    assert [orjson.loads(line) for line in unpacked.splitlines()] == ndjson
+    letters = [orjson.loads(line) for line in (tmp_path / "usage.ndjson.rejected").read_bytes().splitlines()]
+    assert [(x["line"] - 1, x["reason"], x["field"]) for x in letters] == [x[2:5] for x in truth.dead_letters]
+
+
+def test_logs_come_from_files_and_standard_input(tmp_path: pathlib.Path, truth: oracle.Meter):
+    lines = LOG.splitlines(keepends=True)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"".join(lines[:1_000])))
+    (tmp_path / "b.zst").write_bytes(zstandard.compress(b"".join(lines[1_000:2_000])))
+    for stdin in (b"".join(lines[2_000:]), gzip.compress(b"".join(lines[2_000:]))):
+        result = run("replay", str(tmp_path / "a.gz"), str(tmp_path / "b.zst"), "-", "--json", *CPU, stdin=stdin)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert json.loads(result.stdout)["records"]["counted"] == truth.counted
+
+
+def test_strict_exits_with_3_after_the_report(call: Any, log: pathlib.Path, tmp_path: pathlib.Path):
+    code, out, _ = call("replay", log, "--strict", "--out", tmp_path / "usage.parquet", *CPU)
+    assert code == 3 and "invalid_json" in out and (tmp_path / "usage.parquet").exists()
+    log.write_bytes(CLEAN)
+    assert call("replay", log, "--strict", *CPU)[0] == 0
+
+
+def test_a_window_of_its_own(call: Any, log: pathlib.Path):
+    summary = json.loads(call("replay", log, "--json", "--window", 3600, *CPU)[1])
+    assert summary["window_ms"] == 3_600_000 and summary["windows"] <= 2
+
+
+def test_memory_bounds_the_tables(call: Any, log: pathlib.Path):
+    assert json.loads(call("replay", log, "--json", "--memory", "256MiB", *CPU)[1])["records"]["read"] == RECORDS
+
+
+# What goes wrong
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["replay"], "FILE"),
+        (["replay", "LOG", "--divice", "cpu"], "--divice"),
+        (["replay", "LOG", "--device", "tpu"], "expected auto, cuda or cpu"),
+        (["replay", "LOG", "--memory", "much"], "expected a size such as 2GiB"),
+        (["replay", "LOG", "--memory", "1MiB"], "expected 256MiB or more"),
+        (["replay", "LOG", "--window", "0"], "--window"),
+        (["replay", "LOG", "--run", "a b"], "--run"),
+        (["replay", "LOG", "--out", "LOG"], "is named twice"),
+        (["replai", "LOG"], "replai"),
+        (["synth", "--count", "-1"], "--count"),
+        (["synth", "--users", "0"], "--users must be from 1"),
+        (["synth", "--user-skew", "9"], "--user-skew must be from 0 to 5"),
+        (["synth", "--duplicates", "1.5"], "--duplicates must be from 0 to 1"),
+        (["synth", "--count", "5", "--duration", "5"], "give one of them"),
+        (["synth", "--repeat", "2"], "--repeat has no meaning without --trace"),
+        (["synth", "--trace", "x.csv", "--rate", "2"], "--rate has no meaning with --trace"),
+        (["synth", "--start", "yesterday"], "expected a time such as"),
+        (["mappings", "check", "native"], "--sample"),
+    ],
+)
+def test_wrong_arguments_exit_with_2(call: Any, log: pathlib.Path, arguments: list[str], message: str):
+    assert_error(call(*(str(log) if word == "LOG" else word for word in arguments)), 2, message)
+
+
+def test_failures_exit_with_1(call: Any, log: pathlib.Path, tmp_path: pathlib.Path):
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(LOG)[:-100])
+    (tmp_path / "bad.toml").write_text('format = 1\nname = "other"\n')
+    (tmp_path / "zeros").write_bytes(bytes(5 << 20))
+    for arguments, message in (
+        (["replay", tmp_path / "none"], "none: no such file or directory"),
+        (["replay", log, tmp_path], "is a directory"),
+        (["replay", log, tmp_path / "cut.gz"], "the gzip data ends too early"),
+        (["replay", tmp_path / "zeros"], "is this newline-delimited JSON?"),
+        (["replay", log, "--mapping", "nativ"], "did you mean native?"),
+        (["replay", log, "--mapping", tmp_path / "bad.toml"], "bad.toml"),
+        (["replay", log, "--out", tmp_path / "usage.csv"], "expected a name that ends in .parquet"),
+        (["replay", log, "--out", tmp_path / "none" / "usage.parquet"], "there is no directory"),
+        (["synth", "--trace", tmp_path / "none.csv"], "none.csv"),
+        (["synth", "--trace", log], "requests.ndjson"),
+        (["synth", "--count", "5", "-o", log], "exists; use --force"),
+        (["mappings", "show", "nothing"], "nothing"),
+        (["mappings", "check", "native", "--sample", tmp_path / "none"], "none: no such file"),
+    ):
+        device = CPU if arguments[0] == "replay" else ()
+        assert_error(call(*arguments, *device), 1, message)
+
+
+def test_a_failure_leaves_no_file(call: Any, log: pathlib.Path, tmp_path: pathlib.Path):
+    (tmp_path / "cut.gz").write_bytes(gzip.compress(LOG)[:-100])
+    before = left_in(tmp_path)
+    files = "--out", tmp_path / "usage.parquet", "--rejected", tmp_path / "rejected.ndjson"
+    assert call("replay", log, tmp_path / "cut.gz", *files, *CPU)[0] == 1
+    assert left_in(tmp_path) == before
+
+
+def test_results_are_not_replaced_without_force(call: Any, log: pathlib.Path, tmp_path: pathlib.Path):
+    out = tmp_path / "usage.parquet"
+    out.write_bytes(b"old")
+    assert_error(call("replay", log, "--out", out, *CPU), 1, "usage.parquet: exists; use --force to replace it")
+    assert out.read_bytes() == b"old"
+    assert call("replay", log, "--out", out, "--force", *CPU)[0] == 0
+    assert pq.read_table(out).num_rows > 0
+
+
+def test_a_broken_pipe_is_quiet():
+    with subprocess.Popen([*COMMAND, "synth"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.readline().startswith(b'{"request_id"')
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(timeout=30) == 141
+
+
+def interrupt(arguments: list[str], stdin: bytes, signal_number: int) -> tuple[int, str, str]:
+    """The command gets the signal while it waits for a pipe that has more to come."""
+    with subprocess.Popen(
+        [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        assert process.stdin
+        process.stdin.write(stdin)
+        process.stdin.flush()
+        time.sleep(2.5)
+        process.send_signal(signal_number)
+        out, err = process.communicate(timeout=30)
+        return process.returncode, out.decode(), err.decode()
+
+
+def test_ctrl_c_shows_a_partial_result_and_writes_none(tmp_path: pathlib.Path):
+    lines = CLEAN * (12 * (1 << 20) // len(CLEAN))
+    code, out, err = interrupt(["replay", "-", "-o", str(tmp_path / "usage.parquet"), *CPU], lines, signal.SIGINT)
+    assert code == 130
+    assert out.startswith("PARTIAL, interrupted before the end: ") and "not written, because" in out
+    assert err == "tokenometer: error: interrupted: the result is partial, and no file was written\n"
+    assert left_in(tmp_path) == []
+
+
+def test_termination_leaves_no_file(tmp_path: pathlib.Path):
+    arguments = ["replay", "-", "-o", str(tmp_path / "usage.parquet"), *CPU]
+    assert interrupt(arguments, b"{}\n", signal.SIGTERM) == (143, "", "")
+    assert left_in(tmp_path) == []
+
+
+# The rest
+
+
+def test_version_and_help(call: Any):
+    assert call("--version") == (0, "tokenometer 0.1.0\n", "")
+    for arguments in ([], ["replay"], ["synth"], ["mappings"], ["mappings", "check"]):
+        code, out, err = call(*arguments, "--help")
+        assert (code, err) == (0, "") and "Usage: tokenometer" in out
+    code, out, _ = call()
+    assert code == 2 and "Usage: tokenometer" in out
+
+
+def test_synth_writes_what_the_library_makes(call: Any, tmp_path: pathlib.Path):
+    settings = (
+        "--count",
+        3_000,
+        "--seed",
+        9,
+        "--users",
+        40,
+        "--compact",
+        "--day-curve",
+        "--future",
+        0.1,
+        "--malformed",
+        0.1,
+    )
+    profile = synth.Profile(3_000, seed=9, users=40, compact=True, day_curve=True, future=0.1, malformed=0.1)
+    made = b"".join(synth.generate(profile))
+    code, out, err = call("synth", *settings)
+    assert (code, out.encode(errors="surrogateescape"), err) == (0, made, "")
+    for suffix, unpack in ((".gz", gzip.decompress), (".zst", zstandard.ZstdDecompressor().decompressobj().decompress)):
+        path = tmp_path / f"log.ndjson{suffix}"
+        assert call("synth", *settings, "-o", path)[0] == 0
+        assert unpack(path.read_bytes()) == made
+
+
+def test_every_profile_setting_is_an_option(call: Any):
+    help_text = call("synth", "--help")[1]
+    for name in synth.Profile.__dataclass_fields__.keys() - {"records", "start_ms", "lines_per_message"}:
+        assert f"--{name.replace('_', '-')} " in help_text
+    code, out, _ = call("synth", "--count", 20_000)
+    assert code == 0 and out.encode(errors="surrogateescape") == b"".join(synth.generate(synth.Profile(20_000)))
+
+
+def test_synth_for_a_duration(call: Any):
+    code, out, _ = call("synth", "--duration", 2, "--rate", 50, "--start", "2027-01-01T00:00:00Z", "--late", 0)
+    assert code == 0 and out.count("\n") == 100
+    assert report.time(orjson.loads(out.splitlines()[-1])["timestamp"]).startswith(("2026-12-31 23:5", "2027-01-01"))
+
+
+def test_synth_from_a_trace(call: Any, tmp_path: pathlib.Path):
+    trace = tmp_path / "trace.csv"
+    trace.write_text("timestamp_ms,input_tokens,output_tokens\n0,10,1\n500,20,2\n")
+    code, out, _ = call(
+        "synth", "--trace", trace, "--users", 3, "--model", "m", "--repeat", 2, "--start", "1700000000000"
+    )
+    records = [orjson.loads(line) for line in out.splitlines()]
+    assert code == 0 and [record["input_tokens"] for record in records] == [10, 20, 10, 20]
+    assert {record["model"] for record in records} == {"m"} and records[0]["timestamp"] == 1_700_000_000_000
+
+
+def test_mappings_are_listed_and_shown(call: Any):
+    code, out, _ = call("mappings")
+    assert code == 0 and "anthropic" in out and "openmeter" in out
+    code, out, _ = call("mappings", "show", "anthropic")
+    assert code == 0 and "response > usage > cache_read_input_tokens" in out
+    assert "cached and cache-write tokens are added to input_tokens" in out
+
+
+def test_mappings_check_shows_values_and_reasons(call: Any, log: pathlib.Path, tmp_path: pathlib.Path):
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        'format = 1\nname = "mine"\ndescription = "Mine."\n'
+        'input_tokens_are = "inclusive"\noutput_tokens_are = "inclusive"\n'
+        '[fields.timestamp]\npath = "t"\nformats = ["epoch_s"]\n[fields.user]\npath = ["who", "name"]\n'
+        '[fields.model]\nconstant = "m"\n[fields.chip]\nconstant = "c"\n'
+        '[fields.input_tokens]\npath = "in"\n[fields.output_tokens]\npath = "out"\n'
+    )
+    log.write_bytes(b'{"t":1,"who":{"name":"ann"},"in":5,"out":7}\n\n{"t":2,"who":"bob","in":1,"out":1}\n{"t":3}\n' * 2)
+    code, out, _ = call("mappings", "check", mine, "--sample", log, "-n", 6)
+    assert code == 0
+    assert out.startswith("2 of 6 records of")
+    assert "2 rejected, 1 empty" not in out
+    words = out.split()
+    for word in ("ann", "wrong_type", "missing_field", "user", "1970-01-01"):
+        assert word in words
+    assert call("mappings", "check", mine, "--sample", log, "--strict")[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0, "0"),
+        (7, "7"),
+        (999, "999"),
+        (999.6, "1.00 k"),
+        (1_000, "1.00 k"),
+        (12_345, "12.3 k"),
+        (1_240_000_000, "1.24 G"),
+        (120 * 10**12, "120 T"),
+        (0.5, "0.50"),
+    ],
+)
+def test_numbers_have_units(value: float, shown: str):
+    assert report.si(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("share", "shown"),
+    [(0, "0.00 %"), (0.0031, "0.31 %"), (0.00001, "< 0.01 %"), (0.123, "12.3 %"), (1.91, "191.0 %"), (12.5, "1,250 %")],
+)
+def test_shares_are_percent(share: float, shown: str):
+    assert report.percent(share) == shown
+
+
+def test_the_installed_command_is_this_one():
+    command = pathlib.Path(sys.executable).with_name("tokenometer")
+    if not command.exists():
+        pytest.skip("tokenometer is not installed beside this Python")
+    result = subprocess.run([command, "--version"], capture_output=True, timeout=60, check=False, env=os.environ)
+    assert (result.returncode, result.stdout) == (0, b"tokenometer 0.1.0\n")
