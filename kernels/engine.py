@@ -5,9 +5,9 @@
     changes  the rows that changed since the last call, with absolute counters
     open_part  drop every table but the request ids
 
-A segment is as many whole messages as fit a tile, or one large message. Before each, room for the most it could bring is
-reserved in every table; where that fails, `count` stops and the caller commits and opens a new part. So no record meets a
-full table.
+A segment is as many whole messages as fit a tile, or one large message. Before each, room for the most it could bring
+is reserved in every table; where that fails, `count` stops and the caller commits and opens a new part. So no record
+meets a full table.
 """
 
 from collections.abc import Hashable, Sequence
@@ -259,7 +259,7 @@ class Engine:
                 )
         if self.limits.arena_bytes < 2 * self.limits.batch_bytes + layout.PREFIX_BYTES:
             raise TablesTooSmall(
-                f"arena_bytes = {self.limits.arena_bytes}: expected twice batch_bytes = {self.limits.batch_bytes} and more"
+                f"arena_bytes = {self.limits.arena_bytes}: expected more than twice batch_bytes = {size}"
             )
 
     # --- Counting ---
@@ -301,7 +301,7 @@ class Engine:
         return np.searchsorted(starts, ends + np.uint32(layout.PREFIX_BYTES), side="left")
 
     def _generations(self, batch: Batch) -> np.ndarray[Any, Any] | None:
-        """Each message's dedup generation: of the prefix maximum of message times, over all batches of the partition."""
+        """Each message's dedup generation, of the prefix maximum of message times over the partition's batches."""
         if batch.message_time is None:
             return None
         identities = self._identities(batch.partition)
@@ -371,8 +371,10 @@ class Engine:
         return letters
 
     def _write_texts(self, loaded: Loaded, record: Canonical) -> tuple[list[int], list[int]]:
-        """The record's strings, behind the batch. Defaults stand in the prefix, and all else came out of the line, so the
-        space, as large as the batch's, cannot run out."""
+        """Put the record's strings behind the batch.
+
+        Defaults stand in the prefix and all else came out of the line, so space as large as the batch's is enough.
+        """
         table = loaded.plan.table
         starts = []
         for slot, text in enumerate(record.texts):
@@ -398,7 +400,7 @@ class Engine:
         )
 
     def _counters_have_room(self, records: int) -> bool:
-        """Counters are 64 bits. No counter exceeds what all cells hold, so that sum plus the most that came since bounds it."""
+        """No counter exceeds what all cells hold together; that sum plus the most that came since must fit 64 bits."""
         if self._tokens_bound + (self._records_since_bound + records) * RECORD_TOKENS_MAX <= COUNTER_MAX:
             return True
         self._tokens_bound = int(self._cell_words()[:, 2:].astype(np.float64).sum() * 1.001)

@@ -1,7 +1,7 @@
 """The request ids of one partition: two generations that turn by log time (docs/RECORDS.md, Duplicates).
 
-A table per partition, so that what is a duplicate depends on that partition's log alone and a revoked partition's ids go
-with it. Unlike the other tables these grow: closing a part must not forget an id.
+A table per partition, so that what is a duplicate depends on that partition's log alone and a revoked partition's ids
+go with it. Unlike the other tables these grow: closing a part must not forget an id.
 """
 
 from typing import Any

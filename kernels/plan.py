@@ -92,7 +92,7 @@ def compile_mapping(mapping: Mapping) -> Plan:
         if spec.required or (spec.name == "timestamp" and spec.message_time_fallback):
             needed |= have
         if spec.required:
-            # The shortest way to write it: a comma, the quoted last key, a colon and one digit or two quotes and a byte.
+            # The shortest way to write it: comma, quoted key, colon, and a digit or two quotes and a byte.
             shortest = min(len(path[-1].encode()) for path in spec.paths)
             plan.record_bytes_min += shortest + (5 if spec.kind == "count" else 6)
         kind = {"string": layout.TEXT, "count": layout.COUNT, "time": layout.TIME}[spec.kind]

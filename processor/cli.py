@@ -78,16 +78,20 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """The command line's exit code; messages of failures are one line."""
+    command = typer.main.get_command(app)
     try:
-        code = app(list(arguments), prog_name="tokenometer", standalone_mode=False)
+        with command.make_context("tokenometer", list(arguments)) as context:  # typer's own main has other exit codes
+            command.invoke(context)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return 0
+    except typer.Exit as leaving:
+        return leaving.exit_code
     except _USAGE_ERROR as error:
         return _fail(error.format_message(), EXIT_USAGE)
     except _FAILURES as error:
         return _fail(str(error), EXIT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted; nothing was written", EXIT_INTERRUPTED)
+        return _fail("interrupted", EXIT_INTERRUPTED)
     except BrokenPipeError:
         # The interpreter flushes stdout once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
@@ -172,7 +176,13 @@ def replay_command(
     ] = "native",
     out: Annotated[
         str | None,
-        Option("--out", "-o", metavar="FILE", help="Write usage rows: .parquet, .ndjson, .ndjson.zst, .ndjson.gz"),
+        Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write usage rows: .parquet, .ndjson, .ndjson.zst, .ndjson.gz; [bold]-[/] is NDJSON to standard "
+            "output, the summary goes to standard error then.",
+        ),
     ] = None,
     rejected: Annotated[
         str | None,
@@ -216,7 +226,8 @@ def replay_command(
     except _Interrupted as interrupted:
         summary = interrupted.summary
     ran = report.Run(name, files, chosen.name, engine.target.name, time.perf_counter() - begun, out, rejected)
-    _print_summary(summary, ran, json)
+    with contextlib.redirect_stdout(sys.stderr if output.STDOUT in (out, rejected) else sys.stdout):
+        _print_summary(summary, ran, json)
     if summary.partial:
         _fail("interrupted: the result is partial, and no file was written", EXIT_INTERRUPTED)
         raise typer.Exit(EXIT_INTERRUPTED)
@@ -236,9 +247,11 @@ def _check_names(files: list[str], out: str | None, rejected: str | None, force:
     """Before hours of work."""
     results = [name for name in (out, rejected) if name]
     for name in results:
-        if [*files, *results].count(name) > 1:
+        if [*map(os.path.realpath, (*files, *results))].count(os.path.realpath(name)) > 1 and name != output.STDOUT:
             _usage_error(f"{name} is named twice; results need files of their own")
         output.check_free(name, force)
+    if results == [output.STDOUT, output.STDOUT]:
+        _usage_error("--out and --rejected cannot both go to standard output")
 
 
 def _open_engine(device: str, threads: int, memory: int | None, window_seconds: int) -> Engine:
@@ -262,7 +275,7 @@ def _limits(target: Target, memory: int | None) -> Limits:
     return dataclasses.replace(
         limits,
         windows=_REPLAY_WINDOWS if roomy else limits.windows,
-        batch_bytes=min(limits.batch_bytes, limits.arena_bytes // 4),  # one message must not fill a table
+        batch_bytes=min(limits.batch_bytes, limits.rows * 4),  # one batch must not fill a table
         tile_records=min(limits.tile_records, limits.rows // 16),
     )
 
@@ -425,22 +438,21 @@ def synth_command(
     if wrong:
         _usage_error(f"--{wrong[0].replace('_', '-')} has no meaning {'without' if trace is None else 'with'} --trace")
     start_ms = _start(start)
-    records = (
-        None if trace else round(duration * rate) if duration is not None else 1_000_000 if count is None else count
-    )
+    wanted = 1_000_000 if count is None else count
+    records = wanted if duration is None else round(duration * rate)
     try:
         if trace is not None:
             chunks = synth.from_trace(
-                trace, seed=seed, users=users, chips=chips, model=model, start_ms=start_ms if "start" in given else None,
-                repeat=repeat, user_skew=user_skew,
+                trace, seed=seed, users=users, chips=chips, user_skew=user_skew, model=model, repeat=repeat,
+                start_ms=start_ms if "start" in given else None,
             )  # fmt: skip
         else:
             settings = {field.name for field in dataclasses.fields(synth.Profile)} & context.params.keys()
             values = {name: context.params[name] for name in settings}
-            chunks = synth.generate(synth.Profile(records or 0, start_ms=start_ms, **values))
+            chunks = synth.generate(synth.Profile(records, start_ms=start_ms, **values))
     except ValueError as error:
         _usage_error(_as_option(str(error)))
-    _write_log(chunks, records, out, force)
+    _write_log(chunks, None if trace else records, out, force)
 
 
 def _is_given(context: typer.Context, name: str) -> bool:

@@ -70,6 +70,8 @@ def create(name: str, force: bool = False) -> Iterator[Any]:
 def check_free(name: str, force: bool) -> None:
     """Before hours of work: may a file of this name be written?"""
     path = pathlib.Path(name)
+    if name == STDOUT:
+        return
     if path.is_file() and not force:
         raise OutputError(f"{name}: exists; use --force to replace it")
     if path.is_dir():

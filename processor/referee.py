@@ -5,6 +5,7 @@ these rulings together are orjson plus the field rules, on every line.
 """
 
 import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 
@@ -75,7 +76,8 @@ class Referee:
             raise Rejected("invalid_json") from None
         if not isinstance(value, dict):
             raise Rejected("not_an_object")
-        if _repeats(record, self._tree(mapping)):
+        tree = self._tree(mapping)
+        if _could_repeat(record, tree) and _repeats(record, tree.root):
             raise Rejected("repeated_field")
         texts: dict[str, bytes] = {}
         counts: dict[str, int] = {}
@@ -247,11 +249,19 @@ def _canonical(mapping: Mapping, time_ms: int, texts: dict[str, bytes], counts: 
 
 # --- Repeated keys: orjson keeps the last one silently ---
 
-_Tree = dict[str, Any]  # key -> subtree; a leaf's is empty
+_Node = dict[str, Any]  # key -> what matters below it; a leaf's is empty
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """The keys of all mapped paths."""
+
+    root: _Node
+    quoted: tuple[bytes, ...]  # each distinct key as it is mostly spelled
 
 
 def _tree_of(mapping: Mapping) -> _Tree:
-    root: _Tree = {}
+    root: _Node = {}
     paths = [path for field in mapping.fields for path in field.paths]
     paths += [field.scope for field in mapping.fields if field.scope]
     paths += [mapping.selector.by] if mapping.selector else []
@@ -259,14 +269,19 @@ def _tree_of(mapping: Mapping) -> _Tree:
         node = root
         for key in path:
             node = node.setdefault(key, {})
-    return root
+    return _Tree(root, tuple(orjson.dumps(key) for key in {key for path in paths for key in path}))
 
 
-def _repeats(record: bytes, tree: _Tree) -> bool:
+def _could_repeat(record: bytes, tree: _Tree) -> bool:
+    """A quick no for most records: without an escape a key that stands twice is spelled twice."""
+    return b"\\" in record or any(record.count(key) > 1 for key in tree.quoted)
+
+
+def _repeats(record: bytes, root: _Node) -> bool:
     """Does a key on a mapped path stand twice in its object? `record` is valid JSON and an object."""
-    places: list[_Tree] = []  # of open objects and arrays: the keys that matter inside
+    places: list[_Node] = []  # of open objects and arrays: the keys that matter inside
     seen: list[set[str]] = []
-    below: _Tree = tree  # what matters inside the next value
+    below: _Node = root  # what matters inside the next value
     for match in _TOKEN.finditer(record):
         token = match.group()
         if token == b"{" or token == b"[":

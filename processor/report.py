@@ -34,7 +34,7 @@ class Run:
     files: list[str]
     mapping: str
     device: str
-    seconds: float  # of reading and counting
+    seconds: float  # of reading, counting and writing
     out: str | None = None
     rejected: str | None = None
 

@@ -147,6 +147,13 @@ def test_logs_come_from_files_and_standard_input(tmp_path: pathlib.Path, truth: 
         assert json.loads(result.stdout)["records"]["counted"] == truth.counted
 
 
+def test_rows_go_to_standard_output_and_the_summary_to_standard_error(log: pathlib.Path, truth: oracle.Meter):
+    result = run("replay", "-", "--out", "-", *CPU, stdin=LOG)
+    rows = [orjson.loads(line) for line in result.stdout.splitlines()]
+    assert result.returncode == 0 and len(rows) == len(truth.rows)
+    assert f"{truth.counted:,} counted".encode() in result.stderr
+
+
 def test_strict_exits_with_3_after_the_report(call: Any, log: pathlib.Path, tmp_path: pathlib.Path):
     code, out, _ = call("replay", log, "--strict", "--out", tmp_path / "usage.parquet", *CPU)
     assert code == 3 and "invalid_json" in out and (tmp_path / "usage.parquet").exists()
@@ -260,7 +267,9 @@ def test_ctrl_c_shows_a_partial_result_and_writes_none(tmp_path: pathlib.Path):
     lines = CLEAN * (12 * (1 << 20) // len(CLEAN))
     code, out, err = interrupt(["replay", "-", "-o", str(tmp_path / "usage.parquet"), *CPU], lines, signal.SIGINT)
     assert code == 130
-    assert out.startswith("PARTIAL, interrupted before the end: ") and "not written, because" in out
+    assert out.startswith("PARTIAL, interrupted before the end: ") and "usage.parquet not written, because" in " ".join(
+        out.split()
+    )
     assert err == "tokenometer: error: interrupted: the result is partial, and no file was written\n"
     assert left_in(tmp_path) == []
 
@@ -300,20 +309,20 @@ def test_synth_writes_what_the_library_makes(call: Any, tmp_path: pathlib.Path):
     )
     profile = synth.Profile(3_000, seed=9, users=40, compact=True, day_curve=True, future=0.1, malformed=0.1)
     made = b"".join(synth.generate(profile))
-    code, out, err = call("synth", *settings)
-    assert (code, out.encode(errors="surrogateescape"), err) == (0, made, "")
+    result = run("synth", *map(str, settings))
+    assert (result.returncode, result.stdout, result.stderr) == (0, made, b"")
     for suffix, unpack in ((".gz", gzip.decompress), (".zst", zstandard.ZstdDecompressor().decompressobj().decompress)):
         path = tmp_path / f"log.ndjson{suffix}"
         assert call("synth", *settings, "-o", path)[0] == 0
         assert unpack(path.read_bytes()) == made
 
 
-def test_every_profile_setting_is_an_option(call: Any):
+def test_every_profile_setting_is_an_option(call: Any, tmp_path: pathlib.Path):
     help_text = call("synth", "--help")[1]
     for name in synth.Profile.__dataclass_fields__.keys() - {"records", "start_ms", "lines_per_message"}:
         assert f"--{name.replace('_', '-')} " in help_text
-    code, out, _ = call("synth", "--count", 20_000)
-    assert code == 0 and out.encode(errors="surrogateescape") == b"".join(synth.generate(synth.Profile(20_000)))
+    assert call("synth", "--count", 20_000, "-o", tmp_path / "log")[0] == 0  # the defaults are the same
+    assert (tmp_path / "log").read_bytes() == b"".join(synth.generate(synth.Profile(20_000)))
 
 
 def test_synth_for_a_duration(call: Any):

@@ -650,6 +650,25 @@ TAUGHT_AND_READ = {
         GOOD[:-1] + b',"user":"bob"}',
         [GOOD, GOOD[:-1] + b',"user":"bob","chip":"c"}', GOOD[:-1] + b',"user":"bob"}'],
     ),
+    "a value that never changes": (
+        changed(status=b"200", region=b'"eu"'),
+        [
+            changed(status=text, region=region)
+            for text in (b"200", b"201", b"20", b"2000", b"200.5", b"200e1", b"0200", b'"200"', b"null", b"[200]", None)
+            for region in (b'"eu"', b'"e\\u0075"', b'"eu', b'eu"', b'""', b'{"eu":1}', None)
+        ],
+    ),
+    "values that never change, between mapped keys": (
+        b'{"a":1,"timestamp":1795000000000,"b":true,"user":"u","c":[1,{"d":null}],"model":"m","e":"x","chip":"c","f":{},'
+        b'"input_tokens":1,"g":"y","output_tokens":2,"h":0}',
+        [
+            GOOD,
+            GOOD[:-1] + b',"h":0}',
+            GOOD[:-1] + b',"h":0,"user":"v"}',
+            GOOD[:-1] + b',"h":00}',
+            b'{"a":1,' + GOOD[1:],
+        ],
+    ),
     "null, then text": (changed(user=b"null"), [changed(user=b"nullx"), changed(user=b'"null"'), GOOD]),
 }
 

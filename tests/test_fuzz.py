@@ -15,6 +15,7 @@ from functools import partial
 import pytest
 
 import kernels.engine
+from kernels import layout
 from kernels.target import HostTarget
 from kernels.values import Canonical, Rejection
 from processor.referee import Referee
@@ -26,6 +27,7 @@ LINES = 50_000
 FUZZ_LINES = int(os.environ.get("TOKENOMETER_FUZZ_LINES", "1000000"))
 SETTINGS = {"window_ms": 1000, "batch_bytes": 1 << 21, "tile_records": 256}  # narrow windows: seconds show in the rows
 HORIZON_MS = 1000
+TEXT_NAMES = ("request_id", "scope", "user", "model", "chip", "prefill_chip")
 
 
 def batches(rng: random.Random, lines: list[bytes]) -> Iterator[list[bytes]]:
@@ -49,18 +51,16 @@ def pieces(rng: random.Random, name: str, lines: list[bytes]) -> list[Piece]:
     return made
 
 
-def judged(line: bytes, mapping: Mapping, time: int | None) -> tuple | Rejection | None:
+def judged(line: bytes, mapping: Mapping, time: int | None) -> Canonical | Rejection | None:
     """The oracle's verdict in the referee's words; None for an empty record."""
     verdict = oracle.judge(line, mapping.oracle, time)
     record = verdict.record
     if record is None:
         return None if verdict.kind == "empty" else Rejection(str(verdict.reason), verdict.field)
-    names = (record.request_id, record.scope, record.user, record.model, record.chip, record.prefill_chip)
-    return Canonical(record.timestamp, tuple((name or "").encode() for name in names), tuple(record[7:]))
-
-
-def fates(wanted: oracle.Meter) -> tuple:
-    return wanted.rows, wanted.counted, wanted.duplicates, wanted.rejected, wanted.empty, wanted.dead_letters
+    texts = [b""] * layout.TEXTS
+    for name in TEXT_NAMES:
+        texts[getattr(layout, name.upper())] = (getattr(record, name) or "").encode()
+    return Canonical(record.timestamp, tuple(texts), tuple(record[7:]))
 
 
 def first_difference(run: Run, mapping: Mapping, piece: Piece) -> bytes | None:

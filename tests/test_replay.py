@@ -18,8 +18,11 @@ from tests import harness, oracle
 SYNTH = synth.Profile(
     6_000, seed=7, users=300, rate=40, duplicates=0.03, late=0.01, malformed=0.03, escaped=0.03, prefill=0.2
 )
+# Room for the whole log, and for what a batch of 4 MiB could bring.
+ROOMY = {"batch_bytes": 1 << 22, "rows": 1 << 19, "cells": 1 << 18, "texts": 1 << 19, "windows": 1 << 12}
 # A batch of the log has 100 records, which may bring 200 rows: a part is closed after a dozen of them.
 SMALL = {
+    "windows": 1 << 12,
     "batch_bytes": 1 << 15,
     "rows": 1 << 11,
     "cells": 1 << 11,
@@ -115,7 +118,7 @@ def name(tmp_path: pathlib.Path, log: bytes) -> str:
 
 
 def test_totals_equal_the_oracle(make_engine: Callable[..., Engine], name: str, log: bytes, truth: oracle.Meter):
-    summary, results = meter(make_engine(windows=1 << 12), [name], top=25)
+    summary, results = meter(make_engine(**ROOMY), [name], top=25)
     assert (summary.parts, summary.partial, len(summary.top_users)) == (1, False, 25)
     assert summary.read_bytes == summary.log_bytes == len(log)
     assert not summary.active_users_understated
@@ -127,7 +130,7 @@ def test_totals_equal_the_oracle(make_engine: Callable[..., Engine], name: str, 
 
 
 def test_many_parts_equal_one(make_engine: Callable[..., Engine], name: str, truth: oracle.Meter):
-    summary, results = meter(make_engine(windows=1 << 12, **SMALL), [name], top=1_000)
+    summary, results = meter(make_engine(**SMALL), [name], top=1_000)
     assert summary.parts >= 3
     assert_is(summary, truth)
     assert list(results.parts) == [f"run-part-{n}" for n in range(1, summary.parts + 1)]
@@ -138,8 +141,8 @@ def test_many_parts_equal_one(make_engine: Callable[..., Engine], name: str, tru
 def test_dead_letters_say_where_they_stood(
     make_engine: Callable[..., Engine], name: str, log: bytes, truth: oracle.Meter
 ):
-    for limits in ({}, SMALL):
-        _, results = meter(make_engine(windows=1 << 12, **limits), [name])
+    for limits in (ROOMY, SMALL):
+        _, results = meter(make_engine(**limits), [name])
         placed = [(x.line - 1, x.reason, x.field, x.value) for x in results.letters]
         assert placed == [letter[2:] for letter in truth.dead_letters]
         for letter in results.letters:
@@ -152,7 +155,7 @@ def test_places_begin_anew_in_each_file(make_engine: Callable[..., Engine], tmp_
     bad = {"a": b'{}\n{"x":1}\nbad', "b": b"\n\nworse\n", "c": b"worst"}
     for name, data in bad.items():
         (tmp_path / name).write_bytes(data)
-    _, results = meter(make_engine(), [str(tmp_path / name) for name in bad])
+    _, results = meter(make_engine(**ROOMY), [str(tmp_path / name) for name in bad])
     found = [(pathlib.Path(x.file).name, x.line, x.offset, x.value) for x in results.letters]
     assert found == [
         ("a", 1, 0, b"{}"),
@@ -164,7 +167,7 @@ def test_places_begin_anew_in_each_file(make_engine: Callable[..., Engine], tmp_
 
 
 def test_a_request_in_two_files_is_counted_once(make_engine: Callable[..., Engine], name: str, log: bytes):
-    summary, results = meter(make_engine(windows=1 << 12), [name, name])
+    summary, results = meter(make_engine(**ROOMY), [name, name])
     truth = ask_oracle(log * 2)
     assert_is(summary, truth)
     assert results.rows() == truth.rows
@@ -176,7 +179,7 @@ def test_lines_of_a_mebibyte_and_more(make_engine: Callable[..., Engine], tmp_pa
     data = b"".join(record % (b"x" * (size - len(record) + 3)) if size > 10 else record % b"" for size in sizes)
     path = tmp_path / "long"
     path.write_bytes(data)
-    summary, results = meter(make_engine(), [str(path)])
+    summary, results = meter(make_engine(**ROOMY), [str(path)])
     assert [len(letter.value) for letter in results.letters] == [1_048_577, 3_000_000]
     assert summary.rejects == {"too_long": 2}
     assert results.rows() == ask_oracle(data).rows == {(0, "u", "m", "c"): [3, 3, 0, 0, 6, 0]}
@@ -186,7 +189,7 @@ def test_lines_of_a_mebibyte_and_more(make_engine: Callable[..., Engine], tmp_pa
 def test_a_log_without_a_counted_record(make_engine: Callable[..., Engine], tmp_path: pathlib.Path, data: bytes):
     path = tmp_path / "log"
     path.write_bytes(data)
-    summary, results = meter(make_engine(), [str(path)])
+    summary, results = meter(make_engine(**ROOMY), [str(path)])
     assert summary.tally.read == data.count(b"\n")
     assert (summary.usage, summary.by_model, summary.top_users, summary.active_users) == (Usage(), {}, [], 0)
     assert summary.first_window_ms is summary.end_of_last_window_ms is summary.busiest_window is None
@@ -207,4 +210,4 @@ def test_a_replay_that_is_stopped_is_partial_and_adds_up(make_engine: Callable[.
 
 def test_an_error_while_reading_ends_the_replay(make_engine: Callable[..., Engine], name: str, tmp_path: pathlib.Path):
     with pytest.raises(logs.LogError, match="no such file"):
-        meter(make_engine(), [name, str(tmp_path / "none")])
+        meter(make_engine(**ROOMY), [name, str(tmp_path / "none")])
