@@ -249,23 +249,27 @@ def test_a_broken_pipe_is_quiet():
         assert process.wait(timeout=30) == 141
 
 
+THREE_BATCHES = CLEAN * (13 * (1 << 20) // len(CLEAN))
+
+
 def interrupt(arguments: list[str], stdin: bytes, signal_number: int) -> tuple[int, str, str]:
-    """The command gets the signal while it waits for a pipe that has more to come."""
+    """The command gets the signal while it waits for a pipe that has more to come. Once it has taken three batches from
+    the pipe, the first was counted."""
     with subprocess.Popen(
         [*COMMAND, *arguments], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
     ) as process:
         assert process.stdin
         process.stdin.write(stdin)
         process.stdin.flush()
-        time.sleep(2.5)
+        time.sleep(0.5)
         process.send_signal(signal_number)
         out, err = process.communicate(timeout=30)
         return process.returncode, out.decode(), err.decode()
 
 
 def test_ctrl_c_shows_a_partial_result_and_writes_none(tmp_path: pathlib.Path):
-    lines = CLEAN * (12 * (1 << 20) // len(CLEAN))
-    code, out, err = interrupt(["replay", "-", "-o", str(tmp_path / "usage.parquet"), *CPU], lines, signal.SIGINT)
+    arguments = ["replay", "-", "-o", str(tmp_path / "usage.parquet"), *CPU]
+    code, out, err = interrupt(arguments, THREE_BATCHES, signal.SIGINT)
     assert code == 130
     assert out.startswith("PARTIAL, interrupted before the end: ") and "usage.parquet not written, because" in " ".join(
         out.split()
@@ -276,7 +280,7 @@ def test_ctrl_c_shows_a_partial_result_and_writes_none(tmp_path: pathlib.Path):
 
 def test_termination_leaves_no_file(tmp_path: pathlib.Path):
     arguments = ["replay", "-", "-o", str(tmp_path / "usage.parquet"), *CPU]
-    assert interrupt(arguments, b"{}\n", signal.SIGTERM) == (143, "", "")
+    assert interrupt(arguments, THREE_BATCHES, signal.SIGTERM) == (143, "", "")
     assert left_in(tmp_path) == []
 
 

@@ -42,7 +42,7 @@ def test_golden_sums(make_engine, name, rows, input_tokens, output_tokens):
     if not path.exists():
         pytest.skip(f"no public traces in {FOLDER}; set TOKENOMETER_TRACES to their folder")
     engine = make_engine(
-        rows=1 << 20, cells=1 << 18, texts=1 << 20, arena_bytes=1 << 25, batch_bytes=BATCH_BYTES, tile_records=1 << 12
+        rows=1 << 20, cells=1 << 19, texts=1 << 20, arena_bytes=1 << 25, batch_bytes=BATCH_BYTES, tile_records=1 << 12
     )
     for chunk in from_trace(path):
         assert feed(engine, bytes(chunk)) == 1
