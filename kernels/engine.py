@@ -77,17 +77,23 @@ class Limits:
 
     @classmethod
     def from_memory(cls, memory_bytes: int, cuda: bool = False) -> "Limits":
-        """Tables for a budget: about half for rows, a quarter each for names and request ids."""
-        rows = 1 << max(16, (memory_bytes // 2 // 80).bit_length() - 1)
+        """Half of a budget for request ids, a quarter for rows, the rest for names, cells and sketches."""
+        rows = _power_of_two(memory_bytes // 4 // 68)
         return cls(
             rows=rows,
-            cells=max(1 << 16, min(1 << 22, rows // 4)),
-            texts=max(1 << 17, rows // 2),
-            arena_bytes=max(1 << 22, rows * 16),
-            identity_bytes=memory_bytes // 4,
-            batch_bytes=1 << 26 if cuda else 1 << 22,
-            tile_records=1 << 20 if cuda else 1 << 12,
+            cells=rows // 4,
+            texts=rows // 2,
+            windows=min(1 << 13, _power_of_two(memory_bytes // 16 // layout.SKETCH_REGISTERS)),
+            arena_bytes=rows * 8,
+            identity_bytes=memory_bytes // 2,
+            batch_bytes=min(1 << 26 if cuda else 1 << 22, rows * 2),
+            tile_records=min(1 << 20 if cuda else 1 << 12, rows // 16),
         )
+
+
+def _power_of_two(most: int) -> int:
+    """The largest that is no more than `most`."""
+    return 1 << max(4, most.bit_length() - 1)
 
 
 class Loaded:
@@ -358,7 +364,9 @@ class Engine:
             ruling = self._referee(value, loaded.plan.mapping, None if times is None else int(times[message]))
             if isinstance(ruling, Rejection):
                 line = first + record - (int(ends[message - 1]) if message else 0)
-                letters.append(DeadLetter(message, line, ruling, value))
+                letters.append(
+                    DeadLetter(message, line, ruling, value, first + record, int(starts[at]) - layout.PREFIX_BYTES)
+                )
                 rulings[k]["record"], rulings[k]["verdict"] = record, layout.REJECTED
             else:
                 start, length = self._write_texts(loaded, ruling)
@@ -442,6 +450,10 @@ class Engine:
             CellTotals(WindowStartMs(start), model, chip, tuple(row))
             for start, model, chip, row in zip(windows, models, chips, counters, strict=True)
         ]
+
+    def totals(self) -> tuple[int, ...]:
+        """Requests and the five token counters of the open part."""
+        return tuple(self._cell_words()[:, 2:].sum(axis=0).tolist())
 
     def top_users(self, most: int) -> list[tuple[str, int]]:
         """The users with the most tokens (input and output) in the open part, most first."""

@@ -46,6 +46,8 @@ class DeadLetter:
     line: int  # in the message
     rejection: Rejection
     value: bytes
+    batch_line: int  # in the batch
+    start: int  # of its bytes, in the batch's space
 
 
 @dataclass

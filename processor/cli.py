@@ -266,18 +266,11 @@ def _open_engine(device: str, threads: int, memory: int | None, window_seconds: 
 
 
 def _limits(target: Target, memory: int | None) -> Limits:
-    """A replay has few reasons to close a part, so that its sketches may take a share of the memory."""
-    cuda = not target.shares_memory
-    if memory is None and cuda:
-        memory = min(target.memory()[0] // 2, _CUDA_MEMORY_MAX)
-    limits = Limits() if memory is None else Limits.from_memory(memory, cuda)
-    roomy = memory is None or memory >= _REPLAY_WINDOWS << 17  # sketches of all windows are an eighth of it
-    return dataclasses.replace(
-        limits,
-        windows=_REPLAY_WINDOWS if roomy else limits.windows,
-        batch_bytes=min(limits.batch_bytes, limits.rows * 4),  # one batch must not fill a table
-        tile_records=min(limits.tile_records, limits.rows // 16),
-    )
+    """Without --memory: half of a GPU's free memory, or modest tables on the host and half of its memory for ids."""
+    free = target.memory()[0] // 2
+    if memory is None and target.shares_memory:
+        return Limits(windows=_REPLAY_WINDOWS, identity_bytes=free)
+    return Limits.from_memory(min(free, _CUDA_MEMORY_MAX) if memory is None else memory, not target.shares_memory)
 
 
 @contextlib.contextmanager

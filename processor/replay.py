@@ -9,7 +9,7 @@ Every record is accounted for, or the replay stops with an assertion.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -175,7 +175,7 @@ class _Replay:
         first, opened = 0, False
         while True:
             progress = self._engine.count(loaded, first)
-            self._reject(loaded, chunk, progress.dead_letters)
+            self._reject(chunk, progress.dead_letters)
             assert progress.next_message > first or not opened, "an empty part takes at least one message"
             first = progress.next_message
             if first == len(chunk.message_end):
@@ -189,11 +189,11 @@ class _Replay:
         self._log_bytes += chunk.length
         self._read_bytes = chunk.read_bytes
 
-    def _reject(self, loaded: Loaded, chunk: Chunk, letters: list[DeadLetter]) -> None:
+    def _reject(self, chunk: Chunk, letters: list[DeadLetter]) -> None:
         if not letters:
             return
         before = 0 if chunk.offset == 0 else self._lines_before
-        placed = list(_placed(self._engine, loaded, chunk, before, letters))
+        placed = [_placed(chunk, before, letter) for letter in letters]
         self._rejects.update(f"{x.reason}:{x.field}" if x.field else x.reason for x in placed)
         if self._outlets.letters:
             self._outlets.letters(placed)
@@ -203,7 +203,8 @@ class _Replay:
             self._outlets.progress(Snapshot(self._read_bytes, self._log_bytes, self._lines, self._tokens))
 
     def _tokens(self) -> int:
-        return self._sums.tokens() + sum(cell.counters[1] + cell.counters[4] for cell in self._engine.cells())
+        totals = self._engine.totals()
+        return self._sums.tokens() + totals[layout.INPUT] + totals[layout.OUTPUT]
 
     def _close_part(self, last: bool) -> None:
         """Take everything out of the open part."""
@@ -268,23 +269,16 @@ class _Replay:
 _STOPPED = Chunk("", 0, 0, np.zeros(0, np.uint32), 0)
 
 
-def _placed(
-    engine: Engine, loaded: Loaded, chunk: Chunk, lines_before: int, letters: list[DeadLetter]
-) -> Iterator[PlacedLetter]:
-    """From message and line of a batch to line and byte of a log: the split knows where every line begins."""
-    starts = engine.target.fetch(loaded.slot.line_start[: loaded.lines.count() + 1]) - np.uint32(layout.PREFIX_BYTES)
-    message_start = np.concatenate((np.zeros(1, np.uint32), chunk.message_end))
-    first_lines = np.searchsorted(starts, message_start[[letter.message for letter in letters]])
-    for letter, first_line in zip(letters, first_lines.tolist(), strict=True):
-        line = first_line + letter.line
-        yield PlacedLetter(
-            file=chunk.file,
-            line=lines_before + line + 1,
-            offset=chunk.offset + int(starts[line]),
-            reason=letter.rejection.reason,
-            field=letter.rejection.field,
-            value=letter.value,
-        )
+def _placed(chunk: Chunk, lines_before: int, letter: DeadLetter) -> PlacedLetter:
+    """From line and byte of a batch to line and byte of a log."""
+    return PlacedLetter(
+        file=chunk.file,
+        line=lines_before + letter.batch_line + 1,
+        offset=chunk.offset + letter.start,
+        reason=letter.rejection.reason,
+        field=letter.rejection.field,
+        value=letter.value,
+    )
 
 
 # --- Sums ---
