@@ -36,7 +36,7 @@ from kernels.values import (
 from schemas.mapping import Mapping
 
 COUNTER_MAX = (1 << 64) - 1
-RECORD_TOKENS_MAX = 3 << 40  # an additive input: three counts of less than 2^40
+RECORD_TOKENS_MAX = 5 << 40  # what one record adds to its user: five counts of less than 2^40, if all are additive
 RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
 _FILL_LIMIT = 0.75  # of a table's slots: linear probing stays short
 
@@ -99,8 +99,9 @@ def _power_of_two(most: int) -> int:
 class Loaded:
     """A batch on the device."""
 
-    def __init__(self, batch: Batch, plan: Plan, slot: "_Slot", lines: Lines) -> None:
-        self.batch, self.plan, self.slot, self.lines = batch, plan, slot, lines
+    def __init__(self, batch: Batch, plan: "_DevicePlan", slot: "_Slot", lines: Lines) -> None:
+        self.batch, self.plan, self.plan_table = batch, plan.plan, plan.table
+        self.slot, self.lines = slot, lines
         self.referee_at = len(slot.memory) - layout.PADDING_BYTES - len(slot.batch_space)
 
 
@@ -230,15 +231,16 @@ class Engine:
         assert batch.memory is slot.memory, "batches are loaded in the order in which they are opened"
         assert batch.message_end is not None and (batch.length == 0 or batch.space[batch.length - 1] == 0x0A)
         self._turn = 1 - self._turn
-        plan = self._plan(mapping, batch)
+        known = self._plan(mapping, batch)
+        prefix = known.plan.prefix
         end = layout.PREFIX_BYTES + batch.length
-        slot.memory[: len(plan.prefix)] = np.frombuffer(plan.prefix, np.uint8)
+        slot.memory[: len(prefix)] = np.frombuffer(prefix, np.uint8)
         slot.memory[end : end + layout.PADDING_BYTES] = 0x0A
         self.target.send_ahead(slot.memory[: end + layout.PADDING_BYTES], slot.device[: end + layout.PADDING_BYTES])
         lines = self.target.split(slot.device, layout.PREFIX_BYTES, batch.length, slot.line_start)
-        return Loaded(batch, plan, slot, lines)
+        return Loaded(batch, known, slot, lines)
 
-    def _plan(self, mapping: Mapping, batch: Batch) -> Plan:
+    def _plan(self, mapping: Mapping, batch: Batch) -> _DevicePlan:
         """The mapping's plan; now and then it learns from the batch at hand."""
         known = self._plans.get(mapping.source)
         if known is None or known.plan.mapping != mapping:
@@ -250,7 +252,7 @@ class Engine:
             self.target.send_behind(known.plan.as_bytes(), known.table)
             known.batches_to_go = RELEARN_BATCHES
         known.batches_to_go = max(0, known.batches_to_go - 1)
-        return known.plan
+        return known
 
     def _check_room_for_a_message(self, plan: Plan) -> None:
         """Could one segment overfill an empty table? A segment is one message or at most a tile of records."""
@@ -276,8 +278,9 @@ class Engine:
         assert batch.message_end is not None
         line_count = loaded.lines.count()
         ends = self._line_ends(loaded, line_count)  # past each message's last line
-        generations = self._generations(batch)
         identities = self._identities(batch.partition)
+        log_times = self._log_times(batch, first_message, identities.log_time_ms)
+        generations = None if log_times is None else log_times // np.uint64(self._horizon_ms)
         self._point_at(loaded, line_count)
         letters: list[DeadLetter] = []
         message = first_message
@@ -295,6 +298,8 @@ class Engine:
                 last = min(first + self.limits.tile_records, line + lines)
                 letters += self._count_tile(loaded, identities, ends, first, last - first)
             message = after
+            if log_times is not None:
+                identities.log_time_ms = int(log_times[message - 1])
         loaded.slot.counted = self.target.mark()
         return Progress(message, letters)
 
@@ -306,16 +311,14 @@ class Engine:
         starts = self.target.fetch(loaded.slot.line_start[: line_count + 1])
         return np.searchsorted(starts, ends + np.uint32(layout.PREFIX_BYTES), side="left")
 
-    def _generations(self, batch: Batch) -> np.ndarray[Any, Any] | None:
-        """Each message's dedup generation, of the prefix maximum of message times over the partition's batches."""
+    def _log_times(self, batch: Batch, first_message: int, before_ms: int) -> np.ndarray[Any, Any] | None:
+        """Log time at each message: the prefix maximum of message times. Messages before the first are left at 0."""
         if batch.message_time is None:
             return None
-        identities = self._identities(batch.partition)
-        if not len(batch.message_time):
-            return batch.message_time
-        log_time = np.maximum(np.maximum.accumulate(batch.message_time), np.uint64(identities.log_time_ms))
-        identities.log_time_ms = int(log_time[-1])
-        return log_time // np.uint64(self._horizon_ms)
+        log_times = np.zeros(len(batch.message_time), np.uint64)
+        rest = np.maximum.accumulate(batch.message_time[first_message:])
+        log_times[first_message:] = np.maximum(rest, np.uint64(before_ms))
+        return log_times
 
     def _point_at(self, loaded: Loaded, line_count: int) -> None:
         batch, slot, address = loaded.batch, loaded.slot, self.target.address
@@ -326,7 +329,7 @@ class Engine:
         self._message_time = None if batch.message_time is None else self.target.send(batch.message_time)
         job = self._job
         job["buffer"], job["line_start"] = address(slot.device), address(slot.line_start)
-        job["plan"] = address(self._plans[loaded.plan.mapping.source].table)
+        job["plan"] = address(loaded.plan_table)
         job["message_end"], job["message_count"] = address(self._message_end), len(ends)
         job["message_time"] = 0 if self._message_time is None else address(self._message_time)
         job["line_is_message"] = line_count == len(ends)
@@ -458,6 +461,8 @@ class Engine:
     def top_users(self, most: int) -> list[tuple[str, int]]:
         """The users with the most tokens (input and output) in the open part, most first."""
         users = int(self._read_fill()[layout.FILL_TEXTS])
+        if most < 1:
+            return []
         with self.target.order:
             slots = self._tables["text_order"][:users]
             if users > most:

@@ -218,6 +218,8 @@ class _Steps:
             end: int | None = 0  # where its value ended; None behind a value of an unknown key
             passed = 0  # marks of the keys since
             for key, marks, start, value_end in walk:
+                if passed & marks:
+                    break  # likewise, over a steady value
                 passed |= marks
                 if key in steady and (end is None or value_end - end < _STEADY_BYTES_MAX):
                     continue
@@ -256,7 +258,7 @@ class _Steps:
             if text == b"}":
                 objects.pop()
                 if not objects:
-                    yield layout.END, 0, len(line), len(line)
+                    yield layout.END, marks, len(line), len(line)
                     return
                 at += 1
             elif text == b",":
@@ -264,6 +266,8 @@ class _Steps:
             else:
                 key = self._key(text[1:-1], objects[-1])
                 node = self.nodes[key] if key is not None else None
+                if node and node.mark & marks:
+                    return  # a mapped key twice: nothing to learn from
                 marks |= node.mark if node else 0
                 at += 2
                 if node and node.kind == layout.OBJECT and tokens[at][0] == b"{":

@@ -3,6 +3,7 @@
 import json
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 import kernels.engine
 from kernels import plan as plans
-from kernels.engine import COUNTER_MAX, RECORD_TOKENS_MAX, Limits, TablesTooSmall
+from kernels.engine import COUNTER_MAX, RECORD_TOKENS_MAX, Engine, Limits, TablesTooSmall
 from kernels.identities import IdentityMemoryError
 from kernels.target import HostTarget
 from processor import hyperloglog
@@ -346,13 +347,16 @@ def test_limits_out_of_range_name_the_setting(wrong):
         Limits(**wrong)
 
 
-@pytest.mark.parametrize("memory_bytes", [1 << 20, 1 << 28, 1 << 33, 3 << 34])
+@pytest.mark.parametrize("memory_bytes", [1 << 24, 1 << 28, 1 << 33, 3 << 34])
 @pytest.mark.parametrize("cuda", [False, True])
-def test_limits_from_memory_are_limits_for_every_shipped_mapping(memory_bytes, cuda):
+def test_limits_from_memory_stay_within_it_and_take_any_batch(memory_bytes, cuda):
     limits = Limits.from_memory(memory_bytes, cuda)
-    assert limits.identity_bytes == memory_bytes // 4
-    size = limits.rows * 64 + limits.cells * 64 + limits.texts * 32
-    assert memory_bytes < 1 << 28 or size <= memory_bytes
+    size = limits.identity_bytes + limits.arena_bytes + limits.windows * (16_400 + 4)
+    size += limits.rows * (64 + 4) + limits.cells * (64 + 4) + limits.texts * (32 + 4)
+    assert size <= memory_bytes
+    for name in harness.SHIPPED:
+        plan = plans.compile_mapping(shipped(name).engine)
+        Engine._check_room_for_a_message(SimpleNamespace(limits=limits), plan)
 
 
 @pytest.mark.parametrize("wrong", [{"window_ms": 0}, {"window_ms": 999}, {"window_ms": 1500}])
@@ -606,7 +610,7 @@ def test_a_plan_learned_from_one_shape_reads_every_other_equally(make_engine, sh
 
 
 def test_a_plan_that_never_learned_reads_everything_equally(make_engine, monkeypatch):
-    monkeypatch.setattr(plans.Plan, "learn", lambda self, lines: None)
+    monkeypatch.setattr(plans.Plan, "learn", lambda self, lines: False)
     rng = random.Random(3)
     for name in harness.SHIPPED:
         lines = list(mutate.lines(rng, name, shipped(name).oracle, 200))

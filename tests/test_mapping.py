@@ -423,7 +423,7 @@ ERRORS = {
     ),
     "to_empty_value": (
         token_events(TOKENS.replace("input =", '"" =')),
-        ["fields.tokens.to: expected source values of 1 to 256"],
+        ["fields.tokens.to: expected source values of 1 to 48"],
     ),
     "requests_not_in_to": (
         token_events(TOKENS + 'requests = "ouput"'),

@@ -1,0 +1,140 @@
+"""Logs for the benchmarks: synthetic ones, kept as files, and fixed-width ones made straight in a batch's memory.
+
+Both have a fixed seed. What differs between passes over a log is its seed, so that each pass has fresh request ids.
+"""
+
+import dataclasses
+import hashlib
+import os
+import pathlib
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import numpy as np
+
+from processor import synth
+from processor.synth import START_MS, Profile
+
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+
+# No record here is for the referee, which Python pays for; the default profile has 0.15 % of them.
+CLEAN = {"malformed": 0.0, "escaped": 0.0, "late": 0.0}
+PROFILES: dict[str, dict[str, Any]] = {
+    "default": {},
+    "default, clean": CLEAN,
+    "compact": {"compact": True},
+    "compact, clean": {"compact": True, **CLEAN},
+}
+
+
+def path_of(profile: Profile, directory: pathlib.Path) -> pathlib.Path:
+    """The file of a profile; another profile or another generator has another name."""
+    generator = pathlib.Path(synth.__file__).read_bytes()
+    name = hashlib.sha256(repr(dataclasses.astuple(profile)).encode() + generator).hexdigest()[:12]
+    return directory / f"{profile.records}-{profile.seed}-{name}.ndjson"
+
+
+def make_all(profiles: list[Profile], directory: pathlib.Path) -> None:
+    """Those files that are not there yet, on all cores."""
+    directory.mkdir(parents=True, exist_ok=True)
+    missing = [(profile, path) for profile in profiles if not (path := path_of(profile, directory)).exists()]
+    if missing:
+        with ProcessPoolExecutor(min(len(missing), len(os.sched_getaffinity(0)))) as pool:
+            list(pool.map(_make, *zip(*missing, strict=True)))
+
+
+def _make(profile: Profile, path: pathlib.Path) -> None:
+    part = path.with_suffix(".part")
+    with part.open("wb") as file:
+        for chunk in synth.generate(profile):
+            file.write(chunk)
+    part.rename(path)
+
+
+_LINE_BYTES_MAX = 1 << 13  # of a synthetic record
+
+
+class FileLog:
+    """A file in memory, batch by batch of whole lines. `fill` is one memcpy."""
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self._data = np.fromfile(path, np.uint8)
+        self._at = 0
+
+    def fill(self, space: Bytes) -> int:
+        end = min(len(self._data), self._at + len(space))
+        tail = self._data[max(self._at, end - _LINE_BYTES_MAX) : end]
+        if len(tail):
+            end -= len(tail) - 1 - int(np.flatnonzero(tail == 0x0A)[-1])
+        length = end - self._at
+        space[:length] = self._data[self._at : end]
+        self._at = end
+        return length
+
+
+_TEMPLATE = (
+    b'{"request_id":"........-....-4...-....-............","timestamp":17953920.....,"user":"user-.........",'
+    b'"model":"model-.-instruct-2411","chip":"chip-.-SXM5-80GB","input_tokens":1...,"output_tokens":1..}\n'
+)
+RECORD_BYTES = len(_TEMPLATE)
+MODELS, CHIPS = 8, 6
+_GROUPS = ((0, 8), (8, 12), (13, 16), (16, 20), (20, 32))  # of a request id's hex digits; digit 12 is the version
+
+
+def users_of(rows: int) -> int:
+    return -(-rows // (MODELS * CHIPS))
+
+
+class RowsLog:
+    """Records of one width, all in one minute, each for one of `rows` rows. `fill` makes them; it is never timed.
+
+    Row r belongs to user r mod users, so that neighbours share nothing but model and chip. Easier on the processor's
+    branch prediction than a real log: compare these figures with each other only.
+    """
+
+    def __init__(self, rows: int, records: int, seed: int, skew: float | None = None, first_row: int = 0) -> None:
+        """skew: row k is drawn in proportion to k ** -skew; None: rows in their order from `first_row` on."""
+        self._rows, self._left, self._next, self._skew = rows, records, first_row, skew
+        self._users = users_of(rows)
+        self._rng = np.random.default_rng(seed)
+        self._shares = None if not skew else np.cumsum(np.arange(1, rows + 1, dtype=np.float64) ** -skew)
+        begins = [i for i in range(RECORD_BYTES) if _TEMPLATE[i] == 0x2E and _TEMPLATE[i - 1] != 0x2E]
+        self._id, self._time, self._user, self._model, self._chip, self._input, self._output = begins[0], *begins[5:]
+        assert START_MS == 1_795_392_000_000, "the template's minute"
+
+    def fill(self, space: Bytes) -> int:
+        count = min(self._left, len(space) // RECORD_BYTES)
+        self._left -= count
+        lines = space[: count * RECORD_BYTES].reshape(count, RECORD_BYTES)
+        lines[:] = np.frombuffer(_TEMPLATE, np.uint8)
+        rows, rng = self._draw(count), self._rng
+        cell = rows // self._users
+        hexed = np.frombuffer(rng.bytes(16 * count).hex().encode(), np.uint8).reshape(count, 32)
+        for dashes, (start, end) in enumerate(_GROUPS):
+            at = self._id + dashes
+            lines[:, at + start : at + end] = hexed[:, start:end]
+        _digits(lines, self._time, 5, rng.integers(60_000, size=count))
+        _digits(lines, self._user, 9, rows % self._users)
+        _digits(lines, self._model, 1, cell // CHIPS)
+        _digits(lines, self._chip, 1, cell % CHIPS)
+        _digits(lines, self._input, 3, rng.integers(1000, size=count))
+        _digits(lines, self._output, 2, rng.integers(100, size=count))
+        return count * RECORD_BYTES
+
+    def _draw(self, count: int) -> Ints:
+        if self._skew is None:
+            first, self._next = self._next, self._next + count
+            return np.arange(first, first + count)
+        if self._shares is None:
+            return self._rng.integers(self._rows, size=count)
+        drawn = self._rng.random(count) * self._shares[-1]
+        return np.minimum(np.searchsorted(self._shares, drawn, side="right"), self._rows - 1)
+
+
+def _digits(lines: Bytes, at: int, width: int, values: Ints) -> None:
+    left = values.astype(np.uint32)
+    for place in range(at + width - 1, at - 1, -1):
+        higher = left // np.uint32(10)
+        lines[:, place] = left - higher * np.uint32(10) + np.uint32(0x30)
+        left = higher
