@@ -23,7 +23,7 @@ from kernels import layout
 
 _HERE = pathlib.Path(__file__).parent
 HOST_FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-Wall", "-Wextra", "-Werror"),
+    *("-std=c++17", "-O3", "-march=native", "-mtune=generic", "-Wall", "-Wextra", "-Werror"),
     *("-fvisibility=hidden", "-shared", "-fPIC"),
 )
 THREADS_FLAG = "-DTOKENOMETER_THREADS"

@@ -172,11 +172,11 @@ HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
   if (LIKELY(n <= 32)) return _bzhi_u32(differing_bytes(p, literal), n) == 0;
   return differing_bytes(p, literal) == 0 && _bzhi_u32(differing_bytes(p + 32, literal + 32), n - 32) == 0;
 }
-CONSTANT u8 KEPT[64] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255,
-                        255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
-HD void load_block(const u8* p, u32 n, u64* block) {
-  const __m256i kept = _mm256_loadu_si256((const __m256i*)(KEPT + 32 - (n < 32 ? n : 32)));
-  _mm256_storeu_si256((__m256i*)block, _mm256_and_si256(_mm256_loadu_si256((const __m256i*)p), kept));
+CONSTANT u8 KEPT[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
+// The first n <= 16 bytes at p as two words, zeros behind them: no branch depends on n.
+HD void load_some(const u8* p, u32 n, u64* words) {
+  const __m128i kept = _mm_loadu_si128((const __m128i*)(KEPT + 16 - n));
+  _mm_storeu_si128((__m128i*)words, _mm_and_si128(_mm_loadu_si128((const __m128i*)p), kept));
 }
 // Bit i is set where p[i] is a newline, i < 64.
 HD u64 newlines(const u8* p) {
@@ -204,12 +204,10 @@ HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
   ROLLED for (; i + 8 <= n; i += 8) if (load_word(p + i) != load_word(literal + i)) return false;
   return i == n || ((load_word(p + i) ^ load_word(literal + i)) << (64 - 8 * (n - i))) == 0;
 }
-// The first n of 32 bytes at p as words, zeros behind them: no branch depends on n.
-HD void load_block(const u8* p, u32 n, u64* block) {
-  for (u32 i = 0; i < 4; ++i) {
+HD void load_some(const u8* p, u32 n, u64* words) {
+  for (u32 i = 0; i < 2; ++i) {
     const u32 left = n < 8 * i ? 0 : n - 8 * i;
-    const u64 kept = left >= 8 ? ~0ull : (1ull << (8 * left)) - 1;
-    block[i] = load_word(p + 8 * i) & kept;
+    words[i] = load_word(p + 8 * i) & (left >= 8 ? ~0ull : (1ull << (8 * left)) - 1);
   }
 }
 HD u64 newlines(const u8* p) {
