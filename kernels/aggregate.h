@@ -26,7 +26,7 @@ constexpr u32 WINDOW_PROBES_MAX = 64;
 
 // A new row is a user's first in its cell: the only time its window's sketch can grow.
 HD void sketch_user(const Job& job, u32 user, u32 cell) {
-  const u64 low = job.cells[cell].low;  // window + 1
+  const u64 low = job.cells[cell].window + 1;
   u32 slot = (u32)(low * 0x9e3779b97f4a7c15ull >> 40) & job.windows_mask;
   ROLLED for (u32 probe = 0;; ++probe, slot = (slot + 1) & job.windows_mask) {
     u64 seen = load(&job.windows[slot].low);
@@ -85,10 +85,10 @@ HD void export_row(const Job& job, u32 k) {
   const Row& row = job.rows[job.changed[k]];
   const Cell& cell = job.cells[(u32)row.key];
   UsageRow& out = job.usage_rows[k];
-  out.window = cell.low - 1;
+  out.window = cell.window;
   out.user = text_place(job.texts[(u32)(row.key >> 32) & 0x7fffffffu].where);
-  out.model = text_place(job.texts[(u32)(cell.high >> 32) & 0x7fffffffu].where);
-  out.chip = text_place(job.texts[(u32)cell.high].where);
+  out.model = text_place(job.texts[cell.model].where);
+  out.chip = text_place(job.texts[cell.chip].where);
   for (u32 slot = 0; slot < COUNTERS; ++slot) out.counters[slot] = row.counters[slot];
 }
 

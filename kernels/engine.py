@@ -49,7 +49,7 @@ class TablesTooSmall(ValueError):
 class Limits:
     """Sizes of everything, and why.
 
-    rows, cells, texts, windows: slots, powers of two. 64, 64, 32 and 16,400 bytes each.
+    rows, cells, texts, windows: slots, powers of two. 68, 132, 36 and 16,404 bytes each.
     arena_bytes: names of users, models and chips.
     identity_bytes: request ids, 16 bytes each at no more than 60 % load, two generations, and both sizes while growing.
     batch_bytes: what one batch holds; 32-bit positions bound it to 1 GiB.
@@ -414,7 +414,7 @@ class Engine:
         """No counter exceeds what all cells hold together; that sum plus the most that came since must fit 64 bits."""
         if self._tokens_bound + (self._records_since_bound + records) * RECORD_TOKENS_MAX <= COUNTER_MAX:
             return True
-        self._tokens_bound = int(self._cell_words()[:, 2:].astype(np.float64).sum() * 1.001)
+        self._tokens_bound = int(self._cells()["counters"].astype(np.float64).sum() * 1.001)
         self._records_since_bound = 0
         return self._tokens_bound + records * RECORD_TOKENS_MAX <= COUNTER_MAX
 
@@ -444,11 +444,10 @@ class Engine:
 
     def cells(self) -> list[CellTotals]:
         """Every (window, model, chip) of the open part, in order of arrival."""
-        words = self._cell_words()
-        windows = ((words[:, 0] - np.uint64(1)) * np.uint64(self.window_ms)).tolist()
-        models = self._names((words[:, 1] >> np.uint64(32)) & np.uint64(0x7FFFFFFF))
-        chips = self._names(words[:, 1] & np.uint64(0xFFFFFFFF))
-        counters = words[:, 2:].tolist()
+        table = self._cells()
+        windows = (table["window"] * np.uint64(self.window_ms)).tolist()
+        models, chips = self._names(table["model"]), self._names(table["chip"])
+        counters = table["counters"].tolist()
         return [
             CellTotals(WindowStartMs(start), model, chip, tuple(row))
             for start, model, chip, row in zip(windows, models, chips, counters, strict=True)
@@ -456,7 +455,7 @@ class Engine:
 
     def totals(self) -> tuple[int, ...]:
         """Requests and the five token counters of the open part."""
-        return tuple(self._cell_words()[:, 2:].sum(axis=0).tolist())
+        return tuple(self._cells()["counters"].sum(axis=0).tolist())
 
     def top_users(self, most: int) -> list[tuple[str, int]]:
         """The users with the most tokens (input and output) in the open part, most first."""
@@ -517,11 +516,12 @@ class Engine:
     def _clear_fill(self, which: slice) -> None:
         self.target.send_behind(np.zeros(which.stop - which.start, np.uint64), self._fill[which])
 
-    def _cell_words(self) -> np.ndarray[Any, Any]:
+    def _cells(self) -> np.ndarray[Any, Any]:
         count = int(self._read_fill()[layout.FILL_CELLS])
         with self.target.order:
             cells = self._tables["cells"][self._tables["cell_order"][:count]]
-        return self.target.fetch(cells)
+        table: np.ndarray[Any, Any] = self.target.fetch(cells).view(layout.CELL).reshape(-1)
+        return table
 
     def _names(self, slots: Array) -> list[str]:
         """The strings of text slots; each distinct one is decoded once."""

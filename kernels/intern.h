@@ -65,23 +65,27 @@ HD u32 intern_text(const Job& job, const Record& record, u32 text) {
   return claim.slot;
 }
 
-HD u32 intern_cell(const Job& job, u64 window, u32 model, u32 chip) {
-  const u64 high = 1ull << 63 | (u64)model << 32 | chip;
-  const u32 home = (u32)((((window + 1) * 0x9e3779b97f4a7c15ull ^ high) * 0xd6e8feb86659fd93ull) >> 32);
-  const Claim claim = claim_entry(job.cells, job.cells_mask, home, window + 1, high);
-  if (claim.fresh) job.cell_order[fetch_add(&job.fill[FILL_CELLS], 1)] = claim.slot;
+// A cell is found by the hashes of its names, so that only its first record has to look the names up.
+HD u32 intern_cell(const Job& job, const Record& record, u32 chip) {
+  const u64 low = fold(record.low[MODEL] ^ record.window, record.low[chip] ^ job.secret[0]) | 1;
+  const u64 high = fold(record.high[MODEL] ^ job.secret[1], record.high[chip] ^ rotate(record.window, 32)) | 1;
+  const Claim claim = claim_entry(job.cells, job.cells_mask, text_home(low), low, high);
+  if (claim.fresh) {
+    Cell& cell = job.cells[claim.slot];
+    cell.window = record.window;
+    cell.model = intern_text(job, record, MODEL);
+    cell.chip = intern_text(job, record, chip);
+    job.cell_order[fetch_add(&job.fill[FILL_CELLS], 1)] = claim.slot;
+  }
   return claim.slot;
 }
 
 // Of a record that counts
 HD void intern_record(const Job& job, u32 i) {
   Record& record = job.records[i];
-  const u32 model = intern_text(job, record, MODEL);
   record.user_slot = intern_text(job, record, USER);
-  record.cell_slot = intern_cell(job, record.window, model, intern_text(job, record, CHIP));
-  record.prefill_cell_slot = record.length[PREFILL_CHIP]
-                                 ? intern_cell(job, record.window, model, intern_text(job, record, PREFILL_CHIP))
-                                 : NONE;
+  record.cell_slot = intern_cell(job, record, CHIP);
+  record.prefill_cell_slot = record.length[PREFILL_CHIP] ? intern_cell(job, record, PREFILL_CHIP) : NONE;
 }
 
 }  // namespace tokenometer

@@ -6,7 +6,7 @@
 //   records         one for each line of the tile at hand: record i is line first + i of the batch
 //   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : ~sequence 40 |
 //   texts           users, models, chips, one dictionary             | low | high | where in the arena | tokens |
-//   cells           (window, model, chip)                            | window + 1 | model : chip | 6 counters |
+//   cells           (window, model, chip)                            | low | high | 6 counters | window | model, chip |
 //   rows            (user, cell)                                     | user : cell | 6 counters | epoch |
 //   windows         one HyperLogLog of users each                    | window + 1 | 1 | ; registers[2^14] beside it
 //   arena           the bytes of all texts, in order of arrival; only grows within a part
@@ -144,9 +144,13 @@ struct alignas(32) TextEntry {
   u64 tokens;  // of a user, in this part
 };
 struct alignas(64) Cell {
-  u64 low;   // window + 1
-  u64 high;  // 1 << 63 | model << 32 | chip
+  u64 low;  // a hash of window, model and chip
+  u64 high;
   u64 counters[COUNTERS];
+  u64 window;  // from here on for those who read cells: off the path of a record
+  u32 model;   // texts
+  u32 chip;
+  u64 spare[6];
 };
 struct alignas(64) Row {
   u64 key;  // 1 << 63 | user << 32 | cell
@@ -240,6 +244,6 @@ struct Job {
 
 static_assert(sizeof(Record) == 192 && sizeof(Step) == 128, "whole cache lines");
 static_assert(sizeof(Identity) == 16 && sizeof(TextEntry) == 32 && sizeof(Window) == 16, "see the drawing above");
-static_assert(sizeof(Cell) == 64 && sizeof(Row) == 64, "one cache line each");
+static_assert(sizeof(Cell) == 128 && sizeof(Row) == 64, "one cache line for each record that is counted");
 
 }  // namespace tokenometer

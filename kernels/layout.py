@@ -75,7 +75,17 @@ RECORD = np.dtype(
 )
 IDENTITY = np.dtype([("low", "u8"), ("owner", "u8")])
 TEXT_ENTRY = np.dtype([("low", "u8"), ("high", "u8"), ("where", "u8"), ("tokens", "u8")])
-CELL = np.dtype([("low", "u8"), ("high", "u8"), ("counters", "u8", COUNTERS)])
+CELL = np.dtype(
+    [
+        ("low", "u8"),
+        ("high", "u8"),
+        ("counters", "u8", COUNTERS),
+        ("window", "u8"),
+        ("model", "u4"),
+        ("chip", "u4"),
+        ("spare", "u8", 6),
+    ]
+)
 ROW = np.dtype([("key", "u8"), ("counters", "u8", COUNTERS), ("epoch", "u4"), ("spare", "u4")])
 WINDOW = np.dtype([("low", "u8"), ("high", "u8")])
 RULING = np.dtype(
