@@ -277,16 +277,15 @@ def _range_worker(pipe: Any, log: str, begin: int, end: int, dedup: bool) -> Non
     with open(log, "rb") as file:
         file.seek(begin)
         at = begin
-        while at < end:
-            lines = file.readlines(min(1 << 20, end - at))
-            for line in lines:
-                record = orjson.loads(line)
-                key, counts = _read(record)
-                if not dedup:
-                    _add(rows, key, counts)
-                elif record["request_id"] not in first:
-                    first[record["request_id"]] = key, counts
-            at = file.tell()
+        for line in file:
+            key, counts = _read(record := orjson.loads(line))
+            if not dedup:
+                _add(rows, key, counts)
+            elif record["request_id"] not in first:
+                first[record["request_id"]] = key, counts
+            at += len(line)
+            if at >= end:
+                break
     pipe.send(set(first))
     for request_id in pipe.recv():
         del first[request_id]

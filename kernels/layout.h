@@ -65,7 +65,6 @@ struct alignas(128) Step {
   u32 length;                     // of the literal
   u32 key;                        // whose value follows, or END
   u32 kind;                       // with QUOTED: the literal ends with the value's opening quote
-  u32 object;                     // that the key stands in
   u32 slot;                       // Text or Counter
   u32 digits;                     // COUNT: digit strings are taken too
 };

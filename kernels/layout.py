@@ -28,8 +28,8 @@ STEP = np.dtype(
     [
         ("literal", "V64"),
         ("marks", "u8"),
-        *((name, "u4") for name in ("length", "key", "kind", "object", "slot", "digits")),
-        ("padding", "V32"),
+        *((name, "u4") for name in ("length", "key", "kind", "slot", "digits")),
+        ("padding", "V36"),
     ]
 )
 KEY = np.dtype(

@@ -199,28 +199,31 @@ HD const u8* read_text(Reader& reader, u32 kind, u32 slot, const u8* p) {
 // Reads any value; with QUOTED in `kind` p is behind the opening quote of a string.
 HD const u8* read_value(Reader& reader, u32 kind, u32 slot, u32 digits, const u8* p) {
   switch (kind) {
-    case TEXT | QUOTED:
-    case SELECTOR | QUOTED:
-      return read_text(reader, kind & ~QUOTED, slot, p);
     case ORDINARY | QUOTED:
       p = string_end(p, true);
       return p ? p + 1 : nullptr;
     case ORDINARY:
       return value_end(p);
-    default:
-      break;
-  }
-  if (kind & QUOTED) --p;
-  if (is_null(p)) return p + 4;  // as if absent
-  switch (kind & ~QUOTED) {
+    case TEXT | QUOTED:
+    case SELECTOR | QUOTED:
+      return read_text(reader, kind & ~QUOTED, slot, p);
+    case COUNT | QUOTED:
+      --p;
+      [[fallthrough]];
     case COUNT:
+      if (is_null(p)) return p + 4;  // as if absent
       return reader.claim(1u << (HAVE_COUNTER + slot)) ? read_count(p, digits, &reader.record.counters[slot]) : nullptr;
+    case TIME | QUOTED:
+      --p;
+      [[fallthrough]];
     case TIME:
+      if (is_null(p)) return p + 4;
       return reader.claim(HAVE_TIME) ? read_time(reader.plan, p, &reader.time_ms) : nullptr;
-    case OBJECT:
+    case OBJECT | QUOTED:
       return nullptr;
     default:
-      return *p == '"' ? read_text(reader, kind, slot, p + 1) : nullptr;
+      if (is_null(p)) return p + 4;
+      return kind != OBJECT && *p == '"' ? read_text(reader, kind, slot, p + 1) : nullptr;
   }
 }
 
@@ -339,41 +342,43 @@ HD const u8* next_key(const Plan& plan, const u8* p, Place place, u32* object, u
 
 HD bool parse_object(Reader& reader, const u8* p, const u8* end, u32 line) {
   const Plan& plan = reader.plan;
-  const Step* steps = plan.start;  // null where nothing is predicted
+  const Step* steps = plan.start;  // behind the last value; null where nothing is predicted
   const u32 position = (u32)(p - reader.job.buffer);
-  u32 object = ROOT;
+  u32 key = NONE;     // of the last value
+  u32 object = ROOT;  // that it stands in, where `steps` does not tell
   Place place = BEFORE_RECORD;
   ROLLED for (;;) {
     const Step* step = steps ? predicted(steps, p) : nullptr;
     if (LIKELY(step != nullptr)) {
       p += step->length;
-      object = step->object;
       if (!reader.mark(step->marks)) return false;
-      if (step->key == END) break;
+      key = step->key;
+      if (key == END) break;
       p = read_value(reader, step->kind, step->slot, step->digits, p);
-      steps = plan.next[step->key];
     } else {
-      u32 key;
+      if (steps && key < KEYS_MAX) object = plan.keys[key].object;
       steps = nullptr;
       p = next_key(plan, p, place, &object, &key);
       if (!p) return false;
       if (key == END) break;
       if (key == NONE) {
         p = value_end(p);
-      } else {
-        const Key& known = plan.keys[key];
-        if (!reader.mark(known.mark)) return false;
-        if (known.kind == OBJECT && *p == '{') {
-          object = key;
-          place = AFTER_OPEN;
-          ++p;
-          continue;
-        }
-        p = read_value(reader, known.kind, known.slot, known.digits, p);
-        steps = plan.next[key];
+        if (!p) return false;
+        place = AFTER_VALUE;
+        continue;
       }
+      const Key& known = plan.keys[key];
+      if (!reader.mark(known.mark)) return false;
+      if (known.kind == OBJECT && *p == '{') {
+        object = key;
+        place = AFTER_OPEN;
+        ++p;
+        continue;
+      }
+      p = read_value(reader, known.kind, known.slot, known.digits, p);
     }
     if (!p) return false;
+    steps = plan.next[key];
     place = AFTER_VALUE;
   }
   return p == end && finish_record(reader, line, position);

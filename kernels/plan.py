@@ -75,7 +75,7 @@ class Plan:
             for i, ((literal, marks, key, quoted), _) in enumerate(counts.most_common(layout.STEPS)):
                 to = _Node(b"", layout.ROOT) if key == layout.END else learned.nodes[key]
                 kind = to.kind | (layout.QUOTED if quoted else 0)
-                steps[i] = (literal, marks, len(literal), key, kind, to.parent, to.slot, to.digits, b"")
+                steps[i] = (literal, marks, len(literal), key, kind, to.slot, to.digits, b"")
         return True
 
     def as_bytes(self) -> np.ndarray[Any, Any]:
@@ -189,7 +189,7 @@ def _write_nodes(table: np.ndarray[Any, Any], nodes: list[_Node]) -> None:
 # --- Learning steps ---
 
 # Matches no JSON: a NUL before the record's end, and even there it only leads to doubt, one byte past that end.
-_NO_STEP = np.array((b"\0\n", 0, 2, layout.END, 0, layout.ROOT, 0, 0, b""), layout.STEP)
+_NO_STEP = np.array((b"\0\n", 0, 2, layout.END, 0, 0, 0, b""), layout.STEP)
 
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 _LEARNED_MAX = 40  # keys in all; each ordinary key costs a bucket, and long records are not worth more

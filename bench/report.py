@@ -1,0 +1,231 @@
+"""RESULTS.md from the JSON files in bench/results/: the same files give the same text.
+
+python -m bench.report
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from bench import bench_engine, common
+
+RESULTS_MD = common.ROOT / "bench" / "RESULTS.md"
+GOAL_BYTES_PER_S, MARK_RECORDS_PER_S, GOAL_MEMORY_RATIO = 1.5e9, 8e6, 1.5
+RECORD_BYTES = (200, 350)  # of the goal
+MIB = 1 << 20
+
+
+def report(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
+    """Markdown; `results` are file names and their contents, in the order wanted."""
+    parts = [
+        "# Results",
+        "Written by `python -m bench.report` from the files in `bench/results/`; do not edit. What is timed and what "
+        "is not stands at the top of `bench/bench_engine.py` and `bench/bench_peers.py`. Figures are medians; GB are "
+        "powers of ten, MiB and GiB powers of two.",
+    ]
+    parts += ["## Goals", _goals([content for _, content in results])]
+    for name, content in results:
+        write = {"engine": _engine, "peers": _peers}[content["kind"]]
+        parts += [*write(content), _facts(name, content)]
+    return "\n\n".join(parts) + "\n"
+
+
+# --- Goals ---
+
+
+def _goals(results: Sequence[dict[str, Any]]) -> str:
+    rows = []
+    for content in results:
+        if content["kind"] == "engine" and content["device"] == "cpu":
+            rows += _engine_goals(content)
+        if content["kind"] == "peers":
+            rows += _peer_goals(content)
+    return _table(("goal", "measured", "met"), "lll", rows)
+
+
+def _engine_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    measured = [case for case in content["cases"] if "skipped" not in case]
+    for case in measured:
+        if case["group"] != "records" or case["mode"] != "all" or case["threads"] != 1:
+            continue
+        what = f"one core, {case['log']} ({case['record_bytes']:.0f} bytes)"
+        if RECORD_BYTES[0] <= case["record_bytes"] <= RECORD_BYTES[1]:
+            met = case["bytes_per_s"] >= GOAL_BYTES_PER_S
+            yield f"{what}: at least 1.5 GB/s", f"{case['bytes_per_s'] / 1e9:.2f} GB/s", _yes(met)
+        else:
+            met = case["records_per_s"] >= MARK_RECORDS_PER_S
+            yield f"{what}: mark of 8 M records/s", f"{case['records_per_s'] / 1e6:.2f} M records/s", _yes(met)
+    for case in measured:
+        if case["group"] == "memory":
+            goal = f"peak memory, {case['name']}: at most 1.5 x (tables + request ids + two batches)"
+            yield goal, f"{case['ratio']:.2f} x", _yes(case["ratio"] <= GOAL_MEMORY_RATIO)
+            ratio = case["ratio_with_commit"]
+            yield f"{goal}, all rows taken out at once", f"{ratio:.2f} x", _yes(ratio <= GOAL_MEMORY_RATIO)
+
+
+def _peer_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    for title, results in content["tables"].items():
+        ours = next(one for one in results if one["name"] == "tokenometer" and one["threads"] == 1)
+        peers = [one for one in results if one["name"] != "tokenometer"]
+        if not peers:
+            continue
+        best = max(peers, key=lambda one: one["records_per_s"])
+        yield (
+            f"{title}: one core beats the best peer on any number of cores, file to answer",
+            f"{ours['records_per_s'] / 1e6:.2f} against {best['records_per_s'] / 1e6:.2f} M records/s "
+            f"({best['name']}, cores: {best['threads']}): {best['ratio']:.2f} x",
+            _yes(best["ratio"] > 1),
+        )
+
+
+def _yes(met: bool) -> str:
+    return "yes" if met else "**no**"
+
+
+# --- Engine ---
+
+
+def _engine(content: dict[str, Any]) -> list[str]:
+    device = content["machine"]["accelerator"] or f"CPU ({content['machine']['cpu']})"
+    parts = [f"## Engine, {device}"]
+    for group in bench_engine.GROUPS:
+        cases = [case for case in content["cases"] if case["group"] == group]
+        if cases:
+            rows = [_memory_row(case) if group == "memory" else _engine_row(case, content["device"]) for case in cases]
+            head = _MEMORY_HEAD if group == "memory" else _ENGINE_HEAD[content["device"]]
+            title = f"**{group}**: {bench_engine.GROUP_NOTES[group]}"
+            parts += [title, _table(head, "l" + "r" * (len(head) - 2) + ("r" if group == "memory" else "l"), rows)]
+    return parts
+
+
+_MEMORY_HEAD = (
+    "case",
+    "rows",
+    "tables",
+    "ids",
+    "two batches",
+    "Python",
+    "peak",
+    "and rows out",
+    "ratio",
+    "and rows out",
+)
+_ENGINE_HEAD = {
+    "cpu": ("case", "threads", "bytes", "ns", "M records/s", "GB/s", "with memcpy, M/s", "new rows", "ns by kernel"),
+    "cuda": (
+        "case",
+        "bytes",
+        "M records/s",
+        "GB/s",
+        "with memcpy, M/s",
+        "copies GB/s",
+        "plain copy GB/s",
+        "ns by kernel",
+    ),
+}
+
+
+def _engine_row(case: dict[str, Any], device: str) -> tuple[str, ...]:
+    if "skipped" in case:
+        return (case["name"], f"skipped: {case['skipped']}")
+    filled = case["records_per_s_with_fill"]
+    rates = (
+        f"{case['records_per_s'] / 1e6:.2f}",
+        f"{case['bytes_per_s'] / 1e9:.2f}",
+        f"{filled / 1e6:.2f}" if filled else "",
+    )
+    kernels = ", ".join(f"{name} {ns:.3g}" for name, ns in case.get("kernels", {}).items())
+    size = f"{case['record_bytes']:.0f}"
+    if device == "cuda":
+        copies = (f"{case[name] / 1e9:.1f}" for name in ("copy_bytes_per_s", "plain_copy_bytes_per_s"))
+        return (case["name"], size, *rates, *copies, kernels)
+    new = f"{case['new_rows_share']:.1%}" if case["mode"] == "all" else ""
+    return (case["name"], str(case["threads"]), size, f"{case['ns']:.0f}", *rates, new, kernels)
+
+
+def _memory_row(case: dict[str, Any]) -> tuple[str, ...]:
+    if "skipped" in case:
+        return (case["name"], f"skipped: {case['skipped']}")
+    sizes = ("tables", "identities", "batches", "process", "peak", "peak_with_commit")
+    in_mib = (f"{case[name + '_bytes'] / MIB:.0f} MiB" for name in sizes)
+    return (case["name"], f"{case['rows']:,}", *in_mib, f"{case['ratio']:.2f}", f"{case['ratio_with_commit']:.2f}")
+
+
+# --- Peers ---
+
+
+def _peers(content: dict[str, Any]) -> list[str]:
+    log = content["log"]
+    intro = (
+        f"One log of {log['records']:,} records, {log['bytes'] / 1e9:.2f} GB ({log['record_bytes']:.0f} bytes each), "
+        f"from the page cache to an Arrow table. Requests and tokens by (minute, user, model, chip); answers have equal "
+        f"digests. Ratios are times of the time of this engine on one core."
+    )
+    parts = ["## Peers", intro]
+    head = ("contender", "cores", "seconds", "min - max", "M records/s", "GB/s", "ratio", "peak", "digest")
+    for title, results in content["tables"].items():
+        rows = [_peer_row(one) for one in results]
+        rows += [(name, f"not run: {reason}") for name, reason in content["skipped"].items()]
+        parts += [f"**{title}**, {results[0]['rows']:,} rows", _table(head, "l" + "r" * 7 + "l", rows)]
+    how = [f"- {name}: {text}" for name, text in content["how"].items()]
+    return [*parts, "How each does it (its id step only where ids count):", "\n".join(how)]
+
+
+def _peer_row(one: dict[str, Any]) -> tuple[str, ...]:
+    every = one["seconds_all_turns"]
+    return (
+        one["name"],
+        str(one["threads"]),
+        f"{one['seconds']:.2f}",
+        f"{min(every):.2f} - {max(every):.2f}",
+        f"{one['records_per_s'] / 1e6:.2f}",
+        f"{one['bytes_per_s'] / 1e9:.2f}",
+        f"{one['ratio']:.2f}",
+        f"{one['peak_bytes'] / MIB:.0f} MiB",
+        f"`{' '.join(one['digests'])}`",
+    )
+
+
+# --- Text ---
+
+
+def _facts(name: str, content: dict[str, Any]) -> str:
+    machine = content["machine"]
+    versions = ", ".join(f"{package} {version}" for package, version in content["versions"].items())
+    return "\n".join(
+        (
+            f"- command: `{content['command']}` ({name}, {content['date']})",
+            f"- machine: {machine['cpu']}, {machine['cores']} cores, {machine['caches']}, {machine['memory_gib']} GiB, "
+            f"Linux {machine['kernel']}, load average before: {machine['load_average']:.2f}",
+            f"- commit {content['commit']}, kernels {content['kernels']}; {versions}",
+        )
+    )
+
+
+def _table(head: Sequence[str], align: str, rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---:" if side == "r" else "---" for side in align]]
+    lines += [[*row, *[""] * (len(head) - len(row))] for row in rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--results", type=pathlib.Path, default=common.RESULTS, metavar="DIR")
+    parser.add_argument("--out", type=pathlib.Path, default=RESULTS_MD, metavar="FILE")
+    options = parser.parse_args(arguments)
+    files = sorted(options.results.glob("*.json"))
+    if not files:
+        print(f"{options.results}: no *.json; run the benchmarks with --json first", file=sys.stderr)
+        return 2
+    results = [(file.name, json.loads(file.read_text(encoding="utf-8"))) for file in files]
+    options.out.write_text(
+        report([(n, c) for n, c in results if c.get("kind") in ("engine", "peers")]), encoding="utf-8"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
