@@ -49,7 +49,7 @@ FIELDS = {"request_id": str, "timestamp": int, "user": str, "model": str, "chip"
 ANSWER = pa.schema([("window_start", pa.int64()), *((key, pa.string()) for key in KEYS[1:])]
                    + [(name, pa.int64()) for name in COUNTERS])  # fmt: skip
 HEAD_BYTES = 4 << 20
-SIZES = {"small": (20_000, 1), "large": (3_000_000, 5)}  # records, counted turns
+SIZES = {"small": (20_000, 0, 1), "large": (3_000_000, 1, 5)}  # records, turns that do not count, turns that do
 
 
 @dataclass(frozen=True)
@@ -350,15 +350,17 @@ def missing(contender: Contender) -> str | None:
     return None
 
 
-def compare(runs: list[tuple[Contender, int]], log: pathlib.Path, head: pathlib.Path, dedup: bool, turns: int) -> Any:
-    """Every contender in turn, `turns` times and once before that does not count."""
+def compare(
+    runs: list[tuple[Contender, int]], log: pathlib.Path, head: pathlib.Path, dedup: bool, warm: int, turns: int
+) -> dict[tuple[str, int], list[dict[str, Any]]]:
+    """Every contender in turn, again and again; the first `warm` turns do not count."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for turn in range(turns + 1):
+    for turn in range(warm + turns):
         for contender, threads in runs:
             request = {"name": contender.name, "threads": threads, "dedup": dedup, "log": str(log), "head": str(head)}
             answer = common.run_child(MODULE, request, threads, POLARS_MAX_THREADS=str(threads))
             print(f"turn {turn}: {contender.name}, {threads}: {answer}", file=sys.stderr)
-            if turn:
+            if turn >= warm:
                 found.setdefault((contender.name, threads), []).append(answer)
     return found
 
@@ -427,7 +429,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.child:
         child()
         return 0
-    records, turns = SIZES[options.size]
+    records, warm, turns = SIZES[options.size]
     turns = options.turns or turns
     log, head = make_log(records, options.data)
     skipped = {one.name: reason for one in CONTENDERS if (reason := missing(one))}
@@ -445,7 +447,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(width=160 if not sys.stdout.isatty() else None)
     equal = True
     for title, dedup in (("with dedup", True), ("without dedup", False)):
-        results = summary(compare(runs, log, head, dedup, turns), records, size)
+        results = summary(compare(runs, log, head, dedup, warm, turns), records, size)
         show(console, f"{title}: {records:,} records, {size / 1e9:.2f} GB", results, skipped)
         result["tables"][title] = results
         digests = {digest for one in results for digest in one["digests"]}

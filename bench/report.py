@@ -161,8 +161,8 @@ def _peers(content: dict[str, Any]) -> list[str]:
     log = content["log"]
     intro = (
         f"One log of {log['records']:,} records, {log['bytes'] / 1e9:.2f} GB ({log['record_bytes']:.0f} bytes each), "
-        f"from the page cache to an Arrow table. Requests and tokens by (minute, user, model, chip); answers have equal "
-        f"digests. Ratios are times of the time of this engine on one core."
+        f"from the page cache to an Arrow table. Requests and tokens by (minute, user, model, chip); all answers have "
+        f"the same digest. The ratio is seconds to those of this engine on one core."
     )
     parts = ["## Peers", intro]
     head = ("contender", "cores", "seconds", "min - max", "M records/s", "GB/s", "ratio", "peak", "digest")

@@ -1,0 +1,87 @@
+"""A short engine run for compute-sanitizer: every kernel, odd records, growing and turning request ids, several parts.
+
+Its totals are compared with those of the CPU build. Without CuPy's memory pool each array is an allocation of its own,
+so that an access beyond one is seen.
+
+    compute-sanitizer --tool memcheck --error-exitcode 1 python -m bench.sanitize
+"""
+
+import argparse
+import sys
+from collections import Counter
+from typing import Any
+
+from kernels.engine import Engine, Limits
+from kernels.target import DeviceError, Target, open_target
+from processor.referee import Referee
+from processor.synth import START_MS, Profile, generate, messages
+from schemas import mapping as mappings
+
+RECORDS = 6_000
+MESSAGES = 40  # of a batch
+HORIZON_MS = 600_000
+LIMITS = Limits(
+    rows=1 << 14,
+    cells=1 << 14,
+    texts=1 << 15,
+    windows=1 << 6,
+    arena_bytes=1 << 22,
+    identity_bytes=1 << 26,
+    batch_bytes=1 << 18,
+    tile_records=256,
+)
+
+
+def totals(target: Target) -> tuple[Counter[tuple[Any, ...]], Any, int]:
+    """Sums over parts of every row, the tally, and the number of parts."""
+    engine = Engine(target, Referee(), secret=range(1, 9), limits=LIMITS, dedup_horizon_ms=HORIZON_MS)
+    mapping = mappings.resolve("native")
+    profile = Profile(records=RECORDS, malformed=0.02, duplicates=0.05, escaped=0.02, late=0.02, users=2_000)
+    values = list(messages(generate(profile), lines_per_message=7))
+    sums: Counter[tuple[Any, ...]] = Counter()
+
+    def close_part() -> None:
+        rows = engine.changes()
+        keys = zip(rows.window_starts(), *(rows.texts(name) for name in ("user", "model", "chip")), strict=True)
+        for key, counters in zip(keys, rows.table["counters"].tolist(), strict=True):
+            for k, count in enumerate(counters):
+                sums[*key, k] += count
+
+    for at in range(0, len(values), MESSAGES):
+        batch = values[at : at + MESSAGES]
+        # Every third batch is one dedup generation later.
+        times = [START_MS + HORIZON_MS * (1 + at // MESSAGES // 3)] * len(batch)
+        loaded = engine.load(engine.pack(batch, times), mapping)
+        done = 0
+        while (done := engine.count(loaded, done).next_message) < len(batch):
+            close_part()
+            engine.open_part()
+    close_part()
+    engine.cells(), engine.top_users(5), engine.sketches()
+    return sums, engine.tally(), engine.parts_opened
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    device = parser.parse_args().device
+    if device == "cuda":
+        import cupy
+
+        cupy.cuda.set_allocator(None)
+        cupy.cuda.set_pinned_memory_allocator(None)
+    try:
+        target = open_target(device)
+    except DeviceError as error:
+        print(error, file=sys.stderr)
+        return 2
+    found, expected = totals(target), totals(open_target("cpu"))
+    print(f"{target.name}: {found[1]}, {found[2]} parts, {len(found[0])} counters")
+    if found != expected:
+        print(f"the CPU build says {expected[1]}, {expected[2]} parts; totals equal: {found[0] == expected[0]}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

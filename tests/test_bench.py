@@ -1,0 +1,95 @@
+"""The benchmarks run, at their small size, so that they never rot. Nothing here looks at a time."""
+
+import importlib.util
+import json
+
+import numpy as np
+import pytest
+
+from bench import bench_engine, bench_peers, common, report, sanitize
+from bench.logs import RECORD_BYTES, RowsLog
+from kernels.target import HostTarget
+
+PEERS = ("duckdb", "polars", "chdb")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def engine_result(data):
+    file = data / "results" / "engine-cpu.json"
+    assert bench_engine.main(["--json", str(file), "--data", str(data)]) == 0
+    return json.loads(file.read_text())
+
+
+@pytest.fixture(scope="module")
+def peers_result(data):
+    file = data / "results" / "peers.json"
+    assert bench_peers.main(["--json", str(file), "--data", str(data)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_small_engine_run_has_a_case_of_each_group(engine_result):
+    assert {case["group"] for case in engine_result["cases"]} >= {"records", "skew", "rows", "memory"}
+    assert not [case for case in engine_result["cases"] if "skipped" in case]
+
+
+def test_threads_tiles_and_messages_do_not_show_in_the_digest(engine_result):
+    cases = [case for case in engine_result["cases"] if case["log"] == "default" and case["mode"] == "all"]
+    assert len(cases) >= 3
+    assert len({case["digest"] for case in cases}) == 1
+
+
+def test_contenders_agree(peers_result):
+    for results in peers_result["tables"].values():
+        assert len({digest for one in results for digest in one["digests"]}) == 1
+    with_dedup, without = (results[0]["digests"] for results in peers_result["tables"].values())
+    assert with_dedup != without, "the log has duplicates"
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_peer_took_part(peers_result, peer):
+    if importlib.util.find_spec(peer) is None:
+        assert peer in peers_result["skipped"]
+        pytest.skip(peers_result["skipped"][peer])
+    for results in peers_result["tables"].values():
+        assert peer in {one["name"] for one in results}
+
+
+def test_report_is_deterministic_and_names_what_it_needs(engine_result, peers_result):
+    results = [("engine-cpu.json", engine_result), ("peers.json", peers_result)]
+    text = report.report(results)
+    assert text == report.report(results)
+    for needed in (engine_result["commit"], engine_result["command"], engine_result["machine"]["cpu"], "pyarrow"):
+        assert needed in text
+
+
+def test_report_says_what_was_skipped(engine_result):
+    case = engine_result["cases"][0]
+    skipped = {"name": case["name"], "group": "rows", "skipped": "needs 9 TB"}
+    assert "skipped: needs 9 TB" in report.report([("e.json", engine_result | {"cases": [case, skipped]})])
+
+
+def test_fixed_width_log_is_made_of_records_with_all_their_rows():
+    space = bytearray(64 * RECORD_BYTES)
+    log = RowsLog(rows=48, records=48, seed=1)
+
+    length = log.fill(np.frombuffer(space, np.uint8))
+    lines = [json.loads(line) for line in bytes(space[:length]).splitlines()]
+    assert len({(line["user"], line["model"], line["chip"]) for line in lines}) == 48
+    assert len({line["request_id"] for line in lines}) == 48
+
+
+def test_sanitizer_run_closes_parts_and_agrees_with_itself():
+    first, second = sanitize.totals(HostTarget()), sanitize.totals(HostTarget(threads=2))
+    assert first == second
+    tally, parts = first[1:]
+    assert parts > 1 and tally.duplicates and tally.rejected
+
+
+def test_failed_child_is_an_error():
+    with pytest.raises(common.ChildFailed):
+        common.run_child("bench.bench_engine", {"nonsense": 1}, 1)
