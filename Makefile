@@ -16,7 +16,7 @@ demo: .venv/installed ## install, write a log of 3 million requests, meter it, s
 		--force --output demo/requests.ndjson
 	$(BIN)/tokenometer replay demo/requests.ndjson --out demo/usage.parquet --rejected demo/rejected.ndjson --force
 
-test: .venv/installed-dev ## install with test tools, run the whole test suite (about 3 minutes)
+test: .venv/installed-dev ## install with test tools, run the whole test suite (about 4 minutes)
 	$(BIN)/python -m pytest
 
 check: .venv/installed-dev ## lint, types, C++ format and warnings

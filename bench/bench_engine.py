@@ -222,7 +222,7 @@ class Runner:
 
     def __init__(self, case: Case) -> None:
         self.case = case
-        self.target = open_target(case.device, case.threads)
+        self.target = HostTarget(case.threads) if case.device == "cpu" else open_target(case.device)
         self.engine = Engine(self.target, Referee(), secret=SECRET, limits=limits_of(case), dedup_horizon_ms=HORIZON_MS)
         self.mapping = mappings.resolve("native")
         self.message_ms = FIRST_MESSAGE_MS

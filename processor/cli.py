@@ -190,7 +190,6 @@ def replay_command(
     ] = None,
     force: Annotated[bool, Option("--force", "-f", help="Replace files that exist.")] = False,
     device: Annotated[str, Option(help="auto, cuda or cpu; auto takes a GPU where there is one.")] = "auto",
-    threads: Annotated[int, Option(min=1, max=256, help="Of the CPU engine.")] = 1,
     memory: Annotated[
         str | None, Option(metavar="SIZE", help="For all tables together, such as 2GiB; 256MiB or more.")
     ] = None,
@@ -214,7 +213,7 @@ def replay_command(
     _check_names(files, out, rejected, force)
     total_bytes = logs.size_of(files)
     chosen = mappings.resolve(mapping)
-    engine = _open_engine(device, threads, memory_bytes, window)
+    engine = _open_engine(device, memory_bytes, window)
     name = run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()
     try:
@@ -254,8 +253,8 @@ def _check_names(files: list[str], out: str | None, rejected: str | None, force:
         _usage_error("--out and --rejected cannot both go to standard output")
 
 
-def _open_engine(device: str, threads: int, memory: int | None, window_seconds: int) -> Engine:
-    target = open_target(device, threads)
+def _open_engine(device: str, memory: int | None, window_seconds: int) -> Engine:
+    target = open_target(device)
     return Engine(
         target,
         Referee(),
