@@ -110,7 +110,7 @@ ENTRY u32 layout(u32* out) {
   return sizeof facts / sizeof *facts;
 }
 
-// For tests: the scans by themselves.
+// For tests: the hash by itself.
 ENTRY void hash_many(const u8* data, const u32* start, const u32* length, u32 n, const u64* secret, u64* out) {
   for (u32 i = 0; i < n; ++i) {
     const Hash hash = hash_text(data + start[i], length[i], secret, 0);

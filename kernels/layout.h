@@ -1,4 +1,4 @@
-// Tables, columns and codes, drawn once. layout.py holds the same layouts as numpy dtypes and build.py refuses to start
+// Tables, records and codes, drawn once. layout.py holds the same layouts as numpy dtypes and build.py refuses to start
 // where they differ (host.cpp reports sizes and offsets).
 //
 //   batch buffer    | defaults 2 KiB | messages, each ended by a newline | 64 newlines | referee's text | 64 spare |
