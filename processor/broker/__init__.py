@@ -1,0 +1,209 @@
+"""The broker, as far as Tokenometer needs one: partitions that are read in order, and transactions that write.
+
+Two implementations keep one contract (tests/test_broker_contract.py): `kafka`, a real cluster, and `memory`, a model of
+one inside this process. Everybody else knows only this file.
+
+What both promise
+- A reader sees committed messages only, in the order of their offsets; offsets may have gaps (transaction markers,
+  messages of aborted transactions).
+- A transaction's messages and consumer offsets become visible together, or never.
+- A newer producer of the same transactional id fences the older one; an offset commit by a member that is no longer in
+  the group's current generation fails.
+- A member is told of partitions that it gets, gives up or has lost inside `poll`, in the thread that called it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, NewType, Protocol
+
+import numpy as np
+
+Offset = NewType("Offset", int)
+Headers = Sequence[tuple[str, bytes]]
+BEGINNING = Offset(0)
+
+
+class Place(NamedTuple):
+    """A partition of a topic."""
+
+    topic: str
+    partition: int
+
+
+@dataclass(frozen=True)
+class Messages:
+    """Messages of one partition, lowest offset first; never none.
+
+    times: ms since the epoch, as the broker has them. A value of None is a tombstone. keys: only where they were
+    asked for.
+    """
+
+    place: Place
+    values: Sequence[bytes | None]
+    times: np.ndarray[Any, np.dtype[np.uint64]]
+    offsets: np.ndarray[Any, np.dtype[np.int64]]
+    keys: Sequence[bytes | None] | None = None
+    headers: Sequence[Headers] | None = None
+
+    @property
+    def next_offset(self) -> Offset:
+        return Offset(int(self.offsets[-1]) + 1)
+
+
+class Position(NamedTuple):
+    """A committed offset: the next message to read, and a string that was committed with it."""
+
+    offset: Offset
+    metadata: str
+
+
+class Extent(NamedTuple):
+    """What a partition holds: messages of `begin` <= offset < `end`; `end` is the last stable offset."""
+
+    begin: Offset
+    end: Offset
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """What is known of a topic. `id` differs between two topics that bore the same name one after the other."""
+
+    id: str
+    partitions: int
+    settings: Mapping[str, str]
+
+
+# --- Errors ---
+
+
+class BrokerError(Exception):
+    """The broker could not do something. What follows is one of the kinds below, or this: try again from the start."""
+
+
+class Fenced(BrokerError):
+    """A newer producer has taken this transactional id, or a newer member this instance id: stop."""
+
+
+class Lost(BrokerError):
+    """This member is not in the group's current generation: its partitions belong to others now."""
+
+
+class OutOfRange(BrokerError):
+    """The offset to read next is not in the partition: retention has passed it, or the topic was made anew."""
+
+
+class TopicMissing(BrokerError):
+    """A topic is not there."""
+
+
+class Refused(BrokerError):
+    """The broker will never accept this: no permission, a message that is too large, a setting that is wrong."""
+
+
+# --- Reading in a group, writing in transactions ---
+
+
+class Listener(Protocol):
+    """Told of partitions inside `Consumer.poll` and `Consumer.close`."""
+
+    def assigned(self, places: Sequence[Place]) -> Mapping[Place, Offset]:
+        """These came. Answers where to read each from."""
+
+    def revoked(self, places: Sequence[Place]) -> None:
+        """These go when this returns. An offset commit still succeeds."""
+
+    def lost(self, places: Sequence[Place]) -> None:
+        """These are gone, and may be read by others already."""
+
+
+class Consumer(Protocol):
+    """One member of a group."""
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        """Up to `most` messages, consecutive ones of a partition together; none when the time is over.
+
+        Raises OutOfRange, TopicMissing, Fenced, Refused, or BrokerError for what passes when tried again.
+        """
+
+    def seek(self, positions: Mapping[Place, Offset]) -> None:
+        """Go on from here instead; what was fetched ahead is dropped."""
+
+    def pause(self, places: Sequence[Place]) -> None: ...
+
+    def resume(self, places: Sequence[Place]) -> None: ...
+
+    def assignment(self) -> list[Place]: ...
+
+    def committed(self, places: Sequence[Place]) -> dict[Place, Position | None]:
+        """The group's committed offsets; waits for transactions that are about to commit some."""
+
+    def group_metadata(self) -> Any:
+        """This member's place in the group at this moment, for `Producer.send_offsets`."""
+
+    def close(self) -> None:
+        """Leave the group: `Listener.revoked` is called for what is still assigned."""
+
+
+class Producer(Protocol):
+    """Writes in transactions. After any error but `Fenced`: `close` it and open another one."""
+
+    def begin(self) -> None: ...
+
+    def produce(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        keys: Sequence[bytes] | None = None,
+        headers: Sequence[Headers] | None = None,
+    ) -> None:
+        """Add messages to the transaction. The partition follows from the key; without one, from the broker."""
+
+    def send_offsets(self, positions: Mapping[Place, Position], group: Any) -> None:
+        """Commit consumer offsets with the transaction. Raises Lost if the member is not of the current generation."""
+
+    def commit(self) -> None:
+        """All of it becomes visible. An error may come after that has happened."""
+
+    def abort(self) -> None: ...
+
+    def close(self) -> None:
+        """Without a commit: an open transaction is left to be aborted by its timeout or by the next producer."""
+
+
+class Broker(Protocol):
+    def consumer(self, group: str, topics: Sequence[str], listener: Listener, member: str | None = None) -> Consumer:
+        """Join a group. `member`: a static member id, which a restarted process takes over at once."""
+
+    def producer(self, transactional_id: str) -> Producer:
+        """A transactional producer, ready to begin: older ones of this id are fenced, their transactions ended."""
+
+    def append(
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None] | None = None,
+        times: Sequence[int] | None = None,
+    ) -> None:
+        """Write messages without a transaction; they may still be on their way when this returns. times: ms."""
+
+    def flush(self) -> None:
+        """Wait until what `append` took is in the log. Raises BrokerError if any of it cannot be."""
+
+    def read(
+        self, place: Place, begin: Offset, end: Offset, keys: bool = False, headers: bool = False
+    ) -> Iterator[Messages]:
+        """The committed messages of `begin` <= offset < `end`, without a group. Raises OutOfRange."""
+
+    def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
+        """What every partition of these topics holds now. Raises TopicMissing."""
+
+    def committed(self, group: str, topics: Sequence[str]) -> dict[Place, Position | None]:
+        """A group's committed offsets, seen from outside of it."""
+
+    def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
+        """What is known of each; None: there is no such topic."""
+
+    def create_topic(self, name: str, partitions: int, settings: Mapping[str, str]) -> None:
+        """Make a topic; nothing happens if it is there."""
+
+    def close(self) -> None: ...
