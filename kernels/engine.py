@@ -2,6 +2,7 @@
 
     load     a batch travels to the device and is split into lines, while the one before is counted
     count    segment by segment: parse, the referee's rulings, dedup, intern, aggregate
+    remember  the same for messages that were counted before a restart: their request ids, and nothing else
     changes  the rows that changed since the last call, with absolute counters
     open_part  drop every table but the request ids
 
@@ -10,7 +11,7 @@ is reserved in every table; where that fails, `count` stops and the caller commi
 meets a full table.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Container, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,7 @@ from kernels.values import (
     Canonical,
     CellTotals,
     DeadLetter,
+    PartitionState,
     Progress,
     Referee,
     Rejection,
@@ -112,6 +114,13 @@ class _DevicePlan:
     batches_to_go: int = 0  # until it learns again
 
 
+@dataclass
+class _Partition:
+    identities: IdentitySet
+    watermark_ms: int | None = None
+    log_time_ms: int | None = None
+
+
 class _Slot:
     """One batch buffer and its twin on the device. Two take turns."""
 
@@ -148,7 +157,7 @@ class Engine:
         self._referee = referee
         self._horizon_ms = dedup_horizon_ms
         self._plans: dict[str, _DevicePlan] = {}
-        self._partitions: dict[Hashable, IdentitySet] = {}
+        self._partitions: dict[Hashable, _Partition] = {}
         self._slots = [_Slot(target, self.limits) for _ in range(2)]
         self._turn = 0
         self._job = np.zeros((), layout.JOB)
@@ -181,6 +190,7 @@ class Engine:
         self._clear_fill(slice(0, layout.FILL_TALLY))  # the tally goes on over all parts
         self._arena_mirrored = 0
         self._tokens_bound, self._records_since_bound = 0, 0
+        self._cells_seen = np.zeros((0, layout.COUNTERS), np.uint64)  # by the last `changed_cells`
         self.parts_opened += 1
 
     def _empty_tables(self) -> dict[str, Array]:
@@ -199,8 +209,18 @@ class Engine:
         }
 
     def forget(self, partition: Hashable) -> None:
-        """Drop a partition's request ids: it went to another meter, or its log is read anew."""
+        """Drop what is known of a partition, request ids and times: it went to another meter, or is read anew."""
         self._partitions.pop(partition, None)
+
+    def partition_state(self, partition: Hashable) -> PartitionState:
+        known = self._partition(partition)
+        return PartitionState(known.watermark_ms, known.log_time_ms, known.identities.remembered_from)
+
+    def resume(self, partition: Hashable, state: PartitionState) -> None:
+        """Take over the times of a partition that was metered before; its request ids come back by `remember`."""
+        known = self._partition(partition)
+        known.watermark_ms = _latest(known.watermark_ms, state.watermark_ms)
+        known.log_time_ms = _latest(known.log_time_ms, state.log_time_ms)
 
     # --- Batches in ---
 
@@ -211,18 +231,22 @@ class Engine:
         return Batch(slot.memory, slot.batch_space, partition=partition)
 
     def pack(
-        self, values: Sequence[bytes | None], times: Sequence[int] | None = None, partition: Hashable = 0
+        self,
+        values: Sequence[bytes | None],
+        times: Sequence[int] | np.ndarray[Any, Any] | None = None,
+        partition: Hashable = 0,
+        offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None,
     ) -> Batch:
         """A batch of message values; None is a tombstone. Raises ValueError where they do not fit."""
         batch = self.open_batch(partition)
-        ended = [value if value and value[-1] == 0x0A else (value or b"") + b"\n" for value in values]
-        data = b"".join(ended)
+        data, ends = _joined(values)
         if len(data) > len(batch.space):
             raise ValueError(f"{len(data)} bytes of messages: expected at most batch_bytes = {len(batch.space)}")
         batch.length = len(data)
         batch.space[: len(data)] = np.frombuffer(data, np.uint8)
-        batch.message_end = np.cumsum(np.fromiter(map(len, ended), np.uint32, len(ended)), dtype=np.uint32)
+        batch.message_end = ends
         batch.message_time = None if times is None else np.asarray(times, np.uint64)
+        batch.message_offset = offsets
         return batch
 
     def load(self, batch: Batch, mapping: Mapping) -> Loaded:
@@ -274,12 +298,19 @@ class Engine:
 
     def count(self, loaded: Loaded, first_message: int = 0) -> Progress:
         """Count the batch's messages from `first_message` on, as far as they fit into the open part."""
+        return self._take(loaded, first_message, counting=True)
+
+    def remember(self, loaded: Loaded) -> None:
+        """Take in the request ids of messages that were counted before a restart. Nothing else of them shows."""
+        self._take(loaded, 0, counting=False)
+
+    def _take(self, loaded: Loaded, first_message: int, counting: bool) -> Progress:
         batch = loaded.batch
         assert batch.message_end is not None
         line_count = loaded.lines.count()
         ends = self._line_ends(loaded, line_count)  # past each message's last line
-        identities = self._identities(batch.partition)
-        log_times = self._log_times(batch, first_message, identities.log_time_ms)
+        partition = self._partition(batch.partition)
+        log_times = self._log_times(batch, first_message, partition.log_time_ms or 0)
         generations = None if log_times is None else log_times // np.uint64(self._horizon_ms)
         self._point_at(loaded, line_count)
         letters: list[DeadLetter] = []
@@ -288,20 +319,29 @@ class Engine:
             line = int(ends[message - 1]) if message else 0
             after = max(message + 1, int(np.searchsorted(ends, line + self.limits.tile_records, side="right")))
             if generations is not None:
-                identities.turn_to(int(generations[message]))
+                offset = message if batch.message_offset is None else int(batch.message_offset[message])
+                partition.identities.turn_to(int(generations[message]), offset)
                 after = min(after, int(np.searchsorted(generations, generations[message], side="right")))
             lines = int(ends[after - 1]) - line
             size = int(batch.message_end[after - 1]) - (int(batch.message_end[message - 1]) if message else 0)
-            if not self._has_room(min(lines, size // loaded.plan.record_bytes_min + 1), size + len(loaded.plan.prefix)):
+            most = min(lines, size // loaded.plan.record_bytes_min + 1)
+            if counting and not self._has_room(most, size + len(loaded.plan.prefix)):
                 break
             for first in range(line, line + lines, self.limits.tile_records):
                 last = min(first + self.limits.tile_records, line + lines)
-                letters += self._count_tile(loaded, identities, ends, first, last - first)
+                letters += self._take_tile(loaded, partition.identities, ends, first, last - first, counting)
             message = after
             if log_times is not None:
-                identities.log_time_ms = int(log_times[message - 1])
+                partition.log_time_ms = int(log_times[message - 1])
+        self._raise_watermark(partition)
         loaded.slot.counted = self.target.mark()
         return Progress(message, letters)
+
+    def _raise_watermark(self, partition: _Partition) -> None:
+        seen = int(self._read_fill()[layout.FILL_WATERMARK])
+        if seen:
+            partition.watermark_ms = _latest(partition.watermark_ms, seen)
+            self._clear_fill(slice(layout.FILL_WATERMARK, layout.FILL_WATERMARK + 1))
 
     def _line_ends(self, loaded: Loaded, line_count: int) -> np.ndarray[Any, Any]:
         ends = loaded.batch.message_end
@@ -334,8 +374,14 @@ class Engine:
         job["message_time"] = 0 if self._message_time is None else address(self._message_time)
         job["line_is_message"] = line_count == len(ends)
 
-    def _count_tile(
-        self, loaded: Loaded, identities: IdentitySet, ends: np.ndarray[Any, Any], first: int, count: int
+    def _take_tile(
+        self,
+        loaded: Loaded,
+        identities: IdentitySet,
+        ends: np.ndarray[Any, Any],
+        first: int,
+        count: int,
+        counting: bool,
     ) -> list[DeadLetter]:
         letters: list[DeadLetter] = []
         launch, job = self.target.launch, self._job
@@ -345,9 +391,10 @@ class Engine:
         if doubtful:
             letters = self._ask_referee(loaded, ends, first, doubtful)
         launch("claim", job, first, count)
-        launch("settle", job, first, count)
-        launch("count", job, first, count)
-        self._records_since_bound += count
+        if counting:
+            launch("settle", job, first, count)
+            launch("count", job, first, count)
+            self._records_since_bound += count
         return letters
 
     def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
@@ -444,7 +491,18 @@ class Engine:
 
     def cells(self) -> list[CellTotals]:
         """Every (window, model, chip) of the open part, in order of arrival."""
+        return self._cell_totals(self._cells())
+
+    def changed_cells(self) -> list[CellTotals]:
+        """Those that changed since the last call, with absolute counters."""
         table = self._cells()
+        counters = table["counters"]
+        changed = np.ones(len(table), bool)
+        changed[: len(self._cells_seen)] = (counters[: len(self._cells_seen)] != self._cells_seen).any(axis=1)
+        self._cells_seen = counters.copy()
+        return self._cell_totals(table[changed])
+
+    def _cell_totals(self, table: np.ndarray[Any, Any]) -> list[CellTotals]:
         windows = (table["window"] * np.uint64(self.window_ms)).tolist()
         models, chips = self._names(table["model"]), self._names(table["chip"])
         counters = table["counters"].tolist()
@@ -475,16 +533,18 @@ class Engine:
         """Tokens of every user in the open part."""
         return dict(self.top_users(self.limits.texts))
 
-    def sketches(self) -> dict[WindowStartMs, Bytes]:
-        """Each window's HyperLogLog of users: 2^14 registers, to be merged by maximum."""
+    def sketches(self, wanted: Container[WindowStartMs] | None = None) -> dict[WindowStartMs, Bytes]:
+        """The HyperLogLog of users of each window (or of those wanted): 2^14 registers, to be merged by maximum."""
         count = int(self._read_fill()[layout.FILL_WINDOWS])
         with self.target.order:
             slots = self._tables["window_order"][:count]
             windows = self._tables["windows"][slots, 0]
-            registers = self._tables["registers"].reshape(self.limits.windows, -1)[slots]
-        windows = self.target.fetch(windows).tolist()
+        starts = [WindowStartMs((low - 1) * self.window_ms) for low in self.target.fetch(windows).tolist()]
+        chosen = [k for k, start in enumerate(starts) if wanted is None or start in wanted]
+        with self.target.order:
+            registers = self._tables["registers"].reshape(self.limits.windows, -1)[slots[chosen]]
         rows = self.target.fetch(registers).view(np.uint8)
-        return {WindowStartMs((low - 1) * self.window_ms): row for low, row in zip(windows, rows, strict=True)}
+        return {starts[k]: row for k, row in zip(chosen, rows, strict=True)}
 
     def fill(self) -> dict[str, tuple[int, int]]:
         """Used and usable slots (bytes for the arena) of each table."""
@@ -505,9 +565,9 @@ class Engine:
 
     # --- Inside ---
 
-    def _identities(self, partition: Hashable) -> IdentitySet:
+    def _partition(self, partition: Hashable) -> _Partition:
         if partition not in self._partitions:
-            self._partitions[partition] = IdentitySet(self.target, self.limits.identity_bytes)
+            self._partitions[partition] = _Partition(IdentitySet(self.target, self.limits.identity_bytes))
         return self._partitions[partition]
 
     def _read_fill(self) -> np.ndarray[Any, Any]:
@@ -544,3 +604,25 @@ class Engine:
             self._arena_mirror[self._arena_mirrored : used] = self.target.fetch(arena[self._arena_mirrored : used])
             self._arena_mirrored = used
         return self._arena_mirror[:used]
+
+
+def _latest(a: int | None, b: int | None) -> int | None:
+    return b if a is None else a if b is None else max(a, b)
+
+
+def _joined(values: Sequence[bytes | None]) -> tuple[bytes, np.ndarray[Any, np.dtype[np.uint32]]]:
+    """All values, each ended by one newline (its own, if it has one), and the places behind these."""
+    try:
+        data, ends = _lines(values)  # type: ignore[arg-type]
+    except TypeError:
+        return _joined([value or b"" for value in values])
+    text = np.frombuffer(data, np.uint8)
+    doubled = text[np.maximum(ends, 2) - np.uint32(2)] == 0x0A
+    if not doubled.any():  # an empty value behind another one looks doubled too: no harm
+        return data, ends
+    return _lines([(value or b"").removesuffix(b"\n") for value in values])
+
+
+def _lines(values: Sequence[bytes]) -> tuple[bytes, np.ndarray[Any, np.dtype[np.uint32]]]:
+    lengths = np.fromiter(map(len, values), np.uint32, len(values))
+    return b"\n".join([*values, b""]), np.cumsum(lengths + np.uint32(1), dtype=np.uint32)

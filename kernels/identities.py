@@ -27,18 +27,23 @@ class IdentitySet:
         self._generation: int | None = None
         self._used_at_most = 0
         self._sequence = 0
-        self.log_time_ms = 0
+        self._current_from: int | None = None  # offset of the generation's first message
+        self.remembered_from: int | None = None  # of the first message of the generation before, if that is kept
 
     def _table(self, slots: int) -> Array:
         return self._target.zeros(slots, layout.IDENTITY)
 
-    def turn_to(self, generation: int) -> None:
-        """Generation g remembers itself and g - 1; older ids are dropped with their table."""
+    def turn_to(self, generation: int, offset: int) -> None:
+        """Generation g, which begins at `offset`, remembers itself and g - 1; tables of older ids are dropped."""
         if generation == self._generation:
             return
+        keep = False
         if self._generation is not None:
             assert generation > self._generation, "log time is a prefix maximum"
-            self._turn(generation == self._generation + 1)
+            keep = generation == self._generation + 1
+            self._turn(keep)
+        self.remembered_from = self._current_from if keep else offset
+        self._current_from = offset
         self._generation = generation
 
     def _turn(self, keep: bool) -> None:

@@ -20,7 +20,7 @@ OFFSET_SHIFT, LENGTH_MASK = 29, (1 << 9) - 1  # of TextEntry::where
 SEQUENCE_MAX = (1 << 40) - 1
 RECORD_BYTES_MAX = 1 << 20
 FILL_TEXTS, FILL_ARENA, FILL_CELLS, FILL_ROWS, FILL_CHANGED, FILL_WINDOWS, FILL_UNSKETCHED, FILL_DOUBTFUL = range(8)
-FILL_TALLY, FILLS = 8, 16
+FILL_TALLY, FILL_WATERMARK, FILLS = 8, 13, 16
 PREFIX_BYTES = 2048  # of a batch buffer: the mapping's default strings
 PADDING_BYTES = 64  # of newlines behind the messages, and again behind the referee's text
 

@@ -253,6 +253,11 @@ HD u64 window_of(const Job& job, u64 time_ms) {
   return window;
 }
 
+HD void raise_watermark(const Job& job, u64 time_ms) {
+  u64* watermark = &job.fill[FILL_WATERMARK];
+  if (time_ms > load(watermark)) raise_to(watermark, time_ms);
+}
+
 // Totals inclusive, parts within them, the time in range. False is doubt.
 HD bool settle_record(Reader& reader, u32 line, u32 position) {
   const Job& job = reader.job;
@@ -261,14 +266,13 @@ HD bool settle_record(Reader& reader, u32 line, u32 position) {
   if (reader.plan.input_additive) counters[INPUT] += parts;
   if (reader.plan.output_additive) counters[OUTPUT] += counters[REASONING];
   if (parts > counters[INPUT] || counters[REASONING] > counters[OUTPUT]) return false;
-  u64 time_ms = reader.time_ms;
   if (job.message_time) {
     const u64 message_time = job.message_time[find_message(job, line, position)];
-    if (!(reader.have & HAVE_TIME)) time_ms = message_time;
-    if (time_ms > message_time + job.future_skew_ms) return false;
+    if (!(reader.have & HAVE_TIME)) reader.time_ms = message_time;
+    if (reader.time_ms > message_time + job.future_skew_ms) return false;
   }
-  if (time_ms >= TIME_MAX_MS) return false;
-  reader.record.window = window_of(job, time_ms);
+  if (reader.time_ms >= TIME_MAX_MS) return false;
+  reader.record.window = window_of(job, reader.time_ms);
   return true;
 }
 
@@ -394,10 +398,12 @@ HD void parse_line(const Job& job, u32 first, u32 i) {
   for (u32 counter = INPUT; counter < COUNTERS; ++counter) record.counters[counter] = 0;
   Reader reader = {job, *job.plan, record, 0, 0, 0, 0};
   u32 verdict = DOUBTFUL;
-  if (end - start <= (i64)RECORD_BYTES_MAX && parse_object(reader, start, end, line))
+  if (end - start <= (i64)RECORD_BYTES_MAX && parse_object(reader, start, end, line)) {
     verdict = ACCEPTED;
-  else if (skip_space(start) == end)
+    raise_watermark(job, reader.time_ms);
+  } else if (skip_space(start) == end) {
     verdict = EMPTY;
+  }
   record.verdict = verdict;
   if (verdict == DOUBTFUL) job.doubtful[fetch_add(&job.fill[FILL_DOUBTFUL], 1)] = i;
 }
@@ -414,6 +420,7 @@ HD void adopt_ruling(const Job& job, u32 k) {
   }
   for (u32 counter = 0; counter < COUNTERS; ++counter) record.counters[counter] = ruling.counters[counter];
   record.window = window_of(job, ruling.time_ms);
+  raise_watermark(job, ruling.time_ms);
   hash_texts(job, record);
 }
 

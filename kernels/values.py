@@ -62,6 +62,7 @@ class Batch:
     length: int = 0
     message_end: np.ndarray[Any, np.dtype[np.uint32]] | None = None  # in `space`, past each message's newline
     message_time: np.ndarray[Any, np.dtype[np.uint64]] | None = None  # ms; None: a file
+    message_offset: np.ndarray[Any, np.dtype[np.int64]] | None = None  # with message_time: what dedup_from speaks of
     partition: Hashable = 0
 
 
@@ -93,6 +94,19 @@ class Progress:
 
     next_message: int
     dead_letters: list[DeadLetter]
+
+
+@dataclass(frozen=True)
+class PartitionState:
+    """What a partition's log has told so far: all that a restart needs beside its offset.
+
+    watermark_ms: highest event time of a record. log_time_ms: highest message time. None before the first.
+    dedup_from: offset of the first message whose request ids are still remembered.
+    """
+
+    watermark_ms: int | None = None
+    log_time_ms: int | None = None
+    dedup_from: int | None = None
 
 
 @dataclass(frozen=True)
