@@ -78,9 +78,13 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """The command line's exit code; messages of failures are one line."""
-    command = typer.main.get_command(app)
-    try:
-        with command.make_context("tokenometer", list(arguments)) as context:  # typer's own main has other exit codes
+    from processor import cli_live  # adds its commands to `app`
+
+    command: Any = typer.main.get_command(app)
+    for option in itertools.chain.from_iterable(each.params for each in command.commands.values()):
+        option.show_envvar = False  # each has one, TOKENOMETER_COMMAND_OPTION; thirty times that makes no help
+    try:  # typer's own main has other exit codes
+        with command.make_context("tokenometer", list(arguments), auto_envvar_prefix="TOKENOMETER") as context:
             command.invoke(context)
         sys.stdout.flush()
         return 0
@@ -88,7 +92,7 @@ def run(arguments: Sequence[str]) -> int:
         return leaving.exit_code
     except _USAGE_ERROR as error:
         return _fail(error.format_message(), EXIT_USAGE)
-    except _FAILURES as error:
+    except (*_FAILURES, *cli_live.FAILURES) as error:
         return _fail(str(error), EXIT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)
@@ -144,7 +148,7 @@ def _top(
 # --- replay ---
 
 
-def _memory(text: str) -> int:
+def memory_bytes(text: str) -> int:
     """Bytes of `2GiB`, `500MB`, `1073741824`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", text.strip(), re.IGNORECASE | re.ASCII)
     if not match:
@@ -209,11 +213,11 @@ def replay_command(
         _usage_error(f"--run {run_name!r}: expected 1 to 100 of the characters 0-9 A-Z a-z . _ : -")
     if device not in ("auto", "cuda", "cpu"):
         _usage_error(f"--device {device}: expected auto, cuda or cpu")
-    memory_bytes = None if memory is None else _memory(memory)
+    budget = None if memory is None else memory_bytes(memory)
     _check_names(files, out, rejected, force)
     total_bytes = logs.size_of(files)
     chosen = mappings.resolve(mapping)
-    engine = _open_engine(device, memory_bytes, window)
+    engine = _open_engine(device, budget, window)
     name = run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()
     try:
@@ -259,12 +263,12 @@ def _open_engine(device: str, memory: int | None, window_seconds: int) -> Engine
         target,
         Referee(),
         secret=[secrets.randbits(64) for _ in range(8)],
-        limits=_limits(target, memory),
+        limits=limits(target, memory),
         window_ms=window_seconds * 1000,
     )
 
 
-def _limits(target: Target, memory: int | None) -> Limits:
+def limits(target: Target, memory: int | None) -> Limits:
     """Without --memory: half of a GPU's free memory, or modest tables on the host and half of its memory for ids."""
     free = target.memory()[0] // 2
     if memory is None and target.shares_memory:

@@ -173,10 +173,10 @@ class NdjsonRows:
 
     def write(self, rows: UsageRows, part: str) -> None:
         for start in range(0, len(rows), _SLICE_ROWS):
-            self.file.write(_lines(rows.table[start : start + _SLICE_ROWS], rows, part))
+            self.file.write(usage_lines(rows.table[start : start + _SLICE_ROWS], rows, part))
 
 
-def _lines(table: Any, rows: UsageRows, part: str) -> Any:
+def usage_lines(table: Any, rows: UsageRows, part: str) -> Any:
     """JSON lines, one for each row: constants and columns joined by Arrow."""
     windows, window_of = np.unique(table["window"], return_inverse=True)
     times = np.datetime_as_string((windows * np.uint64(rows.window_ms)).astype("datetime64[ms]"), unit="s")

@@ -137,6 +137,9 @@ class Consumer(Protocol):
     def committed(self, places: Sequence[Place]) -> dict[Place, Position | None]:
         """The group's committed offsets; waits for transactions that are about to commit some."""
 
+    def known_ends(self) -> dict[Place, Offset]:
+        """Where the assigned partitions end, as far as it was heard with the last messages; asks nobody."""
+
     def group_metadata(self) -> Any:
         """This member's place in the group at this moment, for `Producer.send_offsets`."""
 
@@ -203,7 +206,7 @@ class Broker(Protocol):
     def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
         """What is known of each; None: there is no such topic."""
 
-    def create_topic(self, name: str, partitions: int, settings: Mapping[str, str]) -> None:
+    def create_topic(self, name: str, partitions: int, settings: Mapping[str, str], replication: int = 1) -> None:
         """Make a topic; nothing happens if it is there."""
 
     def close(self) -> None: ...

@@ -1,0 +1,288 @@
+"""The counting side of a meter: the engine's open part, and what a commit must say about it.
+
+Owns: the engine, the offsets that the open part covers, dead letters on their way out.
+Promises: no broker, no clock and no threads of its own; every call comes from one thread. Whatever was counted is in
+exactly one snapshot, and a snapshot's offsets cover exactly what its rows count.
+
+    Intake ── take ──> engine ── flip ──> Snapshot: changed rows, live summary, dead letters, positions
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from kernels.engine import Engine
+from kernels.values import PartitionState, Progress, Tally, UsageRows
+from processor import positions
+from processor.broker import Offset, Place, Position
+from processor.emission import DeadRecord, LiveSummary, Range
+from schemas.mapping import Mapping as RecordMapping
+
+LETTER_BYTES_MAX = 64 << 20  # held until a commit; a log that is all rejects would fill them in a second
+TOP_USERS = 20
+
+
+class MessageTooLarge(Exception):
+    """A message that no batch can hold; the message names the setting."""
+
+
+@dataclass(frozen=True)
+class Intake:
+    """Consecutive messages of one partition, on their way to the engine."""
+
+    place: Place
+    values: Sequence[bytes | None]
+    times: np.ndarray[Any, np.dtype[np.uint64]]  # ms
+    offsets: np.ndarray[Any, np.dtype[np.int64]]
+
+    def part(self, begin: int, end: int) -> "Intake":
+        if begin == 0 and end == len(self.offsets):
+            return self
+        return Intake(self.place, self.values[begin:end], self.times[begin:end], self.offsets[begin:end])
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a partition is taken up: it is read from `read_from`, and what lies before `offset` was counted before; it
+    only refills the request ids."""
+
+    read_from: Offset
+    offset: Offset
+    state: PartitionState
+    topic_id: str
+    mapping: RecordMapping
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that one transaction writes."""
+
+    rows: list[UsageRows]
+    summary: LiveSummary
+    letters: list[DeadRecord]
+    positions: dict[Place, Position]
+    fill: Mapping[str, tuple[int, int]]  # used and usable, of each table
+    parts_opened: Mapping[str, int]  # by reason, since the meter began
+
+
+@dataclass
+class _Partition:
+    start: Start
+    taken: Offset  # what comes from before here has come already
+    next: Offset  # to be counted
+    refilling: bool
+
+
+@dataclass
+class _Part:
+    name: str
+    tally_before: Tally
+    sequence: int = 0
+    rejects: Counter[str] = field(default_factory=Counter)
+    covered: dict[Place, tuple[Offset, Offset]] = field(default_factory=dict)  # first and next
+    states: dict[Place, PartitionState] = field(default_factory=dict)  # of covered partitions that went elsewhere
+
+
+class Counting:
+    """`commit` writes a snapshot and returns when it is committed; it is called where a part is full."""
+
+    def __init__(self, engine: Engine, meter: str, run: str, commit: Callable[[Snapshot], None]) -> None:
+        self._engine, self._meter, self._run, self._commit = engine, meter, run, commit
+        self._partitions: dict[Place, _Partition] = {}
+        self._letters: list[DeadRecord] = []
+        self._letter_bytes = 0
+        self.parts_opened: Counter[str] = Counter()  # by reason
+        self.has_news = False
+        self._part = self._new_part("start")
+
+    # --- Partitions come and go ---
+
+    def begin(self, starts: Mapping[Place, Start]) -> None:
+        """Take up partitions."""
+        if any(place in self._part.covered for place in starts):
+            self._close_part("rebalance")  # a part covers one range of a partition
+        for place, start in starts.items():
+            self._engine.forget(place)
+            partition = self._partitions[place] = _Partition(start, start.read_from, start.offset, refilling=True)
+            if start.read_from >= start.offset:
+                self._end_refill(place, partition)
+        self.has_news = True  # a first position is to be committed, even of a silent partition
+
+    def end(self, places: Iterable[Place]) -> None:
+        """Give up partitions; what was counted of them stays in the part."""
+        for place in places:
+            if place in self._partitions:
+                self._part.states[place] = self._state(place)
+                del self._partitions[place]
+                self._engine.forget(place)
+
+    def drop(self, starts: Mapping[Place, Start]) -> None:
+        """The one recovery: forget all that was not committed, and the request ids; a new part begins at `starts`."""
+        for place in self._partitions:
+            self._engine.forget(place)
+        self._partitions.clear()
+        self._letters, self._letter_bytes = [], 0
+        self._engine.open_part()
+        self._part = self._new_part("failure")
+        self.begin(starts)
+
+    def _state(self, place: Place) -> PartitionState:
+        known = self._partitions[place]
+        return known.start.state if known.refilling else self._engine.partition_state(place)
+
+    # --- Counting ---
+
+    def take(self, intake: Intake) -> None:
+        """Count messages, or remember those that were counted before. Ignores what came already, as a broker may send
+        again after a seek, and partitions that went."""
+        partition = self._partitions.get(intake.place)
+        if partition is None:
+            return
+        intake = intake.part(int(np.searchsorted(intake.offsets, partition.taken)), len(intake.offsets))
+        if not len(intake.offsets):
+            return
+        partition.taken = Offset(int(intake.offsets[-1]) + 1)
+        known = int(np.searchsorted(intake.offsets, partition.start.offset))
+        for piece in _batches(intake.part(0, known), self._engine.limits.batch_bytes):
+            self._remember(piece, partition)
+        if known < len(intake.offsets):
+            self._end_refill(intake.place, partition)
+        for piece in _batches(intake.part(known, len(intake.offsets)), self._engine.limits.batch_bytes):
+            self._count(piece, partition)
+
+    def _remember(self, intake: Intake, partition: _Partition) -> None:
+        engine = self._engine
+        batch = engine.pack(intake.values, intake.times, intake.place, intake.offsets)
+        engine.remember(engine.load(batch, partition.start.mapping))
+        if int(intake.offsets[-1]) + 1 >= partition.start.offset:
+            self._end_refill(intake.place, partition)
+
+    def _end_refill(self, place: Place, partition: _Partition) -> None:
+        if partition.refilling:
+            partition.refilling = False
+            self._engine.resume(place, partition.start.state)
+            self.has_news = True
+
+    def _count(self, intake: Intake, partition: _Partition) -> None:
+        engine = self._engine
+        loaded = engine.load(
+            engine.pack(intake.values, intake.times, intake.place, intake.offsets), partition.start.mapping
+        )
+        first, opened = 0, False
+        while True:
+            progress = engine.count(loaded, first)
+            assert progress.next_message > first or not opened, "an empty part takes at least one message"
+            self._book(intake, first, progress, partition)
+            first = progress.next_message
+            if first == len(intake.offsets):
+                break
+            self._close_part("full")
+            opened = True
+        if self._letter_bytes > LETTER_BYTES_MAX:
+            self._commit(self.flip())
+
+    def _book(self, intake: Intake, first: int, progress: Progress, partition: _Partition) -> None:
+        """These messages belong to the open part now: its range and dead letters follow its counters."""
+        if progress.next_message == first:
+            return
+        before = partition.next
+        partition.next = Offset(int(intake.offsets[progress.next_message - 1]) + 1)
+        begin, _ = self._part.covered.get(intake.place, (before, before))
+        self._part.covered[intake.place] = begin, partition.next
+        for letter in progress.dead_letters:
+            offset = Offset(int(intake.offsets[letter.message]))
+            self._letters.append(DeadRecord(intake.place, offset, letter.line, letter.rejection, letter.value))
+            self._letter_bytes += len(letter.value)
+            self._part.rejects[letter.rejection.reason] += 1
+        self.has_news = True
+
+    # --- Parts and commits ---
+
+    def flip(self) -> Snapshot:
+        """Everything that changed since the last flip."""
+        rows, letters = [self._engine.changes()], self._letters
+        positions_ = {
+            place: Position(known.next, positions.encode(self._resumable(place), known.start.topic_id))
+            for place, known in self._partitions.items()
+            if not known.refilling
+        }
+        snapshot = Snapshot(rows, self._summary(), letters, positions_, self._engine.fill(), dict(self.parts_opened))
+        self._letters, self._letter_bytes = [], 0
+        self._part.sequence += 1
+        self.has_news = False
+        return snapshot
+
+    def _resumable(self, place: Place) -> PartitionState:
+        """With nothing remembered yet, a restart has nothing to refill before the next message."""
+        state = self._state(place)
+        if state.dedup_from is not None:
+            return state
+        return PartitionState(state.watermark_ms, state.log_time_ms, self._partitions[place].next)
+
+    def _summary(self) -> LiveSummary:
+        engine, part = self._engine, self._part
+        cells = engine.changed_cells()
+        tally = engine.tally() - part.tally_before
+        assert tally.rejected == part.rejects.total(), f"{tally}, dead letters {part.rejects}"
+        return LiveSummary(
+            meter=self._meter,
+            part=part.name,
+            sequence=part.sequence,
+            window_ms=engine.window_ms,
+            device=engine.target.name,
+            tally=tally,
+            rejects=dict(part.rejects),
+            ranges=self._ranges(),
+            totals=engine.totals(),
+            cells=cells,
+            top_users=engine.top_users(TOP_USERS),
+            sketches=engine.sketches({cell.window_start for cell in cells}),
+        )
+
+    def _ranges(self) -> list[Range]:
+        """What the part has read, and the partitions that it stands at without having read any."""
+        gone = [
+            Range(place, *self._part.covered[place], state)
+            for place, state in self._part.states.items()
+            if place in self._part.covered
+        ]
+        held = [
+            Range(place, *self._part.covered.get(place, (known.next, known.next)), self._state(place))
+            for place, known in self._partitions.items()
+        ]
+        return gone + held
+
+    def _close_part(self, reason: str) -> None:
+        """Commit what the part holds, then drop its tables. The request ids stay."""
+        if self.has_news:
+            self._commit(self.flip())
+        self._engine.open_part()
+        self._part = self._new_part(reason)
+
+    def _new_part(self, reason: str) -> _Part:
+        self.parts_opened[reason] += 1
+        return _Part(f"{self._run}.{self.parts_opened.total()}", self._engine.tally())
+
+
+def _batches(intake: Intake, batch_bytes: int) -> Iterator[Intake]:
+    """Cut where a batch is full."""
+    try:
+        sizes = np.fromiter(map(len, intake.values), np.int64, len(intake.offsets))  # type: ignore[arg-type]
+    except TypeError:  # a tombstone
+        sizes = np.array([len(value or b"") for value in intake.values], np.int64)
+    ends = np.cumsum(sizes + 1)
+    first = 0
+    while first < len(ends):
+        before = int(ends[first - 1]) if first else 0
+        after = int(np.searchsorted(ends, before + batch_bytes, side="right"))
+        if after == first:
+            place, offset = intake.place, int(intake.offsets[first])
+            raise MessageTooLarge(
+                f"{place.topic}-{place.partition}, offset {offset}: a message of {sizes[first]} bytes; "
+                f"batch_bytes = {batch_bytes}: set it to more than the topic's max.message.bytes"
+            )
+        yield intake.part(first, after)
+        first = after

@@ -1,0 +1,163 @@
+"""What one commit writes: usage rows, live summaries and dead letters as Kafka messages.
+
+Owns: the messages' bytes (schemas/usage, usage-key, live, rejected).
+Promises: pure; no Python dict for a row, since 200,000 changed rows in one commit are normal.
+"""
+
+import base64
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+from kernels.values import Bytes, CellTotals, PartitionState, Rejection, Tally, UsageRows, WindowStartMs
+from processor import hyperloglog
+from processor.broker import Headers, Offset, Place
+from processor.output import COUNTERS, SCHEMA_VERSION, usage_lines
+
+# A live summary larger than one message is spread over several: brokers take 1 MiB, a cell is at most 1.2 KiB (two
+# names of 256 bytes that need escapes are rare), a sketch 22 KiB.
+CELLS_PER_MESSAGE = 400
+SKETCHES_PER_MESSAGE = 16
+_ROWS_PER_PIECE = 1 << 14  # bounds what is held beside the rows themselves
+_AFTER_KEY = b',"window_ms":'  # cannot stand in a name: there its quotes are escaped
+
+
+@dataclass(frozen=True)
+class DeadRecord:
+    """A rejected record and where in Kafka it stands."""
+
+    place: Place
+    offset: Offset
+    line: int
+    rejection: Rejection
+    value: bytes
+
+
+@dataclass(frozen=True)
+class Range:
+    """What a part covers of a partition, `[first, next)`, and what that part of the log has told."""
+
+    place: Place
+    first: Offset
+    next: Offset
+    state: PartitionState
+
+
+@dataclass(frozen=True)
+class LiveSummary:
+    """A part as a commit finds it. Counters are absolute within the part; cells and sketches are those that changed."""
+
+    meter: str
+    part: str
+    sequence: int
+    window_ms: int
+    device: str
+    tally: Tally
+    rejects: Mapping[str, int]  # by reason
+    ranges: Sequence[Range]
+    totals: Sequence[int]  # requests and the five counts of tokens
+    cells: Sequence[CellTotals]
+    top_users: Sequence[tuple[str, int]]
+    sketches: Mapping[WindowStartMs, Bytes]
+
+
+def usage_messages(rows: UsageRows, part: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """Keys and values of usage rows, piece by piece. A key is the beginning of its value."""
+    for start in range(0, len(rows), _ROWS_PER_PIECE):
+        values = bytes(usage_lines(rows.table[start : start + _ROWS_PER_PIECE], rows, part)).split(b"\n")
+        values.pop()  # behind the last newline
+        yield [value[: value.index(_AFTER_KEY)] + b"}" for value in values], values
+
+
+def live_messages(summary: LiveSummary, committed_at_ms: int) -> list[bytes]:
+    """The summary as one message, or as several that repeat all but cells and users."""
+    cells = [_cell(cell) for cell in summary.cells]
+    users = [_sketch(start, registers) for start, registers in summary.sketches.items()]
+    pieces = max(1, -(-len(cells) // CELLS_PER_MESSAGE), -(-len(users) // SKETCHES_PER_MESSAGE))
+    frame = _frame(summary, committed_at_ms)
+    return [
+        orjson.dumps(
+            frame
+            | {
+                "cells": cells[k * CELLS_PER_MESSAGE : (k + 1) * CELLS_PER_MESSAGE],
+                "users": users[k * SKETCHES_PER_MESSAGE : (k + 1) * SKETCHES_PER_MESSAGE],
+            }
+        )
+        for k in range(pieces)
+    ]
+
+
+def rejected_headers(record: DeadRecord) -> Headers:
+    texts = {
+        "reason": record.rejection.reason,
+        "field": record.rejection.field,
+        "topic": record.place.topic,
+        "partition": record.place.partition,
+        "offset": record.offset,
+        "line": record.line,
+    }
+    return [(name, str(text).encode()) for name, text in texts.items() if text is not None]
+
+
+def _frame(summary: LiveSummary, committed_at_ms: int) -> dict[str, Any]:
+    tally = summary.tally
+    return {
+        "schema": SCHEMA_VERSION,
+        "meter": summary.meter,
+        "part": summary.part,
+        "sequence": summary.sequence,
+        "committed_at": _instant(committed_at_ms),
+        "window_ms": summary.window_ms,
+        "device": summary.device,
+        "records": {
+            "read": tally.read,
+            "counted": tally.counted,
+            "duplicates": tally.duplicates,
+            "rejected": tally.rejected,
+            "empty": tally.empty,
+        },
+        "rejects": dict(summary.rejects),
+        "partitions": [_range(covered) for covered in summary.ranges],
+        "tokens": _counters(summary.totals),
+        "top_users": [{"user": user, "total_tokens": tokens} for user, tokens in summary.top_users],
+    }
+
+
+def _range(covered: Range) -> dict[str, Any]:
+    return {
+        "topic": covered.place.topic,
+        "partition": covered.place.partition,
+        "from": covered.first,
+        "next": covered.next,
+        "watermark": covered.state.watermark_ms,
+        "log_time": covered.state.log_time_ms,
+    }
+
+
+def _cell(cell: CellTotals) -> dict[str, Any]:
+    place = {"window_start": _window(cell.window_start), "model": cell.model, "chip": cell.chip}
+    return place | _counters(cell.counters)
+
+
+def _sketch(start: WindowStartMs, registers: Bytes) -> dict[str, Any]:
+    return {
+        "window_start": _window(start),
+        "precision": hyperloglog.PRECISION,
+        "registers": base64.b64encode(registers.tobytes()).decode(),
+        "estimate": round(hyperloglog.estimate(registers), 3),
+    }
+
+
+def _counters(counters: Sequence[int]) -> dict[str, int]:
+    return dict(zip(COUNTERS, counters, strict=True)) | {"total_tokens": counters[1] + counters[4]}
+
+
+def _window(start: WindowStartMs) -> str:
+    return f"{datetime.fromtimestamp(start // 1000, UTC):%Y-%m-%dT%H:%M:%SZ}"
+
+
+def _instant(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"

@@ -1,0 +1,165 @@
+"""Runs real meters on a broker, and compares what they committed with the oracle.
+
+`audit` trusts nothing that a meter says of itself: it reads the topics as a consumer of them does.
+"""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import orjson
+
+from kernels.engine import Engine
+from kernels.target import HostTarget
+from processor.broker import Broker, Place
+from processor.meter import Clock, Meter, MeterSettings
+from tests import harness, oracle
+
+INPUT, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
+GROUP = "billing"
+HORIZON_MS = harness.DEDUP_HORIZON_MS
+COUNTERS = ("requests", *oracle.COUNTS)
+
+
+class Inline(Executor):
+    """Does at once what it is asked for, so that a simulation has one order."""
+
+    def submit(self, fn: Any, /, *arguments: Any, **named: Any) -> Future:
+        future: Future = Future()
+        try:
+            future.set_result(fn(*arguments, **named))
+        except BaseException as error:
+            future.set_exception(error)
+        return future
+
+
+def make_topics(broker: Broker, partitions: int = 1, inputs: Sequence[str] = (INPUT,)) -> None:
+    for topic in inputs:
+        broker.create_topic(topic, partitions, {})
+    broker.create_topic(USAGE, 2, {"cleanup.policy": "compact"})
+    broker.create_topic(LIVE, 1, {})
+    broker.create_topic(REJECTED, 1, {})
+
+
+def make_meter(
+    broker: Broker,
+    name: str = "meter-0",
+    *,
+    run: str = "",
+    inline: bool = True,
+    clock: Clock | None = None,
+    engine: Engine | None = None,
+    inputs: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> Meter:
+    """A meter; with `inline` it is to be driven by `open` and `step`."""
+    mapped = {topic: harness.shipped(mapping).engine for topic, mapping in (inputs or {INPUT: "native"}).items()}
+    engine = engine or harness.make_engine(HostTarget(), dedup_horizon_ms=HORIZON_MS)
+    threads = {"threads": Inline} if inline else {}
+    return Meter(
+        broker, engine, MeterSettings(name, GROUP, mapped, **settings), run or f"{name}.run", clock=clock, **threads
+    )
+
+
+@dataclass
+class Outcome:
+    """What a stream of one group says, read from its topics."""
+
+    rows: harness.Rows = field(default_factory=dict)  # sums over parts
+    letters: list[tuple[Place, int, int, str, str | None, bytes]] = field(default_factory=list)
+    tallies: dict[str, int] = field(default_factory=dict)
+    ranges: dict[Place, list[tuple[int, int, str]]] = field(default_factory=dict)
+    parts: int = 0
+
+
+def read_topic(broker: Broker, topic: str, **wanted: bool) -> list[Any]:
+    found = []
+    for place, extent in broker.extents([topic]).items():
+        for messages in broker.read(place, extent.begin, extent.end, **wanted):
+            keys = messages.keys or [None] * len(messages.values)
+            headers = messages.headers or [()] * len(messages.values)
+            found += zip(keys, messages.values, headers, strict=True)
+    return found
+
+
+def outcome(broker: Broker) -> Outcome:
+    result = Outcome()
+    latest: dict[tuple, list[int]] = {}
+    for key, value, _ in read_topic(broker, USAGE, keys=True):
+        row, identity = orjson.loads(value), orjson.loads(key)
+        assert {name: row[name] for name in identity} == identity
+        start = int(datetime.datetime.fromisoformat(row["window_start"]).timestamp() * 1000)
+        counters = [row[name] for name in COUNTERS]
+        place = (start, row["user"], row["model"], row["chip"])
+        assert all(a <= b for a, b in zip(latest.get((place, row["part"]), [0] * 6), counters, strict=True))
+        latest[place, row["part"]] = counters
+    for (place, _), counters in latest.items():
+        harness.add_rows(result.rows, {place: counters})
+    last: dict[str, dict] = {}
+    for _, value, _ in read_topic(broker, LIVE):
+        summary = orjson.loads(value)
+        assert summary["sequence"] >= last.get(summary["part"], summary)["sequence"]
+        last[summary["part"]] = summary
+    for part, summary in last.items():
+        for name, count in summary["records"].items():
+            result.tallies[name] = result.tallies.get(name, 0) + count
+        for covered in summary["partitions"]:
+            if covered["next"] > covered["from"]:
+                place = Place(covered["topic"], covered["partition"])
+                result.ranges.setdefault(place, []).append((covered["from"], covered["next"], part))
+    result.parts = len(last)
+    for _, value, headers in read_topic(broker, REJECTED, headers=True):
+        texts = {name: text.decode() for name, text in headers}
+        place = Place(texts["topic"], int(texts["partition"]))
+        where = int(texts["offset"]), int(texts["line"])
+        result.letters.append((place, *where, texts["reason"], texts.get("field"), value))
+    result.letters.sort()
+    return result
+
+
+def expected(broker: Broker, inputs: Mapping[str, str] | None = None) -> tuple[oracle.Meter, list]:
+    """The oracle over everything that the input topics hold, and its dead letters by offset."""
+    wanted = oracle.Meter(dedup_horizon_ms=HORIZON_MS)
+    letters = []
+    for topic, mapping in (inputs or {INPUT: "native"}).items():
+        for place, extent in broker.extents([topic]).items():
+            for messages in broker.read(place, extent.begin, extent.end):
+                for value, time, offset in zip(
+                    messages.values, messages.times.tolist(), messages.offsets.tolist(), strict=True
+                ):
+                    before = len(wanted.dead_letters)
+                    wanted.feed(harness.shipped(mapping).oracle, value, time, place)
+                    letters += [(place, offset, *letter[2:]) for letter in wanted.dead_letters[before:]]
+    return wanted, sorted(letters)
+
+
+def assert_exact(broker: Broker, inputs: Mapping[str, str] | None = None) -> Outcome:
+    """All that the input topics hold was committed, once."""
+    found, (wanted, letters) = outcome(broker), expected(broker, inputs)
+    assert found.rows == {key: list(row) for key, row in wanted.rows.items()}
+    assert found.letters == letters
+    assert found.tallies.get("read", 0) == wanted.read
+    for name in ("counted", "duplicates", "rejected", "empty"):
+        assert found.tallies.get(name, 0) == getattr(wanted, name), name
+    assert_tiled(broker, found, list(inputs or [INPUT]))
+    return found
+
+
+def assert_tiled(broker: Broker, found: Outcome, topics: list[str]) -> None:
+    """The parts' ranges meet without gap or overlap, from the first message to the committed offset."""
+    committed = broker.committed(GROUP, topics)
+    for place, extent in broker.extents(topics).items():
+        ranges = sorted(found.ranges.get(place, []))
+        position = committed[place]
+        at = ranges[0][0] if ranges else position.offset if position else extent.begin
+        for first, following, part in ranges:
+            assert first == at, f"{place}: {part} begins at {first}, the one before ends at {at}"
+            at = following
+        assert position is not None and position.offset == at, (place, position, at)
+
+
+def times_of(start_ms: int, count: int, step_ms: int = 10) -> list[int]:
+    return (start_ms + step_ms * np.arange(count)).tolist()

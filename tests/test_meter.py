@@ -1,0 +1,68 @@
+"""The meter on the memory broker: what it commits is what the oracle finds in the input topics."""
+
+import itertools
+
+import pytest
+
+from processor import synth
+from processor.broker.memory import MemoryBroker
+from tests import streams
+
+START_MS = 1_795_000_000_000
+
+
+def log_lines(records: int, seed: int = 1, **shares: float) -> list[bytes]:
+    profile = synth.Profile(
+        records=records, seed=seed, users=50, start_ms=START_MS, **{"duplicates": 0.05, "malformed": 0.03} | shares
+    )
+    return b"".join(synth.generate(profile)).splitlines(keepends=True)
+
+
+def append(broker: MemoryBroker, lines: list[bytes], lines_per_message: int = 1, step_ms: int = 10) -> None:
+    values = [b"".join(lines[k : k + lines_per_message]) for k in range(0, len(lines), lines_per_message)]
+    times = streams.times_of(START_MS, len(values), step_ms)
+    broker.append(streams.INPUT, values, keys=[b"%d" % (k % 7) for k in range(len(values))], times=times)
+    broker.flush()
+
+
+def steps(meter, count: int = 30) -> None:
+    for _ in range(count):
+        meter.step()
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    broker = MemoryBroker(patience_seconds=0)
+    streams.make_topics(broker, partitions=3)
+    return broker
+
+
+@pytest.mark.parametrize("lines_per_message", [1, 20])
+def test_a_stream_is_metered_exactly(broker, lines_per_message) -> None:
+    append(broker, log_lines(2000), lines_per_message)
+    stop = itertools.chain([False] * 30, itertools.repeat(True))
+    streams.make_meter(broker).run(lambda: next(stop))
+    found = streams.assert_exact(broker)
+    assert found.parts == 1 and found.tallies["duplicates"] > 0 and found.tallies["rejected"] > 0
+
+
+def test_a_partition_without_messages_gets_a_position(broker) -> None:
+    stop = itertools.chain([False] * 3, itertools.repeat(True))
+    streams.make_meter(broker).run(lambda: next(stop))
+    assert all(position.offset == 0 for position in broker.committed(streams.GROUP, [streams.INPUT]).values())
+
+
+def test_duplicates_are_known_after_a_crash(broker) -> None:
+    lines = log_lines(600)
+    append(broker, lines)
+    first = streams.make_meter(broker, commit_interval_ms=0, flush_ms=0)
+    first.open()
+    steps(first)
+    append(broker, lines)  # all of them again
+    second = streams.make_meter(broker, run="again", commit_interval_ms=0, flush_ms=0)
+    second.open()  # the same name takes over
+    steps(second)
+    second.close()
+    found = streams.assert_exact(broker)
+    assert found.tallies["duplicates"] >= 600 * 0.9
+    assert all(len(ranges) == 2 for ranges in found.ranges.values()) and found.parts == 2
