@@ -34,7 +34,7 @@ from kernels.build import BuildError
 from kernels.engine import Engine, Limits, TablesTooSmall
 from kernels.identities import IdentityMemoryError
 from kernels.target import DeviceError, Target, open_target
-from processor import logs, mapping_check, output, report, synth
+from processor import logs, mapping_check, output, produce, report, synth
 from processor.referee import Referee
 from processor.replay import DAY_MS, Outlets, Snapshot, Summary, replay
 from schemas import mapping as mappings
@@ -51,6 +51,7 @@ _FAILURES = (
     IdentityMemoryError,
 )
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # the one class of wrong arguments in every version of typer
+_BOOTSTRAP = "127.0.0.1:9092"
 _WIDTH_PIPED = 120  # of tables that go to a file or another program
 _BARS_WIDTH = 100
 _REPLAY_WINDOWS = 1 << 13  # slots for windows, 16 KB each when used: four days of minutes in one part
@@ -112,7 +113,7 @@ def _usage_error(message: str) -> NoReturn:
     raise typer.BadParameter(message)
 
 
-def _stdout() -> Console:
+def stdout_console() -> Console:
     """Colours and width of the terminal; plain and wide for a file or a pipe."""
     if sys.stdout.isatty():
         return Console(highlight=False)
@@ -120,7 +121,7 @@ def _stdout() -> Console:
 
 
 def _show(view: RenderableType) -> None:
-    console = _stdout()
+    console = stdout_console()
     with console.capture() as captured:
         console.print(view)
     # Rich pads lines to their full width, which a file need not keep.
@@ -157,6 +158,14 @@ def memory_bytes(text: str) -> int:
     if size < _MEMORY_MIN:
         _usage_error(f"--memory {text}: expected 256MiB or more")
     return size
+
+
+def _option(name: str, panel: str | None, text: str, short: str | None = None, **more: Any) -> Any:
+    return Option(*filter(None, (name, short)), rich_help_panel=panel, help=text, **more)
+
+
+def _to_kafka(name: str, text: str, **more: Any) -> Any:
+    return _option(name, "To Kafka", text, **more)
 
 
 @app.command("replay")
@@ -207,12 +216,23 @@ def replay_command(
     ] = None,
     json: Annotated[bool, Option("--json", help="Print the summary as one JSON object.")] = False,
     strict: Annotated[bool, Option("--strict", help="Exit with 3 if a record was rejected.")] = False,
-) -> None:
-    """Meter logs: exact usage rows, and totals by model, chip and user."""
+    to_kafka: Annotated[str | None, _to_kafka("--to-kafka", "Put the logs into this topic instead of metering them.",
+                                              metavar="TOPIC")] = None,
+    bootstrap: Annotated[str, _to_kafka("--bootstrap", "Kafka's addresses.", metavar="HOST:PORT,...")] = _BOOTSTRAP,
+    kafka: Annotated[list[str] | None, _to_kafka("--kafka", "A librdkafka setting.", metavar="KEY=VALUE")] = None,
+    lines: Annotated[int, _to_kafka("--lines", "Records in a message.", min=1, max=10_000)] = 1,
+    speed: Annotated[float | None, _to_kafka("--speed", "Times as fast as the log's clock; else as fast as it goes.",
+                                             min=0.001, metavar="X", show_default=False)] = None,
+) -> None:  # fmt: skip
+    """Meter logs: exact usage rows, and totals by model, chip and user. Or put them into a Kafka topic."""
     if run_name is not None and not re.fullmatch(r"[0-9A-Za-z._:-]{1,100}", run_name):
         _usage_error(f"--run {run_name!r}: expected 1 to 100 of the characters 0-9 A-Z a-z . _ : -")
     if device not in ("auto", "cuda", "cpu"):
         _usage_error(f"--device {device}: expected auto, cuda or cpu")
+    if to_kafka is not None:
+        logs.size_of(files)  # a missing one is named before the first is sent
+        every = itertools.chain.from_iterable(map(logs.read_lines, files))
+        return _send(every, None, mappings.resolve(mapping), to_kafka, bootstrap, kafka, lines, speed)
     budget = None if memory is None else memory_bytes(memory)
     _check_names(files, out, rejected, force)
     total_bytes = logs.size_of(files)
@@ -306,7 +326,7 @@ def _print_summary(summary: Summary, ran: report.Run, json: bool) -> None:
     if json:
         print(orjson.dumps(report.summary_dict(summary, ran), option=orjson.OPT_INDENT_2).decode())
         return
-    _show(report.summary_view(summary, ran, bars=sys.stdout.isatty() and _stdout().width >= _BARS_WIDTH))
+    _show(report.summary_view(summary, ran, bars=sys.stdout.isatty() and stdout_console().width >= _BARS_WIDTH))
 
 
 # --- Progress: on stderr, where that is a terminal ---
@@ -369,10 +389,6 @@ _ONLY_OF_A_TRACE = ("model", "repeat")
 _LOG, _WHO, _SIZES, _FAULTS, _TRACE = "The log", "Users, models, chips", "Tokens", "Faults", "From a trace"
 
 
-def _option(name: str, panel: str | None, text: str, short: str | None = None, **more: Any) -> Any:
-    return Option(*filter(None, (name, short)), rich_help_panel=panel, help=text, **more)
-
-
 def _share(name: str, panel: str, text: str) -> Any:
     return _option(name, panel, text, metavar="SHARE")
 
@@ -425,6 +441,13 @@ def synth_command(
     model: Annotated[str | None, _option("--model", _TRACE, "Where the trace names no model.", metavar="NAME",
                                          show_default=synth.MODEL_NAMES[0])] = None,
     repeat: Annotated[int, _option("--repeat", _TRACE, "Play it so often, with new request ids.", metavar="N")] = 1,
+    to_kafka: Annotated[str | None, _to_kafka("--to-kafka", "Put the log into this topic, keyed by user.",
+                                              metavar="TOPIC")] = None,
+    bootstrap: Annotated[str, _to_kafka("--bootstrap", "Kafka's addresses.", metavar="HOST:PORT,...")] = _BOOTSTRAP,
+    kafka: Annotated[list[str] | None, _to_kafka("--kafka", "A librdkafka setting.", metavar="KEY=VALUE")] = None,
+    lines: Annotated[int, _to_kafka("--lines", "Records in a message.", min=1, max=10_000)] = 1,
+    speed: Annotated[float | None, _to_kafka("--speed", "Times as fast as the log's clock; else as fast as it goes.",
+                                             min=0.001, metavar="X", show_default=False)] = None,
 ) -> None:  # fmt: skip
     """Write a synthetic request log, or turn a public trace into one. The same arguments give the same bytes."""
     given = {name for name in context.params if _is_given(context, name)}
@@ -448,6 +471,10 @@ def synth_command(
             chunks = synth.generate(synth.Profile(records, start_ms=start_ms, **values))
     except ValueError as error:
         _usage_error(_as_option(str(error)))
+    if to_kafka is not None:
+        every = itertools.chain.from_iterable(chunk.splitlines() for chunk in chunks)
+        known = None if trace else records
+        return _send(every, known, mappings.resolve("native"), to_kafka, bootstrap, kafka, lines, speed)
     _write_log(chunks, None if trace else records, out, force)
 
 
@@ -478,6 +505,39 @@ def _write_log(chunks: Iterator[bytes], records: int | None, out: str, force: bo
         print(
             f"{out}: {report.plural(lines, 'record')}, {report.si(size)}B in {report.seconds(elapsed)}", file=sys.stderr
         )
+
+
+# --- To Kafka ---
+
+
+def _send(
+    lines: Iterator[bytes],
+    records: int | None,
+    mapping: mappings.Mapping,
+    topic: str,
+    bootstrap: str,
+    kafka: list[str] | None,
+    lines_per_message: int,
+    speed: float | None,
+) -> None:
+    from processor import cli_live
+
+    broker = cli_live.open_broker(bootstrap, cli_live.pairs(kafka, "--kafka"))
+    cli_live.check_input(broker, topic)
+    pacing = produce.Pacing(speed, lambda: time.monotonic_ns() // 1_000_000, time.sleep)
+    begun = time.perf_counter()
+
+    def progress(sent: produce.Sent) -> None:
+        if show:
+            pace = report.si(sent.records / (time.perf_counter() - begun))
+            show(sent.records, f"{sent.records:,} records  {pace} records/s")
+
+    with _progress_bar(records) as show:
+        sent = produce.send(broker, topic, lines, mapping, Referee(), pacing, lines_per_message, progress)
+    broker.close()
+    elapsed = report.seconds(time.perf_counter() - begun)
+    what = f"{report.plural(sent.records, 'record')} in {report.plural(sent.messages, 'message')}"
+    print(f"{topic}: {what}, {report.si(sent.bytes)}B in {elapsed}", file=sys.stderr)
 
 
 # --- mappings ---

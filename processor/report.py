@@ -17,6 +17,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from processor.demo import View
 from processor.mapping_check import Check
 from processor.replay import DAY_MS, TARGET_TOKENS_PER_DAY, Summary, Usage, add
 from schemas.mapping import Field, Mapping
@@ -137,6 +138,41 @@ def summary_view(summary: Summary, run: Run, bars: bool = False) -> RenderableTy
     if summary.rejects:
         parts.append(_rejects_table(summary))
     return Group(*parts)
+
+
+# --- A live stream ---
+
+
+def live_view(view: View, expected_records: int) -> RenderableType:
+    """What a demo shows while it runs, and at its end."""
+    usage, records = view.usage, view.records
+    day = view.tokens_per_second * _DAY_SECONDS
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="bold", no_wrap=True)
+    grid.add_column(overflow="fold")
+    grid.add_row("Metered", Text(f"{usage.total_tokens:,} tokens in {plural(usage.requests, 'request')}", "bold green"))
+    grid.add_row("Now", f"{si(view.tokens_per_second)} tokens/s = {si(day)} a day, {share_of_target(day)}")
+    read = records.get("read", 0)
+    grid.add_row(
+        "Records", f"{read:,} of {expected_records:,} committed, {view.produced:,} sent, {seconds(view.seconds)}"
+    )
+    grid.add_row(
+        "Of these",
+        f"{records.get('counted', 0):,} counted, {records.get('duplicates', 0):,} duplicates, "
+        f"{records.get('rejected', 0):,} rejected",
+    )
+    grid.add_row("Commits", f"{view.commits}, on {view.device or '-'}")
+    total = usage.total_tokens
+    tables = [
+        Padding(_usage_table(title, _largest_first(by), total, False), (0, 0, 1, 0))
+        for title, by in (("Model", view.by_model), ("Chip", view.by_chip))
+        if total
+    ]
+    return Group(Padding(grid, (1, 0)), *tables)
+
+
+def _largest_first(usages: dict[str, Usage]) -> dict[str, Usage]:
+    return dict(sorted(usages.items(), key=lambda item: (-item[1].total_tokens, item[0])))
 
 
 def _headline(summary: Summary) -> Text:

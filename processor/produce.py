@@ -1,0 +1,134 @@
+"""Putting a log into a topic: keyed by user, several lines a message, at the pace of the log or as fast as it goes.
+
+Owns: how lines become messages. Promises: every line is sent once, and the lines of one user stay in one partition, in
+their order, so that a re-sent request meets its first.
+
+    lines ──> user and time of each ──> wait until due ──> group of the user's key ──> n lines: a message
+"""
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from kernels.values import Canonical, Referee
+from processor.broker import Broker
+from schemas.mapping import Mapping
+
+KEY_GROUPS = 256  # where a message has lines of several users: more than a topic has partitions, mostly
+_BLOCK_LINES = 1000  # judged and sent together
+_BLOCK_MS = 20  # messages that are due within this time go together
+_USER = 1  # in Canonical.texts
+
+
+@dataclass(frozen=True)
+class Pacing:
+    """speed: log time passes so many times as fast as the clock; None: as fast as it goes."""
+
+    speed: float | None
+    steady_ms: Callable[[], int]
+    sleep: Callable[[float], None]
+
+
+@dataclass
+class Sent:
+    records: int = 0
+    messages: int = 0
+    bytes: int = 0
+
+
+@dataclass
+class _Groups:
+    """Lines that wait until their message is full, by key."""
+
+    lines_per_message: int
+    waiting: dict[bytes, list[bytes]] = field(default_factory=dict)
+
+    def add(self, user: bytes | None, line: bytes) -> tuple[bytes, bytes] | None:
+        """A key and a message, when it is full."""
+        if self.lines_per_message == 1:
+            return user or line[:16], line
+        key = b"group-%d" % (zlib.crc32(user or line) % KEY_GROUPS)
+        lines = self.waiting.setdefault(key, [])
+        lines.append(line)
+        if len(lines) < self.lines_per_message:
+            return None
+        del self.waiting[key]
+        return key, b"\n".join(lines)
+
+    def rest(self) -> Iterator[tuple[bytes, bytes]]:
+        for key, lines in self.waiting.items():
+            yield key, b"\n".join(lines)
+
+
+def send(
+    broker: Broker,
+    topic: str,
+    lines: Iterable[bytes],
+    mapping: Mapping,
+    referee: Referee,
+    pacing: Pacing,
+    lines_per_message: int = 1,
+    progress: Callable[[Sent], None] = lambda sent: None,
+) -> Sent:
+    """Send all lines (without their newlines) and wait until the broker has them."""
+    sent, groups = Sent(), _Groups(lines_per_message)
+    due = _Due(pacing)
+    for block in _blocks(lines):
+        judged = [referee(line, mapping, None) for line in block]
+        full: list[tuple[bytes, bytes]] = []
+        for line, record in zip(block, judged, strict=True):
+            canonical = record if isinstance(record, Canonical) else None
+            if canonical is not None and (ahead_ms := due.ahead_ms(canonical.time_ms)) > _BLOCK_MS:
+                _append(broker, topic, full, sent)
+                full = []
+                pacing.sleep(ahead_ms / 1000)
+            message = groups.add(canonical.texts[_USER] if canonical else None, line)
+            if message:
+                full.append(message)
+        _append(broker, topic, full, sent)
+        sent.records += len(block)
+        progress(sent)
+    _append(broker, topic, list(groups.rest()), sent)
+    broker.flush()
+    return sent
+
+
+def _append(broker: Broker, topic: str, messages: list[tuple[bytes, bytes]], sent: Sent) -> None:
+    if messages:
+        keys, values = zip(*messages, strict=True)
+        broker.append(topic, values, keys)
+        sent.messages += len(values)
+        sent.bytes += sum(map(len, values))
+
+
+def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
+    block: list[bytes] = []
+    for line in lines:
+        block.append(line)
+        if len(block) == _BLOCK_LINES:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
+class _Due:
+    """When the record at hand is to be sent. The log's time is the median of a few records': one that is late, or of a
+    clock that is ahead, neither holds up the others nor hurries them."""
+
+    def __init__(self, pacing: Pacing) -> None:
+        self._pacing = pacing
+        self._recent: deque[int] = deque(maxlen=5)
+        self._log_began_ms: int | None = None
+        self._began_ms = pacing.steady_ms()
+
+    def ahead_ms(self, time_ms: int) -> float:
+        """How long it is until then; negative where the sender is behind."""
+        if self._pacing.speed is None:
+            return 0
+        self._recent.append(time_ms)
+        log_ms = sorted(self._recent)[len(self._recent) // 2]
+        if self._log_began_ms is None:
+            self._log_began_ms = log_ms
+        return (log_ms - self._log_began_ms) / self._pacing.speed - (self._pacing.steady_ms() - self._began_ms)
