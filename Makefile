@@ -5,7 +5,7 @@ SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu tests/native/*.h tests/native/
 DEMO_RECORDS ?= 3000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format fuzz bench gpu clean
+.PHONY: help demo demo-kafka test check format kafka fuzz bench gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
@@ -30,6 +30,9 @@ format: .venv/installed-dev ## format Python and C++
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
+
+kafka: .venv/installed-dev ## start a real Apache Kafka on loopback until Ctrl-C (needs Maven and a JDK 17+)
+	$(BIN)/python -m tests.kafka_server $(KAFKA_ARGS)
 
 fuzz: .venv/installed-dev ## compare a million mutated lines with the oracle (about 4 minutes)
 	$(BIN)/python -m pytest -m fuzz -k "not threads" tests/test_fuzz.py

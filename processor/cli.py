@@ -120,7 +120,7 @@ def stdout_console() -> Console:
     return Console(highlight=False, width=int(os.environ.get("COLUMNS", 0)) or _WIDTH_PIPED)
 
 
-def _show(view: RenderableType) -> None:
+def show_view(view: RenderableType) -> None:
     console = stdout_console()
     with console.capture() as captured:
         console.print(view)
@@ -326,14 +326,14 @@ def _print_summary(summary: Summary, ran: report.Run, json: bool) -> None:
     if json:
         print(orjson.dumps(report.summary_dict(summary, ran), option=orjson.OPT_INDENT_2).decode())
         return
-    _show(report.summary_view(summary, ran, bars=sys.stdout.isatty() and stdout_console().width >= _BARS_WIDTH))
+    show_view(report.summary_view(summary, ran, bars=sys.stdout.isatty() and stdout_console().width >= _BARS_WIDTH))
 
 
 # --- Progress: on stderr, where that is a terminal ---
 
 
 @contextlib.contextmanager
-def _progress_bar(total: int | None) -> Iterator[Callable[[int, str], None] | None]:
+def progress_bar(total: int | None) -> Iterator[Callable[[int, str], None] | None]:
     """Shows how much is done and a text; None where nobody watches."""
     if not sys.stderr.isatty():
         yield None
@@ -346,7 +346,7 @@ def _progress_bar(total: int | None) -> Iterator[Callable[[int, str], None] | No
 
 @contextlib.contextmanager
 def _replay_progress(total_bytes: int | None) -> Iterator[Callable[[Snapshot], None] | None]:
-    with _progress_bar(total_bytes) as show:
+    with progress_bar(total_bytes) as show:
         yield None if show is None else _Pace(show)
 
 
@@ -493,7 +493,7 @@ def _write_log(chunks: Iterator[bytes], records: int | None, out: str, force: bo
     if out == output.STDOUT and sys.stdout.isatty() and (records is None or records > 1000):
         _usage_error("a log of this size in a terminal? Redirect it, or name a file with -o")
     begun, lines, size = time.perf_counter(), 0, 0
-    with output.create(out, force) as file, _progress_bar(records) as show:
+    with output.create(out, force) as file, progress_bar(records) as show:
         for chunk in chunks:
             file.write(chunk)
             lines, size = lines + chunk.count(b"\n"), size + len(chunk)
@@ -532,7 +532,7 @@ def _send(
             pace = report.si(sent.records / (time.perf_counter() - begun))
             show(sent.records, f"{sent.records:,} records  {pace} records/s")
 
-    with _progress_bar(records) as show:
+    with progress_bar(records) as show:
         sent = produce.send(broker, topic, lines, mapping, Referee(), pacing, lines_per_message, progress)
     broker.close()
     elapsed = report.seconds(time.perf_counter() - begun)
@@ -547,13 +547,13 @@ def _send(
 def mappings_list(context: typer.Context) -> None:
     """List, explain and check mappings: where a log's JSON holds each field."""
     if context.invoked_subcommand is None:
-        _show(report.mappings_view(map(mappings.resolve, mappings.shipped())))
+        show_view(report.mappings_view(map(mappings.resolve, mappings.shipped())))
 
 
 @mappings_app.command("show")
 def mappings_show(name: Annotated[str, Argument(help="A shipped mapping or a .toml file.")]) -> None:
     """Explain a mapping: where each field is read, and by which rule."""
-    _show(report.mapping_view(mappings.resolve(name)))
+    show_view(report.mapping_view(mappings.resolve(name)))
 
 
 @mappings_app.command("check")
@@ -567,7 +567,7 @@ def mappings_check(
     chosen = mappings.resolve(name)
     logs.size_of([sample])
     found = mapping_check.check(itertools.islice(logs.read_lines(sample), records), chosen)
-    _show(report.check_view(found, chosen, "standard input" if sample == logs.STDIN else sample))
+    show_view(report.check_view(found, chosen, "standard input" if sample == logs.STDIN else sample))
     if strict and found.rejects:
         raise typer.Exit(EXIT_STRICT)
 

@@ -1,4 +1,4 @@
-"""The commands that need a broker: `meter`.
+"""The commands that need a broker: `meter`, `verify`, `demo`.
 
 Owns: their arguments, configuration and logs; no arithmetic. Exit codes as in cli.py.
 A setting comes from the command line, else from the environment (TOKENOMETER_METER_GROUP for --group), else from the
@@ -7,6 +7,7 @@ TOML file of --config (`group = "billing"`), else it is the default shown by --h
 
 import contextlib
 import logging
+import os
 import re
 import secrets
 import signal
@@ -14,7 +15,7 @@ import socket
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
@@ -31,11 +32,12 @@ from processor.counting import MessageTooLarge
 from processor.health import Health
 from processor.meter import Clock, Committed, Meter, MeterSettings
 from processor.referee import Referee
+from processor.verify.values import VerifyError
 from schemas import mapping as mappings
 from schemas.mapping import Mapping as RecordMapping
 
 log = logging.getLogger("tokenometer")
-FAILURES = (BrokerError, MessageTooLarge)
+FAILURES = (BrokerError, MessageTooLarge, VerifyError)
 _SECRET_WORDS = ("password", "secret", "token", "key.pem", "jaas", "credential")
 _NAME = r"[0-9A-Za-z._:-]{1,80}"  # parts add the time and a number, and may have 128 characters
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -78,6 +80,16 @@ def _bootstrap_option() -> Any:
 
 Bootstrap = Annotated[str, _bootstrap_option()]
 KafkaSettings = Annotated[list[str] | None, _kafka_option()]
+Config = Annotated[
+    str | None, Option(metavar="FILE", callback=_load_config, is_eager=True, help="A TOML file of these settings.")
+]
+Inputs = Annotated[
+    list[str] | None,
+    Option(
+        metavar="TOPIC[=MAPPING]",
+        help="A topic of request logs, and its mapping; may be repeated. [dim]\\[default: inference-logs=native][/]",
+    ),
+]
 
 
 def pairs(texts: list[str] | None, option: str) -> dict[str, str]:
@@ -102,19 +114,9 @@ def open_broker(bootstrap: str, settings: Mapping[str, str]) -> Broker:
 
 @cli.app.command("meter")
 def meter_command(
-    config: Annotated[
-        str | None,
-        Option(metavar="FILE", callback=_load_config, is_eager=True, help="A TOML file of these settings."),
-    ] = None,
+    config: Config = None,
     bootstrap: Bootstrap = "127.0.0.1:9092",
-    input: Annotated[
-        list[str] | None,
-        Option(
-            metavar="TOPIC[=MAPPING]",
-            help="A topic of request logs, and its mapping; may be repeated. "
-            "[dim]\\[default: inference-logs=native][/]",
-        ),
-    ] = None,
+    input: Inputs = None,
     group: Annotated[str, Option(help="Meters of one group share the partitions.")] = "tokenometer",
     name: Annotated[
         str | None,
@@ -224,17 +226,26 @@ def _settings(
         raise typer.BadParameter(f"--name {name!r}: expected 1 to 80 of the characters 0-9 A-Z a-z . _ : -")
     if begin_at not in ("beginning", "end"):
         raise typer.BadParameter(f"--begin-at {begin_at}: expected beginning or end")
+    if len(set(outputs)) < len(outputs):
+        raise typer.BadParameter(f"three topics are written, and two have one name: {', '.join(outputs)}")
+    return MeterSettings(
+        name,
+        group,
+        _inputs(inputs, outputs),
+        *outputs,
+        commit_interval_ms=round(commit_seconds * 1000),
+        from_end=begin_at == "end",
+    )
+
+
+def _inputs(texts: list[str], outputs: tuple[str, str, str]) -> dict[str, RecordMapping]:
     topics: dict[str, RecordMapping] = {}
-    for text in inputs:
+    for text in texts:
         topic, _, mapping = text.partition("=")
         if topic in (*topics, *outputs):
             raise typer.BadParameter(f"--input {text}: the topic {topic} has another use already")
         topics[topic] = mappings.resolve(mapping or "native")
-    if len(set(outputs)) < len(outputs):
-        raise typer.BadParameter(f"three topics are written, and two have one name: {', '.join(outputs)}")
-    return MeterSettings(
-        name, group, topics, *outputs, commit_interval_ms=round(commit_seconds * 1000), from_end=begin_at == "end"
-    )
+    return topics
 
 
 def _device(device: str) -> str:
@@ -262,7 +273,7 @@ def demo_command(
     """A synthetic log through a broker and a meter, live; then an independent audit of the result."""
     from processor import demo, verify
     from processor.broker.memory import MemoryBroker
-    from processor.verify_report import render
+    from processor.verify.report import render
 
     broker = open_broker(bootstrap, pairs(kafka, "--kafka")) if bootstrap else MemoryBroker()
     stem = f"demo-{secrets.token_hex(3)}"
@@ -285,11 +296,63 @@ def demo_command(
             live.update(report.live_view(view, count), refresh=True)
 
         view = demo.play(broker, playing, engine, show, stopped)
-    console.print(report.live_view(view, count))
+    cli.show_view(report.live_view(view, count))
     audit = verify.verify(broker, stem, inputs, verify.Settings(*outputs))
-    console.print(render(audit))
+    cli.show_view(render(audit))
     if not audit.clean:
         raise typer.Exit(cli.EXIT_FAILURE)
+
+
+# --- verify ---
+
+
+@cli.app.command("verify")
+def verify_command(
+    config: Config = None,
+    bootstrap: Bootstrap = "127.0.0.1:9092",
+    input: Inputs = None,
+    group: Annotated[str, Option(help="Whose commits are audited.")] = "tokenometer",
+    window: Annotated[int, Option(min=1, max=86_400, metavar="SECONDS", help="As the meters have it.")] = 60,
+    dedup_horizon: Annotated[int, Option(min=1, max=604_800, metavar="SECONDS", help="As the meters have it.")] = 600,
+    max_future_skew: Annotated[
+        int, Option(min=0, max=31_536_000, metavar="SECONDS", help="As the meters have it.")
+    ] = 3600,
+    usage_topic: Annotated[str, Option(help="Usage rows.")] = "token-usage",
+    live_topic: Annotated[str, Option(help="Live summaries.")] = "token-live",
+    rejected_topic: Annotated[str, Option(help="Dead letters.")] = "inference-logs-rejected",
+    differences: Annotated[int, Option(min=0, max=100_000, metavar="N", help="Differing keys to show.")] = 20,
+    processes: Annotated[
+        int | None, Option(min=1, max=256, help="To judge the log with; default: one for each core.")
+    ] = None,
+    kafka: KafkaSettings = None,
+) -> None:
+    """Audit a metered stream: recompute every total from the log, without the engine, and compare.
+
+    Exit code 1 and the differing keys, if one token differs.
+    """
+    from processor import verify
+    from processor.verify.report import render
+
+    settings = verify.Settings(
+        usage_topic, live_topic, rejected_topic, window_ms=window * 1000, max_future_skew_ms=max_future_skew * 1000,
+        dedup_horizon_ms=dedup_horizon * 1000, differences_max=differences, processes=processes or os.cpu_count() or 1,
+    )  # fmt: skip
+    broker = open_broker(bootstrap, pairs(kafka, "--kafka"))
+    inputs = _inputs(input or ["inference-logs"], (usage_topic, live_topic, rejected_topic))
+    with cli.progress_bar(None) as show:
+        audit = verify.verify(broker, group, inputs, settings, _verify_progress(show))
+    cli.show_view(render(audit))
+    broker.close()
+    if not audit.clean:
+        raise typer.Exit(cli.EXIT_FAILURE)
+
+
+def _verify_progress(show: Callable[[int, str], None] | None) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if show:
+            show(done, f"{done:,} of at most {total:,} messages")
+
+    return progress
 
 
 # --- Topics ---

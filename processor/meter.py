@@ -134,6 +134,7 @@ class Meter:
         self._poll_messages = 500
         self._failure: BrokerError | None = None  # met inside a callback: the loop recovers
         self._commit_failed = False  # nothing may be committed before a recovery
+        self._group: Any = None  # this member's generation, asked for in the polling thread: elsewhere it would wait
         self._stopped: Callable[[], bool] = lambda: False
         self._producer: Producer
         self._consumer: Consumer
@@ -178,6 +179,7 @@ class Meter:
                 self._receive(messages)
             if self._failure:
                 raise self._failure
+            self._group = self._consumer.group_metadata()
             self._feed(everything=False)
             self._commit_if_due()
         except _STOPPING_ERRORS:
@@ -236,6 +238,7 @@ class Meter:
         self._feed(everything=True)
         self._wait_for_engine(0)
         self._finish_commit(wait=True)
+        self._group = self._consumer.group_metadata()
         if self.counting.has_news:
             self._commit = self._engine_thread.submit(self._begin_commit)
             self._finish_commit(wait=True)
@@ -258,7 +261,7 @@ class Meter:
         rows = self._produce_usage(snapshot)  # 2
         self._produce_live(snapshot, began_ms)
         self._produce_rejected(snapshot)
-        self._producer.send_offsets(snapshot.positions, self._consumer.group_metadata())  # 3
+        self._producer.send_offsets(snapshot.positions, self._group)  # 3
         self._producer.commit()  # 4; 5: nobody holds input buffers any longer, the engine has its own
         self._commit_failed = False
         self._on_commit(

@@ -1,6 +1,7 @@
-"""Fixtures: every backend that this machine has, and engines on it."""
+"""Fixtures: every backend that this machine has, engines on it, and one real broker for the session."""
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import pytest
@@ -8,8 +9,9 @@ import pytest
 from kernels.engine import Engine
 from kernels.target import CudaTarget, DeviceError, HostTarget, Target
 
-pytest.register_assert_rewrite("tests.harness")
+pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
+from tests.kafka_server import ENVIRONMENT, KafkaServer, KafkaToolMissing  # noqa: E402
 
 
 @pytest.fixture(scope="session", params=["cpu", "cpu x 2 threads", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -28,6 +30,23 @@ def target(request: pytest.FixtureRequest) -> Target:
 def make_engine(target: Target) -> Callable[..., Engine]:
     """`make_engine(rows=..., window_ms=...)`: an engine of moderate size, but for these settings."""
     return partial(harness.make_engine, target)
+
+
+@pytest.fixture(scope="session")
+def kafka() -> Iterator[KafkaServer]:
+    """A running broker. Tests that stop it need `kafka.owned` and start it again."""
+    try:
+        server = KafkaServer()
+        server.start()
+    except KafkaToolMissing as error:
+        # A skip must not pass for a proof where proofs are made.
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(f"{error}; or name a broker in {ENVIRONMENT}")
+    try:
+        yield server
+    finally:
+        server.close()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

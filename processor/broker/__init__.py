@@ -104,7 +104,11 @@ class Refused(BrokerError):
 
 
 class Listener(Protocol):
-    """Told of partitions inside `Consumer.poll` and `Consumer.close`."""
+    """Told of partitions inside `Consumer.poll` and `Consumer.close`; never of none.
+
+    What it raises comes out of there. Partitions that are revoked or lost are gone all the same; those that `assigned`
+    could not place stay unread: close the consumer.
+    """
 
     def assigned(self, places: Sequence[Place]) -> Mapping[Place, Offset]:
         """These came. Answers where to read each from."""
@@ -135,7 +139,8 @@ class Consumer(Protocol):
     def assignment(self) -> list[Place]: ...
 
     def committed(self, places: Sequence[Place]) -> dict[Place, Position | None]:
-        """The group's committed offsets; waits for transactions that are about to commit some."""
+        """The group's committed offsets; waits for transactions that are about to commit some. Never answers older ones
+        meanwhile: raises BrokerError if one stays open for too long."""
 
     def known_ends(self) -> dict[Place, Offset]:
         """Where the assigned partitions end, as far as it was heard with the last messages; asks nobody."""
@@ -144,11 +149,16 @@ class Consumer(Protocol):
         """This member's place in the group at this moment, for `Producer.send_offsets`."""
 
     def close(self) -> None:
-        """Leave the group: `Listener.revoked` is called for what is still assigned."""
+        """Leave the group: `Listener.revoked` is called for what is still assigned. A static member's partitions wait
+        for it until its session runs out."""
 
 
 class Producer(Protocol):
-    """Writes in transactions. After any error but `Fenced`: `close` it and open another one."""
+    """Writes in transactions. After any error but `Fenced`: `close` it and open another one.
+
+    What is wrong with a message or with the producer may be said as late as by `commit`. A transaction that was open
+    for too long is aborted, and its producer of no more use: that is a BrokerError, not Fenced.
+    """
 
     def begin(self) -> None: ...
 
@@ -165,7 +175,8 @@ class Producer(Protocol):
         """Commit consumer offsets with the transaction. Raises Lost if the member is not of the current generation."""
 
     def commit(self) -> None:
-        """All of it becomes visible. An error may come after that has happened."""
+        """All of it becomes visible: it is decided when this returns, and shows soon after, not everywhere at one
+        instant. An error may come after that has happened."""
 
     def abort(self) -> None: ...
 
@@ -195,13 +206,15 @@ class Broker(Protocol):
     def read(
         self, place: Place, begin: Offset, end: Offset, keys: bool = False, headers: bool = False
     ) -> Iterator[Messages]:
-        """The committed messages of `begin` <= offset < `end`, without a group. Raises OutOfRange."""
+        """The committed messages of `begin` <= offset < `end`, without a group. Raises OutOfRange unless the
+        partition's extent holds them all; where `begin` is `end`, there are none."""
 
     def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
         """What every partition of these topics holds now. Raises TopicMissing."""
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[Place, Position | None]:
-        """A group's committed offsets, seen from outside of it."""
+        """A group's committed offsets, seen from outside of it. Waits as `Consumer.committed` does, but then answers
+        the older ones."""
 
     def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
         """What is known of each; None: there is no such topic."""

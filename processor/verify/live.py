@@ -1,0 +1,251 @@
+"""The audit of token-live: do the parts' ranges tile the log, and do their summaries add up? Pure: messages in.
+
+part a   [0 ───────── 40)
+part b                [40 ── 57)                    every offset below the committed one lies in exactly
+part c                      [57 ───────── 90)       one range; a part that read nothing has an empty one
+                                   committed ┘
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, TypeGuard
+
+import orjson
+
+from processor.broker import Messages, Place
+from processor.verify.values import (
+    COUNTERS,
+    NO_COUNTERS,
+    REASONS,
+    SCHEMA,
+    Counters,
+    Problem,
+    Tally,
+    UnknownSchema,
+    WrongWindow,
+)
+
+U64_END = 1 << 64
+_DELTAS = ("cells", "users")  # what may differ between messages of one summary
+_RECORDS = ("read", "counted", "duplicates", "rejected", "empty")
+
+
+class Malformed(Exception):
+    """A message that is not what its schema says; the argument says how."""
+
+
+class Range(NamedTuple):
+    begin: int
+    end: int
+    part: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The head of a live summary: all but what changed since the one before."""
+
+    part: str
+    sequence: int
+    records: dict[str, int]
+    rejects: dict[str, int]
+    ranges: tuple[tuple[Place, int, int], ...]
+    tokens: Counters
+    total_tokens: int
+    digest: bytes  # of all that the messages of one summary must repeat
+
+
+@dataclass
+class Parts:
+    """The last summary of every part, and what was wrong on the way there."""
+
+    last: dict[str, Summary] = field(default_factory=dict)
+    digests: dict[str, dict[int, bytes]] = field(default_factory=dict)  # part -> sequence -> its messages' head
+    problems: list[Problem] = field(default_factory=list)
+
+    def add(self, summary: Summary, where: str) -> None:
+        digest = self.digests.setdefault(summary.part, {}).setdefault(summary.sequence, summary.digest)
+        if digest != summary.digest:
+            what = f"another message of sequence {summary.sequence} says otherwise"
+            self.problems.append(Problem("summary", f"{where}, part {summary.part}", what))
+        last = self.last.get(summary.part)
+        if last is None or summary.sequence > last.sequence:
+            self.last[summary.part] = summary
+
+
+def read_parts(stream: Iterable[Messages], window_ms: int) -> Parts:
+    """Raises UnknownSchema and WrongWindow."""
+    parts = Parts()
+    for messages in stream:
+        for value, offset in zip(messages.values, messages.offsets.tolist(), strict=True):
+            where = f"{messages.place.topic}/{messages.place.partition} at offset {offset}"
+            try:
+                parts.add(_summary(value, where, window_ms), where)
+            except Malformed as error:
+                parts.problems.append(Problem("summary", where, str(error)))
+    return parts
+
+
+def object_of(text: bytes | None) -> dict[str, Any]:
+    try:
+        value = orjson.loads(text or b"")
+    except orjson.JSONDecodeError:
+        raise Malformed("not JSON") from None
+    if not isinstance(value, dict):
+        raise Malformed("not an object")
+    return value
+
+
+def check_version(value: Mapping[str, Any], where: str, window_ms: int) -> None:
+    if value.get("schema") != SCHEMA or type(value["schema"]) is not int:
+        shown = orjson.dumps(value.get("schema")).decode()
+        raise UnknownSchema(f"{where}: schema version {shown}; this tokenometer verifies version {SCHEMA}")
+    if value.get("window_ms") != window_ms:
+        raise WrongWindow(
+            f"{where}: metered with windows of {value.get('window_ms')} ms, verified with {window_ms} ms:"
+            " verify with the meter's window"
+        )
+
+
+def _summary(value: bytes | None, where: str, window_ms: int) -> Summary:
+    top = object_of(value)
+    check_version(top, where, window_ms)
+    head = {key: item for key, item in top.items() if key not in _DELTAS}
+    tokens = _counts(top, "tokens", (*COUNTERS, "total_tokens"))
+    rejects = _object(top, "rejects")
+    part, sequence = top.get("part"), top.get("sequence")
+    if not isinstance(part, str) or not _is_count(sequence):
+        raise Malformed("no part, or no sequence")
+    return Summary(
+        part,
+        sequence,
+        _counts(top, "records", _RECORDS),
+        _counts(top, "rejects", [reason for reason in REASONS if reason in rejects]),
+        tuple(_ranges(top.get("partitions"))),
+        _as_counters(tokens),
+        tokens["total_tokens"],
+        hashlib.sha256(orjson.dumps(head, option=orjson.OPT_SORT_KEYS)).digest(),
+    )
+
+
+def _as_counters(tokens: Mapping[str, int]) -> Counters:
+    a, b, c, d, e, f = (tokens[name] for name in COUNTERS)
+    return a, b, c, d, e, f
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value < U64_END
+
+
+def _object(top: Mapping[str, Any], key: str) -> dict[str, Any]:
+    value = top.get(key)
+    if not isinstance(value, dict):
+        raise Malformed(f"{key} is not an object")
+    return value
+
+
+def _counts(top: Mapping[str, Any], key: str, names: Sequence[str]) -> dict[str, int]:
+    counts = _object(top, key)
+    if set(counts) != set(names) or not all(map(_is_count, counts.values())):
+        raise Malformed(f"{key} is not an object of its counters")
+    return counts
+
+
+def _ranges(partitions: Any) -> Iterator[tuple[Place, int, int]]:
+    if not isinstance(partitions, list):
+        raise Malformed("partitions is not a list")
+    for item in partitions:
+        if not isinstance(item, dict) or not isinstance(item.get("topic"), str):
+            raise Malformed("partitions is not a list of partitions")
+        partition, begin, end = item.get("partition"), item.get("from"), item.get("next")
+        if not (_is_count(partition) and _is_count(begin) and _is_count(end)):
+            raise Malformed("partitions is not a list of partitions")
+        if begin > end:
+            raise Malformed(f"a range from {begin} to {end}")
+        yield Place(item["topic"], partition), begin, end
+
+
+# --- Each part by itself ---
+
+
+def part_problems(parts: Parts, first_is_there: bool) -> Iterator[Problem]:
+    """Conservation and sequences. `first_is_there`: the topic has lost nothing to retention, so every part begins."""
+    for name, summary in sorted(parts.last.items()):
+        where = f"part {name}"
+        for what in _unconserved(summary):
+            yield Problem("conservation", where, what)
+        numbers = sorted(parts.digests[name])
+        begin = 0 if first_is_there else numbers[0]
+        if numbers != list(range(begin, begin + len(numbers))):
+            missing = next(number for number, given in enumerate(numbers, begin) if number != given)
+            yield Problem("sequence", where, f"there is no summary {missing}, but a summary {numbers[-1]}")
+
+
+def _unconserved(summary: Summary) -> Iterator[str]:
+    records, tokens = summary.records, dict(zip(COUNTERS, summary.tokens, strict=True))
+    kinds = sum(records[name] for name in _RECORDS[1:])
+    if records["read"] != kinds:
+        yield f"{records['read']:,} records read, but counted + duplicates + rejected + empty = {kinds:,}"
+    if sum(summary.rejects.values()) != records["rejected"]:
+        yield f"{records['rejected']:,} rejected, but its reasons have {sum(summary.rejects.values()):,}"
+    if tokens["input_tokens"] + tokens["output_tokens"] != summary.total_tokens:
+        yield f"total_tokens is {summary.total_tokens:,}, but input + output is another number"
+
+
+def token_problems(parts: Parts, rows: Mapping[str, Counters]) -> Iterator[Problem]:
+    """A part's rows add up to its summary's tokens. `rows`: their sums by part."""
+    for part in sorted(parts.last.keys() | rows.keys()):
+        summary = parts.last.get(part)
+        if summary is None:
+            yield Problem("tokens", f"part {part}", "has usage rows, but no live summary")
+            continue
+        for name, said, found in zip(COUNTERS, summary.tokens, rows.get(part, NO_COUNTERS), strict=True):
+            if said != found:
+                yield Problem("tokens", f"part {part}", f"{name}: its summary says {said:,}, its rows {found:,}")
+
+
+# --- All parts together ---
+
+
+def ranges_of(parts: Parts) -> dict[Place, list[Range]]:
+    """What the parts cover, by partition, lowest offset first, without the empty ranges."""
+    ranges: dict[Place, list[Range]] = {}
+    for summary in parts.last.values():
+        for place, begin, end in summary.ranges:
+            if begin < end:
+                ranges.setdefault(place, []).append(Range(begin, end, summary.part))
+    return {place: sorted(of_place) for place, of_place in ranges.items()}
+
+
+def tiling_problems(
+    place: Place, ranges: Sequence[Range], first_message: int | None, committed: int | None
+) -> Iterator[Problem]:
+    """first_message: the lowest offset below `committed` that has a message. committed: None if there is none."""
+    where = f"{place.topic}/{place.partition}"
+    reached, before = (ranges[0].begin, "") if ranges else (0 if committed is None else committed, "")
+    if first_message is not None and (not ranges or first_message < reached):
+        yield Problem("gap", where, f"offsets {first_message} to {reached - 1} are in no part")
+    for begin, end, part in ranges:
+        if begin > reached:
+            yield Problem("gap", where, f"offsets {reached} to {begin - 1} are in no part, before part {part}")
+        elif begin < reached:
+            twice = f"offsets {begin} to {min(reached, end) - 1} are in part {before} and in part {part}"
+            yield Problem("overlap", where, twice)
+        if end >= reached:
+            reached, before = end, part
+    if ranges and reached != committed:
+        said = "nothing" if committed is None else f"offset {committed}"
+        yield Problem("end", where, f"the parts end at offset {reached} (part {before}); {said} is committed")
+
+
+def record_problems(parts: Parts, tally: Tally, rejects: Mapping[str, int]) -> Iterator[Problem]:
+    """The parts' summaries together say what the log says."""
+    summaries = parts.last.values()
+    for name in _RECORDS:
+        said, found = sum(summary.records[name] for summary in summaries), getattr(tally, name)
+        if said != found:
+            yield Problem("records", "all parts", f"{name}: the summaries say {said:,}, the log {found:,}")
+    for reason in REASONS:
+        said, found = sum(summary.rejects.get(reason, 0) for summary in summaries), rejects.get(reason, 0)
+        if said != found:
+            yield Problem("records", "all parts", f"{reason}: the summaries say {said:,}, the log {found:,}")

@@ -1,0 +1,214 @@
+"""The sums of an audit, in DuckDB: columns from Parquet files in, totals, differences and counts out.
+
+    records ── duplicates ──> kept ──> expected ┐
+                                                ├── differing          by window, user, model and chip
+    usage ──── last of each identity ──> found ─┘
+    rejects ──────────────┐
+                          ├── differing_letters                        by partition, offset and line
+    letters ──────────────┘
+
+Exact: sums of 64-bit integers are 128 bits wide here. Within its memory: what is more goes to the folder.
+"""
+
+from collections.abc import Iterator
+from types import ModuleType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from processor.broker import Offset, Place
+from processor.verify import tasks
+from processor.verify.values import (
+    COUNTERS,
+    NO_COUNTERS,
+    Counters,
+    Difference,
+    DuckDBMissing,
+    LetterDifference,
+    Problem,
+    Settings,
+    VerifyError,
+)
+
+if TYPE_CHECKING:
+    import duckdb
+
+_KEY = 'window_start, "user", model, chip'
+_ALL = ", ".join(COUNTERS)
+_SUMS = ", ".join(f"sum({name}) AS {name}" for name in COUNTERS)
+_OUTPUT = ("requests", "output_tokens", "reasoning_tokens")  # stay on the row of `chip` where there is a prefill_chip
+
+# An identity counts in a generation unless it counted in the one before. So of generations without a gap between them
+# (an island) the first, third, fifth, ... count, and in each of these the first record.
+#
+#     generation   4   5   6   7       9  10
+#     records      xx  x   x   xx      x  x
+#     island       └───────────┘       └───┘
+#     counted      x       x           x
+_DUPLICATES = """
+    CREATE TABLE duplicates AS
+    WITH repeated AS (
+        SELECT place, scope, request_id FROM records WHERE request_id IS NOT NULL GROUP BY ALL HAVING count(*) > 1
+    ), candidates AS (
+        SELECT place, scope, request_id, generation, log_offset, line,
+            row_number() OVER (
+                PARTITION BY place, scope, request_id, generation ORDER BY log_offset, line
+            ) AS nth,
+            generation - dense_rank() OVER (
+                PARTITION BY place, scope, request_id ORDER BY generation
+            ) AS island
+        FROM records SEMI JOIN repeated USING (place, scope, request_id)
+    ), placed AS (
+        SELECT place, log_offset, line, nth,
+            generation - min(generation) OVER (PARTITION BY place, scope, request_id, island) AS age
+        FROM candidates
+    )
+    SELECT place, log_offset, line FROM placed WHERE nth > 1 OR age % 2 = 1
+"""
+_EXPECTED = f"""
+    CREATE TABLE expected AS
+    WITH kept AS (SELECT * FROM records ANTI JOIN duplicates USING (place, log_offset, line)), booked AS (
+        SELECT {_KEY}, {", ".join(
+            name if name in _OUTPUT else f"CASE WHEN prefill_chip IS NULL THEN {name} ELSE 0 END AS {name}"
+            for name in COUNTERS
+        )} FROM kept
+        UNION ALL
+        SELECT window_start, "user", model, prefill_chip AS chip, {", ".join(
+            f"0 AS {name}" if name in _OUTPUT else name for name in COUNTERS
+        )} FROM kept WHERE prefill_chip IS NOT NULL
+    )
+    SELECT {_KEY}, {_SUMS} FROM booked GROUP BY {_KEY}
+"""  # fmt: skip
+# A key always goes to one partition, so the highest offset there is the last word. Rows of one identity in two
+# partitions have no order: both are taken, and `misplaced_rows` says so.
+_LAST = f"""
+    CREATE TABLE last_rows AS
+    SELECT {_KEY}, part, {_ALL} FROM usage SEMI JOIN (
+        SELECT place, max(log_offset) AS log_offset FROM usage GROUP BY place, {_KEY}, part
+    ) USING (place, log_offset)
+"""
+_FOUND = f"CREATE TABLE found AS SELECT {_KEY}, {_SUMS} FROM last_rows GROUP BY {_KEY}"
+_DIFFERING = f"""
+    CREATE TABLE differing AS
+    SELECT {_KEY}, {", ".join(f"e.{name}" for name in COUNTERS)}, {", ".join(f"f.{name}" for name in COUNTERS)}
+    FROM expected e FULL JOIN found f USING ({_KEY})
+    WHERE {" OR ".join(f"e.{name} IS DISTINCT FROM f.{name}" for name in COUNTERS)}
+"""
+_DIFFERING_LETTERS = """
+    CREATE TABLE differing_letters AS
+    WITH wanted AS (
+        SELECT topic, partition, log_offset, line, concat_ws(':', reason, field) AS verdict, digest
+        FROM rejects JOIN places USING (place)
+    ), given AS (
+        SELECT topic, partition, log_offset, line, count(*) AS times,
+            min(concat_ws(':', reason, field)) AS verdict, max(concat_ws(':', reason, field)) AS other_verdict,
+            min(digest) AS digest, max(digest) AS other_digest
+        FROM letters GROUP BY ALL
+    )
+    SELECT topic, partition, log_offset, line,
+        CASE
+            WHEN g.times IS NULL THEN 'missing'
+            WHEN w.verdict IS NULL THEN 'unexpected'
+            WHEN g.times > 1 THEN 'repeated'
+            WHEN w.verdict <> g.verdict THEN 'other verdict'
+            WHEN w.digest <> g.digest THEN 'other bytes'
+        END AS what,
+        w.verdict AS expected,
+        CASE WHEN g.other_verdict <> w.verdict THEN g.other_verdict ELSE g.verdict END AS found
+    FROM wanted w FULL JOIN given g USING (topic, partition, log_offset, line)
+    WHERE what IS NOT NULL
+"""
+
+
+class Sums:
+    """A database over the files of a folder."""
+
+    def __init__(self, folder: str, places: list[Place], settings: Settings) -> None:
+        self._database = _connect(folder, settings)
+        for kind in tasks.SCHEMAS:
+            tasks.write(folder, kind, -1, [])  # a kind without any messages is an empty table, too
+            files = f"{folder}/{kind}-*.parquet".replace("'", "''")
+            self._rows(f"CREATE VIEW {kind} AS SELECT * FROM read_parquet('{files}')")
+        self._rows("CREATE TABLE places (place INTEGER, topic VARCHAR, partition BIGINT)")
+        for number, place in enumerate(places):
+            self._rows("INSERT INTO places VALUES (?, ?, ?)", [number, *place])
+        for statement in (_DUPLICATES, _EXPECTED, _LAST, _FOUND, _DIFFERING, _DIFFERING_LETTERS):
+            self._rows(statement)
+
+    def __enter__(self) -> "Sums":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._database.close()
+
+    def count(self, table: str) -> int:
+        [(rows,)] = self._rows(f"SELECT count(*) FROM {table}")
+        return int(rows)
+
+    def duplicates(self) -> int:
+        return self.count("duplicates")
+
+    def total(self, table: str) -> Counters:
+        """Of all rows of `expected` or `found`."""
+        [row] = self._rows(f"SELECT {_SUMS} FROM {table}")
+        return _counters(row) or NO_COUNTERS
+
+    def by_part(self) -> dict[str, Counters]:
+        rows = self._rows(f"SELECT part, {_SUMS} FROM last_rows GROUP BY part")
+        return {part.decode(): _counters(row) or NO_COUNTERS for part, *row in rows}
+
+    def differences(self, most: int) -> Iterator[Difference]:
+        """The first ones by key."""
+        for row in self._rows(f"SELECT * FROM differing ORDER BY {_KEY} LIMIT {most}"):
+            start, *texts = row[:4]
+            user, model, chip = (text.decode() for text in texts)
+            counters = len(COUNTERS)
+            yield Difference(start, user, model, chip, _counters(row[4 : 4 + counters]), _counters(row[4 + counters :]))
+
+    def letter_differences(self, most: int) -> Iterator[LetterDifference]:
+        rows = self._rows(f"SELECT * FROM differing_letters ORDER BY ALL LIMIT {most}")
+        for topic, partition, offset, line, what, expected, found in rows:
+            yield LetterDifference(Place(topic, partition), Offset(offset), line, what, expected, found)
+
+    def misplaced_rows(self) -> Iterator[Problem]:
+        [(count,)] = self._rows(
+            f"SELECT count(*) FROM (SELECT 1 FROM last_rows GROUP BY {_KEY}, part HAVING count(*) > 1)"
+        )
+        if count:
+            what = f"{count:,} rows have a message in two partitions, so nobody can say which is the last"
+            yield Problem("row", "token-usage", what)
+
+    def _rows(self, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+        try:
+            rows: list[tuple[Any, ...]] = self._database.execute(query, parameters).fetchall()
+        except require_duckdb().Error as error:  # no memory, or no room in the folder
+            raise VerifyError(f"DuckDB: {error}") from error
+        return rows
+
+
+def require_duckdb() -> ModuleType:
+    """The module, which is an extra. Raises DuckDBMissing."""
+    try:
+        import duckdb
+    except ImportError:
+        raise DuckDBMissing("verify needs DuckDB: pip install 'tokenometer[verify]'") from None
+    return duckdb
+
+
+def _connect(folder: str, settings: Settings) -> "duckdb.DuckDBPyConnection":
+    config: dict[str, Any] = {
+        "memory_limit": f"{settings.memory_bytes >> 20}MiB",
+        "temp_directory": folder,
+        "threads": settings.processes,
+        "preserve_insertion_order": False,
+    }
+    connection: duckdb.DuckDBPyConnection = require_duckdb().connect(":memory:", config=config)
+    return connection
+
+
+def _counters(row: Any) -> Counters | None:
+    """None where the join found no row."""
+    if row[0] is None:
+        return None
+    a, b, c, d, e, f = map(int, row)
+    return a, b, c, d, e, f

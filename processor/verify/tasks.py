@@ -1,0 +1,247 @@
+"""The audit's work on messages: chunks of a topic in, columns in a Parquet file out. What runs in other processes.
+
+    log       -> records-N.parquet    one row for each record that counts unless it is a duplicate
+                 rejects-N.parquet    one for each record that is refused
+    usage     -> usage-N.parquet      one for each published row, old ones too
+    rejected  -> letters-N.parquet    one for each dead letter
+
+Texts are columns of bytes: equal means equal bytes, and a NUL in a name is a byte as any other.
+"""
+
+import hashlib
+from calendar import timegm
+from collections import Counter
+from collections.abc import Sequence
+from functools import lru_cache
+from time import strptime
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from processor.broker import Headers, Place
+from processor.verify.judge import Judge, Judged, RefusedRecord
+from processor.verify.live import U64_END, Malformed, check_version, object_of
+from processor.verify.values import COUNTERS, REASONS, Problem
+from schemas.mapping import Mapping
+
+_TEXTS = ("user", "model", "chip")
+_AT = [("place", pa.int32()), ("log_offset", pa.int64())]
+_BYTES = pa.binary()
+_WHERE = [*_AT, ("line", pa.int32()), ("generation", pa.int64())]
+_JUDGED = [
+    ("request_id", _BYTES),
+    ("scope", _BYTES),
+    ("window_start", pa.int64()),
+    *((name, _BYTES) for name in (*_TEXTS, "prefill_chip")),
+    *((name, pa.int64()) for name in COUNTERS),
+]  # as `Judge` answers, but for the window in place of the time
+RECORDS = pa.schema([*_WHERE, *_JUDGED])
+REJECTS = pa.schema([*_AT, ("line", pa.int64()), ("reason", pa.string()), ("field", pa.string()), ("digest", _BYTES)])
+USAGE = pa.schema(
+    [
+        *_AT,
+        ("window_start", pa.int64()),
+        *((name, _BYTES) for name in (*_TEXTS, "part")),
+        *((name, pa.uint64()) for name in COUNTERS),
+    ]
+)
+LETTERS = pa.schema([("topic", pa.string()), ("partition", pa.int64()), ("log_offset", pa.int64()), *list(REJECTS)[2:]])
+SCHEMAS = {"records": RECORDS, "rejects": REJECTS, "usage": USAGE, "letters": LETTERS}
+_REPEATING = [*_TEXTS, "prefill_chip", "part", "reason", "field"]  # columns that are worth a dictionary
+
+
+class LogChunk(NamedTuple):
+    """Messages of an input partition."""
+
+    number: int  # of the chunk; files bear it
+    folder: str
+    place: int
+    values: list[bytes | None]
+    offsets: list[int]
+    times: list[int]
+    generations: list[int]
+    mapping: Mapping
+    window_ms: int
+    max_future_skew_ms: int
+
+
+class LogResult(NamedTuple):
+    counting: int  # records that count or are duplicates
+    empty: int
+    rejects: dict[str, int]
+
+
+class OutputChunk(NamedTuple):
+    """Messages of a partition of token-usage or of the dead letters."""
+
+    number: int
+    folder: str
+    place: Place
+    values: list[bytes | None]
+    offsets: list[int]
+    keys: list[bytes | None]
+    headers: list[Headers]
+    window_ms: int
+
+
+class OutputResult(NamedTuple):
+    messages: int
+    problems: list[Problem]
+
+
+def write(folder: str, kind: str, number: int, rows: Sequence[Sequence[Any]]) -> None:
+    """Rows as one file; none makes an empty one, so that there is a file to read."""
+    _write(folder, kind, number, list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMAS[kind]))
+
+
+def _write(folder: str, kind: str, number: int, columns: Sequence[Any]) -> None:
+    schema = SCHEMAS[kind]
+    arrays = [pa.array(values, item.type) for values, item in zip(columns, schema, strict=True)]
+    repeating = [name for name in _REPEATING if name in schema.names]
+    table = pa.Table.from_arrays(arrays, schema=schema)
+    pq.write_table(table, f"{folder}/{kind}-{number}.parquet", use_dictionary=repeating, write_statistics=False)
+
+
+# --- The log ---
+
+
+@lru_cache(maxsize=16)
+def _judge(mapping: Mapping, max_future_skew_ms: int) -> Judge:
+    return Judge(mapping, max_future_skew_ms)
+
+
+def lines_of(value: bytes | None) -> list[bytes]:
+    """A newline ends a record, and so does the end of the message."""
+    lines = (value or b"").split(b"\n")
+    if len(lines) > 1 and not lines[-1]:
+        lines.pop()
+    return lines
+
+
+def read_log(chunk: LogChunk) -> LogResult:
+    judge = _judge(chunk.mapping, chunk.max_future_skew_ms)
+    records: list[Judged] = []
+    messages: list[int] = []  # of each record: its message's index in the chunk
+    lines: list[int] = []
+    refused: list[tuple[Any, ...]] = []
+    empty = 0
+    for message, (value, time) in enumerate(zip(chunk.values, chunk.times, strict=True)):
+        for number, line in enumerate(lines_of(value)):
+            try:
+                record = judge(line, time)
+            except RefusedRecord as why:
+                digest = hashlib.sha256(line).digest()
+                refused.append((chunk.place, chunk.offsets[message], number, why.reason, why.field, digest))
+                continue
+            if record is None:
+                empty += 1
+                continue
+            records.append(record)
+            messages.append(message)
+            lines.append(number)
+    if records:
+        _write(chunk.folder, "records", chunk.number, _record_columns(chunk, records, messages, lines))
+    if refused:
+        write(chunk.folder, "rejects", chunk.number, refused)
+    return LogResult(len(records), empty, dict(Counter(reason for _, _, _, reason, _, _ in refused)))
+
+
+def _record_columns(chunk: LogChunk, records: list[Judged], messages: list[int], lines: list[int]) -> list[Any]:
+    request_id, scope, times, *others = zip(*records, strict=True)
+    window_start = np.array(times, np.int64)
+    window_start -= window_start % chunk.window_ms
+    place = np.full(len(records), chunk.place, np.int32)
+    offset, generation = (np.array(each, np.int64)[messages] for each in (chunk.offsets, chunk.generations))
+    return [place, offset, lines, generation, request_id, scope, window_start, *others]
+
+
+# --- token-usage ---
+
+_KEY = ("window_start", *_TEXTS, "part")
+_ROW = frozenset((*_KEY, "schema", "window_ms", *COUNTERS, "total_tokens"))
+
+
+def read_usage(chunk: OutputChunk) -> OutputResult:
+    """Raises UnknownSchema and WrongWindow."""
+    rows: list[tuple[Any, ...]] = []
+    problems: list[Problem] = []
+    for key, value, offset in zip(chunk.keys, chunk.values, chunk.offsets, strict=True):
+        where = f"{chunk.place.topic}/{chunk.place.partition} at offset {offset}"
+        try:
+            rows.append((chunk.place.partition, offset, *_usage_row(key, value, where, chunk.window_ms)))
+        except Malformed as error:
+            problems.append(Problem("row", where, str(error)))
+    if rows:
+        write(chunk.folder, "usage", chunk.number, rows)
+    return OutputResult(len(chunk.values), problems)
+
+
+def _usage_row(key: bytes | None, value: bytes | None, where: str, window_ms: int) -> tuple[Any, ...]:
+    if value is None:
+        raise Malformed("a tombstone: the meter deletes no row")
+    row = object_of(value)
+    check_version(row, where, window_ms)
+    if row.keys() != _ROW:
+        raise Malformed("its fields are not those of a usage row")
+    if object_of(key) != {name: row[name] for name in _KEY}:
+        raise Malformed("its key's fields are not its value's")
+    texts = [row[name] for name in _KEY]
+    counters = [row[name] for name in COUNTERS]
+    if not all(type(text) is str and text for text in texts):
+        raise Malformed("a field that must be a string is not, or is empty")
+    if not all(type(count) is int and 0 <= count < U64_END for count in counters):
+        raise Malformed("a counter is not an integer of 64 bits")
+    if row["total_tokens"] != row["input_tokens"] + row["output_tokens"]:
+        raise Malformed("total_tokens is not input_tokens + output_tokens")
+    window_start = _window_start_ms(texts[0])
+    if window_start is None or window_start % window_ms:
+        raise Malformed(f"no window starts at {texts[0]}")
+    return (window_start, *texts[1:], *counters)
+
+
+@lru_cache(maxsize=1 << 16)
+def _window_start_ms(text: str) -> int | None:
+    if len(text) != 20:  # strptime takes numbers without their zeros
+        return None
+    try:
+        return timegm(strptime(text, "%Y-%m-%dT%H:%M:%SZ")) * 1000
+    except ValueError:
+        return None
+
+
+# --- Dead letters ---
+
+_HEADERS = {"reason", "topic", "partition", "offset", "line"}
+
+
+def read_letters(chunk: OutputChunk) -> OutputResult:
+    rows: list[tuple[Any, ...]] = []
+    problems: list[Problem] = []
+    for value, headers, offset in zip(chunk.values, chunk.headers, chunk.offsets, strict=True):
+        try:
+            rows.append(_letter(value, headers))
+        except Malformed as error:
+            where = f"{chunk.place.topic}/{chunk.place.partition} at offset {offset}"
+            problems.append(Problem("letter", where, str(error)))
+    if rows:
+        write(chunk.folder, "letters", chunk.number, rows)
+    return OutputResult(len(chunk.values), problems)
+
+
+def _letter(value: bytes | None, headers: Headers) -> tuple[Any, ...]:
+    named = {name: text.decode(errors="replace") for name, text in headers}
+    if len(named) != len(headers) or not _HEADERS <= named.keys() <= _HEADERS | {"field"}:
+        raise Malformed("its headers are not those of a dead letter")
+    if named["reason"] not in REASONS:
+        raise Malformed("its reason is none of ours")
+    numbers = [_decimal(named[name]) for name in ("partition", "offset", "line")]
+    digest = hashlib.sha256(value or b"").digest()
+    return (named["topic"], *numbers, named["reason"], named.get("field"), digest)
+
+
+def _decimal(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and (text == "0" or text[0] != "0")):
+        raise Malformed("a header that must be a number is not")
+    return int(text)

@@ -1,0 +1,157 @@
+"""What an audit is told, what it answers, and why it may be impossible: the values of `tokenometer verify`."""
+
+import os
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from processor.broker import Offset, Place
+from schemas.mapping import COUNTS
+
+SCHEMA = 1  # of usage rows and live summaries: the one version that this audit reads
+COUNTERS = ("requests", *COUNTS)  # of a row, in this order everywhere
+REASONS = (
+    "too_long",
+    "invalid_json",
+    "not_an_object",
+    "repeated_field",
+    "wrong_type",
+    "missing_field",
+    "bad_string",
+    "bad_count",
+    "bad_timestamp",
+    "future_timestamp",
+    "unknown_token_type",
+    "inconsistent_counts",
+)
+
+Counters = tuple[int, int, int, int, int, int]
+NO_COUNTERS: Counters = (0, 0, 0, 0, 0, 0)
+
+
+class VerifyError(Exception):
+    """The audit cannot be made; nothing is said about the stream. The message is for the person who asked for it."""
+
+
+class NothingCommitted(VerifyError):
+    """The group has no committed offset in the input topics."""
+
+
+class LogGone(VerifyError):
+    """Retention has removed messages that were metered: their totals cannot be recomputed."""
+
+
+class UnknownSchema(VerifyError):
+    """A message is of a schema version that this audit does not read."""
+
+
+class WrongWindow(VerifyError):
+    """The stream was metered with windows of another length than the audit was told."""
+
+
+class StreamMoves(VerifyError):
+    """The group commits so often that no moment between two commits was found."""
+
+
+class DuckDBMissing(VerifyError):
+    """DuckDB does the sums; it is an extra."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How the stream was metered, and what the audit may use."""
+
+    usage_topic: str = "token-usage"
+    live_topic: str = "token-live"
+    rejected_topic: str = "inference-logs-rejected"
+    window_ms: int = 60_000
+    max_future_skew_ms: int = 3_600_000
+    dedup_horizon_ms: int = 600_000
+    differences_max: int = 20  # that the report shows, of each kind
+    processes: int = field(default_factory=lambda: os.cpu_count() or 1)
+    memory_bytes: int = 2 << 30  # of DuckDB; what is beyond it goes to `scratch`
+    scratch: str | None = None  # a folder for about 100 bytes a record; None: the system's temporary one
+    settle_seconds: float = 0.25  # for a commit's marks to reach every partition
+
+
+class Problem(NamedTuple):
+    """Something that is wrong beside the totals themselves."""
+
+    kind: str  # gap, overlap, end, sequence, summary, conservation, tokens, records, row or letter
+    where: str
+    what: str
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A total that is not what the log says; None where one side has no such row."""
+
+    window_start_ms: int
+    user: str
+    model: str
+    chip: str
+    expected: Counters | None
+    found: Counters | None
+
+
+@dataclass(frozen=True)
+class LetterDifference:
+    """A record whose dead letter is not what the log says; the verdicts are `reason` or `reason:field`."""
+
+    place: Place
+    offset: Offset
+    line: int
+    what: str  # missing, unexpected, repeated, other verdict or other bytes
+    expected: str | None
+    found: str | None
+
+
+class Covered(NamedTuple):
+    """A partition of the input: what is left of it, and how far it was metered."""
+
+    place: Place
+    begin: Offset
+    committed: Offset
+    end: Offset
+
+
+@dataclass(frozen=True)
+class Tally:
+    """read = counted + duplicates + rejected + empty."""
+
+    counted: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    empty: int = 0
+
+    @property
+    def read(self) -> int:
+        return self.counted + self.duplicates + self.rejected + self.empty
+
+
+@dataclass(frozen=True)
+class Report:
+    """What the audit found."""
+
+    group: str
+    partitions: tuple[Covered, ...]
+    parts: int
+    tally: Tally  # of the log, by this audit
+    rejects: dict[str, int]  # by reason
+    expected: Counters  # sums over all rows, from the log
+    found: Counters  # and as published
+    expected_rows: int
+    found_rows: int
+    usage_messages: int  # rows as they were published; a later one replaces an earlier one
+    letters: int  # dead letters that were found
+    differing_rows: int
+    differences: tuple[Difference, ...]  # the first ones by window, user, model and chip
+    differing_letters: int
+    letter_differences: tuple[LetterDifference, ...]  # the first ones by partition, offset and line
+    problem_count: int
+    problems: tuple[Problem, ...]
+    notes: tuple[str, ...]  # what a reader of problems should know
+    seconds: float
+
+    @property
+    def clean(self) -> bool:
+        return not (self.differing_rows or self.differing_letters or self.problem_count)

@@ -1,0 +1,57 @@
+"""Fixtures: topics of a test's own on the session's real broker."""
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+
+import pytest
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from tests.kafka_server import ENVIRONMENT, KafkaServer
+
+ANSWER_SECONDS_MAX = 20
+
+
+@pytest.fixture
+def owned(kafka: KafkaServer) -> KafkaServer:
+    """The broker, for a test that stops it."""
+    if not kafka.owned:
+        pytest.skip(f"stops the broker, and the one that {ENVIRONMENT} names is not ours to stop")
+    return kafka
+
+
+@pytest.fixture(scope="session")
+def admin(kafka: KafkaServer) -> AdminClient:
+    return AdminClient({"bootstrap.servers": kafka.bootstrap})
+
+
+@pytest.fixture
+def topics(admin: AdminClient, request: pytest.FixtureRequest) -> Iterator[Callable[..., str]]:
+    """`topics("logs", partitions=3, config={...})` makes a topic that no other test has and returns its name."""
+    made: list[str] = []
+    test = re.sub(r"[^a-zA-Z0-9._-]+", "-", request.node.name)[:100]
+
+    def make(label: str = "topic", partitions: int = 1, config: Mapping[str, str] | None = None) -> str:
+        name = f"{test}-{label}-{uuid.uuid4().hex[:8]}"
+        topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=dict(config or {}))
+        admin.create_topics([topic])[name].result(ANSWER_SECONDS_MAX)
+        made.append(name)
+        await_leaders(admin, name, partitions)
+        return name
+
+    yield make
+    if made:
+        for deleted in admin.delete_topics(made).values():
+            deleted.result(ANSWER_SECONDS_MAX)
+
+
+def await_leaders(admin: AdminClient, topic: str, partitions: int) -> None:
+    """The controller knows a topic a little sooner than the broker serves it."""
+    deadline = time.monotonic() + ANSWER_SECONDS_MAX
+    while time.monotonic() < deadline:
+        seen = admin.list_topics(topic, timeout=5).topics[topic].partitions.values()
+        if len(seen) == partitions and all(partition.leader >= 0 for partition in seen):
+            return
+        time.sleep(0.02)
+    pytest.fail(f"{topic} has not {partitions} partitions with a leader after {ANSWER_SECONDS_MAX} s")

@@ -1,0 +1,407 @@
+"""What only a real Kafka can show of processor/broker/kafka.py. What the model shows too: test_broker_contract.py."""
+
+import gc
+import logging
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import pytest
+
+from processor.broker import BEGINNING, BrokerError, Fenced, Messages, Offset, OutOfRange, Place, Position, Refused
+from processor.broker.kafka import KafkaBroker, KafkaConsumer
+from tests.kafka_server import KafkaServer
+
+pytestmark = pytest.mark.kafka
+
+PATIENCE_SECONDS = 30
+FETCHED_SECONDS = 1.0  # enough for librdkafka to fetch a few thousand small messages ahead
+MOST = 1_000
+
+
+class Starter:
+    """A listener that starts at the beginning; `told` may raise."""
+
+    def __init__(self, told: Callable[[str, Sequence[Place]], None] = lambda kind, places: None) -> None:
+        self._told = told
+
+    def assigned(self, places: Sequence[Place]) -> Mapping[Place, Offset]:
+        self._told("assigned", places)
+        return dict.fromkeys(places, BEGINNING)
+
+    def revoked(self, places: Sequence[Place]) -> None:
+        self._told("revoked", places)
+
+    def lost(self, places: Sequence[Place]) -> None:
+        self._told("lost", places)
+
+
+@pytest.fixture
+def broker(kafka: KafkaServer) -> Iterator[KafkaBroker]:
+    made = KafkaBroker(kafka.bootstrap)
+    yield made
+    made.close()
+
+
+def new_name() -> str:
+    return f"test-{uuid.uuid4().hex[:12]}"
+
+
+def fill(broker: KafkaBroker, topic: str, count: int, first: int = 0) -> None:
+    broker.append(topic, [b"%d" % number for number in range(first, first + count)])
+    broker.flush()
+
+
+def poll_some(consumer: KafkaConsumer, most: int = MOST) -> list[Messages]:
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while time.monotonic() < deadline:
+        found = consumer.poll(0.1, most)
+        if found:
+            return found
+    pytest.fail("nothing came")
+
+
+def offsets_of(found: Sequence[Messages]) -> list[int]:
+    return [int(offset) for messages in found for offset in messages.offsets]
+
+
+def poll_offsets(consumer: KafkaConsumer, count: int) -> list[int]:
+    offsets: list[int] = []
+    while len(offsets) < count:
+        offsets += offsets_of(poll_some(consumer))
+    return offsets
+
+
+def wait_until_hidden(broker: KafkaBroker, place: Place) -> int:
+    """The last stable offset, once an open transaction holds it back. A producer sends its messages when it likes."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    end = broker.extents([place.topic])[place].end
+    while time.monotonic() < deadline:
+        fill(broker, place.topic, 1)
+        now = broker.extents([place.topic])[place].end
+        if now == end:
+            return end
+        end = now
+        time.sleep(0.02)
+    pytest.fail("the transaction hides nothing")
+
+
+# --- Settings and connections ---
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"isolation.level": "read_uncommitted"}, "isolation.level cannot be chosen: only committed"),
+        ({"enable.auto.commit": "true"}, "enable.auto.commit cannot be chosen"),
+        ({"auto.offset.reset": "earliest"}, "auto.offset.reset cannot be chosen"),
+        ({"enable.idempotence": "false"}, "enable.idempotence cannot be chosen"),
+        ({"transactional.id": "mine"}, "transactional.id cannot be chosen"),
+        ({"acks": "1"}, "acks cannot be chosen"),
+        ({"no.such.setting": "1"}, 'No such configuration property: "no.such.setting"'),
+        ({"fetch.wait.max.ms": "-7"}, '"fetch.wait.max.ms" value -7 is outside allowed range'),
+        ({"session.timeout.ms": "long"}, "session.timeout.ms: expected a number of milliseconds, got 'long'"),
+        ({"session.timeout.ms": "9000"}, r"transaction.timeout.ms \(10000\) must be below session.timeout.ms \(9000\)"),
+        ({"transaction.timeout.ms": "45000"}, "must be below session.timeout.ms"),
+        ({"ssl.ca.location": "/does/not/exist", "security.protocol": "ssl"}, "ssl.ca.location"),
+    ],
+)
+def test_a_setting_is_refused_with_its_reason(kafka: KafkaServer, settings: dict[str, str], expected: str) -> None:
+    with pytest.raises(Refused, match=expected):
+        KafkaBroker(kafka.bootstrap, settings)
+
+
+def test_an_unreachable_broker_is_named_soon(caplog: pytest.LogCaptureFixture) -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{unused.getsockname()[1]}"
+        begun = time.monotonic()
+        with pytest.raises(BrokerError, match=f"Kafka at {address} gave no answer.*refused"):
+            KafkaBroker(address)
+        assert time.monotonic() - begun < 15
+    assert len(caplog.records) < 5, "the same is not said ten times a second"
+
+
+def test_clients_log_and_leave_standard_error_alone(
+    kafka: KafkaServer, topics: Callable[..., str], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG, "tokenometer.kafka"):
+        broker = KafkaBroker(kafka.bootstrap, {"debug": "broker,cgrp,eos"})
+        topic = topics()
+        fill(broker, topic, 10)
+        consumer = broker.consumer(new_name(), [topic], Starter())
+        poll_offsets(consumer, 10)
+        producer = broker.producer(new_name())
+        producer.begin()
+        producer.produce(topic, [b"never sent"])
+        producer.close()
+        consumer.close()
+        broker.close()
+        del broker, consumer, producer
+        gc.collect()
+    assert "librdkafka" in caplog.text or "thrd:" in caplog.text
+    assert capfd.readouterr().err == ""
+
+
+def test_a_restart_of_the_broker_is_waited_out(owned: KafkaServer, topics: Callable[..., str]) -> None:
+    broker = KafkaBroker(owned.bootstrap)
+    topic = topics()
+    fill(broker, topic, 10)
+    consumer = broker.consumer(new_name(), [topic], Starter())
+    assert poll_offsets(consumer, 10) == list(range(10))
+    restart = threading.Thread(target=owned.restart)
+    restart.start()
+    seen = set()
+    while restart.is_alive():
+        assert consumer.poll(0.1, MOST) == []
+        seen.add(consumer.last_error)
+    restart.join()
+    fill(broker, topic, 10)
+    assert poll_offsets(consumer, 10) == list(range(10, 20))
+    assert any(error is not None for error in seen) and consumer.last_error is None
+    consumer.close()
+    broker.close()
+
+
+# --- Rebalances ---
+
+
+def test_what_a_listener_raises_comes_out_of_poll(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic = topics()
+    fill(broker, topic, 10)
+
+    def told(kind: str, places: Sequence[Place]) -> None:
+        raise ZeroDivisionError(kind)
+
+    consumer = broker.consumer(new_name(), [topic], Starter(told))
+    with pytest.raises(ZeroDivisionError, match="assigned"):
+        poll_some(consumer)
+    assert consumer.assignment() == []
+    for _ in range(5):
+        assert consumer.poll(0.1, MOST) == [], "a partition without a position is not read"
+    with pytest.raises(ZeroDivisionError, match="revoked"):
+        consumer.close()
+    consumer.close()
+
+
+@pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
+def test_a_raising_listener_loses_no_message(kafka: KafkaServer, topics: Callable[..., str], strategy: str) -> None:
+    """The messages at hand come with the next poll, but for those of the partition that is gone."""
+    broker = KafkaBroker(kafka.bootstrap, {"partition.assignment.strategy": strategy})
+    topic, group = topics(partitions=2), new_name()
+    broker.append(topic, [b"x" * 100] * 40_000, [b"%d" % number for number in range(40_000)])
+    broker.flush()
+    failing = [False]
+
+    def told(kind: str, places: Sequence[Place]) -> None:
+        if failing[0] and kind == "revoked":
+            failing[0] = False
+            raise ZeroDivisionError
+
+    first = broker.consumer(group, [topic], Starter(told))
+    reached: dict[Place, int] = {}
+    follow(first, reached, 100, 10)
+    failing[0] = True
+    second = broker.consumer(group, [topic], Starter())
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while failing[0] and time.monotonic() < deadline:
+        second.poll(0.01, 1)
+        try:
+            follow(first, reached, 1, 10)
+        except ZeroDivisionError:
+            break
+    assert not failing[0]
+    # Eager: everything was revoked, and is begun anew. Cooperative: what stays goes on without a gap.
+    if strategy == "range":
+        reached.clear()
+    while not (len(first.assignment()) == len(second.assignment()) == 1):
+        second.poll(0.01, 1)
+        follow(first, reached, 1, 10, restarts=strategy == "range")
+    before = sum(reached.values())
+    while sum(reached.values()) < before + 1_000:
+        follow(first, reached, 1_000, MOST)
+    for consumer in (first, second):
+        consumer.close()
+    broker.close()
+
+
+def follow(consumer: KafkaConsumer, reached: dict[Place, int], count: int, most: int, restarts: bool = False) -> None:
+    """Poll `count` messages; each partition must go on where it was."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while count > 0 and time.monotonic() < deadline:
+        found = consumer.poll(0.05, most)
+        if not found:
+            return
+        for messages in found:
+            first = int(messages.offsets[0])
+            assert first == reached.get(messages.place, 0) or (restarts and first == 0)
+            assert offsets_of([messages]) == list(range(first, messages.next_offset))
+            reached[messages.place] = messages.next_offset
+            count -= len(messages.values)
+
+
+# --- Positions ---
+
+
+def test_seek_drops_what_was_fetched_ahead(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic = topics()
+    place = Place(topic, 0)
+    fill(broker, topic, 5_000)
+    consumer = broker.consumer(new_name(), [topic], Starter())
+    assert offsets_of(poll_some(consumer, 10))[0] == 0
+    for target in (4_000, 3, 4_999, 0):
+        time.sleep(FETCHED_SECONDS)
+        consumer.seek({place: Offset(target)})
+        count = min(50, 5_000 - target)
+        assert offsets_of(poll_some(consumer, count))[0] == target
+    consumer.close()
+
+
+def test_a_seek_outlasts_a_pause(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic = topics()
+    place = Place(topic, 0)
+    fill(broker, topic, 1_000)
+    consumer = broker.consumer(new_name(), [topic], Starter())
+    poll_some(consumer, 10)
+    consumer.seek({place: Offset(500)})
+    consumer.pause([place])
+    assert consumer.poll(FETCHED_SECONDS, MOST) == []
+    consumer.resume([place])
+    assert offsets_of(poll_some(consumer, 10))[0] == 500
+    # Fetched ahead again, and resumed where the last message was handed out.
+    consumer.seek({place: Offset(100)})
+    handed_out = offsets_of(poll_some(consumer, 10))
+    time.sleep(FETCHED_SECONDS)
+    consumer.pause([place])
+    assert consumer.poll(FETCHED_SECONDS, MOST) == []
+    consumer.resume([place])
+    assert offsets_of(poll_some(consumer, 10))[0] == handed_out[-1] + 1
+    consumer.close()
+
+
+def test_an_offset_beyond_the_log_is_out_of_range(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic = topics()
+    fill(broker, topic, 10)
+    consumer = broker.consumer(new_name(), [topic], Starter())
+    poll_some(consumer)
+    consumer.seek({Place(topic, 0): Offset(5_000)})
+    with pytest.raises(OutOfRange, match=topic):
+        poll_some(consumer)
+    consumer.close()
+
+
+# --- Transactions ---
+
+
+def test_an_open_transaction_holds_the_extent_and_its_abort_leaves_a_gap(
+    broker: KafkaBroker, topics: Callable[..., str]
+) -> None:
+    topic = topics()
+    place = Place(topic, 0)
+    fill(broker, topic, 3)
+    producer = broker.producer(new_name())
+    producer.begin()
+    producer.produce(topic, [b"never seen"] * 5)
+    stable = wait_until_hidden(broker, place)
+    assert offsets_of(list(broker.read(place, BEGINNING, stable))) == list(range(stable))
+    producer.abort()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while broker.extents([topic])[place].end <= stable and time.monotonic() < deadline:
+        time.sleep(0.02)
+    found = list(broker.read(place, BEGINNING, broker.extents([topic])[place].end))
+    assert b"never seen" not in [value for messages in found for value in messages.values]
+    # What was written behind the transaction is there, after a gap of its five messages.
+    assert offsets_of(found)[stable] >= stable + 5
+    producer.close()
+
+
+def test_a_range_that_ends_in_an_abort_is_read_to_its_end(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic = topics()
+    place = Place(topic, 0)
+    producer = broker.producer(new_name())
+    producer.begin()
+    producer.produce(topic, [b"seen"])
+    producer.commit()
+    producer.begin()
+    producer.produce(topic, [b"never seen"] * 5)
+    stable = wait_until_hidden(broker, place)
+    producer.abort()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while (end := broker.extents([topic])[place].end) <= stable and time.monotonic() < deadline:
+        time.sleep(0.02)
+    begun = time.monotonic()
+    found = list(broker.read(place, BEGINNING, end))
+    assert offsets_of(found)[0] == 0
+    assert time.monotonic() - begun < 5
+    producer.close()
+
+
+def test_a_zombie_producer_is_fenced(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic, name = topics(), new_name()
+    zombie = broker.producer(name)
+    zombie.begin()
+    zombie.produce(topic, [b"from the zombie"])
+    heir = broker.producer(name)
+    with pytest.raises(Fenced, match="stop this one"):
+        zombie.commit()
+    zombie.close()
+    heir.begin()
+    heir.produce(topic, [b"from the heir"])
+    heir.commit()
+    heir.close()
+    end = broker.extents([topic])[Place(topic, 0)].end
+    found = list(broker.read(Place(topic, 0), BEGINNING, end))
+    assert [value for messages in found for value in messages.values] == [b"from the heir"]
+
+
+def test_a_transaction_that_timed_out_is_not_called_fenced(kafka: KafkaServer, topics: Callable[..., str]) -> None:
+    broker, topic, name = KafkaBroker(kafka.bootstrap, {"transaction.timeout.ms": "1000"}), topics(), new_name()
+    producer = broker.producer(name)
+    producer.begin()
+    producer.produce(topic, [b"late"])
+    wait_until_hidden(broker, Place(topic, 0))
+    time.sleep(3)
+    with pytest.raises(BrokerError) as caught:
+        producer.commit()
+    assert not isinstance(caught.value, Fenced)
+    producer.close()
+    anew = broker.producer(name)
+    anew.begin()
+    anew.produce(topic, [b"in time"])
+    anew.commit()
+    anew.close()
+    broker.close()
+
+
+def test_many_small_messages_fit_in_one_commit(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic, count = topics("rows", 2), 200_000
+    producer = broker.producer(new_name())
+    producer.begin()
+    keys = [b"%080d" % number for number in range(count)]
+    producer.produce(topic, keys, keys)
+    producer.commit()
+    producer.close()
+    found = 0
+    for place, (begin, end) in broker.extents([topic]).items():
+        found += sum(len(messages.values) for messages in broker.read(place, begin, end))
+    assert found == count
+
+
+def test_offsets_of_an_open_transaction_are_waited_for(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic, group = topics(), new_name()
+    place = Place(topic, 0)
+    fill(broker, topic, 10)
+    consumer = broker.consumer(group, [topic], Starter())
+    poll_offsets(consumer, 10)
+    producer = broker.producer(new_name())
+    producer.begin()
+    producer.send_offsets({place: Position(Offset(7), "seven")}, consumer.group_metadata())
+    committing = threading.Timer(1.0, producer.commit)
+    committing.start()
+    assert consumer.committed([place]) == {place: Position(Offset(7), "seven")}
+    committing.join()
+    assert broker.committed(group, [topic]) == {place: Position(Offset(7), "seven")}
+    consumer.close()
+    producer.close()

@@ -1,0 +1,210 @@
+"""The broker that the other tests stand on: it keeps what it was given, and leaves nothing behind."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+
+from tests import kafka_server
+from tests.kafka_server import ENVIRONMENT, KafkaFailed, KafkaNotOwned, KafkaServer, KafkaToolMissing
+
+pytestmark = pytest.mark.kafka
+
+Topics = Callable[..., str]
+SECONDS_MAX = 20
+
+
+def transact(kafka: KafkaServer, topic: str, values: list[bytes], commit: bool) -> None:
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "transactional.id": f"writer-of-{topic}"})
+    producer.init_transactions(SECONDS_MAX)
+    producer.begin_transaction()
+    for value in values:
+        producer.produce(topic, value)
+    producer.flush(SECONDS_MAX)  # an aborted record must be in the log to be skipped there
+    (producer.commit_transaction if commit else producer.abort_transaction)(SECONDS_MAX)
+
+
+def read_committed(kafka: KafkaServer, topic: str) -> list[bytes]:
+    """Partition 0 to its end."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": kafka.bootstrap,
+            "group.id": f"reader-of-{topic}",
+            "isolation.level": "read_committed",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+        }
+    )
+    values = []
+    try:
+        consumer.assign([TopicPartition(topic, 0, 0)])
+        deadline = time.monotonic() + SECONDS_MAX
+        while time.monotonic() < deadline:
+            message = consumer.poll(0.2)
+            if message is None:
+                continue
+            if message.error() is not None:
+                break  # the end of the partition
+            values.append(message.value() or b"")
+        else:
+            pytest.fail(f"{topic} has no end after {SECONDS_MAX} s")
+    finally:
+        consumer.close()
+    return values
+
+
+def await_end(pid: int) -> None:
+    deadline = time.monotonic() + SECONDS_MAX
+    while time.monotonic() < deadline:
+        try:
+            # A zombie is an end too: who reaps orphans differs between machines.
+            if pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.05)
+    pytest.fail(f"process {pid} still runs after {SECONDS_MAX} s")
+
+
+def assert_nothing_listens(bootstrap: str) -> None:
+    host, port = bootstrap.split(":")
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection((host, int(port)), timeout=5).close()
+
+
+def test_committed_transactions_are_read_and_aborted_ones_are_not(kafka: KafkaServer, topics: Topics) -> None:
+    topic = topics()
+    transact(kafka, topic, [b"a", b"b"], commit=True)
+    transact(kafka, topic, [b"lost"], commit=False)
+    transact(kafka, topic, [b"c"], commit=True)
+    assert read_committed(kafka, topic) == [b"a", b"b", b"c"]
+
+
+def test_a_message_of_two_mebibytes_fits(kafka: KafkaServer, topics: Topics) -> None:
+    topic = topics()
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "message.max.bytes": 4 << 20})
+    failures = []
+    producer.produce(topic, b"x" * (2 << 20), on_delivery=lambda error, _: failures.append(error))
+    producer.flush(SECONDS_MAX)
+    assert failures == [None]
+
+
+def test_a_topic_that_nobody_made_is_an_error(kafka: KafkaServer) -> None:
+    # Clients wait for new topics to become known; here nothing is to come.
+    producer = Producer({"bootstrap.servers": kafka.bootstrap, "topic.metadata.propagation.max.ms": 0})
+    failures = []
+    producer.produce("never-made", b"x", on_delivery=lambda error, _: failures.append(error))
+    producer.flush(SECONDS_MAX)
+    assert [error.code() for error in failures if error] in (
+        [KafkaError.UNKNOWN_TOPIC_OR_PART],
+        [KafkaError._UNKNOWN_TOPIC],
+    )
+
+
+@pytest.mark.parametrize("end", ["stop", "kill"])
+def test_data_and_address_survive(owned: KafkaServer, topics: Topics, end: str) -> None:
+    topic = topics()
+    transact(owned, topic, [b"a", b"b"], commit=True)
+    bootstrap, pid = owned.bootstrap, owned.pid
+    assert pid is not None
+    try:
+        getattr(owned, end)()
+        await_end(pid)
+        assert_nothing_listens(bootstrap)
+    finally:
+        owned.start()
+    assert owned.bootstrap == bootstrap
+    transact(owned, topic, [b"c"], commit=True)
+    assert read_committed(owned, topic) == [b"a", b"b", b"c"]
+
+
+@pytest.fixture
+def by_hand(owned: KafkaServer, tmp_path: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
+    """`make kafka`, as a person starts it: the process, the broker's address and the broker's process."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.kafka_server", "--data", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    pid = None
+    try:
+        lines = iter(process.stdout.readline, "")
+        bootstrap = next(line for line in lines if ENVIRONMENT in line).rpartition("=")[2].strip()
+        pid = broker_of(tmp_path)
+        yield process, bootstrap, pid
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        if pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+def broker_of(data_dir: pathlib.Path) -> int:
+    for entry in pathlib.Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            command = entry.read_bytes().split(b"\0")
+            if b"kafka.Kafka" in command and f"{data_dir}/server.properties".encode() in command:
+                return int(entry.parent.name)
+    pytest.fail(f"no broker with its data in {data_dir}")
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda end: end.name)
+def test_no_broker_outlives_who_started_it(
+    by_hand: tuple[subprocess.Popen[str], str, int], end: signal.Signals
+) -> None:
+    process, bootstrap, pid = by_hand
+    process.send_signal(end)
+    status = process.wait(SECONDS_MAX)
+    assert status == (-signal.SIGKILL if end == signal.SIGKILL else 0)
+    await_end(pid)
+    assert_nothing_listens(bootstrap)
+
+
+def test_close_leaves_no_process_and_no_data(owned: KafkaServer) -> None:
+    with KafkaServer() as second:
+        pid, directory, bootstrap = second.pid, second.log_path.parent, second.bootstrap
+        assert bootstrap != owned.bootstrap
+    assert pid is not None
+    await_end(pid)
+    assert not directory.exists()
+
+
+def test_a_start_that_fails_shows_the_log_and_leaves_no_process(owned: KafkaServer, tmp_path: pathlib.Path) -> None:
+    taken = int(owned.bootstrap.rpartition(":")[2])
+    server = KafkaServer(tmp_path, port=taken)
+    with pytest.raises(KafkaFailed, match="(?s)before it was ready.*server.log.*Address already in use"):
+        server.start()
+    assert server.pid is None
+
+
+def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(KafkaToolMissing, match="Java 17"):
+        kafka_server.find_java()
+    with pytest.raises(KafkaToolMissing, match="Maven"):
+        kafka_server.resolve()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_broker_of_someone_else_is_used_and_left_alone(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(ENVIRONMENT, kafka.bootstrap)
+    with KafkaServer() as same:
+        assert (same.owned, same.bootstrap, same.pid) == (False, kafka.bootstrap, None)
+        for end in (same.stop, same.kill, same.restart):
+            with pytest.raises(KafkaNotOwned):
+                end()
+    kafka_server._await_answer(kafka.bootstrap, time.monotonic() + SECONDS_MAX)
