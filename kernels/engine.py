@@ -10,7 +10,7 @@ is reserved in every table; where that fails, `count` stops and the caller commi
 meets a full table.
 """
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +38,7 @@ from schemas.mapping import Mapping
 COUNTER_MAX = (1 << 64) - 1
 RECORD_TOKENS_MAX = 5 << 40  # what one record adds to its user: five counts of less than 2^40, if all are additive
 RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
+CHANGES_SLICE_ROWS = 1 << 18  # 20 MiB on their way out, whatever the size of the tables
 _FILL_LIMIT = 0.75  # of a table's slots: linear probing stays short
 
 
@@ -420,16 +421,22 @@ class Engine:
 
     # --- Results out ---
 
-    def changes(self) -> UsageRows:
-        """The rows that changed since the last call, and from now on a new set of changes."""
-        count = int(self._read_fill()[layout.FILL_CHANGED])
-        out = self.target.zeros(count, layout.USAGE_ROW)
-        self._job["usage_rows"] = self.target.address(out)
-        self.target.launch("export_rows", self._job, 0, count)
-        table = self.target.fetch(out).view(layout.USAGE_ROW).reshape(-1)
+    def changes(self) -> Iterator[UsageRows]:
+        """The rows that changed since the last call, in slices of bounded size; none if there are none.
+
+        Each slice owns its table. Behind the last one a new set of changes begins; an iterator that is given up earlier
+        changes nothing. Nothing may be counted in between.
+        """
+        before = self._read_fill().copy()
+        count, arena = int(before[layout.FILL_CHANGED]), self._arena()
+        for first in range(0, count, CHANGES_SLICE_ROWS):
+            out = self.target.zeros(min(CHANGES_SLICE_ROWS, count - first), layout.USAGE_ROW)
+            self._job["usage_rows"] = self.target.address(out)
+            self.target.launch("export_rows", self._job, first, len(out))
+            yield UsageRows(self.target.fetch(out).view(layout.USAGE_ROW).reshape(-1), arena, self.window_ms)
+        assert (self._read_fill() == before).all(), "nothing is counted while changes are taken out"
         self._job["epoch"] += 1
         self._clear_fill(slice(layout.FILL_CHANGED, layout.FILL_CHANGED + 1))
-        return UsageRows(table, self._arena(), self.window_ms)
 
     def tally(self) -> Tally:
         """Fates of all records since the engine began."""
