@@ -126,6 +126,26 @@ class _Slot:
         self.counted: Any = target.mark()  # when the kernels have done with it
 
 
+_NO_FIELDS = ((0,) * layout.COUNTERS, (0,) * layout.TEXTS, (0,) * layout.TEXTS)  # of a ruling that rejects
+
+
+def _place_texts(plan: Plan, record: Canonical, at: int, texts: list[bytes]) -> tuple[list[int], list[int], int]:
+    """Where the record's strings stand in the buffer, their lengths, and where the next one goes.
+
+    Defaults stand in the prefix; all else came out of the line, so space as large as the batch's is enough for what is
+    added to `texts`.
+    """
+    places = []
+    for text, (default, place) in zip(record.texts, plan.defaults, strict=True):
+        if text == default:
+            places.append(place)
+        else:
+            places.append(at)
+            texts.append(text)
+            at += len(text)
+    return places, [len(text) for text in record.texts], at
+
+
 class Engine:
     """Meters one device. Not thread-safe; kernels run while Python waits without the interpreter lock."""
 
@@ -355,49 +375,39 @@ class Engine:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
         records = np.sort(self.target.fetch(self._doubtful[:doubtful])).astype(np.int64)
         self._clear_fill(slice(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1))
-        span = slice(first + int(records[0]), first + int(records[-1]) + 2)
-        starts = self.target.fetch(loaded.slot.line_start[span]).astype(np.int64)
-        messages = np.searchsorted(ends, first + records, side="right")
-        rulings = np.zeros(doubtful, layout.RULING)
+        before = first + int(records[0])
+        starts = self.target.fetch(loaded.slot.line_start[before : first + int(records[-1]) + 2])
+        lines = first + records
+        messages = np.searchsorted(ends, lines, side="right")
+        times = loaded.batch.message_time
         letters: list[DeadLetter] = []
-        text_from = loaded.referee_at
-        for k, (record, message) in enumerate(zip(records.tolist(), messages.tolist(), strict=True)):
-            at = record - int(records[0])
-            value = loaded.slot.memory[starts[at] : starts[at + 1] - 1].tobytes()
-            times = loaded.batch.message_time
+        rulings: list[tuple[Any, ...]] = []
+        texts: list[bytes] = []
+        text_at = loaded.referee_at
+        # Plain integers: a numpy scalar costs more than what is done with it here.
+        bounds = starts[lines - before].tolist(), starts[lines - before + 1].tolist()
+        for line, message, start, after in zip(lines.tolist(), messages.tolist(), *bounds, strict=True):
+            value = loaded.slot.memory[start : after - 1].tobytes()
             ruling = self._referee(value, loaded.plan.mapping, None if times is None else int(times[message]))
             if isinstance(ruling, Rejection):
-                line = first + record - (int(ends[message - 1]) if message else 0)
-                letters.append(
-                    DeadLetter(message, line, ruling, value, first + record, int(starts[at]) - layout.PREFIX_BYTES)
-                )
-                rulings[k]["record"], rulings[k]["verdict"] = record, layout.REJECTED
+                in_message = line - (int(ends[message - 1]) if message else 0)
+                letters.append(DeadLetter(message, in_message, ruling, value, line, start - layout.PREFIX_BYTES))
+                rulings.append((0, *_NO_FIELDS, line - first, layout.REJECTED))
             else:
-                start, length = self._write_texts(loaded, ruling)
-                rulings[k] = (ruling.time_ms, ruling.counters, start, length, record, layout.ACCEPTED)
-        written = slice(text_from, loaded.referee_at)
-        self.target.send_behind(loaded.slot.memory[written], loaded.slot.device[written])
-        sent = self.target.send(rulings)
+                places, lengths, text_at = _place_texts(loaded.plan, ruling, text_at, texts)
+                rulings.append((ruling.time_ms, ruling.counters, places, lengths, line - first, layout.ACCEPTED))
+        self._write_texts(loaded, b"".join(texts))
+        sent = self.target.send(np.array(rulings, layout.RULING))
         self._job["rulings"] = self.target.address(sent)
         self.target.launch("adopt", self._job, first, doubtful)
         return letters
 
-    def _write_texts(self, loaded: Loaded, record: Canonical) -> tuple[list[int], list[int]]:
-        """Put the record's strings behind the batch.
-
-        Defaults stand in the prefix and all else came out of the line, so space as large as the batch's is enough.
-        """
-        table = loaded.plan.table
-        starts = []
-        for slot, text in enumerate(record.texts):
-            default = int(table["default_start"][slot])
-            if text == loaded.plan.prefix[default : default + int(table["default_length"][slot])]:
-                starts.append(default)
-                continue
-            starts.append(loaded.referee_at)
-            loaded.slot.memory[loaded.referee_at : loaded.referee_at + len(text)] = np.frombuffer(text, np.uint8)
-            loaded.referee_at += len(text)
-        return starts, [len(text) for text in record.texts]
+    def _write_texts(self, loaded: Loaded, texts: bytes) -> None:
+        """Put the strings of rulings behind the batch, where `_place_texts` said."""
+        written = slice(loaded.referee_at, loaded.referee_at + len(texts))
+        loaded.slot.memory[written] = np.frombuffer(texts, np.uint8)
+        self.target.send_behind(loaded.slot.memory[written], loaded.slot.device[written])
+        loaded.referee_at = written.stop
 
     def _has_room(self, records: int, size: int) -> bool:
         """Can every table take the most that so many records of so many bytes could bring?"""

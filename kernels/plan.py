@@ -57,6 +57,8 @@ class Plan:
     table: np.ndarray[Any, Any]
     prefix: bytes  # the mapping's default strings, for the head of every batch buffer
     record_bytes_min: int  # no accepted record is shorter
+    # Each string's default, empty where there is none, and its place in the prefix
+    defaults: list[tuple[bytes, int]] = field(default_factory=lambda: [(b"", 0)] * layout.TEXTS)
     nodes: list[_Node] = field(default_factory=list)
 
     def learn(self, lines: Iterable[bytes]) -> bool:
@@ -102,6 +104,7 @@ def compile_mapping(mapping: Mapping) -> Plan:
             _add_path(plan.nodes, spec.scope, layout.TEXT, layout.SCOPE, False)
         if spec.kind == "string" and spec.default is not None:
             text = str(spec.default).encode()
+            plan.defaults[_slot(spec)] = text, len(plan.prefix)
             table["default_start"][_slot(spec)] = len(plan.prefix)
             table["default_length"][_slot(spec)] = len(text)
             table["defaulted"] |= have

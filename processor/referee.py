@@ -43,6 +43,7 @@ _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
 )
 _EPOCH_PER_MS = {"epoch_s": (1000, 1), "epoch_ms": (1, 1), "epoch_us": (1, 1000), "epoch_ns": (1, 1_000_000)}
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"[ \t\r]*(:?)')  # a key, if a colon follows
 _TOKEN = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
 
 
@@ -77,7 +78,7 @@ class Referee:
         if not isinstance(value, dict):
             raise Rejected("not_an_object")
         tree = self._tree(mapping)
-        if _could_repeat(record, tree) and _repeats(record, tree.root):
+        if _could_repeat(record, value, tree) and _repeats(record, tree.root):
             raise Rejected("repeated_field")
         texts: dict[str, bytes] = {}
         counts: dict[str, int] = {}
@@ -272,9 +273,25 @@ def _tree_of(mapping: Mapping) -> _Tree:
     return _Tree(root, tuple(orjson.dumps(key) for key in {key for path in paths for key in path}))
 
 
-def _could_repeat(record: bytes, tree: _Tree) -> bool:
-    """A quick no for most records: without an escape a key that stands twice is spelled twice."""
-    return b"\\" in record or any(record.count(key) > 1 for key in tree.quoted)
+def _could_repeat(record: bytes, value: dict[str, Any], tree: _Tree) -> bool:
+    """A quick no for most records: a key that stands twice is spelled twice, if without an escape; else one is lost."""
+    if b"\\" in record:
+        return sum(map(len, _STRING.findall(record))) > _key_count(value)
+    return any(record.count(key) > 1 for key in tree.quoted)
+
+
+def _key_count(value: dict[str, Any]) -> int:
+    """Of an object and all that it holds."""
+    count = 0
+    held: list[Any] = [value]
+    while held:
+        inside = held.pop()
+        if isinstance(inside, dict):
+            count += len(inside)
+            held += [x for x in inside.values() if isinstance(x, dict | list)]
+        else:
+            held += [x for x in inside if isinstance(x, dict | list)]
+    return count
 
 
 def _repeats(record: bytes, root: _Node) -> bool:
