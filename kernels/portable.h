@@ -7,6 +7,7 @@
 #if defined(__CUDACC__)
 
 #define HD __device__ __forceinline__
+#define COLD HD  // off the usual path: a call of its own on a CPU, so that the usual path keeps its registers
 #define CONSTANT __constant__ const
 #define LIKELY(condition) (condition)
 #define ROLLED _Pragma("unroll 1")  // probe loops: unrolled copies only cost registers
@@ -25,6 +26,7 @@ typedef long long i64;
 #endif
 
 #define HD inline __attribute__((always_inline))
+#define COLD inline __attribute__((noinline))
 #define CONSTANT static const
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define ROLLED
