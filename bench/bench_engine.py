@@ -181,7 +181,7 @@ def bytes_of(case: Case) -> int:
     """What the case's process will touch, roughly: row tables, request ids while they grow, and its log."""
     limits = limits_of(case)
     ids = max(case.remembered, min(case.rows, FILL_PASS_RECORDS), case.records)
-    return limits.rows * 68 + 3 * 16 * _power(ids / 0.6) + case.records * 350 + (1 << 29)
+    return limits.rows * 68 + 3 * 16 * _power(ids / 0.75) + case.records * 350 + (1 << 29)
 
 
 # --- Counting a pass ---

@@ -50,16 +50,17 @@ class TablesTooSmall(ValueError):
 class Limits:
     """Sizes of everything, and why.
 
-    rows, cells, texts, windows: slots, powers of two. 68, 132, 36 and 16,404 bytes each.
+    rows, cells, texts, windows: slots, powers of two. 68, 132, 36 and 16,404 bytes each. The first records of a part
+        touch all of a table, and new pages cost more than counting: so no more than a part of a million rows needs.
     arena_bytes: names of users, models and chips.
-    identity_bytes: request ids, 16 bytes each at no more than 60 % load, two generations, and both sizes while growing.
+    identity_bytes: request ids, 16 bytes each at no more than 75 % load, two generations, and both sizes while growing.
     batch_bytes: what one batch holds; 32-bit positions bound it to 1 GiB.
     tile_records: 192 bytes each, which should stay in the CPU's second-level cache.
     """
 
-    rows: int = 1 << 22
-    cells: int = 1 << 20
-    texts: int = 1 << 21
+    rows: int = 1 << 21
+    cells: int = 1 << 19
+    texts: int = 1 << 20
     windows: int = 1 << 12
     arena_bytes: int = 1 << 26
     identity_bytes: int = 1 << 32

@@ -11,7 +11,7 @@ import numpy as np
 from kernels import layout
 from kernels.target import Array, Target
 
-_LOAD_MAX = 0.6
+_LOAD_MAX = 0.75
 _SLOTS_MIN = 1 << 12
 
 
