@@ -188,7 +188,7 @@ HD u32 digits_value(u64 word, u32 count) {
 HD const u8* read_digits(const u8* p, u64* value) {
   const u64 word = load_word(p);
   u32 count = digit_run(word);
-  if (count == 0 || (count > 1 && *p == '0')) return nullptr;
+  if ((count == 0) | ((count > 1) & (*p == '0'))) return nullptr;
   if (LIKELY(count < 8)) {
     *value = digits_value(word, count);
     return p + count;

@@ -30,20 +30,13 @@ REASONS = (
     "unknown_token_type",
     "inconsistent_counts",
 )
-_COUNTERS = (
-    "requests",
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-)
 _DIGITS = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
 )
 _EPOCH_PER_MS = {"epoch_s": (1000, 1), "epoch_ms": (1, 1), "epoch_us": (1, 1000), "epoch_ns": (1, 1_000_000)}
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"[ \t\r]*(:?)')  # a key, if a colon follows
+_CONTAINERS = (dict, list)
+_KEY_END = re.compile(rb'"[ \t\r]*:')
 _TOKEN = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
 
 
@@ -112,7 +105,7 @@ class Referee:
 
     def _tree(self, mapping: Mapping) -> "_Tree":
         known = self._trees.get(mapping.source)
-        if known is None or known[0] != mapping:
+        if known is None or (known[0] is not mapping and known[0] != mapping):
             known = self._trees[mapping.source] = mapping, _tree_of(mapping)
         return known[1]
 
@@ -135,7 +128,7 @@ def _walk(record: dict[str, Any], path: Path, name: str) -> Any:
 def _value(record: dict[str, Any], field: Field) -> Any:
     """The value of the first path that has one."""
     for path in field.paths:
-        value = _walk(record, path, field.name)
+        value = record.get(path[0]) if len(path) == 1 else _walk(record, path, field.name)
         if value is not None:
             return value
     return None
@@ -230,21 +223,26 @@ def _rfc3339_ms(text: str, name: str) -> int:
 
 
 def _canonical(mapping: Mapping, time_ms: int, texts: dict[str, bytes], counts: dict[str, int]) -> Canonical:
-    requests, given, cached, written, output, reasoning = (
-        counts.get(name, 1 if name == "requests" else 0) for name in _COUNTERS
-    )
+    count, text = counts.get, texts.get
+    given, cached, written = count("input_tokens", 0), count("cached_input_tokens", 0), count("cache_write_tokens", 0)
+    output, reasoning = count("output_tokens", 0), count("reasoning_tokens", 0)
     if mapping.input_additive:
         given += cached + written
     if mapping.output_additive:
         output += reasoning
     if cached + written > given or reasoning > output:
         raise Rejected("inconsistent_counts")
-    names = ("request_id", "user", "model", "chip", "prefill_chip", "scope")
-    request_id, user, model, chip, prefill_chip, scope = (texts.get(name, b"") for name in names)
     return Canonical(
         EventTimeMs(time_ms),
-        (request_id, user, model, chip, prefill_chip, scope),
-        (requests, given, cached, written, output, reasoning),
+        (
+            text("request_id", b""),
+            text("user", b""),
+            text("model", b""),
+            text("chip", b""),
+            text("prefill_chip", b""),
+            text("scope", b""),
+        ),
+        (count("requests", 1), given, cached, written, output, reasoning),
     )
 
 
@@ -274,9 +272,12 @@ def _tree_of(mapping: Mapping) -> _Tree:
 
 
 def _could_repeat(record: bytes, value: dict[str, Any], tree: _Tree) -> bool:
-    """A quick no for most records: a key that stands twice is spelled twice, if without an escape; else one is lost."""
+    """A quick no for most records: a key that stands twice is spelled twice, if without an escape; else one is lost.
+
+    A string may hold what looks like a key's end, so the count of those may be too large, never too small.
+    """
     if b"\\" in record:
-        return sum(map(len, _STRING.findall(record))) > _key_count(value)
+        return len(_KEY_END.findall(record)) > _key_count(value)
     return any(record.count(key) > 1 for key in tree.quoted)
 
 
@@ -286,11 +287,11 @@ def _key_count(value: dict[str, Any]) -> int:
     held: list[Any] = [value]
     while held:
         inside = held.pop()
+        values = inside
         if isinstance(inside, dict):
             count += len(inside)
-            held += [x for x in inside.values() if isinstance(x, dict | list)]
-        else:
-            held += [x for x in inside if isinstance(x, dict | list)]
+            values = inside.values()
+        held += [x for x in values if isinstance(x, _CONTAINERS)]
     return count
 
 
