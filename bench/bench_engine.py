@@ -181,7 +181,7 @@ def bytes_of(case: Case) -> int:
     """What the case's process will touch, roughly: row tables, request ids while they grow, and its log."""
     limits = limits_of(case)
     ids = max(case.remembered, min(case.rows, FILL_PASS_RECORDS), case.records)
-    return limits.rows * 68 + 3 * 16 * _power(ids / 0.6) + case.records * 350 + (1 << 29)
+    return limits.rows * 68 + 3 * 16 * _power(ids / 0.75) + case.records * 350 + (1 << 29)
 
 
 # --- Counting a pass ---
@@ -212,6 +212,11 @@ def count_all(engine: Engine, loaded: Loaded) -> None:
     progress = engine.count(loaded)
     ends = loaded.batch.message_end
     assert ends is not None and progress.next_message == len(ends), f"the tables are too small: {engine.fill()}"
+
+
+def take_changes(engine: Engine) -> int:
+    """Let go of the changed rows, slice by slice; how many there were."""
+    return sum(map(len, engine.changes()))
 
 
 WORK: dict[str, Callable[[Engine, Loaded], None]] = {"split": lambda *_: None, "parse": parse_only, "all": count_all}
@@ -296,7 +301,7 @@ def measure(case: Case) -> dict[str, Any]:
     for k in range(1, case.passes + 1):
         log = log_of(case, k)
         start = time.perf_counter()
-        rows = len(engine.changes())
+        rows = take_changes(engine)
         commits.append((time.perf_counter() - start) / max(1, rows) * 1e9)
         runner.turn()
         turns.append(runner.turn_seconds)
@@ -325,7 +330,7 @@ def kernel_split(runner: Runner, log: FileLog | RowsLog) -> dict[str, float]:
 
         return wrapped
 
-    runner.engine.changes()
+    take_changes(runner.engine)
     runner.turn()
     target.launch, target.split = timed(None, plain_launch), timed("split", plain_split)
     try:
@@ -366,7 +371,7 @@ def measure_memory(case: Case) -> dict[str, Any]:
     runner = Runner(case)
     extra = fill_tables(runner)
     counted = common.peak_bytes()
-    rows = len(runner.engine.changes())
+    rows = take_changes(runner.engine)
     committed = common.peak_bytes()
     engine = runner.engine
     tables = sum(array.nbytes for array in engine._tables.values())
@@ -464,7 +469,7 @@ def measure_cuda(case: Case) -> dict[str, Any]:
     passes = []
     for k in range(1, case.passes + 1):
         filled = runner.prefill(log_of(case, k))
-        engine.changes()
+        take_changes(engine)
         runner.turn()
         passes.append(runner.run_filled(filled))
     filled = runner.prefill(log_of(case, case.passes + 1))
@@ -504,7 +509,7 @@ def cuda_kernels(runner: CudaRunner, filled: Sequence[tuple[Any, Any, int]]) -> 
         end.record()
         spans.append((name, start, end))
 
-    runner.engine.changes()
+    take_changes(runner.engine)
     runner.turn()
     target._run = timed
     try:

@@ -100,11 +100,15 @@ def _mapping(dedup: bool) -> Any:
     return mappings.parse(without, "native without request ids")
 
 
-def _from_engine(rows: Any) -> Any:
+def _from_engine(slices: Any) -> Any:
+    return pa.concat_tables([_from_slice(rows) for rows in slices])
+
+
+def _from_slice(rows: Any) -> Any:
+    from processor.output import Names
+
     columns = [pa.array((rows.table["window"] * np.uint64(rows.window_ms)).astype(np.int64))]
-    for key in KEYS[1:]:
-        places = pa.array(np.ascontiguousarray(rows.table[key])).dictionary_encode()
-        columns.append(pa.array([rows.text(place) for place in places.dictionary.to_pylist()]).take(places.indices))
+    columns += [Names(rows.table[key], rows.arena).column() for key in KEYS[1:]]
     return pa.table([*columns, *map(pa.array, np.ascontiguousarray(rows.table["counters"].T))], names=ANSWER.names)
 
 

@@ -41,11 +41,11 @@ def totals(target: Target) -> tuple[Counter[tuple[Any, ...]], Any, int]:
     sums: Counter[tuple[Any, ...]] = Counter()
 
     def close_part() -> None:
-        rows = engine.changes()
-        keys = zip(rows.window_starts(), *(rows.texts(name) for name in ("user", "model", "chip")), strict=True)
-        for key, counters in zip(keys, rows.table["counters"].tolist(), strict=True):
-            for k, count in enumerate(counters):
-                sums[*key, k] += count
+        for rows in engine.changes():
+            keys = zip(rows.window_starts(), *(rows.texts(name) for name in ("user", "model", "chip")), strict=True)
+            for key, counters in zip(keys, rows.table["counters"].tolist(), strict=True):
+                for k, count in enumerate(counters):
+                    sums[*key, k] += count
 
     for at in range(0, len(values), MESSAGES):
         batch = values[at : at + MESSAGES]

@@ -80,9 +80,9 @@ HD void count_record(const Job& job, u32 i) {
   add(&job.texts[record.user_slot].tokens, record.counters[INPUT] + record.counters[OUTPUT]);
 }
 
-// Changed row k on its way out, its strings as places in the arena
-HD void export_row(const Job& job, u32 k) {
-  const Row& row = job.rows[job.changed[k]];
+// Changed row first + k on its way out, its strings as places in the arena
+HD void export_row(const Job& job, u32 first, u32 k) {
+  const Row& row = job.rows[job.changed[first + k]];
   const Cell& cell = job.cells[(u32)row.key];
   UsageRow& out = job.usage_rows[k];
   out.window = cell.window;

@@ -41,7 +41,7 @@ KERNEL settle(const Job* job, u32 first, u32 n) {
   }
 }
 KERNEL count(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) count_record(*job, i); }
-KERNEL export_rows(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) export_row(*job, i); }
+KERNEL export_rows(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) export_row(*job, first, i); }
 KERNEL move_identities(const Identity* from, Identity* to, u32 to_mask, u32 n) {
   FOR_EACH(i, n) move_identity(from, i, to, to_mask);
 }

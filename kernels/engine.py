@@ -11,7 +11,7 @@ is reserved in every table; where that fails, `count` stops and the caller commi
 meets a full table.
 """
 
-from collections.abc import Container, Hashable, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ from schemas.mapping import Mapping
 COUNTER_MAX = (1 << 64) - 1
 RECORD_TOKENS_MAX = 5 << 40  # what one record adds to its user: five counts of less than 2^40, if all are additive
 RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
+CHANGES_SLICE_ROWS = 1 << 18  # 20 MiB on their way out, whatever the size of the tables
 _FILL_LIMIT = 0.75  # of a table's slots: linear probing stays short
 
 
@@ -51,16 +52,17 @@ class TablesTooSmall(ValueError):
 class Limits:
     """Sizes of everything, and why.
 
-    rows, cells, texts, windows: slots, powers of two. 68, 132, 36 and 16,404 bytes each.
+    rows, cells, texts, windows: slots, powers of two. 68, 132, 36 and 16,404 bytes each. The first records of a part
+        touch all of a table, and new pages cost more than counting: so no more than a part of a million rows needs.
     arena_bytes: names of users, models and chips.
-    identity_bytes: request ids, 16 bytes each at no more than 60 % load, two generations, and both sizes while growing.
+    identity_bytes: request ids, 16 bytes each at no more than 75 % load, two generations, and both sizes while growing.
     batch_bytes: what one batch holds; 32-bit positions bound it to 1 GiB.
     tile_records: 192 bytes each, which should stay in the CPU's second-level cache.
     """
 
-    rows: int = 1 << 22
-    cells: int = 1 << 20
-    texts: int = 1 << 21
+    rows: int = 1 << 21
+    cells: int = 1 << 19
+    texts: int = 1 << 20
     windows: int = 1 << 12
     arena_bytes: int = 1 << 26
     identity_bytes: int = 1 << 32
@@ -132,6 +134,26 @@ class _Slot:
         self.device = target.mirror(self.memory)
         self.line_start = target.zeros(space + 2, np.uint32)
         self.counted: Any = target.mark()  # when the kernels have done with it
+
+
+_NO_FIELDS = ((0,) * layout.COUNTERS, (0,) * layout.TEXTS, (0,) * layout.TEXTS)  # of a ruling that rejects
+
+
+def _place_texts(plan: Plan, record: Canonical, at: int, texts: list[bytes]) -> tuple[list[int], list[int], int]:
+    """Where the record's strings stand in the buffer, their lengths, and where the next one goes.
+
+    Defaults stand in the prefix; all else came out of the line, so space as large as the batch's is enough for what is
+    added to `texts`.
+    """
+    places = []
+    for text, (default, place) in zip(record.texts, plan.defaults, strict=True):
+        if text == default:
+            places.append(place)
+        else:
+            places.append(at)
+            texts.append(text)
+            at += len(text)
+    return places, [len(text) for text in record.texts], at
 
 
 class Engine:
@@ -401,49 +423,39 @@ class Engine:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
         records = np.sort(self.target.fetch(self._doubtful[:doubtful])).astype(np.int64)
         self._clear_fill(slice(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1))
-        span = slice(first + int(records[0]), first + int(records[-1]) + 2)
-        starts = self.target.fetch(loaded.slot.line_start[span]).astype(np.int64)
-        messages = np.searchsorted(ends, first + records, side="right")
-        rulings = np.zeros(doubtful, layout.RULING)
+        before = first + int(records[0])
+        starts = self.target.fetch(loaded.slot.line_start[before : first + int(records[-1]) + 2])
+        lines = first + records
+        messages = np.searchsorted(ends, lines, side="right")
+        times = loaded.batch.message_time
         letters: list[DeadLetter] = []
-        text_from = loaded.referee_at
-        for k, (record, message) in enumerate(zip(records.tolist(), messages.tolist(), strict=True)):
-            at = record - int(records[0])
-            value = loaded.slot.memory[starts[at] : starts[at + 1] - 1].tobytes()
-            times = loaded.batch.message_time
+        rulings: list[tuple[Any, ...]] = []
+        texts: list[bytes] = []
+        text_at = loaded.referee_at
+        # Plain integers: a numpy scalar costs more than what is done with it here.
+        bounds = starts[lines - before].tolist(), starts[lines - before + 1].tolist()
+        for line, message, start, after in zip(lines.tolist(), messages.tolist(), *bounds, strict=True):
+            value = loaded.slot.memory[start : after - 1].tobytes()
             ruling = self._referee(value, loaded.plan.mapping, None if times is None else int(times[message]))
             if isinstance(ruling, Rejection):
-                line = first + record - (int(ends[message - 1]) if message else 0)
-                letters.append(
-                    DeadLetter(message, line, ruling, value, first + record, int(starts[at]) - layout.PREFIX_BYTES)
-                )
-                rulings[k]["record"], rulings[k]["verdict"] = record, layout.REJECTED
+                in_message = line - (int(ends[message - 1]) if message else 0)
+                letters.append(DeadLetter(message, in_message, ruling, value, line, start - layout.PREFIX_BYTES))
+                rulings.append((0, *_NO_FIELDS, line - first, layout.REJECTED))
             else:
-                start, length = self._write_texts(loaded, ruling)
-                rulings[k] = (ruling.time_ms, ruling.counters, start, length, record, layout.ACCEPTED)
-        written = slice(text_from, loaded.referee_at)
-        self.target.send_behind(loaded.slot.memory[written], loaded.slot.device[written])
-        sent = self.target.send(rulings)
+                places, lengths, text_at = _place_texts(loaded.plan, ruling, text_at, texts)
+                rulings.append((ruling.time_ms, ruling.counters, places, lengths, line - first, layout.ACCEPTED))
+        self._write_texts(loaded, b"".join(texts))
+        sent = self.target.send(np.array(rulings, layout.RULING))
         self._job["rulings"] = self.target.address(sent)
         self.target.launch("adopt", self._job, first, doubtful)
         return letters
 
-    def _write_texts(self, loaded: Loaded, record: Canonical) -> tuple[list[int], list[int]]:
-        """Put the record's strings behind the batch.
-
-        Defaults stand in the prefix and all else came out of the line, so space as large as the batch's is enough.
-        """
-        table = loaded.plan.table
-        starts = []
-        for slot, text in enumerate(record.texts):
-            default = int(table["default_start"][slot])
-            if text == loaded.plan.prefix[default : default + int(table["default_length"][slot])]:
-                starts.append(default)
-                continue
-            starts.append(loaded.referee_at)
-            loaded.slot.memory[loaded.referee_at : loaded.referee_at + len(text)] = np.frombuffer(text, np.uint8)
-            loaded.referee_at += len(text)
-        return starts, [len(text) for text in record.texts]
+    def _write_texts(self, loaded: Loaded, texts: bytes) -> None:
+        """Put the strings of rulings behind the batch, where `_place_texts` said."""
+        written = slice(loaded.referee_at, loaded.referee_at + len(texts))
+        loaded.slot.memory[written] = np.frombuffer(texts, np.uint8)
+        self.target.send_behind(loaded.slot.memory[written], loaded.slot.device[written])
+        loaded.referee_at = written.stop
 
     def _has_room(self, records: int, size: int) -> bool:
         """Can every table take the most that so many records of so many bytes could bring?"""
@@ -467,16 +479,22 @@ class Engine:
 
     # --- Results out ---
 
-    def changes(self) -> UsageRows:
-        """The rows that changed since the last call, and from now on a new set of changes."""
-        count = int(self._read_fill()[layout.FILL_CHANGED])
-        out = self.target.zeros(count, layout.USAGE_ROW)
-        self._job["usage_rows"] = self.target.address(out)
-        self.target.launch("export_rows", self._job, 0, count)
-        table = self.target.fetch(out).view(layout.USAGE_ROW).reshape(-1)
+    def changes(self) -> Iterator[UsageRows]:
+        """The rows that changed since the last call, in slices of bounded size; none if there are none.
+
+        Each slice owns its table. Behind the last one a new set of changes begins; an iterator that is given up earlier
+        changes nothing. Nothing may be counted in between.
+        """
+        before = self._read_fill().copy()
+        count, arena = int(before[layout.FILL_CHANGED]), self._arena()
+        for first in range(0, count, CHANGES_SLICE_ROWS):
+            out = self.target.zeros(min(CHANGES_SLICE_ROWS, count - first), layout.USAGE_ROW)
+            self._job["usage_rows"] = self.target.address(out)
+            self.target.launch("export_rows", self._job, first, len(out))
+            yield UsageRows(self.target.fetch(out).view(layout.USAGE_ROW).reshape(-1), arena, self.window_ms)
+        assert (self._read_fill() == before).all(), "nothing is counted while changes are taken out"
         self._job["epoch"] += 1
         self._clear_fill(slice(layout.FILL_CHANGED, layout.FILL_CHANGED + 1))
-        return UsageRows(table, self._arena(), self.window_ms)
 
     def tally(self) -> Tally:
         """Fates of all records since the engine began."""

@@ -8,24 +8,23 @@ struct Hash {
   u64 low, high;
 };
 
-HD u64 rotate(u64 x, u32 bits) { return (x << bits) | (x >> (64 - bits)); }
-// Both halves of a 128-bit product, folded: every input bit reaches every output bit.
-HD u64 fold(u64 a, u64 b) { return (a * b) ^ multiply_high(a, b); }
-
-// 128 bits of the n bytes at p. Two lanes take each 16-byte block under different secrets. The length goes in first, so
-// the zeros behind the last block are no second spelling. `salt` separates scopes.
+// 128 bits of the n bytes at p, 16 at a time. The length goes in first, so the zeros behind the last block are no
+// second spelling. `salt` separates scopes. Values differ between targets (portable.h) and never leave a process.
 HD Hash hash_text(const u8* p, u32 n, const u64* secret, u64 salt) {
-  u64 left = secret[0] ^ n ^ salt, right = secret[1] ^ rotate(salt, 32) ^ (u64)n << 32;
-  ROLLED for (; n > 16; p += 16, n -= 16) {
-    const u64 a = load_word(p), b = load_word(p + 8);
-    left = fold(a ^ left, b ^ secret[2]);
-    right = fold(b ^ right, a ^ secret[3]);
+  Block state = block(secret[0] ^ n ^ salt, secret[1] ^ rotate(salt, 32) ^ (u64)n << 32);
+  ROLLED for (; n > 16; p += 16, n -= 16) state = stir(state, load_some(p, 16), secret);
+  state = finish(stir(state, load_some(p, n), secret), secret);
+  return {low_word(state), high_word(state)};
+}
+
+// 64 bits that are the same on every target, for what is merged across them.
+HD u64 shared_hash(const u8* p, u32 n, u64 seed) {
+  u64 hash = seed ^ n;
+  ROLLED for (u32 i = 0; i < n; i += 16) {
+    const Block data = load_some(p + i, n - i < 16 ? n - i : 16);
+    hash = fold(low_word(data) ^ hash, high_word(data) ^ 0x8f1bbcdcbfa53e0bull);
   }
-  u64 last[2];
-  load_some(p, n, last);
-  left = fold(last[0] ^ left, last[1] ^ secret[2]);
-  right = fold(last[1] ^ right, last[0] ^ secret[3]);
-  return {fold(left ^ secret[4], right ^ secret[5]), fold(right ^ secret[6], rotate(left, 32) ^ secret[7])};
+  return fold(hash ^ 0x5a827999a3b1c6d5ull, 0xca62c1d6b7e15163ull);
 }
 
 }  // namespace tokenometer

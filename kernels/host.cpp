@@ -57,11 +57,11 @@ ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) count_record(job, i);
 }
-ENTRY void export_rows(const Job* shared, u32, u32 begin, u32 end) {
+ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) {
-    if (i + 16 < end) prefetch(&job.rows[job.changed[i + 16]]);
-    export_row(job, i);
+    if (i + 16 < end) prefetch(&job.rows[job.changed[first + i + 16]]);
+    export_row(job, first, i);
   }
 }
 ENTRY void move_identities(const Identity* from, Identity* to, u32 to_mask, u32 begin, u32 end) {

@@ -11,7 +11,7 @@ import numpy as np
 from kernels import layout
 from kernels.target import Array, Target
 
-_LOAD_MAX = 0.6
+_LOAD_MAX = 0.75
 _SLOTS_MIN = 1 << 12
 
 
@@ -22,8 +22,7 @@ class IdentityMemoryError(MemoryError):
 class IdentitySet:
     def __init__(self, target: Target, bytes_max: int) -> None:
         self._target, self._bytes_max = target, bytes_max
-        self._current = self._table(_SLOTS_MIN)
-        self._before: Array | None = None
+        self._use(self._table(_SLOTS_MIN), None)
         self._generation: int | None = None
         self._used_at_most = 0
         self._sequence = 0
@@ -32,6 +31,13 @@ class IdentitySet:
 
     def _table(self, slots: int) -> Array:
         return self._target.zeros(slots, layout.IDENTITY)
+
+    def _use(self, current: Array, before: Array | None) -> None:
+        """Addresses are looked up here, once, and not for each tile."""
+        self._current, self._before = current, before
+        address = self._target.address
+        self._current_at = address(current), len(current) - 1  # and mask
+        self._before_at = (0, 0) if before is None else (address(before), len(before) - 1)
 
     def turn_to(self, generation: int, offset: int) -> None:
         """Generation g, which begins at `offset`, remembers itself and g - 1; tables of older ids are dropped."""
@@ -48,17 +54,13 @@ class IdentitySet:
 
     def _turn(self, keep: bool) -> None:
         """Start an empty table, in the memory of the one that is dropped if that is as large."""
-        dropped = self._before if keep else self._current
-        if keep:
-            self._before = self._current
-        else:
-            self._before = None
+        dropped, before = (self._before, self._current) if keep else (self._current, None)
         if dropped is not None and len(dropped) == len(self._current):
             with self._target.order:
                 dropped.fill(0)
-            self._current = dropped
+            self._use(dropped, before)
         else:
-            self._current = self._table(len(self._current))
+            self._use(self._table(len(self._current)), before)
         self._used_at_most, self._sequence = 0, 0
 
     def reserve(self, records: int, job: np.ndarray[Any, Any]) -> None:
@@ -68,11 +70,8 @@ class IdentitySet:
             with self._target.order:
                 self._used_at_most = int(self._target.xp.count_nonzero(self._current[:, 0]))
             self._grow(self._used_at_most + records)
-        before = self._before
-        job["identities"] = self._target.address(self._current)
-        job["identities_mask"] = len(self._current) - 1
-        job["identities_before"] = 0 if before is None else self._target.address(before)
-        job["identities_before_mask"] = 0 if before is None else len(before) - 1
+        job["identities"], job["identities_mask"] = self._current_at
+        job["identities_before"], job["identities_before_mask"] = self._before_at
         job["sequence"] = self._sequence
         self._used_at_most += records
         self._sequence += records
@@ -91,4 +90,4 @@ class IdentitySet:
             )
         larger = self._table(slots)
         self._target.move_identities(self._current, larger)
-        self._current = larger
+        self._use(larger, self._before)

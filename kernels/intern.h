@@ -34,15 +34,7 @@ HD u32 text_home(u64 low) { return (u32)(low >> 8); }
 // A string's place in a HyperLogLog: the register its hash's first bits name, and how many zeros the rest starts with,
 // plus one. The seed is shared by all meters, so that their sketches can be merged.
 HD u64 sketch_place(const u8* text, u32 length, u64 seed) {
-  const u64 secret[8] = {seed,
-                         ~seed,
-                         0x8f1bbcdcbfa53e0bull,
-                         0x2f6e2b1d9c3a5f47ull,
-                         0x5a827999a3b1c6d5ull,
-                         0x6ed9eba1e4d2f7c9ull,
-                         0xca62c1d6b7e15163ull,
-                         0x93c467e37db0c7a4ull};
-  const u64 hash = hash_text(text, length, secret, 0).low;
+  const u64 hash = shared_hash(text, length, seed);
   const u32 rank = leading_zeros(hash << SKETCH_BITS | 1ull << (SKETCH_BITS - 1)) + 1;
   return (hash >> (64 - SKETCH_BITS)) << SKETCH_RANK_BITS | rank;
 }

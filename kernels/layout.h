@@ -37,6 +37,9 @@ enum Counter : u32 {
 constexpr u32 HAVE_TIME = 1u << 6;
 constexpr u32 HAVE_SELECTOR = 1u << 7;
 constexpr u32 HAVE_COUNTER = 8;
+// Marks: one bit for each mapped key; above them the `have` bit of its field.
+constexpr u32 HAVE_SHIFT = 32;
+constexpr u64 KEY_MARKS = 0xffffffffull;
 
 constexpr u32 TEXT_BYTES_MAX = 256;
 constexpr u64 COUNT_MAX = 1ull << 40;            // counts are below
@@ -61,7 +64,7 @@ enum Kind : u32 { ORDINARY = 0, OBJECT = 1, TEXT = 2, COUNT = 3, TIME = 4, SELEC
 // must know of that value's key is here too, so that a right prediction touches nothing else.
 struct alignas(128) Step {
   u8 literal[LITERAL_BYTES_MAX];  // such as  ,"user":"
-  u64 marks;                      // mapped keys passed on the way
+  u64 marks;                      // of the mapped keys passed on the way and of this value's
   u32 length;                     // of the literal
   u32 key;                        // whose value follows, or END
   u32 kind;                       // with QUOTED: the literal ends with the value's opening quote
@@ -70,7 +73,7 @@ struct alignas(128) Step {
 };
 struct Key {
   u64 text[KEY_BYTES_MAX / 8];  // zero padded
-  u64 mark;                     // one bit for each mapped key, 0 for an ordinary one
+  u64 mark;                     // 0 for an ordinary key
   u32 length;
   u32 object;  // that the key stands in
   u32 kind;

@@ -43,13 +43,9 @@ HD u32 find_message(const Job& job, u32 line, u32 position) {
 
 // --- Values. Each reader returns past the value, or null for doubt. ---
 
-HD const u8* read_count(const u8* p, bool digits, u64* count) {
-  const bool quoted = *p == '"';
-  if (quoted && !digits) return nullptr;
-  p = read_digits(p + quoted, count);
-  if (!p || *count >= COUNT_MAX) return nullptr;
-  if (quoted) return *p == '"' ? p + 1 : nullptr;
-  return p;
+HD const u8* read_count(const u8* p, u64* count) {
+  p = read_digits(p, count);
+  return p && *count < COUNT_MAX ? p : nullptr;
 }
 
 HD u64 days_since_epoch(u32 year, u32 month, u32 day) {  // Gregorian; the year starts in March here
@@ -159,26 +155,17 @@ HD u32 find_choice(const Plan& plan, const u8* text, u32 length) {
 
 // --- The record ---
 
-// What is known of one record on the way. Its values go straight to `record`.
+// What is known of one record on the way; copied when it leaves the predicted path, so that on it all stays in
+// registers. Values go straight to `record`.
 struct Reader {
-  const Job& job;
-  const Plan& plan;
-  Record& record;
-  u64 marks;  // mapped keys seen: one may not stand twice
+  const Plan* plan;
+  const u8* buffer;
+  Record* record;
+  const u8* p;  // behind the last value; null for doubt
+  u64 seen;     // marks: mapped keys, of which none may stand twice, and fields that have a value
   u64 time_ms;
-  u32 have;  // fields that have a value
+  u32 key;  // of the last value: NONE before the first, END behind the record
   u32 choice;
-
-  HD bool mark(u64 bits) {
-    const bool first = !(marks & bits);
-    marks |= bits;
-    return first;
-  }
-  HD bool claim(u32 bit) {  // a field has one value: of two aliases the referee takes the first listed
-    const bool first = !(have & bit);
-    have |= bit;
-    return first;
-  }
 };
 
 // Reads a mapped key's string; p is behind its opening quote.
@@ -187,43 +174,53 @@ HD const u8* read_text(Reader& reader, u32 kind, u32 slot, const u8* p) {
   if (!end) return nullptr;
   const u32 length = (u32)(end - p);
   if (kind == SELECTOR) {
-    reader.choice = find_choice(reader.plan, p, length);
-    return reader.choice != NONE && reader.claim(HAVE_SELECTOR) ? end + 1 : nullptr;
+    reader.choice = find_choice(*reader.plan, p, length);
+    return reader.choice != NONE ? end + 1 : nullptr;
   }
-  if (length - 1 >= TEXT_BYTES_MAX || !reader.claim(1u << slot)) return nullptr;
-  reader.record.start[slot] = (u32)(p - reader.job.buffer);
-  reader.record.length[slot] = (u16)length;
+  if (length - 1 >= TEXT_BYTES_MAX) return nullptr;
+  reader.record->start[slot] = (u32)(p - reader.buffer);
+  reader.record->length[slot] = (u16)length;
   return end + 1;
 }
 
-// Reads any value; with QUOTED in `kind` p is behind the opening quote of a string.
-HD const u8* read_value(Reader& reader, u32 kind, u32 slot, u32 digits, const u8* p) {
+// A null is as good as absent: its field has no value yet.
+HD const u8* read_null(Reader& reader, u64 marks, const u8* p) {
+  if (!is_null(p)) return nullptr;
+  reader.seen &= ~(marks & ~KEY_MARKS);
+  return p + 4;
+}
+
+// Reads any value; with QUOTED in `kind` p is behind the opening quote of a string. Its marks are in `seen`.
+HD const u8* read_value(Reader& reader, u64 marks, u32 kind, u32 slot, const u32& digits, const u8* p) {
+  const u8* after;
   switch (kind) {
-    case ORDINARY | QUOTED:
-      p = string_end(p, true);
-      return p ? p + 1 : nullptr;
-    case ORDINARY:
-      return value_end(p);
     case TEXT | QUOTED:
     case SELECTOR | QUOTED:
       return read_text(reader, kind & ~QUOTED, slot, p);
-    case COUNT | QUOTED:
-      --p;
-      [[fallthrough]];
     case COUNT:
-      if (is_null(p)) return p + 4;  // as if absent
-      return reader.claim(1u << (HAVE_COUNTER + slot)) ? read_count(p, digits, &reader.record.counters[slot]) : nullptr;
-    case TIME | QUOTED:
-      --p;
+      after = read_count(p, &reader.record->counters[slot]);
+      if (LIKELY(after != nullptr)) return after;
+      if (*p != '"') return read_null(reader, marks, p);
+      ++p;
       [[fallthrough]];
+    case COUNT | QUOTED:
+      after = digits ? read_count(p, &reader.record->counters[slot]) : nullptr;
+      return after && *after == '"' ? after + 1 : nullptr;
+    case ORDINARY | QUOTED:
+      after = string_end(p, true);
+      return after ? after + 1 : nullptr;
+    case ORDINARY:
+      return value_end(p);
+    case TIME | QUOTED:
+      return reader.plan->rfc3339 ? read_rfc3339(p, &reader.time_ms) : nullptr;
     case TIME:
-      if (is_null(p)) return p + 4;
-      return reader.claim(HAVE_TIME) ? read_time(reader.plan, p, &reader.time_ms) : nullptr;
+      after = read_time(*reader.plan, p, &reader.time_ms);
+      return LIKELY(after != nullptr) ? after : read_null(reader, marks, p);
     case OBJECT | QUOTED:
       return nullptr;
     default:
-      if (is_null(p)) return p + 4;
-      return kind != OBJECT && *p == '"' ? read_text(reader, kind, slot, p + 1) : nullptr;
+      if (kind != OBJECT && *p == '"') return read_text(reader, kind, slot, p + 1);
+      return read_null(reader, marks, p);
   }
 }
 
@@ -259,30 +256,33 @@ HD void raise_watermark(const Job& job, u64 time_ms) {
 }
 
 // Totals inclusive, parts within them, the time in range. False is doubt.
-HD bool settle_record(Reader& reader, u32 line, u32 position) {
-  const Job& job = reader.job;
-  u64* counters = reader.record.counters;
+HD bool settle_record(const Job& job, const Reader& reader, u32 line, u32 position) {
+  const Plan& plan = *reader.plan;
+  u64* counters = reader.record->counters;
   const u64 parts = counters[CACHED_INPUT] + counters[CACHE_WRITE];
-  if (reader.plan.input_additive) counters[INPUT] += parts;
-  if (reader.plan.output_additive) counters[OUTPUT] += counters[REASONING];
+  if (plan.input_additive) counters[INPUT] += parts;
+  if (plan.output_additive) counters[OUTPUT] += counters[REASONING];
   if (parts > counters[INPUT] || counters[REASONING] > counters[OUTPUT]) return false;
+  u64 time_ms = reader.time_ms;
   if (job.message_time) {
     const u64 message_time = job.message_time[find_message(job, line, position)];
-    if (!(reader.have & HAVE_TIME)) reader.time_ms = message_time;
-    if (reader.time_ms > message_time + job.future_skew_ms) return false;
+    if (!(reader.seen & (u64)HAVE_TIME << HAVE_SHIFT)) time_ms = message_time;
+    if (time_ms > message_time + job.future_skew_ms) return false;
   }
-  if (reader.time_ms >= TIME_MAX_MS) return false;
-  reader.record.window = window_of(job, reader.time_ms);
+  if (time_ms >= TIME_MAX_MS) return false;
+  reader.record->window = window_of(job, time_ms);
+  raise_watermark(job, time_ms);
   return true;
 }
 
 // All values are read: are all needed ones there? Fills in defaults and hashes.
-HD bool finish_record(Reader& reader, u32 line, u32 position) {
-  const Plan& plan = reader.plan;
-  Record& record = reader.record;
-  const u32 fallback = plan.message_time_fallback && reader.job.message_time ? HAVE_TIME : 0;
-  if (((reader.have | fallback) & plan.needed) != plan.needed) return false;
-  ROLLED for (u32 rest = plan.defaulted & ~reader.have; rest; rest &= rest - 1) {
+HD bool finish_record(const Job& job, const Reader& reader, u32 line, u32 position) {
+  const Plan& plan = *reader.plan;
+  Record& record = *reader.record;
+  const u32 have = (u32)(reader.seen >> HAVE_SHIFT);
+  const u32 fallback = plan.message_time_fallback && job.message_time ? HAVE_TIME : 0;
+  if (((have | fallback) & plan.needed) != plan.needed) return false;
+  ROLLED for (u32 rest = plan.defaulted & ~have; rest; rest &= rest - 1) {
     const u32 bit = trailing_zeros(rest);
     if (bit < TEXTS) {
       record.start[bit] = plan.default_start[bit];
@@ -298,8 +298,8 @@ HD bool finish_record(Reader& reader, u32 line, u32 position) {
     record.counters[choice.counter] = tokens;
     record.counters[REQUESTS] = choice.requests;
   }
-  if (!settle_record(reader, line, position)) return false;
-  hash_texts(reader.job, record);
+  if (!settle_record(job, reader, line, position)) return false;
+  hash_texts(job, record);
   return true;
 }
 
@@ -344,48 +344,64 @@ HD const u8* next_key(const Plan& plan, const u8* p, Place place, u32* object, u
   return *p == ':' ? skip_space(p + 1) : nullptr;
 }
 
-HD bool parse_object(Reader& reader, const u8* p, const u8* end, u32 line) {
-  const Plan& plan = reader.plan;
-  const Step* steps = plan.start;  // behind the last value; null where nothing is predicted
-  const u32 position = (u32)(p - reader.job.buffer);
-  u32 key = NONE;     // of the last value
-  u32 object = ROOT;  // that it stands in, where `steps` does not tell
-  Place place = BEFORE_RECORD;
+// Key by key, from behind the last known value to behind the next one. This is where objects are looked up.
+COLD Reader read_unpredicted(Reader reader) {
+  const Plan& plan = *reader.plan;
+  const u8* p = reader.p;
+  Place place = reader.key == NONE ? BEFORE_RECORD : AFTER_VALUE;
+  u32 object = reader.key == NONE ? ROOT : plan.keys[reader.key].object;
+  u32 key = NONE;
+  reader.p = nullptr;
   ROLLED for (;;) {
-    const Step* step = steps ? predicted(steps, p) : nullptr;
-    if (LIKELY(step != nullptr)) {
-      p += step->length;
-      if (!reader.mark(step->marks)) return false;
-      key = step->key;
-      if (key == END) break;
-      p = read_value(reader, step->kind, step->slot, step->digits, p);
-    } else {
-      if (steps && key < KEYS_MAX) object = plan.keys[key].object;
-      steps = nullptr;
-      p = next_key(plan, p, place, &object, &key);
-      if (!p) return false;
-      if (key == END) break;
-      if (key == NONE) {
-        p = value_end(p);
-        if (!p) return false;
-        place = AFTER_VALUE;
-        continue;
-      }
-      const Key& known = plan.keys[key];
-      if (!reader.mark(known.mark)) return false;
-      if (known.kind == OBJECT && *p == '{') {
-        object = key;
-        place = AFTER_OPEN;
-        ++p;
-        continue;
-      }
-      p = read_value(reader, known.kind, known.slot, known.digits, p);
-    }
-    if (!p) return false;
-    steps = plan.next[key];
+    p = next_key(plan, p, place, &object, &key);
+    if (!p) return reader;
+    if (key == END) break;
     place = AFTER_VALUE;
+    if (key == NONE) {
+      p = value_end(p);
+      if (!p) return reader;
+      continue;
+    }
+    const Key& known = plan.keys[key];
+    const u64 again = reader.seen & known.mark;
+    // A key that stands twice is doubt. So are two aliases with a value: the referee takes the first listed.
+    if (again && ((again & KEY_MARKS) || !is_null(p))) return reader;
+    reader.seen |= known.mark;
+    if (known.kind == OBJECT && *p == '{') {
+      object = key;
+      place = AFTER_OPEN;
+      ++p;
+      continue;
+    }
+    p = again ? p + 4 : read_value(reader, known.mark, known.kind, known.slot, known.digits, p);
+    break;
   }
-  return p == end && finish_record(reader, line, position);
+  reader.key = key;
+  reader.p = p;
+  return reader;
+}
+
+HD bool parse_object(const Job& job, Record& record, const u8* p, const u8* end, u32 line) {
+  const Plan& plan = *job.plan;
+  const u32 position = (u32)(p - job.buffer);
+  Reader reader = {&plan, job.buffer, &record, p, 0, 0, NONE, 0};
+  const Step* steps = plan.start;
+  ROLLED for (;;) {
+    const Step* step = predicted(steps, reader.p);
+    if (LIKELY(step && !(reader.seen & step->marks))) {
+      reader.p += step->length;
+      reader.seen |= step->marks;
+      reader.key = step->key;
+      if (reader.key == END) break;
+      reader.p = read_value(reader, step->marks, step->kind, step->slot, step->digits, reader.p);
+    } else {
+      reader = read_unpredicted(reader);
+      if (reader.key == END) break;
+    }
+    if (!reader.p) return false;
+    steps = plan.next[reader.key];
+  }
+  return reader.p == end && finish_record(job, reader, line, position);
 }
 
 HD void parse_line(const Job& job, u32 first, u32 i) {
@@ -396,14 +412,11 @@ HD void parse_line(const Job& job, u32 first, u32 i) {
   for (u32 text = 0; text < TEXTS; ++text) record.length[text] = 0;
   record.counters[REQUESTS] = 1;
   for (u32 counter = INPUT; counter < COUNTERS; ++counter) record.counters[counter] = 0;
-  Reader reader = {job, *job.plan, record, 0, 0, 0, 0};
   u32 verdict = DOUBTFUL;
-  if (end - start <= (i64)RECORD_BYTES_MAX && parse_object(reader, start, end, line)) {
+  if (end - start <= (i64)RECORD_BYTES_MAX && parse_object(job, record, start, end, line))
     verdict = ACCEPTED;
-    raise_watermark(job, reader.time_ms);
-  } else if (skip_space(start) == end) {
+  else if (skip_space(start) == end)
     verdict = EMPTY;
-  }
   record.verdict = verdict;
   if (verdict == DOUBTFUL) job.doubtful[fetch_add(&job.fill[FILL_DOUBTFUL], 1)] = i;
 }

@@ -57,6 +57,8 @@ class Plan:
     table: np.ndarray[Any, Any]
     prefix: bytes  # the mapping's default strings, for the head of every batch buffer
     record_bytes_min: int  # no accepted record is shorter
+    # Each string's default, empty where there is none, and its place in the prefix
+    defaults: list[tuple[bytes, int]] = field(default_factory=lambda: [(b"", 0)] * layout.TEXTS)
     nodes: list[_Node] = field(default_factory=list)
 
     def learn(self, lines: Iterable[bytes]) -> bool:
@@ -88,20 +90,21 @@ def compile_mapping(mapping: Mapping) -> Plan:
     plan = Plan(mapping, table, b"", record_bytes_min=2)
     needed = 0
     for spec in mapping.fields:
-        have = _have_bit(spec)
+        kind = {"string": layout.TEXT, "count": layout.COUNT, "time": layout.TIME}[spec.kind]
+        have = _have_bit(kind, _slot(spec))
         if spec.required or (spec.name == "timestamp" and spec.message_time_fallback):
             needed |= have
         if spec.required:
             # The shortest way to write it: comma, quoted key, colon, and a digit or two quotes and a byte.
             shortest = min(len(path[-1].encode()) for path in spec.paths)
             plan.record_bytes_min += shortest + (5 if spec.kind == "count" else 6)
-        kind = {"string": layout.TEXT, "count": layout.COUNT, "time": layout.TIME}[spec.kind]
         for path in spec.paths:
             _add_path(plan.nodes, path, kind, _slot(spec), spec.digits)
         if spec.scope:
             _add_path(plan.nodes, spec.scope, layout.TEXT, layout.SCOPE, False)
         if spec.kind == "string" and spec.default is not None:
             text = str(spec.default).encode()
+            plan.defaults[_slot(spec)] = text, len(plan.prefix)
             table["default_start"][_slot(spec)] = len(plan.prefix)
             table["default_length"][_slot(spec)] = len(text)
             table["defaulted"] |= have
@@ -133,10 +136,15 @@ def _slot(spec: Field) -> int:
     return _COUNTER_SLOTS[spec.name] if spec.kind == "count" else 0
 
 
-def _have_bit(spec: Field) -> int:
-    if spec.kind == "time":
-        return layout.HAVE_TIME
-    return 1 << (_slot(spec) + (layout.HAVE_COUNTER if spec.kind == "count" else 0))
+def _have_bit(kind: int, slot: int) -> int:
+    """Says that a field has a value; none of an object."""
+    bits = {
+        layout.TEXT: 1 << slot,
+        layout.COUNT: 1 << (slot + layout.HAVE_COUNTER),
+        layout.TIME: layout.HAVE_TIME,
+        layout.SELECTOR: layout.HAVE_SELECTOR,
+    }
+    return bits.get(kind, 0)
 
 
 def _add_path(nodes: list[_Node], path: Path, kind: int, slot: int, digits: bool) -> None:
@@ -147,7 +155,7 @@ def _add_path(nodes: list[_Node], path: Path, kind: int, slot: int, digits: bool
         if known is None:
             leaf = depth == len(path) - 1
             known = len(nodes)
-            mark = 1 << known
+            mark = 1 << known | (_have_bit(kind, slot) << layout.HAVE_SHIFT if leaf else 0)
             nodes.append(_Node(*place, kind, slot, digits, mark) if leaf else _Node(*place, layout.OBJECT, mark=mark))
         parent = known
 

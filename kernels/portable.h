@@ -7,6 +7,7 @@
 #if defined(__CUDACC__)
 
 #define HD __device__ __forceinline__
+#define COLD HD  // off the usual path: a call of its own on a CPU, so that the usual path keeps its registers
 #define CONSTANT __constant__ const
 #define LIKELY(condition) (condition)
 #define ROLLED _Pragma("unroll 1")  // probe loops: unrolled copies only cost registers
@@ -20,11 +21,12 @@ typedef long long i64;
 #else
 
 #include <string.h>
-#if defined(__AVX2__) && defined(__BMI2__)
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
 #define HD inline __attribute__((always_inline))
+#define COLD inline __attribute__((noinline))
 #define CONSTANT static const
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define ROLLED
@@ -143,6 +145,47 @@ HD void prefetch(const void* p) { __builtin_prefetch(p, 1, 3); }
 
 #endif
 
+// --- Hashing: see hash.h. A Block is 16 bytes. ---
+
+HD u64 rotate(u64 x, u32 bits) { return (x << bits) | (x >> (64 - bits)); }
+// Both halves of a 128-bit product, folded: every input bit reaches every output bit.
+HD u64 fold(u64 a, u64 b) { return (a * b) ^ multiply_high(a, b); }
+
+#if !defined(__CUDACC__) && defined(__AES__) && defined(__SSE4_1__)
+
+typedef __m128i Block;
+
+HD Block block(u64 low, u64 high) { return _mm_set_epi64x((i64)high, (i64)low); }
+HD u64 low_word(Block x) { return (u64)_mm_cvtsi128_si64(x); }
+HD u64 high_word(Block x) { return (u64)_mm_extract_epi64(x, 1); }
+HD Block aes_round(Block x, const u64* key) { return _mm_aesenc_si128(x, _mm_loadu_si128((const __m128i*)key)); }
+// Four rounds: a difference that goes in meets 25 S-boxes or more before another block could cancel it.
+HD Block stir(Block state, Block data, const u64* secret) {
+  state = aes_round(_mm_xor_si128(state, data), secret + 2);
+  state = aes_round(aes_round(state, secret + 4), secret + 6);
+  return aes_round(state, secret + 2);
+}
+HD Block finish(Block state, const u64* secret) { return aes_round(aes_round(state, secret + 4), secret + 6); }
+
+#else  // multiplications: two lanes take each block under different secrets
+
+struct Block {
+  u64 low, high;
+};
+
+HD Block block(u64 low, u64 high) { return {low, high}; }
+HD u64 low_word(Block x) { return x.low; }
+HD u64 high_word(Block x) { return x.high; }
+HD Block stir(Block state, Block data, const u64* secret) {
+  return {fold(data.low ^ state.low, data.high ^ secret[2]), fold(data.high ^ state.high, data.low ^ secret[3])};
+}
+HD Block finish(Block state, const u64* secret) {
+  return {fold(state.low ^ secret[4], state.high ^ secret[5]),
+          fold(state.high ^ secret[6], rotate(state.low, 32) ^ secret[7])};
+}
+
+#endif
+
 // --- Byte scans. Each may read up to 64 bytes past what it is asked for: buffers are padded (layout.h). ---
 
 // Marks, in the high bit of each byte, the bytes of x that are zero. Only the lowest mark is exact.
@@ -173,10 +216,11 @@ HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
   return differing_bytes(p, literal) == 0 && _bzhi_u32(differing_bytes(p + 32, literal + 32), n - 32) == 0;
 }
 CONSTANT u8 KEPT[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
-// The first n <= 16 bytes at p as two words, zeros behind them: no branch depends on n.
-HD void load_some(const u8* p, u32 n, u64* words) {
+// The first n <= 16 bytes at p, zeros behind them: no branch depends on n.
+HD Block load_some(const u8* p, u32 n) {
   const __m128i kept = _mm_loadu_si128((const __m128i*)(KEPT + 16 - n));
-  _mm_storeu_si128((__m128i*)words, _mm_and_si128(_mm_loadu_si128((const __m128i*)p), kept));
+  const __m128i bytes = _mm_and_si128(_mm_loadu_si128((const __m128i*)p), kept);
+  return block((u64)_mm_cvtsi128_si64(bytes), (u64)_mm_extract_epi64(bytes, 1));
 }
 // Bit i is set where p[i] is a newline, i < 64.
 HD u64 newlines(const u8* p) {
@@ -204,11 +248,9 @@ HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
   ROLLED for (; i + 8 <= n; i += 8) if (load_word(p + i) != load_word(literal + i)) return false;
   return i == n || ((load_word(p + i) ^ load_word(literal + i)) << (64 - 8 * (n - i))) == 0;
 }
-HD void load_some(const u8* p, u32 n, u64* words) {
-  for (u32 i = 0; i < 2; ++i) {
-    const u32 left = n < 8 * i ? 0 : n - 8 * i;
-    words[i] = load_word(p + 8 * i) & (left >= 8 ? ~0ull : (1ull << (8 * left)) - 1);
-  }
+HD u64 load_some_of_word(const u8* p, u32 n) { return load_word(p) & (n >= 8 ? ~0ull : (1ull << (8 * n)) - 1); }
+HD Block load_some(const u8* p, u32 n) {
+  return block(load_some_of_word(p, n), load_some_of_word(p + 8, n < 8 ? 0 : n - 8));
 }
 HD u64 newlines(const u8* p) {
   u64 marks = 0;

@@ -82,13 +82,17 @@ HD const u8* string_end(const u8* p, bool escapes) {
   }
 }
 
+// How many of the eight bytes are digits before the first that is none.
+HD u32 digit_run(u64 word) {
+  const u64 others = ((word + LOW_BITS * 0x46) | (word - LOW_BITS * 0x30) | word) & HIGH_BITS;  // lowest mark is exact
+  return others ? trailing_zeros(others) >> 3 : 8;
+}
+
 HD const u8* after_digits(const u8* p) {
   ROLLED for (;;) {
-    const u64 word = load_word(p);
-    const u64 others =
-        ((word + LOW_BITS * 0x46) | (word - LOW_BITS * 0x30) | word) & HIGH_BITS;  // lowest mark is exact
-    if (others) return p + (trailing_zeros(others) >> 3);
-    p += 8;
+    const u32 count = digit_run(load_word(p));
+    p += count;
+    if (LIKELY(count < 8)) return p;
   }
 }
 
@@ -180,27 +184,26 @@ HD u32 digits_value(u64 word, u32 count) {
   return (u32)((word * 10000 + (word >> 32)) & 0xffffffffull);
 }
 
-CONSTANT u32 POWERS[8] = {1, 10, 100, 1000, 10000, 100000, 1000000, 10000000};
-
 // Reads digits into *value and returns past them; null for none, a leading zero or more than 19.
 HD const u8* read_digits(const u8* p, u64* value) {
-  const u8* start = p;
-  if (*p == '0' && is_digit(p[1])) return nullptr;
-  u64 total = 0;
-  ROLLED for (;;) {
-    const u64 word = load_word(p);
-    const u64 others = ((word + LOW_BITS * 0x46) | (word - LOW_BITS * 0x30) | word) & HIGH_BITS;
-    if (others) {
-      const u32 count = trailing_zeros(others) >> 3;
-      p += count;
-      if (p == start || p - start > 19) return nullptr;
-      *value = count ? total * POWERS[count] + digits_value(word, count) : total;
-      return p;
-    }
-    total = total * 100000000 + digits_value(word, 8);
-    p += 8;
-    if (p - start > 16) return nullptr;
+  const u64 word = load_word(p);
+  u32 count = digit_run(word);
+  if ((count == 0) | ((count > 1) & (*p == '0'))) return nullptr;
+  if (LIKELY(count < 8)) {
+    *value = digits_value(word, count);
+    return p + count;
   }
+  // Up to 16 are the last eight and what stands before them.
+  const u32 more = digit_run(load_word(p + 8));
+  const u64 high = more ? digits_value(word, more) : 0;
+  u64 total = high * 100000000 + digits_value(load_word(p + more), 8);
+  p += 8 + more;
+  for (count += more; more == 8 && is_digit(*p); ++p, ++count) {
+    if (count == 19) return nullptr;
+    total = total * 10 + (*p - '0');
+  }
+  *value = total;
+  return p;
 }
 
 }  // namespace tokenometer

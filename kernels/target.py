@@ -73,6 +73,7 @@ class HostTarget:
         self._library = build.load_host(threads > 1, extra_flags)
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
+        self._job, self._job_address = np.zeros(0, np.uint8), 0
 
     def zeros(self, count: int, dtype: Any) -> Array:
         """Zeroed memory, aligned to pairs of cache lines; pages are taken as they are touched."""
@@ -112,7 +113,9 @@ class HostTarget:
         return _Known(count)
 
     def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None:
-        entry, where = getattr(self._library, name), job.ctypes.data
+        if job is not self._job:  # asking for an address costs as much as a small launch
+            self._job, self._job_address = job, job.ctypes.data
+        entry, where = getattr(self._library, name), self._job_address
         if self._pool is None or count < self._threads:
             entry(where, first, 0, count)
             return

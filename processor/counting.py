@@ -203,7 +203,7 @@ class Counting:
 
     def flip(self) -> Snapshot:
         """Everything that changed since the last flip."""
-        rows, letters = [self._engine.changes()], self._letters
+        rows, letters = list(self._engine.changes()), self._letters
         positions_ = {
             place: Position(known.next, positions.encode(self._resumable(place), known.start.topic_id))
             for place, known in self._partitions.items()

@@ -152,7 +152,7 @@ def _record_batch(table: Any, rows: UsageRows, part: str) -> Any:
     counters = _counters(table)
     columns = [
         pa.array((table["window"] * np.uint64(rows.window_ms)).astype(np.int64)).cast(pa.timestamp("ms", "UTC")),
-        *(_Names(table[name], rows.arena).column() for name in ("user", "model", "chip")),
+        *(Names(table[name], rows.arena).column() for name in ("user", "model", "chip")),
         pa.repeat(part, count),
         pa.repeat(pa.scalar(rows.window_ms, pa.int64()), count),
         *map(pa.array, counters),
@@ -181,11 +181,11 @@ def usage_lines(table: Any, rows: UsageRows, part: str) -> Any:
     windows, window_of = np.unique(table["window"], return_inverse=True)
     times = np.datetime_as_string((windows * np.uint64(rows.window_ms)).astype("datetime64[ms]"), unit="s")
     heads = pa.array([f'{{"window_start":"{time}Z","user":' for time in times.tolist()])
-    models, chips = (_Names(table[name], rows.arena) for name in ("model", "chip"))
+    models, chips = (Names(table[name], rows.arena) for name in ("model", "chip"))
     before_counts = f',"part":{orjson.dumps(part).decode()},"window_ms":{rows.window_ms}'
     parts = [
         heads.take(pa.array(window_of)),
-        _Names(table["user"], rows.arena).json_column(),
+        Names(table["user"], rows.arena).json_column(),
         models.json_column(',"model":', ""),
         chips.json_column(',"chip":', before_counts),
     ]
@@ -196,11 +196,12 @@ def usage_lines(table: Any, rows: UsageRows, part: str) -> Any:
     return memoryview(joined.buffers()[2])[: int(ends[len(table)])]
 
 
-class _Names:
+class Names:
     """A column of names, places in an arena; each distinct one is looked at once."""
 
     def __init__(self, places: Any, arena: Any) -> None:
-        distinct, self._index = np.unique(places, return_inverse=True)
+        encoded = pa.array(np.ascontiguousarray(places)).dictionary_encode()
+        distinct, self._index = encoded.dictionary.to_numpy(), encoded.indices
         lengths = (distinct & np.uint64(0xFFFF)).astype(np.int64)
         ends = np.cumsum(lengths)
         # Byte i of all names together stands at i - (where its name begins here) + (where it begins in the arena).
@@ -213,7 +214,7 @@ class _Names:
         return pa.StringArray.from_buffers(len(self._ends) - 1, pa.py_buffer(self._ends), pa.py_buffer(data))
 
     def column(self) -> Any:
-        return self._distinct().take(pa.array(self._index))
+        return self._distinct().take(self._index)
 
     def json_column(self, before: str = "", after: str = "") -> Any:
         """Each name as a JSON string, with constants around it."""
@@ -223,7 +224,7 @@ class _Names:
         else:
             quote = '"'
         texts = pc.binary_join_element_wise(before + quote, names, quote + after, "")
-        return texts.take(pa.array(self._index))
+        return texts.take(self._index)
 
 
 def _needs_escapes(data: Any) -> bool:

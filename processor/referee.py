@@ -30,19 +30,13 @@ REASONS = (
     "unknown_token_type",
     "inconsistent_counts",
 )
-_COUNTERS = (
-    "requests",
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
-)
 _DIGITS = re.compile(r"0|[1-9][0-9]*", re.ASCII)
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII
 )
 _EPOCH_PER_MS = {"epoch_s": (1000, 1), "epoch_ms": (1, 1), "epoch_us": (1, 1000), "epoch_ns": (1, 1_000_000)}
+_CONTAINERS = (dict, list)
+_KEY_END = re.compile(rb'"[ \t\r]*:')
 _TOKEN = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
 
 
@@ -77,7 +71,7 @@ class Referee:
         if not isinstance(value, dict):
             raise Rejected("not_an_object")
         tree = self._tree(mapping)
-        if _could_repeat(record, tree) and _repeats(record, tree.root):
+        if _could_repeat(record, value, tree) and _repeats(record, tree.root):
             raise Rejected("repeated_field")
         texts: dict[str, bytes] = {}
         counts: dict[str, int] = {}
@@ -111,7 +105,7 @@ class Referee:
 
     def _tree(self, mapping: Mapping) -> "_Tree":
         known = self._trees.get(mapping.source)
-        if known is None or known[0] != mapping:
+        if known is None or (known[0] is not mapping and known[0] != mapping):
             known = self._trees[mapping.source] = mapping, _tree_of(mapping)
         return known[1]
 
@@ -134,7 +128,7 @@ def _walk(record: dict[str, Any], path: Path, name: str) -> Any:
 def _value(record: dict[str, Any], field: Field) -> Any:
     """The value of the first path that has one."""
     for path in field.paths:
-        value = _walk(record, path, field.name)
+        value = record.get(path[0]) if len(path) == 1 else _walk(record, path, field.name)
         if value is not None:
             return value
     return None
@@ -229,21 +223,26 @@ def _rfc3339_ms(text: str, name: str) -> int:
 
 
 def _canonical(mapping: Mapping, time_ms: int, texts: dict[str, bytes], counts: dict[str, int]) -> Canonical:
-    requests, given, cached, written, output, reasoning = (
-        counts.get(name, 1 if name == "requests" else 0) for name in _COUNTERS
-    )
+    count, text = counts.get, texts.get
+    given, cached, written = count("input_tokens", 0), count("cached_input_tokens", 0), count("cache_write_tokens", 0)
+    output, reasoning = count("output_tokens", 0), count("reasoning_tokens", 0)
     if mapping.input_additive:
         given += cached + written
     if mapping.output_additive:
         output += reasoning
     if cached + written > given or reasoning > output:
         raise Rejected("inconsistent_counts")
-    names = ("request_id", "user", "model", "chip", "prefill_chip", "scope")
-    request_id, user, model, chip, prefill_chip, scope = (texts.get(name, b"") for name in names)
     return Canonical(
         EventTimeMs(time_ms),
-        (request_id, user, model, chip, prefill_chip, scope),
-        (requests, given, cached, written, output, reasoning),
+        (
+            text("request_id", b""),
+            text("user", b""),
+            text("model", b""),
+            text("chip", b""),
+            text("prefill_chip", b""),
+            text("scope", b""),
+        ),
+        (count("requests", 1), given, cached, written, output, reasoning),
     )
 
 
@@ -272,9 +271,28 @@ def _tree_of(mapping: Mapping) -> _Tree:
     return _Tree(root, tuple(orjson.dumps(key) for key in {key for path in paths for key in path}))
 
 
-def _could_repeat(record: bytes, tree: _Tree) -> bool:
-    """A quick no for most records: without an escape a key that stands twice is spelled twice."""
-    return b"\\" in record or any(record.count(key) > 1 for key in tree.quoted)
+def _could_repeat(record: bytes, value: dict[str, Any], tree: _Tree) -> bool:
+    """A quick no for most records: a key that stands twice is spelled twice, if without an escape; else one is lost.
+
+    A string may hold what looks like a key's end, so the count of those may be too large, never too small.
+    """
+    if b"\\" in record:
+        return len(_KEY_END.findall(record)) > _key_count(value)
+    return any(record.count(key) > 1 for key in tree.quoted)
+
+
+def _key_count(value: dict[str, Any]) -> int:
+    """Of an object and all that it holds."""
+    count = 0
+    held: list[Any] = [value]
+    while held:
+        inside = held.pop()
+        values = inside
+        if isinstance(inside, dict):
+            count += len(inside)
+            values = inside.values()
+        held += [x for x in values if isinstance(x, _CONTAINERS)]
+    return count
 
 
 def _repeats(record: bytes, root: _Node) -> bool:

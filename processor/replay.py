@@ -220,9 +220,11 @@ class _Replay:
         sums.registers = hyperloglog.merge([sums.registers, *engine.sketches().values()])
         self._fold_users(last)
         if self._outlets.rows:
-            rows = engine.changes()
-            assert len(rows) == engine.fill()["rows"][0], "a part's rows are taken once, at its end"
-            self._outlets.rows(rows, f"{self._name}-part-{sums.parts}")
+            taken = 0
+            for rows in engine.changes():
+                taken += len(rows)
+                self._outlets.rows(rows, f"{self._name}-part-{sums.parts}")
+            assert taken == engine.fill()["rows"][0], "a part's rows are taken once, at its end"
 
     def _fold_users(self, last: bool) -> None:
         """Exact over parts; a single part is asked for no more users than are wanted."""

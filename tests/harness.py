@@ -87,10 +87,14 @@ def make_engine(target: Target, secret_seed: int = 1, **settings: Any) -> Engine
     return Engine(target, referee, secret=secret(secret_seed), limits=limits, **settings)
 
 
-def rows_of(changes: UsageRows) -> Rows:
-    keys = zip(changes.window_starts(), *(changes.texts(name) for name in ("user", "model", "chip")), strict=True)
-    rows = dict(zip(keys, changes.table["counters"].tolist(), strict=True))
-    assert len(rows) == len(changes), "a changed row is listed once"
+def rows_of(changes: Iterable[UsageRows]) -> Rows:
+    rows: Rows = {}
+    count = 0
+    for piece in changes:
+        keys = zip(piece.window_starts(), *(piece.texts(name) for name in ("user", "model", "chip")), strict=True)
+        rows.update(zip(keys, piece.table["counters"].tolist(), strict=True))
+        count += len(piece)
+    assert len(rows) == count, "a changed row is listed once"
     return rows
 
 

@@ -450,12 +450,46 @@ def test_taken_changes_outlive_the_part(make_engine):
     engine = make_engine()
     run = Run(engine, NATIVE)
     run.feed([line(user=f"user-{i}") for i in range(100)])
-    taken = engine.changes()
+    taken = list(engine.changes())
     before = harness.rows_of(taken)
     engine.open_part()
     run.feed([line(user=f"other-{i}") for i in range(100)])
-    engine.changes()
+    run.take_changes()
     assert harness.rows_of(taken) == before
+
+
+@pytest.mark.parametrize(("users", "sizes"), [(0, []), (3, [3]), (4, [4]), (5, [4, 1]), (8, [4, 4])])
+def test_changes_come_in_slices_of_bounded_size(make_engine, monkeypatch, users, sizes):
+    monkeypatch.setattr("kernels.engine.CHANGES_SLICE_ROWS", 4)
+    engine = make_engine()
+    run = Run(engine, NATIVE)
+    run.feed([line(user=f"user-{i}") for i in range(users)])
+    slices = list(engine.changes())
+    assert [len(rows) for rows in slices] == sizes
+    assert {user for _, user, _, _ in harness.rows_of(slices)} == {f"user-{i}" for i in range(users)}
+    assert run.take_changes() == {}
+
+
+def test_changes_given_up_half_way_come_again(make_engine, monkeypatch):
+    monkeypatch.setattr("kernels.engine.CHANGES_SLICE_ROWS", 4)
+    engine = make_engine()
+    run = Run(engine, NATIVE)
+    run.feed([line(user=f"user-{i}") for i in range(6)])
+    assert len(next(engine.changes())) == 4
+    run.feed([line(user="user-0")])
+    assert {user: row[0] for (_, user, _, _), row in run.take_changes().items()} == {
+        f"user-{i}": 1 + (i == 0) for i in range(6)
+    }
+    assert run.take_changes() == {}
+
+
+def test_counting_while_changes_are_taken_out_is_a_bug(make_engine):
+    engine = make_engine()
+    run = Run(engine, NATIVE)
+    run.feed([line()])
+    with pytest.raises(AssertionError, match="nothing is counted"):
+        for _ in engine.changes():
+            run.feed([line()])
 
 
 def test_a_record_without_tokens_still_makes_its_rows(make_engine):

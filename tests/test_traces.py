@@ -47,7 +47,7 @@ def test_golden_sums(make_engine, name, rows, input_tokens, output_tokens):
     for chunk in from_trace(path):
         assert feed(engine, bytes(chunk)) == 1
     assert (engine.tally().counted, engine.tally().read) == (rows, rows)
-    counters = engine.changes().table["counters"].sum(axis=0)
+    counters = sum(rows.table["counters"].sum(axis=0) for rows in engine.changes())
     sums = (counters[layout.REQUESTS], counters[layout.INPUT], counters[layout.OUTPUT])
     assert sums == (rows, input_tokens, output_tokens)
     assert sum(engine.user_tokens().values()) == input_tokens + output_tokens
