@@ -10,19 +10,20 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
 import orjson
+import pyarrow.compute as pc
 
 from kernels.values import Bytes, CellTotals, PartitionState, Rejection, Tally, UsageRows, WindowStartMs
 from processor import hyperloglog
-from processor.broker import Headers, Offset, Place
-from processor.output import COUNTERS, SCHEMA_VERSION, usage_lines
+from processor.broker import Column, Headers, Offset, Place
+from processor.output import COUNTERS, SCHEMA_VERSION, usage_identities, usage_texts
 
 # A live summary larger than one message is spread over several: brokers take 1 MiB, a cell is at most 1.2 KiB (two
 # names of 256 bytes that need escapes are rare), a sketch 22 KiB.
 CELLS_PER_MESSAGE = 400
 SKETCHES_PER_MESSAGE = 16
 _ROWS_PER_PIECE = 1 << 14  # bounds what is held beside the rows themselves
-_AFTER_KEY = b',"window_ms":'  # cannot stand in a name: there its quotes are escaped
 
 
 @dataclass(frozen=True)
@@ -64,12 +65,18 @@ class LiveSummary:
     sketches: Mapping[WindowStartMs, Bytes]
 
 
-def usage_messages(rows: UsageRows, part: str) -> Iterator[tuple[list[bytes], list[bytes]]]:
-    """Keys and values of usage rows, piece by piece. A key is the beginning of its value."""
+def usage_messages(rows: UsageRows, part: str) -> Iterator[tuple[Column, Column]]:
+    """Keys and values of usage rows, piece by piece. A key is the beginning of its value, and a brace."""
     for start in range(0, len(rows), _ROWS_PER_PIECE):
-        values = bytes(usage_lines(rows.table[start : start + _ROWS_PER_PIECE], rows, part)).split(b"\n")
-        values.pop()  # behind the last newline
-        yield [value[: value.index(_AFTER_KEY)] + b"}" for value in values], values
+        table = rows.table[start : start + _ROWS_PER_PIECE]
+        identities = usage_identities(table, rows, part)
+        keys = pc.binary_join_element_wise(identities, "}", "")
+        yield _column(keys), _column(usage_texts(table, rows, identities))
+
+
+def _column(texts: Any) -> Column:
+    _, ends, data = texts.buffers()
+    return Column(np.frombuffer(data, np.uint8), np.frombuffer(ends, np.int32)[: len(texts) + 1])
 
 
 def live_messages(summary: LiveSummary, committed_at_ms: int) -> list[bytes]:

@@ -134,7 +134,8 @@ class Meter:
         self._poll_messages = 500
         self._failure: BrokerError | None = None  # met inside a callback: the loop recovers
         self._commit_failed = False  # nothing may be committed before a recovery
-        self._group: Any = None  # this member's generation, asked for in the polling thread: elsewhere it would wait
+        self._group: Any = None  # this member's generation
+        self._ends: Mapping[Place, Offset] = {}
         self._stopped: Callable[[], bool] = lambda: False
         self._producer: Producer
         self._consumer: Consumer
@@ -179,13 +180,17 @@ class Meter:
                 self._receive(messages)
             if self._failure:
                 raise self._failure
-            self._group = self._consumer.group_metadata()
+            self._ask_consumer()
             self._feed(everything=False)
             self._commit_if_due()
         except _STOPPING_ERRORS:
             raise
         except BrokerError as error:
             self._recover(error)
+
+    def _ask_consumer(self) -> None:
+        """Whatever a commit needs of it: in another thread than the polling one an answer may take minutes."""
+        self._group, self._ends = self._consumer.group_metadata(), self._consumer.known_ends()
 
     # --- Messages in ---
 
@@ -238,7 +243,7 @@ class Meter:
         self._feed(everything=True)
         self._wait_for_engine(0)
         self._finish_commit(wait=True)
-        self._group = self._consumer.group_metadata()
+        self._ask_consumer()
         if self.counting.has_news:
             self._commit = self._engine_thread.submit(self._begin_commit)
             self._finish_commit(wait=True)
@@ -264,15 +269,13 @@ class Meter:
         self._producer.send_offsets(snapshot.positions, self._group)  # 3
         self._producer.commit()  # 4; 5: nobody holds input buffers any longer, the engine has its own
         self._commit_failed = False
-        self._on_commit(
-            Committed(snapshot, began_ms, self._clock.steady_ms() - began, rows, self._consumer.known_ends())
-        )
+        self._on_commit(Committed(snapshot, began_ms, self._clock.steady_ms() - began, rows, self._ends))
 
     def _produce_usage(self, snapshot: Snapshot) -> int:
         count = 0
         for rows in snapshot.rows:
             for keys, values in emission.usage_messages(rows, snapshot.summary.part):
-                self._producer.produce(self._settings.usage_topic, values, keys)
+                self._producer.produce_columns(self._settings.usage_topic, keys, values)
                 count += len(values)
         return count
 

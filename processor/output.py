@@ -177,23 +177,33 @@ class NdjsonRows:
 
 
 def usage_lines(table: Any, rows: UsageRows, part: str) -> Any:
-    """JSON lines, one for each row: constants and columns joined by Arrow."""
+    """JSON lines, one for each row."""
+    texts = usage_texts(table, rows, usage_identities(table, rows, part), end="\n")
+    ends = np.frombuffer(texts.buffers()[1], np.int32)
+    return memoryview(texts.buffers()[2])[: int(ends[len(table)])]
+
+
+def usage_identities(table: Any, rows: UsageRows, part: str) -> Any:
+    """The beginning of each row's JSON, all that identifies it: constants and columns joined by Arrow."""
     windows, window_of = np.unique(table["window"], return_inverse=True)
     times = np.datetime_as_string((windows * np.uint64(rows.window_ms)).astype("datetime64[ms]"), unit="s")
     heads = pa.array([f'{{"window_start":"{time}Z","user":' for time in times.tolist()])
     models, chips = (Names(table[name], rows.arena) for name in ("model", "chip"))
-    before_counts = f',"part":{orjson.dumps(part).decode()},"window_ms":{rows.window_ms}'
-    parts = [
+    return pc.binary_join_element_wise(
         heads.take(pa.array(window_of)),
         Names(table["user"], rows.arena).json_column(),
         models.json_column(',"model":', ""),
-        chips.json_column(',"chip":', before_counts),
-    ]
+        chips.json_column(',"chip":', f',"part":{orjson.dumps(part).decode()}'),
+        "",
+    )
+
+
+def usage_texts(table: Any, rows: UsageRows, identities: Any, end: str = "") -> Any:
+    """Each row's whole JSON."""
+    parts = [identities, f',"window_ms":{rows.window_ms}']
     for name, values in zip((*COUNTERS, "total_tokens"), _counters(table), strict=True):
         parts += [f',"{name}":', pc.cast(pa.array(values), pa.string())]
-    joined = pc.binary_join_element_wise(*parts, f',"schema":{SCHEMA_VERSION}}}\n', "")
-    ends = np.frombuffer(joined.buffers()[1], np.int32)
-    return memoryview(joined.buffers()[2])[: int(ends[len(table)])]
+    return pc.binary_join_element_wise(*parts, f',"schema":{SCHEMA_VERSION}}}{end}', "")
 
 
 class Names:

@@ -14,6 +14,7 @@ What both promise
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple, NewType, Protocol
 
 import numpy as np
@@ -48,6 +49,21 @@ class Messages:
     @property
     def next_offset(self) -> Offset:
         return Offset(int(self.offsets[-1]) + 1)
+
+
+@dataclass(frozen=True)
+class Column:
+    """Many texts in one buffer: text i is data[ends[i]:ends[i + 1]]. `data` is contiguous."""
+
+    data: np.ndarray[Any, np.dtype[np.uint8]]
+    ends: np.ndarray[Any, Any]
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def tolist(self) -> list[bytes]:
+        data, ends = self.data.tobytes(), self.ends.tolist()
+        return [data[start:end] for start, end in pairwise(ends)]
 
 
 class Position(NamedTuple):
@@ -170,6 +186,9 @@ class Producer(Protocol):
         headers: Sequence[Headers] | None = None,
     ) -> None:
         """Add messages to the transaction. The partition follows from the key; without one, from the broker."""
+
+    def produce_columns(self, topic: str, keys: Column, values: Column) -> None:
+        """The same for very many messages: nothing is done for each of them in Python."""
 
     def send_offsets(self, positions: Mapping[Place, Position], group: Any) -> None:
         """Commit consumer offsets with the transaction. Raises Lost if the member is not of the current generation."""

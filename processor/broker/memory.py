@@ -38,6 +38,7 @@ import numpy as np
 from processor.broker import (
     Broker,
     BrokerError,
+    Column,
     Consumer,
     Extent,
     Fenced,
@@ -236,6 +237,9 @@ class _Producer:
     ) -> None:
         with self._operation("produce"):
             self._broker._write(topic, values, keys, headers, None, self._transaction)
+
+    def produce_columns(self, topic: str, keys: Column, values: Column) -> None:
+        self.produce(topic, values.tolist(), keys.tolist())
 
     def send_offsets(self, positions: Mapping[Place, Position], group: Any) -> None:
         assert isinstance(group, _Membership)

@@ -74,7 +74,7 @@ def poll_offsets(consumer: KafkaConsumer, count: int) -> list[int]:
     return offsets
 
 
-def wait_until_hidden(broker: KafkaBroker, place: Place) -> int:
+def wait_until_hidden(broker: KafkaBroker, place: Place) -> Offset:
     """The last stable offset, once an open transaction holds it back. A producer sends its messages when it likes."""
     deadline = time.monotonic() + PATIENCE_SECONDS
     end = broker.extents([place.topic])[place].end

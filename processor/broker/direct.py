@@ -1,0 +1,101 @@
+"""librdkafka's call for many messages at once, which the Python client does not offer for buffers.
+
+A commit writes some 200,000 rows. Through the client each is a Python call with two bytes objects, all of it under the
+interpreter's lock; here a row is 72 bytes of a table, and one call takes the table with the lock released.
+
+The library is the one that the client has loaded, found through the client's own extension module. The handle is the
+first field of the client's object; that is not promised by anybody, so it is used with versions that were tested, and
+others write message by message.
+"""
+
+import ctypes
+import importlib.metadata
+from typing import Any
+
+import confluent_kafka
+import numpy as np
+
+from processor.broker import Column
+
+TESTED = ("2.16",)  # of confluent-kafka
+_COPY = 0x2  # RD_KAFKA_MSG_F_COPY
+_BY_KEY = -1  # RD_KAFKA_PARTITION_UA: the partitioner decides
+_PRODUCER = 0  # rd_kafka_type_t
+_QUEUE_FULL = -184
+
+# rd_kafka_message_t, part of librdkafka's stable ABI
+MESSAGE = np.dtype(
+    [
+        ("err", np.int32),
+        ("spare", np.int32),
+        ("rkt", np.uint64),
+        ("partition", np.int32),
+        ("spare2", np.int32),
+        ("payload", np.uint64),
+        ("len", np.uint64),
+        ("key", np.uint64),
+        ("key_len", np.uint64),
+        ("offset", np.int64),
+        ("private", np.uint64),
+    ]
+)
+assert MESSAGE.itemsize == 72
+
+
+def supported() -> bool:
+    return ".".join(importlib.metadata.version("confluent-kafka").split(".")[:2]) in TESTED
+
+
+class Topic:
+    """A topic of one producer, for batches."""
+
+    def __init__(self, producer: confluent_kafka.Producer, name: str) -> None:
+        from confluent_kafka import cimpl
+
+        self._library = library = ctypes.CDLL(cimpl.__file__)
+        library.rd_kafka_topic_new.restype = ctypes.c_void_p
+        self._producer = producer  # which must outlive the topic
+        handle = ctypes.c_void_p.from_address(id(producer) + object.__basicsize__)
+        assert library.rd_kafka_type(handle) == _PRODUCER
+        self._topic = ctypes.c_void_p(library.rd_kafka_topic_new(handle, name.encode(), None))
+
+    def __del__(self) -> None:
+        self._library.rd_kafka_topic_destroy(self._topic)
+
+    def produce(self, keys: Column, values: Column) -> "Rest":
+        """Hands over as many as the queue takes; the others are in the answer."""
+        messages = np.zeros(len(values), MESSAGE)
+        messages["payload"], messages["len"] = _places(values)
+        messages["key"], messages["key_len"] = _places(keys)
+        return self._enqueue(messages, keys, values)
+
+    def _enqueue(self, messages: np.ndarray[Any, Any], keys: Column, values: Column) -> "Rest":
+        self._library.rd_kafka_produce_batch(
+            self._topic, ctypes.c_int32(_BY_KEY), _COPY, messages.ctypes.data_as(ctypes.c_void_p), len(messages)
+        )
+        left = messages[messages["err"] != 0]
+        refused = left[left["err"] != _QUEUE_FULL]
+        return Rest(self, left, int(refused["err"][0]) if len(refused) else None, keys, values)
+
+
+class Rest:
+    """Messages that were not taken. `error`: librdkafka's code, if it is another one than a full queue."""
+
+    def __init__(
+        self, topic: Topic, messages: np.ndarray[Any, Any], error: int | None, keys: Column, values: Column
+    ) -> None:
+        self._topic, self._messages, self.error = topic, messages, error
+        self._columns = keys, values  # alive as long as the messages point into them
+
+    def __bool__(self) -> bool:
+        return len(self._messages) > 0
+
+    def produce(self) -> "Rest":
+        self._messages["err"] = 0
+        return self._topic._enqueue(self._messages, *self._columns)
+
+
+def _places(column: Column) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Address and length of each text."""
+    ends = column.ends.astype(np.uint64)
+    return np.uint64(column.data.ctypes.data) + ends[:-1], np.diff(ends)

@@ -1,0 +1,495 @@
+"""Meters as processes of their own on a real Kafka, while everything goes wrong that may; afterwards every token is
+there once. What the model of Kafka can show, it shows faster and thousands of times: test_simulation.py.
+
+Each test has topics and a group of its own. `Stream.audit` ends it: `tokenometer verify` finds the stream clean, and
+the oracle finds the same rows, dead letters and duplicates.
+"""
+
+import contextlib
+import itertools
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import orjson
+import pytest
+from confluent_kafka.admin import AdminClient, NewPartitions
+
+from processor import synth, verify
+from processor.broker import Place
+from processor.broker.kafka import KafkaBroker
+from schemas import mapping as mappings
+from tests import bad_input, oracle, streams
+from tests.kafka.meter_process import POINTS, MeterProcess, Spec, Trip
+from tests.kafka_server import KafkaServer, free_ports
+
+pytestmark = pytest.mark.kafka
+
+PATIENCE_SECONDS = 90
+START_MS = 1_760_000_000_000  # of the records; the messages have the time of their writing
+CLIENT = {
+    "session.timeout.ms": "6000",
+    "transaction.timeout.ms": "4000",
+    "heartbeat.interval.ms": "500",
+    "topic.metadata.refresh.interval.ms": "500",
+}
+HASTY = {**CLIENT, "session.timeout.ms": "3000", "transaction.timeout.ms": "1500"}
+SETTINGS = {"commit_interval_ms": 150, "idle_interval_ms": 1000, "flush_ms": 20}
+# Tables that are full after a second or two of these streams, so that parts end by themselves as well.
+SMALL = {"rows": 512, "cells": 512, "texts": 1024, "windows": 16, "arena_bytes": 1 << 16, "batch_bytes": 1 << 15}
+
+
+class Stream:
+    """Topics, a group, an endless log with duplicates and malformed records, and the meters of a test."""
+
+    def __init__(self, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch, partitions: int, outputs: bool) -> None:
+        stem = f"meter-{uuid.uuid4().hex[:8]}"
+        for name in ("INPUT", "USAGE", "LIVE", "REJECTED", "GROUP"):
+            monkeypatch.setattr(streams, name, f"{stem}-{getattr(streams, name)}")
+        self.input, self.group = streams.INPUT, streams.GROUP
+        self.outputs = streams.USAGE, streams.LIVE, streams.REJECTED
+        self.bootstrap = kafka.bootstrap
+        self.broker = KafkaBroker(kafka.bootstrap)
+        if outputs:
+            streams.make_topics(self.broker, partitions, [self.input])
+        else:
+            self.broker.create_topic(self.input, partitions, {})
+        self.meters: list[MeterProcess] = []
+        profile = synth.Profile(
+            records=10_000_000, seed=3, users=40, models=3, chips=2, start_ms=START_MS, duplicates=0.05, malformed=0.03
+        )
+        self.log = itertools.chain.from_iterable(chunk.splitlines() for chunk in synth.generate(profile))
+
+    def meter(self, name: str = "meter-0", trip: Trip | None = None, **options: Any) -> MeterProcess:
+        """One that runs; `options` are fields of its Spec."""
+        options = {"settings": SETTINGS, "kafka": CLIENT, **options}
+        spec = Spec(self.bootstrap, self.group, name, {self.input: "native"}, self.outputs, trip=trip, **options)
+        self.meters.append(MeterProcess(spec))
+        return self.meters[-1]
+
+    # The log
+
+    def append(self, values: Sequence[bytes | None], broker: KafkaBroker | None = None) -> None:
+        """Keyed by user, so that a re-sent request meets its first."""
+        broker = broker or self.broker
+        broker.append(self.input, values, [_key(value) for value in values])
+        broker.flush()
+
+    def lines(self, count: int) -> list[bytes]:
+        return list(itertools.islice(self.log, count))
+
+    @contextlib.contextmanager
+    def flowing(self, per_second: int = 600) -> Iterator[None]:
+        """The log goes on meanwhile. What cannot be written at the moment is written later."""
+        done = threading.Event()
+        failures: list[BaseException] = []
+
+        def flow() -> None:
+            broker = KafkaBroker(self.bootstrap)
+            try:
+                while not done.wait(0.05):
+                    self.append(self.lines(per_second // 20), broker)
+            except BaseException as error:
+                failures.append(error)
+
+        thread = threading.Thread(target=flow)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+        assert not failures, failures
+
+    # What became of it
+
+    def behind(self) -> list[Place]:
+        """Partitions with messages that nobody has committed; transaction marks are none."""
+        committed = self.broker.committed(self.group, [self.input])
+        found = []
+        for place, extent in self.broker.extents([self.input]).items():
+            position = committed[place]
+            begin = position.offset if position else extent.begin
+            if position is None or any(True for _ in self.broker.read(place, begin, extent.end)):
+                found.append(place)
+        return found
+
+    def settle(self, seconds: float = PATIENCE_SECONDS) -> None:
+        """Wait until all that was appended is committed."""
+        eventually(lambda: not self.behind(), "all to be committed", seconds, self.meters)
+
+    def stop(self) -> None:
+        for meter in self.meters:
+            if not meter.ended:
+                meter.stop()
+
+    def audit(self) -> streams.Outcome:
+        """Stop what still runs, and look at what was committed, as others would."""
+        self.stop()
+        report = self.verify()
+        assert report.clean, report
+        found = streams.assert_exact(self.broker)
+        assert found.tallies["read"] == report.tally.read
+        return found
+
+    def verify(self) -> verify.Report:
+        wanted = {self.input: mappings.resolve("native")}
+        return verify.verify(self.broker, self.group, wanted, verify.Settings(*self.outputs, processes=1))
+
+    def close(self) -> None:
+        for meter in self.meters:
+            meter.close()
+        self.broker.close()
+
+
+def _key(value: bytes | None) -> bytes:
+    _, found, rest = (value or b"").partition(b'"user":"')
+    return rest[: rest.index(b'"')] if found else b"nobody"
+
+
+def eventually(condition: Callable[[], Any], what: str, seconds: float, meters: Sequence[MeterProcess] = ()) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, (
+            f"waited {seconds} s for {what}: {[m._tail() for m in meters if not m.ended]}"
+        )
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def make_stream(
+    kafka: KafkaServer, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Stream]]:
+    made: list[Stream] = []
+
+    def make(partitions: int = 3, outputs: bool = True) -> Stream:
+        made.append(Stream(kafka, monkeypatch, partitions, outputs))
+        return made[-1]
+
+    yield make
+    for stream in made:
+        stream.close()
+        admin.delete_topics([stream.input, *stream.outputs])
+
+
+@pytest.fixture
+def stream(make_stream: Callable[..., Stream]) -> Stream:
+    return make_stream()
+
+
+# --- kill -9 ---
+
+
+def test_a_meter_that_is_killed_at_each_point_of_a_commit(stream: Stream) -> None:
+    with stream.flowing():
+        for point in POINTS:
+            meter = stream.meter(trip=Trip(point, commit=3))
+            meter.wait_for_end(-signal.SIGKILL)
+            assert any(event["read"] for event in meter.of("commit")), f"{point}: it was killed before it counted"
+        stream.meter().wait_for_count()
+    stream.settle()
+    found = stream.audit()
+    assert found.parts > len(POINTS) and found.tallies["duplicates"] > 0 and found.tallies["rejected"] > 0
+
+
+def test_twenty_random_kills_in_one_stream(stream: Stream) -> None:
+    draw = random.Random(20)
+    killed: list[str] = []
+    with stream.flowing():
+        for _ in range(20):
+            trip = Trip(draw.choice(POINTS), draw.randint(1, 4), delay_ms=draw.uniform(0, 10))
+            anywhere = draw.random() < 0.4
+            meter = stream.meter(trip=None if anywhere else trip, engine=SMALL)
+            if anywhere:
+                meter.wait_for("ready")
+                time.sleep(draw.uniform(0, 1))
+                meter.kill()
+            else:
+                meter.wait_for_end(-signal.SIGKILL)
+            killed.append("anywhere" if anywhere else trip.point)
+    stream.meter(engine=SMALL)
+    stream.settle()
+    assert stream.audit().parts >= 5, killed
+
+
+# --- Several meters ---
+
+
+@pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
+def test_meters_come_and_go_under_load(make_stream: Callable[..., Stream], strategy: str) -> None:
+    stream = make_stream(partitions=6)
+    client = {**HASTY, "partition.assignment.strategy": strategy}
+
+    def shared(*meters: MeterProcess) -> None:
+        def fairly() -> bool:
+            held = [meter.held for meter in meters]
+            return sum(map(len, held)) == 6 and all(len(places) == 6 // len(meters) for places in held)
+
+        eventually(fairly, f"{len(meters)} meters to share", PATIENCE_SECONDS, meters)
+        for meter in meters:
+            meter.wait_for_count(since=len(meter.events))
+
+    with stream.flowing():
+        first, second = (stream.meter(name, kafka=client) for name in ("meter-0", "meter-1"))
+        shared(first, second)
+        third = stream.meter("meter-2", kafka=client, engine=SMALL)
+        shared(first, second, third)
+        second.stop()
+        shared(first, third)  # when its session is over: a static member may come back
+        third.kill()
+        shared(first)
+        fourth = stream.meter("meter-1", kafka=client)
+        shared(first, fourth)
+    stream.settle()
+    assert stream.audit().parts >= 5
+
+
+def test_a_zombie_commits_nothing(stream: Stream) -> None:
+    """It slept, in the middle of a transaction, for longer than its session; another meter has its partitions."""
+    with stream.flowing():
+        zombie = stream.meter(trip=Trip("produced", commit=4, signal="SIGSTOP"), kafka=HASTY)
+        zombie.wait_until_stopped()
+        stopped_at = len(zombie.events)
+        other = stream.meter("meter-1", kafka=HASTY)
+        eventually(lambda: len(other.held) == 3, "the other meter to take over", PATIENCE_SECONDS, [other])
+        other.wait_for_count(since=len(other.events))
+        zombie.signal(signal.SIGCONT)
+        zombie.wait_for("recovering", since=stopped_at)
+        zombie.wait_for("assigned", since=stopped_at)
+        zombie.wait_for_count(since=stopped_at)
+    stream.settle()
+    commits = zombie.of("commit")
+    before, after = (set(event["part"] for event in commits if (event in zombie.events[:stopped_at]) == early)
+                     for early in (True, False))  # fmt: skip
+    assert before and after and not before & after, "the part that it slept in goes on after all"
+    stream.audit()
+
+
+@pytest.mark.parametrize("point", ["before produce", "offsets sent", "committed"])
+def test_a_zombie_whose_name_was_taken_ends(stream: Stream, point: str) -> None:
+    """Somebody started the meter again while the first one slept: the first one ends, the second one goes on."""
+    with stream.flowing():
+        zombie = stream.meter(trip=Trip(point, commit=4, signal="SIGSTOP"))
+        zombie.wait_until_stopped()
+        other = stream.meter()
+        other.wait_for_count()
+        time.sleep(5)  # longer than its transaction may take
+        zombie.signal(signal.SIGCONT)
+        zombie.wait_for_end(1)
+        assert "another process has taken over" in zombie.errors
+        other.wait_for_count(since=len(other.events))
+    stream.settle()
+    assert not other.ended
+    stream.audit()
+
+
+# --- Trouble with the broker ---
+
+
+def test_a_broker_that_is_killed_under_load(owned: KafkaServer, stream: Stream) -> None:
+    """A meter that runs waits for it; one that starts meanwhile says what is wrong and ends."""
+    with stream.flowing():
+        meter = stream.meter()
+        meter.wait_for_count()
+        owned.kill()
+        try:
+            early = stream.meter("meter-1")
+            early.wait_for_end(1)
+            assert f"Kafka at {stream.bootstrap} gave no answer in 10 s" in early.errors
+        finally:
+            owned.start()
+        meter.wait_for_count(since=len(meter.events))
+    stream.settle()
+    stream.audit()
+
+
+def test_a_transaction_that_took_too_long(stream: Stream) -> None:
+    client = {**CLIENT, "session.timeout.ms": "20000", "transaction.timeout.ms": "1000"}
+    with stream.flowing():
+        meter = stream.meter(trip=Trip("produced", commit=3, signal="SIGSTOP"), kafka=client)
+        meter.wait_until_stopped()
+        stopped_at = len(meter.events)
+        time.sleep(3)  # the broker looks twice a second
+        meter.signal(signal.SIGCONT)
+        meter.wait_for("recovered", since=stopped_at)
+        meter.wait_for_count(since=stopped_at)
+    stream.settle()
+    found = stream.audit()
+    assert found.parts >= 2 and not meter.of("lost")
+
+
+# --- What the log holds ---
+
+
+def test_input_of_aborted_transactions_is_not_counted(stream: Stream) -> None:
+    lines = stream.lines(900)
+    stream.meter()
+    producer = stream.broker.producer(f"{stream.group}-input")
+    for number, block in enumerate(lines[k : k + 100] for k in range(0, 900, 100)):
+        producer.begin()
+        producer.produce(stream.input, block, [_key(line) for line in block])
+        if number % 3 == 1:
+            producer._producer.flush(10)  # so that it is in the log
+            producer.abort()
+        else:
+            producer.commit()
+    producer.close()
+    stream.settle()
+    assert stream.audit().tallies["read"] == 600
+
+
+def test_duplicates_that_straddle_a_batch_a_kill_and_a_rebalance(stream: Stream) -> None:
+    lines = [line for line in stream.lines(500) if b'"request_id"' in line]
+    first = stream.meter(kafka=HASTY)
+    for _ in range(2):  # two batches, perhaps two parts
+        stream.append(lines)
+        stream.settle()
+    first.kill()
+    first = stream.meter(kafka=HASTY)
+    stream.append(lines)
+    stream.settle()
+    second = stream.meter("meter-1", kafka=HASTY)
+    eventually(lambda: first.held and second.held, "both to have partitions", PATIENCE_SECONDS, [first, second])
+    stream.append(lines)
+    stream.settle()
+    found = stream.audit()
+    assert found.tallies["counted"] <= len(lines) and found.tallies["duplicates"] >= 3 * found.tallies["counted"]
+
+
+def test_partitions_are_added(stream: Stream, admin: AdminClient) -> None:
+    with stream.flowing():
+        meter = stream.meter()
+        meter.wait_for_count()
+        admin.create_partitions([NewPartitions(stream.input, 5)])[stream.input].result(20)
+        meter.wait_until(lambda: len(meter.held) == 5, "partitions that were added", PATIENCE_SECONDS)
+        meter.wait_for_count(since=len(meter.events))
+    stream.settle()
+    found = stream.audit()
+    assert len(found.ranges) == 5
+
+
+def test_a_topic_that_is_made_anew_stops_the_meter(stream: Stream, admin: AdminClient) -> None:
+    """While it runs, and while it does not: there are offsets of another log."""
+    running = stream.meter()
+    stream.append(stream.lines(200))
+    stream.settle()
+    stream.stop()
+    assert stream.verify().clean
+    running = stream.meter()
+    running.wait_for("commit")
+    _make_anew(stream, admin)
+    stream.append(stream.lines(400))
+    running.wait_for_end(1)
+    assert "the topic was deleted and made anew" in running.errors or "was the topic deleted?" in running.errors
+    late = stream.meter()
+    late.wait_for_end(1)
+    assert "the topic was deleted and made anew since the last commit; to begin anew, delete the offsets" in late.errors
+
+
+def _make_anew(stream: Stream, admin: AdminClient) -> None:
+    admin.delete_topics([stream.input])[stream.input].result(20)
+    eventually(lambda: stream.broker.topics([stream.input])[stream.input] is None, "the topic to go", 30)
+    stream.broker.create_topic(stream.input, 3, {})
+
+
+def test_poison_tombstones_and_large_messages(stream: Stream) -> None:
+    poison = [case.value for case in bad_input.CASES if case.message_time is None]
+    lines = stream.lines(3_000)
+    megabyte = b"\n".join(lines)[: 1 << 20].rpartition(b"\n")[0]
+    single = b'{"padding":"' + b"x" * (1 << 20) + b'",' + lines[0][1:]  # longer than a record may be
+    just = b'{"padding":"' + b"x" * ((1 << 20) - len(lines[1]) - 20) + b'",' + lines[1][1:]
+    assert len(megabyte) > 1_000_000 and len(just) < 1 << 20 < len(single)
+    stream.meter()
+    for value in (None, b"", b"\n\n", megabyte, single, just):
+        stream.append([value, *stream.lines(20), *poison, value])
+    stream.settle()
+    found = stream.audit()
+    assert found.tallies["rejected"] > len(poison) and found.tallies["empty"] > 0
+    assert any(letter[3] == "too_long" for letter in found.letters)
+
+
+# --- The command ---
+
+
+def test_the_command(make_stream: Callable[..., Stream], tmp_path: pathlib.Path) -> None:
+    """`tokenometer meter` with a file, the environment and flags, on topics that it creates."""
+    stream, port = make_stream(outputs=False), free_ports()[0]
+    usage, live, rejected = stream.outputs
+    (tmp_path / "meter.toml").write_text(f"""
+        bootstrap = "{stream.bootstrap}"
+        input = ["{stream.input}=native"]
+        name = "meter-0"
+        device = "cpu"
+        memory = "256MiB"
+        commit-interval = 5
+        usage-topic = "{usage}"
+        live-topic = "{live}"
+        rejected-topic = "{rejected}"
+        [kafka]
+        "sasl.password" = "hunter2"
+    """)
+    stream.append(stream.lines(1_000))
+    arguments = ["--config", f"{tmp_path}/meter.toml", "--create-topics", "2", "--listen", f"127.0.0.1:{port}"]
+    with (tmp_path / "log").open("wb") as log:
+        meter = subprocess.Popen(
+            [sys.executable, "-c", "from processor.cli import main; main()", "meter", *arguments],
+            env={**os.environ, "TOKENOMETER_METER_GROUP": stream.group},
+            stdout=log,
+            stderr=log,
+        )
+    try:
+        eventually(lambda: _records(port) == 1_000, "1000 records in /metrics", PATIENCE_SECONDS)
+        wanted = _metrics_of(streams.expected(stream.broker)[0])
+        metrics, health = _metrics(port), orjson.loads(_get(port, "/healthz"))
+        stream.append(stream.lines(500))
+        time.sleep(2)  # they are counted, and the next commit would come later
+        meter.send_signal(signal.SIGTERM)
+        assert meter.wait(PATIENCE_SECONDS) == 0
+    finally:
+        meter.kill()
+        meter.wait()
+    text = (tmp_path / "log").read_text()
+    assert "hunter2" not in text and '"sasl.password": "***"' in text and f'"setting.group": "{stream.group}"' in text
+    assert health["status"] == "ok" and health["committed"]
+    assert {name: metrics[name] for name in wanted} == wanted
+    assert all(value == 0 for name, value in metrics.items() if name.startswith("tokenometer_lag_messages"))
+    assert stream.broker.topics([usage])[usage].settings["cleanup.policy"] == "compact"
+    assert stream.audit().tallies["read"] == 1_500
+
+
+def _metrics_of(wanted: oracle.Meter) -> dict[str, float]:
+    sums = dict(zip(oracle.COUNTS, map(sum, list(zip(*wanted.rows.values(), strict=True))[1:]), strict=True))
+    records = {name: getattr(wanted, name) for name in ("counted", "duplicates", "rejected", "empty")}
+    return {
+        **{f'tokenometer_records_total{{verdict="{name}"}}': float(count) for name, count in records.items()},
+        **{
+            f'tokenometer_tokens_total{{category="{name.removesuffix("_tokens")}"}}': float(count)
+            for name, count in sums.items()
+        },
+    }
+
+
+def _get(port: int, path: str) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        return answer.read().decode()
+
+
+def _metrics(port: int) -> dict[str, float]:
+    lines = [line for line in _get(port, "/metrics").splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in (line.rpartition(" ") for line in lines)}
+
+
+def _records(port: int) -> float:
+    try:
+        return sum(value for name, value in _metrics(port).items() if name.startswith("tokenometer_records_total"))
+    except OSError:
+        return 0
