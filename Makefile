@@ -2,17 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu tests/native/*.h tests/native/*.cpp
-DEMO_RECORDS ?= 3000000
+DEMO_RECORDS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka test check format kafka fuzz bench gpu clean
+.PHONY: help demo demo-kafka replay-demo test check format kafka fuzz bench gpu clean
 
 help: ## list the targets
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-8s %s\n", $$1, $$2 }'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
-demo: .venv/installed ## install, write a log of 3 million requests, meter it, show the result
+demo: .venv/installed ## install, stream a million requests through a broker in memory and a meter, live; audit the result
+	$(BIN)/tokenometer demo --count $(DEMO_RECORDS)
+
+demo-kafka: .venv/installed ## the same through a real Apache Kafka (needs Maven and a JDK 17+)
+	$(BIN)/python -m tests.kafka_server --run "$(BIN)/tokenometer demo --count $(DEMO_RECORDS) --bootstrap {}"
+
+replay-demo: .venv/installed ## write a log of 3 million requests, meter the file
 	@mkdir -p demo
-	$(BIN)/tokenometer synth --count $(DEMO_RECORDS) --duplicates 0.02 --malformed 0.01 --escaped 0.005 \
+	$(BIN)/tokenometer synth --count 3000000 --duplicates 0.02 --malformed 0.01 --escaped 0.005 \
 		--force --output demo/requests.ndjson
 	$(BIN)/tokenometer replay demo/requests.ndjson --out demo/usage.parquet --rejected demo/rejected.ndjson --force
 
@@ -52,7 +58,7 @@ clean: ## remove the virtual environment and everything generated
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[verify]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml | .venv

@@ -3,15 +3,18 @@
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import pytest
 
 from kernels.engine import Engine
 from kernels.target import CudaTarget, DeviceError, HostTarget, Target
 
+if TYPE_CHECKING:
+    from tests.kafka_server import KafkaServer
+
 pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
-from tests.kafka_server import ENVIRONMENT, KafkaServer, KafkaToolMissing  # noqa: E402
 
 
 @pytest.fixture(scope="session", params=["cpu", "cpu x 2 threads", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -33,8 +36,11 @@ def make_engine(target: Target) -> Callable[..., Engine]:
 
 
 @pytest.fixture(scope="session")
-def kafka() -> Iterator[KafkaServer]:
+def kafka() -> Iterator["KafkaServer"]:
     """A running broker. Tests that stop it need `kafka.owned` and start it again."""
+    # Here, because the tests that run on a GPU's machine have no Kafka client.
+    from tests.kafka_server import ENVIRONMENT, KafkaServer, KafkaToolMissing
+
     try:
         server = KafkaServer()
         server.start()

@@ -17,6 +17,7 @@ import os
 import pathlib
 import random
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -455,6 +456,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="for clients (default: any free one)")
     parser.add_argument("--data", type=pathlib.Path, help="keep topics here (default: a temporary directory)")
     parser.add_argument("--heap", default="256m", help="of the JVM (default: %(default)s)")
+    parser.add_argument("--run", metavar="COMMAND", help="stop when this has ended; {} is the broker's address")
     arguments = parser.parse_args()
     if os.environ.get(ENVIRONMENT):
         print(f"{ENVIRONMENT} already names a broker: {os.environ[ENVIRONMENT]}", file=sys.stderr)
@@ -465,7 +467,9 @@ def main() -> int:
     print(f"Starting Apache Kafka {KAFKA_VERSION}; the very first time Maven fetches it ...", flush=True)
     try:
         with kafka:
-            print(f"Apache Kafka {KAFKA_VERSION} answers at {kafka.bootstrap}; its log: {kafka.log_path}")
+            print(f"Apache Kafka {KAFKA_VERSION} answers at {kafka.bootstrap}; its log: {kafka.log_path}", flush=True)
+            if arguments.run:
+                return subprocess.run(shlex.split(arguments.run.format(kafka.bootstrap)), check=False).returncode
             print(f"Use it, the tests too, from another terminal:\n\n    export {ENVIRONMENT}={kafka.bootstrap}\n")
             print("Ctrl-C stops it.", flush=True)
             status = kafka.wait()
