@@ -11,6 +11,7 @@ is reserved in every table; where that fails, `count` stops and the caller commi
 meets a full table.
 """
 
+from bisect import bisect_right
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -421,29 +422,28 @@ class Engine:
 
     def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
-        records = np.sort(self.target.fetch(self._doubtful[:doubtful])).astype(np.int64)
+        # Plain integers throughout: for a few records a numpy call costs more than what it does.
+        records = sorted(self.target.fetch(self._doubtful[:doubtful]).tolist())
         self._clear_fill(slice(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1))
-        before = first + int(records[0])
-        starts = self.target.fetch(loaded.slot.line_start[before : first + int(records[-1]) + 2])
-        lines = first + records
-        messages = np.searchsorted(ends, lines, side="right")
+        starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2])
         times = loaded.batch.message_time
         letters: list[DeadLetter] = []
         rulings: list[tuple[Any, ...]] = []
         texts: list[bytes] = []
         text_at = loaded.referee_at
-        # Plain integers: a numpy scalar costs more than what is done with it here.
-        bounds = starts[lines - before].tolist(), starts[lines - before + 1].tolist()
-        for line, message, start, after in zip(lines.tolist(), messages.tolist(), *bounds, strict=True):
+        for record in records:
+            line = first + record
+            message = bisect_right(ends, line)
+            start, after = starts[record - records[0] : record - records[0] + 2].tolist()
             value = loaded.slot.memory[start : after - 1].tobytes()
             ruling = self._referee(value, loaded.plan.mapping, None if times is None else int(times[message]))
             if isinstance(ruling, Rejection):
                 in_message = line - (int(ends[message - 1]) if message else 0)
                 letters.append(DeadLetter(message, in_message, ruling, value, line, start - layout.PREFIX_BYTES))
-                rulings.append((0, *_NO_FIELDS, line - first, layout.REJECTED))
+                rulings.append((0, *_NO_FIELDS, record, layout.REJECTED))
             else:
                 places, lengths, text_at = _place_texts(loaded.plan, ruling, text_at, texts)
-                rulings.append((ruling.time_ms, ruling.counters, places, lengths, line - first, layout.ACCEPTED))
+                rulings.append((ruling.time_ms, ruling.counters, places, lengths, record, layout.ACCEPTED))
         self._write_texts(loaded, b"".join(texts))
         sent = self.target.send(np.array(rulings, layout.RULING))
         self._job["rulings"] = self.target.address(sent)

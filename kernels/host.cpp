@@ -33,6 +33,7 @@ ENTRY void parse(const Job* shared, u32 first, u32 begin, u32 end) {
     prefetch(&job.identities[home & job.identities_mask]);
     if (job.identities_before) prefetch(&job.identities_before[home & job.identities_before_mask]);
     prefetch(&job.texts[text_home(record.low[USER]) & job.texts_mask]);
+    prefetch(&job.cells[text_home(cell_low(job, record, CHIP)) & job.cells_mask]);
   }
 }
 ENTRY void adopt(const Job* shared, u32, u32 begin, u32 end) {
@@ -55,7 +56,13 @@ ENTRY void settle(const Job* shared, u32, u32 begin, u32 end) {
 }
 ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
-  for (u32 i = begin; i < end; ++i) count_record(job, i);
+  for (u32 i = begin; i < end; ++i) {
+    if (i + 8 < end) {  // asked for a pass ago, it may have left the first-level cache
+      const Record& soon = job.records[i + 8];
+      prefetch(&job.rows[row_home(row_key(soon.user_slot, soon.cell_slot), job.rows_mask)]);
+    }
+    count_record(job, i);
+  }
 }
 ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
   const Job job = *shared;

@@ -57,9 +57,13 @@ HD u32 intern_text(const Job& job, const Record& record, u32 text) {
   return claim.slot;
 }
 
+HD u64 cell_low(const Job& job, const Record& record, u32 chip) {
+  return fold(record.low[MODEL] ^ record.window, record.low[chip] ^ job.secret[0]) | 1;
+}
+
 // A cell is found by the hashes of its names, so that only its first record has to look the names up.
 HD u32 intern_cell(const Job& job, const Record& record, u32 chip) {
-  const u64 low = fold(record.low[MODEL] ^ record.window, record.low[chip] ^ job.secret[0]) | 1;
+  const u64 low = cell_low(job, record, chip);
   const u64 high = fold(record.high[MODEL] ^ job.secret[1], record.high[chip] ^ rotate(record.window, 32)) | 1;
   const Claim claim = claim_entry(job.cells, job.cells_mask, text_home(low), low, high);
   if (claim.fresh) {

@@ -191,6 +191,7 @@ HD const u8* read_null(Reader& reader, u64 marks, const u8* p) {
 }
 
 // Reads any value; with QUOTED in `kind` p is behind the opening quote of a string. Its marks are in `seen`.
+// `digits` is loaded only where a count is quoted.
 HD const u8* read_value(Reader& reader, u64 marks, u32 kind, u32 slot, const u32& digits, const u8* p) {
   const u8* after;
   switch (kind) {

@@ -98,8 +98,7 @@ class HostTarget:
         assert np.shares_memory(array, to), "the host reads the batch where it lies"
 
     def send_behind(self, array: np.ndarray[Any, Any], to: Array) -> None:
-        if array.ctypes.data != to.ctypes.data:
-            to[:] = array
+        to[:] = array  # onto itself, where both are one: cheaper than asking
 
     def fetch(self, array: Array) -> np.ndarray[Any, Any]:
         result: np.ndarray[Any, Any] = array
