@@ -55,19 +55,22 @@ def cache_directory() -> pathlib.Path:
 
 def build_host(threads: bool = False, extra: tuple[str, ...] = ()) -> pathlib.Path:
     """The host library's path; builds it if this source was not yet built with these flags on such a machine."""
-    command = [*shlex.split(compiler()), *HOST_FLAGS, *((THREADS_FLAG,) if threads else ()), *extra]
+    return build_shared(_HERE / "host.cpp", source("host.cpp"), (*((THREADS_FLAG,) if threads else ()), *extra))
+
+
+def build_shared(file: pathlib.Path, text: str, extra: tuple[str, ...] = ()) -> pathlib.Path:
+    """A shared library of one C++ file, whose text with its headers is `text`."""
+    command = [*shlex.split(compiler()), *HOST_FLAGS, *extra]
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
-    identity = hashlib.sha256("\0".join([source("host.cpp"), *command, version, _processor()]).encode())
-    path = cache_directory() / f"host-{identity.hexdigest()[:20]}.so"
+    identity = hashlib.sha256("\0".join([text, *command, version, _processor()]).encode())
+    path = cache_directory() / f"{file.stem}-{identity.hexdigest()[:20]}.so"
     if path.exists():
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as file:
-        made = pathlib.Path(file.name)
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as taken:
+        made = pathlib.Path(taken.name)
     try:
-        run = subprocess.run(
-            [*command, "-o", str(made), str(_HERE / "host.cpp")], capture_output=True, text=True, check=False
-        )
+        run = subprocess.run([*command, "-o", str(made), str(file)], capture_output=True, text=True, check=False)
         if run.returncode:
             raise BuildError(f"{shlex.join(command)} failed:\n{run.stderr}")
         made.rename(path)  # atomic, so that two processes may build at once

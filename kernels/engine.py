@@ -261,13 +261,24 @@ class Engine:
         offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None,
     ) -> Batch:
         """A batch of message values; None is a tombstone. Raises ValueError where they do not fit."""
+        data, ends = joined(values)
+        return self.pack_lines(data, ends, times, partition, offsets)
+
+    def pack_lines(
+        self,
+        data: Bytes,
+        ends: np.ndarray[Any, Any],
+        times: Sequence[int] | np.ndarray[Any, Any] | None = None,
+        partition: Hashable = 0,
+        offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+    ) -> Batch:
+        """A batch of messages as `joined` makes them. Raises ValueError where they do not fit."""
         batch = self.open_batch(partition)
-        data, ends = _joined(values)
         if len(data) > len(batch.space):
             raise ValueError(f"{len(data)} bytes of messages: expected at most batch_bytes = {len(batch.space)}")
         batch.length = len(data)
-        batch.space[: len(data)] = np.frombuffer(data, np.uint8)
-        batch.message_end = ends
+        batch.space[: len(data)] = data
+        batch.message_end = ends.astype(np.uint32)
         batch.message_time = None if times is None else np.asarray(times, np.uint64)
         batch.message_offset = offsets
         return batch
@@ -628,19 +639,18 @@ def _latest(a: int | None, b: int | None) -> int | None:
     return b if a is None else a if b is None else max(a, b)
 
 
-def _joined(values: Sequence[bytes | None]) -> tuple[bytes, np.ndarray[Any, np.dtype[np.uint32]]]:
+def joined(values: Sequence[bytes | None]) -> tuple[Bytes, np.ndarray[Any, np.dtype[np.int64]]]:
     """All values, each ended by one newline (its own, if it has one), and the places behind these."""
     try:
         data, ends = _lines(values)  # type: ignore[arg-type]
     except TypeError:
-        return _joined([value or b"" for value in values])
-    text = np.frombuffer(data, np.uint8)
-    doubled = text[np.maximum(ends, 2) - np.uint32(2)] == 0x0A
+        return joined([value or b"" for value in values])
+    doubled = data[np.maximum(ends, 2) - 2] == 0x0A
     if not doubled.any():  # an empty value behind another one looks doubled too: no harm
         return data, ends
     return _lines([(value or b"").removesuffix(b"\n") for value in values])
 
 
-def _lines(values: Sequence[bytes]) -> tuple[bytes, np.ndarray[Any, np.dtype[np.uint32]]]:
-    lengths = np.fromiter(map(len, values), np.uint32, len(values))
-    return b"\n".join([*values, b""]), np.cumsum(lengths + np.uint32(1), dtype=np.uint32)
+def _lines(values: Sequence[bytes]) -> tuple[Bytes, np.ndarray[Any, np.dtype[np.int64]]]:
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    return np.frombuffer(b"\n".join([*values, b""]), np.uint8), np.cumsum(lengths + 1)

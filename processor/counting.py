@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from kernels.engine import Engine
-from kernels.values import PartitionState, Progress, Tally, UsageRows
+from kernels.engine import Engine, joined
+from kernels.values import Bytes, PartitionState, Progress, Tally, UsageRows
 from processor import positions
-from processor.broker import Offset, Place, Position
+from processor.broker import Column, Messages, Offset, Place, Position
 from processor.emission import DeadRecord, LiveSummary, Range
 from schemas.mapping import Mapping as RecordMapping
 
@@ -31,17 +31,46 @@ class MessageTooLarge(Exception):
 
 @dataclass(frozen=True)
 class Intake:
-    """Consecutive messages of one partition, on their way to the engine."""
+    """Consecutive messages of one partition, on their way to the engine.
+
+    data: their values, each ended by one newline. ends: past these newlines.
+    """
 
     place: Place
-    values: Sequence[bytes | None]
+    data: Bytes
+    ends: np.ndarray[Any, np.dtype[np.int64]]
     times: np.ndarray[Any, np.dtype[np.uint64]]  # ms
     offsets: np.ndarray[Any, np.dtype[np.int64]]
 
+    @classmethod
+    def of(cls, messages: Messages) -> "Intake":
+        values = messages.values
+        if isinstance(values, Column) and values.lines is not None:
+            return cls(messages.place, values.data, values.lines, messages.times, messages.offsets)
+        return cls(messages.place, *joined(values), messages.times, messages.offsets)
+
+    @classmethod
+    def together(cls, intakes: "Sequence[Intake]") -> "Intake":
+        """Intakes of one partition, one after the other."""
+        if len(intakes) == 1:
+            return intakes[0]
+        before = np.cumsum([0, *(len(intake.data) for intake in intakes[:-1])])
+        return cls(
+            intakes[0].place,
+            np.concatenate([intake.data for intake in intakes]),
+            np.concatenate([intake.ends + shift for intake, shift in zip(intakes, before, strict=True)]),
+            np.concatenate([intake.times for intake in intakes]),
+            np.concatenate([intake.offsets for intake in intakes]),
+        )
+
     def part(self, begin: int, end: int) -> "Intake":
+        """Messages `begin` to `end`."""
         if begin == 0 and end == len(self.offsets):
             return self
-        return Intake(self.place, self.values[begin:end], self.times[begin:end], self.offsets[begin:end])
+        first = int(self.ends[begin - 1]) if begin else 0
+        ends = self.ends[begin:end]
+        data = self.data[first : int(ends[-1]) if len(ends) else first]
+        return Intake(self.place, data, ends - first, self.times[begin:end], self.offsets[begin:end])
 
 
 @dataclass(frozen=True)
@@ -155,7 +184,7 @@ class Counting:
 
     def _remember(self, intake: Intake, partition: _Partition) -> None:
         engine = self._engine
-        batch = engine.pack(intake.values, intake.times, intake.place, intake.offsets)
+        batch = engine.pack_lines(intake.data, intake.ends, intake.times, intake.place, intake.offsets)
         engine.remember(engine.load(batch, partition.start.mapping))
         if int(intake.offsets[-1]) + 1 >= partition.start.offset:
             self._end_refill(intake.place, partition)
@@ -168,9 +197,8 @@ class Counting:
 
     def _count(self, intake: Intake, partition: _Partition) -> None:
         engine = self._engine
-        loaded = engine.load(
-            engine.pack(intake.values, intake.times, intake.place, intake.offsets), partition.start.mapping
-        )
+        batch = engine.pack_lines(intake.data, intake.ends, intake.times, intake.place, intake.offsets)
+        loaded = engine.load(batch, partition.start.mapping)
         first, opened = 0, False
         while True:
             progress = engine.count(loaded, first)
@@ -269,20 +297,15 @@ class Counting:
 
 def _batches(intake: Intake, batch_bytes: int) -> Iterator[Intake]:
     """Cut where a batch is full."""
-    try:
-        sizes = np.fromiter(map(len, intake.values), np.int64, len(intake.offsets))  # type: ignore[arg-type]
-    except TypeError:  # a tombstone
-        sizes = np.array([len(value or b"") for value in intake.values], np.int64)
-    ends = np.cumsum(sizes + 1)
     first = 0
-    while first < len(ends):
-        before = int(ends[first - 1]) if first else 0
-        after = int(np.searchsorted(ends, before + batch_bytes, side="right"))
+    while first < len(intake.ends):
+        before = int(intake.ends[first - 1]) if first else 0
+        after = int(np.searchsorted(intake.ends, before + batch_bytes, side="right"))
         if after == first:
-            place, offset = intake.place, int(intake.offsets[first])
+            place, offset, size = intake.place, int(intake.offsets[first]), int(intake.ends[first]) - before
             raise MessageTooLarge(
-                f"{place.topic}-{place.partition}, offset {offset}: a message of {sizes[first]} bytes; "
-                f"batch_bytes = {batch_bytes}: set it to more than the topic's max.message.bytes"
+                f"{place.topic}-{place.partition}, offset {offset}: a message of {size} bytes; batch_bytes = "
+                f"{batch_bytes}: set it to more than the topic's max.message.bytes"
             )
         yield intake.part(first, after)
         first = after

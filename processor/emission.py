@@ -76,7 +76,8 @@ def usage_messages(rows: UsageRows, part: str) -> Iterator[tuple[Column, Column]
 
 def _column(texts: Any) -> Column:
     _, ends, data = texts.buffers()
-    return Column(np.frombuffer(data, np.uint8), np.frombuffer(ends, np.int32)[: len(texts) + 1])
+    places = np.frombuffer(ends, np.int32)[: len(texts) + 1].astype(np.int64)
+    return Column(np.frombuffer(data, np.uint8), places[:-1], np.diff(places))
 
 
 def live_messages(summary: LiveSummary, committed_at_ms: int) -> list[bytes]:

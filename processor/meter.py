@@ -21,8 +21,6 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-import numpy as np
-
 from kernels.engine import Engine
 from kernels.values import PartitionState
 from processor import emission, positions
@@ -95,19 +93,8 @@ class _Pending:
     """Messages of a partition that wait for company."""
 
     since_ms: int
-    values: list[bytes | None] = field(default_factory=list)
-    times: list[np.ndarray[Any, np.dtype[np.uint64]]] = field(default_factory=list)
-    offsets: list[np.ndarray[Any, np.dtype[np.int64]]] = field(default_factory=list)
+    intakes: list[Intake] = field(default_factory=list)
     bytes: int = 0
-
-    def add(self, messages: Messages, size: int) -> None:
-        self.values += messages.values
-        self.times.append(messages.times)
-        self.offsets.append(messages.offsets)
-        self.bytes += size
-
-    def intake(self, place: Place) -> Intake:
-        return Intake(place, self.values, np.concatenate(self.times), np.concatenate(self.offsets))
 
 
 class Meter:
@@ -195,10 +182,11 @@ class Meter:
     # --- Messages in ---
 
     def _receive(self, messages: Messages) -> None:
-        size = sum(map(len, filter(None, messages.values)))
+        intake = Intake.of(messages)
         pending = self._pending.setdefault(messages.place, _Pending(self._clock.steady_ms()))
-        pending.add(messages, size)
-        mean = max(1, size // len(messages.values))
+        pending.intakes.append(intake)
+        pending.bytes += len(intake.data)
+        mean = max(1, len(intake.data) // len(intake.offsets))
         self._poll_messages = max(1, min(_POLL_MESSAGES_MAX, 2 * self._settings.flush_bytes // mean))
 
     def _feed(self, everything: bool) -> None:
@@ -211,7 +199,7 @@ class Meter:
                 or now - pending.since_ms >= self._settings.flush_ms
             ):
                 del self._pending[place]
-                self._intakes.append(self._engine_thread.submit(self.counting.take, pending.intake(place)))
+                self._intakes.append(self._engine_thread.submit(self.counting.take, Intake.together(pending.intakes)))
         self._wait_for_engine(_INTAKES_MAX)
 
     def _wait_for_engine(self, most: int) -> None:

@@ -14,8 +14,7 @@ What both promise
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, NamedTuple, NewType, Protocol
+from typing import Any, NamedTuple, NewType, Protocol, overload
 
 import numpy as np
 
@@ -29,6 +28,48 @@ class Place(NamedTuple):
 
     topic: str
     partition: int
+
+
+@dataclass(frozen=True)
+class Column(Sequence[bytes | None]):
+    """Many texts in one buffer: text i is `lengths[i]` bytes from `starts[i]` on; None where that is -1.
+
+    lines: where each text's newline ends, if the buffer holds these texts, each ended by one newline (its own, if it
+    has one), and nothing else.
+    """
+
+    data: np.ndarray[Any, np.dtype[np.uint8]]
+    starts: np.ndarray[Any, np.dtype[np.int64]]
+    lengths: np.ndarray[Any, np.dtype[np.int64]]
+    lines: np.ndarray[Any, np.dtype[np.int64]] | None = None
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Column": ...
+    def __getitem__(self, index: int | slice) -> "bytes | None | Column":
+        if isinstance(index, slice):
+            return self._between(*index.indices(len(self))[:2])
+        start, length = int(self.starts[index]), int(self.lengths[index])
+        return None if length < 0 else self.data[start : start + length].tobytes()
+
+    def _between(self, begin: int, end: int) -> "Column":
+        starts, lengths = self.starts[begin:end], self.lengths[begin:end]
+        if self.lines is None or begin >= end:
+            return Column(self.data, starts, lengths, None if self.lines is None else self.lines[:0])
+        first = int(starts[0])
+        lines = self.lines[begin:end]
+        return Column(self.data[first : int(lines[-1])], starts - first, lengths, lines - first)
+
+    def tolist(self) -> list[bytes]:
+        """Where none is missing."""
+        assert not (self.lengths < 0).any()
+        data = self.data.tobytes()
+        places = zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
+        return [data[start : start + length] for start, length in places]
 
 
 @dataclass(frozen=True)
@@ -49,21 +90,6 @@ class Messages:
     @property
     def next_offset(self) -> Offset:
         return Offset(int(self.offsets[-1]) + 1)
-
-
-@dataclass(frozen=True)
-class Column:
-    """Many texts in one buffer: text i is data[ends[i]:ends[i + 1]]. `data` is contiguous."""
-
-    data: np.ndarray[Any, np.dtype[np.uint8]]
-    ends: np.ndarray[Any, Any]
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def tolist(self) -> list[bytes]:
-        data, ends = self.data.tobytes(), self.ends.tolist()
-        return [data[start:end] for start, end in pairwise(ends)]
 
 
 class Position(NamedTuple):

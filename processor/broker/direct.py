@@ -1,26 +1,30 @@
-"""librdkafka's call for many messages at once, which the Python client does not offer for buffers.
+"""librdkafka's calls for many messages at once, which the Python client does not offer.
 
-A commit writes some 200,000 rows. Through the client each is a Python call with two bytes objects, all of it under the
-interpreter's lock; here a row is 72 bytes of a table, and one call takes the table with the lock released.
+A commit writes some 200,000 rows, and a second brings up to a million messages. Through the client each is a Python
+call and some objects, all of it under the interpreter's lock; here a message is a line of a table, and one call takes
+or fills the table with the lock released.
 
 The library is the one that the client has loaded, found through the client's own extension module. The handle is the
-first field of the client's object; that is not promised by anybody, so it is used with versions that were tested, and
-others write message by message.
+first field of the client's objects; nobody promises that, so this is used with versions that were tested, and others
+go message by message.
 """
 
 import ctypes
 import importlib.metadata
+import pathlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import confluent_kafka
 import numpy as np
 
-from processor.broker import Column
+from processor.broker import Column, Place
 
 TESTED = ("2.16",)  # of confluent-kafka
 _COPY = 0x2  # RD_KAFKA_MSG_F_COPY
 _BY_KEY = -1  # RD_KAFKA_PARTITION_UA: the partitioner decides
-_PRODUCER = 0  # rd_kafka_type_t
 _QUEUE_FULL = -184
 
 # rd_kafka_message_t, part of librdkafka's stable ABI
@@ -50,13 +54,9 @@ class Topic:
     """A topic of one producer, for batches."""
 
     def __init__(self, producer: confluent_kafka.Producer, name: str) -> None:
-        from confluent_kafka import cimpl
-
-        self._library = library = ctypes.CDLL(cimpl.__file__)
-        library.rd_kafka_topic_new.restype = ctypes.c_void_p
+        self._library = library = _library()
         self._producer = producer  # which must outlive the topic
-        handle = ctypes.c_void_p.from_address(id(producer) + object.__basicsize__)
-        assert library.rd_kafka_type(handle) == _PRODUCER
+        handle = _handle(producer)
         self._topic = ctypes.c_void_p(library.rd_kafka_topic_new(handle, name.encode(), None))
 
     def __del__(self) -> None:
@@ -97,5 +97,115 @@ class Rest:
 
 def _places(column: Column) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Address and length of each text."""
-    ends = column.ends.astype(np.uint64)
-    return np.uint64(column.data.ctypes.data) + ends[:-1], np.diff(ends)
+    return np.uint64(column.data.ctypes.data) + column.starts.astype(np.uint64), column.lengths.astype(np.uint64)
+
+
+# --- Reading ---
+
+
+class _Columns(ctypes.Structure):
+    """As in gather.cpp."""
+
+    _fields_ = [
+        (name, ctypes.c_void_p) for name in ("lengths", "ends", "times", "offsets", "topics", "partitions", "errors")
+    ]
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """Messages in order of arrival, those of a partition in the order of their offsets. errors: librdkafka's codes."""
+
+    values: Column
+    times: np.ndarray[Any, np.dtype[np.int64]]
+    offsets: np.ndarray[Any, np.dtype[np.int64]]
+    topics: np.ndarray[Any, np.dtype[np.uint64]]
+    partitions: np.ndarray[Any, np.dtype[np.int32]]
+    errors: np.ndarray[Any, np.dtype[np.int32]]
+
+    def __len__(self) -> int:
+        return len(self.offsets)
+
+    def runs(self) -> Iterator[tuple[int, int]]:
+        """Consecutive messages of one partition, errors apart."""
+        if not len(self):
+            return
+        same = (self.topics[1:] == self.topics[:-1]) & (self.partitions[1:] == self.partitions[:-1])
+        same &= (self.errors[1:] == 0) & (self.errors[:-1] == 0)
+        yield from pairwise([0, *(np.flatnonzero(~same) + 1).tolist(), len(self)])
+
+
+class Reader:
+    """The messages of a consumer's partitions, through a queue of our own; all else stays in the client's.
+
+    A partition's queue is forwarded to ours when it is assigned; librdkafka drops what was fetched before a seek or for
+    an earlier assignment in any queue. Raises kernels.build.BuildError where there is no compiler.
+    """
+
+    def __init__(self, consumer: confluent_kafka.Consumer, most: int) -> None:
+        from kernels import build
+
+        file = pathlib.Path(__file__).with_name("gather.cpp")
+        self._own = ctypes.CDLL(str(build.build_shared(file, file.read_text(encoding="utf-8"))))
+        self._own.gathered_bytes.restype = ctypes.c_uint64
+        self._library = library = _library()
+        self._handle = _handle(consumer)
+        self._queue = ctypes.c_void_p(library.rd_kafka_queue_new(self._handle))
+        self._forwarded: dict[Place, ctypes.c_void_p] = {}
+        self._messages = (ctypes.c_void_p * most)()
+        self._names: dict[int, str] = {}
+
+    def add(self, places: Iterable[Place]) -> None:
+        for place in places:
+            queue = self._library.rd_kafka_queue_get_partition(self._handle, place.topic.encode(), place.partition)
+            self._forwarded[place] = ctypes.c_void_p(queue)
+            self._library.rd_kafka_queue_forward(self._forwarded[place], self._queue)
+
+    def remove(self, places: Iterable[Place]) -> None:
+        for place in places:
+            if queue := self._forwarded.pop(place, None):
+                self._library.rd_kafka_queue_forward(queue, None)
+                self._library.rd_kafka_queue_destroy(queue)
+
+    def close(self) -> None:
+        """Before the consumer's own close, which frees what the queues belong to."""
+        self.remove(list(self._forwarded))
+        self._library.rd_kafka_queue_destroy(self._queue)
+
+    def fetch(self, timeout_ms: int, most: int) -> Fetched:
+        count = self._library.rd_kafka_consume_batch_queue(
+            self._queue, ctypes.c_int(timeout_ms), self._messages, ctypes.c_size_t(min(most, len(self._messages)))
+        )
+        assert count >= 0
+        data = np.empty(self._own.gathered_bytes(self._messages, count), np.uint8)
+        lengths, ends, times, offsets = (np.empty(count, np.int64) for _ in range(4))
+        topics, partitions, errors = np.empty(count, np.uint64), np.empty(count, np.int32), np.empty(count, np.int32)
+        columns = _Columns(*(a.ctypes.data for a in (lengths, ends, times, offsets, topics, partitions, errors)))
+        time_of = ctypes.cast(self._library.rd_kafka_message_timestamp, ctypes.c_void_p)
+        destroy = ctypes.cast(self._library.rd_kafka_message_destroy, ctypes.c_void_p)
+        self._own.gather(
+            self._messages, count, time_of, destroy, ctypes.c_void_p(data.ctypes.data), ctypes.byref(columns)
+        )
+        starts = np.concatenate((np.zeros(min(count, 1), np.int64), ends[:-1]))
+        return Fetched(Column(data, starts, lengths, ends), times, offsets, topics, partitions, errors)
+
+    def topic(self, pointer: int) -> str:
+        """The name of a topic that came with a message."""
+        if pointer not in self._names:
+            self._names[pointer] = self._library.rd_kafka_topic_name(ctypes.c_void_p(pointer)).decode()
+        return self._names[pointer]
+
+
+def _library() -> Any:
+    """The librdkafka that the client has loaded, through the client's own extension module."""
+    from confluent_kafka import cimpl
+
+    library = ctypes.CDLL(cimpl.__file__)
+    for name in ("rd_kafka_topic_new", "rd_kafka_queue_new", "rd_kafka_queue_get_partition"):
+        getattr(library, name).restype = ctypes.c_void_p
+    library.rd_kafka_topic_name.restype = ctypes.c_char_p
+    library.rd_kafka_consume_batch_queue.restype = ctypes.c_ssize_t
+    return library
+
+
+def _handle(client: Any) -> ctypes.c_void_p:
+    return ctypes.c_void_p.from_address(id(client) + object.__basicsize__)

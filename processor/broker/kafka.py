@@ -22,6 +22,7 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
 
+from kernels.build import BuildError
 from processor.broker import (
     BrokerError,
     Column,
@@ -48,6 +49,7 @@ _READY_SECONDS = 30  # for a coordinator that loads its state, or a transaction 
 _STALL_SECONDS = 30  # a read that gets nothing for so long has lost its broker
 _SEEK_SECONDS = 5  # for a partition that was assigned a moment ago and is not fetched from yet
 _LINGER_SECONDS = 0.005  # what poll waits for more once it has a message: fewer, larger batches for little latency
+_LINGER_MS = round(_LINGER_SECONDS * 1000)
 _FULL_QUEUE_SECONDS = 0.05
 _SLICE_MESSAGES = 2_000  # taken from librdkafka at a time: they stay in the processor's cache until they are lists
 _READ_MESSAGES = 10_000
@@ -301,6 +303,17 @@ def _times(batch: list[Message]) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.fromiter((time_ms for _, time_ms in map(_timestamp, batch)), np.int64, len(batch))
 
 
+def _reader(consumer: client.Consumer) -> direct.Reader | None:
+    """None: messages come one by one, through the client."""
+    if not direct.supported():
+        return None
+    try:
+        return direct.Reader(consumer, _SLICE_MESSAGES)
+    except BuildError as error:
+        log.warning("reading message by message: %s", error)
+        return None
+
+
 def _gather(
     batch: list[Message],
     times: np.ndarray[Any, np.dtype[np.int64]],
@@ -430,11 +443,14 @@ class KafkaConsumer:
             )
         except KafkaException as error:
             raise _raised(f"subscribing to {', '.join(topics)}", error) from None
+        self._reader = _reader(self._consumer)
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
         """A partition may come more than once in the answer, always further on."""
         # What was held back by a poll that had to raise goes first.
         wait_seconds = 0.0 if self._held else timeout_seconds
+        if self._reader is not None:
+            return self._poll_queues(self._reader, wait_seconds, most)
         while most > 0:
             size = min(most, _SLICE_MESSAGES)
             batch = self._consume(wait_seconds, size)
@@ -448,6 +464,41 @@ class KafkaConsumer:
             most -= size
             wait_seconds = 0.0
         found, self._held = self._held, []
+        return found
+
+    def _poll_queues(self, reader: direct.Reader, timeout_seconds: float, most: int) -> list[Messages]:
+        """The client's queue has the rebalances and errors; a message there is older than any in ours."""
+        while True:
+            batch = self._consume(0.0, _SLICE_MESSAGES)
+            self._held += self._take(batch)
+            if len(batch) < _SLICE_MESSAGES:
+                break
+        wait_ms = 0 if self._held or self._exception else round(timeout_seconds * 1000)
+        while self._exception is None and most > 0:
+            size = min(most, _SLICE_MESSAGES)
+            fetched = reader.fetch(min(wait_ms, _LINGER_MS), size)
+            if not len(fetched) and wait_ms > _LINGER_MS:
+                fetched, size = reader.fetch(wait_ms - _LINGER_MS, 1), 1
+            self._held += self._still_ours(self._runs(reader, fetched))
+            most -= len(fetched)
+            wait_ms = 0
+            if len(fetched) < size:
+                break
+        if self._exception is not None:
+            exception, self._exception = self._exception, None
+            raise exception
+        found, self._held = self._held, []
+        return found
+
+    def _runs(self, reader: direct.Reader, fetched: direct.Fetched) -> list[Messages]:
+        found = []
+        for begin, end in fetched.runs():
+            place = Place(reader.topic(int(fetched.topics[begin])), int(fetched.partitions[begin]))
+            if fetched.errors[begin]:
+                self._judge(KafkaError(int(fetched.errors[begin])), f"reading {place.topic}-{place.partition}")
+                continue
+            times = fetched.times[begin:end].astype(np.uint64)
+            found.append(Messages(place, fetched.values[begin:end], times, fetched.offsets[begin:end]))
         return found
 
     def _take(self, batch: list[Message]) -> list[Messages]:
@@ -482,11 +533,14 @@ class KafkaConsumer:
             error = message.error()
             assert error is not None
             doing = "reading" if message.topic() is None else f"reading {message.topic()}-{message.partition()}"
-            if error.code() in _PASSING or (error.retriable() and not error.fatal()):
-                self._note(f"{doing}: {error.str()}")
-            else:
-                self._keep(_error(doing, error))
+            self._judge(error, doing)
         return [message for message in batch if not message.error()]
+
+    def _judge(self, error: KafkaError, doing: str) -> None:
+        if error.code() in _PASSING or (error.retriable() and not error.fatal()):
+            self._note(f"{doing}: {error.str()}")
+        else:
+            self._keep(_error(doing, error))
 
     def _still_ours(self, found: list[Messages]) -> list[Messages]:
         """Without what was fetched before a partition was given up or sought.
@@ -570,6 +624,9 @@ class KafkaConsumer:
             return
         self._closed = True
         self._held = []
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
         self._consumer.close()
         if self._exception is not None:
             exception, self._exception = self._exception, None
@@ -588,6 +645,8 @@ class KafkaConsumer:
         except BaseException as error:
             self._keep(error)
         # Also if that failed: without this call the wrapper would start at the committed offsets by itself.
+        if self._reader is not None:  # before anything is fetched, which would come through the client's queue
+            self._reader.add(Place(part.topic, part.partition) for part in start)
         self._guard(self._consumer.incremental_assign if self._incremental else self._consumer.assign, start)
 
     def _on_revoke(self, _: client.Consumer, parts: list[TopicPartition]) -> None:
@@ -605,6 +664,8 @@ class KafkaConsumer:
             self._keep(error)
         for place in places:
             self._next.pop(place, None)
+        if self._reader is not None:
+            self._reader.remove(places)
         self._left.update(places)
         self._again.difference_update(places)
         self._held = [messages for messages in self._held if messages.place in self._next]

@@ -25,6 +25,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from processor.broker import Column
+
 POINTS = ("before produce", "mid-produce", "produced", "offsets sent", "commit sent", "committed")
 FLUSH_SECONDS = 10
 
@@ -68,6 +70,7 @@ class MeterProcess:
         self.spec = spec
         self.started = time.time()
         self.events: list[dict[str, Any]] = []
+        self._may_end = False
         self._news = threading.Condition()
         self._errors = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
@@ -106,6 +109,11 @@ class MeterProcess:
     def ended(self) -> bool:
         return self._process.poll() is not None
 
+    def check(self) -> None:
+        """It has not ended by itself."""
+        if self.ended and not self._may_end:
+            raise Ended(f"{self}: ended with {self._process.returncode}: {self.tail()}")
+
     @property
     def errors(self) -> str:
         """Its standard error so far."""
@@ -136,6 +144,7 @@ class MeterProcess:
         except subprocess.TimeoutExpired:
             raise AssertionError(f"{self}: still runs after {seconds} s: {self.tail()}") from None
         self._reader.join(seconds)
+        self._may_end = True
         assert code == wanted, f"{self}: ended with {code}, expected {wanted}: {self.tail()}"
 
     def wait_until_stopped(self, seconds: float = 60) -> None:
@@ -152,6 +161,7 @@ class MeterProcess:
         self._process.send_signal(number)
 
     def kill(self) -> None:
+        self._may_end = True
         self._process.kill()
         self._process.wait()
         self._reader.join()
@@ -282,7 +292,7 @@ class TrippingBroker:
 
     def __init__(self, inner: Any, spec: Spec) -> None:
         self._inner = inner
-        self.trip, self.usage_topic = spec.trip, spec.outputs[0]
+        self.trip = spec.trip
         self.commits = 0
         self.rows = 0  # of the transaction at hand
 
@@ -318,15 +328,19 @@ class TrippingProducer:
         self._trip("before produce")
 
     def produce(self, topic: str, values: Sequence[bytes], keys: Any = None, headers: Any = None) -> None:
-        if topic == self._broker.usage_topic:
-            self._broker.rows += len(values)
-            if self._broker.due("mid-produce"):
-                some = max(1, len(values) // 2)
-                self._inner.produce(topic, values[:some], keys[:some])
-                self._flush()
-                self._broker.fall()
-                values, keys = values[some:], keys[some:]
         self._inner.produce(topic, values, keys, headers)
+
+    def produce_columns(self, topic: str, keys: Column, values: Column) -> None:
+        """Usage rows."""
+        self._broker.rows += len(values)
+        if self._broker.due("mid-produce"):
+            some = max(1, len(values) // 2)
+            self._inner.produce(topic, values.tolist()[:some], keys.tolist()[:some])
+            self._flush()
+            self._broker.fall()
+            self._inner.produce(topic, values.tolist()[some:], keys.tolist()[some:])
+        else:
+            self._inner.produce_columns(topic, keys, values)
 
     def send_offsets(self, positions: Any, group: Any) -> None:
         if self._broker.due("produced"):

@@ -23,10 +23,12 @@ from typing import Any
 import orjson
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
+from rich.console import Console
 
 from processor import synth, verify
 from processor.broker import Place
 from processor.broker.kafka import KafkaBroker
+from processor.verify.report import render
 from schemas import mapping as mappings
 from tests import bad_input, oracle, streams
 from tests.kafka.meter_process import POINTS, MeterProcess, Spec, Trip
@@ -45,7 +47,7 @@ CLIENT = {
 HASTY = {**CLIENT, "session.timeout.ms": "3000", "transaction.timeout.ms": "1500"}
 SETTINGS = {"commit_interval_ms": 150, "idle_interval_ms": 1000, "flush_ms": 20}
 # Tables that are full after a second or two of these streams, so that parts end by themselves as well.
-SMALL = {"rows": 512, "cells": 512, "texts": 1024, "windows": 16, "arena_bytes": 1 << 16, "batch_bytes": 1 << 15}
+SMALL = {"rows": 512, "cells": 512, "texts": 1024, "windows": 16, "arena_bytes": 1 << 16, "batch_bytes": 1 << 13}
 
 
 class Stream:
@@ -136,7 +138,7 @@ class Stream:
         """Stop what still runs, and look at what was committed, as others would."""
         self.stop()
         report = self.verify()
-        assert report.clean, report
+        assert report.clean, _text(report)
         found = streams.assert_exact(self.broker)
         assert found.tallies["read"] == report.tally.read
         return found
@@ -151,6 +153,13 @@ class Stream:
         self.broker.close()
 
 
+def _text(report: verify.Report) -> str:
+    console = Console(width=200, color_system=None)
+    with console.capture() as captured:
+        console.print(render(report))
+    return captured.get()
+
+
 def _key(value: bytes | None) -> bytes:
     _, found, rest = (value or b"").partition(b'"user":"')
     return rest[: rest.index(b'"')] if found else b"nobody"
@@ -159,9 +168,10 @@ def _key(value: bytes | None) -> bytes:
 def eventually(condition: Callable[[], Any], what: str, seconds: float, meters: Sequence[MeterProcess] = ()) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, (
-            f"waited {seconds} s for {what}: {[m._tail() for m in meters if not m.ended]}"
-        )
+        for meter in meters:
+            meter.check()
+        tails = [meter.tail() for meter in meters if not meter.ended]
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}: {tails}"
         time.sleep(0.2)
 
 
@@ -277,12 +287,13 @@ def test_a_zombie_commits_nothing(stream: Stream) -> None:
 @pytest.mark.parametrize("point", ["before produce", "offsets sent", "committed"])
 def test_a_zombie_whose_name_was_taken_ends(stream: Stream, point: str) -> None:
     """Somebody started the meter again while the first one slept: the first one ends, the second one goes on."""
+    client = {**CLIENT, "session.timeout.ms": "30000", "transaction.timeout.ms": "1500"}
     with stream.flowing():
-        zombie = stream.meter(trip=Trip(point, commit=4, signal="SIGSTOP"))
+        zombie = stream.meter(trip=Trip(point, commit=4, signal="SIGSTOP"), kafka=client)
         zombie.wait_until_stopped()
-        other = stream.meter()
+        other = stream.meter(kafka=client)
         other.wait_for_count()
-        time.sleep(5)  # longer than its transaction may take
+        time.sleep(2)  # longer than its transaction may take: the broker has given it up
         zombie.signal(signal.SIGCONT)
         zombie.wait_for_end(1)
         assert "another process has taken over" in zombie.errors
@@ -403,7 +414,7 @@ def _make_anew(stream: Stream, admin: AdminClient) -> None:
 
 def test_poison_tombstones_and_large_messages(stream: Stream) -> None:
     poison = [case.value for case in bad_input.CASES if case.message_time is None]
-    lines = stream.lines(3_000)
+    lines = stream.lines(4_000)
     megabyte = b"\n".join(lines)[: 1 << 20].rpartition(b"\n")[0]
     single = b'{"padding":"' + b"x" * (1 << 20) + b'",' + lines[0][1:]  # longer than a record may be
     just = b'{"padding":"' + b"x" * ((1 << 20) - len(lines[1]) - 20) + b'",' + lines[1][1:]

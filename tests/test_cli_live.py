@@ -1,0 +1,619 @@
+"""The commands that need a broker, on one in memory: where settings come from, what is said, what is written."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import orjson
+import pytest
+
+from processor import cli, cli_live, synth
+from processor.broker import Broker
+from processor.broker.memory import MemoryBroker
+from processor.meter import Meter
+from tests import oracle, streams
+from tests.streams import INPUT, LIVE, REJECTED, USAGE
+from tests.test_cli import assert_error
+
+START_MS = 1_795_392_000_000
+LOG = b"".join(synth.generate(synth.Profile(600, seed=3, users=20, duplicates=0.05, malformed=0.05))).splitlines()
+CPU = ("--device", "cpu")
+QUIET = (*CPU, "--listen", "")
+
+
+@pytest.fixture
+def broker() -> MemoryBroker:
+    broker = MemoryBroker()
+    broker.create_topic(INPUT, 3, {})
+    return broker
+
+
+@pytest.fixture(autouse=True)
+def opened(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker) -> list[tuple[str, dict[str, str]]]:
+    """Every command gets this broker; with what it asked for it."""
+    asked: list[tuple[str, dict[str, str]]] = []
+
+    def open_broker(bootstrap: str, settings: dict[str, str]) -> Broker:
+        asked.append((bootstrap, dict(settings)))
+        return broker
+
+    monkeypatch.setattr(cli_live, "open_broker", open_broker)
+    return asked
+
+
+@pytest.fixture(autouse=True)
+def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    for name in list(os.environ):
+        if name.startswith("TOKENOMETER_"):
+            monkeypatch.delenv(name)
+    logger = logging.getLogger("tokenometer")
+    before = logger.handlers, logger.propagate, logger.level
+    yield
+    logger.handlers, logger.propagate, logger.level = before
+
+
+@pytest.fixture
+def call(capfd: pytest.CaptureFixture[str]):
+    """Exit code, stdout, stderr."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        code = cli.run([str(argument) for argument in arguments])
+        return code, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Meters stop at once; the last one's settings and engine."""
+    found: dict[str, Any] = {}
+
+    class Recorded(Meter):
+        def __init__(self, broker, engine, settings, run, **more) -> None:
+            found.update(settings=settings, engine=engine, run=run)
+            super().__init__(broker, engine, settings, run, **more)
+
+        def run(self, stopped) -> None:
+            for thread in (self._engine_thread, self._commit_thread):
+                thread.shutdown()
+
+    monkeypatch.setattr(cli_live, "Meter", Recorded)
+    return found
+
+
+def outputs(broker: MemoryBroker) -> None:
+    for topic in (USAGE, LIVE, REJECTED):
+        broker.create_topic(topic, 1, {"cleanup.policy": "compact" if topic == USAGE else "delete"})
+
+
+def all_committed(broker: MemoryBroker, group: str) -> bool:
+    committed = broker.committed(group, [INPUT])
+    return all(
+        committed[place] is not None and committed[place].offset >= extent.end  # type: ignore[union-attr]
+        for place, extent in broker.extents([INPUT]).items()
+    )
+
+
+@pytest.fixture
+def until_committed(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker):
+    """The signal to stop comes when a group has committed all of the input."""
+
+    def until(group: str) -> None:
+        @contextlib.contextmanager
+        def stop_signals() -> Iterator[Any]:
+            deadline = time.monotonic() + 30
+            yield lambda: all_committed(broker, group) or time.monotonic() > deadline
+
+        monkeypatch.setattr(cli_live, "_stop_signals", stop_signals)
+
+    return until
+
+
+def fill(broker: MemoryBroker, lines: list[bytes] = LOG) -> oracle.Meter:
+    """What a meter is to find."""
+    keys = [b"%d" % (k % 5) for k in range(len(lines))]
+    broker.append(INPUT, lines, keys, [START_MS + k for k in range(len(lines))])
+    wanted, _ = streams.expected(broker)
+    return wanted
+
+
+def log_lines(err: str) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in err.splitlines()]
+
+
+def settings_line(err: str) -> dict[str, Any]:
+    [line] = [line for line in log_lines(err) if line["message"] == "settings"]
+    return line
+
+
+# --- Where a setting comes from ---
+
+
+def test_defaults(call, broker, built, opened):
+    outputs(broker)
+    code, out, _ = call("meter", *QUIET, "--name", "m")
+    assert (code, out) == (0, "")
+    settings, engine = built["settings"], built["engine"]
+    assert (settings.name, settings.group) == ("m", "tokenometer")
+    assert (settings.usage_topic, settings.live_topic, settings.rejected_topic) == (USAGE, LIVE, REJECTED)
+    assert {topic: mapping.name for topic, mapping in settings.inputs.items()} == {INPUT: "native"}
+    assert settings.commit_interval_ms == 1000 and not settings.from_end and engine.window_ms == 60_000
+    assert opened == [("127.0.0.1:9092", {})] and built["run"].startswith("m.")
+
+
+FILE = """
+bootstrap = "file:9092"
+group = "from-file"
+name = "file-meter"
+window = 120
+commit-interval = 0.5
+begin_at = "end"
+input = ["a=openai-chat", "b"]
+usage-topic = "rows"
+
+[kafka]
+"security.protocol" = "SASL_SSL"
+"fetch.min.bytes" = 17
+"""
+
+
+def some_topics(broker: MemoryBroker) -> None:
+    outputs(broker)
+    for topic in ("a", "b", "c", "rows"):
+        broker.create_topic(topic, 1, {"cleanup.policy": "compact"})
+
+
+def test_a_file(call, broker, built, opened, tmp_path):
+    some_topics(broker)
+    path = tmp_path / "meter.toml"
+    path.write_text(FILE)
+    code, _, err = call("meter", "--config", path, *QUIET)
+    assert code == 0, err
+    settings = built["settings"]
+    assert (settings.name, settings.group, settings.usage_topic) == ("file-meter", "from-file", "rows")
+    assert {topic: mapping.name for topic, mapping in settings.inputs.items()} == {"a": "openai-chat", "b": "native"}
+    assert settings.commit_interval_ms == 500 and settings.from_end
+    assert built["engine"].window_ms == 120_000
+    assert opened == [("file:9092", {"security.protocol": "SASL_SSL", "fetch.min.bytes": "17"})]
+
+
+def test_the_environment(call, broker, built, opened, monkeypatch):
+    some_topics(broker)
+    for name, value in {
+        "GROUP": "from-env", "NAME": "env-meter", "WINDOW": "30", "BOOTSTRAP": "env:1", "INPUT": "a=openai-chat b",
+        "KAFKA": "client.id=x", "DEVICE": "cpu", "LISTEN": "",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(f"TOKENOMETER_METER_{name}", value)
+    code, _, err = call("meter", "--listen", "")
+    assert code == 0, err
+    settings = built["settings"]
+    assert (settings.name, settings.group) == ("env-meter", "from-env")
+    assert set(settings.inputs) == {"a", "b"} and built["engine"].window_ms == 30_000
+    assert opened == [("env:1", {"client.id": "x"})]
+
+
+def test_the_command_line_then_the_environment_then_the_file(call, broker, built, monkeypatch, tmp_path):
+    some_topics(broker)
+    path = tmp_path / "meter.toml"
+    path.write_text('group = "file"\nname = "file"\nwindow = 120\n')
+    monkeypatch.setenv("TOKENOMETER_METER_GROUP", "env")
+    monkeypatch.setenv("TOKENOMETER_METER_NAME", "env")
+    assert call("meter", "--config", path, "--name", "flag", *QUIET)[0] == 0
+    assert (built["settings"].name, built["settings"].group) == ("flag", "env")
+    assert built["engine"].window_ms == 120_000
+    monkeypatch.setenv("TOKENOMETER_METER_CONFIG", str(path))
+    monkeypatch.delenv("TOKENOMETER_METER_NAME")
+    assert call("meter", *QUIET)[0] == 0
+    assert (built["settings"].name, built["settings"].group) == ("file", "env")
+    monkeypatch.setenv("TOKENOMETER_VERIFY_GROUP", "other")
+    assert call("meter", *QUIET, "--group", "flag")[0] == 0
+    assert built["settings"].group == "flag"
+
+
+def test_inputs_of_the_command_line_replace_those_of_the_file(call, broker, built, tmp_path):
+    some_topics(broker)
+    path = tmp_path / "meter.toml"
+    path.write_text('input = ["a", "b"]\n')
+    assert call("meter", "--config", path, "--input", "c=anthropic", *QUIET)[0] == 0
+    assert {topic: mapping.name for topic, mapping in built["settings"].inputs.items()} == {"c": "anthropic"}
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        pytest.param(
+            'security.protocol = "SSL"\nssl.ca.location = "ca"',
+            marks=pytest.mark.xfail(strict=True, reason="a bare dotted key is a table in TOML"),
+        ),
+        '"security.protocol" = "SSL"\n"ssl.ca.location" = "ca"',
+    ],
+)
+def test_librdkafka_settings_in_a_file(call, broker, built, opened, tmp_path, written):
+    outputs(broker)
+    path = tmp_path / "meter.toml"
+    path.write_text(f"[kafka]\n{written}\n")
+    assert call("meter", "--config", path, *QUIET)[0] == 0
+    assert opened == [("127.0.0.1:9092", {"security.protocol": "SSL", "ssl.ca.location": "ca"})]
+
+
+def test_an_unknown_setting_in_the_file_is_named(call, tmp_path):
+    path = tmp_path / "meter.toml"
+    path.write_text('grup = "x"\n')
+    result = call("meter", "--config", path, *QUIET)
+    assert_error(result, 2, "no such setting: grup")
+    assert "meter.toml" in result[2] and "group" in result[2], "and the known ones are listed"
+    for name in ("config", "help"):
+        path.write_text(f'{name} = "x"\n')
+        assert_error(call("meter", "--config", path, *QUIET), 2, f"no such setting: {name}")
+
+
+@pytest.mark.parametrize(("text", "message"), [("group = ", "not TOML"), (None, "cannot be read")])
+def test_a_file_that_cannot_be_read_is_named(call, tmp_path, text, message):
+    path = tmp_path / "meter.toml"
+    if text is not None:
+        path.write_text(text)
+    assert_error(call("meter", "--config", path, *QUIET), 2, message)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--window", "0"], "--window"),
+        (["--window", "soon"], "--window"),
+        (["--commit-interval", "0.001"], "--commit-interval"),
+        (["--commit-interval", "61"], "--commit-interval"),
+        (["--dedup-horizon", "0"], "--dedup-horizon"),
+        (["--max-future-skew", "-1"], "--max-future-skew"),
+        (["--sketch-seed", "-1"], "--sketch-seed"),
+        (["--begin-at", "middle"], "--begin-at"),
+        (["--name", "a b"], "--name"),
+        (["--name", "x" * 81], "--name"),
+        (["--device", "tpu"], "--device"),
+        (["--memory", "much"], "--memory"),
+        (["--create-topics", "-1"], "--create-topics"),
+        (["--replication", "0"], "--replication"),
+        (["--log-format", "xml"], "--log-format"),
+        (["--kafka", "novalue"], "--kafka"),
+        (["--kafka", "=x"], "--kafka"),
+        (["--input", "inference-logs", "--input", "inference-logs=native"], "--input"),
+        (["--input", "token-usage"], "--input"),
+        (["--live-topic", "token-usage"], "token-usage"),
+        (["--listen", "9464"], "--listen"),
+        (["--listen", "127.0.0.1:http"], "--listen"),
+        (["--grup", "x"], "--grup"),
+    ],
+)
+def test_wrong_values_name_the_option(call, broker, built, arguments, message):
+    outputs(broker)
+    code, out, err = call("meter", "--device", "cpu", "--listen", "", *arguments)
+    assert (code, out) == (2, "")
+    last = err.splitlines()[-1]
+    assert last.startswith("tokenometer: error: ") and message in last
+    assert "settings" not in built or "--listen" in arguments, "nothing has begun"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('window = "soon"', "--window"),
+        ("window = 0", "--window"),
+        ('commit-interval = "often"', "--commit-interval"),
+        ('begin-at = "middle"', "--begin-at"),
+        ('kafka = ["novalue"]', "--kafka"),
+    ],
+)
+def test_wrong_values_in_a_file_name_the_option(call, broker, built, tmp_path, text, message):
+    outputs(broker)
+    path = tmp_path / "meter.toml"
+    path.write_text(text + "\n")
+    assert_error(call("meter", "--config", path, *QUIET), 2, message)
+
+
+def test_wrong_values_in_the_environment_name_the_option(call, monkeypatch):
+    monkeypatch.setenv("TOKENOMETER_METER_WINDOW", "0")
+    assert_error(call("meter", *QUIET), 2, "--window")
+
+
+def test_an_unknown_mapping_is_named(call):
+    assert_error(call("meter", *QUIET, "--input", f"{INPUT}=nativ"), 1, "did you mean native?")
+
+
+# --- Topics ---
+
+
+def said(err: str) -> str:
+    return [line for line in err.splitlines() if line.startswith("tokenometer: error: ")][-1]
+
+
+@pytest.mark.parametrize("missing", [USAGE, LIVE, REJECTED])
+def test_a_missing_output_names_the_command_that_creates_it(call, broker, missing):
+    for topic in {USAGE, LIVE, REJECTED} - {missing}:
+        broker.create_topic(topic, 1, {"cleanup.policy": "compact"})
+    code, out, err = call("meter", *QUIET, "--replication", 3)
+    assert (code, out) == (1, "")
+    for words in (
+        f"topic {missing} is not there", "--create-topics", "kafka-topics.sh", f"--create --topic {missing} ",
+        "--replication-factor 3",
+    ):  # fmt: skip
+        assert words in said(err)
+    assert ("cleanup.policy=compact" in said(err)) == (missing == USAGE)
+
+
+def test_a_missing_input_names_the_command_and_is_never_created(call, broker):
+    code, _, err = call("meter", *QUIET, "--input", "elsewhere", "--create-topics", 6)
+    assert code == 1 and "topic elsewhere is not there" in said(err)
+    assert "kafka-topics.sh" in said(err) and "--create --topic elsewhere" in said(err)
+    assert broker.topics(["elsewhere", USAGE]) == {"elsewhere": None, USAGE: None}
+
+
+def test_create_topics_creates_what_is_missing(call, broker, built):
+    broker.create_topic(LIVE, 1, {"retention.ms": "1"})
+    code, _, err = call("meter", *QUIET, "--create-topics", 6)
+    assert code == 0, err
+    states = broker.topics([USAGE, LIVE, REJECTED])
+    assert {name: state.partitions for name, state in states.items()} == {USAGE: 6, LIVE: 1, REJECTED: 6}
+    assert states[USAGE].settings["cleanup.policy"] == "compact"
+    assert states[REJECTED].settings["cleanup.policy"] == "delete"
+    assert states[LIVE].settings == {"retention.ms": "1"}, "what is there is left alone"
+    assert {line["topic"] for line in log_lines(err) if line["message"] == "topic created"} == {USAGE, REJECTED}
+
+
+@pytest.mark.parametrize(
+    ("policy", "warned"), [("delete", True), ("compact", False), ("compact,delete", False), (None, True)]
+)
+def test_usage_rows_that_are_not_compacted_are_warned_of(call, broker, built, policy, warned):
+    for topic in (LIVE, REJECTED):
+        broker.create_topic(topic, 1, {})
+    broker.create_topic(USAGE, 1, {"cleanup.policy": policy} if policy else {})
+    code, _, err = call("meter", *QUIET)
+    warnings = [line["message"] for line in log_lines(err) if line["level"] == "WARNING"]
+    assert code == 0 and len(warnings) == warned
+    if warned:
+        assert "kafka-configs.sh" in warnings[0] and f"--topic {USAGE}" in warnings[0]
+
+
+# --- Logs ---
+
+SECRETS = [
+    "sasl.password",
+    "ssl.key.password",
+    "ssl.keystore.password",
+    "ssl.key.pem",
+    "sasl.oauthbearer.client.secret",
+    "sasl.oauthbearer.client.credentials.client.secret",
+    "sasl.jaas.config",
+    pytest.param(
+        "sasl.oauthbearer.assertion.private.key.passphrase",
+        marks=pytest.mark.xfail(strict=True, reason="passphrase is none of _SECRET_WORDS"),
+    ),
+]
+
+
+@pytest.mark.parametrize("name", SECRETS)
+def test_secrets_are_never_printed(call, broker, built, opened, name):
+    outputs(broker)
+    code, out, err = call("meter", *QUIET, "--kafka", f"{name}=hunter2=x", "--kafka", "client.id=me")
+    assert code == 0 and opened == [("127.0.0.1:9092", {name: "hunter2=x", "client.id": "me"})]
+    assert "hunter2" not in out + err
+    assert settings_line(err)["kafka"] == {name: "***", "client.id": "me"}
+
+
+def test_settings_are_logged_once_as_json(call, broker, built):
+    outputs(broker)
+    _, _, err = call("meter", *QUIET, "--group", "g", "--window", 7)
+    line = settings_line(err)
+    assert (line["setting.group"], line["setting.window"], line["setting.device"]) == ("g", 7, "cpu")
+    assert line["level"] == "INFO" and line["name"] == "tokenometer" and "asctime" in line
+
+
+# --- A run ---
+
+
+def test_a_meter_meters_until_it_is_stopped(call, broker, until_committed):
+    wanted = fill(broker)
+    until_committed("billing")
+    code, out, err = call(
+        "meter", *CPU, "--group", "billing", "--create-topics", 2, "--listen", "127.0.0.1:0", "--commit-interval", 0.05
+    )
+    assert (code, out) == (0, ""), err
+    found = streams.assert_exact(broker)
+    assert found.rows == wanted.rows and found.tallies["duplicates"] > 0
+    messages = [line["message"] for line in log_lines(err)]
+    assert messages[-1] == "stopped" and "committed" in messages and "serving /metrics and /healthz" in messages
+    commits = [line for line in log_lines(err) if line["message"] == "committed"]
+    assert commits[-1]["records"] == wanted.read and sum(line["dead_letters"] for line in commits) == wanted.rejected
+    assert commits[-1]["tokens"] == sum(row[1] + row[4] for row in wanted.rows.values())
+    assert sum(line["rows"] for line in commits) >= len(wanted.rows)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_it_after_a_last_commit(call, broker, number):
+    fill(broker)
+    before = signal.getsignal(number)
+
+    def stop() -> None:
+        deadline = time.monotonic() + 30
+        while not broker._groups and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.5)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    code, _, err = call("meter", *QUIET, "--group", "billing", "--create-topics", 1, "--commit-interval", 60)
+    thread.join()
+    assert code == 0 and log_lines(err)[-1]["message"] == "stopped"
+    streams.assert_exact(broker, upto=broker.committed("billing", [INPUT]))
+    assert all_committed(broker, "billing"), "what was polled is committed before the end"
+    assert signal.getsignal(number) == before
+
+
+def test_from_the_end(call, broker, until_committed):
+    fill(broker)
+    until_committed("billing")
+    code, _, err = call("meter", *QUIET, "--group", "billing", "--create-topics", 1, "--begin-at", "end")
+    assert code == 0, err
+    assert streams.outcome(broker).rows == {}
+    assert all_committed(broker, "billing")
+
+
+def test_a_port_in_use_says_what_to_do(call, broker, built):
+    outputs(broker)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        code, _, err = call("meter", *CPU, "--listen", f"127.0.0.1:{port}")
+    assert code == 1 and f"--listen 127.0.0.1:{port}" in said(err) and "choose another port" in said(err)
+
+
+# --- verify ---
+
+
+@pytest.fixture
+def metered(call, broker, until_committed) -> oracle.Meter:
+    wanted = fill(broker)
+    until_committed("billing")
+    arguments = "--group", "billing", "--create-topics", 1, "--commit-interval", 0.05
+    assert call("meter", *QUIET, *arguments)[0] == 0
+    return wanted
+
+
+VERIFY = ("verify", "--group", "billing", "--processes", 1)
+
+
+def test_verify_is_content_with_what_a_meter_wrote(call, metered, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = call(*VERIFY)
+    assert (code, err) == (0, "")
+    tokens = sum(row[1] + row[4] for row in metered.rows.values())
+    assert out.startswith(f"clean: {tokens:,} tokens in {metered.counted:,} requests accounted for exactly")
+    assert max(map(len, out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("by", [1, -1])
+def test_verify_exits_with_1_where_one_token_differs(call, broker, metered, by):
+    key, value, _ = streams.read_topic(broker, USAGE, keys=True)[-1]
+    row = orjson.loads(value)
+    row["output_tokens"] += by
+    row["total_tokens"] += by
+    broker.append(USAGE, [orjson.dumps(row)], [key])
+    code, out, _ = call(*VERIFY)
+    assert code == 1 and out.startswith("NOT clean: 1 of")
+    assert row["user"] in out and row["model"] in out, "the differing key"
+
+
+def test_verify_takes_its_settings_from_a_file(call, metered, tmp_path):
+    path = tmp_path / "verify.toml"
+    path.write_text('group = "billing"\nprocesses = 1\n')
+    assert call("verify", "--config", path)[0] == 0
+
+
+def test_verify_of_a_group_that_committed_nothing(call, broker):
+    outputs(broker)
+    fill(broker)
+    code, out, err = call("verify", "--group", "nobody", "--processes", 1)
+    assert (code, out) == (1, "") and "nobody" in said(err)
+
+
+# --- synth and replay into a topic ---
+
+
+def lines_of(broker: MemoryBroker) -> list[bytes]:
+    found = []
+    for place, extent in broker.extents([INPUT]).items():
+        for messages in broker.read(place, extent.begin, extent.end):
+            found += [text for value in messages.values for text in value.split(b"\n")]
+    return sorted(found)
+
+
+@pytest.mark.parametrize("each", [1, 7])
+def test_synth_goes_into_a_topic(call, broker, opened, each):
+    code, out, err = call(
+        "synth", "--count", 500, "--seed", 4, "--malformed", 0.1, "--to-kafka", INPUT, "--lines", each,
+        "--bootstrap", "there:1", "--kafka", "linger.ms=5",
+    )  # fmt: skip
+    made = b"".join(synth.generate(synth.Profile(500, seed=4, malformed=0.1))).splitlines()
+    assert (code, out) == (0, "") and err.startswith(f"{INPUT}: 500 records in ")
+    assert lines_of(broker) == sorted(made) and opened == [("there:1", {"linger.ms": "5"})]
+
+
+def test_replay_goes_into_a_topic(call, broker, tmp_path):
+    for name, lines in (("a.ndjson", LOG[:200]), ("b.ndjson", LOG[200:])):
+        (tmp_path / name).write_bytes(b"\n".join(lines) + b"\n")
+    code, _, err = call("replay", tmp_path / "a.ndjson", tmp_path / "b.ndjson", "--to-kafka", INPUT, "--lines", 10)
+    assert code == 0 and f"{len(LOG)} records" in err
+    assert lines_of(broker) == sorted(LOG)
+
+
+def test_what_goes_into_a_topic_comes_out_metered(call, broker, until_committed):
+    now = int(np.datetime64("now", "ms").astype(int))
+    assert call("synth", "--count", 400, "--start", now, "--duplicates", 0.1, "--to-kafka", INPUT, "--lines", 5)[0] == 0
+    until_committed("billing")
+    assert call("meter", *QUIET, "--group", "billing", "--create-topics", 1)[0] == 0
+    assert streams.assert_exact(broker).tallies["duplicates"] > 0
+    assert call(*VERIFY)[0] == 0
+
+
+def test_speed_takes_its_time(call, broker):
+    began = time.monotonic()
+    code, _, _ = call(
+        "synth", "--count", 20, "--rate", 40, "--late", 0, "--bursts", 0, "--to-kafka", INPUT, "--speed", 2
+    )
+    assert code == 0 and 0.15 <= time.monotonic() - began < 5
+    assert len(lines_of(broker)) == 20
+
+
+@pytest.mark.parametrize("command", [["synth", "--count", "5"], ["replay", "LOG"]])
+def test_a_missing_topic_names_the_command_that_creates_it(call, tmp_path, command):
+    (tmp_path / "log").write_bytes(b"{}\n")
+    arguments = [str(tmp_path / "log") if word == "LOG" else word for word in command]
+    code, out, err = call(*arguments, "--to-kafka", "nowhere")
+    assert (code, out) == (1, "") and "nowhere is not there" in said(err) and "kafka-topics.sh" in said(err)
+
+
+def test_a_missing_log_is_named_before_the_first_is_sent(call, broker, tmp_path):
+    (tmp_path / "a").write_bytes(b"{}\n")
+    assert_error(call("replay", tmp_path / "a", tmp_path / "none", "--to-kafka", INPUT), 1, "none: no such file")
+    assert lines_of(broker) == []
+
+
+# --- demo ---
+
+
+def test_the_demo_runs_and_is_clean(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = call("demo", "--count", 20_000, "--device", "cpu")
+    assert (code, err) == (0, "")
+    shown = out.splitlines()
+    assert max(map(len, shown)) <= 80 and "…" not in out and "\x1b" not in out
+    assert all(text == text.rstrip() for text in shown)
+    assert sum(text.startswith("Metered ") for text in shown) == 1, "the last view only, where nobody watches"
+    assert "20,000 of 20,000 committed, 20,000 sent" in out
+    assert sum(text.startswith("clean: ") for text in shown) == 1 and "NOT clean" not in out
+    [metered] = [text for text in shown if text.startswith("Metered ")]
+    [clean] = [text for text in shown if text.startswith("clean: ")]
+    assert metered.split()[1] == clean.split()[1], "the audit finds the tokens that the view shows"
+    for words in ("Model", "gpt-4o-mini", "Chip", "H100-SXM5-80GB", "dead letters", "duplicates"):
+        assert words in out
+
+
+def test_a_demo_is_as_large_as_one_asks_for(call):
+    assert_error(call("demo", "--count", 10), 2, "--count")
+
+
+def test_help_fits_and_names_every_command(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    _, out, _ = call("--help")
+    for command in ("meter", "verify", "demo"):
+        assert command in out
+        code, text, err = call(command, "--help")
+        assert (code, err) == (0, "") and f"Usage: tokenometer {command}" in text
+        assert max(map(len, text.splitlines())) <= 80
