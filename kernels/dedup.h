@@ -1,5 +1,5 @@
-// Request ids: a record is a duplicate if its id was seen in this generation by an earlier record, or in the one
-// before.
+// Request ids: a record is a duplicate if an earlier record of this generation or any of the one before has its id,
+// counted or not. So two generations of a log tell all, and they are what a restart reads again.
 //
 // Two passes over a tile, so that thread order never shows: every record claims its id (the lowest sequence wins the
 // slot), then every record looks whether it won.
@@ -51,11 +51,11 @@ HD void claim_request(const Job& job, u32 i) {
   record.identity_slot = NONE;
   if (record.verdict != ACCEPTED || record.length[REQUEST_ID] == 0) return;
   const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], job.sequence + i);
-  if (job.identities_before && knows_identity(job.identities_before, job.identities_before_mask, low, owner)) {
+  const u32 slot = claim_identity(job.identities, job.identities_mask, low, owner);  // a duplicate, too, is remembered
+  if (job.identities_before && knows_identity(job.identities_before, job.identities_before_mask, low, owner))
     record.verdict = DUPLICATE;
-    return;
-  }
-  record.identity_slot = claim_identity(job.identities, job.identities_mask, low, owner);
+  else
+    record.identity_slot = slot;
 }
 
 // Second pass: the record whose sequence the slot holds is the one that counts. Tallies the tile's verdicts.

@@ -125,6 +125,7 @@ class Counting:
         self._letter_bytes = 0
         self.parts_opened: Counter[str] = Counter()  # by reason
         self.has_news = False
+        self._failed = False  # an intake was taken in part only
         self._part = self._new_part("start")
 
     # --- Partitions come and go ---
@@ -144,7 +145,8 @@ class Counting:
         """Give up partitions; what was counted of them stays in the part."""
         for place in places:
             if place in self._partitions:
-                self._part.states[place] = self._state(place)
+                if place in self._part.covered:
+                    self._part.states[place] = self._state(place)
                 del self._partitions[place]
                 self._engine.forget(place)
 
@@ -154,6 +156,7 @@ class Counting:
             self._engine.forget(place)
         self._partitions.clear()
         self._letters, self._letter_bytes = [], 0
+        self._failed = False
         self._engine.open_part()
         self._part = self._new_part("failure")
         self.begin(starts)
@@ -168,11 +171,12 @@ class Counting:
         """Count messages, or remember those that were counted before. Ignores what came already, as a broker may send
         again after a seek, and partitions that went."""
         partition = self._partitions.get(intake.place)
-        if partition is None:
+        if partition is None or self._failed:
             return
         intake = intake.part(int(np.searchsorted(intake.offsets, partition.taken)), len(intake.offsets))
         if not len(intake.offsets):
             return
+        self._failed = True  # until all of it is in: behind a failure everything is dropped
         partition.taken = Offset(int(intake.offsets[-1]) + 1)
         known = int(np.searchsorted(intake.offsets, partition.start.offset))
         for piece in _batches(intake.part(0, known), self._engine.limits.batch_bytes):
@@ -181,6 +185,7 @@ class Counting:
             self._end_refill(intake.place, partition)
         for piece in _batches(intake.part(known, len(intake.offsets)), self._engine.limits.batch_bytes):
             self._count(piece, partition)
+        self._failed = False
 
     def _remember(self, intake: Intake, partition: _Partition) -> None:
         engine = self._engine

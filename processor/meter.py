@@ -123,6 +123,7 @@ class Meter:
         self._commit_failed = False  # nothing may be committed before a recovery
         self._group: Any = None  # this member's generation
         self._ends: Mapping[Place, Offset] = {}
+        self._topic_ids: dict[str, str] = {}  # as of when this meter first took up a partition of it
         self._stopped: Callable[[], bool] = lambda: False
         self._producer: Producer
         self._consumer: Consumer
@@ -254,10 +255,19 @@ class Meter:
         rows = self._produce_usage(snapshot)  # 2
         self._produce_live(snapshot, began_ms)
         self._produce_rejected(snapshot)
+        self._check_topics()
         self._producer.send_offsets(snapshot.positions, self._group)  # 3
         self._producer.commit()  # 4; 5: nobody holds input buffers any longer, the engine has its own
         self._commit_failed = False
         self._on_commit(Committed(snapshot, began_ms, self._clock.steady_ms() - began, rows, self._ends))
+
+    def _check_topics(self) -> None:
+        """Messages of a topic that was made anew under its name must not be committed as the old one's."""
+        for topic, state in self._broker.topics(sorted(self._topic_ids)).items():
+            if state is None:
+                raise TopicMissing(f"{topic} is not there: was the topic deleted?")
+            if state.id != self._topic_ids[topic]:
+                raise OutOfRange(f"{topic} was deleted and made anew since this meter began to read it")
 
     def _produce_usage(self, snapshot: Snapshot) -> int:
         count = 0
@@ -282,7 +292,12 @@ class Meter:
 
     def assigned(self, places: Sequence[Place]) -> Mapping[Place, Offset]:
         starts = self._persistently(lambda: self._starts(places))
-        self._engine_thread.submit(self.counting.begin, starts).result()
+        try:
+            if self._failure is None:  # otherwise the recovery takes them up
+                self._group = self._consumer.group_metadata()
+                self._engine_thread.submit(self.counting.begin, starts).result()
+        except BrokerError as error:  # of the part's last commit; raised from here it would leave them unread
+            self._failure = error
         return {place: start.read_from for place, start in starts.items()}
 
     def revoked(self, places: Sequence[Place]) -> None:
@@ -312,6 +327,8 @@ class Meter:
             state = states[place.topic]
             if state is None or place not in extents:
                 raise TopicMissing(f"{_named(place)} is assigned and not there: was the topic deleted?")
+            if self._topic_ids.setdefault(place.topic, state.id) != state.id:
+                raise OutOfRange(f"{place.topic} was deleted and made anew since this meter began to read it")
             starts[place] = self._start(place, committed[place], extents[place], state.id)
         return starts
 

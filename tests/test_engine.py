@@ -244,7 +244,8 @@ def test_ids_of_scope_and_id_do_not_run_into_each_other(make_engine):
         ([0, 1999], 1),
         ([0, 2000], 0),  # g - 2
         ([0, 5000], 0),
-        ([0, 1000, 2000], 1),  # the second was a duplicate, so the id was seen in generation 0 only
+        ([0, 1000, 2000], 2),  # the second was a duplicate, and is remembered all the same
+        ([0, 1000, 3000], 1),
         ([0, 1000, 1999], 2),
         ([0, 2000, 0, 1], 2),  # log time does not go back
         ([0, 2000, 2999, 4000], 1),

@@ -354,10 +354,10 @@ def test_identities_live_for_two_generations_of_log_time() -> None:
     assert feed(b"a", 6000) == "duplicate"  # 6
     assert feed(b"b", 5000) == "counted"  # message time goes back, log time does not: 6
     assert feed(b"a", 6999) == "duplicate"  # 6
-    assert feed(b"a", 7000) == "counted"  # 7: first seen in 5, and a duplicate does not refresh
+    assert feed(b"a", 7000) == "duplicate"  # 7: a duplicate is remembered as well
     assert feed(b"b", 7999) == "duplicate"  # 7
-    assert feed(b"b", 8000) == "counted"  # 8
-    assert feed(b"a", 0) == "duplicate"  # 8
+    assert feed(b"b", 9000) == "counted"  # 9
+    assert feed(b"a", 0) == "counted"  # 9: last seen in 7
     assert feed(b"a", 99_000) == "counted"
 
 

@@ -36,13 +36,11 @@ _ALL = ", ".join(COUNTERS)
 _SUMS = ", ".join(f"sum({name}) AS {name}" for name in COUNTERS)
 _OUTPUT = ("requests", "output_tokens", "reasoning_tokens")  # stay on the row of `chip` where there is a prefill_chip
 
-# An identity counts in a generation unless it counted in the one before. So of generations without a gap between them
-# (an island) the first, third, fifth, ... count, and in each of these the first record.
+# The first record of an identity in a generation counts, unless the generation before has one too.
 #
 #     generation   4   5   6   7       9  10
 #     records      xx  x   x   xx      x  x
-#     island       └───────────┘       └───┘
-#     counted      x       x           x
+#     counted      x                   x
 _DUPLICATES = """
     CREATE TABLE duplicates AS
     WITH repeated AS (
@@ -61,7 +59,7 @@ _DUPLICATES = """
             generation - min(generation) OVER (PARTITION BY place, scope, request_id, island) AS age
         FROM candidates
     )
-    SELECT place, log_offset, line FROM placed WHERE nth > 1 OR age % 2 = 1
+    SELECT place, log_offset, line FROM placed WHERE nth > 1 OR age > 0
 """
 _EXPECTED = f"""
     CREATE TABLE expected AS
