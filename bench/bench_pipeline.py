@@ -103,7 +103,7 @@ def _fill(bootstrap: str, topic: str, records: int, lines: int) -> None:
     if held == -(-records // lines):
         return
     assert held == 0, f"{topic} holds {held} messages, not {-(-records // lines)}: use another broker"
-    profile = synth.Profile(records=records, rate=RATE, start_ms=time.time_ns() // 1_000_000, users=200_000)
+    profile = synth.Profile(records=records, rate=RATE, start_ms=time.time_ns() // 1_000_000)
     block: list[bytes] = []
     for k, message in enumerate(synth.messages(synth.generate(profile), lines)):
         block.append(message)

@@ -374,7 +374,7 @@ class Engine:
     def _raise_watermark(self, partition: _Partition) -> None:
         seen = int(self._read_fill()[layout.FILL_WATERMARK])
         if seen:
-            partition.watermark_ms = _latest(partition.watermark_ms, seen)
+            partition.watermark_ms = _latest(partition.watermark_ms, seen - 1)
             self._clear_fill(slice(layout.FILL_WATERMARK, layout.FILL_WATERMARK + 1))
 
     def _line_ends(self, loaded: Loaded, line_count: int) -> np.ndarray[Any, Any]:

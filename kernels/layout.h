@@ -182,7 +182,7 @@ enum Fill : u32 {
   FILL_UNSKETCHED = 6,  // rows whose window found no room for a sketch
   FILL_DOUBTFUL = 7,
   FILL_TALLY = 8,       // records by verdict, five
-  FILL_WATERMARK = 13,  // highest event time of an accepted record since the host last looked
+  FILL_WATERMARK = 13,  // 1 + highest event time of an accepted record since the host last looked
   FILLS = 16
 };
 

@@ -253,7 +253,7 @@ HD u64 window_of(const Job& job, u64 time_ms) {
 
 HD void raise_watermark(const Job& job, u64 time_ms) {
   u64* watermark = &job.fill[FILL_WATERMARK];
-  if (time_ms > load(watermark)) raise_to(watermark, time_ms);
+  if (time_ms >= load(watermark)) raise_to(watermark, time_ms + 1);
 }
 
 // Totals inclusive, parts within them, the time in range. False is doubt.

@@ -38,7 +38,7 @@ from schemas.mapping import Mapping as RecordMapping
 
 log = logging.getLogger("tokenometer")
 FAILURES = (BrokerError, MessageTooLarge, VerifyError)
-_SECRET_WORDS = ("password", "secret", "token", "key.pem", "jaas", "credential")
+_SECRET_WORDS = ("password", "passphrase", "secret", "token", "key.pem", "jaas", "credential")
 _NAME = r"[0-9A-Za-z._:-]{1,80}"  # parts add the time and a number, and may have 128 characters
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -60,7 +60,7 @@ def _load_config(context: typer.Context, path: str | None) -> str | None:
         if name not in known or name in ("config", "help"):
             raise typer.BadParameter(f"{path}: no such setting: {name}; expected one of {', '.join(sorted(known))}")
         if isinstance(value, dict):
-            values[name] = [f"{key}={item}" for key, item in value.items()]
+            values[name] = [f"{key}={item}" for key, item in _flat(value)]
     context.default_map = values
     return path
 
@@ -76,6 +76,15 @@ def _kafka_option() -> Any:
 
 def _bootstrap_option() -> Any:
     return Option("--bootstrap", metavar="HOST:PORT,...", help="Kafka's addresses.")
+
+
+def _flat(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """`security.protocol = "SSL"` is a table in a table to TOML, and one setting to librdkafka."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, str(value).lower() if isinstance(value, bool) else str(value)
 
 
 Bootstrap = Annotated[str, _bootstrap_option()]
@@ -182,17 +191,18 @@ def meter_command(
 
     Each option may also stand in the environment, --group as TOKENOMETER_METER_GROUP, or in the --config file.
     """
+    name, input = name or socket.gethostname(), input or ["inference-logs"]
     settings = _settings(
-        name or socket.gethostname(),
+        name,
         group,
-        input or ["inference-logs"],
+        input,
         (usage_topic, live_topic, rejected_topic),
         commit_interval,
         begin_at,
     )
     client = pairs(kafka, "--kafka")
     _start_logs(log_format)
-    _log_settings(typer_settings=dict(locals()), client=client)
+    _log_settings({key: value for key, value in locals().items() if key != "kafka"}, client)
     broker = open_broker(bootstrap, client)
     check_topics(broker, settings, create_topics, replication)
     target = open_target(_device(device))
@@ -454,14 +464,24 @@ def _start_logs(form: str) -> None:
             JsonFormatter("%(asctime)s %(levelname)s %(name)s %(message)s", rename_fields={"levelname": "level"})
         )
     else:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
+        handler.setFormatter(_TextFormatter())
     root = logging.getLogger("tokenometer")
     root.handlers, root.propagate = [handler], False
     root.setLevel(logging.INFO)
 
 
-def _log_settings(typer_settings: dict[str, Any], client: Mapping[str, str]) -> None:
-    shown = {key: value for key, value in typer_settings.items() if isinstance(value, str | int | float)}
+class _TextFormatter(logging.Formatter):
+    """A line for people: time, level, message, and what JSON would say beside it."""
+
+    _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        more = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in self._KNOWN)
+        return f"{self.formatTime(record)} {record.levelname:7} {record.getMessage()}{'  ' if more else ''}{more}"
+
+
+def _log_settings(given: dict[str, Any], client: Mapping[str, str]) -> None:
+    shown = {key: value for key, value in given.items() if isinstance(value, str | int | float | list)}
     masked = {key: "***" if any(word in key for word in _SECRET_WORDS) else value for key, value in client.items()}
     log.info("settings", extra={**{f"setting.{key}": value for key, value in shown.items()}, "kafka": masked})
 

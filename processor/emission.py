@@ -19,10 +19,7 @@ from processor import hyperloglog
 from processor.broker import Column, Headers, Offset, Place
 from processor.output import COUNTERS, SCHEMA_VERSION, usage_identities, usage_texts
 
-# A live summary larger than one message is spread over several: brokers take 1 MiB, a cell is at most 1.2 KiB (two
-# names of 256 bytes that need escapes are rare), a sketch 22 KiB.
-CELLS_PER_MESSAGE = 400
-SKETCHES_PER_MESSAGE = 16
+LIVE_BYTES_MAX = 900 << 10  # of a live message: brokers take 1 MiB with key, headers and batch; more goes into another
 _ROWS_PER_PIECE = 1 << 14  # bounds what is held beside the rows themselves
 
 
@@ -82,20 +79,19 @@ def _column(texts: Any) -> Column:
 
 def live_messages(summary: LiveSummary, committed_at_ms: int) -> list[bytes]:
     """The summary as one message, or as several that repeat all but cells and users."""
-    cells = [_cell(cell) for cell in summary.cells]
-    users = [_sketch(start, registers) for start, registers in summary.sketches.items()]
-    pieces = max(1, -(-len(cells) // CELLS_PER_MESSAGE), -(-len(users) // SKETCHES_PER_MESSAGE))
     frame = _frame(summary, committed_at_ms)
-    return [
-        orjson.dumps(
-            frame
-            | {
-                "cells": cells[k * CELLS_PER_MESSAGE : (k + 1) * CELLS_PER_MESSAGE],
-                "users": users[k * SKETCHES_PER_MESSAGE : (k + 1) * SKETCHES_PER_MESSAGE],
-            }
-        )
-        for k in range(pieces)
-    ]
+    room = LIVE_BYTES_MAX - len(orjson.dumps(frame))
+    entries = [("cells", orjson.dumps(_cell(cell))) for cell in summary.cells]
+    entries += [("users", orjson.dumps(_sketch(*item))) for item in summary.sketches.items()]
+    pieces: list[dict[str, list[orjson.Fragment]]] = [{"cells": [], "users": []}]
+    left = room
+    for kind, entry in entries:
+        if len(entry) + 1 > left and left < room:
+            pieces.append({"cells": [], "users": []})
+            left = room
+        pieces[-1][kind].append(orjson.Fragment(entry))
+        left -= len(entry) + 1
+    return [orjson.dumps(frame | piece) for piece in pieces]
 
 
 def rejected_headers(record: DeadRecord) -> Headers:

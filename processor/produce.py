@@ -8,7 +8,7 @@ their order, so that a re-sent request meets its first.
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from kernels.values import Canonical, Referee
@@ -18,6 +18,7 @@ from schemas.mapping import Mapping
 KEY_GROUPS = 256  # where a message has lines of several users: more than a topic has partitions, mostly
 _BLOCK_LINES = 1000  # judged and sent together
 _BLOCK_MS = 20  # messages that are due within this time go together
+_RECENT = 5  # records whose median is the log's time
 _USER = 1  # in Canonical.texts
 
 
@@ -73,9 +74,10 @@ def send(
 ) -> Sent:
     """Send all lines (without their newlines) and wait until the broker has them."""
     sent, groups = Sent(), _Groups(lines_per_message)
-    due = _Due(pacing)
+    due: _Due | None = None
     for block in _blocks(lines):
         judged = [referee(line, mapping, None) for line in block]
+        due = due or _Due(pacing, [record.time_ms for record in judged if isinstance(record, Canonical)])
         full: list[tuple[bytes, bytes]] = []
         for line, record in zip(block, judged, strict=True):
             canonical = record if isinstance(record, Canonical) else None
@@ -115,12 +117,12 @@ def _blocks(lines: Iterable[bytes]) -> Iterator[list[bytes]]:
 
 class _Due:
     """When the record at hand is to be sent. The log's time is the median of a few records': one that is late, or of a
-    clock that is ahead, neither holds up the others nor hurries them."""
+    clock that is ahead, neither holds up the others nor hurries them, be it the first."""
 
-    def __init__(self, pacing: Pacing) -> None:
+    def __init__(self, pacing: Pacing, first_times_ms: Sequence[int]) -> None:
         self._pacing = pacing
-        self._recent: deque[int] = deque(maxlen=5)
-        self._log_began_ms: int | None = None
+        self._recent = deque(first_times_ms[:_RECENT], maxlen=_RECENT)
+        self._log_began_ms = sorted(self._recent)[min(1, len(self._recent) - 1)] if self._recent else 0
         self._began_ms = pacing.steady_ms()
 
     def ahead_ms(self, time_ms: int) -> float:
@@ -129,6 +131,4 @@ class _Due:
             return 0
         self._recent.append(time_ms)
         log_ms = sorted(self._recent)[len(self._recent) // 2]
-        if self._log_began_ms is None:
-            self._log_began_ms = log_ms
         return (log_ms - self._log_began_ms) / self._pacing.speed - (self._pacing.steady_ms() - self._began_ms)

@@ -52,7 +52,7 @@ def si(value: float, digits: int = 3) -> str:
 
 
 def _significant(value: float, digits: int) -> str:
-    whole = len(f"{value:.0f}")
+    whole = len(str(int(value)))
     return f"{value:,.{max(0, digits - whole)}f}"
 
 

@@ -351,10 +351,9 @@ class Meter:
         if record.request_id is None:
             return False
         identity = (partition, record.scope, record.request_id)
-        if self.counted_in.get(identity, generation - 2) >= generation - 1:
-            return True
+        last_seen = self.counted_in.get(identity, generation - 2)
         self.counted_in[identity] = generation
-        return False
+        return last_seen >= generation - 1
 
     def count(self, record: Canonical) -> None:
         start = record.timestamp - record.timestamp % self.window_ms

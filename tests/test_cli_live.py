@@ -232,7 +232,6 @@ def test_inputs_of_the_command_line_replace_those_of_the_file(call, broker, buil
     [
         pytest.param(
             'security.protocol = "SSL"\nssl.ca.location = "ca"',
-            marks=pytest.mark.xfail(strict=True, reason="a bare dotted key is a table in TOML"),
         ),
         '"security.protocol" = "SSL"\n"ssl.ca.location" = "ca"',
     ],
@@ -393,7 +392,6 @@ SECRETS = [
     "sasl.jaas.config",
     pytest.param(
         "sasl.oauthbearer.assertion.private.key.passphrase",
-        marks=pytest.mark.xfail(strict=True, reason="passphrase is none of _SECRET_WORDS"),
     ),
 ]
 

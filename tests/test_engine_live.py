@@ -217,7 +217,6 @@ def test_only_rejected_records_leave_no_watermark(engine):
     assert state.watermark_ms is None and state.log_time_ms == NOW_MS
 
 
-@pytest.mark.xfail(strict=True, reason="0 in FILL_WATERMARK stands for none")
 def test_a_record_at_the_epoch_is_a_watermark(engine):
     count(engine, [record(timestamp=0)])
     assert engine.partition_state(0).watermark_ms == 0

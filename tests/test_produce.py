@@ -217,7 +217,6 @@ def test_late_and_future_records_neither_block_nor_hurry(broker, odd_ms, share):
 
 
 @pytest.mark.parametrize("odd_ms", [-86_400_000, 86_400_000])
-@pytest.mark.xfail(strict=True, reason="the first record alone says when the log began")
 def test_an_odd_first_record_neither_blocks_nor_hurries(broker, odd_ms):
     wall = Wall(broker)
     lines = [line("u", 0, odd_ms), *(line("u", k, k * 10) for k in range(1, 300))]
