@@ -1,0 +1,185 @@
+"""Half an hour of a live stream: is memory flat, how long do commits take, how old is what operators see?
+
+A producer sends messages of 200 lines at a steady rate, each line with a request id and a time of its own; a meter in
+another process commits each second. Both topics are cut by retention, so that the run fits a disk.
+
+freshness   of a message: from its append (the broker's timestamp) to the end of the commit that covers it, which is
+            when a reader of token-live can see it. Taken over all messages, as if they came evenly between two commits.
+"""
+
+import json
+import secrets
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import numpy as np
+
+from bench import common
+from kernels.engine import Engine, Limits
+from kernels.target import HostTarget
+from processor import synth
+from processor.broker.kafka import KafkaBroker
+from processor.meter import Committed, Meter, MeterSettings
+from processor.referee import Referee
+from schemas import mapping as mappings
+from tests.kafka_server import KafkaServer
+
+SERVER = {"log.retention.check.interval.ms": "5000", "log.segment.delete.delay.ms": "1000"}
+CUT = {"retention.bytes": str(1 << 29), "segment.bytes": str(1 << 27)}  # of each partition
+TOPIC, PARTITIONS, LINES = "soak-logs", 4, 200
+BLOCK_RECORDS = 100_000
+_ID_DIGITS = 12
+_SAMPLE_SECONDS = 10
+
+
+def main() -> None:
+    parser = common.parser(__doc__)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--rate", type=float, default=700_000.0, help="records a second")
+    arguments = parser.parse_args()
+    if arguments.child:
+        request = json.loads(sys.stdin.readline())
+        {"produce": _produce, "meter": _meter}[request["role"]](request)
+        return
+    facts = common.facts("bench.bench_soak", sys.argv[1:])
+    seconds = 20.0 if arguments.size == "small" else arguments.minutes * 60
+    with KafkaServer(heap="512m", settings=SERVER) as kafka:
+        broker = KafkaBroker(kafka.bootstrap)
+        for topic in (TOPIC, "soak-usage", "soak-live", "soak-rejected"):
+            broker.create_topic(topic, PARTITIONS, CUT)
+        shared = {"bootstrap": kafka.bootstrap, "seconds": seconds, "rate": arguments.rate}
+        meter = _start({"role": "meter", **shared})
+        sent = _start({"role": "produce", **shared})
+        result = {"facts": facts, "rate": arguments.rate, "sent": _answer(sent), "meter": _answer(meter)}
+    common.save(arguments.json, result)
+    print(json.dumps({**result["sent"], **{k: v for k, v in result["meter"].items() if k != "resident_mib"}}, indent=1))
+    print("resident MiB, every 10 s:", result["meter"]["resident_mib"])
+
+
+def _start(request: dict[str, Any]) -> subprocess.Popen[str]:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "bench.bench_soak", "--child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=common.ROOT,
+    )
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(request) + "\n")
+    child.stdin.flush()
+    return child
+
+
+def _answer(child: subprocess.Popen[str]) -> dict[str, Any]:
+    out, _ = child.communicate()
+    if child.returncode:
+        raise common.ChildFailed(f"exit status {child.returncode}; its last words are above")
+    answer: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return answer
+
+
+# --- The producer ---
+
+
+def _places(block: np.ndarray[Any, Any], mark: bytes) -> np.ndarray[Any, Any]:
+    """Behind each `mark`."""
+    data, found, at = block.tobytes(), [], 0
+    while (at := data.find(mark, at)) >= 0:
+        at += len(mark)
+        found.append(at)
+    return np.array(found)
+
+
+def _write_digits(block: np.ndarray[Any, Any], places: np.ndarray[Any, Any], values: Any, digits: int) -> None:
+    powers = 10 ** np.arange(digits - 1, -1, -1, dtype=np.int64)
+    block[places[:, None] + np.arange(digits)] = np.asarray(values)[..., None] // powers % 10 + ord("0")
+
+
+def _produce(request: dict[str, Any]) -> None:
+    broker = KafkaBroker(request["bootstrap"])
+    now_ms = time.time_ns() // 1_000_000
+    profile = synth.Profile(records=BLOCK_RECORDS, start_ms=now_ms, late=0, duplicates=0)
+    block = np.frombuffer(b"".join(synth.generate(profile)), np.uint8).copy()
+    ids, times = _places(block, b'"request_id":"'), _places(block, b'"timestamp":1')
+    ends = np.flatnonzero(block == 0x0A)[LINES - 1 :: LINES] + 1
+    began, sent, behind = time.monotonic(), 0, 0.0
+    while time.monotonic() - began < request["seconds"]:
+        _write_digits(block, ids, sent + np.arange(len(ids)), _ID_DIGITS)
+        _write_digits(block, times - 1, np.full(len(times), time.time_ns() // 1_000_000), 13)
+        data, start = block.tobytes(), 0
+        for k, end in enumerate(ends.tolist()):
+            broker.append(TOPIC, [data[start:end]], [b"%d" % k])
+            start = end
+            sent += LINES
+            ahead = sent / request["rate"] - (time.monotonic() - began)
+            if ahead > 0.002:
+                time.sleep(ahead)
+            behind = max(behind, -ahead)
+    broker.flush()
+    seconds = time.monotonic() - began
+    print(json.dumps({"records_sent": sent, "sent_per_second": sent / seconds, "behind_seconds_max": behind}))
+
+
+# --- The meter ---
+
+
+def _meter(request: dict[str, Any]) -> None:
+    resident: list[int] = []
+    done = threading.Event()
+    broker = KafkaBroker(request["bootstrap"])
+    inputs = {TOPIC: mappings.resolve("native")}
+    settings = MeterSettings("soak", "soak", inputs, "soak-usage", "soak-live", "soak-rejected")
+    engine = Engine(HostTarget(), Referee(), secret=[secrets.randbits(64) for _ in range(8)], limits=Limits())
+    parts: dict[str, int] = {}
+    facts: list[tuple[float, int, int, int]] = []  # end, newest message, took, rows
+
+    def committed(commit: Committed) -> None:
+        newest = [covered.state.log_time_ms for covered in commit.snapshot.summary.ranges]
+        parts[commit.snapshot.summary.part] = commit.snapshot.summary.tally.counted
+        oldest = min((time_ms for time_ms in newest if time_ms is not None), default=0)
+        facts.append((time.time() * 1000, oldest, commit.took_ms, commit.rows))
+
+    def watch() -> None:
+        while not done.wait(_SAMPLE_SECONDS):
+            resident.append(common.resident_bytes() >> 20)
+
+    threading.Thread(target=watch, daemon=True).start()
+    until = time.monotonic() + request["seconds"] + 3
+    Meter(broker, engine, settings, f"soak-{secrets.token_hex(2)}", on_commit=committed).run(
+        lambda: time.monotonic() > until
+    )
+    done.set()
+    took = sorted(fact[2] for fact in facts)
+    print(
+        json.dumps(
+            {
+                "records_counted": sum(parts.values()),
+                "parts": len(parts),
+                "commits": len(facts),
+                "rows": sum(fact[3] for fact in facts),
+                "commit_ms": _percentiles(np.array(took)),
+                "freshness_ms": _percentiles(_freshness(facts)),
+                "resident_mib": resident,
+                "cpu_seconds": time.process_time(),
+            }
+        )
+    )
+
+
+def _freshness(facts: list[tuple[float, int, int, int]]) -> np.ndarray[Any, Any]:
+    ages = []
+    for (_, before, *_), (end, newest, *_) in zip(facts, facts[1:], strict=False):
+        if newest > before > 0:
+            ages.append(end - np.linspace(before, newest, max(2, (newest - before) // 10)))
+    return np.concatenate(ages) if ages else np.zeros(1)
+
+
+def _percentiles(values: np.ndarray[Any, Any]) -> dict[str, float]:
+    return {f"p{q}": round(float(np.percentile(values, q)), 1) for q in (50, 90, 99, 100)}
+
+
+if __name__ == "__main__":
+    main()
