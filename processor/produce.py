@@ -11,15 +11,16 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
+import orjson
+
 from kernels.values import Canonical, Referee
 from processor.broker import Broker
-from schemas.mapping import Mapping
+from schemas.mapping import Mapping, Path
 
 KEY_GROUPS = 256  # where a message has lines of several users: more than a topic has partitions, mostly
 _BLOCK_LINES = 1000  # judged and sent together
 _BLOCK_MS = 20  # messages that are due within this time go together
 _RECENT = 5  # records whose median is the log's time
-_USER = 1  # in Canonical.texts
 
 
 @dataclass(frozen=True)
@@ -73,19 +74,18 @@ def send(
     progress: Callable[[Sent], None] = lambda sent: None,
 ) -> Sent:
     """Send all lines (without their newlines) and wait until the broker has them."""
-    sent, groups = Sent(), _Groups(lines_per_message)
+    sent, groups, paths = Sent(), _Groups(lines_per_message), mapping.field("user").paths
     due: _Due | None = None
     for block in _blocks(lines):
-        judged = [referee(line, mapping, None) for line in block]
-        due = due or _Due(pacing, [record.time_ms for record in judged if isinstance(record, Canonical)])
+        times = [None] * len(block) if pacing.speed is None else [_time_ms(referee, line, mapping) for line in block]
+        due = due or _Due(pacing, [time_ms for time_ms in times if time_ms is not None])
         full: list[tuple[bytes, bytes]] = []
-        for line, record in zip(block, judged, strict=True):
-            canonical = record if isinstance(record, Canonical) else None
-            if canonical is not None and (ahead_ms := due.ahead_ms(canonical.time_ms)) > _BLOCK_MS:
+        for line, time_ms in zip(block, times, strict=True):
+            if time_ms is not None and (ahead_ms := due.ahead_ms(time_ms)) > _BLOCK_MS:
                 _append(broker, topic, full, sent)
                 full = []
                 pacing.sleep(ahead_ms / 1000)
-            message = groups.add(canonical.texts[_USER] if canonical else None, line)
+            message = groups.add(_user(line, paths), line)
             if message:
                 full.append(message)
         _append(broker, topic, full, sent)
@@ -94,6 +94,26 @@ def send(
     _append(broker, topic, list(groups.rest()), sent)
     broker.flush()
     return sent
+
+
+def _user(line: bytes, paths: Sequence[Path]) -> bytes | None:
+    """Whose line it is, if that can be told."""
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return None
+    for path in paths:
+        value = record
+        for key in path:
+            value = value.get(key) if isinstance(value, dict) else None
+        if isinstance(value, str) and value:
+            return value.encode()
+    return None
+
+
+def _time_ms(referee: Referee, line: bytes, mapping: Mapping) -> int | None:
+    record = referee(line, mapping, None)
+    return record.time_ms if isinstance(record, Canonical) else None
 
 
 def _append(broker: Broker, topic: str, messages: list[tuple[bytes, bytes]], sent: Sent) -> None:
@@ -127,8 +147,7 @@ class _Due:
 
     def ahead_ms(self, time_ms: int) -> float:
         """How long it is until then; negative where the sender is behind."""
-        if self._pacing.speed is None:
-            return 0
+        assert self._pacing.speed is not None
         self._recent.append(time_ms)
         log_ms = sorted(self._recent)[len(self._recent) // 2]
         return (log_ms - self._log_began_ms) / self._pacing.speed - (self._pacing.steady_ms() - self._began_ms)
