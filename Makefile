@@ -1,7 +1,7 @@
 # One entry point for people and for CI. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/broker/*.cpp tests/native/*.h tests/native/*.cpp
+SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/*.cpp processor/broker/*.cpp tests/native/*.h tests/native/*.cpp
 DEMO_RECORDS ?= 1000000
 
 .DEFAULT_GOAL := help

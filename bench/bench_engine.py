@@ -83,6 +83,7 @@ class Case:
     rows: int = 0  # filled in before
     skew: float = 0.0
     remembered: int = 0  # request ids in a generation, before the first pass
+    turn_by: int = 1  # generations between two passes; 2: ids are looked up in one set, as those of a file
     files: tuple[str, ...] = field(default=(), compare=False)
 
 
@@ -103,6 +104,11 @@ def cases(size: str, device: str) -> list[Case]:
             *([(f"{log}: split", "split", 1), (f"{log}: parse only", "parse", 1)] if not cuda else []),
             *((f"{log}: all", "all", threads) for threads in many),
         ]
+    ]
+    found += [
+        replace(base, group="records", name=f"{log}, ids as of a file: all", log=log, turn_by=2)
+        for log in PROFILES
+        if "clean" in log
     ]
     rows = replace(base, log="rows")
     tiles = (18, 19, 20, 21) if cuda else (9, 10, 11, 12, 13, 14)
@@ -238,7 +244,7 @@ class Runner:
 
     def turn(self) -> None:
         """The next generation of request ids, by an empty record; what it costs is kept apart."""
-        self.message_ms += HORIZON_MS
+        self.message_ms += HORIZON_MS * self.case.turn_by
         batch = self.engine.pack([b""], [self.message_ms])
         start = time.perf_counter()
         count_all(self.engine, self.engine.load(batch, self.mapping))
@@ -375,7 +381,11 @@ def measure_memory(case: Case) -> dict[str, Any]:
     committed = common.peak_bytes()
     engine = runner.engine
     tables = sum(array.nbytes for array in engine._tables.values())
-    ids = [table for group in engine._partitions.values() for table in (group._current, group._before)]
+    ids = [
+        table
+        for known in engine._partitions.values()
+        for table in (known.identities._current, known.identities._before)
+    ]
     identities = sum(table.nbytes for table in ids if table is not None)
     bound = tables + identities + 2 * case.batch_bytes
     assert rows == case.rows or case.remembered

@@ -20,7 +20,7 @@ import numpy as np
 from bench import common
 from kernels.engine import Engine, Limits
 from kernels.target import HostTarget
-from processor import synth
+from processor import heap, synth
 from processor.broker.kafka import KafkaBroker
 from processor.meter import Committed, Meter, MeterSettings
 from processor.referee import Referee
@@ -127,6 +127,7 @@ def _produce(request: dict[str, Any]) -> None:
 
 
 def _meter(request: dict[str, Any]) -> None:
+    heap.keep_freed_memory()  # as `tokenometer meter` does
     resident: list[int] = []
     done = threading.Event()
     broker = KafkaBroker(request["bootstrap"])

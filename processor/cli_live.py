@@ -26,7 +26,7 @@ from typer import Option
 
 from kernels.engine import Engine
 from kernels.target import open_target
-from processor import cli, report, synth
+from processor import cli, heap, report, synth
 from processor.broker import Broker, BrokerError, TopicMissing
 from processor.counting import MessageTooLarge
 from processor.health import Health
@@ -201,6 +201,7 @@ def meter_command(
         begin_at,
     )
     client = pairs(kafka, "--kafka")
+    heap.keep_freed_memory()
     _start_logs(log_format)
     _log_settings({key: value for key, value in locals().items() if key != "kafka"}, client)
     broker = open_broker(bootstrap, client)

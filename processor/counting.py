@@ -23,6 +23,7 @@ from schemas.mapping import Mapping as RecordMapping
 
 LETTER_BYTES_MAX = 64 << 20  # held until a commit; a log that is all rejects would fill them in a second
 TOP_USERS = 20
+SKETCHES_MAX = 8  # of the latest windows that changed: late records touch hundreds of old ones, 22 KB each
 
 
 class MessageTooLarge(Exception):
@@ -272,7 +273,7 @@ class Counting:
             totals=engine.totals(),
             cells=cells,
             top_users=engine.top_users(TOP_USERS),
-            sketches=engine.sketches({cell.window_start for cell in cells}),
+            sketches=engine.sketches(sorted({cell.window_start for cell in cells})[-SKETCHES_MAX:]),
         )
 
     def _ranges(self) -> list[Range]:

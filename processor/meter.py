@@ -168,7 +168,6 @@ class Meter:
                 self._receive(messages)
             if self._failure:
                 raise self._failure
-            self._ask_consumer()
             self._feed(everything=False)
             self._commit_if_due()
         except _STOPPING_ERRORS:
@@ -217,6 +216,7 @@ class Meter:
         wanted_ms = self._settings.commit_interval_ms if self.counting.has_news else self._settings.idle_interval_ms
         if waited_ms >= wanted_ms:
             self._last_commit_ms += waited_ms
+            self._ask_consumer()
             self._commit = self._engine_thread.submit(self._begin_commit)
 
     def _finish_commit(self, wait: bool) -> None:

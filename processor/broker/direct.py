@@ -10,6 +10,7 @@ go message by message.
 """
 
 import ctypes
+import functools
 import importlib.metadata
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -23,7 +24,7 @@ import numpy as np
 from processor.broker import Column, Place
 
 TESTED = ("2.16",)  # of confluent-kafka
-_COPY = 0x2  # RD_KAFKA_MSG_F_COPY
+_IN_PLACE = 0  # neither RD_KAFKA_MSG_F_COPY nor _FREE: values stay where they are until they are delivered
 _BY_KEY = -1  # RD_KAFKA_PARTITION_UA: the partitioner decides
 _QUEUE_FULL = -184
 
@@ -46,6 +47,7 @@ MESSAGE = np.dtype(
 assert MESSAGE.itemsize == 72
 
 
+@functools.cache
 def supported() -> bool:
     return ".".join(importlib.metadata.version("confluent-kafka").split(".")[:2]) in TESTED
 
@@ -63,7 +65,7 @@ class Topic:
         self._library.rd_kafka_topic_destroy(self._topic)
 
     def produce(self, keys: Column, values: Column) -> "Rest":
-        """Hands over as many as the queue takes; the others are in the answer."""
+        """As many as the queue takes; the others are in the answer. `values` must outlive the transaction."""
         messages = np.zeros(len(values), MESSAGE)
         messages["payload"], messages["len"] = _places(values)
         messages["key"], messages["key_len"] = _places(keys)
@@ -71,7 +73,7 @@ class Topic:
 
     def _enqueue(self, messages: np.ndarray[Any, Any], keys: Column, values: Column) -> "Rest":
         self._library.rd_kafka_produce_batch(
-            self._topic, ctypes.c_int32(_BY_KEY), _COPY, messages.ctypes.data_as(ctypes.c_void_p), len(messages)
+            self._topic, ctypes.c_int32(_BY_KEY), _IN_PLACE, messages.ctypes.data_as(ctypes.c_void_p), len(messages)
         )
         left = messages[messages["err"] != 0]
         refused = left[left["err"] != _QUEUE_FULL]

@@ -92,7 +92,7 @@ _DEFAULTS = {
     "topic.metadata.refresh.interval.ms": "10000",
     "socket.keepalive.enable": "true",
 }
-_CONSUMER_DEFAULTS = {
+CONSUMER_DEFAULTS = {
     "partition.assignment.strategy": "cooperative-sticky",
     # A full queue is looked at again after this; with the default of a second, a fast reader starves.
     "fetch.queue.backoff.ms": "10",
@@ -421,7 +421,7 @@ class KafkaConsumer:
         }
         if member is not None:
             own["group.instance.id"] = member
-        defaults = {**_DEFAULTS, **_CONSUMER_DEFAULTS}
+        defaults = {**_DEFAULTS, **CONSUMER_DEFAULTS}
         # librdkafka refuses to mix strategies of both kinds, so that the settings tell which kind this is.
         self._incremental = "cooperative" in settings.get("partition.assignment.strategy", "cooperative-sticky")
         if settings.get("group.protocol", "classic") != "classic":
@@ -734,6 +734,7 @@ class KafkaProducer:
             client.Producer, {**_DEFAULTS, **_PRODUCER_DEFAULTS, **settings, **own}
         )
         self._topics: dict[str, direct.Topic] = {}
+        self._in_flight: list[Column] = []  # librdkafka reads them until the transaction has ended
         self._do("opening", "init_transactions", _READY_SECONDS)
 
     def begin(self) -> None:
@@ -773,6 +774,7 @@ class KafkaProducer:
             return self.produce(topic, values.tolist(), keys.tolist())
         assert self._producer is not None, "produce after close"
         assert len(keys) == len(values)
+        self._in_flight.append(values)
         known = self._topics.get(topic) or self._topics.setdefault(topic, direct.Topic(self._producer, topic))
         rest = known.produce(keys, values)
         while rest:
@@ -797,6 +799,7 @@ class KafkaProducer:
     def commit(self) -> None:
         self._do("committing", "commit_transaction", self._timeout_seconds)
         self._deadline = None
+        self._in_flight.clear()
 
     def abort(self) -> None:
         self._do("aborting", "abort_transaction", self._timeout_seconds)
@@ -805,7 +808,8 @@ class KafkaProducer:
     def close(self) -> None:
         # Not librdkafka's own close: that one aborts and flushes first, and waits for a broker that may be gone.
         self._topics.clear()
-        self._producer = None
+        self._producer = None  # frees the client, which then reads nothing any more
+        self._in_flight.clear()
 
     def _do(self, doing: str, method: str, *arguments: Any) -> None:
         assert self._producer is not None, f"{doing} after close"
@@ -931,7 +935,7 @@ class KafkaBroker:
             "auto.offset.reset": "error",
             "enable.partition.eof": True,
         }
-        consumer = _make(client.Consumer, {**_DEFAULTS, **_CONSUMER_DEFAULTS, **_classic(self._settings), **own})
+        consumer = _make(client.Consumer, {**_DEFAULTS, **CONSUMER_DEFAULTS, **_classic(self._settings), **own})
         try:
             consumer.assign([TopicPartition(place.topic, place.partition, begin)])
             yield from _read(consumer, place, end, keys, headers)
