@@ -43,9 +43,11 @@ kafka: .venv/installed-dev ## start a real Apache Kafka on loopback until Ctrl-C
 fuzz: .venv/installed-dev ## compare a million mutated lines with the oracle (about 4 minutes)
 	$(BIN)/python -m pytest -m fuzz -k "not threads" tests/test_fuzz.py
 
-bench: .venv/installed-bench ## take the CPU's benchmarks anew and rewrite bench/RESULTS.md (about 10 minutes)
+bench: .venv/installed-bench ## take the CPU's benchmarks anew and rewrite bench/RESULTS.md (about an hour, half of it a soak)
 	$(BIN)/python -m bench.bench_engine --size large --json bench/results/engine-cpu.json
 	$(BIN)/python -m bench.bench_peers --size large --json bench/results/peers.json
+	$(BIN)/python -m bench.bench_pipeline --size large --json bench/results/pipeline.json
+	$(BIN)/python -m bench.bench_soak --size large --json bench/results/soak.json
 	$(BIN)/python -m bench.report
 
 gpu: ## the engine's tests, compute-sanitizer and benchmarks on this machine's GPU

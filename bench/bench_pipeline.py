@@ -87,7 +87,7 @@ def _run(arguments: Any, bootstrap: str) -> dict[str, Any]:
     medians = {case: _median(found) for case, found in answers.items()}
     for case, found in medians.items():
         print(f"{case:14} {found['records_per_second'] / 1e6:6.3f} M records/s  {found['mb_per_second']:6.0f} MB/s")
-    return {"facts": facts, "lines": LINES, "records": wanted, "medians": medians, "runs": answers}
+    return {"kind": "pipeline", **facts, "lines": LINES, "records": wanted, "medians": medians, "runs": answers}
 
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:

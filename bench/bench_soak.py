@@ -53,7 +53,14 @@ def main() -> None:
         shared = {"bootstrap": kafka.bootstrap, "seconds": seconds, "rate": arguments.rate}
         meter = _start({"role": "meter", **shared})
         sent = _start({"role": "produce", **shared})
-        result = {"facts": facts, "rate": arguments.rate, "sent": _answer(sent), "meter": _answer(meter)}
+        result = {
+            "kind": "soak",
+            **facts,
+            "minutes": seconds / 60,
+            "rate": arguments.rate,
+            "sent": _answer(sent),
+            "meter": _answer(meter),
+        }
     common.save(arguments.json, result)
     print(json.dumps({**result["sent"], **{k: v for k, v in result["meter"].items() if k != "resident_mib"}}, indent=1))
     print("resident MiB, every 10 s:", result["meter"]["resident_mib"])

@@ -23,12 +23,12 @@ def report(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
     parts = [
         "# Results",
         "Written by `python -m bench.report` from the files in `bench/results/`; do not edit. What is timed and what "
-        "is not stands at the top of `bench/bench_engine.py` and `bench/bench_peers.py`. Figures are medians; GB are "
-        "powers of ten, MiB and GiB powers of two.",
+        "is not stands at the top of each `bench/bench_*.py`. Figures are medians; GB are powers of ten, MiB and GiB "
+        "powers of two.",
     ]
     parts += ["## Goals", _goals([content for _, content in results])]
     for name, content in results:
-        write = {"engine": _engine, "peers": _peers}[content["kind"]]
+        write = {"engine": _engine, "peers": _peers, "pipeline": _pipeline, "soak": _soak}[content["kind"]]
         parts += [*write(content), _facts(name, content)]
     return "\n\n".join(parts) + "\n"
 
@@ -43,6 +43,10 @@ def _goals(results: Sequence[dict[str, Any]]) -> str:
             rows += _engine_goals(content)
         if content["kind"] == "peers":
             rows += _peer_goals(content)
+        if content["kind"] == "pipeline":
+            rows += _pipeline_goals(content["medians"])
+        if content["kind"] == "soak":
+            rows += _soak_goals(content)
     return _table(("goal", "measured", "met"), "lll", rows)
 
 
@@ -79,6 +83,25 @@ def _peer_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
             f"({best['name']}, cores: {best['threads']}): {best['ratio']:.2f} x",
             _yes(best["ratio"] > 1),
         )
+
+
+def _pipeline_goals(medians: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str, str]]:
+    bare, one, many = (medians[case]["records_per_second"] / 1e6 for case in ("one:consume", "one:meter", "many:meter"))
+    measured = f"{one:.2f} against {bare:.2f} M records/s: {one / bare:.2f} x"
+    yield "meter, one record a message: at least 0.8 of a bare consume()", measured, _yes(one >= 0.8 * bare)
+    goal = "meter, 200 lines a message, broker beside it: 1.4 M records/s"
+    yield goal, f"{many:.2f} M records/s", _yes(many >= 1.4)
+
+
+def _soak_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    found = content["meter"]
+    minutes, rate = content["minutes"], content["sent"]["sent_per_second"] / 1e6
+    settled = found["resident_mib"][len(found["resident_mib"]) // 3 :] or [0]
+    goal = f"a steady {rate:.2f} M records/s: memory flat over 30 minutes"
+    measured = f"{minutes:g} minutes; {min(settled)} to {max(settled)} MiB after the first third"
+    yield goal, measured, _yes(minutes >= 30 and max(settled) <= 1.1 * min(settled))
+    p99 = found["freshness_ms"]["p99"] / 1000
+    yield f"a steady {rate:.2f} M records/s: freshness p99 under 2 s", f"{p99:.2f} s", _yes(p99 < 2)
 
 
 def _yes(met: bool) -> str:
@@ -190,6 +213,55 @@ def _peer_row(one: dict[str, Any]) -> tuple[str, ...]:
 
 
 # --- Text ---
+
+
+# --- Pipeline ---
+
+
+def _pipeline(content: dict[str, Any]) -> list[str]:
+    intro = (
+        "The same topic of a real Kafka on the same machine, each contender in a fresh process. `one`: a record a "
+        "message, `many`: 200. The meter commits each second, usage rows included; orjson and faust only add up."
+    )
+    return ["## Pipeline", intro, _table(_PIPELINE_HEAD, "lrrrrrrr", map(_pipeline_row, content["medians"].items()))]
+
+
+_PIPELINE_HEAD = (
+    "case", "records", "M records/s", "CPU s", "peak", "commits", "rows a commit, most", "commit ms, median - most",
+)  # fmt: skip
+
+
+def _pipeline_row(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
+    case, found = item
+    commits = ("", "", "")
+    if "commits" in found:
+        took = f"{found['commit_ms_median']} - {found['commit_ms_max']}"
+        commits = str(found["commits"]), f"{found['rows_max']:,}", took
+    return (
+        case,
+        f"{found['records']:,}",
+        f"{found['records_per_second'] / 1e6:.3f}",
+        f"{found['cpu_seconds']:.1f}",
+        f"{found['peak_bytes'] // MIB} MiB",
+        *commits,
+    )
+
+
+def _soak(content: dict[str, Any]) -> list[str]:
+    found, sent = content["meter"], content["sent"]
+    rows = [
+        ("sent", f"{sent['records_sent']:,} records, {sent['sent_per_second'] / 1e6:.2f} M/s"),
+        ("counted", f"{found['records_counted']:,} records in {found['parts']} parts"),
+        ("commits", f"{found['commits']}, {found['rows']:,} rows"),
+        ("commit, ms", _percentiles(found["commit_ms"])),
+        ("freshness, ms", _percentiles(found["freshness_ms"])),
+        ("resident, MiB, each minute", " ".join(map(str, found["resident_mib"][::6]))),
+    ]
+    return [f"## Soak, {content['minutes']:g} minutes", _table(("what", "measured"), "ll", rows)]
+
+
+def _percentiles(found: dict[str, float]) -> str:
+    return ", ".join(f"{name} {value:.0f}" for name, value in found.items())
 
 
 def _facts(name: str, content: dict[str, Any]) -> str:

@@ -48,6 +48,7 @@ _STOPPING_ERRORS = (Fenced, OutOfRange, Refused, TopicMissing, positions.Unknown
 _POLL_SECONDS = 0.05
 _POLL_MESSAGES_MAX = 10_000
 _INTAKES_MAX = 3  # on their way to the engine
+_HEAR_SECONDS = 0.5  # within which a heartbeat that was due is answered
 _RETRY_SECONDS = (0.1, 5.0)  # first and longest wait
 
 
@@ -357,6 +358,7 @@ class Meter:
     def _recover(self, error: BrokerError) -> None:
         """Drop all that is not known to be committed; go on from what is."""
         log.warning("dropping what is not committed, going on from the committed offsets: %s", error)
+        self._failure = error  # partitions that go meanwhile are not committed
         self._abandon()
         self._producer.close()
         self._persistently(self._reopen)
@@ -373,11 +375,15 @@ class Meter:
             self._finish_commit(wait=True)
 
     def _reopen(self) -> None:
+        """First hear what the group has decided: a meter whose name was taken must not fence its successor, and
+        partitions that went cannot be sought. What is polled here comes again after the seek."""
+        self._consumer.poll(_HEAR_SECONDS, 1)
         self._producer = self._broker.producer(self._settings.name)
         starts = self._starts(self._consumer.assignment())
         self._engine_thread.submit(self.counting.drop, starts).result()
         self._commit_failed = False
         self._consumer.seek({place: start.read_from for place, start in starts.items()})
+        self._ask_consumer()
 
     def _persistently(self, action: Callable[[], T]) -> T:
         """Again and again while the broker cannot, until the meter should stop."""

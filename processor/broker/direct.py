@@ -24,7 +24,7 @@ import numpy as np
 from processor.broker import Column, Place
 
 TESTED = ("2.16",)  # of confluent-kafka
-_IN_PLACE = 0  # neither RD_KAFKA_MSG_F_COPY nor _FREE: values stay where they are until they are delivered
+_COPY = 0x2  # RD_KAFKA_MSG_F_COPY: without it, a producer that is given up might read freed values
 _BY_KEY = -1  # RD_KAFKA_PARTITION_UA: the partitioner decides
 _QUEUE_FULL = -184
 
@@ -65,7 +65,7 @@ class Topic:
         self._library.rd_kafka_topic_destroy(self._topic)
 
     def produce(self, keys: Column, values: Column) -> "Rest":
-        """As many as the queue takes; the others are in the answer. `values` must outlive the transaction."""
+        """Hands over as many as the queue takes; the others are in the answer."""
         messages = np.zeros(len(values), MESSAGE)
         messages["payload"], messages["len"] = _places(values)
         messages["key"], messages["key_len"] = _places(keys)
@@ -73,7 +73,7 @@ class Topic:
 
     def _enqueue(self, messages: np.ndarray[Any, Any], keys: Column, values: Column) -> "Rest":
         self._library.rd_kafka_produce_batch(
-            self._topic, ctypes.c_int32(_BY_KEY), _IN_PLACE, messages.ctypes.data_as(ctypes.c_void_p), len(messages)
+            self._topic, ctypes.c_int32(_BY_KEY), _COPY, messages.ctypes.data_as(ctypes.c_void_p), len(messages)
         )
         left = messages[messages["err"] != 0]
         refused = left[left["err"] != _QUEUE_FULL]

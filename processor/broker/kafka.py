@@ -734,7 +734,6 @@ class KafkaProducer:
             client.Producer, {**_DEFAULTS, **_PRODUCER_DEFAULTS, **settings, **own}
         )
         self._topics: dict[str, direct.Topic] = {}
-        self._in_flight: list[Column] = []  # librdkafka reads them until the transaction has ended
         self._do("opening", "init_transactions", _READY_SECONDS)
 
     def begin(self) -> None:
@@ -774,7 +773,6 @@ class KafkaProducer:
             return self.produce(topic, values.tolist(), keys.tolist())
         assert self._producer is not None, "produce after close"
         assert len(keys) == len(values)
-        self._in_flight.append(values)
         known = self._topics.get(topic) or self._topics.setdefault(topic, direct.Topic(self._producer, topic))
         rest = known.produce(keys, values)
         while rest:
@@ -799,7 +797,6 @@ class KafkaProducer:
     def commit(self) -> None:
         self._do("committing", "commit_transaction", self._timeout_seconds)
         self._deadline = None
-        self._in_flight.clear()
 
     def abort(self) -> None:
         self._do("aborting", "abort_transaction", self._timeout_seconds)
@@ -808,8 +805,7 @@ class KafkaProducer:
     def close(self) -> None:
         # Not librdkafka's own close: that one aborts and flushes first, and waits for a broker that may be gone.
         self._topics.clear()
-        self._producer = None  # frees the client, which then reads nothing any more
-        self._in_flight.clear()
+        self._producer = None
 
     def _do(self, doing: str, method: str, *arguments: Any) -> None:
         assert self._producer is not None, f"{doing} after close"
