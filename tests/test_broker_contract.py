@@ -122,17 +122,21 @@ class Cluster:
         "memory-cooperative",
         pytest.param("kafka-eager", marks=pytest.mark.kafka),
         pytest.param("kafka-cooperative", marks=pytest.mark.kafka),
+        pytest.param("kafka-cooperative-message by message", marks=pytest.mark.kafka),
     ]
 )
-def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    kind, assignor = request.param.split("-")
+def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    kind, assignor, *plain = request.param.split("-")
     cooperative = assignor == "cooperative"
     if kind == "memory":
         memory = MemoryBroker(assignor=assignor)
         made = Cluster(memory, memory, cooperative)
     else:
+        from processor.broker import direct
         from processor.broker.kafka import KafkaBroker
 
+        if plain:  # as with versions of the client that are not known
+            monkeypatch.setattr(direct, "supported", lambda: False)
         bootstrap = request.getfixturevalue("kafka").bootstrap
         made = Cluster(
             KafkaBroker(bootstrap, KAFKA_SETTINGS | {STRATEGY: STRATEGIES[assignor]}),

@@ -176,6 +176,26 @@ def test_keys_and_values_say_what_the_rows_say(rows, part):
 
 
 @property_test
+@given(rows=rows.filter(bool), part=parts)
+def test_compiled_and_joined_by_arrow_are_the_same_bytes(rows, part):
+    table = usage_rows(list(rows), list(rows.values()))
+    compiled, joined = (write(table.table, table, part) for write in (emission._formatted, emission._joined))
+    assert [texts(column) for column in compiled] == [texts(column) for column in joined]
+
+
+def test_without_a_compiler_rows_are_joined_by_arrow(monkeypatch):
+    table = usage_rows([(0, "a", "b", "c")], [[1] * 6])
+    wanted = usage(table)
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    emission._formatter.cache_clear()
+    try:
+        assert emission._formatter() is None and usage(table) == wanted
+    finally:
+        emission._formatter.cache_clear()
+
+
+@property_test
 @given(rows=rows.filter(bool))
 def test_a_row_has_the_same_key_in_any_company(rows):
     """Compaction compares bytes: neither the other rows of a commit nor their order may show in a key."""
