@@ -5,7 +5,7 @@ SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/*.cpp processor/brok
 DEMO_RECORDS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka replay-demo test check format kafka fuzz bench gpu clean
+.PHONY: help demo demo-kafka replay-demo test check format kafka chaos fuzz bench gpu clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -36,6 +36,9 @@ format: .venv/installed-dev ## format Python and C++
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(SOURCES)
+
+chaos: .venv/installed-dev ## 20 million records, a hundred SIGKILLs of two meters, then the audit (about 12 minutes)
+	$(BIN)/python -m tests.kafka.chaos $(CHAOS_ARGS)
 
 kafka: .venv/installed-dev ## start a real Apache Kafka on loopback until Ctrl-C (needs Maven and a JDK 17+)
 	$(BIN)/python -m tests.kafka_server $(KAFKA_ARGS)

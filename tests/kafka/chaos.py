@@ -40,15 +40,15 @@ GROUP = "chaos"
 KEY_GROUPS = 256  # lines of a user always go to the same one, and a group to one partition
 AHEAD_RECORDS = 3_000_000  # of the producer: the log is written while it is metered
 RECORD_BYTES = 210  # of the compact form, as it lies on the disk
-OUTPUT_SHARE = 0.6  # usage rows, dead letters and the audit's columns, beside the log
+OUTPUT_SHARE = 2.0  # usage rows, dead letters and the audit's columns, beside the log
 SILENCE_SECONDS = 180  # without a commit of anybody: something hangs
 CLIENT = {"session.timeout.ms": "20000", "transaction.timeout.ms": "15000"}
 ENGINE = {
     "rows": 1 << 20,
-    "cells": 1 << 16,
-    "texts": 1 << 18,
+    "cells": 1 << 17,
+    "texts": 1 << 19,
     "arena_bytes": 1 << 25,
-    "batch_bytes": 1 << 22,
+    "batch_bytes": 1 << 21,
     "tile_records": 1 << 14,
 }
 
@@ -59,6 +59,7 @@ class Plan:
     kills: int
     seed: int
     meters: int
+    rate: int  # records/s that are written: slow enough for most restarts to count before the next kill
     lines: int  # of a message
     partitions: int
     users: int
@@ -93,13 +94,13 @@ class Failed(Exception):
 
 
 def feed(bootstrap: str, plan: Plan, metered: "Synchronized[int]") -> None:
-    """In a process of its own: append the log, not too far ahead of the meters."""
+    """In a process of its own: append the log at its rate, and not too far ahead of the meters."""
     broker = KafkaBroker(bootstrap, {"queue.buffering.max.kbytes": "65536"})
     waiting: dict[int, list[bytes]] = {}
-    written = 0
+    written, began = 0, time.monotonic()
     for chunk in synth.generate(plan.profile):
         lines = chunk.splitlines()
-        while written - metered.value > AHEAD_RECORDS:
+        while written - metered.value > AHEAD_RECORDS or written / plan.rate > time.monotonic() - began:
             time.sleep(0.05)
         written += len(lines)
         _append(broker, list(_full(lines, waiting, plan.lines)))
@@ -179,6 +180,8 @@ class Chaos:
         self.story.kills += 1
         self.story.gone.append(meter)
         self.meters[index] = self._start(meter.spec.name)
+        if self.story.kills % 10 == 0:
+            print(f"{self.story.kills} kills, {self._metered.value:,} records metered", flush=True)
 
     def look(self) -> int:
         """Records in all commits that were heard of; one that was killed may have kept its last ones to itself."""
@@ -317,6 +320,7 @@ def main() -> int:
     add("--kills", type=int, default=100)
     add("--seed", type=int, default=1)
     add("--meters", type=int, default=2)
+    add("--rate", type=int, default=50_000, help="of writing, in records/s (default: %(default)s)")
     add("--lines", type=int, default=200, help="of a message (default: %(default)s)")
     add("--partitions", type=int, default=8)
     add("--users", type=int, default=20_000)

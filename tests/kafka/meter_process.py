@@ -33,7 +33,7 @@ FLUSH_SECONDS = 10
 
 @dataclass(frozen=True)
 class Trip:
-    """At this point of the n-th commit; from `mid-produce` on, of the first one from there that has rows."""
+    """At this point of the n-th commit that has rows; `before produce`: of the first one after n - 1 of them."""
 
     point: str
     commit: int = 1
@@ -168,6 +168,7 @@ class MeterProcess:
 
     def stop(self, seconds: float = 60) -> None:
         """In an orderly way."""
+        self.wait_for("ready", seconds=seconds)  # before that it knows no SIGTERM
         self.signal(signal.SIGTERM)
         self.wait_for_end(0, seconds)
 
@@ -288,12 +289,12 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
 
 
 class TrippingBroker:
-    """The broker, but its producers trip where the spec says. Commits are counted over all of them."""
+    """The broker, but its producers trip where the spec says. Commits with rows are counted over all of them."""
 
     def __init__(self, inner: Any, spec: Spec) -> None:
         self._inner = inner
         self.trip = spec.trip
-        self.commits = 0
+        self.commits = 0  # that had rows, the one at hand included
         self.rows = 0  # of the transaction at hand
 
     def __getattr__(self, name: str) -> Any:
@@ -304,9 +305,11 @@ class TrippingBroker:
 
     def due(self, point: str) -> bool:
         trip = self.trip
-        if trip is None or trip.point != point or self.commits < trip.commit:
+        if trip is None or trip.point != point:
             return False
-        return point == "before produce" or self.rows > 0
+        if point == "before produce":
+            return self.commits >= trip.commit - 1
+        return self.rows > 0 and self.commits >= trip.commit
 
     def fall(self) -> None:
         """After SIGSTOP it goes on from here when SIGCONT comes."""
@@ -323,7 +326,6 @@ class TrippingProducer:
 
     def begin(self) -> None:
         self._inner.begin()
-        self._broker.commits += 1
         self._broker.rows = 0
         self._trip("before produce")
 
@@ -332,6 +334,7 @@ class TrippingProducer:
 
     def produce_columns(self, topic: str, keys: Column, values: Column) -> None:
         """Usage rows."""
+        self._broker.commits += self._broker.rows == 0
         self._broker.rows += len(values)
         if self._broker.due("mid-produce"):
             some = max(1, len(values) // 2)

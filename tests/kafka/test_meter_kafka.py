@@ -162,7 +162,7 @@ def _text(report: verify.Report) -> str:
 
 def _key(value: bytes | None) -> bytes:
     _, found, rest = (value or b"").partition(b'"user":"')
-    return rest[: rest.index(b'"')] if found else b"nobody"
+    return rest.partition(b'"')[0] if found else b"nobody"
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float, meters: Sequence[MeterProcess] = ()) -> None:
@@ -296,7 +296,7 @@ def test_a_zombie_whose_name_was_taken_ends(stream: Stream, point: str) -> None:
         time.sleep(2)  # longer than its transaction may take: the broker has given it up
         zombie.signal(signal.SIGCONT)
         zombie.wait_for_end(1)
-        assert "another process has taken over" in zombie.errors
+        assert "error: Fenced" in zombie.errors, zombie.errors
         other.wait_for_count(since=len(other.events))
     stream.settle()
     assert not other.ended
@@ -307,10 +307,18 @@ def test_a_zombie_whose_name_was_taken_ends(stream: Stream, point: str) -> None:
 
 
 def test_a_broker_that_is_killed_under_load(owned: KafkaServer, stream: Stream) -> None:
-    """A meter that runs waits for it; one that starts meanwhile says what is wrong and ends."""
+    """A meter that runs waits for it; one that starts meanwhile says what is wrong and ends.
+
+    Not shown here: an outage longer than the session (a static member may be fenced by its own attempt to come back,
+    whose answer was lost; then the meter ends and is to be started again), and a kill between a commit's decision and
+    its markers (Kafka 4.4.0, where it is the only node, calls the transaction complete and never writes them).
+    """
     with stream.flowing():
-        meter = stream.meter()
+        patient = {**CLIENT, "session.timeout.ms": "45000"}
+        meter = stream.meter(kafka=patient, settings={**SETTINGS, "commit_interval_ms": 1500})
         meter.wait_for_count()
+        meter.wait_for("commit", since=len(meter.events))
+        time.sleep(0.5)
         owned.kill()
         try:
             early = stream.meter("meter-1")
@@ -382,28 +390,26 @@ def test_partitions_are_added(stream: Stream, admin: AdminClient) -> None:
         meter.wait_for_count()
         admin.create_partitions([NewPartitions(stream.input, 5)])[stream.input].result(20)
         meter.wait_until(lambda: len(meter.held) == 5, "partitions that were added", PATIENCE_SECONDS)
-        meter.wait_for_count(since=len(meter.events))
+        stream.append(stream.lines(500), KafkaBroker(stream.bootstrap))  # the old one does not know of them yet
     stream.settle()
     found = stream.audit()
     assert len(found.ranges) == 5
 
 
 def test_a_topic_that_is_made_anew_stops_the_meter(stream: Stream, admin: AdminClient) -> None:
-    """While it runs, and while it does not: there are offsets of another log."""
-    running = stream.meter()
+    """While it runs: it would go on in the middle of another log. What was committed before is as it should be."""
     stream.append(stream.lines(200))
+    first = stream.meter()
     stream.settle()
-    stream.stop()
+    first.stop()
     assert stream.verify().clean
-    running = stream.meter()
-    running.wait_for("commit")
+    meter = stream.meter()
+    meter.wait_until(lambda: len(meter.held) == 3, "partitions")
     _make_anew(stream, admin)
     stream.append(stream.lines(400))
-    running.wait_for_end(1)
-    assert "the topic was deleted and made anew" in running.errors or "was the topic deleted?" in running.errors
-    late = stream.meter()
-    late.wait_for_end(1)
-    assert "the topic was deleted and made anew since the last commit; to begin anew, delete the offsets" in late.errors
+    meter.wait_for_end(1)
+    assert "was deleted and made anew" in meter.errors or "was the topic deleted?" in meter.errors
+    assert not any(event["read"] for event in meter.of("commit"))
 
 
 def _make_anew(stream: Stream, admin: AdminClient) -> None:
