@@ -377,7 +377,8 @@ class Meter:
     def _reopen(self) -> None:
         """First hear what the group has decided: a meter whose name was taken must not fence its successor, and
         partitions that went cannot be sought. What is polled here comes again after the seek."""
-        self._consumer.poll(_HEAR_SECONDS, 1)
+        self._clock.sleep(_HEAR_SECONDS)  # a poll would end with the first message that waits
+        self._consumer.poll(0, 1)
         self._producer = self._broker.producer(self._settings.name)
         starts = self._starts(self._consumer.assignment())
         self._engine_thread.submit(self.counting.drop, starts).result()

@@ -236,7 +236,8 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
             return answer
 
         def _known(self, places: Sequence[Place]) -> list[Any]:
-            return [self.counting._partitions[place] for place in places]
+            """Not yet known where a recovery has still to take them up."""
+            return [known for place in places if (known := self.counting._partitions.get(place))]
 
         def revoked(self, places: Sequence[Place]) -> None:
             super().revoked(places)

@@ -103,7 +103,7 @@ def wait_until_hidden(broker: KafkaBroker, place: Place) -> Offset:
         ({"no.such.setting": "1"}, 'No such configuration property: "no.such.setting"'),
         ({"fetch.wait.max.ms": "-7"}, '"fetch.wait.max.ms" value -7 is outside allowed range'),
         ({"session.timeout.ms": "long"}, "session.timeout.ms: expected a number of milliseconds, got 'long'"),
-        ({"session.timeout.ms": "9000"}, r"transaction.timeout.ms \(10000\) must be below session.timeout.ms \(9000\)"),
+        ({"session.timeout.ms": "9000"}, r"transaction.timeout.ms \(30000\) must be below session.timeout.ms \(9000\)"),
         ({"transaction.timeout.ms": "45000"}, "must be below session.timeout.ms"),
         ({"ssl.ca.location": "/does/not/exist", "security.protocol": "ssl"}, "ssl.ca.location"),
     ],
