@@ -38,6 +38,7 @@ HD u32 claim_identity(Identity* table, u32 mask, u64 low, u64 owner) {
 }
 
 HD bool knows_identity(const Identity* table, u32 mask, u64 low, u64 owner) {
+  if (table == nullptr) return false;
   u32 slot = identity_home(low) & mask;
   ROLLED for (;; slot = (slot + 1) & mask) {
     if (table[slot].low == 0) return false;
@@ -52,7 +53,8 @@ HD void claim_request(const Job& job, u32 i) {
   if (record.verdict != ACCEPTED || record.length[REQUEST_ID] == 0) return;
   const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], job.sequence + i);
   const u32 slot = claim_identity(job.identities, job.identities_mask, low, owner);  // a duplicate, too, is remembered
-  if (job.identities_before && knows_identity(job.identities_before, job.identities_before_mask, low, owner))
+  if (knows_identity(job.identities_before, job.identities_before_mask, low, owner) ||
+      knows_identity(job.identities_leaving, job.identities_mask >> 1, low, owner))
     record.verdict = DUPLICATE;
   else
     record.identity_slot = slot;
@@ -78,7 +80,7 @@ HD void settle_request(const Job& job, u32 i) {
   }
 }
 
-// Moves one slot of a table into a larger one.
+// Moves one slot of a table into a larger one; records may claim there meanwhile, for the lowest sequence wins anyway.
 HD void move_identity(const Identity* from, u32 slot, Identity* to, u32 to_mask) {
   if (from[slot].low != 0) claim_identity(to, to_mask, from[slot].low, from[slot].owner);
 }

@@ -262,22 +262,24 @@ class Engine:
     ) -> Batch:
         """A batch of message values; None is a tombstone. Raises ValueError where they do not fit."""
         data, ends = joined(values)
-        return self.pack_lines(data, ends, times, partition, offsets)
+        return self.pack_lines([data], ends, times, partition, offsets)
 
     def pack_lines(
         self,
-        data: Bytes,
+        pieces: Sequence[Bytes],
         ends: np.ndarray[Any, Any],
         times: Sequence[int] | np.ndarray[Any, Any] | None = None,
         partition: Hashable = 0,
         offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None,
     ) -> Batch:
-        """A batch of messages as `joined` makes them. Raises ValueError where they do not fit."""
+        """A batch of messages as `joined` makes them, in pieces. Raises ValueError where they do not fit."""
         batch = self.open_batch(partition)
-        if len(data) > len(batch.space):
-            raise ValueError(f"{len(data)} bytes of messages: expected at most batch_bytes = {len(batch.space)}")
-        batch.length = len(data)
-        batch.space[: len(data)] = data
+        size = sum(map(len, pieces))
+        if size > len(batch.space):
+            raise ValueError(f"{size} bytes of messages: expected at most batch_bytes = {len(batch.space)}")
+        batch.length = size
+        if size:
+            np.concatenate(pieces, out=batch.space[:size])
         batch.message_end = ends.astype(np.uint32)
         batch.message_time = None if times is None else np.asarray(times, np.uint64)
         batch.message_offset = offsets

@@ -31,6 +31,7 @@ ENTRY void parse(const Job* shared, u32 first, u32 begin, u32 end) {
     if (record.verdict != ACCEPTED) continue;
     const u32 home = identity_home(record.low[REQUEST_ID]);
     prefetch(&job.identities[home & job.identities_mask]);
+    if (job.identities_leaving) prefetch(&job.identities_leaving[home & job.identities_mask >> 1]);
     if (job.identities_before) prefetch(&job.identities_before[home & job.identities_before_mask]);
     prefetch(&job.texts[text_home(record.low[USER]) & job.texts_mask]);
     prefetch(&job.cells[text_home(cell_low(job, record, CHIP)) & job.cells_mask]);

@@ -214,7 +214,8 @@ struct Job {
   const Ruling* rulings;
   // tables
   Identity* identities;
-  const Identity* identities_before;  // the generation before, or null
+  const Identity* identities_leaving;  // half as large, its ids on their way into `identities`; or null
+  const Identity* identities_before;   // the generation before, or null
   TextEntry* texts;
   Cell* cells;
   Row* rows;

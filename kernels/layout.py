@@ -102,8 +102,9 @@ RULING = np.dtype(
 USAGE_ROW = np.dtype([("window", "u8"), ("user", "u8"), ("model", "u8"), ("chip", "u8"), ("counters", "u8", COUNTERS)])
 
 _POINTERS = (
-    "buffer line_start plan message_end message_time records doubtful rulings identities identities_before texts "
-    "cells rows windows registers arena text_order cell_order window_order changed usage_rows fill"
+    "buffer line_start plan message_end message_time records doubtful rulings identities identities_leaving "
+    "identities_before texts cells rows windows registers arena text_order cell_order window_order changed "
+    "usage_rows fill"
 ).split()
 _NUMBERS = (
     "identities_mask identities_before_mask texts_mask cells_mask rows_mask windows_mask windows_limit message_count "

@@ -1,5 +1,6 @@
 """The two machines the engine runs on: memory, copies and launches. Nothing here knows what is being counted."""
 
+import mmap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -58,6 +59,17 @@ def _words(dtype: Any) -> tuple[np.dtype[Any], int]:
     return (dtype, 1) if dtype.fields is None else (np.dtype(np.uint64), dtype.itemsize // 8)
 
 
+_OWN_PAGES_BYTES = 1 << 25  # more than anything that comes and goes with a commit
+
+
+def _fresh_pages(size: int) -> np.ndarray[Any, Any]:
+    """Not from the heap: that may have old pages at hand, and would clear gigabytes of them at once."""
+    pages = mmap.mmap(-1, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        pages.madvise(mmap.MADV_HUGEPAGE)
+    return np.frombuffer(pages, np.uint8)
+
+
 class HostTarget:
     """The CPU. With threads > 1 the tables are shared by threads and updated with locked instructions, as on a GPU.
 
@@ -79,7 +91,7 @@ class HostTarget:
         """Zeroed memory, aligned to pairs of cache lines; pages are taken as they are touched."""
         word, words = _words(dtype)
         size = count * words * word.itemsize
-        block = np.zeros(size + 128, np.uint8)
+        block = np.zeros(size + 128, np.uint8) if size < _OWN_PAGES_BYTES else _fresh_pages(size + 128)
         start = -block.ctypes.data % 128
         array = block[start : start + size].view(word)
         return array if words == 1 else array.reshape(count, words)

@@ -34,11 +34,11 @@ class MessageTooLarge(Exception):
 class Intake:
     """Consecutive messages of one partition, on their way to the engine.
 
-    data: their values, each ended by one newline. ends: past these newlines.
+    pieces: their values, each ended by one newline, one piece behind the other. ends: past these newlines.
     """
 
     place: Place
-    data: Bytes
+    pieces: Sequence[Bytes]
     ends: np.ndarray[Any, np.dtype[np.int64]]
     times: np.ndarray[Any, np.dtype[np.uint64]]  # ms
     offsets: np.ndarray[Any, np.dtype[np.int64]]
@@ -47,18 +47,19 @@ class Intake:
     def of(cls, messages: Messages) -> "Intake":
         values = messages.values
         if isinstance(values, Column) and values.lines is not None:
-            return cls(messages.place, values.data, values.lines, messages.times, messages.offsets)
-        return cls(messages.place, *joined(values), messages.times, messages.offsets)
+            return cls(messages.place, [values.data], values.lines, messages.times, messages.offsets)
+        data, ends = joined(values)
+        return cls(messages.place, [data], ends, messages.times, messages.offsets)
 
     @classmethod
     def together(cls, intakes: "Sequence[Intake]") -> "Intake":
         """Intakes of one partition, one after the other."""
         if len(intakes) == 1:
             return intakes[0]
-        before = np.cumsum([0, *(len(intake.data) for intake in intakes[:-1])])
+        before = np.cumsum([0, *(intake.size for intake in intakes[:-1])])
         return cls(
             intakes[0].place,
-            np.concatenate([intake.data for intake in intakes]),
+            [piece for intake in intakes for piece in intake.pieces],
             np.concatenate([intake.ends + shift for intake, shift in zip(intakes, before, strict=True)]),
             np.concatenate([intake.times for intake in intakes]),
             np.concatenate([intake.offsets for intake in intakes]),
@@ -69,9 +70,13 @@ class Intake:
         if begin == 0 and end == len(self.offsets):
             return self
         first = int(self.ends[begin - 1]) if begin else 0
-        ends = self.ends[begin:end]
-        data = self.data[first : int(ends[-1]) if len(ends) else first]
-        return Intake(self.place, data, ends - first, self.times[begin:end], self.offsets[begin:end])
+        ends = self.ends[begin:end] - first
+        pieces = list(_cut(self.pieces, first, first + (int(ends[-1]) if len(ends) else 0)))
+        return Intake(self.place, pieces, ends, self.times[begin:end], self.offsets[begin:end])
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.pieces))
 
 
 @dataclass(frozen=True)
@@ -190,7 +195,7 @@ class Counting:
 
     def _remember(self, intake: Intake, partition: _Partition) -> None:
         engine = self._engine
-        batch = engine.pack_lines(intake.data, intake.ends, intake.times, intake.place, intake.offsets)
+        batch = engine.pack_lines(intake.pieces, intake.ends, intake.times, intake.place, intake.offsets)
         engine.remember(engine.load(batch, partition.start.mapping))
         if int(intake.offsets[-1]) + 1 >= partition.start.offset:
             self._end_refill(intake.place, partition)
@@ -203,7 +208,7 @@ class Counting:
 
     def _count(self, intake: Intake, partition: _Partition) -> None:
         engine = self._engine
-        batch = engine.pack_lines(intake.data, intake.ends, intake.times, intake.place, intake.offsets)
+        batch = engine.pack_lines(intake.pieces, intake.ends, intake.times, intake.place, intake.offsets)
         loaded = engine.load(batch, partition.start.mapping)
         first, opened = 0, False
         while True:
@@ -299,6 +304,15 @@ class Counting:
     def _new_part(self, reason: str) -> _Part:
         self.parts_opened[reason] += 1
         return _Part(f"{self._run}.{self.parts_opened.total()}", self._engine.tally())
+
+
+def _cut(pieces: Sequence[Bytes], first: int, after: int) -> Iterator[Bytes]:
+    """Bytes `first` to `after` of the pieces, one behind the other."""
+    for piece in pieces:
+        cut = piece[max(first, 0) : max(after, 0)]
+        if len(cut):
+            yield cut
+        first, after = first - len(piece), after - len(piece)
 
 
 def _batches(intake: Intake, batch_bytes: int) -> Iterator[Intake]:

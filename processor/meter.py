@@ -186,8 +186,8 @@ class Meter:
         intake = Intake.of(messages)
         pending = self._pending.setdefault(messages.place, _Pending(self._clock.steady_ms()))
         pending.intakes.append(intake)
-        pending.bytes += len(intake.data)
-        mean = max(1, len(intake.data) // len(intake.offsets))
+        pending.bytes += intake.size
+        mean = max(1, intake.size // len(intake.offsets))
         self._poll_messages = max(1, min(_POLL_MESSAGES_MAX, 2 * self._settings.flush_bytes // mean))
 
     def _feed(self, everything: bool) -> None:

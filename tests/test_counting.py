@@ -620,7 +620,7 @@ def test_intakes_join_and_split(log, cuts, begin, end):
         assert found.offsets.tolist() == [message.offset for message in wanted]
         assert found.times.tolist() == [message.time for message in wanted]
         starts = [0, *found.ends.tolist()]
-        data = found.data.tobytes()
+        data = b"".join(piece.tobytes() for piece in found.pieces)
         assert len(data) == starts[-1]
         texts = [data[first:after] for first, after in itertools.pairwise(starts)]
         assert all(text.endswith(b"\n") for text in texts)

@@ -288,6 +288,19 @@ def test_the_identity_table_grows_and_forgets_nothing(make_engine):
     assert run.rows() == {(TIME_MS - TIME_MS % 60_000, "u", "m", "c"): [30_000, 300_000, 0, 0, 150_000, 0]}
 
 
+@pytest.mark.parametrize("turn_at", [None, 3_300, 13_000], ids=["one generation", "turns early", "turns late"])
+def test_ids_are_known_while_their_table_grows(make_engine, turn_at):
+    """Every new id is followed by an older one, from anywhere in a table that is on its way into a larger one."""
+    numbers = [number for new in range(14_000) for number in (new, new * 7919 % (new + 1))]
+    values = [line(request_id=f"id-{number}") for number in numbers]
+    times = [TIME_MS + (10_000 if turn_at and k >= 2 * turn_at else 0) for k in range(len(values))]
+    engine = make_engine(tile_records=128, dedup_horizon_ms=10_000)
+    run = Run(engine, NATIVE)
+    for first in range(0, len(values), 1000):
+        run.feed(values[first : first + 1000], times[first : first + 1000])
+        assert engine.tally().counted == first // 2 + len(values[first : first + 1000]) // 2
+
+
 # --- Limits ---
 
 
