@@ -4,6 +4,7 @@ No test waits for a span of time: it polls until what it wants has come, or fail
 transactional ids are new ones for every test.
 """
 
+import random
 import threading
 import time
 import uuid
@@ -368,11 +369,11 @@ def test_equal_keys_share_a_partition(cluster: Cluster, broker: Broker) -> None:
 
 def test_large_messages_pass_and_larger_ones_are_refused(cluster: Cluster, broker: Broker) -> None:
     topic = cluster.topic(**{"max.message.bytes": "1100000"})
-    large = b"x" * 1_000_000
+    large = random.Random(1).randbytes(1_000_000)  # what a broker limits is the compressed size
     cluster.put(topic, [large, b"after"])
     with_transaction(cluster, topic, [large])
     cluster.shows(Place(topic, 0), [large, b"after", large])
-    too_large = b"x" * 1_100_001
+    too_large = random.Random(1).randbytes(1_100_001)
     with pytest.raises(Refused):
         cluster.put(topic, [too_large])
     producer = cluster.producer(cluster.name("id"))
