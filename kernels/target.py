@@ -64,7 +64,7 @@ _OWN_PAGES_BYTES = 1 << 25  # more than anything that comes and goes with a comm
 
 def _fresh_pages(size: int) -> np.ndarray[Any, Any]:
     """Not from the heap: that may have old pages at hand, and would clear gigabytes of them at once."""
-    pages = mmap.mmap(-1, size)
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones would be small
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
     return np.frombuffer(pages, np.uint8)

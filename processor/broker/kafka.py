@@ -847,7 +847,8 @@ class KafkaBroker:
         self._reach(bootstrap)
 
     def _on_error(self, error: KafkaError) -> None:
-        self._passing = error.str()
+        if self._passing is None or error.code() != KafkaError._ALL_BROKERS_DOWN:  # that one does not say why
+            self._passing = error.str()
 
     def _reach(self, bootstrap: str) -> None:
         try:
