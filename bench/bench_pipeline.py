@@ -7,9 +7,13 @@
 
 Each runs in a fresh process with the broker beside it on the same machine. Timed: from the assignment of the partitions
 until the last message is read, for the meter until it is committed; contenders that are slow stop after --seconds.
+`sustained` is the rate of the second half: a process that began seconds ago touches most of its memory for the first
+time, a service does not. The topics are written with lz4, and the meter remembers request ids for HORIZON_MS of log
+time, so that its second half forgets as many ids as it learns.
 """
 
 import asyncio
+import itertools
 import json
 import os
 import secrets
@@ -30,18 +34,19 @@ from kernels.target import HostTarget
 from processor import heap, synth
 from processor.broker import Broker
 from processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
-from processor.cli_live import check_topics
+from processor.cli_live import check_topics, pairs
 from processor.meter import Committed, Meter, MeterSettings
 from processor.referee import Referee
 from schemas import mapping as mappings
 from tests.kafka_server import KafkaServer
 
-SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 5_000_000, "many": 20_000_000}}
+SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 10_000_000, "many": 40_000_000}}
 LINES = {"one": 1, "many": 200}
 CASES = (("one", "consume"), ("one", "meter"), ("one", "orjson"), ("one", "faust"),
          ("many", "consume"), ("many", "meter"), ("many", "orjson"))  # fmt: skip
 PARTITIONS = 4
 RATE = 1_400_000.0  # records a second of log time: as many users are active in a commit as at the design point
+HORIZON_MS = 7_000
 _CONSUME_MESSAGES = 5000
 
 
@@ -53,6 +58,7 @@ def main() -> None:
         "--bootstrap", help="a broker to use; its topics bench-one and bench-many may be filled already"
     )
     parser.add_argument("--only", nargs="*", help="cases such as one:meter")
+    parser.add_argument("--kafka", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the meter's clients")
     arguments = parser.parse_args()
     if arguments.child:
         print(json.dumps(_child(json.loads(sys.stdin.readline()))))
@@ -80,37 +86,44 @@ def _run(arguments: Any, bootstrap: str) -> dict[str, Any]:
                 "topic": f"bench-{name}",
                 "records": wanted[name],
                 "seconds": arguments.seconds,
+                "kafka": pairs(arguments.kafka, "--kafka"),
             }
             answer = common.run_child("bench.bench_pipeline", request, len(common.cores()))
             answers[f"{name}:{contender}"].append(answer)
             print(f"{name}:{contender}", json.dumps(answer), file=sys.stderr, flush=True)
     medians = {case: _median(found) for case, found in answers.items()}
     for case, found in medians.items():
-        print(f"{case:14} {found['records_per_second'] / 1e6:6.3f} M records/s  {found['mb_per_second']:6.0f} MB/s")
+        print(
+            f"{case:14} {found['records_per_second'] / 1e6:6.3f} M records/s, sustained {found['sustained'] / 1e6:6.3f}"
+        )
     return {"kind": "pipeline", **facts, "lines": LINES, "records": wanted, "medians": medians, "runs": answers}
 
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     middle = sorted(runs, key=lambda run: run["records_per_second"])[len(runs) // 2]
-    return {**middle, "records_per_second": statistics.median(run["records_per_second"] for run in runs)}
+    return {
+        **middle,
+        **{rate: statistics.median(run[rate] for run in runs) for rate in ("records_per_second", "sustained")},
+    }
 
 
 def _fill(bootstrap: str, topic: str, records: int, lines: int) -> None:
     """The topic, once: lines of about 320 bytes."""
-    broker = KafkaBroker(bootstrap)
+    broker = KafkaBroker(bootstrap, {"compression.type": "lz4"})
     broker.create_topic(topic, PARTITIONS, {})
     held = sum(extent.end - extent.begin for extent in broker.extents([topic]).values())
     if held == -(-records // lines):
         return
     assert held == 0, f"{topic} holds {held} messages, not {-(-records // lines)}: use another broker"
     profile = synth.Profile(records=records, rate=RATE, start_ms=time.time_ns() // 1_000_000)
-    block: list[bytes] = []
-    for k, message in enumerate(synth.messages(synth.generate(profile), lines)):
-        block.append(message)
-        if len(block) * lines >= 20_000:
-            broker.append(topic, block, [b"%d" % (k + i) for i in range(len(block))])
-            block = []
-    broker.append(topic, block, [b"%d" % i for i in range(len(block))])
+    messages = synth.messages(synth.generate(profile), lines)
+    for first in itertools.count(0, step := max(1, 20_000 // lines)):
+        block = list(itertools.islice(messages, step))
+        if not block:
+            break
+        numbers = range(first, first + len(block))
+        times = [profile.start_ms + int(i * lines * 1000 / RATE) for i in numbers]
+        broker.append(topic, block, [b"%d" % i for i in numbers], times)
     broker.flush()
     broker.close()
 
@@ -122,13 +135,16 @@ def _child(request: dict[str, Any]) -> dict[str, Any]:
     return {"consume": _consume, "meter": _meter, "orjson": _orjson, "faust": _faust}[request["contender"]](request)
 
 
-def _answer(records: int, size: int, seconds: float, **more: Any) -> dict[str, Any]:
+def _answer(ticks: list[tuple[float, int]], **more: Any) -> dict[str, Any]:
+    """ticks: moments and the records that were done by then; the first is the assignment."""
+    (began, _), (ended, records) = ticks[0], ticks[-1]
+    half, done = next(tick for tick in ticks if 2 * tick[1] >= records)
     used = os.times()
     return {
         "records": records,
-        "seconds": seconds,
-        "records_per_second": records / seconds,
-        "mb_per_second": size / seconds / 1e6,
+        "seconds": ended - began,
+        "records_per_second": records / (ended - began),
+        "sustained": (records - done) / (ended - half) if records > done else records / (ended - began),
         "cpu_seconds": used.user + used.system,
         "peak_bytes": common.peak_bytes(),
         **more,
@@ -158,16 +174,17 @@ def _client(request: dict[str, Any]) -> Iterator[list[Any]]:
 
 def _read(request: dict[str, Any], use: Callable[[list[Any]], None]) -> dict[str, Any]:
     lines = LINES[request["topic"].removeprefix("bench-")]
-    wanted, messages, size, began = -(-request["records"] // lines), 0, 0, 0.0
+    wanted, messages, ticks = -(-request["records"] // lines), 0, []
     for batch in _client(request):
-        if batch and not began:
-            began = time.monotonic()
+        if batch and not ticks:
+            ticks.append((time.monotonic(), 0))
         use(batch)
         messages += len(batch)
-        if messages >= wanted or (began and time.monotonic() - began > request["seconds"]):
-            break
-    seconds = time.monotonic() - began
-    return _answer(messages * lines, size, seconds)
+        if batch:
+            ticks.append((time.monotonic(), messages * lines))
+        if messages >= wanted or (ticks and time.monotonic() - ticks[0][0] > request["seconds"]):
+            return _answer(ticks)
+    raise AssertionError("a consumer's messages do not end")
 
 
 def _consume(request: dict[str, Any]) -> dict[str, Any]:
@@ -210,17 +227,15 @@ def _faust(request: dict[str, Any]) -> dict[str, Any]:
     )
     topic = app.topic(request["topic"], value_serializer="raw")
     totals: dict[Any, list[int]] = defaultdict(lambda: [0, 0, 0])
-    state = {"messages": 0, "began": 0.0}
+    ticks: list[tuple[float, int]] = []
     done = threading.Event()
 
     @app.agent(topic)  # type: ignore[misc]
     async def agent(stream: Any) -> None:
         async for value in stream:
-            state["began"] = state["began"] or time.monotonic()
+            ticks.append((time.monotonic(), len(ticks)))
             _add(totals, value)
-            state["messages"] += 1
-            if state["messages"] >= request["records"] or time.monotonic() - state["began"] > request["seconds"]:
-                state["seconds"] = time.monotonic() - state["began"]
+            if len(ticks) > request["records"] or ticks[-1][0] - ticks[0][0] > request["seconds"]:
                 done.set()
                 return
 
@@ -231,7 +246,7 @@ def _faust(request: dict[str, Any]) -> dict[str, Any]:
         await app.stop()
 
     asyncio.run(run())
-    return _answer(int(state["messages"]), 0, state["seconds"])
+    return _answer(ticks)
 
 
 class _TimedMeter(Meter):
@@ -245,28 +260,30 @@ class _TimedMeter(Meter):
 
 def _meter(request: dict[str, Any]) -> dict[str, Any]:
     heap.keep_freed_memory()  # as `tokenometer meter` does
-    broker: Broker = KafkaBroker(request["bootstrap"])
+    broker: Broker = KafkaBroker(request["bootstrap"], request["kafka"])
     stem = secrets.token_hex(4)
     outputs = f"{stem}-usage", f"{stem}-live", f"{stem}-rejected"
     settings = MeterSettings(stem, stem, {request["topic"]: mappings.resolve("native")}, *outputs)
     check_topics(broker, settings, 4, 1)
-    engine = Engine(HostTarget(), Referee(), secret=[secrets.randbits(64) for _ in range(8)], limits=Limits())
+    secret = [secrets.randbits(64) for _ in range(8)]
+    engine = Engine(HostTarget(), Referee(), secret=secret, limits=Limits(), dedup_horizon_ms=HORIZON_MS)
     commits: list[Committed] = []
+    ticks: list[tuple[float, int]] = []
     parts: dict[str, int] = {}
     ended = threading.Event()
 
     def committed(done: Committed) -> None:
         commits.append(done)
         parts[done.snapshot.summary.part] = done.snapshot.summary.tally.read
+        ticks.append((time.monotonic(), sum(parts.values())))
         if sum(parts.values()) >= request["records"]:
             ended.set()
 
     meter = _TimedMeter(broker, engine, settings, stem, on_commit=committed)
     meter.run(ended.is_set)
-    seconds = time.monotonic() - meter.began
     took = sorted(done.took_ms for done in commits)
     rows = [done.rows for done in commits]
-    return _answer(sum(parts.values()), 0, seconds, commits=len(commits), rows=sum(rows), rows_max=max(rows),
+    return _answer([(meter.began, 0), *ticks], commits=len(commits), rows=sum(rows), rows_max=max(rows),
                    commit_ms_median=took[len(took) // 2], commit_ms_max=took[-1], parts=len(parts))  # fmt: skip
 
 

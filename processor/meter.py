@@ -65,7 +65,7 @@ class MeterSettings:
     commit_interval_ms: int = 1000
     idle_interval_ms: int = 10_000  # a meter without news says so this often
     flush_ms: int = 100  # how long messages wait for company on their way to the engine
-    flush_bytes: int = 1 << 20
+    flush_bytes: int = 2 << 20
     from_end: bool = False  # where a partition begins that the group has never committed
 
 
