@@ -70,8 +70,13 @@ def main() -> None:
             "meter": _answer(meter),
         }
     common.save(arguments.json, result)
-    print(json.dumps({**result["sent"], **{k: v for k, v in result["meter"].items() if k != "resident_mib"}}, indent=1))
+    print(
+        json.dumps(
+            {**result["sent"], **{k: v for k, v in result["meter"].items() if not isinstance(v, list)}}, indent=1
+        )
+    )
     print("resident MiB, every 10 s:", result["meter"]["resident_mib"])
+    print("oldest message, ms, worst of each 10 s:", result["meter"]["freshness_ms_worst"])
 
 
 def _start(request: dict[str, Any]) -> subprocess.Popen[str]:
@@ -179,6 +184,7 @@ def _meter(request: dict[str, Any]) -> None:
                 "rows": sum(fact[3] for fact in facts),
                 "commit_ms": _percentiles(np.array(took)),
                 "freshness_ms": _percentiles(_freshness(facts)),
+                "freshness_ms_worst": _worst(facts),
                 "resident_mib": resident,
                 "cpu_seconds": time.process_time(),
             }
@@ -192,6 +198,17 @@ def _freshness(facts: list[tuple[float, int, int, int]]) -> np.ndarray[Any, Any]
         if newest > before > 0:
             ages.append(end - np.linspace(before, newest, max(2, (newest - before) // 10)))
     return np.concatenate(ages) if ages else np.zeros(1)
+
+
+def _worst(facts: list[tuple[float, int, int, int]]) -> list[int]:
+    """Of each sample's time: the age of the oldest message when its commit ended, in ms."""
+    begin = facts[0][0]
+    worst = [0] * (int((facts[-1][0] - begin) / 1000 / _SAMPLE_SECONDS) + 1)
+    for (_, before, *_), (end, *_) in zip(facts, facts[1:], strict=False):
+        if before:
+            at = int((end - begin) / 1000 / _SAMPLE_SECONDS)
+            worst[at] = max(worst[at], round(end - before))
+    return worst
 
 
 def _percentiles(values: np.ndarray[Any, Any]) -> dict[str, float]:

@@ -1,9 +1,9 @@
 """The request ids of one partition: two generations that turn by log time (docs/RECORDS.md, Duplicates).
 
 A table per partition, so that what is a duplicate depends on that partition's log alone and a revoked partition's ids
-go with it. Unlike the other tables these grow: closing a part must not forget an id. A table of millions of ids would
-take seconds to move, most of them for the first touch of new memory; so it moves by and by, tile by tile, and both are
-looked into until it has.
+go with it. Unlike the other tables these grow: closing a part must not forget an id. For gigabytes of ids each step of
+that takes seconds, so each goes tile by tile: a larger table's memory is touched, and the ids of this one are counted,
+before it is full; then the ids move, and both tables are looked into until they have.
 """
 
 from typing import Any
@@ -15,7 +15,12 @@ from kernels.target import Array, Target
 
 _LOAD_MAX = 0.75
 _SLOTS_MIN = 1 << 12
-_MOVED_PER_RECORD = 2  # slots: a table has left long before the next one is full, three quarters of its size later
+_PREPARE_AT = 0.75  # of the ids that a table takes
+# Slots for each record that comes. A table that was left is half as large and has moved after a sixth of the new one's
+# slots, before the next one is prepared; that is twice as large and has the last quarter of its ids' time.
+_MOVED, _TOUCHED, _COUNTED = 3, 12, 6
+_PAGE_SLOTS = 256  # 4 KiB
+_WORTH_STAYING = 0.875  # of what the table takes: with more, the ids would be counted again before long
 
 
 class IdentityMemoryError(MemoryError):
@@ -27,6 +32,7 @@ class IdentitySet:
         self._target, self._bytes_max = target, bytes_max
         self._leaving: Array | None = None  # of which the slots before `_moved` are in the current table too
         self._moved = 0
+        self._next: _Next | None = None
         self._use(self._table(_SLOTS_MIN), None)
         self._generation: int | None = None
         self._used_at_most = 0
@@ -39,7 +45,7 @@ class IdentitySet:
 
     def _use(self, current: Array, before: Array | None) -> None:
         """Addresses are looked up here, once, and not for each tile."""
-        self._current, self._before = current, before
+        self._current, self._before, self._next = current, before, None
         address = self._target.address
         self._current_at = address(current), len(current) - 1  # and mask
         self._before_at = (0, 0) if before is None else (address(before), len(before) - 1)
@@ -72,12 +78,12 @@ class IdentitySet:
     def reserve(self, records: int, job: np.ndarray[Any, Any]) -> None:
         """Make room for so many new ids and point the job at the tables."""
         assert self._sequence + records <= layout.SEQUENCE_MAX, "a generation holds fewer than 2^40 records"
-        self._move(_MOVED_PER_RECORD * records)
-        if self._used_at_most + records > len(self._current) * _LOAD_MAX:
-            self._move(None)
-            with self._target.order:
-                self._used_at_most = int(self._target.xp.count_nonzero(self._current[:, 0]))
-            self._grow(self._used_at_most + records)
+        self._move(_MOVED * records)
+        takes = len(self._current) * _LOAD_MAX
+        if self._used_at_most + records > takes * _PREPARE_AT:
+            self._prepare(records)
+        if self._used_at_most + records > takes:
+            self._make_room(records)
         job["identities"], job["identities_mask"] = self._current_at
         job["identities_leaving"] = 0 if self._leaving is None else self._target.address(self._leaving)
         job["identities_before"], job["identities_before_mask"] = self._before_at
@@ -85,22 +91,47 @@ class IdentitySet:
         self._used_at_most += records
         self._sequence += records
 
+    def _prepare(self, records: int) -> None:
+        slots = 2 * len(self._current)
+        if self._next is None and self._bytes_with(slots) <= self._bytes_max:
+            self._next = _Next(self._table(slots))
+        if self._next is not None:
+            with self._target.order:
+                self._next.prepare(records, self._current, self._target)
+
+    def _make_room(self, records: int) -> None:
+        """Sent again, an id takes no second slot, so the table may be emptier than it could be; else take a larger."""
+        self._move(None)
+        if self._next is not None and self._next.used_at_most is not None:
+            self._used_at_most = min(self._used_at_most, self._next.used_at_most - records)
+        else:
+            with self._target.order:
+                self._used_at_most = int(self._target.xp.count_nonzero(self._current[:, 0]))
+        wanted = self._used_at_most + records
+        if self._next is not None and wanted <= _WORTH_STAYING * _LOAD_MAX * len(self._current):
+            self._next.count_again()
+        else:
+            self._grow(wanted)
+
     def _grow(self, wanted: int) -> None:
         slots = len(self._current)
         while wanted > slots * _LOAD_MAX:
             slots *= 2
         if slots == len(self._current):
             return
-        size = (slots + len(self._current) + (0 if self._before is None else len(self._before))) * 16
-        if size > self._bytes_max:
+        if self._bytes_with(slots) > self._bytes_max:
             raise IdentityMemoryError(
-                f"{wanted} request ids within the dedup horizon need {size} bytes, more than identity_bytes = "
-                f"{self._bytes_max}; give the meter more memory, or a shorter dedup_horizon"
+                f"{wanted} request ids within the dedup horizon need {self._bytes_with(slots)} bytes, more than "
+                f"identity_bytes = {self._bytes_max}; give the meter more memory, or a shorter dedup_horizon"
             )
+        prepared = self._next is not None and len(self._next.table) == slots
         self._leaving, self._moved = self._current, 0
-        self._use(self._table(slots), self._before)
+        self._use(self._next.table if prepared and self._next else self._table(slots), self._before)
         if slots > 2 * len(self._leaving):  # the kernels know the leaving table's size by the other's
             self._move(None)
+
+    def _bytes_with(self, slots: int) -> int:
+        return (slots + len(self._current) + (0 if self._before is None else len(self._before))) * 16
 
     def _move(self, most: int | None) -> None:
         """Move so many slots of the leaving table, or all that are left."""
@@ -111,3 +142,29 @@ class IdentitySet:
         self._moved = end
         if end == len(self._leaving):
             self._leaving = None
+
+
+class _Next:
+    """A table to grow into, and a count of the ids of the one that fills up."""
+
+    def __init__(self, table: Array) -> None:
+        self.table = table
+        self._touched = 0
+        self.count_again()
+
+    def count_again(self) -> None:
+        self._counted = self._found = self._since = 0
+        self.used_at_most: int | None = None  # once all slots were looked at; the records that are coming included
+
+    def prepare(self, records: int, current: Array, target: Target) -> None:
+        """Before so many records come."""
+        touched = self._touched + _TOUCHED * records
+        self.table[self._touched : touched : _PAGE_SLOTS, 0] = 0
+        self._touched = touched
+        counted = self._counted + _COUNTED * records
+        if self._counted < len(current):
+            self._found += int(target.xp.count_nonzero(current[self._counted : counted, 0]))
+        self._counted = counted
+        self._since += records  # any of these may be behind the count
+        if counted >= len(current):
+            self.used_at_most = self._found + self._since

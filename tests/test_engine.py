@@ -301,6 +301,18 @@ def test_ids_are_known_while_their_table_grows(make_engine, turn_at):
         assert engine.tally().counted == first // 2 + len(values[first : first + 1000]) // 2
 
 
+@pytest.mark.parametrize("doublings", [0, 1])
+def test_ids_that_come_again_need_no_larger_table(make_engine, doublings):
+    """2,500 ids fit into the first table; counted in good time they may take one doubling, never another."""
+    slots = 4096
+    engine = make_engine(tile_records=128, identity_bytes=16 * (slots + (slots << doublings)))
+    values = [line(request_id=f"id-{number}") for number in range(2_500)]
+    run = Run(engine, NATIVE)
+    for _ in range(20):
+        run.feed(values)
+    assert (engine.tally().counted, engine.tally().duplicates) == (2_500, 19 * 2_500)
+
+
 # --- Limits ---
 
 
