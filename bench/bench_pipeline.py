@@ -29,11 +29,12 @@ from typing import Any
 import orjson
 
 from bench import common
-from kernels.engine import Engine, Limits
+from kernels.engine import Engine
 from kernels.target import HostTarget
 from processor import heap, synth
 from processor.broker import Broker
 from processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
+from processor.cli import limits
 from processor.cli_live import check_topics, pairs
 from processor.meter import Committed, Meter, MeterSettings
 from processor.referee import Referee
@@ -265,8 +266,9 @@ def _meter(request: dict[str, Any]) -> dict[str, Any]:
     outputs = f"{stem}-usage", f"{stem}-live", f"{stem}-rejected"
     settings = MeterSettings(stem, stem, {request["topic"]: mappings.resolve("native")}, *outputs)
     check_topics(broker, settings, 4, 1)
+    target = HostTarget()
     secret = [secrets.randbits(64) for _ in range(8)]
-    engine = Engine(HostTarget(), Referee(), secret=secret, limits=Limits(), dedup_horizon_ms=HORIZON_MS)
+    engine = Engine(target, Referee(), secret=secret, limits=limits(target, None), dedup_horizon_ms=HORIZON_MS)
     commits: list[Committed] = []
     ticks: list[tuple[float, int]] = []
     parts: dict[str, int] = {}

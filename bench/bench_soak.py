@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from bench import common
-from kernels.engine import Engine, Limits
+from kernels.engine import Engine
 from kernels.target import HostTarget
 from processor import heap, synth
 from processor.broker.kafka import KafkaBroker
+from processor.cli import limits
 from processor.meter import Committed, Meter, MeterSettings
 from processor.referee import Referee
 from schemas import mapping as mappings
@@ -153,8 +154,9 @@ def _meter(request: dict[str, Any]) -> None:
     broker = KafkaBroker(request["bootstrap"])
     inputs = {TOPIC: mappings.resolve("native")}
     settings = MeterSettings("soak", "soak", inputs, "soak-usage", "soak-live", "soak-rejected")
+    target = HostTarget()
     secret, horizon_ms = [secrets.randbits(64) for _ in range(8)], round(request["horizon"] * 1000)
-    engine = Engine(HostTarget(), Referee(), secret=secret, limits=Limits(), dedup_horizon_ms=horizon_ms)
+    engine = Engine(target, Referee(), secret=secret, limits=limits(target, None), dedup_horizon_ms=horizon_ms)
     parts: dict[str, int] = {}
     facts: list[tuple[float, int, int, int]] = []  # end, newest message, took, rows
 

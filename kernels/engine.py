@@ -56,7 +56,8 @@ class Limits:
     rows, cells, texts, windows: slots, powers of two. 68, 132, 36 and 16,404 bytes each. The first records of a part
         touch all of a table, and new pages cost more than counting: so no more than a part of a million rows needs.
     arena_bytes: names of users, models and chips.
-    identity_bytes: request ids, 16 bytes each at no more than 75 % load, two generations, and both sizes while growing.
+    identity_bytes: request ids of all partitions, 16 bytes each at no more than 75 % load, two generations, and both
+        sizes while growing.
     batch_bytes: what one batch holds; 32-bit positions bound it to 1 GiB.
     tile_records: 192 bytes each, which should stay in the CPU's second-level cache.
     """
@@ -598,8 +599,13 @@ class Engine:
 
     def _partition(self, partition: Hashable) -> _Partition:
         if partition not in self._partitions:
-            self._partitions[partition] = _Partition(IdentitySet(self.target, self.limits.identity_bytes))
+            identities = IdentitySet(self.target, self.limits.identity_bytes, self._identity_bytes_left)
+            self._partitions[partition] = _Partition(identities)
         return self._partitions[partition]
+
+    def _identity_bytes_left(self) -> int:
+        held = sum(partition.identities.held_bytes for partition in self._partitions.values())
+        return self.limits.identity_bytes - held
 
     def _read_fill(self) -> np.ndarray[Any, Any]:
         return self.target.fetch(self._fill)

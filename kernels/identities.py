@@ -6,6 +6,7 @@ that takes seconds, so each goes tile by tile: a larger table's memory is touche
 before it is full; then the ids move, and both tables are looked into until they have.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,8 @@ _PREPARE_AT = 0.75  # of the ids that a table takes
 # Slots for each record that comes. A table that was left is half as large and has moved after a sixth of the new one's
 # slots, before the next one is prepared; that is twice as large and has the last quarter of its ids' time.
 _MOVED, _TOUCHED, _COUNTED = 3, 12, 6
-_PAGE_SLOTS = 256  # 4 KiB
+_SLOT_BYTES = 16
+_PAGE_SLOTS = 4096 // _SLOT_BYTES
 _WORTH_STAYING = 0.875  # of what the table takes: with more, the ids would be counted again before long
 
 
@@ -28,8 +30,10 @@ class IdentityMemoryError(MemoryError):
 
 
 class IdentitySet:
-    def __init__(self, target: Target, bytes_max: int) -> None:
-        self._target, self._bytes_max = target, bytes_max
+    """One partition's. bytes_max: of all partitions together; left: how much of that nobody holds."""
+
+    def __init__(self, target: Target, bytes_max: int, left: Callable[[], int]) -> None:
+        self._target, self._bytes_max, self._left = target, bytes_max, left
         self._leaving: Array | None = None  # of which the slots before `_moved` are in the current table too
         self._moved = 0
         self._next: _Next | None = None
@@ -39,6 +43,11 @@ class IdentitySet:
         self._sequence = 0
         self._current_from: int | None = None  # offset of the generation's first message
         self.remembered_from: int | None = None  # of the first message of the generation before, if that is kept
+
+    @property
+    def held_bytes(self) -> int:
+        tables = self._current, self._before, self._leaving, None if self._next is None else self._next.table
+        return sum(len(table) for table in tables if table is not None) * _SLOT_BYTES
 
     def _table(self, slots: int) -> Array:
         return self._target.zeros(slots, layout.IDENTITY)
@@ -72,7 +81,9 @@ class IdentitySet:
                 dropped.fill(0)
             self._use(dropped, before)
         else:
-            self._use(self._table(len(self._current)), before)
+            slots = len(self._current)
+            self._use(self._current, None)  # what is dropped is free now
+            self._use(self._table(slots if slots * _SLOT_BYTES <= self._left() else _SLOTS_MIN), before)
         self._used_at_most, self._sequence = 0, 0
 
     def reserve(self, records: int, job: np.ndarray[Any, Any]) -> None:
@@ -93,7 +104,7 @@ class IdentitySet:
 
     def _prepare(self, records: int) -> None:
         slots = 2 * len(self._current)
-        if self._next is None and self._bytes_with(slots) <= self._bytes_max:
+        if self._next is None and slots * _SLOT_BYTES <= self._left():
             self._next = _Next(self._table(slots))
         if self._next is not None:
             with self._target.order:
@@ -119,19 +130,20 @@ class IdentitySet:
             slots *= 2
         if slots == len(self._current):
             return
-        if self._bytes_with(slots) > self._bytes_max:
-            raise IdentityMemoryError(
-                f"{wanted} request ids within the dedup horizon need {self._bytes_with(slots)} bytes, more than "
-                f"identity_bytes = {self._bytes_max}; give the meter more memory, or a shorter dedup_horizon"
-            )
-        prepared = self._next is not None and len(self._next.table) == slots
+        table = self._next.table if self._next is not None and len(self._next.table) == slots else None
+        if table is None:
+            self._next, size = None, slots * _SLOT_BYTES
+            if size > (left := self._left()):
+                raise IdentityMemoryError(
+                    f"{wanted} request ids of a partition within the dedup horizon need {size} bytes, and {left} of "
+                    f"identity_bytes = {self._bytes_max} are left; give the meter more memory, or a shorter "
+                    f"dedup_horizon"
+                )
+            table = self._table(slots)
         self._leaving, self._moved = self._current, 0
-        self._use(self._next.table if prepared and self._next else self._table(slots), self._before)
+        self._use(table, self._before)
         if slots > 2 * len(self._leaving):  # the kernels know the leaving table's size by the other's
             self._move(None)
-
-    def _bytes_with(self, slots: int) -> int:
-        return (slots + len(self._current) + (0 if self._before is None else len(self._before))) * 16
 
     def _move(self, most: int | None) -> None:
         """Move so many slots of the leaving table, or all that are left."""

@@ -353,6 +353,20 @@ def test_too_many_ids_within_the_horizon_name_the_settings(make_engine):
             run.feed(batch)
 
 
+def test_partitions_share_the_memory_for_request_ids(make_engine):
+    """Three tables of 2^14 slots fit, and those of half the size that they are leaving; no fourth one does."""
+    engine = make_engine(identity_bytes=16 * 5 * (1 << 14))
+    plan = NATIVE.engine
+    values = [line(request_id=f"id-{n}") for n in range(9_000)]
+    for partition in range(3):
+        for batch in harness.batches(values):
+            engine.count(engine.load(engine.pack(batch, partition=partition), plan))
+    assert engine.tally().counted == 27_000
+    with pytest.raises(IdentityMemoryError, match="identity_bytes = 1310720"):
+        for batch in harness.batches(values):
+            engine.count(engine.load(engine.pack(batch, partition=3), plan))
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
