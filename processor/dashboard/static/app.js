@@ -1,8 +1,9 @@
 // The page's life: events in, frames out. Owns the connection, what is known about it, and when history is asked for.
 
-import { Curve, Stack } from "./charts.js";
+import { Stack } from "./charts.js";
+import { Curve } from "./curve.js";
 import { duration, parse, si } from "./format.js";
-import { draw, put } from "./view.js";
+import { PANELS, put } from "./view.js";
 
 const SILENCE_MS = 5000; // without an event the page must not look alive
 const RETRY_MS = 2000; // where the browser gives up, after an answer that is no stream
@@ -40,15 +41,18 @@ async function explainRefusal() {
 
 function receive(news) {
   [totals, receivedAt, refusal] = [news, performance.now(), ""];
-  if (drawing) return; // that frame will draw these
+  tell();
+  if (drawing) return; // the frames to come will draw these
   drawing = true;
-  requestAnimationFrame(() => {
-    drawing = false;
-    draw(totals);
-    curve.add(Date.parse(totals.at), totals.rate.tokens_per_second);
-    tell();
-    if (performance.now() - historyAt >= HISTORY_EVERY_MS[span]) refreshHistory();
-  });
+  requestAnimationFrame(() => drawPanel(0));
+}
+
+function drawPanel(k) {
+  PANELS[k](totals);
+  if (k + 1 < PANELS.length) return requestAnimationFrame(() => drawPanel(k + 1));
+  drawing = false;
+  curve.add(Date.parse(totals.at), totals.rate.tokens_per_second);
+  if (performance.now() - historyAt >= HISTORY_EVERY_MS[span]) refreshHistory();
 }
 
 // --- What is asked for, beside the stream ---

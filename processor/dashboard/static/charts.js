@@ -1,5 +1,5 @@
-// Charts: the last minutes' curve, and stacked history. Owns the chart library, which is fetched when the first chart is
-// drawn, so that numbers do not wait for it. Promises: a chart is drawn only if it is seen and its data changed.
+// Stacked history. Owns the chart library, which is fetched when the first chart is drawn, so that numbers do not wait
+// for it. Promises: a chart is drawn only if it is seen and its data changed.
 
 import { label, printable, share, percent, si } from "./format.js";
 
@@ -29,44 +29,13 @@ function theme() {
   const style = getComputedStyle(document.documentElement);
   const read = (name) => style.getPropertyValue(name).trim();
   const series = Array.from({ length: SERIES_MAX }, (_, k) => read(`--s${k + 1}`));
-  return { text: read("--dim"), grid: read("--line"), panel: read("--panel"), accent: read("--accent"), others: read("--s0"), series };
+  return { text: read("--dim"), grid: read("--line"), panel: read("--panel"), others: read("--s0"), series };
 }
 
-class Chart {
-  constructor(node) {
-    this.node = node;
-    this.seen = false;
-    this.due = false;
-    new IntersectionObserver(([entry]) => {
-      this.seen = entry.isIntersecting;
-      if (this.seen && this.due) this.redraw();
-    }).observe(node);
-    new ResizeObserver(() => this.redraw()).observe(node);
-  }
-
-  // Once a frame at most; `figure` of the subclass says what.
-  redraw() {
-    this.due = true;
-    if (!this.seen || this.waiting) return;
-    this.waiting = true;
-    requestAnimationFrame(async () => {
-      try {
-        const plotly = await load();
-        this.due = false;
-        const { traces, layout } = this.figure(theme());
-        await plotly.react(this.node, traces, { ...layout, width: this.node.clientWidth, height: this.node.clientHeight }, CONFIG);
-        this.node.dataset.drawn = Number(this.node.dataset.drawn ?? 0) + 1;
-      } finally {
-        this.waiting = false;
-      }
-    });
-  }
-}
-
-function layout(colours, size, more = {}) {
-  const axis = { gridcolor: colours.grid, linecolor: colours.grid, zeroline: false, fixedrange: true, automargin: false };
+function layoutOf(colours, size, times) {
+  const axis = { gridcolor: colours.grid, linecolor: colours.grid, zeroline: false, fixedrange: true };
   return {
-    margin: { l: size * 3, r: size * 0.6, t: size * 0.6, b: size * 1.7 },
+    margin: { l: size * 3.2, r: 4, t: size * 0.8, b: size * 1.8 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size, color: colours.text },
@@ -74,8 +43,8 @@ function layout(colours, size, more = {}) {
     hovermode: "x unified",
     hoverlabel: { bgcolor: colours.panel, bordercolor: colours.grid, namelength: -1, font: { size: size * 0.9 } },
     dragmode: false,
-    xaxis: { ...axis, type: "date", showgrid: false, nticks: 6, hoverformat: "%H:%M:%S", tickformat: "%H:%M", ...more.xaxis },
-    yaxis: { ...axis, rangemode: "tozero", tickformat: "~s", hoverformat: ".3s", nticks: 4, ...more.yaxis },
+    xaxis: { ...axis, type: "date", showgrid: false, nticks: 6, tickformat: "%H:%M", hoverformat: "%H:%M", range: times.length > 1 ? [times[0], times.at(-1)] : undefined },
+    yaxis: { ...axis, rangemode: "tozero", tickformat: "~s", hoverformat: ".3s", nticks: 4 },
   };
 }
 
@@ -83,44 +52,16 @@ function fontSize() {
   return Math.round(parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.78);
 }
 
-// Tokens per second by commits: one sample a second.
-export class Curve extends Chart {
-  times = [];
-  rates = [];
-  spanMs = 600_000;
-
-  set(times, rates) {
-    this.times = times.slice();
-    this.rates = rates.slice();
-    this.redraw();
-  }
-
-  add(time, rate) {
-    if (this.times.length && time <= this.times.at(-1)) return;
-    this.times.push(time);
-    this.rates.push(rate);
-    while (this.times[0] < time - this.spanMs) {
-      this.times.shift();
-      this.rates.shift();
-    }
-    this.redraw();
-  }
-
-  figure(colours) {
-    const last = this.times.at(-1) ?? Date.now();
-    const line = { color: colours.accent, width: 2, simplify: true };
-    const trace = { type: "scatter", mode: "lines", name: "tokens/s", x: this.times, y: this.rates, line, fill: "tozeroy", fillcolor: `${colours.accent}26` };
-    const idle = this.rates.some((rate) => rate > 0) ? {} : { range: [0, 1], tickvals: [0] };
-    return { traces: [trace], layout: layout(colours, fontSize(), { xaxis: { range: [last - this.spanMs, last] }, yaxis: idle }) };
-  }
-}
-
 // Stacked history, largest series below; a legend of our own beside it, since names are long.
-export class Stack extends Chart {
+export class Stack {
   constructor(node, legend) {
-    super(node);
-    this.legend = legend;
+    Object.assign(this, { node, legend, seen: false, due: false, waiting: false });
     this.history = { times: [], series: [], step_ms: 60_000, to: null };
+    new IntersectionObserver(([entry]) => {
+      this.seen = entry.isIntersecting;
+      if (this.seen && this.due) this.redraw();
+    }).observe(node);
+    new ResizeObserver(() => this.redraw()).observe(node);
   }
 
   set(history) {
@@ -128,21 +69,37 @@ export class Stack extends Chart {
     this.redraw();
   }
 
+  redraw() {
+    this.due = true;
+    if (!this.seen || this.waiting) return;
+    this.waiting = true;
+    requestAnimationFrame(() => this.drawFrame().catch(console.error).finally(() => (this.waiting = false)));
+  }
+
+  async drawFrame() {
+    const plotly = await load();
+    this.due = false;
+    const { traces, layout } = this.figure(theme());
+    const { clientWidth: width, clientHeight: height } = this.node;
+    await plotly.react(this.node, traces, { ...layout, width, height }, CONFIG);
+    this.node.dataset.drawn = Number(this.node.dataset.drawn ?? 0) + 1;
+  }
+
   figure(colours) {
     const { times, rates } = stepRates(this.history);
-    const colour = (series, k) => (series.name === null ? colours.others : colours.series[k % SERIES_MAX]);
-    const traces = this.history.series.map((series, k) => ({
+    const entries = this.history.series.map((series, k) => [series, series.name === null ? colours.others : colours.series[k % SERIES_MAX]]);
+    this.explain(entries);
+    const traces = entries.map(([{ name }, colour], k) => ({
       type: "scatter",
       mode: "lines",
       stackgroup: "all",
-      name: series.name === null ? OTHERS : label(series.name),
+      name: name === null ? OTHERS : label(name),
       x: times,
       y: rates[k],
-      fillcolor: colour(series, k),
+      fillcolor: colour,
       line: { color: colours.panel, width: 1 },
     }));
-    this.explain(this.history.series.map((series, k) => [series, colour(series, k)]));
-    return { traces, layout: layout(colours, fontSize(), { xaxis: { hoverformat: "%H:%M", range: times.length > 1 ? [times[0], times.at(-1)] : undefined } }) };
+    return { traces, layout: layoutOf(colours, fontSize(), times) };
   }
 
   explain(entries) {

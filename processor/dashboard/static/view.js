@@ -60,30 +60,42 @@ function row(...tags) {
   };
 }
 
+function element(tag) {
+  return () => document.createElement(tag);
+}
+
 function byId(id) {
   return document.getElementById(id);
 }
 
 // --- The page ---
 
-export function draw(totals) {
-  const { rate, windows } = totals;
-  drawRate(rate);
-  for (const [name, window] of [["today", "today"], ["yesterday", "yesterday"], ["since-start", "since_start"]]) {
-    putTokens(name, windows[window].tokens.total_tokens);
-  }
+// What is drawn in one frame each, so that none of them takes longer than a frame lasts.
+export const PANELS = [
+  (totals) => {
+    drawRate(totals.rate);
+    for (const name of ["today", "yesterday", "since_start"]) putTokens(name, totals.windows[name].tokens.total_tokens);
+    drawActive(totals.windows);
+    put("at", `${clock(totals.at)} UTC`, totals.at);
+  },
+  (totals) => {
+    drawCategories(totals.windows.last_1h.tokens);
+    drawFlow(totals);
+    drawRecords(totals);
+  },
+  (totals) => drawMatrix(totals.matrix),
+  (totals) => {
+    drawUsers(totals.top_users, totals.windows.last_1h.tokens.total_tokens);
+    drawMeters(totals.meters);
+  },
+];
+
+function drawActive(windows) {
   for (const window of ["1m", "1h", "24h"]) {
     const { active_users: users, tokens_per_active_user: each } = windows[`last_${window}`];
     put(`users-${window}`, si(users), exact(users));
     put(`each-${window}`, si(each), exact(each));
   }
-  drawCategories(windows.last_1h.tokens);
-  drawFlow(totals);
-  drawRecords(totals);
-  drawMatrix(totals.matrix);
-  drawUsers(totals.top_users, windows.last_1h.tokens.total_tokens);
-  drawMeters(totals.meters);
-  put("at", `${clock(totals.at)} UTC`, totals.at);
 }
 
 function putTokens(name, tokens) {
@@ -105,8 +117,7 @@ function drawRate(rate) {
 function drawCategories(tokens) {
   const whole = Number(tokens.total_tokens);
   const parts = CATEGORIES.map(([name, count]) => [name, count(tokens)]);
-  const segment = () => document.createElement("i");
-  rows(byId("segments"), parts, segment, (node, [, count], k) => {
+  rows(byId("segments"), parts, element("i"), (node, [, count], k) => {
     setStyle(node, "flex-grow", (share(count, whole) * 1000).toFixed(1));
     setStyle(node, "background", `var(--c${k + 1})`);
   });
@@ -169,17 +180,39 @@ function drawMeters(meters) {
 
 // --- Model by chip ---
 
-function drawMatrix({ models, chips, total_tokens: tokens }) {
-  const [head, body] = byId("matrix").children;
-  setStyle(byId("matrix"), "--columns", String(chips.length));
+// Only the rows in sight exist: 64 x 32 numbers, all of them new every second, would cost several frames.
+const ROW_REM = 1.35; // as in style.css
+const matrix = { models: [], chips: [], total_tokens: [] };
+const table = byId("matrix");
+const scroller = table.parentElement;
+let sight = { first: 0, count: 0 };
+
+function look() {
+  const row = ROW_REM * parseFloat(getComputedStyle(document.documentElement).fontSize);
+  sight = { first: Math.floor(scroller.scrollTop / row), count: Math.ceil(scroller.clientHeight / row) };
+  drawMatrix(matrix);
+}
+
+scroller.addEventListener("scroll", look, { passive: true });
+new ResizeObserver(look).observe(scroller);
+
+function drawMatrix(latest) {
+  Object.assign(matrix, latest);
+  const { models, chips, total_tokens: tokens } = matrix;
+  const first = Math.max(0, Math.min(sight.first, models.length - sight.count));
+  const seen = models.slice(first, first + sight.count);
+  const [head, body] = table.children;
   const most = Math.max(1, ...tokens.map((line) => Math.max(0, ...line.map(Number))));
-  rows(head, [chips], () => document.createElement("tr"), (line) => {
-    rows(line, ["", ...chips], () => document.createElement("th"), (cell, chip, k) => {
+  setStyle(table, "--columns", String(chips.length));
+  setStyle(body, "padding-top", `${first * ROW_REM}rem`);
+  setStyle(body, "padding-bottom", `${(models.length - first - seen.length) * ROW_REM}rem`);
+  rows(head, [chips], element("tr"), (line) => {
+    rows(line, ["", ...chips], element("th"), (cell, chip, k) => {
       if (k) setName(cell, chip);
     });
   });
-  rows(body, models, () => document.createElement("tr"), (line, model, m) => {
-    rows(line, [model, ...tokens[m]], () => document.createElement(line.children.length ? "td" : "th"), (cell, item, k) => {
+  rows(body, seen, element("tr"), (line, model, m) => {
+    rows(line, [model, ...tokens[first + m]], () => element(line.children.length ? "td" : "th")(), (cell, item, k) => {
       if (k) heat(cell, item, most);
       else setName(cell, model);
     });
@@ -193,7 +226,7 @@ function heat(cell, tokens, most) {
   cell.tokens = tokens;
 }
 
-// Exact numbers of 2,048 cells would cost more than the rest of the page: they are written when somebody points at one.
-byId("matrix").addEventListener("mouseover", ({ target }) => {
+// Exact numbers of so many cells are written when somebody points at one.
+table.addEventListener("mouseover", ({ target }) => {
   if (target.tokens !== undefined) target.title = `${exact(target.tokens)} tokens`;
 });
