@@ -16,8 +16,10 @@ from processor.output import COUNTERS
 AT_MS = 1_795_453_513_204
 TARGET = 120 * 10**12
 NAMES = (*COUNTERS, "total_tokens")
-_MODELS = ("gpt-4o-mini", "claude-sonnet-4-5", "llama-3.3-70b-instruct", "deepseek-v3.1", "qwen3-235b-a22b", "gpt-oss-120b",
-           "gemini-2.5-flash", "mistral-large-2")  # fmt: skip
+_MODELS = (
+    "gpt-4o-mini", "claude-sonnet-4-5", "llama-3.3-70b-instruct", "deepseek-v3.1", "qwen3-235b-a22b", "gpt-oss-120b",
+    "gemini-2.5-flash", "mistral-large-2",
+)  # fmt: skip
 _CHIPS = (
     "H100-SXM5-80GB",
     "H200-SXM-141GB",
@@ -118,7 +120,9 @@ def make(shape: Shape = Shape(), at_ms: int = AT_MS, stale: bool = False) -> dic
         },
         "windows": windows,
         "matrix": {"models": models, "chips": chips, "total_tokens": matrix},
-        "top_users": [{"user": f"user-{(k * 7919 + 13) % 100_000:05d}", "total_tokens": tokens} for k, tokens in enumerate(tops)],
+        "top_users": [
+            {"user": f"user-{(k * 7919 + 13) % 100_000:05d}", "total_tokens": tokens} for k, tokens in enumerate(tops)
+        ],
         "records": records,
         "rejects": _sum_rejects(meters),
         "lag_messages": sum(meter["lag_messages"] for meter in meters) if meters else None,
@@ -229,8 +233,10 @@ def _shares(totals: dict[str, Any], by: str) -> list[tuple[str | None, int]]:
         return [("total", tokens["total_tokens"])]
     if by == "category":
         cached, written = tokens["cached_input_tokens"], tokens["cache_write_tokens"]
-        return [("cached_input", cached), ("cache_write", written), ("uncached_input", tokens["input_tokens"] - cached - written),
-                ("reasoning", tokens["reasoning_tokens"]), ("output", tokens["output_tokens"] - tokens["reasoning_tokens"])]  # fmt: skip
+        reasoning = tokens["reasoning_tokens"]
+        uncached, output = tokens["input_tokens"] - cached - written, tokens["output_tokens"] - reasoning
+        categories = ("cached_input", "cache_write", "uncached_input", "reasoning", "output")
+        return list(zip(categories, (cached, written, uncached, reasoning, output), strict=True))
     rows = [(row[by], row["total_tokens"]) for row in hour[f"by_{by}"]]
     return rows if len(rows) <= 12 else [*rows[:12], (None, sum(tokens for _, tokens in rows[12:]))]
 

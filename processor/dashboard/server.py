@@ -190,11 +190,6 @@ class Site:
         if not allowed and request.path not in access.OPEN_PATHS:
             message = "a token is needed: open /?token=TOKEN once, or send the header Authorization: Bearer TOKEN"
             raise _Refused(401, message, WWW_Authenticate="Bearer")
-        if allowed and query is not None:
-            request["cookie"] = (
-                f"{self._cookie_name}={access.cookie_of(token)}; HttpOnly; SameSite=Strict; Path=/; "
-                f"Max-Age={access.COOKIE_SECONDS}{'; Secure' if request.secure else ''}"
-            )
 
     @property
     def _cookie_name(self) -> str:
@@ -205,8 +200,14 @@ class Site:
         response.headers.update(access.HEADERS)
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers.pop("Server", None)
-        if "cookie" in request:
-            response.headers.add("Set-Cookie", request["cookie"])
+        token, query = self._settings.token, request.query.get("token")
+        if token and query and access.may_ask(token, None, query, None):
+            secure = "; Secure" if request.secure else ""
+            response.headers.add(
+                "Set-Cookie",
+                f"{self._cookie_name}={access.cookie_of(token)}; HttpOnly; SameSite=Strict; Path=/; "
+                f"Max-Age={access.COOKIE_SECONDS}{secure}",
+            )
 
     # --- Answers ---
 
