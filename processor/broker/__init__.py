@@ -195,6 +195,18 @@ class Consumer(Protocol):
         for it until its session runs out."""
 
 
+class Follower(Protocol):
+    """Reads partitions as they grow, in no group."""
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        """Up to `most` committed messages, consecutive ones of a partition together; none when the time is over.
+
+        Raises OutOfRange, TopicMissing, Refused, or BrokerError for what passes when tried again.
+        """
+
+    def close(self) -> None: ...
+
+
 class Producer(Protocol):
     """Writes in transactions. After any error but `Fenced`: `close` it and open another one.
 
@@ -253,6 +265,9 @@ class Broker(Protocol):
     ) -> Iterator[Messages]:
         """The committed messages of `begin` <= offset < `end`, without a group. Raises OutOfRange unless the
         partition's extent holds them all; where `begin` is `end`, there are none."""
+
+    def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
+        """Read these partitions from these offsets on, and what is yet to come."""
 
     def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
         """What every partition of these topics holds now. Raises TopicMissing."""

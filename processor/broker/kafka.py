@@ -28,6 +28,7 @@ from processor.broker import (
     Column,
     Extent,
     Fenced,
+    Follower,
     Headers,
     Listener,
     Lost,
@@ -927,22 +928,30 @@ class KafkaBroker:
         if begin >= end:
             return
         self._check_range(place, begin, end)
+        consumer = self._assigned({place: begin}, {"enable.partition.eof": True})
+        try:
+            yield from _read(consumer, place, end, keys, headers)
+        except KafkaException as error:
+            raise _raised(f"reading {place.topic}-{place.partition}", error) from None
+        finally:
+            consumer.close()
+
+    def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
+        return _KafkaFollower(self._assigned(starts, {}), keys)
+
+    def _assigned(self, starts: Mapping[Place, Offset], settings: Mapping[str, Any]) -> client.Consumer:
+        """A consumer in no group."""
         own = {
             "group.id": "tokenometer-read",  # the client wants a name; nothing is joined or committed
             "enable.auto.commit": False,
             "enable.auto.offset.store": False,
             "isolation.level": "read_committed",
             "auto.offset.reset": "error",
-            "enable.partition.eof": True,
         }
-        consumer = _make(client.Consumer, {**_DEFAULTS, **CONSUMER_DEFAULTS, **_classic(self._settings), **own})
-        try:
-            consumer.assign([TopicPartition(place.topic, place.partition, begin)])
-            yield from _read(consumer, place, end, keys, headers)
-        except KafkaException as error:
-            raise _raised(f"reading {place.topic}-{place.partition}", error) from None
-        finally:
-            consumer.close()
+        given = {**_DEFAULTS, **CONSUMER_DEFAULTS, **_classic(self._settings), **own, **settings}
+        consumer = _make(client.Consumer, given)
+        consumer.assign([TopicPartition(place.topic, place.partition, offset) for place, offset in starts.items()])
+        return consumer
 
     def _check_range(self, place: Place, begin: Offset, end: Offset) -> None:
         """Else a reader would wait for what is not there."""
@@ -1068,6 +1077,29 @@ def _answer(doing: str, future: "Future[Any]") -> Any:
         raise _raised(doing, error) from None
     except TimeoutError:
         raise BrokerError(f"{doing}: no answer in {2 * _ANSWER_SECONDS} s") from None
+
+
+class _KafkaFollower:
+    def __init__(self, consumer: client.Consumer, keys: bool) -> None:
+        self._consumer, self._keys = consumer, keys
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        try:
+            batch = self._consumer.consume(1, timeout_seconds)
+            if batch and most > 1:
+                batch += self._consumer.consume(most - 1, _LINGER_SECONDS)
+        except KafkaException as error:
+            raise _raised("following", error) from None
+        for message in filter(_failed, batch):
+            failure = message.error()
+            assert failure is not None
+            if failure.code() not in _PASSING and (failure.fatal() or not failure.retriable()):
+                raise _error(f"following {message.topic()}-{message.partition()}", failure)
+        found = [message for message in batch if not message.error()]
+        return _gather(found, _times(found), None, self._keys) if found else []
+
+    def close(self) -> None:
+        self._consumer.close()
 
 
 def _read(consumer: client.Consumer, place: Place, end: int, keys: bool, headers: bool) -> Iterator[Messages]:

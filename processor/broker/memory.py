@@ -42,6 +42,7 @@ from processor.broker import (
     Consumer,
     Extent,
     Fenced,
+    Follower,
     Headers,
     Listener,
     Lost,
@@ -552,7 +553,9 @@ class _Consumer:
         if not places:
             return []
         self._turn = (self._turn + 1) % len(places)
-        logs = {place: self._log_in_range(place) for place in places[self._turn :] + places[: self._turn]}
+        # All are looked at before anything is taken: an error must not swallow messages of other partitions.
+        turns = places[self._turn :] + places[: self._turn]
+        logs = {place: self._broker._log_at(place, self._positions[place]) for place in turns}
         found = []
         for place, log in logs.items():
             if most == 0:
@@ -566,12 +569,33 @@ class _Consumer:
                 self._positions[place] = max(self._positions[place], log.last_stable)
         return found
 
-    def _log_in_range(self, place: Place) -> _Log:
-        """Looked at before anything is taken: an error must not swallow messages of other partitions."""
-        log, position = self._broker._log(place), self._positions[place]
-        if not log.begin <= position <= log.end:
-            raise OutOfRange(f"{place.topic} [{place.partition}]: {position} is not in {log.begin} to {log.end}")
-        return log
+
+class _Follower(Follower):
+    def __init__(self, broker: "MemoryBroker", starts: Mapping[Place, Offset], keys: bool) -> None:
+        self._broker, self._positions, self._keys = broker, dict(starts), keys
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        self._broker._fault("read")
+        deadline = time.monotonic() + timeout_seconds
+        with self._broker._locked():
+            while True:
+                found = self._take(most)
+                if found or not self._broker._wait(deadline):
+                    return found
+
+    def _take(self, most: int) -> list[Messages]:
+        found: list[Messages] = []
+        for place, position in self._positions.items():
+            log = self._broker._log_at(place, position)
+            messages = log.read(place, position, log.last_stable, most, self._keys) if most else None
+            if messages is not None:
+                found.append(messages)
+                most -= len(messages.values)
+                self._positions[place] = messages.next_offset
+        return found
+
+    def close(self) -> None:
+        pass
 
 
 # --- The broker ---
@@ -668,6 +692,9 @@ class MemoryBroker(Broker):
                 return
             yield messages
             position = messages.next_offset
+
+    def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
+        return _Follower(self, starts, keys)
 
     def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
         self._fault("extents")
@@ -807,6 +834,13 @@ class MemoryBroker(Broker):
         if not 0 <= place.partition < len(logs):
             raise TopicMissing(f"{place.topic} has no partition {place.partition}")
         return logs[place.partition]
+
+    def _log_at(self, place: Place, position: int) -> _Log:
+        """A partition that can be read from there."""
+        log = self._log(place)
+        if not log.begin <= position <= log.end:
+            raise OutOfRange(f"{place.topic} [{place.partition}]: {position} is not in {log.begin} to {log.end}")
+        return log
 
     @staticmethod
     def _state(topic: _Topic | None) -> TopicState | None:
