@@ -140,12 +140,12 @@ class _Feed:
             try:
                 for totals in server.stream():
                     self.take(totals)
-                self.trouble = "the server ended the stream, trying again"
+                self.trouble = "the server ended the stream, retrying"
             except urllib.error.HTTPError as error:
                 with error:
                     self.trouble = printable_reason(_explain(error))
             except (OSError, http.client.HTTPException, ValueError) as error:
-                self.trouble = f"{printable_reason(str(getattr(error, 'reason', error)))}, trying again"
+                self.trouble = f"{printable_reason(str(getattr(error, 'reason', error)))}, retrying"
             time.sleep(RETRY_SECONDS)
 
     def take(self, totals: dict[str, Any]) -> None:
