@@ -79,7 +79,7 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """The command line's exit code; messages of failures are one line."""
-    from processor import cli_live  # adds its commands to `app`
+    from processor import cli_live, cli_rollup  # noqa: F401  they add their commands to `app`
 
     command: Any = typer.main.get_command(app)
     for option in itertools.chain.from_iterable(each.params for each in command.commands.values()):

@@ -202,8 +202,8 @@ def meter_command(
     )
     client = pairs(kafka, "--kafka")
     heap.keep_freed_memory()
-    _start_logs(log_format)
-    _log_settings({key: value for key, value in locals().items() if key != "kafka"}, client)
+    start_logs(log_format)
+    log_settings({key: value for key, value in locals().items() if key != "kafka"}, client)
     broker = open_broker(bootstrap, client)
     check_topics(broker, settings, create_topics, replication)
     target = open_target(_device(device))
@@ -225,7 +225,7 @@ def meter_command(
         health.committed(done)
         _log_commit(done)
 
-    with _served(health, listen), _stop_signals() as stopped:
+    with _served(health, listen), stop_signals() as stopped:
         Meter(broker, engine, settings, run, clock=clock, on_commit=committed).run(stopped)
     log.info("stopped", extra={"run": run})
 
@@ -301,7 +301,7 @@ def demo_command(
     engine = Engine(target, Referee(), secret=[secrets.randbits(64) for _ in range(8)], limits=cli.limits(target, None))
     playing = demo.Demo(settings, f"{stem}.run", profile, lines)
     console = cli.stdout_console()
-    with _stop_signals() as stopped, Live(console=console, auto_refresh=False, transient=True) as live:
+    with stop_signals() as stopped, Live(console=console, auto_refresh=False, transient=True) as live:
 
         def show(view: demo.View) -> None:
             live.update(report.live_view(view, count), refresh=True)
@@ -439,7 +439,7 @@ def _served(health: Health, listen: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Any]:
+def stop_signals() -> Iterator[Any]:
     """Did SIGTERM or SIGINT come? The second one ends the process at once."""
     stop = threading.Event()
 
@@ -456,7 +456,7 @@ def _stop_signals() -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _start_logs(form: str) -> None:
+def start_logs(form: str) -> None:
     if form not in ("json", "text"):
         raise typer.BadParameter(f"--log-format {form}: expected json or text")
     handler = logging.StreamHandler()
@@ -481,7 +481,7 @@ class _TextFormatter(logging.Formatter):
         return f"{self.formatTime(record)} {record.levelname:7} {record.getMessage()}{'  ' if more else ''}{more}"
 
 
-def _log_settings(given: dict[str, Any], client: Mapping[str, str]) -> None:
+def log_settings(given: dict[str, Any], client: Mapping[str, str]) -> None:
     shown = {key: value for key, value in given.items() if isinstance(value, str | int | float | list)}
     masked = {key: "***" if any(word in key for word in _SECRET_WORDS) else value for key, value in client.items()}
     log.info("settings", extra={**{f"setting.{key}": value for key, value in shown.items()}, "kafka": masked})

@@ -113,7 +113,7 @@ def until_committed(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker):
             deadline = time.monotonic() + 30
             yield lambda: all_committed(broker, group) or time.monotonic() > deadline
 
-        monkeypatch.setattr(cli_live, "_stop_signals", stop_signals)
+        monkeypatch.setattr(cli_live, "stop_signals", stop_signals)
 
     return until
 
