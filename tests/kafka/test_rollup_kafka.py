@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from confluent_kafka import Producer
 
 from processor.broker import Broker
 from processor.broker.kafka import KafkaBroker
@@ -81,17 +82,30 @@ class Stage:
         for _ in range(turns):
             self.fleet.now_ms = time.time_ns() // 1_000_000
             self.fleet.work(late_ms=600_000)
-        self.write(commit=True)
+        self.write()
 
-    def write(self, commit: bool) -> None:
+    def unsent(self) -> list[tuple[bytes, bytes]]:
+        """Keys and values."""
         values = [value for _, _, value in self.fleet.log[self._sent :]]
+        return [(json.loads(value)["meter"].encode(), value) for value in values]
+
+    def write(self) -> None:
+        keys, values = zip(*self.unsent(), strict=True)
         self._producer.begin()
-        self._producer.produce(self.live, values, [json.loads(value)["meter"].encode() for value in values])
-        if commit:
-            self._producer.commit()
-            self._sent = len(self.fleet.log)
-        else:
-            self._producer.abort()
+        self._producer.produce(self.live, values, keys)
+        self._producer.commit()
+        self._sent = len(self.fleet.log)
+
+    def abort(self) -> None:
+        """Write it all, and take it back: it stands in the partitions, and does not count."""
+        producer = Producer({"bootstrap.servers": self.bootstrap, "transactional.id": f"{self.live}-aborting"})
+        producer.init_transactions()
+        producer.begin_transaction()
+        for key, value in self.unsent():
+            producer.produce(self.live, value, key)
+        assert producer.flush(PATIENCE_SECONDS) == 0  # else they would be dropped before they are sent
+        producer.abort_transaction()
+        del self.fleet.log[self._sent :]
 
     def told(self) -> list[dict[str, Any]]:
         """What came to token-totals since the last look."""
@@ -170,9 +184,8 @@ def test_aborted_summaries_are_not_counted(stage: Stage) -> None:
     stage.fleet.truth.clear()  # what follows will never have happened
     for _ in range(20):
         stage.fleet.work()
-    stage.write(commit=False)
+    stage.abort()
     stage.fleet.truth = before
-    stage.fleet.log = stage.fleet.log[: stage._sent]
     for meter in stage.fleet.meters:  # as real meters do: dropped, a new part
         meter.open_part()
     stage.work(10)
