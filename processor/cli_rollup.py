@@ -4,12 +4,23 @@ Owns: its arguments; no arithmetic. Exit codes as in cli.py, settings as in cli_
 """
 
 import asyncio
+import contextlib
+import logging
+from collections.abc import Iterator
 from typing import Annotated
 
+import typer
 from typer import Option
 
 from processor import cli, cli_live
 from processor.cli_live import Bootstrap, Config, KafkaSettings
+from processor.watch import Watch
+
+log = logging.getLogger("tokenometer")
+
+
+class RollupError(Exception):
+    """The rollup or its dashboard cannot run; the message says why."""
 
 
 @cli.app.command("rollup")
@@ -34,6 +45,10 @@ def rollup_command(
     listen: Annotated[
         str, Option(metavar="HOST:PORT", help="The dashboard, its API, /metrics and /healthz; empty: none.")
     ] = "127.0.0.1:8321",
+    token: Annotated[
+        str | None,
+        Option(help="Asked of readers; needed beyond loopback. Better in TOKENOMETER_ROLLUP_TOKEN."),
+    ] = None,
     log_format: Annotated[str, Option(help="json, or text for people.")] = "json",
     kafka: KafkaSettings = None,
 ) -> None:
@@ -41,15 +56,52 @@ def rollup_command(
 
     Each option may also stand in the environment, --app as TOKENOMETER_ROLLUP_APP, or in the --config file.
     """
-    from processor.rollup import Rollup, RollupSettings
-    from processor.rollup import create_topics as make_topics
+    try:
+        from processor import rollup
+    except ModuleNotFoundError as error:
+        raise RollupError(f"{error}; install tokenometer[rollup]") from None
 
     client = cli_live.pairs(kafka, "--kafka")
     cli_live.start_logs(log_format)
-    cli_live.log_settings({key: value for key, value in locals().items() if key != "kafka"}, client)
-    settings = RollupSettings(app, bootstrap, client, live_topic, totals_topic, target, float(session_timeout))
+    shown = {name: value for name, value in locals().items() if name not in ("kafka", "token")}
+    cli_live.log_settings(shown, client)
+    settings = rollup.RollupSettings(app, bootstrap, client, live_topic, totals_topic, target, float(session_timeout))
     broker = cli_live.open_broker(bootstrap, client)
     if create_topics:
-        make_topics(broker, settings, replication)
-    with cli_live.stop_signals() as stopped:
-        asyncio.run(Rollup(broker, settings).run(stopped))
+        rollup.create_topics(broker, settings, replication)
+    worker = rollup.Rollup(broker, settings)
+    with dashboard(worker.watch, listen, token) as url, cli_live.stop_signals() as stopped:
+        log.info("serving", extra={"dashboard": url})
+        try:
+            asyncio.run(worker.run(stopped))
+        except rollup.RollupFailed as error:
+            raise RollupError(str(error)) from None
+    log.info("stopped")
+
+
+@contextlib.contextmanager
+def dashboard(watch: Watch, listen: str, token: str | None = None) -> Iterator[str | None]:
+    """The dashboard over what is watched, on a thread of its own; its address. listen: '' for none."""
+    if not listen:
+        yield None
+        return
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise typer.BadParameter(f"--listen {listen!r}: expected HOST:PORT")
+    try:
+        from processor.dashboard import DashboardError, Settings, SiteThread, Source, metrics
+    except ModuleNotFoundError as error:
+        raise RollupError(f"{error}; install tokenometer[dashboard], or serve none with --listen ''") from None
+
+    def totals() -> bytes | None:
+        return watch.latest
+
+    source = Source(totals, watch.history, watch.rate, watch.health, metrics.registry(totals))
+    try:
+        site = SiteThread(source, Settings(host.strip("[]"), int(port), token))
+    except DashboardError as error:
+        raise RollupError(f"--listen {listen}: {error}") from None
+    try:
+        yield site.url
+    finally:
+        site.close()

@@ -72,7 +72,7 @@ class Rollup:
         self._partitions = _partitions(broker, settings)
         self._entries = Entries()
         self._overtaken: set[bytes] = set()
-        self.unreadable = 0
+        self._failure: Exception | None = None  # of folding
         self.watch = Watch(
             broker, settings.changelog, lambda: kept(self._overtaken.add), settings.target_tokens_per_day
         )
@@ -90,39 +90,54 @@ class Rollup:
         self._app.timer(TICK_SECONDS)(self._tell)
 
     async def run(self, stopped: Callable[[], bool]) -> None:
-        """Raises RollupFailed, or what the app ended with."""
+        """Raises RollupFailed."""
         self.watch.start()
         try:
             await asyncio.wait_for(self._app.start(), _START_SECONDS)
-            while not stopped() and not self._app.should_stop and self.watch.failure is None:
+            while not (stopped() or self._ended()):
                 await asyncio.sleep(_LOOK_SECONDS)
         except TimeoutError:
-            raise RollupFailed(f"Faust did not start within {_START_SECONDS:.0f} s: is Kafka reachable?") from None
+            raise RollupFailed(f"Faust did not start within {_START_SECONDS:.0f} s: see the log") from None
         finally:
+            failure = self._ended()
             with contextlib.suppress(TimeoutError):  # what is not committed will be read again
                 await asyncio.wait_for(self._app.stop(), _STOP_SECONDS)
             self.watch.close()
-        if not stopped():
-            reason = self._app.crash_reason or self.watch.failure
-            raise RollupFailed(f"the rollup ended by itself: {reason!r}") from reason
+        if failure:
+            raise RollupFailed(f"the rollup ended by itself: {failure}")
+
+    def _ended(self) -> str | None:
+        """Why, if it did."""
+        reason = self._failure or self.watch.failure or self._app.crash_reason
+        if reason is None and self._app.should_stop:
+            return "Faust stopped"
+        return None if reason is None else f"{type(reason).__name__}: {reason}"
 
     # --- Faust calls these ---
 
     async def _fold(self, stream: Any) -> None:
-        async for event in stream.events():
-            message = event.message
+        """What fails is not acknowledged, so that its offset is never committed, and ends the worker: Faust would start
+        this anew behind it."""
+        async for event in stream.noack().events():
             try:
-                summary = read_summary(event.value)
-            except Unreadable as error:
-                self.unreadable += 1
-                log.error("%s-%d at offset %d: %s", message.topic, message.partition, message.offset, error)
-                continue
-            changes = self._entries.learn(message.partition, message.offset, summary, _now_ms())
-            for key, value in changes.items():
-                if value is None:
-                    self._table.pop(key, None)
-                else:
-                    self._table[key] = value
+                self._learn(event)
+            except Exception as error:
+                self._failure = error
+                await asyncio.Event().wait()  # until the app stops
+            await stream.ack(event)
+
+    def _learn(self, event: Any) -> None:
+        message = event.message
+        try:
+            summary = read_summary(event.value)
+        except Unreadable as error:
+            log.error("%s-%d at offset %d: %s", message.topic, message.partition, message.offset, error)
+            return
+        for key, value in self._entries.learn(message.partition, message.offset, summary, _now_ms()).items():
+            if value is None:
+                self._table.pop(key, None)
+            else:
+                self._table[key] = value
 
     async def _restore(self, *_: Any) -> None:
         """After each rebalance, before messages come. The table still holds what other workers have taken over."""
