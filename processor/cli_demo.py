@@ -21,7 +21,8 @@ from processor.referee import Referee
 from processor.totals import TARGET_TOKENS_PER_DAY
 from schemas import mapping as mappings
 
-_LISTEN = "127.0.0.1:8321"
+_LISTEN, _ANY_PORT = "127.0.0.1:8321", "127.0.0.1:0"
+_LOG_SECONDS = 3600.0  # the log is that of the last hour, and the charts fill as it runs by
 _WAIT_SECONDS = 0.2
 
 
@@ -60,13 +61,16 @@ def demo_command(
     target = open_target(cli_live.known_device(device))
     engine = Engine(target, Referee(), secret=[secrets.randbits(64) for _ in range(8)], limits=cli.limits(target, None))
     profile = synth.Profile(
-        records=count, seed=seed, start_ms=Clock().now_ms(), rate=max(synth.RATE_MIN, count / (seconds or 30.0)),
+        records=count, seed=seed, start_ms=Clock().now_ms() - round(_LOG_SECONDS * 1000), rate=count / _LOG_SECONDS,
         duplicates=0.02, malformed=0.01, escaped=0.005,
     )  # fmt: skip
     playing = demo.Demo(settings, f"{stem}.run", profile, lines, seconds)
     onlooker = watch.Watch(broker, settings.live_topic, watch.live, TARGET_TOKENS_PER_DAY).start()
     console = cli.stdout_console()
-    with cli_rollup.dashboard(onlooker, listen) as url, cli_live.stop_signals() as stopped:
+    with (
+        cli_rollup.dashboard(onlooker, listen, other=_ANY_PORT if listen == _LISTEN else None) as url,
+        cli_live.stop_signals() as stopped,
+    ):
         if url:
             console.print(f"Dashboard {url}")
         with Live(console=console, auto_refresh=False, transient=True) as live:

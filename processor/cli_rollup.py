@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from typer import Option
@@ -80,16 +80,14 @@ def rollup_command(
 
 
 @contextlib.contextmanager
-def dashboard(watch: Watch, listen: str, token: str | None = None) -> Iterator[str | None]:
-    """The dashboard over what is watched, on a thread of its own; its address. listen: '' for none."""
+def dashboard(watch: Watch, listen: str, token: str | None = None, other: str | None = None) -> Iterator[str | None]:
+    """The dashboard over what is watched, on a thread of its own; its address. listen: '' for none. other: where, if
+    that one is taken."""
     if not listen:
         yield None
         return
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise typer.BadParameter(f"--listen {listen!r}: expected HOST:PORT")
     try:
-        from processor.dashboard import DashboardError, Settings, SiteThread, Source, metrics
+        from processor.dashboard import DashboardError, SiteThread, Source, metrics
     except ModuleNotFoundError as error:
         raise RollupError(f"{error}; install tokenometer[dashboard], or serve none with --listen ''") from None
 
@@ -98,10 +96,21 @@ def dashboard(watch: Watch, listen: str, token: str | None = None) -> Iterator[s
 
     source = Source(totals, watch.history, watch.rate, watch.health, metrics.registry(totals))
     try:
-        site = SiteThread(source, Settings(host.strip("[]"), int(port), token))
+        site = SiteThread(source, _address(listen, token))
     except DashboardError as error:
-        raise RollupError(f"--listen {listen}: {error}") from None
+        if other is None:
+            raise RollupError(f"--listen {listen}: {error}") from None
+        site = SiteThread(source, _address(other, token))
     try:
         yield site.url
     finally:
         site.close()
+
+
+def _address(listen: str, token: str | None) -> Any:
+    from processor.dashboard import Settings
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise typer.BadParameter(f"--listen {listen!r}: expected HOST:PORT")
+    return Settings(host.strip("[]"), int(port), token)
