@@ -38,10 +38,13 @@ FOLD_AGE_MS = 15 * MINUTE_MS
 USERS_AGE_MS = 70 * MINUTE_MS  # the last hour is merged from windows; what is older, from hours
 TOP_SPAN_MS = 5 * MINUTE_MS
 TOP_USERS_MAX = 50  # kept of each span
+CELLS_MAX = 4096  # of an entry: with the longest names it is 2.3 MB, and ENTRY_BYTES_MAX is what its topic takes
+ENTRY_BYTES_MAX = 8 << 20
 COUNTER_END = 1 << 62  # sums are signed 64-bit numbers; at 120 T a day a counter gets there after a hundred years
 
 Cell = tuple[str, str]  # model, chip
 Cells = dict[Cell, tuple[int, ...]]  # as COUNTERS
+OTHERS: Cell = "", ""  # no record has empty names
 Changes = dict[bytes, bytes | None]  # entries to be written; None: to be deleted
 
 
@@ -89,7 +92,8 @@ class Usage:
     open: dict[str, tuple[str, Cells]] = field(default_factory=dict)
 
     def learn(self, offset: int, meter: str, part: str, cells: Cells) -> bool:
-        """False: it was known."""
+        """False: it was known. Of more than CELLS_MAX cells the later ones are left out: what is not kept apart cannot
+        be told from what was counted before."""
         if offset <= self.offset:
             return False
         self.offset = offset
@@ -97,7 +101,10 @@ class Usage:
         if known != part:
             _add(self.closed, before)
             before = {}
-        before.update(cells)
+        room = CELLS_MAX - len(before)
+        new = [cell for cell in cells if cell not in before]
+        before.update((cell, counters) for cell, counters in cells.items() if cell in before)
+        before.update((cell, cells[cell]) for cell in new[:room])
         self.open[meter] = part, before
         return True
 
@@ -140,6 +147,8 @@ def _cells(rows: Iterable[list[Any]]) -> Cells:
 
 def _add(total: Cells, cells: Cells) -> None:
     for cell, counters in cells.items():
+        if cell not in total and len(total) >= CELLS_MAX:
+            cell = OTHERS
         before = total.get(cell)
         total[cell] = tuple(map(sum, zip(before, counters, strict=True))) if before else counters
 
@@ -336,6 +345,22 @@ def encode_registers(registers: Bytes) -> bytes:
 
 def decode_registers(value: bytes) -> Bytes:
     return np.frombuffer(zlib.decompress(value), np.uint8)
+
+
+def longer(key: bytes, one: bytes, other: bytes) -> bytes:
+    """Of two values that were written to a key, the one that follows from more of the log."""
+    if Key.decode(key).kind in ("users", "hour"):
+        return encode_registers(np.maximum(decode_registers(one), decode_registers(other)))
+    return other if _offset(other) >= _offset(one) else one
+
+
+def _offset(value: bytes) -> int:
+    """Without reading all of it: `offset` is the first field of either kind."""
+    assert value.startswith(_OFFSET)
+    return int(value[len(_OFFSET) : value.index(b",")])
+
+
+_OFFSET = b'{"offset":'
 
 
 # --- Keeping entries ---

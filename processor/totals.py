@@ -25,6 +25,7 @@ from processor.entries import (
     DAY_MS,
     HOUR_MS,
     MINUTE_MS,
+    OTHERS,
     RECORDS,
     USERS_AGE_MS,
     Cells,
@@ -87,7 +88,7 @@ class _Cells:
     """Numbers for (model, chip), while there are any left."""
 
     def __init__(self) -> None:
-        self._numbers: dict[tuple[str, str], int] = {}
+        self._numbers: dict[tuple[str, str], int] = {OTHERS: _OTHERS}
         self.names: list[tuple[str | None, str | None]] = [(None, None)]
         self._free: list[int] = []
 
@@ -110,7 +111,7 @@ class _Cells:
     def keep(self, used: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         """Numbers of cells that nobody used any more are given again."""
         for cell, number in list(self._numbers.items()):
-            if number >= len(used) or not used[number]:
+            if number != _OTHERS and (number >= len(used) or not used[number]):
                 del self._numbers[cell]
                 self.names[number] = None, None
                 self._free.append(number)

@@ -433,3 +433,20 @@ def test_the_fleet_writes_what_meters_write():
     run(fleet, 20, (1000, 60_000), 5 * MINUTE_MS)
     for _, _, value in itertools.islice(fleet.log, 30):
         validator("live").validate(json.loads(value))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds)
+def test_of_two_values_the_longer_beginning_stays(seed):
+    fleet, keeper = Fleet(seed, START_MS, partitions=1), Entries()
+    run(fleet, 20, (1000, 10 * MINUTE_MS), 0)
+    written: dict[bytes, bytes] = {}
+    for partition, offset, value in fleet.log:
+        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+            before, after = written.get(key), changed
+            if before is not None and after is not None:
+                assert entries.longer(key, before, after) == entries.longer(key, after, before) == after
+            written[key] = after or b""
+            if not after:
+                del written[key]
+    assert written
