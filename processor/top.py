@@ -14,7 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from processor.report import percent, si
+from processor.report import percent, printable, si
 
 WIDTH_MIN, HEIGHT_MIN = 60, 16
 _TABLE_LINES = 3  # of a table beside its rows: its head, a rule, an empty line
@@ -247,11 +247,6 @@ def _matrix(matrix: dict[str, Any], width: int, rows: int) -> Table:
 
 
 # --- Words ---
-
-
-def printable(name: str) -> str:
-    """Names are other people's input: what steers a terminal, or is invisible, becomes visible."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 def _short(name: str, cells: int) -> str:

@@ -123,9 +123,9 @@ def test_names_cannot_steer_the_terminal():
         row[next(key for key in ("user", "model", "chip") if key in row)] = evil
     totals["meters"][0] |= {"meter": evil, "device": evil}
     totals["rejects"], totals["matrix"]["models"], totals["matrix"]["chips"] = {evil: 1}, [evil], [evil]
-    text = "\n".join(shown(totals, 200, 50, trouble=top.printable(evil)))
+    text = "\n".join(shown(totals, 200, 50, trouble=report.printable(evil)))
     assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text and "[bold red]x" in text
-    assert top.printable(ATTACKS[5]) == ATTACKS[5] and top.printable(ATTACKS[7]) == ATTACKS[7]
+    assert report.printable(ATTACKS[5]) == ATTACKS[5] and report.printable(ATTACKS[7]) == ATTACKS[7]
 
 
 @pytest.mark.parametrize(
