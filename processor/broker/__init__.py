@@ -195,6 +195,18 @@ class Consumer(Protocol):
         for it until its session runs out."""
 
 
+class Reader(Protocol):
+    """Reads partitions on and on, without a group: where it stands is its owner's to keep."""
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        """Up to `most` messages, as `Consumer.poll` does."""
+
+    def reached(self) -> dict[Place, Offset]:
+        """Where each partition is to be read on: past all that was polled, transaction markers behind it as well."""
+
+    def close(self) -> None: ...
+
+
 class Producer(Protocol):
     """Writes in transactions. After any error but `Fenced`: `close` it and open another one.
 
@@ -254,8 +266,14 @@ class Broker(Protocol):
         """The committed messages of `begin` <= offset < `end`, without a group. Raises OutOfRange unless the
         partition's extent holds them all; where `begin` is `end`, there are none."""
 
+    def reader(self, starts: Mapping[Place, Offset]) -> Reader:
+        """The committed messages of these partitions from here on."""
+
     def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
         """What every partition of these topics holds now. Raises TopicMissing."""
+
+    def ends(self, topics: Sequence[str]) -> dict[Place, Offset]:
+        """Where every partition ends, what is in open transactions included. Raises TopicMissing."""
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[Place, Position | None]:
         """A group's committed offsets, seen from outside of it. Waits as `Consumer.committed` does, but then answers

@@ -36,6 +36,7 @@ from processor.broker import (
     OutOfRange,
     Place,
     Position,
+    Reader,
     Refused,
     TopicMissing,
     TopicState,
@@ -927,15 +928,7 @@ class KafkaBroker:
         if begin >= end:
             return
         self._check_range(place, begin, end)
-        own = {
-            "group.id": "tokenometer-read",  # the client wants a name; nothing is joined or committed
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "isolation.level": "read_committed",
-            "auto.offset.reset": "error",
-            "enable.partition.eof": True,
-        }
-        consumer = _make(client.Consumer, {**_DEFAULTS, **CONSUMER_DEFAULTS, **_classic(self._settings), **own})
+        consumer = _without_group(self._settings)
         try:
             consumer.assign([TopicPartition(place.topic, place.partition, begin)])
             yield from _read(consumer, place, end, keys, headers)
@@ -943,6 +936,9 @@ class KafkaBroker:
             raise _raised(f"reading {place.topic}-{place.partition}", error) from None
         finally:
             consumer.close()
+
+    def reader(self, starts: Mapping[Place, Offset]) -> Reader:
+        return KafkaReader(self._settings, starts)
 
     def _check_range(self, place: Place, begin: Offset, end: Offset) -> None:
         """Else a reader would wait for what is not there."""
@@ -959,14 +955,21 @@ class KafkaBroker:
         ends = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
         return {place: Extent(begins[place], ends[place]) for place in places}
 
-    def _offsets(self, places: Sequence[Place], spec: OffsetSpec) -> dict[Place, Offset]:
+    def ends(self, topics: Sequence[str]) -> dict[Place, Offset]:
+        places = self._partitions(topics)
+        return self._offsets(places, OffsetSpec.latest(), client.IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
+
+    def _offsets(
+        self,
+        places: Sequence[Place],
+        spec: OffsetSpec,
+        # The latest offset is the last stable one.
+        isolation: client.IsolationLevel = client.IsolationLevel.READ_COMMITTED,
+    ) -> dict[Place, Offset]:
         if not places:
             return {}
         asked = {part: spec for part in _parts(places)}
-        # read_committed: the latest offset is the last stable one.
-        answers = self._admin.list_offsets(
-            asked, isolation_level=client.IsolationLevel.READ_COMMITTED, request_timeout=_ANSWER_SECONDS
-        )
+        answers = self._admin.list_offsets(asked, isolation_level=isolation, request_timeout=_ANSWER_SECONDS)
         return {
             Place(part.topic, part.partition): Offset(_answer(f"offsets of {part.topic}", future).offset)
             for part, future in answers.items()
@@ -1068,6 +1071,61 @@ def _answer(doing: str, future: "Future[Any]") -> Any:
         raise _raised(doing, error) from None
     except TimeoutError:
         raise BrokerError(f"{doing}: no answer in {2 * _ANSWER_SECONDS} s") from None
+
+
+def _without_group(settings: Mapping[str, Any]) -> client.Consumer:
+    own = {
+        "group.id": "tokenometer-read",  # the client wants a name; nothing is joined or committed
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "isolation.level": "read_committed",
+        "auto.offset.reset": "error",
+        "enable.partition.eof": True,
+    }
+    return _make(client.Consumer, {**_DEFAULTS, **CONSUMER_DEFAULTS, **_classic(settings), **own})
+
+
+class KafkaReader:
+    """Partitions that are assigned once and read on and on."""
+
+    def __init__(self, settings: Mapping[str, Any], starts: Mapping[Place, Offset]) -> None:
+        self._reached = dict(starts)
+        self._parts = _parts(list(starts))
+        self._consumer = _without_group(settings)
+        self._consumer.assign([TopicPartition(*place, offset) for place, offset in starts.items()])
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        try:
+            batch = self._consumer.consume(1, timeout_seconds)
+            batch += self._consumer.consume(most - 1, _LINGER_SECONDS) if batch and most > 1 else []
+            # As in `_read`: past all that was taken from the queue, markers as well.
+            positions = self._consumer.position(self._parts)
+        except KafkaException as error:
+            raise _raised("reading", error) from None
+        for part in positions:
+            self._pass(Place(part.topic, part.partition), part.offset)
+        for message in filter(_failed, batch):
+            self._judge(message)
+        found = [message for message in batch if not message.error()]
+        return _gather(found, _times(found), None) if found else []
+
+    def _judge(self, message: Message) -> None:
+        error, topic, partition = message.error(), message.topic(), message.partition()
+        assert error is not None
+        if error.code() == KafkaError._PARTITION_EOF:
+            assert topic is not None and partition is not None
+            self._pass(Place(topic, partition), message.offset() or 0)
+        elif error.code() not in _PASSING and not (error.retriable() and not error.fatal()):
+            raise _error(f"reading {topic}-{partition}", error)
+
+    def _pass(self, place: Place, offset: int) -> None:
+        self._reached[place] = Offset(max(self._reached[place], offset))
+
+    def reached(self) -> dict[Place, Offset]:
+        return dict(self._reached)
+
+    def close(self) -> None:
+        self._consumer.close()
 
 
 def _read(consumer: client.Consumer, place: Place, end: int, keys: bool, headers: bool) -> Iterator[Messages]:

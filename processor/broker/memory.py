@@ -51,6 +51,7 @@ from processor.broker import (
     Place,
     Position,
     Producer,
+    Reader,
     Refused,
     TopicMissing,
     TopicState,
@@ -581,6 +582,43 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+class _Reader:
+    def __init__(self, broker: "MemoryBroker", starts: Mapping[Place, Offset]) -> None:
+        self._broker = broker
+        self._reached = dict(starts)
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            self._broker._fault("poll")
+            with self._broker._locked():
+                found = self._fetch(most)
+                if found or not self._broker._wait(deadline):
+                    return found
+
+    def _fetch(self, most: int) -> list[Messages]:
+        found: list[Messages] = []
+        for place, position in self._reached.items():
+            if most <= 0:
+                break
+            log = self._broker._log(place)
+            if not log.begin <= position <= log.last_stable:
+                raise OutOfRange(f"{place.topic} [{place.partition}]: {position} is not there")
+            messages = log.read(place, position, log.last_stable, most)
+            if messages is not None:
+                found.append(messages)
+                most -= len(messages.values)
+            # Where there is room for more, nothing is left but markers.
+            self._reached[place] = messages.next_offset if messages and most <= 0 else Offset(log.last_stable)
+        return found
+
+    def reached(self) -> dict[Place, Offset]:
+        return dict(self._reached)
+
+    def close(self) -> None:
+        pass
+
+
 class MemoryBroker(Broker):
     """Kafka as far as `Broker` goes, and what an administrator may do to it.
 
@@ -668,6 +706,14 @@ class MemoryBroker(Broker):
                 return
             yield messages
             position = messages.next_offset
+
+    def reader(self, starts: Mapping[Place, Offset]) -> Reader:
+        return _Reader(self, starts)
+
+    def ends(self, topics: Sequence[str]) -> dict[Place, Offset]:
+        self._fault("extents")
+        with self._locked():
+            return {place: Offset(self._log(place).end) for place in self._places(topics)}
 
     def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
         self._fault("extents")
