@@ -7,7 +7,6 @@ is not complete. Settings come from the command line, the environment or --confi
 import contextlib
 import json
 import logging
-import os
 import threading
 import time
 import urllib.error

@@ -134,7 +134,7 @@ def test_a_tombstone_is_no_row() -> None:
     assert rows is not None and len(rows) == 1
 
 
-@pytest.mark.parametrize("change", [{"window_ms": "1"}, {"tokens": {}}, {"device": 1, "partitions": None}])
+@pytest.mark.parametrize("change", [{"window_ms": "1"}, {"partitions": None}, {"partitions": [{}]}])
 def test_a_summary_that_breaks_its_schema_names_its_place(change: dict[str, Any]) -> None:
     with pytest.raises(Malformed, match="offset 5: not a live summary"):
         decode.summaries([messages([books.live_summary("m", "m.1", 0, COUNTS, **change)], 5)])
@@ -143,7 +143,7 @@ def test_a_summary_that_breaks_its_schema_names_its_place(change: dict[str, Any]
 # --- From rows to sums ---
 
 
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 60))
 def test_shuffled_and_repeated_delivery_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int
@@ -197,9 +197,12 @@ def test_hostile_names_stay_what_they_are(database: str) -> None:
 
 
 def _metered(broker: MemoryBroker, rounds: int, records: int = 300) -> None:
-    """A meter that is started anew each round; its tables are small, so that parts end by themselves as well."""
-    lines = [line for chunk in synth.generate(synth.Profile(records=rounds * records, seed=5, users=20, models=3,
-             chips=2, start_ms=books.START_MS, duplicates=0.05, malformed=0.03)) for line in chunk.splitlines()]  # fmt: skip
+    """A meter that is started anew each round."""
+    profile = synth.Profile(
+        records=rounds * records, seed=5, users=20, models=3, chips=2, start_ms=books.START_MS, duplicates=0.05,
+        malformed=0.03,
+    )  # fmt: skip
+    lines = [line for chunk in synth.generate(profile) for line in chunk.splitlines()]
     for number in range(rounds):
         some = lines[number * records : (number + 1) * records]
         broker.append(streams.INPUT, some, times=streams.times_of(books.START_MS + number * 10_000, len(some)))
@@ -245,7 +248,7 @@ class Crash(Exception):
     """The process is gone."""
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", range(6))
 def test_a_crash_anywhere_is_no_loss_and_no_double(tmp_path: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statements fail at random, the transaction is lost, and another process goes on."""
     from processor.ledger.duck import DuckDatabase
@@ -425,14 +428,15 @@ def test_summaries_that_retention_took_only_leave_parts_unmerged(broker: MemoryB
         ledger = books.make_ledger(broker, store)
         _publish(broker, [(FIRST, COUNTS)], books.live_summary("m", "meter.1", 0, COUNTS))
         books.drain(ledger)
-    _publish(broker, [(FIRST, books.add(COUNTS, COUNTS))], books.live_summary("m", "meter.1", 1, books.add(COUNTS, COUNTS)))  # fmt: skip
+    doubled = books.add(COUNTS, COUNTS)
+    _publish(broker, [(FIRST, doubled)], books.live_summary("m", "meter.1", 1, doubled))
     _publish(broker, [], books.live_summary("m", "meter.2", 0, [0] * 6))
     broker.delete_before(Place(streams.LIVE, 0), broker.extents([streams.LIVE])[Place(streams.LIVE, 0)].end)
     _publish(broker, [], books.live_summary("m", "meter.3", 0, [0] * 6))
     with books.opened(database) as store:
         books.drain(books.make_ledger(broker, store))
         assert _state(store, "meter.1") == UNPROVED
-        assert books.totals(store) == {IDENTITY[:4]: books.add(COUNTS, COUNTS)}
+        assert books.totals(store) == {IDENTITY[:4]: doubled}
 
 
 def test_a_database_is_the_ledger_of_its_topics(broker: MemoryBroker, database: str) -> None:
@@ -483,7 +487,7 @@ def test_poison_is_in_the_table_of_bad_input() -> None:
     broker = MemoryBroker()
     streams.make_topics(broker)
     values = [case.value for case in bad_input.CASES if case.message_time is None]
-    broker.append(streams.INPUT, values)
+    broker.append(streams.INPUT, [value for value in values if len(value or b"") < 1 << 20])
     meter = streams.make_meter(broker)
     meter.open()
     for _ in range(10):

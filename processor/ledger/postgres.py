@@ -7,6 +7,7 @@ sign. Other processes may read while the ledger writes; a session's advisory loc
 
 import contextlib
 import io
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -32,6 +33,7 @@ _STAGE = (
     f"chip_id INTEGER, part_id INTEGER, {', '.join(f'{name} NUMERIC' for name in COUNTERS)}) ON COMMIT DELETE ROWS"
 )
 _CONNECT_SECONDS = 10
+_LOCK_SECONDS = 5
 
 
 class PostgresDatabase:
@@ -52,9 +54,12 @@ class PostgresDatabase:
             raise
 
     def _lock(self) -> None:
-        [(mine,)] = self.rows("SELECT pg_try_advisory_lock(?)", [_LOCK])
-        if not mine:
-            raise Busy(f"{shown(self._name)}: another ledger writes to it; one database has one ledger")
+        """A ledger that was killed has the lock until its server process has noticed."""
+        deadline = time.monotonic() + _LOCK_SECONDS
+        while not self.rows("SELECT pg_try_advisory_lock(?)", [_LOCK])[0][0]:
+            if time.monotonic() > deadline:
+                raise Busy(f"{shown(self._name)}: another ledger writes to it; one database has one ledger")
+            time.sleep(0.1)
 
     def _check(self) -> None:
         [(there,)] = self.rows("SELECT to_regclass('schema_version') IS NOT NULL")

@@ -123,8 +123,8 @@ class Server:
     def __init__(self, api: Api, settings: ServeSettings) -> None:
         self._api, self._settings = api, settings
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="usage")
-        self._loop = asyncio.new_event_loop()
         self._runner = web.AppRunner(self._application(), access_log=None)
+        self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
         self._thread.start()
         try:
@@ -159,8 +159,8 @@ class Server:
         app = web.Application(middlewares=[guard], client_max_size=_BODY_BYTES_MAX)
         app.router.add_get("/healthz", self._health)
         app.router.add_get("/v1/usage", self._usage)
-        app.router.add_get("/v1/status", lambda request: self._answer(self._api.status))
-        app.router.add_get("/v1/statements", lambda request: self._answer(self._api.statements))
+        app.router.add_get("/v1/status", self._status)
+        app.router.add_get("/v1/statements", self._statements)
         app.router.add_get("/v1/statements/{id}/{kind}", self._pages)
         app.router.add_post("/v1/close", self._close)
         return app
@@ -188,6 +188,12 @@ class Server:
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.json_response({"status": "ok"})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return await self._answer(self._api.status)
+
+    async def _statements(self, request: web.Request) -> web.Response:
+        return await self._answer(self._api.statements)
 
     async def _usage(self, request: web.Request) -> web.Response:
         given = _once(request)

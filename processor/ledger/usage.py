@@ -188,9 +188,9 @@ def _statement(
     after = ""
     if query.after is not None:
         marks = ", ".join("?" * len(query.after))
-        after = f"WHERE ({', '.join(['bucket', *(f'{name}.name' for name in query.group_by)])}) > ({marks})"
+        after = f"WHERE ({', '.join(['bucket', *(f'key_{name}.name' for name in query.group_by)])}) > ({marks})"
         parameters += query.after
-    by_name = ["bucket", *(f"{name}.name" for name in query.group_by)]
+    by_name = ["bucket", *(f"key_{name}.name" for name in query.group_by)]
     order = ["total DESC", *by_name] if query.top else by_name
     grouping = ", ".join(["bucket", *keys])
     return f"""
@@ -206,9 +206,11 @@ def _statement(
             SELECT {grouping}, sum(input_tokens + output_tokens) AS total FROM fine GROUP BY {grouping}
         ), page AS (
             SELECT {", ".join([*(f"groups.{name}" for name in ["bucket", *keys, "total"])])},
-                {"".join(f"{name}.name AS {name}_key, " for name in query.group_by)}
+                {"".join(f"key_{name}.name AS {name}_key, " for name in query.group_by)}
                 row_number() OVER (ORDER BY {", ".join(order)}) AS place
-            FROM groups {" ".join(f"JOIN names AS {name} ON {name}.id = groups.{name}_id" for name in query.group_by)}
+            FROM groups {" ".join(
+                f"JOIN names AS key_{name} ON key_{name}.id = groups.{name}_id" for name in query.group_by
+            )}
             {after} ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
         )
         SELECT page.bucket, {"".join(f"page.{name}_key, " for name in query.group_by)} fine.segment,
