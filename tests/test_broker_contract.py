@@ -473,6 +473,52 @@ def _put_until_hidden(cluster: Cluster, place: Place) -> int:
     pytest.fail("the transaction hides nothing")
 
 
+def test_a_reader_goes_on_and_on_and_past_markers(cluster: Cluster, broker: Broker) -> None:
+    """It reaches the end that `ends` tells, whatever stands there."""
+    topic = cluster.topic(partitions=2)
+    places = [Place(topic, 0), Place(topic, 1)]
+    cluster.put(topic, numbers(3), [b"a"] * 3)
+    reader = broker.reader(dict.fromkeys(places, BEGINNING))
+    try:
+        seen: list[bytes] = []
+
+        def read_until_end() -> bool:
+            seen.extend(values_of(reader.poll(0.2, 2)))
+            return reader.reached() == broker.ends([topic])
+
+        eventually(read_until_end)
+        for number in range(3):
+            with_transaction(cluster, topic, [b"%d" % number], [b"%d" % number])
+        eventually(read_until_end)
+        producer = cluster.producer(cluster.name("id"))
+        producer.begin()
+        producer.produce(topic, numbers(9), [b"a"] * 9)
+        _put_until_hidden(cluster, max(places, key=lambda place: broker.extents([topic])[place].end))
+        assert reader.reached() != broker.ends([topic]), "what is in an open transaction is before the end"
+        producer.abort()
+        eventually(read_until_end)
+        assert seen[:3] == numbers(3) and sorted(seen[3:6]) == numbers(3)
+    finally:
+        reader.close()
+
+
+def test_a_reader_begins_where_it_is_told_and_not_where_nothing_is(cluster: Cluster, broker: Broker) -> None:
+    topic = cluster.topic()
+    place = Place(topic, 0)
+    cluster.put(topic, numbers(10))
+    reader = broker.reader({place: Offset(7)})
+    seen: list[bytes] = []
+    eventually(lambda: seen.extend(values_of(reader.poll(0.2, 2))) or len(seen) == 3)
+    assert seen == [b"7", b"8", b"9"] and reader.reached() == {place: 10}
+    reader.close()
+    cluster.admin.delete_before(place, Offset(4))
+    eventually(lambda: broker.extents([topic]) == {place: (4, 10)})
+    reader = broker.reader({place: Offset(3)})
+    with pytest.raises(OutOfRange):
+        eventually(lambda: reader.poll(0.2, 2) is None)
+    reader.close()
+
+
 def test_messages_and_offsets_are_committed_together(cluster: Cluster, broker: Broker) -> None:
     source, target, group = cluster.topic(), cluster.topic(partitions=2), cluster.name("group")
     place = Place(source, 0)

@@ -127,6 +127,12 @@ class Ledger:
         self._jobs.put(lambda: _settle(answer, job, self._store))
         return answer
 
+    def pending(self) -> bool:
+        """Is there anything that the ledger has not read, or not yet said of what it has read?"""
+        assert self._reader is not None
+        reached, ends = self._reader.reached(), self._broker.ends(self._topics)
+        return self._news or self._horizon is not None or any(reached[place] < end for place, end in ends.items())
+
     def step(self, timeout_seconds: float = _POLL_SECONDS) -> int:
         """Take in a batch, if one is there; how many messages it had."""
         assert self._reader is not None
