@@ -72,6 +72,7 @@ def ledger_command(
         str, Option(metavar="HOST:PORT", help="For questions over HTTP; empty: none.")
     ] = "127.0.0.1:9465",
     token_file: TokenFile = None,
+    once: Annotated[bool, Option("--once", help="Take in what is there, and end.")] = False,
     log_format: Annotated[str, Option(help="json, or text for people.")] = "json",
     kafka: cli_live.KafkaSettings = None,
 ) -> None:
@@ -90,7 +91,7 @@ def ledger_command(
         ledger = Ledger(broker, store, settings)
         with _served(ledger, store, listen, token, grace, prices), cli_live._stop_signals() as stopped:
             with _reported(ledger):
-                ledger.run(stopped)
+                ledger.run(stopped, once)
         broker.close()
     log.info("stopped")
 

@@ -93,13 +93,15 @@ class Ledger:
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.progress = Progress()
 
-    def run(self, stopped: Callable[[], bool]) -> None:
-        """Raises BrokerError for what does not pass, and LedgerError."""
+    def run(self, stopped: Callable[[], bool], once: bool = False) -> None:
+        """`once`: until everything that is there is in. Raises BrokerError for what does not pass, and LedgerError."""
         while not stopped():
             try:
                 self.open()
                 while not stopped():
                     self.step()
+                    if once and not self.pending():
+                        return
             except _STOPPING:
                 raise
             except BrokerError as error:
