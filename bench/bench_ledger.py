@@ -28,6 +28,7 @@ from processor.broker import Messages, Offset, Place
 from processor.ledger import decode, usage
 from processor.ledger.database import Database, open_database
 from processor.ledger.duck import DuckDatabase
+from processor.ledger.parts import ENDED, OPEN
 from processor.ledger.store import Stand, Store
 from processor.ledger.values import COUNTERS, Intake
 
@@ -40,6 +41,7 @@ MODELS, CHIPS, DAYS = 8, 6, 30
 START_MS = 1_793_491_200_000  # 2026-11-01T00:00:00Z
 DAY_MS, MINUTE_MS = 86_400_000, 60_000
 COMMITS_OF_A_WINDOW = 20
+PART_ROWS = 1_500_000  # merged together: what a meter's default tables hold
 _PLACE = Place("token-usage", 0)
 
 
@@ -117,6 +119,7 @@ def _intake(store: Store, request: dict[str, Any]) -> dict[str, Any]:
         seconds.append(time.perf_counter() - began)
         rows += len(values)
     sums_of = ", ".join(f"sum({name})" for name in COUNTERS)
+    merging = _merge(store, truth.tolist())
     [(count, *found)] = store.database.rows(f"SELECT count(*), {sums_of} FROM usage")
     assert [int(value) for value in found] == truth.tolist(), "the ledger's sums are not those of the rows"
     half = len(seconds) // 2
@@ -127,8 +130,19 @@ def _intake(store: Store, request: dict[str, Any]) -> dict[str, Any]:
         "sustained": (rows - rows * half // len(seconds)) / sum(seconds[half:]),
         "decoding_share": decoding / sum(seconds),
         "batch_ms_max": max(seconds) * 1000,
+        "merged_per_second": int(count) / merging,
         "intake_peak_bytes": common.peak_bytes(),
     }
+
+
+def _merge(store: Store, tokens: list[int]) -> float:
+    """The part ends and adds up; how long it takes."""
+    [part] = store.parts.in_state(OPEN)
+    part.sequence, part.tokens = 0, tuple(tokens)  # type: ignore[assignment]
+    store.parts.move(part, ENDED)
+    began = time.perf_counter()
+    assert store.reach({}, [part]) == [], "the part's rows do not add up"
+    return time.perf_counter() - began
 
 
 def _batch(
@@ -136,7 +150,7 @@ def _batch(
 ) -> tuple[list[bytes], Any]:
     """What a commit of a meter changes: users of all kinds of activity; and by how much all counters grow."""
     users = (draw.random(request["batch_rows"]) ** 2 * request["users"]).astype(np.int64)
-    models = draw.integers(0, MODELS, len(users))
+    models = (users * 5 + draw.integers(0, 2, len(users))) % MODELS  # a user has two
     keys = np.unique(users * MODELS + models)
     window = number // COMMITS_OF_A_WINDOW
     if window not in held:
@@ -207,12 +221,13 @@ def _fill_month(database: Database, rows: int, users: int) -> None:
         names = [f"user-{number:06d}" for number in range(users)]
         names += [f"model-{number}" for number in range(MODELS)] + [f"chip-{number}" for number in range(CHIPS)]
         database.add_names(range(1, len(names) + 1), [name.encode() for name in names])
+        part_ms = DAYS * DAY_MS * PART_ROWS // rows
         old, numbers = rows - rows // 10, series % (rows if duck else rows - 1)
         for table, part, some in (("merged_rows", "", f"n < {old}"), ("open_rows", "1, ", f"n >= {old}")):
             database.rows(f"""
                 INSERT INTO {table} SELECT w, u, m, c, {part} sum(a), sum(b), sum(d), sum(e), sum(f), sum(g)
                 FROM (SELECT {columns}, {counts} FROM {numbers} WHERE {some}) AS made(w, u, m, c, a, b, d, e, f, g)
-                GROUP BY w, u, m, c ORDER BY w
+                GROUP BY w, u, m, c ORDER BY w {divide} {part_ms}, u, w
             """)
     database.rows("CHECKPOINT" if duck else "VACUUM ANALYZE")
 

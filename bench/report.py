@@ -280,17 +280,17 @@ _DATABASES = {"duckdb": "DuckDB", "postgres": "PostgreSQL"}
 
 def _ledger(content: dict[str, Any]) -> list[str]:
     intro = (
-        "Usage rows from the bytes of their messages to the committed transaction, a meter's commit in each; and questions "
-        f"to a ledger of {content['size']['rows']:,} rows. PostgreSQL waits for the disk at each commit, as DuckDB does."
+        "Usage rows from the bytes of their messages to the committed transaction, a meter's commit in each; and "
+        f"questions to a ledger of {content['size']['rows']:,} rows. Both databases wait for the disk at each commit."
     )
     rows = [_ledger_row(_DATABASES[kind], found) for kind, found in content["cases"].items()]
     rows += [(_DATABASES[kind], f"skipped: {why}") for kind, why in content["skipped"].items()]
-    return ["## Ledger", intro, _table(_LEDGER_HEAD, "lrrrrrrrrl", rows)]
+    return ["## Ledger", intro, _table(_LEDGER_HEAD, "lrrrrrrrrrl", rows)]
 
 
 _LEDGER_HEAD = (
-    "database", "rows taken", "identities", "rows/s", "second half", "decoding", "month of a user, ms", "top 100 of a day, ms",
-    "bytes a row", "answers",
+    "database", "rows taken", "identities", "rows/s", "second half", "decoding", "merged rows/s", "month of a user, ms",
+    "top 100 of a day, ms", "bytes a row", "answers",
 )  # fmt: skip
 
 
@@ -302,6 +302,7 @@ def _ledger_row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
         f"{found['rows_per_second']:,.0f}",
         f"{found['sustained']:,.0f}",
         f"{found['decoding_share']:.0%}",
+        f"{found['merged_per_second']:,.0f}",
         f"{found['user_ms']:.1f}, most {found['user_ms_max']:.1f}",
         f"{found['top_ms']:.0f}, most {found['top_ms_max']:.0f}",
         f"{found['bytes'] / found['rows']:.0f}",

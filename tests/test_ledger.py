@@ -10,10 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from processor import synth
-from processor.broker import Messages, Offset, OutOfRange, Place, TopicMissing
+from processor.broker import BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
 from processor.broker.memory import MemoryBroker
 from processor.ledger import database as databases
-from processor.ledger import decode
+from processor.ledger import decode, intake
 from processor.ledger.database import open_database, shown
 from processor.ledger.parts import DISPUTED, MERGED, OPEN, UNPROVED, PartGoesOn
 from processor.ledger.store import Stand, Store
@@ -495,3 +495,52 @@ def test_poison_is_in_the_table_of_bad_input() -> None:
     meter.close()
     for place, extent in broker.extents([streams.USAGE]).items():
         decode.usage_rows(list(broker.read(place, extent.begin, extent.end)))
+
+
+# --- The loop ---
+
+
+def test_a_batch_is_bounded_by_rows_and_by_bytes(
+    broker: MemoryBroker, database: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broker.append(streams.USAGE, [books.usage_row(IDENTITY, COUNTS)] * 100, [b"a"] * 100)
+    with books.opened(database) as store:
+        ledger = books.make_ledger(broker, store, batch_rows=30, linger_ms=60_000)
+        assert ledger.step(0.0) == 30
+        monkeypatch.setattr(intake, "BATCH_BYTES", 1)
+        monkeypatch.setattr(intake, "_POLL_MESSAGES", 7)
+        assert ledger.step(0.0) == 7
+
+
+def test_jobs_are_done_between_batches(broker: MemoryBroker, database: str) -> None:
+    def refuse(store: Store) -> None:
+        raise BadRequest("no")
+
+    with books.opened(database) as store:
+        ledger = books.make_ledger(broker, store)
+        asked, refused = ledger.ask(lambda store: len(store.positions)), ledger.ask(refuse)
+        assert not asked.done()
+        ledger.step(0.0)
+        assert asked.result(0) == 3
+        with pytest.raises(BadRequest, match="no"):
+            refused.result(0)
+
+
+def test_a_run_survives_a_broker_that_cannot_for_a_while(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fifth call of the broker fails; what was read twice changes nothing."""
+    draw, armed, failures = random.Random(1), False, [0]
+
+    def fault(name: str) -> None:
+        if armed and draw.random() < 0.2:
+            failures[0] += 1
+            raise BrokerError(f"no {name}")
+
+    broker = MemoryBroker(faults=fault)
+    streams.make_topics(broker)
+    rows = books.history(3, 200)
+    broker.append(streams.USAGE, [books.usage_row(*row) for row in rows], [repr(row[0]).encode() for row in rows])
+    monkeypatch.setattr(intake, "_RETRY_SECONDS", 0.0)
+    with books.opened(database) as store:
+        ledger = intake.Ledger(broker, store, intake.IntakeSettings(streams.USAGE, streams.LIVE, 20, 0))
+        armed = True
+        ledger.run(lambda: failures[0] > 5 and books.totals(store) == books.truth(rows))

@@ -32,7 +32,9 @@ log = logging.getLogger("tokenometer.ledger")
 T = TypeVar("T")
 
 _STOPPING = (OutOfRange, TopicMissing, Fenced, Refused)  # what does not pass
+BATCH_BYTES = 256 << 20  # of messages held at a time, but for the last poll: a summary may have 900 KiB
 _POLL_SECONDS = 0.1
+_POLL_MESSAGES = 10_000
 _RETRY_SECONDS = 1.0
 _LOOK_MS = 10_000  # are the topics still the same, and have they new partitions?
 
@@ -106,6 +108,7 @@ class Ledger:
                 raise
             except BrokerError as error:
                 log.warning("the broker cannot yet, trying again in %.0f s: %s", _RETRY_SECONDS, error)
+                self._do_jobs()
                 time.sleep(_RETRY_SECONDS)
             finally:
                 self.close()
@@ -138,8 +141,7 @@ class Ledger:
     def step(self, timeout_seconds: float = _POLL_SECONDS) -> int:
         """Take in a batch, if one is there; how many messages it had."""
         assert self._reader is not None
-        while not self._jobs.empty():
-            self._jobs.get()()
+        self._do_jobs()
         messages = self._gather(timeout_seconds)
         if messages:
             self._take(messages)
@@ -147,6 +149,10 @@ class Ledger:
         if self._steady_ms() - self._looked_ms >= _LOOK_MS:
             self._look()
         return sum(len(each.values) for each in messages)
+
+    def _do_jobs(self) -> None:
+        while not self._jobs.empty():
+            self._jobs.get()()
 
     # --- Where to begin ---
 
@@ -196,13 +202,15 @@ class Ledger:
     def _gather(self, timeout_seconds: float) -> list[Messages]:
         """Until the batch is full, a second has passed, or nothing more comes."""
         assert self._reader is not None
-        room, found, began = self._settings.batch_rows, list[Messages](), self._steady_ms()
-        while room > 0 and self._steady_ms() - began <= self._settings.linger_ms:
-            polled = self._reader.poll(timeout_seconds, room)
+        found, began = list[Messages](), self._steady_ms()
+        room, room_bytes = self._settings.batch_rows, BATCH_BYTES
+        while room > 0 and room_bytes > 0 and self._steady_ms() - began <= self._settings.linger_ms:
+            polled = self._reader.poll(timeout_seconds, min(room, _POLL_MESSAGES))
             if not polled:
                 break
             found += polled
             room -= sum(len(each.values) for each in polled)
+            room_bytes -= sum(sum(map(len, filter(None, each.values))) for each in polled)
             timeout_seconds = min(timeout_seconds, 0.02)
         return found
 

@@ -17,15 +17,16 @@ from processor.ledger.database import COLUMNS, KEY, Database, Rows, Types, check
 from processor.ledger.values import COUNTERS, Busy, DatabaseError
 
 _LOCK = 0x746F6B656E6F  # one ledger in one database
+_ORDER = "user_id, window_start, model_id, chip_id, part_id"  # the key's: each page of its index is visited once
 _NEW = ", ".join(f"{name} = greatest(held.{name}, excluded.{name})" for name in COUNTERS)
 _UPSERT = f"""
-    INSERT INTO open_rows AS held ({", ".join(COLUMNS)}) SELECT {", ".join(COLUMNS)} FROM incoming
-    ON CONFLICT (user_id, window_start, model_id, chip_id, part_id) DO UPDATE SET {_NEW}
+    INSERT INTO open_rows AS held ({", ".join(COLUMNS)}) SELECT {", ".join(COLUMNS)} FROM incoming ORDER BY {_ORDER}
+    ON CONFLICT ({_ORDER}) DO UPDATE SET {_NEW}
 """
 _SUMS = ", ".join(f"{name} = held.{name} + excluded.{name}" for name in COUNTERS)
 _ADD = f"""
     INSERT INTO merged_rows AS held ({", ".join((*KEY, *COUNTERS))})
-    SELECT {", ".join((*KEY, *COUNTERS))} FROM open_rows WHERE part_id = ?
+    SELECT {", ".join((*KEY, *COUNTERS))} FROM open_rows WHERE part_id = ? ORDER BY user_id, window_start
     ON CONFLICT (user_id, window_start, model_id, chip_id) DO UPDATE SET {_SUMS}
 """
 _STAGE = (
@@ -34,6 +35,7 @@ _STAGE = (
 )
 _CONNECT_SECONDS = 10
 _LOCK_SECONDS = 5
+_IDLE_MAX = 4
 
 
 class PostgresDatabase:
@@ -42,6 +44,7 @@ class PostgresDatabase:
     def __init__(self, name: str, writer: bool) -> None:
         self._name = name
         self._connection = _connect(name)
+        self._idle: list[Any] = []  # connections of readers, for the next ones: to open one takes 10 ms
         try:
             if writer:
                 self._lock()
@@ -118,15 +121,27 @@ class PostgresDatabase:
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Database]:
         reader = object.__new__(PostgresDatabase)
-        reader._name, reader._connection = self._name, _connect(self._name)
+        reader._name, reader._idle = self._name, self._idle
+        try:
+            reader._connection = self._idle.pop()
+        except IndexError:
+            reader._connection = _connect(self._name)
         try:
             with reader.transaction():
                 reader.rows("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 yield reader
+        except DatabaseError:
+            reader._connection.close()  # it may be broken
+            raise
         finally:
-            reader.close()
+            if not reader._connection.closed and len(self._idle) < _IDLE_MAX:
+                self._idle.append(reader._connection)
+            else:
+                reader._connection.close()
 
     def close(self) -> None:
+        while self._idle:
+            self._idle.pop().close()
         self._connection.close()
 
 

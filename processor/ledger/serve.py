@@ -109,8 +109,11 @@ class Api:
             raise BadRequest("time_zone is a name, and anyway is true or false")
         end = times.moment(body["to"], times.zone(where))
         grace, now = self._settings.grace_ms, self._now_ms()
-        closed = self._ask(lambda store: periods.close(store.database, end, grace, now, anyway)).result(_CLOSE_SECONDS)
-        return periods.statement_json(closed)
+        asked = self._ask(lambda store: periods.close(store.database, end, grace, now, anyway))
+        try:
+            return periods.statement_json(asked.result(_CLOSE_SECONDS))
+        except TimeoutError:
+            raise LedgerError("the ledger has not come to it yet; look at /v1/statements before asking again") from None
 
 
 def _text(value: Any) -> bool:

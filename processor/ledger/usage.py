@@ -177,57 +177,68 @@ def _statement(
     database: Database, query: Query, buckets: Sequence[int], prices: Prices | None
 ) -> tuple[str, list[Any]]:
     """Only names of columns and numbers are put into it; all that is anybody's text is a parameter."""
-    ids = [f"{name}_id" for name in query.dimensions]
-    keys = [f"{name}_id" for name in query.group_by]
     segments = prices.bounds(query.begin, query.end) if query.priced and prices else [query.begin]
-    conditions, parameters = ["window_start >= ?", "window_start < ?"], [query.begin, query.end]
-    for name, value in query.only.items():
-        found = database.name_ids([_encoded(value)])
-        conditions.append(f"{name}_id = ?")
-        parameters.append(next(iter(found.values()), -1))
+    fine, parameters = _fine(database, query, buckets, segments)
+    keys = ["bucket", *(f"key_{name}.name" for name in query.group_by)]
     after = ""
     if query.after is not None:
-        marks = ", ".join("?" * len(query.after))
-        after = f"WHERE ({', '.join(['bucket', *(f'key_{name}.name' for name in query.group_by)])}) > ({marks})"
+        after = f"WHERE ({', '.join(keys)}) > ({', '.join('?' * len(query.after))})"
         parameters += query.after
-    by_name = ["bucket", *(f"key_{name}.name" for name in query.group_by)]
-    order = ["total DESC", *by_name] if query.top else by_name
-    grouping = ", ".join(["bucket", *keys])
+    build = _priced if query.priced else _plain
+    return f"WITH fine AS ({fine}) {build(query, keys, after)}", parameters
+
+
+def _fine(database: Database, query: Query, buckets: Sequence[int], segments: Sequence[int]) -> tuple[str, list[Any]]:
+    """Added up as far as the answer, and its money, allow."""
+    conditions, parameters = ["window_start >= ?", "window_start < ?"], [query.begin, query.end]
+    for name, value in query.only.items():
+        conditions.append(f"{name}_id = ?")
+        parameters.append(database.name_ids([_encoded(value)]).get(value.encode(), -1))
+    ids = [f"{name}_id" for name in query.dimensions]
+    places = ", ".join(["bucket", "segment", *ids])
+    sums = ", ".join(f"sum({name}) AS {name}" for name in COUNTERS)
     return f"""
-        WITH fine AS (
-            SELECT {", ".join(["bucket", "segment", *ids])},
-                {", ".join(f"sum({name}) AS {name}" for name in COUNTERS)}
-            FROM (
-                SELECT {database.buckets(buckets)} AS bucket, {database.buckets(segments)} AS segment,
-                    {", ".join([*ids, *COUNTERS])}
-                FROM usage WHERE {" AND ".join(conditions)}
-            ) AS asked GROUP BY {", ".join(["bucket", "segment", *ids])}
-        ), groups AS (
-            SELECT {grouping}, sum(input_tokens + output_tokens) AS total FROM fine GROUP BY {grouping}
-        ), page AS (
-            SELECT {", ".join([*(f"groups.{name}" for name in ["bucket", *keys, "total"])])},
-                {"".join(f"key_{name}.name AS {name}_key, " for name in query.group_by)}
-                row_number() OVER (ORDER BY {", ".join(order)}) AS place
-            FROM groups {" ".join(
-                f"JOIN names AS key_{name} ON key_{name}.id = groups.{name}_id" for name in query.group_by
-            )}
-            {after} ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
-        )
-        SELECT page.bucket, {"".join(f"page.{name}_key, " for name in query.group_by)} fine.segment,
-            {_fine_name("model", query)}, {_fine_name("chip", query)}, {", ".join(f"fine.{name}" for name in COUNTERS)}
-        FROM page JOIN fine ON {" AND ".join(f"fine.{name} = page.{name}" for name in ["bucket", *keys])}
-            {_fine_join("model", query)} {_fine_join("chip", query)}
-        ORDER BY page.place
+        SELECT {places}, {sums} FROM (
+            SELECT {database.buckets(buckets)} AS bucket, {database.buckets(segments)} AS segment,
+                {", ".join([*ids, *COUNTERS])} FROM usage WHERE {" AND ".join(conditions)}
+        ) AS asked GROUP BY {places}
     """, parameters  # fmt: skip
 
 
-def _fine_name(dimension: str, query: Query) -> str:
-    return f"fine_{dimension}.name" if query.priced else "NULL"
+def _plain(query: Query, keys: Sequence[str], after: str) -> str:
+    """A fine row is a group."""
+    order = ["input_tokens + output_tokens DESC", *keys] if query.top else keys
+    return f"""
+        SELECT {", ".join(keys)}, segment, NULL, NULL, {", ".join(COUNTERS)} FROM fine {_joins(query, "fine")}
+        {after} ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
+    """
 
 
-def _fine_join(dimension: str, query: Query) -> str:
-    name = f"fine_{dimension}"
-    return f"JOIN names AS {name} ON {name}.id = fine.{dimension}_id" if query.priced else ""
+def _priced(query: Query, keys: Sequence[str], after: str) -> str:
+    """Groups are chosen first, and then come all of their fine rows."""
+    ids = ["bucket", *(f"{name}_id" for name in query.group_by)]
+    order = ["total DESC", *keys] if query.top else keys
+    named = "".join(f'key_{name}.name AS "{name}", ' for name in query.group_by)
+    return f"""
+        , groups AS (
+            SELECT {", ".join(ids)}, sum(input_tokens + output_tokens) AS total FROM fine GROUP BY {", ".join(ids)}
+        ), page AS (
+            SELECT {", ".join(f"groups.{name}" for name in ids)}, {named}
+                row_number() OVER (ORDER BY {", ".join(order)}) AS place
+            FROM groups {_joins(query, "groups")} {after}
+            ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
+        )
+        SELECT page.bucket, {"".join(f'page."{name}", ' for name in query.group_by)} fine.segment,
+            priced_model.name, priced_chip.name, {", ".join(f"fine.{name}" for name in COUNTERS)}
+        FROM page JOIN fine ON {" AND ".join(f"fine.{name} = page.{name}" for name in ids)}
+            JOIN names AS priced_model ON priced_model.id = fine.model_id
+            JOIN names AS priced_chip ON priced_chip.id = fine.chip_id
+        ORDER BY page.place
+    """
+
+
+def _joins(query: Query, table: str) -> str:
+    return " ".join(f"JOIN names AS key_{name} ON key_{name}.id = {table}.{name}_id" for name in query.group_by)
 
 
 def _encoded(value: str) -> bytes:

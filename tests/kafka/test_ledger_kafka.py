@@ -33,7 +33,7 @@ SEED_ENVIRONMENT = "TOKENOMETER_LEDGER_SEED"
 class LedgerProcess:
     """`tokenometer ledger`, as an operator starts it."""
 
-    def __init__(self, stream: Stream, database: str) -> None:
+    def __init__(self, stream: Stream, database: str, *more: str) -> None:
         self.port = free_ports()[0]
         self._errors = tempfile.TemporaryFile()
         usage, live, _ = stream.outputs
@@ -43,7 +43,7 @@ class LedgerProcess:
         }  # fmt: skip
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from processor.cli import main; main()", "ledger", *arguments],
+            [sys.executable, "-c", "from processor.cli import main; main()", "ledger", *arguments, *more],
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
         )
@@ -143,6 +143,21 @@ def _close(store: books.Store, wanted: dict[object, list[int]]) -> None:
         sum(row[n] for row in wanted.values()) for n in range(6)
     ]
     assert periods.reconcile(store.database) == []
+
+
+def test_once_takes_in_what_is_there_and_ends(stream: Stream, database: str) -> None:
+    stream.append(stream.lines(500))
+    stream.meter()
+    stream.settle()
+    stream.stop()
+    oracle, _ = streams.expected(stream.broker)
+    for _ in range(2):
+        ledger = LedgerProcess(stream, database, "--once")
+        assert ledger.process.wait(PATIENCE_SECONDS) == 0, ledger.errors
+        ledger.end(signal.SIGTERM)
+    with books.opened(database) as store:
+        assert books.totals(store) == {key: list(row) for key, row in oracle.rows.items()}
+        assert store.database.rows("SELECT count(*) FROM watermarks WHERE complete IS NOT NULL")[0][0] > 0
 
 
 def test_a_second_ledger_is_refused(stream: Stream, database: str) -> None:
