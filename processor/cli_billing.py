@@ -12,8 +12,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping
-from datetime import UTC
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -33,6 +32,7 @@ FAILURES = (LedgerError,)
 _DATABASE = "ledger.duckdb"
 _ANSWER_SECONDS = 300
 _REPORT_SECONDS = 10.0
+_Ask = Callable[[Mapping[str, str]], dict[str, Any]]
 
 DatabaseName = Annotated[
     str, Option("--database", metavar="FILE|postgresql://...", help="A DuckDB file, or a PostgreSQL database.")
@@ -209,10 +209,9 @@ def usage_command(
 
 
 @contextlib.contextmanager
-def _asked(database: str | None, url: str | None, token_file: str | None, price_list: str | None) -> Iterator[Any]:
-    """A function that answers /v1/usage, of a database or of a running ledger."""
-    if url is not None and database is not None:
-        raise typer.BadParameter("give --url or --database, not both")
+def _asked(database: str | None, url: str | None, token_file: str | None, price_list: str | None) -> Iterator[_Ask]:
+    """What answers /v1/usage, of a database or of a running ledger."""
+    _one_source(database, url)
     if url is not None:
         if price_list is not None:
             raise typer.BadParameter("the running ledger has its own price list: --prices goes with --database")
@@ -224,7 +223,12 @@ def _asked(database: str | None, url: str | None, token_file: str | None, price_
             yield lambda given: usage.as_json(usage.answer(moment, usage.parse(given), prices))
 
 
-def _all_rows(ask: Any, given: Mapping[str, str], first: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+def _one_source(database: str | None, url: str | None) -> None:
+    if url is not None and database is not None:
+        raise typer.BadParameter("give --url or --database, not both")
+
+
+def _all_rows(ask: _Ask, given: Mapping[str, str], first: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     while True:
         yield first["rows"]
         if not first["next"]:
@@ -288,6 +292,7 @@ def close_command(
     """Close a period: its statement is final, and what comes later is an adjustment of the next one."""
     if not to:
         raise BadRequest("--to is missing: a date (2026-12-01), or a time with its offset")
+    _one_source(database, url)
     if url is not None:
         body = {"to": to, "time_zone": time_zone, "anyway": anyway}
         closed = _fetch(url, "/v1/close", token_file, body=body)
@@ -306,47 +311,57 @@ def statement_command(
         bool, Option("--adjustments", help="Late usage of earlier periods, in place of the period's own lines.")
     ] = False,
     check: Annotated[bool, Option("--check", help="Do all statements add up to the rows?")] = False,
-    database: DatabaseName = _DATABASE,
+    database: DatabaseOrNone = None,
+    url: Url = None,
+    token_file: TokenFile = None,
     out: Annotated[str | None, Option("--out", metavar="FILE", help="A file: .csv, .ndjson or .parquet.")] = None,
     force: Annotated[bool, Option("--force", help="Replace --out.")] = False,
 ) -> None:
     """What was closed, as JSON lines: a list of statements, or one's lines, or its adjustments."""
-    with contextlib.closing(open_database(database, writer=False)) as opened, opened.snapshot() as moment:
+    _one_source(database, url)
+    kind = "adjustments" if adjustments or number == "next" else "lines"
+    if url is not None:
         if check:
-            differing = periods.reconcile(moment)
-            print(f"{len(periods.statements(moment))} statements, {len(differing)} lines that differ from the rows")
-            if differing:
-                raise typer.Exit(cli.EXIT_FAILURE)
-        elif not number:
-            for each in periods.statements(moment):
-                print(json.dumps(periods.statement_json(each)))
+            raise typer.BadParameter("--check goes with --database")
+        if number:
+            path = f"/v1/statements/{urllib.parse.quote(number, safe='')}/{kind}"
+            _write_pages(lambda given: _fetch(url, path, token_file, given), kind, out, force)
         else:
-            _show_statement(moment, number, adjustments or number == "next", out, force)
-
-
-def _show_statement(database: Database, number: str, adjustments: bool, out: str | None, force: bool) -> None:
-    id = None if number == "next" else periods.statement(database, usage.number("statement", number)).id
-    rows = _statement_rows(database, id, adjustments)
-    if out is None:
-        for page in rows:
-            print("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in page), end="")
+            _print_rows(_fetch(url, "/v1/statements", token_file)["statements"])
         return
-    columns = [*(["window_start"] if adjustments else []), *usage.DIMENSIONS, *COUNTERS, "total_tokens"]
-    print(f"{export.write(rows, columns, out, force):,} rows written to {out}")
-
-
-def _statement_rows(database: Database, id: int | None, adjustments: bool) -> Iterator[list[Mapping[str, Any]]]:
-    after = None
-    while True:
-        if adjustments:
-            page = periods.adjustments(database, id, usage.LIMIT_MAX, after)
+    with contextlib.closing(open_database(database or _DATABASE, writer=False)) as opened, opened.snapshot() as moment:
+        if check:
+            _check_statements(moment)
+        elif number:
+            _write_pages(
+                lambda given: periods.page_json(moment, number, kind, usage.LIMIT_MAX, given.get("after")),
+                kind, out, force,
+            )  # fmt: skip
         else:
-            assert id is not None
-            page = periods.lines(database, id, usage.LIMIT_MAX, after)
-        yield [periods.line_json(line, UTC) for line in page.lines]
-        if page.following is None:
-            return
-        after = page.following
+            _print_rows([periods.statement_json(each) for each in periods.statements(moment)])
+
+
+def _check_statements(database: Database) -> None:
+    differing = periods.reconcile(database)
+    print(f"{len(periods.statements(database))} statements, {len(differing)} lines that differ from the rows")
+    if differing:
+        raise typer.Exit(cli.EXIT_FAILURE)
+
+
+def _write_pages(ask: _Ask, kind: str, out: str | None, force: bool) -> None:
+    given = {"limit": str(usage.LIMIT_MAX)}
+    pages = _all_rows(ask, given, ask(given))
+    if out is None:
+        for page in pages:
+            _print_rows(page)
+        return
+    windows = ["window_start"] if kind == "adjustments" else []
+    columns = [*windows, *usage.DIMENSIONS, *COUNTERS, "total_tokens"]
+    print(f"{export.write(pages, columns, out, force):,} rows written to {out}")
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    print("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), end="")
 
 
 # --- A running ledger ---

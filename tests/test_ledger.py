@@ -1,5 +1,6 @@
 """The ledger's way from messages to rows, on every database: exactly once, whatever comes, however often it comes."""
 
+import pathlib
 import random
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import schemas
 from processor import synth
 from processor.broker import BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
 from processor.broker.memory import MemoryBroker
@@ -18,6 +20,7 @@ from processor.ledger.database import open_database, shown
 from processor.ledger.parts import DISPUTED, MERGED, OPEN, UNPROVED, PartGoesOn
 from processor.ledger.store import Stand, Store
 from processor.ledger.values import (
+    COUNTERS,
     BadRequest,
     Busy,
     DatabaseError,
@@ -28,6 +31,7 @@ from processor.ledger.values import (
 )
 from tests import bad_input, books, streams
 
+SCHEMAS = pathlib.Path(schemas.__file__).parent
 PLACE = Place(streams.USAGE, 0)
 IDENTITY = (books.START_MS, "alice", "llama", "H100", "meter.1")
 COUNTS = [1, 100, 40, 20, 30, 10]
@@ -119,13 +123,30 @@ def test_what_is_no_object_names_its_place(value: bytes) -> None:
 
 @pytest.mark.parametrize("version", [0, 2, "1", 1.0, True, None])
 def test_an_unknown_schema_version_stops(version: Any) -> None:
-    with pytest.raises(UnknownSchema, match=r"token-usage, partition 0, offset 0: schema version .*; this .* knows 1"):
-        try:
-            decode.usage_rows([messages([books.usage_row(IDENTITY, COUNTS, schema=version)])])
-        except UnknownSchema as error:
-            raise UnknownSchema(str(error).replace("version 1: upgrade", "1: upgrade")) from None
+    words = r"token-usage, partition 0, offset 0: schema version .*; this tokenometer knows version 1: upgrade it"
+    with pytest.raises(UnknownSchema, match=words):
+        decode.usage_rows([messages([books.usage_row(IDENTITY, COUNTS, schema=version)])])
     with pytest.raises(UnknownSchema, match="offset 3: schema version"):
         decode.summaries([messages([books.live_summary("m", "m.1", 0, COUNTS, schema=version)], 3)])
+
+
+@pytest.mark.parametrize("file", sorted((SCHEMAS / "examples" / "usage").glob("*.json")), ids=lambda file: file.stem)
+def test_examples_of_usage_rows_have_the_verdict_that_they_name(file: pathlib.Path) -> None:
+    value = orjson.dumps(orjson.loads(file.read_bytes()))
+    if file.stem.startswith("y_"):
+        rows = decode.usage_rows([messages([value, file.read_bytes()])])
+        assert rows is not None and len(rows) == 2
+    else:
+        with pytest.raises(LedgerError, match="partition 0, offset 0: "):
+            decode.usage_rows([messages([value])])
+
+
+@pytest.mark.parametrize("file", sorted((SCHEMAS / "examples" / "live").glob("y_*.json")), ids=lambda file: file.stem)
+def test_examples_of_live_summaries_are_read(file: pathlib.Path) -> None:
+    top = orjson.loads(file.read_bytes())
+    [summary] = decode.summaries([messages([file.read_bytes()])])
+    assert (summary.meter, summary.part, summary.sequence) == (top["meter"], top["part"], top["sequence"])
+    assert list(summary.tokens) == [top["tokens"][name] for name in COUNTERS]
 
 
 def test_a_tombstone_is_no_row() -> None:
@@ -143,7 +164,7 @@ def test_a_summary_that_breaks_its_schema_names_its_place(change: dict[str, Any]
 # --- From rows to sums ---
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 60))
 def test_shuffled_and_repeated_delivery_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, seed: int, count: int

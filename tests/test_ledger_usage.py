@@ -6,10 +6,11 @@ import dataclasses
 import io
 import json
 import random
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from decimal import Decimal
 from fractions import Fraction
@@ -249,6 +250,30 @@ def test_rows_are_complete_up_to_the_lowest_watermark(database: str) -> None:
         store.take(Intake(None, [Summary("m", "m.1", 1, 60_000, (0,) * 6, marks, 0)], {}))  # type: ignore[arg-type]
         store.reach(*store.horizon())
         assert ask(store, **given).complete
+
+
+def test_answers_are_of_one_moment_while_the_ledger_writes(database: str) -> None:
+    """Every batch adds a request to each of 50 users: whoever asks sees them all alike."""
+    given = {"from": "2026-11-23", "to": "2026-11-24", "group_by": "user"}
+    users = [(books.START_MS, f"user-{number}", "m", "c", "m.1") for number in range(50)]
+    with books.opened(database) as store, ThreadPoolExecutor(4) as pool:
+        take(store, [books.usage_row(user, [1, 1, 0, 0, 0, 0]) for user in users])
+        done = threading.Event()
+
+        def look() -> list[set[int]]:
+            seen = []
+            while not done.is_set():
+                seen.append({group.counters[0] for group in ask(store, **given).groups})
+            return seen
+
+        lookers = [pool.submit(look) for _ in range(4)]
+        for count in range(2, 30):
+            take(store, [books.usage_row(user, [count, count, 0, 0, 0, 0]) for user in users])
+        done.set()
+        for looker in lookers:
+            seen = looker.result()
+            assert all(len(counts) == 1 for counts in seen)
+            assert [min(counts) for counts in seen] == sorted(min(counts) for counts in seen)
 
 
 # --- Periods ---
@@ -595,6 +620,12 @@ def test_usage_of_a_running_ledger(tmp_path: Any, capsys: pytest.CaptureFixture[
                 capsys, "close", "--url", url, "--to", "2026-11-24", "--anyway", "--token-file", str(token)
             )
             assert code == 0 and json.loads(out)["statement"] == 1
+            said = ["--url", url, "--token-file", str(token)]
+            assert json.loads(run(capsys, "statement", *said)[1])["statement"] == 1
+            assert json.loads(run(capsys, "statement", *said, "1")[1])["total_tokens"] == 15
+            assert run(capsys, "statement", *said, "next")[1] == ""
+            assert run(capsys, "statement", *said, "../usage")[0] == 1
+            assert run(capsys, "statement", *said, "--database", "x")[0] == cli.EXIT_USAGE
     assert "no ledger answers there" in run(capsys, *asked)[2]
 
 

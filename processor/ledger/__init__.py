@@ -3,7 +3,7 @@
     token-usage ──┐  intake.py: batches      store.py: ONE database transaction =
     token-live  ──┴─> decode.py: columns ──> rows, names, parts, late usage, offsets
                                                     │
-            usage.py: tokens by user, model, chip ──┤── http.py, cli_billing.py
+            usage.py: tokens by user, model, chip ──┤── serve.py, export.py, cli_billing.py
             periods.py: complete, close, statements ┤
             prices.py: decimal prices and costs ────┘
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from processor.ledger import times
 from processor.ledger.database import Database
-from processor.ledger.usage import LIMIT, decode_cursor, encode_cursor, watermark, window_end
+from processor.ledger.usage import LIMIT, decode_cursor, encode_cursor, number, watermark, window_end
 from processor.ledger.values import COUNTERS, BadRequest, Counters, LedgerError
 
 _IDS = ("user_id", "model_id", "chip_id")
@@ -197,6 +197,19 @@ def statement_json(each: Statement, where: tzinfo = UTC) -> dict[str, Any]:
         "complete": each.complete,
         "complete_up_to": None if each.watermark is None else times.text(each.watermark, where),
     }
+
+
+def page_json(database: Database, name: str, kind: str, limit: int, after: str | None) -> dict[str, Any]:
+    """`lines` or `adjustments` of a statement by its number; of `next`, the one to come, there are adjustments only."""
+    if kind not in ("lines", "adjustments") or (name, kind) == ("next", "lines"):
+        raise BadRequest("a statement has lines and adjustments, and the next one only adjustments so far")
+    id = None if name == "next" else statement(database, number("statement", name)).id
+    if kind == "adjustments":
+        page = adjustments(database, id, limit, after)
+    else:
+        assert id is not None
+        page = lines(database, id, limit, after)
+    return {"rows": [line_json(line) for line in page.lines], "next": page.following}
 
 
 def line_json(line: Line, where: tzinfo = UTC) -> Mapping[str, Any]:

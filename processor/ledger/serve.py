@@ -87,19 +87,11 @@ class Api:
         with self._database.snapshot() as database:
             return {"statements": [periods.statement_json(each) for each in periods.statements(database)]}
 
-    def pages(self, id: str, kind: str, given: Mapping[str, str]) -> dict[str, Any]:
-        """Lines or adjustments of a statement; `next`: of the one to come."""
-        if given.keys() - {"limit", "after"} or kind not in ("lines", "adjustments") or (id, kind) == ("next", "lines"):
-            raise BadRequest("expected /v1/statements/NUMBER/lines or /adjustments, with limit and after")
-        limit, after = usage.limit(given.get("limit")), given.get("after")
+    def page(self, name: str, kind: str, given: Mapping[str, str]) -> dict[str, Any]:
+        if unknown := given.keys() - {"limit", "after"}:
+            raise BadRequest(f"no such parameter: {min(unknown)}; expected limit, after")
         with self._database.snapshot() as database:
-            number = None if id == "next" else periods.statement(database, usage.number("statement", id)).id
-            if kind == "adjustments":
-                page = periods.adjustments(database, number, limit, after)
-            else:
-                assert number is not None
-                page = periods.lines(database, number, limit, after)
-        return {"rows": [periods.line_json(line) for line in page.lines], "next": page.following}
+            return periods.page_json(database, name, kind, usage.limit(given.get("limit")), given.get("after"))
 
     def close(self, body: Any) -> dict[str, Any]:
         if not isinstance(body, dict) or body.keys() - {"to", "time_zone", "anyway"} or not _text(body.get("to")):
@@ -164,7 +156,7 @@ class Server:
         app.router.add_get("/v1/usage", self._usage)
         app.router.add_get("/v1/status", self._status)
         app.router.add_get("/v1/statements", self._statements)
-        app.router.add_get("/v1/statements/{id}/{kind}", self._pages)
+        app.router.add_get("/v1/statements/{name}/{kind}", self._page)
         app.router.add_post("/v1/close", self._close)
         return app
 
@@ -210,9 +202,9 @@ class Server:
         following = {"X-Next": found["next"]} if found["next"] else {}
         return web.Response(text=text, content_type="text/csv", charset="utf-8", headers=following)
 
-    async def _pages(self, request: web.Request) -> web.Response:
-        given, id, kind = _once(request), request.match_info["id"], request.match_info["kind"]
-        return await self._answer(lambda: self._api.pages(id, kind, given))
+    async def _page(self, request: web.Request) -> web.Response:
+        given, name, kind = _once(request), request.match_info["name"], request.match_info["kind"]
+        return await self._answer(lambda: self._api.page(name, kind, given))
 
     async def _close(self, request: web.Request) -> web.Response:
         if request.content_type != "application/json":
