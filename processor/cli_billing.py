@@ -84,12 +84,12 @@ def ledger_command(
     settings = IntakeSettings(usage_topic, live_topic, batch_rows, round(linger * 1000))
     prices = None if price_list is None else price_lists.load(price_list)
     token = None if token_file is None else _token(token_file)
-    cli_live._start_logs(log_format)
-    cli_live._log_settings({**locals(), "database": shown(database), "token": None}, client)
+    cli_live.start_logs(log_format)
+    cli_live.log_settings({**locals(), "database": shown(database), "token": None}, client)
     with contextlib.closing(Store(open_database(database, writer=True))) as store:
         broker = cli_live.open_broker(bootstrap, client)
         ledger = Ledger(broker, store, settings)
-        with _served(ledger, store, listen, token, grace, prices), cli_live._stop_signals() as stopped:
+        with _served(ledger, store, listen, token, grace, prices), cli_live.stop_signals() as stopped:
             with _reported(ledger):
                 ledger.run(stopped, once)
         broker.close()

@@ -21,12 +21,11 @@ from typing import Annotated, Any
 
 import typer
 from pythonjsonlogger.json import JsonFormatter
-from rich.live import Live
 from typer import Option
 
 from kernels.engine import Engine
 from kernels.target import open_target
-from processor import cli, heap, report, synth
+from processor import cli, heap
 from processor.broker import Broker, BrokerError, TopicMissing
 from processor.counting import MessageTooLarge
 from processor.health import Health
@@ -202,11 +201,11 @@ def meter_command(
     )
     client = pairs(kafka, "--kafka")
     heap.keep_freed_memory()
-    _start_logs(log_format)
-    _log_settings({key: value for key, value in locals().items() if key != "kafka"}, client)
+    start_logs(log_format)
+    log_settings({key: value for key, value in locals().items() if key != "kafka"}, client)
     broker = open_broker(bootstrap, client)
     check_topics(broker, settings, create_topics, replication)
-    target = open_target(_device(device))
+    target = open_target(known_device(device))
     engine = Engine(
         target,
         Referee(),
@@ -225,7 +224,7 @@ def meter_command(
         health.committed(done)
         _log_commit(done)
 
-    with _served(health, listen), _stop_signals() as stopped:
+    with _served(health, listen), stop_signals() as stopped:
         Meter(broker, engine, settings, run, clock=clock, on_commit=committed).run(stopped)
     log.info("stopped", extra={"run": run})
 
@@ -259,59 +258,10 @@ def _inputs(texts: list[str], outputs: tuple[str, str, str]) -> dict[str, Record
     return topics
 
 
-def _device(device: str) -> str:
-    if device not in ("auto", "cuda", "cpu"):
-        raise typer.BadParameter(f"--device {device}: expected auto, cuda or cpu")
-    return device
-
-
-# --- demo ---
-
-
-@cli.app.command("demo")
-def demo_command(
-    count: Annotated[int, Option(min=1000, max=100_000_000, help="Records.")] = 1_000_000,
-    lines: Annotated[int, Option(min=1, max=1000, help="Records in a message.")] = 50,
-    partitions: Annotated[int, Option(min=1, max=64, help="Of the input topic.")] = 4,
-    seed: Annotated[int, Option(help="The same seed gives the same log.")] = 1,
-    device: Annotated[str, Option(help="auto, cuda or cpu.")] = "auto",
-    bootstrap: Annotated[
-        str | None,
-        Option(metavar="HOST:PORT,...", help="A Kafka to use; without it, a broker in this process's memory."),
-    ] = None,
-    kafka: KafkaSettings = None,
-) -> None:
-    """A synthetic log through a broker and a meter, live; then an independent audit of the result."""
-    from processor import demo, verify
-    from processor.broker.memory import MemoryBroker
-    from processor.verify.report import render
-
-    broker = open_broker(bootstrap, pairs(kafka, "--kafka")) if bootstrap else MemoryBroker()
-    stem = f"demo-{secrets.token_hex(3)}"
-    inputs = {f"{stem}-inference-logs": mappings.resolve("native")}
-    outputs = f"{stem}-token-usage", f"{stem}-token-live", f"{stem}-inference-logs-rejected"
-    settings = MeterSettings("demo-meter", stem, inputs, *outputs)
-    for topic in inputs:
-        broker.create_topic(topic, partitions, {})
-    check_topics(broker, settings, 1, 1)
-    profile = synth.Profile(
-        records=count, seed=seed, start_ms=Clock().now_ms(), duplicates=0.02, malformed=0.01, escaped=0.005
-    )
-    target = open_target(_device(device))
-    engine = Engine(target, Referee(), secret=[secrets.randbits(64) for _ in range(8)], limits=cli.limits(target, None))
-    playing = demo.Demo(settings, f"{stem}.run", profile, lines)
-    console = cli.stdout_console()
-    with _stop_signals() as stopped, Live(console=console, auto_refresh=False, transient=True) as live:
-
-        def show(view: demo.View) -> None:
-            live.update(report.live_view(view, count), refresh=True)
-
-        view = demo.play(broker, playing, engine, show, stopped)
-    cli.show_view(report.live_view(view, count))
-    audit = verify.verify(broker, stem, inputs, verify.Settings(*outputs))
-    cli.show_view(render(audit))
-    if not audit.clean:
-        raise typer.Exit(cli.EXIT_FAILURE)
+def known_device(name: str) -> str:
+    if name not in ("auto", "cuda", "cpu"):
+        raise typer.BadParameter(f"--device {name}: expected auto, cuda or cpu")
+    return name
 
 
 # --- verify ---
@@ -439,7 +389,7 @@ def _served(health: Health, listen: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stop_signals() -> Iterator[Any]:
+def stop_signals() -> Iterator[Any]:
     """Did SIGTERM or SIGINT come? The second one ends the process at once."""
     stop = threading.Event()
 
@@ -456,7 +406,7 @@ def _stop_signals() -> Iterator[Any]:
             signal.signal(number, handler)
 
 
-def _start_logs(form: str) -> None:
+def start_logs(form: str) -> None:
     if form not in ("json", "text"):
         raise typer.BadParameter(f"--log-format {form}: expected json or text")
     handler = logging.StreamHandler()
@@ -481,7 +431,7 @@ class _TextFormatter(logging.Formatter):
         return f"{self.formatTime(record)} {record.levelname:7} {record.getMessage()}{'  ' if more else ''}{more}"
 
 
-def _log_settings(given: dict[str, Any], client: Mapping[str, str]) -> None:
+def log_settings(given: dict[str, Any], client: Mapping[str, str]) -> None:
     shown = {key: value for key, value in given.items() if isinstance(value, str | int | float | list)}
     masked = {key: "***" if any(word in key for word in _SECRET_WORDS) else value for key, value in client.items()}
     log.info("settings", extra={**{f"setting.{key}": value for key, value in shown.items()}, "kafka": masked})

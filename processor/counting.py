@@ -294,6 +294,11 @@ class Counting:
         ]
         return gone + held
 
+    def turn(self) -> None:
+        """Close the part because of its age; an empty one has none."""
+        if self._part.covered:
+            self._close_part("age")
+
     def _close_part(self, reason: str) -> None:
         """Commit what the part holds, then drop its tables. The request ids stay."""
         if self.has_news:

@@ -8,66 +8,84 @@ import contextlib
 import itertools
 import threading
 import time
-from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
 
 from kernels.engine import Engine
 from processor import produce, synth
-from processor.broker import Broker, Offset, Place
+from processor.broker import Broker
 from processor.meter import Meter, MeterSettings
 from processor.output import COUNTERS
 from processor.referee import Referee
-from processor.replay import Usage, add
+from processor.watch import Watch
 
 _LOOK_SECONDS = 0.25
+_SEE_SECONDS = 30.0  # for the onlooker to see what was committed last
 
 
 @dataclass(frozen=True)
 class Demo:
-    """What runs."""
+    """What runs. seconds: how long the log takes; 0: as fast as it goes."""
 
     meter: MeterSettings
     run: str
     profile: synth.Profile
     lines_per_message: int
+    seconds: float
 
 
 @dataclass
 class View:
-    """What an onlooker of token-live knows. Cells are absolute within a part; the last word counts."""
+    """What there is to see. totals: as of schemas/totals.schema.json; None before the first."""
 
+    expected: int
     seconds: float = 0.0
     produced: int = 0
-    commits: int = 0
-    records: dict[str, int] = field(default_factory=dict)
-    by_model: dict[str, Usage] = field(default_factory=dict)
-    by_chip: dict[str, Usage] = field(default_factory=dict)
-    usage: Usage = field(default_factory=Usage)
-    tokens_per_second: float = 0.0
-    device: str = ""
+    totals: dict[str, Any] | None = None
+
+    @property
+    def read(self) -> int:
+        records: int = self.totals["records"]["read"] if self.totals else 0
+        return records
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        """Since start, as COUNTERS."""
+        assert self.totals is not None
+        tokens = self.totals["windows"]["since_start"]["tokens"]
+        return tuple(tokens[name] for name in COUNTERS)
 
 
-def play(broker: Broker, demo: Demo, engine: Engine, show: Callable[[View], None], stopped: Callable[[], bool]) -> View:
-    """Run until the whole log is metered and committed. Raises what the meter or the producer raised."""
-    done, view = threading.Event(), View()
+def play(
+    broker: Broker, demo: Demo, engine: Engine, watch: Watch, show: Callable[[View], None], stopped: Callable[[], bool]
+) -> View:
+    """Run until the whole log is metered, committed and seen. Raises what the meter or the producer raised."""
+    done, view = threading.Event(), View(demo.profile.records)
     meter = Meter(broker, engine, demo.meter, demo.run)
     producer = _Worker(lambda: _produce(broker, demo, view, done.is_set))
     metering = _Worker(lambda: meter.run(done.is_set))
-    onlooker = _Onlooker(broker, demo.meter.live_topic, view)
     began = time.monotonic()
+
+    def look() -> None:
+        time.sleep(_LOOK_SECONDS)
+        view.seconds = time.monotonic() - began
+        view.totals = orjson.loads(watch.latest) if watch.latest else None
+        show(view)
+
     try:
         while not (producer.ended() and _all_committed(broker, demo)) and not metering.ended() and not stopped():
-            time.sleep(_LOOK_SECONDS)
-            show(onlooker.look(time.monotonic() - began))
+            look()
     finally:
         done.set()
         metering.join()
         producer.join()
-    return onlooker.look(time.monotonic() - began)
+    deadline = time.monotonic() + _SEE_SECONDS
+    while view.read < view.produced and time.monotonic() < deadline and not stopped():
+        look()
+    return view
 
 
 class _Worker:
@@ -98,10 +116,14 @@ class _Stopped(Exception):
 
 
 def _produce(broker: Broker, demo: Demo, view: View, stopped: Callable[[], bool]) -> None:
+    began = time.monotonic()
+
     def progress(sent: produce.Sent) -> None:
         view.produced = sent.records
         if stopped():
             raise _Stopped
+        ahead = began + demo.seconds * sent.records / demo.profile.records - time.monotonic()
+        time.sleep(max(0.0, ahead))
 
     lines = itertools.chain.from_iterable(chunk.splitlines() for chunk in synth.generate(demo.profile))
     topic, mapping = next(iter(demo.meter.inputs.items()))
@@ -116,50 +138,3 @@ def _all_committed(broker: Broker, demo: Demo) -> bool:
     committed, extents = broker.committed(demo.meter.group, topics), broker.extents(topics)
     positions = {place: position.offset if position else extents[place].begin for place, position in committed.items()}
     return all(positions.get(place, extent.begin) >= extent.end for place, extent in extents.items())
-
-
-class _Onlooker:
-    """Reads token-live as any operator's program may. Counters are absolute within a part: the last word counts."""
-
-    def __init__(self, broker: Broker, topic: str, view: View) -> None:
-        self._broker, self._topic, self.view = broker, topic, view
-        self._next: dict[Place, Offset] = {}
-        self._parts: dict[str, dict[str, Any]] = {}  # the last summary of each
-        self._cells: dict[tuple[str, str, str, str], tuple[int, ...]] = {}  # part, window, model, chip -> counters
-        self._tokens: deque[tuple[float, int]] = deque(maxlen=1 + round(3 / _LOOK_SECONDS))
-
-    def look(self, seconds: float) -> View:
-        for place, extent in self._broker.extents([self._topic]).items():
-            begin = self._next.get(place, extent.begin)
-            for messages in self._broker.read(place, begin, extent.end):
-                for value in messages.values:
-                    self._learn(orjson.loads(value or b"{}"))
-            self._next[place] = extent.end
-        self._sum(seconds)
-        return self.view
-
-    def _learn(self, summary: dict[str, Any]) -> None:
-        part = summary["part"]
-        self._parts[part] = summary
-        for cell in summary["cells"]:
-            key = part, cell["window_start"], cell["model"], cell["chip"]
-            self._cells[key] = tuple(cell[name] for name in COUNTERS)
-        self.view.commits += 1
-        self.view.device = summary["device"]
-
-    def _sum(self, seconds: float) -> None:
-        view = self.view
-        by_model: dict[str, list[Usage]] = defaultdict(list)
-        by_chip: dict[str, list[Usage]] = defaultdict(list)
-        for (_, _, model, chip), counters in self._cells.items():
-            by_model[model].append(Usage(*counters))
-            by_chip[chip].append(Usage(*counters))
-        view.seconds = seconds
-        view.by_model = {name: add(usages) for name, usages in by_model.items()}
-        view.by_chip = {name: add(usages) for name, usages in by_chip.items()}
-        view.usage = add(view.by_model.values()) if by_model else Usage()
-        for name in ("read", "counted", "duplicates", "rejected", "empty"):
-            view.records[name] = sum(summary["records"][name] for summary in self._parts.values())
-        self._tokens.append((seconds, view.usage.total_tokens))
-        (then, before), (now, tokens) = self._tokens[0], self._tokens[-1]
-        view.tokens_per_second = (tokens - before) / (now - then) if now > then else 0.0

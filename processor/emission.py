@@ -110,9 +110,9 @@ def _column(data: Bytes, places: np.ndarray[Any, np.dtype[np.int64]]) -> Column:
     return Column(data, places[:-1], np.diff(places))
 
 
-def live_messages(summary: LiveSummary, committed_at_ms: int) -> list[bytes]:
-    """The summary as one message, or as several that repeat all but cells and users."""
-    frame = _frame(summary, committed_at_ms)
+def live_messages(summary: LiveSummary, committed_at_ms: int, ends: Mapping[Place, Offset]) -> list[bytes]:
+    """The summary as one message, or as several that repeat all but cells and users. ends: of the partitions known."""
+    frame = _frame(summary, committed_at_ms, ends)
     room = LIVE_BYTES_MAX - len(orjson.dumps(frame))
     entries = [("cells", orjson.dumps(_cell(cell))) for cell in summary.cells]
     entries += [("users", orjson.dumps(_sketch(*item))) for item in summary.sketches.items()]
@@ -139,7 +139,7 @@ def rejected_headers(record: DeadRecord) -> Headers:
     return [(name, str(text).encode()) for name, text in texts.items() if text is not None]
 
 
-def _frame(summary: LiveSummary, committed_at_ms: int) -> dict[str, Any]:
+def _frame(summary: LiveSummary, committed_at_ms: int, ends: Mapping[Place, Offset]) -> dict[str, Any]:
     tally = summary.tally
     return {
         "schema": SCHEMA_VERSION,
@@ -157,18 +157,19 @@ def _frame(summary: LiveSummary, committed_at_ms: int) -> dict[str, Any]:
             "empty": tally.empty,
         },
         "rejects": dict(summary.rejects),
-        "partitions": [_range(covered) for covered in summary.ranges],
+        "partitions": [_range(covered, ends.get(covered.place)) for covered in summary.ranges],
         "tokens": _counters(summary.totals),
         "top_users": [{"user": user, "total_tokens": tokens} for user, tokens in summary.top_users],
     }
 
 
-def _range(covered: Range) -> dict[str, Any]:
+def _range(covered: Range, end: Offset | None) -> dict[str, Any]:
     return {
         "topic": covered.place.topic,
         "partition": covered.place.partition,
         "from": covered.first,
         "next": covered.next,
+        "end": None if end is None else max(end, covered.next),  # heard a moment before
         "watermark": covered.state.watermark_ms,
         "log_time": covered.state.log_time_ms,
     }

@@ -66,6 +66,7 @@ class MeterSettings:
     idle_interval_ms: int = 10_000  # a meter without news says so this often
     flush_ms: int = 100  # how long messages wait for company on their way to the engine
     flush_bytes: int = 2 << 20
+    part_age_ms: int = 600_000  # then the part is closed, so that who adds up parts can be done with it
     from_end: bool = False  # where a partition begins that the group has never committed
 
 
@@ -118,7 +119,7 @@ class Meter:
         self._pending: dict[Place, _Pending] = {}
         self._intakes: deque[Future[None]] = deque()
         self._commit: Future[Future[None]] | None = None
-        self._last_commit_ms = self._clock.steady_ms()
+        self._last_commit_ms = self._last_turn_ms = self._clock.steady_ms()
         self._poll_messages = 500
         self._failure: BrokerError | None = None  # met inside a callback: the loop recovers
         self._commit_failed = False  # nothing may be committed before a recovery
@@ -223,10 +224,12 @@ class Meter:
     def _finish_commit(self, wait: bool) -> None:
         if self._commit is None or not (wait or self._commit.done()):
             return
-        written = self._commit.result()
+        begun, self._commit = self._commit, None  # whatever it raises, it is over
+        written = begun.result()
         if wait or written.done():
-            self._commit = None
             written.result()
+        else:
+            self._commit = begun
 
     def _commit_now(self) -> None:
         """Count and commit all that was polled, and wait for it."""
@@ -240,6 +243,10 @@ class Meter:
 
     def _begin_commit(self) -> Future[None]:
         """On the engine's thread: 1. flip. The rest happens beside further counting."""
+        now = self._clock.steady_ms()
+        if now - self._last_turn_ms >= self._settings.part_age_ms:
+            self._last_turn_ms = now
+            self.counting.turn()
         return self._commit_thread.submit(self._write, self.counting.flip())
 
     def _commit_inline(self, snapshot: Snapshot) -> None:
@@ -279,9 +286,9 @@ class Meter:
         return count
 
     def _produce_live(self, snapshot: Snapshot, began_ms: int) -> None:
-        """Keyed by part, so that its summaries stay in order."""
-        values = emission.live_messages(snapshot.summary, began_ms)
-        self._producer.produce(self._settings.live_topic, values, [snapshot.summary.part.encode()] * len(values))
+        """Keyed by meter, so that its parts follow one another: behind a new part's summary the one before is final."""
+        values = emission.live_messages(snapshot.summary, began_ms, self._ends)
+        self._producer.produce(self._settings.live_topic, values, [snapshot.summary.meter.encode()] * len(values))
 
     def _produce_rejected(self, snapshot: Snapshot) -> None:
         letters = snapshot.letters

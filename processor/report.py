@@ -19,6 +19,7 @@ from rich.text import Text
 
 from processor.demo import View
 from processor.mapping_check import Check
+from processor.output import COUNTERS
 from processor.replay import DAY_MS, TARGET_TOKENS_PER_DAY, Summary, Usage, add
 from schemas.mapping import Field, Mapping
 
@@ -143,36 +144,37 @@ def summary_view(summary: Summary, run: Run, bars: bool = False) -> RenderableTy
 # --- A live stream ---
 
 
-def live_view(view: View, expected_records: int) -> RenderableType:
+def live_view(view: View) -> RenderableType:
     """What a demo shows while it runs, and at its end."""
-    usage, records = view.usage, view.records
-    day = view.tokens_per_second * _DAY_SECONDS
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row("Metered", Text(f"{usage.total_tokens:,} tokens in {plural(usage.requests, 'request')}", "bold green"))
-    grid.add_row("Now", f"{si(view.tokens_per_second)} tokens/s = {si(day)} a day, {share_of_target(day)}")
-    read = records.get("read", 0)
+    if view.totals is None:
+        return Padding(Text("waiting for the first commit"), (1, 0))
+    records, rate, day = view.totals["records"], view.totals["rate"], view.totals["windows"]["last_24h"]
+    tokens = view.totals["windows"]["since_start"]["tokens"]
+    speed = rate["tokens_per_second"] or 0.0
+    metered = f"{tokens['total_tokens']:,} tokens in {plural(tokens['requests'], 'request')}"
+    grid.add_row("Metered", Text(metered, "bold green"))
     grid.add_row(
-        "Records", f"{read:,} of {expected_records:,} committed, {view.produced:,} sent, {seconds(view.seconds)}"
+        "Speed",
+        f"{si(speed)} tokens/s = {si(speed * _DAY_SECONDS)} a day, {percent(rate['share_of_target'] or 0)} of 120 T",
+    )
+    grid.add_row(
+        "Records", f"{view.read:,} of {view.expected:,} committed, {view.produced:,} sent, {seconds(view.seconds)}"
     )
     grid.add_row(
         "Of these",
-        f"{records.get('counted', 0):,} counted, {records.get('duplicates', 0):,} duplicates, "
-        f"{records.get('rejected', 0):,} rejected",
+        f"{records['counted']:,} counted, {records['duplicates']:,} duplicates, {records['rejected']:,} rejected",
     )
-    grid.add_row("Commits", f"{view.commits}, on {view.device or '-'}")
-    total = usage.total_tokens
-    tables = [
-        Padding(_usage_table(title, _largest_first(by), total, False), (0, 0, 1, 0))
-        for title, by in (("Model", view.by_model), ("Chip", view.by_chip))
-        if total
-    ]
+    grid.add_row("Users", f"{day['active_users'] or 0:,.0f} active in the last 24 hours")
+    tables = []
+    for title, name in (("Model", "model"), ("Chip", "chip")):
+        usages = {row[name]: Usage(*(row[counter] for counter in COUNTERS)) for row in day[f"by_{name}"]}
+        if usages:
+            total = day["tokens"]["total_tokens"]
+            tables.append(Padding(_usage_table(title, usages, total, False), (0, 0, 1, 0)))
     return Group(Padding(grid, (1, 0)), *tables)
-
-
-def _largest_first(usages: dict[str, Usage]) -> dict[str, Usage]:
-    return dict(sorted(usages.items(), key=lambda item: (-item[1].total_tokens, item[0])))
 
 
 def _headline(summary: Summary) -> Text:

@@ -20,6 +20,7 @@ from processor.broker import (
     BrokerError,
     Consumer,
     Fenced,
+    Follower,
     Headers,
     Lost,
     Messages,
@@ -92,6 +93,11 @@ class Cluster:
         heard.consumer = consumer
         self._closing.append(consumer)
         return consumer
+
+    def follower(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
+        follower = self.broker.follow(starts, keys)
+        self._closing.append(follower)
+        return follower
 
     def producer(self, transactional_id: str) -> Any:
         producer = self.broker.producer(transactional_id)
@@ -203,7 +209,7 @@ def eventually(condition: Callable[[], Any]) -> Any:
     return answer
 
 
-def poll_until(consumers: Iterable[Consumer], condition: Callable[[list[Messages]], Any]) -> list[Messages]:
+def poll_until(consumers: Iterable[Consumer | Follower], condition: Callable[[list[Messages]], Any]) -> list[Messages]:
     """Poll these in turn, until what came so far is enough."""
     found: list[Messages] = []
 
@@ -350,6 +356,47 @@ def test_a_range_that_is_not_there_is_refused(cluster: Cluster, broker: Broker) 
     assert values_of(broker.read(place, Offset(4), Offset(10))) == numbers(6, 4)
 
 
+def test_partitions_are_followed_as_they_grow(cluster: Cluster, broker: Broker) -> None:
+    topic = cluster.topic(partitions=2)
+    places = [Place(topic, partition) for partition in range(2)]
+    cluster.put(topic, numbers(20), [b"%d" % (k % 5) for k in range(20)])
+    held = {place: cluster.committed_values(place) for place in places}
+    follower = cluster.follower({places[0]: Offset(1), places[1]: BEGINNING}, keys=True)
+    found = poll_until([follower], lambda found: len(values_of(found)) >= 19)
+    assert {place: values_of(m for m in found if m.place == place) for place in places} == {
+        places[0]: held[places[0]][1:], places[1]: held[places[1]],
+    }  # fmt: skip
+    for messages in found:
+        assert [int(key or b"-1") for key in messages.keys or ()] == [int(value) % 5 for value in messages.values]
+    cluster.put(topic, [b"late", None], [b"k", b"k"])
+    found = poll_until([follower], lambda found: len(values_of(found)) >= 2)
+    assert values_of(found) == [b"late", None] and follower.poll(0, MOST) == []
+
+
+def test_a_follower_sees_no_aborted_messages(cluster: Cluster, broker: Broker) -> None:
+    topic = cluster.topic()
+    follower = cluster.follower({Place(topic, 0): BEGINNING})
+    producer = cluster.producer(cluster.name("id"))
+    producer.begin()
+    producer.produce(topic, [b"aborted"] * 3)
+    after = _put_until_hidden(cluster, Place(topic, 0))
+    assert follower.poll(0.1, MOST) == [], "what is undecided is not seen"
+    producer.abort()
+    with_transaction(cluster, topic, [b"z"])
+    found = poll_until([follower], lambda found: len(values_of(found)) >= after + 1)
+    assert values_of(found) == [*numbers(after), b"z"]
+
+
+def test_a_follower_says_when_its_offset_is_gone(cluster: Cluster, broker: Broker) -> None:
+    topic = cluster.topic()
+    place = Place(topic, 0)
+    cluster.put(topic, numbers(10))
+    cluster.admin.delete_before(place, Offset(4))
+    eventually(lambda: broker.extents([topic]) == {place: (4, 10)})
+    with pytest.raises(OutOfRange):
+        poll_until([cluster.follower({place: Offset(3)})], lambda found: found)
+
+
 def test_equal_keys_share_a_partition(cluster: Cluster, broker: Broker) -> None:
     topic = cluster.topic(partitions=4)
     users = numbers(200)
@@ -473,50 +520,30 @@ def _put_until_hidden(cluster: Cluster, place: Place) -> int:
     pytest.fail("the transaction hides nothing")
 
 
-def test_a_reader_goes_on_and_on_and_past_markers(cluster: Cluster, broker: Broker) -> None:
-    """It reaches the end that `ends` tells, whatever stands there."""
+def test_a_follower_reaches_the_end_whatever_stands_there(cluster: Cluster, broker: Broker) -> None:
+    """The one that `ends` tells: past markers and aborted messages, and not past what is in an open transaction."""
     topic = cluster.topic(partitions=2)
     places = [Place(topic, 0), Place(topic, 1)]
     cluster.put(topic, numbers(3), [b"a"] * 3)
-    reader = broker.reader(dict.fromkeys(places, BEGINNING))
-    try:
-        seen: list[bytes] = []
-
-        def read_until_end() -> bool:
-            seen.extend(values_of(reader.poll(0.2, 2)))
-            return reader.reached() == broker.ends([topic])
-
-        eventually(read_until_end)
-        for number in range(3):
-            with_transaction(cluster, topic, [b"%d" % number], [b"%d" % number])
-        eventually(read_until_end)
-        producer = cluster.producer(cluster.name("id"))
-        producer.begin()
-        producer.produce(topic, numbers(9), [b"a"] * 9)
-        _put_until_hidden(cluster, max(places, key=lambda place: broker.extents([topic])[place].end))
-        assert reader.reached() != broker.ends([topic]), "what is in an open transaction is before the end"
-        producer.abort()
-        eventually(read_until_end)
-        assert seen[:3] == numbers(3) and sorted(seen[3:6]) == numbers(3)
-    finally:
-        reader.close()
-
-
-def test_a_reader_begins_where_it_is_told_and_not_where_nothing_is(cluster: Cluster, broker: Broker) -> None:
-    topic = cluster.topic()
-    place = Place(topic, 0)
-    cluster.put(topic, numbers(10))
-    reader = broker.reader({place: Offset(7)})
+    follower = cluster.follower(dict.fromkeys(places, BEGINNING))
     seen: list[bytes] = []
-    eventually(lambda: seen.extend(values_of(reader.poll(0.2, 2))) or len(seen) == 3)
-    assert seen == [b"7", b"8", b"9"] and reader.reached() == {place: 10}
-    reader.close()
-    cluster.admin.delete_before(place, Offset(4))
-    eventually(lambda: broker.extents([topic]) == {place: (4, 10)})
-    reader = broker.reader({place: Offset(3)})
-    with pytest.raises(OutOfRange):
-        eventually(lambda: reader.poll(0.2, 2) is None)
-    reader.close()
+
+    def read_until_end() -> bool:
+        seen.extend(values_of(follower.poll(0.2, 2)))
+        return bool(follower.reached() == broker.ends([topic]))
+
+    eventually(read_until_end)
+    for number in range(3):
+        with_transaction(cluster, topic, [b"%d" % number], [b"%d" % number])
+    eventually(read_until_end)
+    producer = cluster.producer(cluster.name("id"))
+    producer.begin()
+    producer.produce(topic, numbers(9), [b"a"] * 9)
+    _put_until_hidden(cluster, max(places, key=lambda place: broker.extents([topic])[place].end))
+    assert follower.reached() != broker.ends([topic])
+    producer.abort()
+    eventually(read_until_end)
+    assert seen[:3] == numbers(3) and sorted(seen[3:6]) == numbers(3)
 
 
 def test_messages_and_offsets_are_committed_together(cluster: Cluster, broker: Broker) -> None:

@@ -113,7 +113,7 @@ def until_committed(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker):
             deadline = time.monotonic() + 30
             yield lambda: all_committed(broker, group) or time.monotonic() > deadline
 
-        monkeypatch.setattr(cli_live, "_stop_signals", stop_signals)
+        monkeypatch.setattr(cli_live, "stop_signals", stop_signals)
 
     return until
 
@@ -588,11 +588,12 @@ def test_a_missing_log_is_named_before_the_first_is_sent(call, broker, tmp_path)
 
 def test_the_demo_runs_and_is_clean(call, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    code, out, err = call("demo", "--count", 20_000, "--device", "cpu")
+    code, out, err = call("demo", "--count", 20_000, "--device", "cpu", "--seconds", 0, "--listen", "127.0.0.1:0")
     assert (code, err) == (0, "")
     shown = out.splitlines()
     assert max(map(len, shown)) <= 80 and "…" not in out and "\x1b" not in out
     assert all(text == text.rstrip() for text in shown)
+    assert sum(text.startswith("Dashboard http://127.0.0.1:") for text in shown) == 1
     assert sum(text.startswith("Metered ") for text in shown) == 1, "the last view only, where nobody watches"
     assert "20,000 of 20,000 committed, 20,000 sent" in out
     assert sum(text.startswith("clean: ") for text in shown) == 1 and "NOT clean" not in out

@@ -542,6 +542,20 @@ def test_a_partition_that_comes_for_the_first_time_opens_none():
     assert set(books.positions) == {A, B} and books.wanted.counted == 8
 
 
+def test_an_old_part_is_closed_behind_a_commit_and_an_empty_one_is_kept():
+    log = make_log([(record(request_id=str(k)), k) for k in range(30)])
+    driver = Driver(log)
+    driver.start()
+    driver.counting.turn()
+    assert driver.counting.parts_opened == {"start": 1}
+    for _ in range(3):
+        driver.take(A, 10)
+        driver.counting.turn()
+    books = driver.finish()
+    assert driver.counting.parts_opened == {"start": 1, "age": 3}
+    assert books.wanted.counted == 30
+
+
 def test_a_partition_that_comes_back_unread_has_one_range():
     """Nothing of it was counted in this part, so the part stays open."""
     driver = Driver(make_log([(record(request_id="a"), 0), (record(request_id="b"), 7)]))
@@ -763,11 +777,11 @@ def test_a_snapshot_does_not_change_while_counting_goes_on():
         dataclasses.replace(snapshot.summary, ranges=list(snapshot.summary.ranges)),
     )
     sketches = {start: registers.copy() for start, registers in snapshot.summary.sketches.items()}
-    live = emission.live_messages(snapshot.summary, 0)
+    live = emission.live_messages(snapshot.summary, 0, {})
     driver.counting.take(intake(A, log[A][10:]))
     driver.counting.flip()
     assert harness.rows_of(snapshot.rows) == rows and snapshot.summary == summary
-    assert emission.live_messages(snapshot.summary, 0) == live and snapshot.letters == []
+    assert emission.live_messages(snapshot.summary, 0, {}) == live and snapshot.letters == []
     for start, registers in sketches.items():
         assert (snapshot.summary.sketches[start] == registers).all()
 
@@ -781,7 +795,7 @@ def test_live_summaries_obey_their_schema(log, cuts):
         driver.take(place, count, again)
         driver.flip()
     for snapshot in driver.finish().snapshots:
-        for message in emission.live_messages(snapshot.summary, BASE_MS):
+        for message in emission.live_messages(snapshot.summary, BASE_MS, {}):
             validator("live").validate(json.loads(message))
         for rows in snapshot.rows:
             for keys, found in emission.usage_messages(rows, snapshot.summary.part):

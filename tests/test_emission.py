@@ -149,8 +149,10 @@ def texts(column: Column) -> list[bytes]:
     return found
 
 
-def live(summary: LiveSummary, committed_at_ms: int = 1_795_000_000_123) -> list[dict]:
-    messages = [orjson.loads(message) for message in emission.live_messages(summary, committed_at_ms)]
+def live(
+    summary: LiveSummary, committed_at_ms: int = 1_795_000_000_123, ends: dict[Place, Offset] | None = None
+) -> list[dict]:
+    messages = [orjson.loads(message) for message in emission.live_messages(summary, committed_at_ms, ends or {})]
     for message in messages:
         validator("live").validate(message)
     return messages
@@ -239,7 +241,8 @@ def test_pieces_join_without_a_seam(monkeypatch, count):
 @property_test
 @given(summary=summaries(), committed_at_ms=st.integers(0, 253_402_300_799_999))
 def test_a_summary_says_what_the_part_says(summary, committed_at_ms):
-    [message] = live(summary, committed_at_ms)
+    ends = {covered.place: Offset(min(covered.next + 5, (1 << 63) - 1)) for covered in summary.ranges[::2]}
+    [message] = live(summary, committed_at_ms, ends)
     assert {name: message[name] for name in ("schema", "meter", "part", "sequence", "window_ms", "device")} == {
         "schema": 1, "meter": summary.meter, "part": summary.part, "sequence": summary.sequence,
         "window_ms": WINDOW_MS, "device": summary.device,
@@ -249,6 +252,7 @@ def test_a_summary_says_what_the_part_says(summary, committed_at_ms):
     for found, covered in zip(message["partitions"], summary.ranges, strict=True):
         assert (found["topic"], found["partition"]) == covered.place
         assert (found["from"], found["next"]) == (covered.first, covered.next)
+        assert found["end"] == ends.get(covered.place)
         assert (found["watermark"], found["log_time"]) == (covered.state.watermark_ms, covered.state.log_time_ms)
     for found, counts in [
         (message["tokens"], summary.totals),
@@ -311,7 +315,7 @@ def largest(name: str, cells: int, sketches: int) -> int:
     summary = dataclasses.replace(
         PLAIN, part="p" * 128, meter="m" * 128, cells=rows, sketches=users, top_users=top, ranges=covered, totals=full
     )
-    return max(map(len, emission.live_messages(summary, 1_795_000_000_123)))
+    return max(map(len, emission.live_messages(summary, 1_795_000_000_123, {})))
 
 
 @pytest.mark.parametrize("name", ["x" * NAME_BYTES_MAX, "😀" * 64, "gpt-4o-mini", "\x01" * NAME_BYTES_MAX])

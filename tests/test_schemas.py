@@ -89,7 +89,7 @@ def test_a_usage_value_is_its_key_and_counters():
     for properties in (
         live["properties"]["tokens"]["properties"],
         {name: cell[name] for name in cell if name not in ("window_start", "model", "chip")},
-        totals["$defs"]["rolling"]["properties"]["tokens"]["properties"],
+        totals["$defs"]["counters"]["properties"],
     ):
         assert list(properties) == counters
 

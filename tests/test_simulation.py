@@ -209,6 +209,7 @@ class Schedule:
             "idle_interval_ms": draw.choice([500, 10_000]),
             "flush_ms": draw.choice([0, 0, 100, 1000]),
             "flush_bytes": draw.choice([1, 400, 2000, 1 << 20]),
+            "part_age_ms": draw.choice([0, 2000, 20_000, 600_000]),
         }
         self.prompt = draw.choice([0.0, 0.5, 1.0])  # how many meters have prompt workers
         self.rates = {kind: draw.choice([0, 0, 0.01, 0.03, 0.1]) for kind in ("error", "crash", "stop")}

@@ -180,7 +180,7 @@ class Writer:
             "rejects": {reason: count for reason, count in rejects.items() if count},
             "partitions": [
                 {"topic": place.topic, "partition": place.partition, "from": begin,
-                 "next": self.stream.committed[place], "watermark": None, "log_time": None}
+                 "next": self.stream.committed[place], "end": None, "watermark": None, "log_time": None}
                 for place, begin in self.begins.items()
             ],
             "tokens": tokens_of([sum(column) for column in zip(*self.rows().values(), strict=True)] or [0] * 6),

@@ -195,14 +195,17 @@ class Consumer(Protocol):
         for it until its session runs out."""
 
 
-class Reader(Protocol):
-    """Reads partitions on and on, without a group: where it stands is its owner's to keep."""
+class Follower(Protocol):
+    """Reads partitions as they grow, in no group."""
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
-        """Up to `most` messages, as `Consumer.poll` does."""
+        """Up to `most` committed messages, consecutive ones of a partition together; none when the time is over.
+
+        Raises OutOfRange, TopicMissing, Refused, or BrokerError for what passes when tried again.
+        """
 
     def reached(self) -> dict[Place, Offset]:
-        """Where each partition is to be read on: past all that was polled, transaction markers behind it as well."""
+        """Where each partition is to be read on: past all that was polled, and transaction markers behind it."""
 
     def close(self) -> None: ...
 
@@ -266,8 +269,8 @@ class Broker(Protocol):
         """The committed messages of `begin` <= offset < `end`, without a group. Raises OutOfRange unless the
         partition's extent holds them all; where `begin` is `end`, there are none."""
 
-    def reader(self, starts: Mapping[Place, Offset]) -> Reader:
-        """The committed messages of these partitions from here on."""
+    def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
+        """Read these partitions from these offsets on, and what is yet to come."""
 
     def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
         """What every partition of these topics holds now. Raises TopicMissing."""

@@ -28,6 +28,7 @@ from processor.broker import (
     Column,
     Extent,
     Fenced,
+    Follower,
     Headers,
     Listener,
     Lost,
@@ -36,7 +37,6 @@ from processor.broker import (
     OutOfRange,
     Place,
     Position,
-    Reader,
     Refused,
     TopicMissing,
     TopicState,
@@ -928,17 +928,30 @@ class KafkaBroker:
         if begin >= end:
             return
         self._check_range(place, begin, end)
-        consumer = _without_group(self._settings)
+        consumer = self._assigned({place: begin}, {"enable.partition.eof": True})
         try:
-            consumer.assign([TopicPartition(place.topic, place.partition, begin)])
             yield from _read(consumer, place, end, keys, headers)
         except KafkaException as error:
             raise _raised(f"reading {place.topic}-{place.partition}", error) from None
         finally:
             consumer.close()
 
-    def reader(self, starts: Mapping[Place, Offset]) -> Reader:
-        return KafkaReader(self._settings, starts)
+    def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
+        return _KafkaFollower(self._assigned(starts, {"enable.partition.eof": True}), starts, keys)
+
+    def _assigned(self, starts: Mapping[Place, Offset], settings: Mapping[str, Any]) -> client.Consumer:
+        """A consumer in no group."""
+        own = {
+            "group.id": "tokenometer-read",  # the client wants a name; nothing is joined or committed
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "error",
+        }
+        given = {**_DEFAULTS, **CONSUMER_DEFAULTS, **_classic(self._settings), **own, **settings}
+        consumer = _make(client.Consumer, given)
+        consumer.assign([TopicPartition(place.topic, place.partition, offset) for place, offset in starts.items()])
+        return consumer
 
     def _check_range(self, place: Place, begin: Offset, end: Offset) -> None:
         """Else a reader would wait for what is not there."""
@@ -1073,52 +1086,35 @@ def _answer(doing: str, future: "Future[Any]") -> Any:
         raise BrokerError(f"{doing}: no answer in {2 * _ANSWER_SECONDS} s") from None
 
 
-def _without_group(settings: Mapping[str, Any]) -> client.Consumer:
-    own = {
-        "group.id": "tokenometer-read",  # the client wants a name; nothing is joined or committed
-        "enable.auto.commit": False,
-        "enable.auto.offset.store": False,
-        "isolation.level": "read_committed",
-        "auto.offset.reset": "error",
-        "enable.partition.eof": True,
-    }
-    return _make(client.Consumer, {**_DEFAULTS, **CONSUMER_DEFAULTS, **_classic(settings), **own})
-
-
-class KafkaReader:
-    """Partitions that are assigned once and read on and on."""
-
-    def __init__(self, settings: Mapping[str, Any], starts: Mapping[Place, Offset]) -> None:
-        self._reached = dict(starts)
-        self._parts = _parts(list(starts))
-        self._consumer = _without_group(settings)
-        self._consumer.assign([TopicPartition(*place, offset) for place, offset in starts.items()])
+class _KafkaFollower:
+    def __init__(self, consumer: client.Consumer, starts: Mapping[Place, Offset], keys: bool) -> None:
+        self._consumer, self._keys = consumer, keys
+        self._reached, self._parts = dict(starts), _parts(list(starts))
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
         try:
             batch = self._consumer.consume(1, timeout_seconds)
-            batch += self._consumer.consume(most - 1, _LINGER_SECONDS) if batch and most > 1 else []
+            if batch and most > 1:
+                batch += self._consumer.consume(most - 1, _LINGER_SECONDS)
             # As in `_read`: past all that was taken from the queue, markers as well.
             positions = self._consumer.position(self._parts)
         except KafkaException as error:
-            raise _raised("reading", error) from None
+            raise _raised("following", error) from None
         for part in positions:
-            self._pass(Place(part.topic, part.partition), part.offset)
+            self._pass(part.topic, part.partition, part.offset)
         for message in filter(_failed, batch):
-            self._judge(message)
+            failure = message.error()
+            assert failure is not None
+            if failure.code() == KafkaError._PARTITION_EOF:
+                self._pass(message.topic(), message.partition(), message.offset())
+            elif failure.code() not in _PASSING and (failure.fatal() or not failure.retriable()):
+                raise _error(f"following {message.topic()}-{message.partition()}", failure)
         found = [message for message in batch if not message.error()]
-        return _gather(found, _times(found), None) if found else []
+        return _gather(found, _times(found), None, self._keys) if found else []
 
-    def _judge(self, message: Message) -> None:
-        error, topic, partition = message.error(), message.topic(), message.partition()
-        assert error is not None
-        if error.code() == KafkaError._PARTITION_EOF:
-            assert topic is not None and partition is not None
-            self._pass(Place(topic, partition), message.offset() or 0)
-        elif error.code() not in _PASSING and not (error.retriable() and not error.fatal()):
-            raise _error(f"reading {topic}-{partition}", error)
-
-    def _pass(self, place: Place, offset: int) -> None:
+    def _pass(self, topic: str | None, partition: int | None, offset: int | None) -> None:
+        assert topic is not None and partition is not None and offset is not None
+        place = Place(topic, partition)
         self._reached[place] = Offset(max(self._reached[place], offset))
 
     def reached(self) -> dict[Place, Offset]:

@@ -42,6 +42,7 @@ from processor.broker import (
     Consumer,
     Extent,
     Fenced,
+    Follower,
     Headers,
     Listener,
     Lost,
@@ -51,7 +52,6 @@ from processor.broker import (
     Place,
     Position,
     Producer,
-    Reader,
     Refused,
     TopicMissing,
     TopicState,
@@ -553,7 +553,9 @@ class _Consumer:
         if not places:
             return []
         self._turn = (self._turn + 1) % len(places)
-        logs = {place: self._log_in_range(place) for place in places[self._turn :] + places[: self._turn]}
+        # All are looked at before anything is taken: an error must not swallow messages of other partitions.
+        turns = places[self._turn :] + places[: self._turn]
+        logs = {place: self._broker._log_at(place, self._positions[place]) for place in turns}
         found = []
         for place, log in logs.items():
             if most == 0:
@@ -567,12 +569,38 @@ class _Consumer:
                 self._positions[place] = max(self._positions[place], log.last_stable)
         return found
 
-    def _log_in_range(self, place: Place) -> _Log:
-        """Looked at before anything is taken: an error must not swallow messages of other partitions."""
-        log, position = self._broker._log(place), self._positions[place]
-        if not log.begin <= position <= log.end:
-            raise OutOfRange(f"{place.topic} [{place.partition}]: {position} is not in {log.begin} to {log.end}")
-        return log
+
+class _Follower(Follower):
+    def __init__(self, broker: "MemoryBroker", starts: Mapping[Place, Offset], keys: bool) -> None:
+        self._broker, self._positions, self._keys = broker, dict(starts), keys
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        self._broker._fault("read")
+        deadline = time.monotonic() + timeout_seconds
+        with self._broker._locked():
+            while True:
+                found = self._take(most)
+                if found or not self._broker._wait(deadline):
+                    return found
+
+    def _take(self, most: int) -> list[Messages]:
+        found: list[Messages] = []
+        for place, position in self._positions.items():
+            log = self._broker._log_at(place, position)
+            messages = log.read(place, position, log.last_stable, most, self._keys) if most else None
+            if messages is not None:
+                found.append(messages)
+                most -= len(messages.values)
+                self._positions[place] = messages.next_offset
+            if most:  # there was room for more, and nothing is left but markers
+                self._positions[place] = Offset(log.last_stable)
+        return found
+
+    def reached(self) -> dict[Place, Offset]:
+        return dict(self._positions)
+
+    def close(self) -> None:
+        pass
 
 
 # --- The broker ---
@@ -580,43 +608,6 @@ class _Consumer:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-class _Reader:
-    def __init__(self, broker: "MemoryBroker", starts: Mapping[Place, Offset]) -> None:
-        self._broker = broker
-        self._reached = dict(starts)
-
-    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
-        deadline = time.monotonic() + timeout_seconds
-        while True:
-            self._broker._fault("poll")
-            with self._broker._locked():
-                found = self._fetch(most)
-                if found or not self._broker._wait(deadline):
-                    return found
-
-    def _fetch(self, most: int) -> list[Messages]:
-        found: list[Messages] = []
-        for place, position in self._reached.items():
-            if most <= 0:
-                break
-            log = self._broker._log(place)
-            if not log.begin <= position <= log.last_stable:
-                raise OutOfRange(f"{place.topic} [{place.partition}]: {position} is not there")
-            messages = log.read(place, position, log.last_stable, most)
-            if messages is not None:
-                found.append(messages)
-                most -= len(messages.values)
-            # Where there is room for more, nothing is left but markers.
-            self._reached[place] = messages.next_offset if messages and most <= 0 else Offset(log.last_stable)
-        return found
-
-    def reached(self) -> dict[Place, Offset]:
-        return dict(self._reached)
-
-    def close(self) -> None:
-        pass
 
 
 class MemoryBroker(Broker):
@@ -707,8 +698,8 @@ class MemoryBroker(Broker):
             yield messages
             position = messages.next_offset
 
-    def reader(self, starts: Mapping[Place, Offset]) -> Reader:
-        return _Reader(self, starts)
+    def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
+        return _Follower(self, starts, keys)
 
     def ends(self, topics: Sequence[str]) -> dict[Place, Offset]:
         self._fault("extents")
@@ -853,6 +844,13 @@ class MemoryBroker(Broker):
         if not 0 <= place.partition < len(logs):
             raise TopicMissing(f"{place.topic} has no partition {place.partition}")
         return logs[place.partition]
+
+    def _log_at(self, place: Place, position: int) -> _Log:
+        """A partition that can be read from there."""
+        log = self._log(place)
+        if not log.begin <= position <= log.end:
+            raise OutOfRange(f"{place.topic} [{place.partition}]: {position} is not in {log.begin} to {log.end}")
+        return log
 
     @staticmethod
     def _state(topic: _Topic | None) -> TopicState | None:

@@ -21,8 +21,18 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from processor.broker import Broker, BrokerError, Fenced, Messages, Offset, OutOfRange, Place, Refused, TopicMissing
-from processor.broker import Reader as BrokerReader
+from processor.broker import (
+    Broker,
+    BrokerError,
+    Fenced,
+    Follower,
+    Messages,
+    Offset,
+    OutOfRange,
+    Place,
+    Refused,
+    TopicMissing,
+)
 from processor.ledger import decode
 from processor.ledger.parts import Part
 from processor.ledger.store import Dispute, Stand, Store
@@ -87,7 +97,7 @@ class Ledger:
     ) -> None:
         self._broker, self._store, self._settings = broker, store, settings
         self._steady_ms = steady_ms
-        self._reader: BrokerReader | None = None
+        self._reader: Follower | None = None
         self._topics = (settings.usage_topic, settings.live_topic)
         self._horizon: _Horizon | None = None
         self._looked_ms = 0
@@ -117,7 +127,7 @@ class Ledger:
         """Go on from where the database is."""
         self._store.bind(*self._topics)
         starts = self._starts()
-        self._reader = self._broker.reader(starts)
+        self._reader = self._broker.follow(starts)
         self._looked_ms = self._steady_ms()
         self._horizon, self._news = None, True
 

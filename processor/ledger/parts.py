@@ -12,6 +12,7 @@ and a meter has one open part at a time. So the first summary of its next part s
 last one of the old part. Whatever is not merged is still right: it only takes the room of a row for each part.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from processor.ledger.values import Counters, LedgerError, Summary
@@ -38,16 +39,19 @@ class Part:
 class Parts:
     """All parts that the ledger knows. `changed`: what is to be written."""
 
-    def __init__(self, known: list[Part]) -> None:
+    def __init__(self, known: list[Part], next_id: int, merged: Callable[[str], Part | None]) -> None:
+        """known: all that are not merged. merged: looks one of the others up, of which there are ever more."""
         self._by_name = {part.name: part for part in known}
         self._current = {part.meter: part for part in known if part.meter is not None and part.state == OPEN}
-        self._next_id = 1 + max((part.id for part in known), default=0)
+        self._next_id, self._merged = next_id, merged
         self.changed: dict[str, Part] = {}
 
     def of(self, name: str, window_ms: int) -> Part:
         """The part of this name, new if it was not known."""
-        part = self._by_name.get(name)
-        if part is None:
+        part = self._by_name.get(name) or self._merged(name)
+        if part is not None:
+            self._by_name[name] = part
+        else:
             part = self._by_name[name] = self.changed[name] = Part(self._next_id, name, window_ms)
             self._next_id += 1
         if part.window_ms != window_ms:

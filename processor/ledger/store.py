@@ -67,7 +67,8 @@ class Store:
         self.ignored_rows = 0  # of merged parts: read before
         if not database.rows("SELECT ledger_id FROM book"):
             database.rows("INSERT INTO book (ledger_id) VALUES (?)", [secrets.token_hex(8)])
-        self.parts = Parts(_parts(database))
+        [(highest,)] = database.rows("SELECT coalesce(max(id), 0) FROM parts")
+        self.parts = Parts(_parts(database, "state <> ?", MERGED), highest + 1, self._merged_part)
         self._positions = {
             Place(topic, partition): Stand(topic_id, Offset(following))
             for topic, partition, topic_id, following in database.rows("SELECT * FROM positions")
@@ -181,6 +182,9 @@ class Store:
 
     # --- Parts and watermarks ---
 
+    def _merged_part(self, name: str) -> Part | None:
+        return next(iter(_parts(self.database, "name = ?", name)), None)
+
     def _write_parts(self) -> None:
         for part in self.parts.changed.values():
             self.database.rows("DELETE FROM parts WHERE id = ?", [part.id])
@@ -238,12 +242,12 @@ class Store:
         self.database.close()
 
 
-def _parts(database: Database) -> list[Part]:
+def _parts(database: Database, condition: str, parameter: str) -> list[Part]:
     names = "id, name, window_ms, state, meter, sequence, live_partition"
     return [
         Part(id, name, window_ms, state, meter, sequence, _counters(tokens) if sequence is not None else None, place)
         for id, name, window_ms, state, meter, sequence, place, *tokens in database.rows(
-            f"SELECT {names}, {', '.join(COUNTERS)} FROM parts"
+            f"SELECT {names}, {', '.join(COUNTERS)} FROM parts WHERE {condition}", [parameter]
         )
     ]
 

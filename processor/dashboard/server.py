@@ -1,0 +1,365 @@
+"""The dashboard's HTTP server.
+
+Owns: routes, the event stream, how often totals are taken; no arithmetic. What it serves comes from a `Source`.
+Promises: totals are taken, and put into the form of an event, once a second for all clients together. A client that
+reads too slowly skips to the newest totals, so it costs no more memory than its socket's buffer; one that does not
+read at all is dropped.
+
+    Source.totals ──once a second──> Frame ──> /api/totals
+                                       └─────> every /api/stream: plain, or compressed once for all
+"""
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import orjson
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from processor.dashboard import access, assets, openapi
+from processor.dashboard.access import DashboardError, Settings
+
+log = logging.getLogger("tokenometer.dashboard")
+
+TICK_SECONDS = 1.0
+HEARTBEAT_SECONDS = 10.0  # of a stream without news; proxies close silent connections after 30 or more
+SEND_SECONDS = 30.0  # for one event; then nobody reads
+STREAMS_MAX = 1000  # each may hold an event in the socket's buffer
+HISTORY_SECONDS = 1.0  # an answer serves all who ask within
+_STOP_SECONDS = 2.0  # for open requests
+_COMPRESS_FROM = 1024  # bytes; smaller answers fit a packet
+_GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # RFC 1952: deflate, no name, no time
+_JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the server's data comes from. All are called on the server's loop, and must not wait."""
+
+    totals: Callable[[], bytes | None]  # the newest, as JSON on one line; None before the first
+    history: Callable[[int, int, str], dict[str, Any]]  # span_ms, step_ms, by
+    rate: Callable[[], dict[str, Any]]
+    healthy: Callable[[], tuple[bool, dict[str, Any]]]
+    registry: CollectorRegistry
+
+
+class Frame:
+    """One second's totals, in every form in which they are sent."""
+
+    def __init__(self, number: int, totals: bytes) -> None:
+        assert b"\n" not in totals, "an event's data is one line"
+        self.number, self.totals = number, totals
+
+    @cached_property
+    def plain(self) -> bytes:
+        return b"event: totals\ndata: " + self.totals + b"\n\n"
+
+    @cached_property
+    def packed(self) -> bytes:
+        return pack(self.plain)
+
+
+def pack(text: bytes) -> bytes:
+    """A piece of a gzip stream that does not refer to what came before it, so that one piece fits every stream."""
+    squeeze = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return squeeze.compress(text) + squeeze.flush(zlib.Z_FULL_FLUSH)
+
+
+class _Refused(Exception):
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        super().__init__(message)
+        self.status, self.message = status, message
+        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
+
+
+class Site:
+    """Runs on the loop of whoever awaits `start`."""
+
+    def __init__(self, source: Source, settings: Settings) -> None:
+        """Raises DashboardError where the page's files are missing."""
+        self._source, self._settings = source, settings
+        self._assets = assets.load()
+        self._description = orjson.dumps(openapi.describe())
+        self._histories: dict[tuple[str, str], tuple[float, bytes]] = {}
+        self._frame: Frame | None = None
+        self._news = asyncio.Condition()
+        self._ending = False
+        self._streams = 0
+        self._ticker: asyncio.Task[None] | None = None
+        self._runner: web.AppRunner | None = None
+        self.port = settings.port
+
+    @property
+    def url(self) -> str:
+        host = self._settings.host
+        return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
+
+    async def start(self) -> None:
+        """Raises DashboardError where the address cannot be taken."""
+        host, port = self._settings.host, self._settings.port
+        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_STOP_SECONDS)
+        await self._runner.setup()
+        try:
+            await web.TCPSite(self._runner, host or None, port).start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise DashboardError(f"{host}:{port}: {error.strerror}; choose another address for the dashboard") from None
+        self.port = self._runner.addresses[0][1]
+        await self._take()
+        self._ticker = asyncio.create_task(self._tick())
+
+    async def stop(self) -> None:
+        self._ending = True
+        if self._ticker:
+            self._ticker.cancel()
+        async with self._news:
+            self._news.notify_all()
+        if self._runner:
+            await self._runner.cleanup()
+
+    def _app(self) -> web.Application:
+        app = web.Application(middlewares=[self._guard])
+        app.on_response_prepare.append(self._finish)
+        for path, handler in {
+            "/": self._page,
+            "/static/{name}": self._static,
+            "/api/totals": self._totals,
+            "/api/history": self._history,
+            "/api/rate": self._rate,
+            "/api/stream": self._stream,
+            "/api/openapi.json": self._openapi,
+            "/healthz": self._healthz,
+            "/metrics": self._metrics,
+        }.items():
+            app.router.add_get(path, handler)
+        return app
+
+    # --- Totals, once a second ---
+
+    async def _tick(self) -> None:
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            await self._take()
+
+    async def _take(self) -> None:
+        try:
+            totals = self._source.totals()
+        except Exception:  # the page says that it is stale, the log says why; the next second may be better
+            log.exception("totals cannot be had")
+            return
+        if totals is None or (self._frame and totals == self._frame.totals):
+            return
+        self._frame = Frame(self._frame.number + 1 if self._frame else 1, totals)
+        async with self._news:
+            self._news.notify_all()
+
+    # --- Who may ask, and what every answer carries ---
+
+    @web.middleware
+    async def _guard(
+        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        try:
+            self._check(request)
+            return await handler(request)
+        except _Refused as refused:
+            return _error(refused.status, refused.message, refused.headers)
+        except web.HTTPException as error:
+            allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
+            return _error(error.status, error.reason, allow)
+
+    def _check(self, request: web.Request) -> None:
+        token = self._settings.token
+        if token is None:
+            if not access.is_own_host(request.headers.get("Host")):
+                raise _Refused(
+                    403, "the Host header names another machine; open the dashboard by 127.0.0.1 or localhost"
+                )
+            return
+        query, cookie = request.query.get("token"), request.cookies.get(self._cookie_name)
+        allowed = access.may_ask(token, request.headers.get("Authorization"), query, cookie)
+        if not allowed and request.path not in access.OPEN_PATHS:
+            message = "a token is needed: open /?token=TOKEN once, or send the header Authorization: Bearer TOKEN"
+            raise _Refused(401, message, WWW_Authenticate="Bearer")
+
+    @property
+    def _cookie_name(self) -> str:
+        """A browser sends a cookie to all ports of a host, so each port has one of its own."""
+        return f"tokenometer_{self.port}"
+
+    async def _finish(self, request: web.Request, response: web.StreamResponse) -> None:
+        response.headers.update(access.HEADERS)
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers.pop("Server", None)
+        token, query = self._settings.token, request.query.get("token")
+        if token and query and access.may_ask(token, None, query, None):
+            secure = "; Secure" if request.secure else ""
+            response.headers.add(
+                "Set-Cookie",
+                f"{self._cookie_name}={access.cookie_of(token)}; HttpOnly; SameSite=Strict; Path=/; "
+                f"Max-Age={access.COOKIE_SECONDS}{secure}",
+            )
+
+    # --- Answers ---
+
+    async def _page(self, request: web.Request) -> web.StreamResponse:
+        return await self._send_asset(request, self._assets[assets.PAGE])
+
+    async def _static(self, request: web.Request) -> web.StreamResponse:
+        asset = self._assets.get(request.match_info["name"])
+        if asset is None:
+            raise _Refused(404, "no such file")
+        return await self._send_asset(request, asset)
+
+    async def _send_asset(self, request: web.Request, asset: assets.Asset) -> web.StreamResponse:
+        """Kept by browsers, and asked for again by its tag: an upgrade shows at once."""
+        headers = {"ETag": asset.tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
+        if request.headers.get("If-None-Match") == asset.tag:
+            return web.Response(status=304, headers=headers)
+        headers["Content-Type"] = asset.content_type
+        if not _takes_gzip(request):
+            return web.Response(body=asset.plain, headers=headers)
+        return web.Response(body=await asset.packed(), headers={**headers, "Content-Encoding": "gzip"})
+
+    async def _totals(self, request: web.Request) -> web.StreamResponse:
+        if self._frame is None:
+            raise _Refused(503, "no totals yet", Retry_After="1")
+        return _json(self._frame.totals)
+
+    async def _history(self, request: web.Request) -> web.StreamResponse:
+        span = _choice(request, "span", tuple(openapi.SPANS))
+        by = _choice(request, "by", openapi.KINDS)
+        taken, answer = self._histories.get((span, by), (-HISTORY_SECONDS, b""))
+        now = time.monotonic()
+        if now - taken >= HISTORY_SECONDS:
+            answer = orjson.dumps(self._source.history(*openapi.SPANS[span], by))
+            self._histories[span, by] = now, answer
+        return _json(answer)
+
+    async def _rate(self, request: web.Request) -> web.StreamResponse:
+        return _json(orjson.dumps(self._source.rate()))
+
+    async def _openapi(self, request: web.Request) -> web.StreamResponse:
+        return _json(self._description)
+
+    async def _healthz(self, request: web.Request) -> web.StreamResponse:
+        healthy, state = self._source.healthy()
+        return _json(orjson.dumps(state, option=orjson.OPT_APPEND_NEWLINE), 200 if healthy else 503)
+
+    async def _metrics(self, request: web.Request) -> web.StreamResponse:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return _compressed(web.Response(body=encode(self._source.registry), headers={"Content-Type": content_type}))
+
+    # --- The event stream ---
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        if self._streams >= STREAMS_MAX:
+            raise _Refused(503, f"there are {STREAMS_MAX:,} streams already", Retry_After="10")
+        packed = _takes_gzip(request)
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
+        if packed:
+            response.headers["Content-Encoding"] = "gzip"
+        self._streams += 1
+        try:
+            await response.prepare(request)
+            await self._send_events(response, packed)
+        except ConnectionError:
+            pass  # it went away
+        except TimeoutError:
+            if request.transport:
+                request.transport.abort()  # what waits in its buffer will never be read
+        finally:
+            self._streams -= 1
+        return response
+
+    async def _send_events(self, response: web.StreamResponse, packed: bool) -> None:
+        begin = b"retry: 1000\n\n"
+        await _send(response, _GZIP_HEADER + pack(begin) if packed else begin)
+        seen = 0
+        while not self._ending:
+            frame = await self._newer_than(seen)
+            if frame is None:
+                await _send(response, pack(b":\n\n") if packed else b":\n\n")
+            else:
+                await _send(response, frame.packed if packed else frame.plain)
+                seen = frame.number
+
+    async def _newer_than(self, seen: int) -> Frame | None:
+        """None: it has been quiet for long, or this is the end."""
+
+        def is_newer() -> bool:
+            return self._ending or (self._frame is not None and self._frame.number > seen)
+
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEARTBEAT_SECONDS), self._news:
+                await self._news.wait_for(is_newer)
+                return None if self._ending else self._frame
+        return None
+
+
+async def _send(response: web.StreamResponse, event: bytes) -> None:
+    async with asyncio.timeout(SEND_SECONDS):
+        await response.write(event)
+
+
+def _takes_gzip(request: web.Request) -> bool:
+    codings = request.headers.get("Accept-Encoding", "").lower().split(",")
+    return any(coding.strip() in ("gzip", "gzip;q=1", "gzip;q=1.0") for coding in codings)
+
+
+def _choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:
+    value = request.query.get(name, allowed[0])
+    if value not in allowed:
+        raise _Refused(400, f"{name}: expected one of {', '.join(allowed)}")
+    return value
+
+
+def _json(body: bytes, status: int = 200) -> web.Response:
+    return _compressed(web.Response(body=body, status=status, content_type=_JSON))
+
+
+def _compressed(response: web.Response) -> web.Response:
+    if isinstance(response.body, bytes) and len(response.body) >= _COMPRESS_FROM:
+        response.enable_compression()
+    return response
+
+
+def _error(status: int, message: str, headers: dict[str, str]) -> web.Response:
+    return web.Response(body=orjson.dumps({"error": message}), status=status, headers=headers, content_type=_JSON)
+
+
+class SiteThread:
+    """A site on a thread and a loop of its own, for a process without one. Raises what starting raises."""
+
+    def __init__(self, source: Source, settings: Settings) -> None:
+        self.site = Site(source, settings)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="dashboard", daemon=True)
+        self._thread.start()
+        try:
+            asyncio.run_coroutine_threadsafe(self.site.start(), self._loop).result()
+        except BaseException:
+            self._end()
+            raise
+
+    @property
+    def url(self) -> str:
+        return self.site.url
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self.site.stop(), self._loop).result()
+        self._end()
+
+    def _end(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()

@@ -1,0 +1,232 @@
+// Totals onto the page. Owns every element but the charts. Promises: elements stay and only their text changes, and only
+// if it did; names reach the page as text and as nothing else.
+
+import { clock, duration, exact, percent, printable, share, si } from "./format.js";
+
+const METERS_MAX = 50; // rows; the stale ones come first
+const HEAT_STEPS = 24;
+const CATEGORIES = [
+  ["Uncached input", (t) => Number(t.input_tokens) - Number(t.cached_input_tokens) - Number(t.cache_write_tokens)],
+  ["Cached input", (t) => Number(t.cached_input_tokens)],
+  ["Cache write", (t) => Number(t.cache_write_tokens)],
+  ["Output", (t) => Number(t.output_tokens) - Number(t.reasoning_tokens)],
+  ["Reasoning", (t) => Number(t.reasoning_tokens)],
+];
+
+const fields = Object.fromEntries([...document.querySelectorAll("[data-field]")].map((node) => [node.dataset.field, node]));
+
+// --- Elements that stay ---
+
+export function put(name, text, title = "") {
+  setText(fields[name], text, title);
+}
+
+function setText(node, text, title = "") {
+  if (node.shown !== text) node.textContent = node.shown = text;
+  if (node.title !== title) node.title = title;
+}
+
+function setStyle(node, name, value) {
+  node.styles ??= {};
+  if (node.styles[name] !== value) node.style.setProperty(name, (node.styles[name] = value));
+}
+
+function setData(node, name, value) {
+  if (node.dataset[name] !== value) node.dataset[name] = value;
+}
+
+function setName(cell, name) {
+  if (cell.named === name) return;
+  cell.named = name;
+  const text = document.createElement("bdi"); // its direction of writing ends with it
+  text.textContent = printable(name);
+  cell.replaceChildren(text);
+  cell.className = "name";
+  cell.title = printable(name);
+}
+
+// As many rows as items: `make` adds one, `fill` writes into it.
+function rows(parent, items, make, fill) {
+  while (parent.children.length > items.length) parent.lastElementChild.remove();
+  while (parent.children.length < items.length) parent.append(make());
+  items.forEach((item, k) => fill(parent.children[k], item, k));
+}
+
+function row(...tags) {
+  return () => {
+    const made = document.createElement("tr");
+    made.append(...tags.map((tag) => document.createElement(tag)));
+    return made;
+  };
+}
+
+function element(tag) {
+  return () => document.createElement(tag);
+}
+
+function byId(id) {
+  return document.getElementById(id);
+}
+
+// --- The page ---
+
+// What is drawn in one frame each, so that none of them takes longer than a frame lasts.
+export const PANELS = [
+  (totals) => {
+    drawRate(totals.rate);
+    for (const name of ["today", "yesterday", "since_start"]) putTokens(name, totals.windows[name].tokens.total_tokens);
+    drawActive(totals.windows);
+    put("at", `${clock(totals.at)} UTC`, totals.at);
+  },
+  (totals) => {
+    drawCategories(totals.windows.last_1h.tokens);
+    drawFlow(totals);
+    drawRecords(totals);
+  },
+  (totals) => drawMatrix(totals.matrix),
+  (totals) => {
+    drawUsers(totals.top_users, totals.windows.last_1h.tokens.total_tokens);
+    drawMeters(totals.meters);
+  },
+];
+
+function drawActive(windows) {
+  for (const window of ["1m", "1h", "24h"]) {
+    const { active_users: users, tokens_per_active_user: each } = windows[`last_${window}`];
+    put(`users-${window}`, si(users), exact(users));
+    put(`each-${window}`, si(each), exact(each));
+  }
+}
+
+function putTokens(name, tokens) {
+  put(name, si(tokens), `${exact(tokens)} tokens`);
+}
+
+function drawRate(rate) {
+  const [number, unit] = si(rate.tokens_per_second).split(" ");
+  put("now", number, exact(rate.tokens_per_second));
+  put("now-unit", unit ? `${unit}` : "");
+  put("requests", si(rate.requests_per_second), exact(rate.requests_per_second));
+  put("per-day", si(rate.tokens_per_day), exact(rate.tokens_per_day));
+  put("target", si(rate.target_tokens_per_day), exact(rate.target_tokens_per_day));
+  put("share", percent(rate.share_of_target));
+  // The bar ends at five quarters of the target, whose mark stands at four fifths.
+  setStyle(fields.bar, "transform", `scaleX(${Math.min(1, (rate.share_of_target ?? 0) * 0.8).toFixed(4)})`);
+}
+
+function drawCategories(tokens) {
+  const whole = Number(tokens.total_tokens);
+  const parts = CATEGORIES.map(([name, count]) => [name, count(tokens)]);
+  rows(byId("segments"), parts, element("i"), (node, [, count], k) => {
+    setStyle(node, "flex-grow", (share(count, whole) * 1000).toFixed(1));
+    setStyle(node, "background", `var(--c${k + 1})`);
+  });
+  rows(byId("categories"), parts, row("th", "td", "td"), (node, [name, count], k) => {
+    const [head, amount, part] = node.children;
+    setText(head, name);
+    setStyle(head, "--swatch", `var(--c${k + 1})`);
+    setText(amount, si(count), exact(count));
+    setText(part, percent(share(count, whole)));
+  });
+}
+
+function drawFlow(totals) {
+  const live = totals.meters.filter((meter) => meter.state === "live").length;
+  put("lag", totals.lag_messages === null ? "–" : `${si(totals.lag_messages)} msg`, `${exact(totals.lag_messages)} messages`);
+  put("freshness", duration(totals.freshness_ms), `${exact(totals.freshness_ms)} ms`);
+  put("complete", clock(totals.complete_up_to), totals.complete_up_to ?? "");
+  put("meters", `${live} of ${totals.meters.length} live`);
+  setData(fields.meters, "alarm", String(live < totals.meters.length));
+}
+
+function drawRecords({ records, rejects }) {
+  put("read", si(records.read), exact(records.read));
+  for (const name of ["duplicates", "rejected"]) {
+    put(name, `${si(records[name])}  ${percent(share(records[name], records.read))}`, exact(records[name]));
+  }
+  const reasons = Object.entries(rejects).filter(([, count]) => count > 0).sort(([, a], [, b]) => Number(b) - Number(a));
+  rows(byId("rejects"), reasons, row("th", "td"), (node, [reason, count]) => {
+    setName(node.children[0], reason);
+    setText(node.children[1], si(count), exact(count));
+  });
+}
+
+function drawUsers(users, hour) {
+  const most = Number(users[0]?.total_tokens ?? 1);
+  rows(byId("top-users"), users, row("th", "td", "td"), (node, { user, total_tokens: tokens }) => {
+    setName(node.children[0], user);
+    setText(node.children[1], si(tokens), exact(tokens));
+    setText(node.children[2], percent(share(tokens, hour)));
+    setStyle(node, "--share", share(tokens, most).toFixed(3));
+  });
+}
+
+function drawMeters(meters) {
+  const order = (meter) => (meter.state === "live" ? 1 : 0);
+  const shown = meters.toSorted((a, b) => order(a) - order(b) || a.meter.localeCompare(b.meter, "en", { numeric: true }));
+  rows(byId("meter-rows"), shown.slice(0, METERS_MAX), row("th", "td", "td", "td", "td", "td"), (node, meter) => {
+    const [name, state, lag, fresh, parts, tokens] = node.children;
+    setName(name, meter.meter);
+    setText(name.lastChild === name.firstChild ? name.appendChild(document.createElement("small")) : name.lastChild, printable(meter.device));
+    setText(state, meter.state === "live" ? "● live" : `▲ ${duration(meter.age_ms)}`, `last commit ${meter.committed_at}`);
+    setData(node, "state", meter.state);
+    setText(lag, si(meter.lag_messages), exact(meter.lag_messages));
+    setText(fresh, duration(meter.freshness_ms));
+    setText(parts, String(meter.parts), printable(meter.part));
+    setText(tokens, si(meter.total_tokens), exact(meter.total_tokens));
+  });
+  put("more-meters", meters.length > METERS_MAX ? `and ${meters.length - METERS_MAX} more` : "");
+}
+
+// --- Model by chip ---
+
+// Only the rows in sight exist: 64 x 32 numbers, all of them new every second, would cost several frames.
+const ROW_REM = 1.35; // as in style.css
+const matrix = { models: [], chips: [], total_tokens: [] };
+const table = byId("matrix");
+const scroller = table.parentElement;
+let sight = { first: 0, count: 0 };
+
+function look() {
+  const row = ROW_REM * parseFloat(getComputedStyle(document.documentElement).fontSize);
+  sight = { first: Math.floor(scroller.scrollTop / row), count: Math.ceil(scroller.clientHeight / row) };
+  drawMatrix(matrix);
+}
+
+scroller.addEventListener("scroll", look, { passive: true });
+new ResizeObserver(look).observe(scroller);
+
+function drawMatrix(latest) {
+  Object.assign(matrix, latest);
+  const { models, chips, total_tokens: tokens } = matrix;
+  const first = Math.max(0, Math.min(sight.first, models.length - sight.count));
+  const seen = models.slice(first, first + sight.count);
+  const [head, body] = table.children;
+  const most = Math.max(1, ...tokens.map((line) => Math.max(0, ...line.map(Number))));
+  setStyle(table, "--columns", String(chips.length));
+  setStyle(body, "padding-top", `${first * ROW_REM}rem`);
+  setStyle(body, "padding-bottom", `${(models.length - first - seen.length) * ROW_REM}rem`);
+  rows(head, [chips], element("tr"), (line) => {
+    rows(line, ["", ...chips], element("th"), (cell, chip, k) => {
+      if (k) setName(cell, chip);
+    });
+  });
+  rows(body, seen, element("tr"), (line, model, m) => {
+    rows(line, [model, ...tokens[first + m]], () => element(line.children.length ? "td" : "th")(), (cell, item, k) => {
+      if (k) heat(cell, item, most);
+      else setName(cell, model);
+    });
+  });
+}
+
+// Roots, because a few cells hold nearly everything. The number says what the colour says.
+function heat(cell, tokens, most) {
+  setText(cell, Number(tokens) ? si(tokens) : "·");
+  setStyle(cell, "--heat", (Math.round(Math.sqrt(Number(tokens) / most) * HEAT_STEPS) / HEAT_STEPS).toFixed(3));
+  cell.tokens = tokens;
+}
+
+// Exact numbers of so many cells are written when somebody points at one.
+table.addEventListener("mouseover", ({ target }) => {
+  if (target.tokens !== undefined) target.title = `${exact(target.tokens)} tokens`;
+});

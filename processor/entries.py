@@ -1,0 +1,487 @@
+"""What the rollup keeps of token-live: entries, each of which follows from the beginning of one partition's log.
+
+A live summary tells the absolute counters of a meter's open part, in the cells that changed. Of a part that was closed
+only what it added is needed, and a meter's parts follow one another in one partition; so an entry has sums over closed
+parts, and the cells of the open one.
+
+    key                       what
+    p/meter/NAME              the last summary's head, sums over the meter's closed parts, its largest users
+    p/cells/WINDOW/NAME       a window's usage by one meter
+    p/window/WINDOW           a window's usage by all meters of the partition: replaces their `cells` when these are old
+    p/users/WINDOW            registers of the window's users, from all meters
+    p/hour/HOUR               registers of the hour's users: takes over `users` when these are old
+
+Promises: pure. An entry bears the offset of the last message in it, and ignores what came before. No rule needs two
+entries to be written together: where there is a `window` its `cells` do not count, and registers are merged by
+maximum. So whatever is delivered again, and wherever a writer dies or is overtaken, the longer beginning wins.
+"""
+
+import base64
+import functools
+import zlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+
+from kernels.values import Bytes
+from processor import hyperloglog
+from processor.output import COUNTERS, SCHEMA_VERSION
+
+RECORDS = ("counted", "duplicates", "rejected", "empty")
+MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
+# Parts are closed when they are ten minutes old, so that the meters' cells of a window this old hardly change any more.
+FOLD_AGE_MS = 15 * MINUTE_MS
+USERS_AGE_MS = 70 * MINUTE_MS  # the last hour is merged from windows; what is older, from hours
+TOP_SPAN_MS = 5 * MINUTE_MS
+TOP_USERS_MAX = 50  # kept of each span
+CELLS_MAX = 4096  # of an entry: with the longest names it is 2.3 MB, and ENTRY_BYTES_MAX is what its topic takes
+ENTRY_BYTES_MAX = 8 << 20
+COUNTER_END = 1 << 62  # sums are signed 64-bit numbers; at 120 T a day a counter gets there after a hundred years
+
+Cell = tuple[str, str]  # model, chip
+Cells = dict[Cell, tuple[int, ...]]  # as COUNTERS
+OTHERS: Cell = "", ""  # no record has empty names
+Changes = dict[bytes, bytes | None]  # entries to be written; None: to be deleted
+
+
+class Unreadable(Exception):
+    """A message that is no live summary; the argument says why."""
+
+
+class UnknownSummary(Exception):
+    """A live summary of another version than ours."""
+
+
+class Key(NamedTuple):
+    partition: int
+    kind: str
+    time_ms: int  # a window's or hour's start; 0 for a meter
+    meter: str
+
+    def encode(self) -> bytes:
+        name = {"meter": self.meter, "cells": f"{self.time_ms}/{self.meter}"}.get(self.kind, str(self.time_ms))
+        return f"{self.partition}/{self.kind}/{name}".encode()
+
+    @classmethod
+    def decode(cls, key: bytes) -> "Key":
+        partition, kind, name = key.decode().split("/", 2)
+        if kind == "meter":
+            return cls(int(partition), kind, 0, name)
+        time_ms, _, meter = name.partition("/")
+        return cls(int(partition), kind, int(time_ms), meter)
+
+
+def kept_from(now_ms: int) -> int:
+    """Windows before yesterday are forgotten."""
+    return now_ms // DAY_MS * DAY_MS - DAY_MS
+
+
+# --- A window's usage ---
+
+
+@dataclass
+class Usage:
+    """Of a window: sums over closed parts, and the cells of each meter's open part."""
+
+    offset: int = -1
+    closed: Cells = field(default_factory=dict)
+    open: dict[str, tuple[str, Cells]] = field(default_factory=dict)
+
+    def learn(self, offset: int, meter: str, part: str, cells: Cells) -> bool:
+        """False: it was known. Of more than CELLS_MAX cells the later ones are left out: what is not kept apart cannot
+        be told from what was counted before."""
+        if offset <= self.offset:
+            return False
+        self.offset = offset
+        known, before = self.open.get(meter, (part, {}))
+        if known != part:
+            _add(self.closed, before)
+            before = {}
+        room = CELLS_MAX - len(before)
+        new = [cell for cell in cells if cell not in before]
+        before.update((cell, counters) for cell, counters in cells.items() if cell in before)
+        before.update((cell, cells[cell]) for cell in new[:room])
+        self.open[meter] = part, before
+        return True
+
+    def take_over(self, other: "Usage") -> None:
+        """Another meter's window becomes part of this one."""
+        assert self.open.keys().isdisjoint(other.open)
+        self.offset = max(self.offset, other.offset)
+        _add(self.closed, other.closed)
+        self.open |= other.open
+
+    def settle(self, parts: Mapping[str, str]) -> None:
+        """`parts`: the open one of each meter, where it is known; other parts need no cells of their own any more."""
+        for meter in [meter for meter, (part, _) in self.open.items() if parts.get(meter, part) != part]:
+            _add(self.closed, self.open.pop(meter)[1])
+
+    def total(self) -> Cells:
+        total = dict(self.closed)
+        for _, cells in self.open.values():
+            _add(total, cells)
+        return total
+
+    def encode(self) -> bytes:
+        parts = {meter: [part, _rows(cells)] for meter, (part, cells) in self.open.items()}
+        return orjson.dumps({"offset": self.offset, "closed": _rows(self.closed), "open": parts})
+
+    @classmethod
+    def decode(cls, value: bytes) -> "Usage":
+        entry = orjson.loads(value)
+        parts = {meter: (part, _cells(rows)) for meter, (part, rows) in entry["open"].items()}
+        return cls(entry["offset"], _cells(entry["closed"]), parts)
+
+
+def _rows(cells: Cells) -> list[tuple[Any, ...]]:
+    return [(*cell, *counters) for cell, counters in cells.items()]
+
+
+def _cells(rows: Iterable[list[Any]]) -> Cells:
+    return {(model, chip): tuple(counters) for model, chip, *counters in rows}
+
+
+def _add(total: Cells, cells: Cells) -> None:
+    for cell, counters in cells.items():
+        if cell not in total and len(total) >= CELLS_MAX:
+            cell = OTHERS
+        before = total.get(cell)
+        total[cell] = tuple(map(sum, zip(before, counters, strict=True))) if before else counters
+
+
+# --- A meter ---
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Of a part, or of several. records: as RECORDS; tokens: as COUNTERS."""
+
+    records: tuple[int, ...] = (0,) * len(RECORDS)
+    tokens: tuple[int, ...] = (0,) * len(COUNTERS)
+    rejects: Mapping[str, int] = field(default_factory=dict)
+
+    def __add__(self, other: "Sums") -> "Sums":
+        reasons = self.rejects.keys() | other.rejects.keys()
+        return Sums(
+            tuple(map(sum, zip(self.records, other.records, strict=True))),
+            tuple(map(sum, zip(self.tokens, other.tokens, strict=True))),
+            {reason: self.rejects.get(reason, 0) + other.rejects.get(reason, 0) for reason in sorted(reasons)},
+        )
+
+
+@dataclass(frozen=True)
+class Covered:
+    """How far a meter has come in a partition of the log. freshness_ms: of the newest message when it was committed,
+    None if none came with the last commit."""
+
+    topic: str
+    partition: int
+    next: int
+    end: int | None
+    watermark_ms: int | None
+    freshness_ms: int | None
+
+
+Tops = dict[int, dict[str, int]]  # a span's start -> user -> tokens
+
+
+@dataclass
+class Meter:
+    """What is known of a meter. `tops`: the largest users of its parts that were closed in the last hour, by when."""
+
+    offset: int = -1
+    part: str = ""
+    parts: int = 0
+    window_ms: int = MINUTE_MS
+    device: str = ""
+    committed_at_ms: int = 0
+    closed: Sums = field(default_factory=Sums)
+    open: Sums = field(default_factory=Sums)
+    covered: tuple[Covered, ...] = ()
+    tops: Tops = field(default_factory=dict)
+    open_top: dict[str, int] = field(default_factory=dict)
+
+    def learn(self, offset: int, summary: "Summary") -> bool:
+        if offset <= self.offset:
+            return False
+        self.offset = offset
+        if summary.part != self.part:
+            self._close_part()
+            self.part, self.parts = summary.part, self.parts + 1
+        reached = {(one.topic, one.partition): one.next for one in self.covered}
+        self.covered = tuple(summary.covered(reached))
+        self.window_ms, self.device, self.committed_at_ms = summary.window_ms, summary.device, summary.committed_at_ms
+        self.open, self.open_top = summary.sums, summary.top_users
+        return True
+
+    def _close_part(self) -> None:
+        self.closed = self.closed + self.open
+        span = self.committed_at_ms // TOP_SPAN_MS * TOP_SPAN_MS
+        users = merged([self.tops.get(span, {}), self.open_top])
+        self.tops = {start: users for start, users in self.tops.items() if start > span - HOUR_MS}
+        if users:
+            self.tops[span] = dict(largest(users, TOP_USERS_MAX))
+
+    def total(self) -> Sums:
+        return self.closed + self.open
+
+    def top_users(self, since_ms: int) -> list[dict[str, int]]:
+        recent = [users for start, users in self.tops.items() if start + TOP_SPAN_MS > since_ms]
+        return [*recent, self.open_top] if self.committed_at_ms > since_ms else recent
+
+    def encode(self) -> bytes:
+        return orjson.dumps(self, option=orjson.OPT_NON_STR_KEYS)
+
+    @classmethod
+    def decode(cls, value: bytes) -> "Meter":
+        entry = orjson.loads(value)
+        for name in ("closed", "open"):
+            sums = entry[name]
+            entry[name] = Sums(tuple(sums["records"]), tuple(sums["tokens"]), sums["rejects"])
+        entry["covered"] = tuple(Covered(**one) for one in entry["covered"])
+        entry["tops"] = {int(start): users for start, users in entry["tops"].items()}
+        return cls(**entry)
+
+
+def merged(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Tokens by user, added up."""
+    total: dict[str, int] = {}
+    for table in tables:
+        for user, tokens in table.items():
+            total[user] = total.get(user, 0) + tokens
+    return total
+
+
+def largest(users: Mapping[str, int], most: int) -> list[tuple[str, int]]:
+    return sorted(users.items(), key=lambda item: (-item[1], item[0]))[:most]
+
+
+# --- A summary ---
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A message of token-live, read."""
+
+    meter: str
+    part: str
+    window_ms: int
+    device: str
+    committed_at_ms: int
+    sums: Sums
+    top_users: dict[str, int]
+    partitions: list[dict[str, Any]]
+    cells: dict[int, Cells]  # by window
+    sketches: dict[int, Bytes]
+
+    def covered(self, reached: Mapping[tuple[str, int], int]) -> Iterator[Covered]:
+        """reached: where the partitions' next messages were before."""
+        for one in self.partitions:
+            place = one["topic"], one["partition"]
+            came = one["log_time"] is not None and one["next"] > reached.get(place, one["from"])
+            freshness = max(0, self.committed_at_ms - one["log_time"]) if came else None
+            yield Covered(*place, one["next"], one["end"], one["watermark"], freshness)
+
+
+def read_summary(value: bytes | None) -> Summary:
+    """Raises Unreadable or UnknownSummary."""
+    try:
+        message = orjson.loads(value or b"")
+        if message["schema"] != SCHEMA_VERSION:
+            raise UnknownSummary(f"a live summary of schema {message['schema']}; this rollup reads {SCHEMA_VERSION}")
+        return _summary(message)
+    except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+        raise Unreadable(f"not a live summary: {error!r}") from None
+
+
+def _summary(message: Mapping[str, Any]) -> Summary:
+    cells: dict[int, Cells] = {}
+    for cell in message["cells"]:
+        counters = _counters(cell)
+        cells.setdefault(_ms(cell["window_start"]), {})[cell["model"], cell["chip"]] = counters
+    records = tuple(int(message["records"][name]) for name in RECORDS)
+    return Summary(
+        meter=message["meter"],
+        part=message["part"],
+        window_ms=message["window_ms"],
+        device=message["device"],
+        committed_at_ms=int(datetime.fromisoformat(message["committed_at"]).timestamp() * 1000),
+        sums=Sums(records, _counters(message["tokens"]), message["rejects"]),
+        top_users={top["user"]: top["total_tokens"] for top in message["top_users"]},
+        partitions=message["partitions"],
+        cells=cells,
+        sketches={_ms(sketch["window_start"]): _registers(sketch) for sketch in message["users"]},
+    )
+
+
+def _counters(cell: Mapping[str, Any]) -> tuple[int, ...]:
+    counters = tuple(cell[name] for name in COUNTERS)
+    if max(counters) >= COUNTER_END:
+        raise ValueError(f"a counter of {max(counters)}")
+    return counters
+
+
+@functools.lru_cache(4096)
+def _ms(instant: str) -> int:
+    return int(datetime.fromisoformat(instant).astimezone(UTC).timestamp()) * 1000
+
+
+def _registers(sketch: Mapping[str, Any]) -> Bytes:
+    if sketch["precision"] != hyperloglog.PRECISION:
+        raise ValueError(f"a sketch of precision {sketch['precision']}; all meters have {hyperloglog.PRECISION}")
+    registers = np.frombuffer(base64.b64decode(sketch["registers"], validate=True), np.uint8)
+    if len(registers) != hyperloglog.REGISTERS or registers.max() > hyperloglog.RANK_MAX:
+        raise ValueError("registers that no sketch has")
+    return registers
+
+
+def encode_registers(registers: Bytes) -> bytes:
+    return zlib.compress(registers.tobytes(), 1)
+
+
+def decode_registers(value: bytes) -> Bytes:
+    return np.frombuffer(zlib.decompress(value), np.uint8)
+
+
+def longer(key: bytes, one: bytes, other: bytes) -> bytes:
+    """Of two values that were written to a key, the one that follows from more of the log."""
+    if Key.decode(key).kind in ("users", "hour"):
+        return encode_registers(np.maximum(decode_registers(one), decode_registers(other)))
+    return other if _offset(other) >= _offset(one) else one
+
+
+def _offset(value: bytes) -> int:
+    """Without reading all of it: `offset` is the first field of either kind."""
+    assert value.startswith(_OFFSET)
+    return int(value[len(_OFFSET) : value.index(b",")])
+
+
+_OFFSET = b'{"offset":'
+
+
+# --- Keeping entries ---
+
+
+@dataclass
+class _Partition:
+    clock_ms: int = 0  # the latest commit
+    meters: dict[str, Meter] = field(default_factory=dict)
+    cells: dict[int, dict[str, Usage]] = field(default_factory=dict)
+    windows: dict[int, Usage] = field(default_factory=dict)
+    users: dict[int, Bytes] = field(default_factory=dict)
+    hours: dict[int, Bytes] = field(default_factory=dict)
+
+
+class Entries:
+    """The entries of those partitions of token-live that this process reads."""
+
+    def __init__(self) -> None:
+        self._partitions: dict[int, _Partition] = {}
+
+    def restore(self, stored: Iterable[tuple[bytes, bytes]]) -> None:
+        """Begin anew with what was kept."""
+        self._partitions.clear()
+        for key, value in stored:
+            self._restore(Key.decode(key), value)
+        for partition in self._partitions.values():
+            for window in partition.windows.keys() & partition.cells.keys():
+                del partition.cells[window]  # their writer died between two deletions
+
+    def _restore(self, key: Key, value: bytes) -> None:
+        partition = self._partitions.setdefault(key.partition, _Partition())
+        match key.kind:
+            case "meter":
+                meter = partition.meters[key.meter] = Meter.decode(value)
+                partition.clock_ms = max(partition.clock_ms, meter.committed_at_ms)
+            case "cells":
+                partition.cells.setdefault(key.time_ms, {})[key.meter] = Usage.decode(value)
+            case "window":
+                partition.windows[key.time_ms] = Usage.decode(value)
+            case "users":
+                partition.users[key.time_ms] = decode_registers(value)
+            case "hour":
+                partition.hours[key.time_ms] = decode_registers(value)
+
+    def current(self, key: bytes) -> bytes | None:
+        """An entry that bears offsets as it should stand; None: it should not, or another process keeps it."""
+        name = Key.decode(key)
+        known = self._partitions.get(name.partition, _Partition())
+        match name.kind:
+            case "meter":
+                entry: Meter | Usage | None = known.meters.get(name.meter)
+            case "cells":
+                entry = known.cells.get(name.time_ms, {}).get(name.meter)
+            case _:
+                entry = known.windows.get(name.time_ms)
+        return None if entry is None else entry.encode()
+
+    def learn(self, partition: int, offset: int, summary: Summary, now_ms: int) -> Changes:
+        """What a message changes, in the order in which it is to be written. `now_ms` bounds a meter's wrong clock."""
+        known = self._partitions.setdefault(partition, _Partition())
+        known.clock_ms = max(known.clock_ms, min(summary.committed_at_ms, now_ms))
+        changes: Changes = {}
+        meter = known.meters.setdefault(summary.meter, Meter())
+        if meter.learn(offset, summary):
+            changes[Key(partition, "meter", 0, summary.meter).encode()] = meter.encode()
+        since_ms = kept_from(known.clock_ms)
+        for window, cells in summary.cells.items():
+            if window >= since_ms:
+                changes |= _learn_cells(known, partition, offset, summary, window, cells)
+        for window, registers in summary.sketches.items():
+            if window >= since_ms:
+                changes |= _learn_users(known, partition, window, registers)
+        changes |= _tidy(known, partition, offset)
+        return changes
+
+
+def _learn_cells(
+    known: _Partition, partition: int, offset: int, summary: Summary, window: int, cells: Cells
+) -> Iterator[tuple[bytes, bytes | None]]:
+    if window in known.windows:
+        usage, key = known.windows[window], Key(partition, "window", window, "")
+    else:
+        of_meters = known.cells.setdefault(window, {})
+        usage, key = of_meters.setdefault(summary.meter, Usage()), Key(partition, "cells", window, summary.meter)
+    if usage.learn(offset, summary.meter, summary.part, cells):
+        yield key.encode(), usage.encode()
+
+
+def _learn_users(
+    known: _Partition, partition: int, window: int, registers: Bytes
+) -> Iterator[tuple[bytes, bytes | None]]:
+    old = window < known.clock_ms - USERS_AGE_MS
+    table, kind = (known.hours, "hour") if old else (known.users, "users")
+    start = window // HOUR_MS * HOUR_MS if old else window
+    before = table.get(start)
+    after = registers if before is None else np.maximum(before, registers)
+    if before is None or not np.array_equal(before, after):
+        table[start] = after
+        yield Key(partition, kind, start, "").encode(), encode_registers(after)
+
+
+def _tidy(known: _Partition, partition: int, offset: int) -> Iterator[tuple[bytes, bytes | None]]:
+    """Old windows' meters become one entry, old windows' users become their hours', and what is older than yesterday
+    goes. What replaces an entry is written first."""
+    # Behind a restart a meter's entry may be ahead of a window's: its part tells nothing before the log has caught up.
+    parts = {name: meter.part for name, meter in known.meters.items() if meter.offset <= offset}
+    for window in sorted(window for window in known.cells if window < known.clock_ms - FOLD_AGE_MS):
+        usage = known.windows[window] = Usage()
+        of_meters = known.cells.pop(window)
+        for one in of_meters.values():
+            usage.take_over(one)
+        usage.settle(parts)
+        yield Key(partition, "window", window, "").encode(), usage.encode()
+        yield from ((Key(partition, "cells", window, meter).encode(), None) for meter in of_meters)
+    for window in sorted(window for window in known.users if window < known.clock_ms - USERS_AGE_MS):
+        yield from _learn_users(known, partition, window, known.users.pop(window))
+        yield Key(partition, "users", window, "").encode(), None
+    since_ms = kept_from(known.clock_ms)
+    tables: dict[str, dict[int, Any]] = {"window": known.windows, "hour": known.hours}
+    for kind, table in tables.items():
+        for start in [start for start in table if start < since_ms]:
+            del table[start]
+            yield Key(partition, kind, start, "").encode(), None

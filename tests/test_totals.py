@@ -1,0 +1,452 @@
+"""The rollup's entries and rolling totals, against the plainest sum, whatever is delivered again or lost on the way."""
+
+import itertools
+import json
+from collections import defaultdict
+
+import numpy as np
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from processor import entries, totals
+from processor.entries import DAY_MS, HOUR_MS, MINUTE_MS, Entries, Key, UnknownSummary, Unreadable, read_summary
+from processor.totals import Totals
+from tests.summaries import COUNTERS, FakeMeter, Fleet, named, rfc3339
+from tests.test_schemas import validator
+
+START_MS = 1_795_453_500_000  # 17:05 UTC
+LONG = {"last_24h", "today"}
+seeds = st.integers(0, 1 << 32)
+
+
+class Kept:
+    """Entries as a compacted topic keeps them: what was written last, in the order of writing for who follows."""
+
+    def __init__(self) -> None:
+        self.table: dict[bytes, bytes] = {}
+        self.log: list[tuple[bytes, bytes | None]] = []
+
+    def write(self, key: bytes, value: bytes | None) -> None:
+        self.log.append((key, value))
+        if value is None:
+            self.table.pop(key, None)
+        else:
+            self.table[key] = value
+
+
+def rolled(kept: Kept, now_ms: int) -> dict:
+    """By one who read the topic from its beginning, after compaction."""
+    view = Totals()
+    for key, value in kept.table.items():
+        view.apply(key, value)
+    return checked(view.rolling(now_ms))
+
+
+def checked(answer: dict) -> dict:
+    validator("totals").validate(json.loads(json.dumps(answer)))
+    return answer
+
+
+def expected_span(fleet: Fleet, begin_ms: int, end_ms: int) -> dict:
+    total, models, chips = [0] * 6, defaultdict(lambda: [0] * 6), defaultdict(lambda: [0] * 6)
+    for (window, model, chip), counters in fleet.usage().items():
+        if begin_ms <= window < end_ms:
+            for row in (total, models[model], chips[chip]):
+                row[:] = [a + b for a, b in zip(row, counters, strict=True)]
+    return {
+        "tokens": named(total),
+        "by_model": {model: named(row) for model, row in models.items()},
+        "by_chip": {chip: named(row) for chip, row in chips.items()},
+    }
+
+
+def begins(now_ms: int) -> dict[str, tuple[int, int]]:
+    """Where the spans begin and end, by their definition."""
+    day, ever = now_ms // DAY_MS * DAY_MS, 1 << 60
+    spans = {"last_1m": MINUTE_MS, "last_5m": 5 * MINUTE_MS, "last_1h": HOUR_MS, "last_24h": DAY_MS}
+    found = {name: ((now_ms - span) // MINUTE_MS * MINUTE_MS, ever) for name, span in spans.items()}
+    return found | {"today": (day, day + DAY_MS), "yesterday": (day - DAY_MS, day)}
+
+
+def assert_is_the_sum(answer: dict, fleet: Fleet, now_ms: int) -> None:
+    for name, (begin_ms, end_ms) in begins(now_ms).items():
+        wanted, found = expected_span(fleet, begin_ms, end_ms), answer["windows"][name]
+        assert found["tokens"] == wanted["tokens"], name
+        assert found["from"] == rfc3339(begin_ms)
+        if name != "yesterday":
+            assert {row.pop("model"): row for row in map(dict, found["by_model"])} == {
+                model: row for model, row in wanted["by_model"].items() if any(row.values())
+            }
+            assert {row.pop("chip"): row for row in map(dict, found["by_chip"])} == {
+                chip: row for chip, row in wanted["by_chip"].items() if any(row.values())
+            }
+            assert found["others"] == named([0] * 6)
+    ever = expected_span(fleet, 0, 1 << 60)["tokens"]
+    assert answer["windows"]["since_start"]["tokens"] == ever
+    hour = [row for row in answer["windows"]["last_1h"]["by_model"]]
+    assert sum(map(sum, answer["matrix"]["total_tokens"])) == sum(row["total_tokens"] for row in hour)
+    assert answer["records"]["read"] == sum(answer["records"][name] for name in entries.RECORDS)
+
+
+def run(fleet: Fleet, steps: int, step_ms: tuple[int, ...], late_ms: int) -> None:
+    for _ in range(steps):
+        fleet.now_ms += fleet.draw.choice(step_ms)
+        fleet.work(late_ms=late_ms)
+
+
+STEPS = st.sampled_from([(1000,), (0, 1000, 60_000), (1000, 20 * MINUTE_MS), (1000, 3 * HOUR_MS)])
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, step_ms=STEPS, late_ms=st.sampled_from([0, 5 * MINUTE_MS, 2 * HOUR_MS]))
+def test_totals_are_the_sum_of_the_last_words_of_all_parts(seed, step_ms, late_ms):
+    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    kept = Kept()
+    for _ in range(40):
+        seen = len(fleet.log)
+        run(fleet, 1, step_ms, late_ms)
+        for partition, offset, value in fleet.log[seen:]:
+            for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+                kept.write(key, changed)
+                assert view.apply(key, changed)
+    assert_is_the_sum(checked(view.rolling(fleet.now_ms)), fleet, fleet.now_ms)
+    assert_is_the_sum(rolled(kept, fleet.now_ms), fleet, fleet.now_ms)
+
+
+@settings(max_examples=120, deadline=None)
+@given(seed=seeds, step_ms=STEPS, late_ms=st.sampled_from([0, 5 * MINUTE_MS, 2 * HOUR_MS]))
+def test_crashes_and_redelivery_change_nothing(seed, step_ms, late_ms):
+    """Writers die between any two writes and go on at any earlier offset; partitions wait for one another."""
+    fleet = Fleet(seed, START_MS)
+    run(fleet, 40, step_ms, late_ms)
+    draw, kept, view = fleet.draw, Kept(), Totals()
+    logs = {p: [(offset, value) for partition, offset, value in fleet.log if partition == p] for p in range(2)}
+    keepers, at, before = {p: Entries() for p in logs}, dict.fromkeys(logs, 0), 0
+    while any(at[p] < len(logs[p]) for p in logs):
+        p = draw.choice([p for p in logs if at[p] < len(logs[p])])
+        offset, value = logs[p][at[p]]
+        changes = list(keepers[p].learn(p, offset, read_summary(value), fleet.now_ms).items())
+        dies = draw.random() < 0.08
+        for key, changed in changes[: draw.randrange(len(changes) + 1)] if dies else changes:
+            kept.write(key, changed)
+            view.apply(key, changed)
+        at[p] += 1
+        spot = view.rolling(fleet.now_ms)["windows"]["since_start"]["tokens"]["total_tokens"] if dies else before
+        assert before <= spot, "a total never goes back"
+        before = spot
+        if dies:
+            keepers[p] = Entries()
+            keepers[p].restore((key, value) for key, value in kept.table.items() if Key.decode(key).partition == p)
+            at[p] = max(0, at[p] - 1 - draw.randrange(20))  # nothing is committed that was not written
+    assert_is_the_sum(checked(view.rolling(fleet.now_ms)), fleet, fleet.now_ms)
+    assert_is_the_sum(rolled(kept, fleet.now_ms), fleet, fleet.now_ms)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, step_ms=STEPS)
+def test_no_total_is_ever_too_large(seed, step_ms):
+    """Not between two writes either: what is shown has happened."""
+    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    for _ in range(30):
+        seen = len(fleet.log)
+        run(fleet, 1, step_ms, 20 * MINUTE_MS)
+        true = {name: expected_span(fleet, *span)["tokens"] for name, span in begins(fleet.now_ms).items()}
+        for partition, offset, value in fleet.log[seen:]:
+            for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+                view.apply(key, changed)
+                for name, found in view.rolling(fleet.now_ms)["windows"].items():
+                    if name in true:
+                        assert all(found["tokens"][counter] <= true[name][counter] for counter in COUNTERS)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=seeds, step_ms=STEPS)
+def test_an_overtaken_writer_changes_nothing(seed, step_ms):
+    """It woke up, and writes what it has; whoever follows keeps the longer beginning and says so."""
+    fleet = Fleet(seed, START_MS, partitions=1)
+    run(fleet, 30, step_ms, 5 * MINUTE_MS)
+    owner, zombie, view = Entries(), Entries(), Totals()
+    stale = fleet.draw.randrange(len(fleet.log))
+    late_writes = []
+    for number, (partition, offset, value) in enumerate(fleet.log):
+        for key, changed in owner.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+            assert view.apply(key, changed)
+        if number < stale:
+            changes = zombie.learn(partition, offset, read_summary(value), fleet.now_ms).items()
+            late_writes += [(key, changed) for key, changed in changes if changed is not None]
+    before = view.rolling(fleet.now_ms)
+    for key, changed in late_writes:
+        current = view.apply(key, changed)
+        assert current or owner.current(key) is not None, "what is not current can be written again"
+    assert view.rolling(fleet.now_ms)["windows"] == before["windows"]
+
+
+def test_a_part_is_closed_by_the_log_and_not_by_a_meters_entry_that_is_ahead():
+    """An overtaken writer's cells are the last ones written, and their owner died before it could mend them."""
+    meter, late = FakeMeter("meter-0", 0), START_MS + 20 * MINUTE_MS
+    messages = []
+    for now_ms in (START_MS, START_MS + 1000):
+        meter.count((START_MS, "m", "c"), [1, 10, 0, 0, 0, 0], "u")
+        messages += meter.summary(now_ms)
+    meter.open_part()
+    meter.count((late, "m", "c"), [1, 1, 0, 0, 0, 0], "u")
+    messages += meter.summary(late)
+    writer, kept = Entries(), Kept()
+    written = [list(writer.learn(0, n, read_summary(value), late).items()) for n, value in enumerate(messages)]
+    for key, changed in written[0]:
+        kept.write(key, changed)
+    kept.write(*next(item for item in written[2] if Key.decode(item[0]).kind == "meter"))
+    writer = Entries()
+    writer.restore(kept.table.items())
+    for offset, value in enumerate(messages):
+        for key, changed in writer.learn(0, offset, read_summary(value), late).items():
+            kept.write(key, changed)
+    assert rolled(kept, late)["windows"]["last_1h"]["tokens"]["input_tokens"] == 21
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds)
+def test_active_users_are_those_of_the_span(seed):
+    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    for _ in range(60):
+        fleet.now_ms += fleet.draw.choice([1000, 10 * MINUTE_MS])
+        fleet.work(records=20)
+    for partition, offset, value in fleet.log:
+        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+            view.apply(key, changed)
+    answer = view.rolling(fleet.now_ms)
+    for name, (begin_ms, end_ms) in begins(fleet.now_ms).items():
+        found = answer["windows"][name]
+        if name == "yesterday":
+            assert found["active_users"] is None
+            continue
+        first = begin_ms // HOUR_MS * HOUR_MS if name in LONG else begin_ms
+        users = set().union(*(users for window, users in fleet.active.items() if begin_ms <= window < end_ms))
+        most = set().union(*(users for window, users in fleet.active.items() if first <= window < end_ms))
+        if not most:
+            assert found["active_users"] is None
+            continue
+        # thirty names among 16,384 registers: two of them may share one
+        assert len(users) * 0.9 - 1 <= (found["active_users"] or 0) <= len(most) * 1.1 + 1
+        if found["active_users"]:
+            assert found["tokens_per_active_user"] == found["tokens"]["total_tokens"] / found["active_users"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, by=st.sampled_from(totals.HISTORIES), step_ms=st.sampled_from([MINUTE_MS, 5 * MINUTE_MS]))
+def test_histories_add_up(seed, by, step_ms):
+    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    run(fleet, 40, (1000, 60_000), 10 * MINUTE_MS)
+    for partition, offset, value in fleet.log:
+        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+            view.apply(key, changed)
+    found = view.history(fleet.now_ms, HOUR_MS, step_ms, by)
+    assert found["times"] == list(range(found["times"][0], found["times"][0] + HOUR_MS, step_ms))
+    assert found["times"][-1] <= fleet.now_ms < found["times"][-1] + step_ms
+    for place, time in enumerate(found["times"]):
+        wanted = expected_span(fleet, time, time + step_ms)
+        assert sum(series["tokens"][place] for series in found["series"]) == wanted["tokens"]["total_tokens"]
+        for series in found["series"]:
+            if by in ("model", "chip"):
+                known = wanted[f"by_{by}"].get(series["name"], named([0] * 6))
+                assert series["tokens"][place] == known["total_tokens"]
+
+
+def apply_all(view: Totals, keeper: Entries, meter: FakeMeter, now_ms: int, offset: int) -> None:
+    for key, changed in keeper.learn(0, offset, read_summary(meter.summary(now_ms)[0]), now_ms).items():
+        view.apply(key, changed)
+
+
+def test_days_follow_one_another():
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    midnight = START_MS // DAY_MS * DAY_MS + DAY_MS
+    meter.count((midnight - MINUTE_MS, "m", "c"), [1, 10, 0, 0, 5, 0], "u")
+    apply_all(view, keeper, meter, midnight - 1000, 0)
+    spans = view.rolling(midnight - 1000)["windows"]
+    assert (spans["today"]["tokens"]["total_tokens"], spans["yesterday"]["tokens"]["total_tokens"]) == (15, 0)
+    spans = view.rolling(midnight + 1000)["windows"]
+    assert (spans["today"]["tokens"]["total_tokens"], spans["yesterday"]["tokens"]["total_tokens"]) == (0, 15)
+    meter.count((midnight - MINUTE_MS, "m", "c"), [1, 1, 0, 0, 0, 0], "u")  # late
+    apply_all(view, keeper, meter, midnight + 2000, 1)
+    spans = view.rolling(midnight + 2000)["windows"]
+    assert (spans["today"]["tokens"]["total_tokens"], spans["yesterday"]["tokens"]["total_tokens"]) == (0, 16)
+    spans = view.rolling(midnight + DAY_MS)["windows"]
+    assert (spans["yesterday"]["tokens"]["total_tokens"], spans["since_start"]["tokens"]["total_tokens"]) == (0, 16)
+
+
+def test_memory_is_bounded_by_two_days():
+    fleet, keeper, kept, view = Fleet(3, START_MS), Entries(), Kept(), Totals()
+    sizes = []
+    for _ in range(6):
+        seen = len(fleet.log)
+        for _ in range(200):
+            fleet.now_ms += 7 * MINUTE_MS
+            fleet.work(late_ms=3 * DAY_MS)
+        for partition, offset, value in fleet.log[seen:]:
+            for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+                kept.write(key, changed)
+                view.apply(key, changed)
+        view.rolling(fleet.now_ms)
+        sizes.append((len(kept.table), len(view._windows), len(view._users), len(view._hours)))
+    assert max(size[0] for size in sizes[2:]) < 1.3 * sizes[2][0]
+    assert all(windows <= 2 * 24 * 60 and users <= 3 * 60 and hours <= 49 for _, windows, users, hours in sizes)
+    assert {Key.decode(key).kind for key in kept.table} <= {"meter", "cells", "window", "users", "hour"}
+    oldest = min(Key.decode(key).time_ms for key in kept.table if Key.decode(key).kind != "meter")
+    assert oldest >= entries.kept_from(fleet.now_ms) - HOUR_MS - DAY_MS
+
+
+def test_more_cells_than_are_told_apart_are_others(monkeypatch):
+    monkeypatch.setattr(totals, "CELLS_MAX", 5)
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    for number in range(9):
+        meter.count((START_MS, f"m{number}", "c"), [1, 10, 0, 0, 5, 0], "u")
+    apply_all(view, keeper, meter, START_MS + 1000, 0)
+    found = view.rolling(START_MS + 1000)["windows"]["last_1m"]
+    assert [row["model"] for row in found["by_model"]] == ["m0", "m1", "m2", "m3"]
+    assert found["tokens"] == named([9, 90, 0, 0, 45, 0]) and found["others"] == named([5, 50, 0, 0, 25, 0])
+    later = START_MS + 3 * DAY_MS  # the first ones are forgotten, and others take their numbers
+    view.rolling(later)
+    for number in range(20, 24):
+        meter.count((later, f"m{number}", "c"), [1, 10, 0, 0, 5, 0], "u")
+    apply_all(view, keeper, meter, later, 1)
+    found = view.rolling(later)["windows"]["last_1m"]
+    assert [row["model"] for row in found["by_model"]] == ["m20", "m21", "m22", "m23"]
+    assert found["others"] == named([0] * 6)
+
+
+def test_speed_is_that_of_the_last_minute():
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    for second in range(120):
+        now_ms = START_MS + second * 1000
+        meter.count((START_MS, "m", "c"), [2, 30 if second < 30 else 300, 0, 0, 10, 0], "u")
+        apply_all(view, keeper, meter, now_ms, second)
+        rate = view.rolling(now_ms)["rate"]
+        if second == 0:
+            assert rate["tokens_per_second"] is None and rate["share_of_target"] is None
+        if second == 20:
+            assert rate["tokens_per_second"] == 40 and rate["requests_per_second"] == 2
+            assert rate["tokens_per_day"] == 40 * 86_400
+    assert rate["tokens_per_second"] == 310
+    assert rate["share_of_target"] == pytest.approx(310 * 86_400 / 120e12)
+    speeds = view.rate_history()
+    assert len(speeds["times"]) == 115 and speeds["tokens_per_second"][-1] == 310
+
+
+def test_a_meter_that_is_silent_is_stale_and_then_gone():
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    assert view.rolling(START_MS)["stale"]
+    meter.count((START_MS, "m", "c"), [1, 1, 0, 0, 0, 0], "u")
+    meter.reject("invalid_json")
+    apply_all(view, keeper, meter, START_MS, 0)
+    answer = view.rolling(START_MS + 29_000)
+    assert (answer["stale"], answer["meters"][0]["state"], answer["meters"][0]["age_ms"]) == (False, "live", 29_000)
+    assert answer["freshness_ms"] == 40 and answer["lag_messages"] == 3
+    assert answer["rejects"] == {"invalid_json": 1} and answer["records"]["rejected"] == 1
+    answer = view.rolling(START_MS + 31_000)
+    assert answer["stale"] and answer["meters"][0]["state"] == "stale" and answer["freshness_ms"] is None
+    answer = view.rolling(START_MS + DAY_MS)
+    assert answer["meters"] == [] and answer["records"]["read"] == 2, "what it counted stays"
+
+
+def test_who_reads_a_partition_now_tells_its_lag():
+    view, keeper = Totals(), Entries()
+    one, two = FakeMeter("one", 7), FakeMeter("two", 7)
+    one.count((START_MS, "m", "c"), [1, 1, 0, 0, 0, 0], "u")
+    apply_all(view, keeper, one, START_MS, 0)
+    two.offset = 1
+    two.open_part()
+    for _ in range(5):
+        two.count((START_MS + MINUTE_MS, "m", "c"), [1, 1, 0, 0, 0, 0], "u")
+    apply_all(view, keeper, two, START_MS + 1000, 1)
+    answer = view.rolling(START_MS + 1000)
+    assert answer["lag_messages"] == 3
+    assert answer["complete_up_to"] == rfc3339(START_MS + MINUTE_MS + 1)
+
+
+def test_top_users_are_those_of_the_last_hour():
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    now_ms = START_MS
+    for offset, user in enumerate(["old", "a", "b", "a"]):
+        meter.open_part()
+        meter.count((now_ms, "m", "c"), [1, 100 + offset, 0, 0, 0, 0], user)
+        apply_all(view, keeper, meter, now_ms, offset)
+        now_ms += 50 * MINUTE_MS if user == "old" else 10 * MINUTE_MS
+    assert view.rolling(now_ms - 10 * MINUTE_MS)["top_users"] == [
+        {"user": "a", "total_tokens": 204}, {"user": "b", "total_tokens": 102},
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "value", [None, b"", b"{", b"[]", b"{}", b"null", b'{"schema":1}', b"7", b'{"schema":1,"cells":7}']
+)
+def test_what_is_no_summary_is_said_to_be_none(value):
+    with pytest.raises(Unreadable):
+        read_summary(value)
+
+
+def summary_with(**changes) -> bytes:
+    meter = FakeMeter("meter-0", 0)
+    meter.count((START_MS, "m", "c"), [1, 1, 0, 0, 0, 0], "u")
+    return orjson.dumps(orjson.loads(meter.summary(START_MS)[0]) | changes)
+
+
+def test_another_version_stops():
+    with pytest.raises(UnknownSummary, match="schema 2"):
+        read_summary(summary_with(schema=2))
+
+
+def test_counters_beyond_what_sums_can_hold_are_refused():
+    cell = {"window_start": "2026-11-23T17:05:00Z", "model": "m", "chip": "c"}
+    assert read_summary(summary_with(cells=[cell | named([0, entries.COUNTER_END - 1, 0, 0, 0, 0])]))
+    with pytest.raises(Unreadable, match="a counter of"):
+        read_summary(summary_with(cells=[cell | named([0, entries.COUNTER_END, 0, 0, 0, 0])]))
+
+
+def test_a_clock_ahead_folds_nothing():
+    """A meter whose clock is days ahead must not make everybody's windows old."""
+    keeper, one, two = Entries(), FakeMeter("one", 0), FakeMeter("two", 1)
+    for offset, (meter, committed_at) in enumerate([(one, START_MS), (two, START_MS + 9 * DAY_MS)]):
+        meter.count((START_MS, "m", "c"), [1, 1, 0, 0, 0, 0], "u")
+        changes = keeper.learn(0, offset, read_summary(meter.summary(committed_at)[0]), START_MS + 1000)
+        assert {Key.decode(key).kind for key in changes} <= {"meter", "cells", "users"}
+
+
+NAMES = st.from_regex(r"[0-9A-Za-z._:-]+", fullmatch=True)
+
+
+@given(partition=st.integers(0, 1000), time_ms=st.integers(0, 1 << 50), meter=NAMES)
+def test_keys_come_back(partition, time_ms, meter):
+    keys = [Key(partition, kind, time_ms, "") for kind in ("window", "users", "hour")]
+    for key in (*keys, Key(partition, "meter", 0, meter), Key(partition, "cells", time_ms, meter)):
+        assert Key.decode(key.encode()) == key
+
+
+def test_registers_come_back():
+    registers = np.random.default_rng(1).integers(0, 52, 1 << 14).astype(np.uint8)
+    assert (entries.decode_registers(entries.encode_registers(registers)) == registers).all()
+
+
+def test_the_fleet_writes_what_meters_write():
+    fleet = Fleet(1, START_MS)
+    run(fleet, 20, (1000, 60_000), 5 * MINUTE_MS)
+    for _, _, value in itertools.islice(fleet.log, 30):
+        validator("live").validate(json.loads(value))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds)
+def test_of_two_values_the_longer_beginning_stays(seed):
+    fleet, keeper = Fleet(seed, START_MS, partitions=1), Entries()
+    run(fleet, 20, (1000, 10 * MINUTE_MS), 0)
+    written: dict[bytes, bytes] = {}
+    for partition, offset, value in fleet.log:
+        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+            before, after = written.get(key), changed
+            if before is not None and after is not None:
+                assert entries.longer(key, before, after) == entries.longer(key, after, before) == after
+            written[key] = after or b""
+            if not after:
+                del written[key]
+    assert written
