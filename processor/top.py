@@ -3,6 +3,7 @@
 Pure: totals, and what is known of the connection, in; a Rich renderable of at most `width` x `height` out.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +23,7 @@ _SPARKS = " ▁▂▃▄▅▆▇█"
 _CATEGORIES = (
     ("uncached", "blue"),
     ("cached", "cyan"),
-    ("cache write", "green"),
+    ("written", "green"),
     ("output", "yellow"),
     ("reasoning", "magenta"),
 )
@@ -67,8 +68,7 @@ def _title(totals: dict[str, Any], link: Link, width: int) -> Text:
         state = Text(f" STALE: {text} ", "bold white on red")
     else:
         state = Text("live", "green")
-    title = Text.assemble(("Tokenometer", "bold"), f"  {printable(link.url)}  ", no_wrap=True)
-    title.append_text(state)
+    title = Text.assemble(("Tokenometer", "bold"), "  ", state, (f"  {printable(link.url)}", "dim"), no_wrap=True)
     title.truncate(width - len(time) - 1, overflow="ellipsis")
     return _between(title, Text(time, "dim"), width)
 
@@ -100,9 +100,9 @@ def _usage(totals: dict[str, Any], width: int) -> list[Text]:
             f"{_si(users)}/{name} ({_si(each)} tokens each)" if width >= 100 else f"{_si(users)}/{name} ({_si(each)})"
         )
     shares = _category_shares(windows["last_1h"]["tokens"])
-    split = Text()
-    for (name, colour), share in zip(_CATEGORIES, shares, strict=True):
-        split.append("■ ", colour).append(f"{name} {share * 100:.0f} %  ")
+    split = Text(", ").join(
+        Text(f"{name} {share * 100:.0f} %", colour) for (name, colour), share in zip(_CATEGORIES, shares, strict=True)
+    )
     return [_line("Users", Text(", ".join(active))), _line("Split", split)]
 
 
@@ -156,13 +156,14 @@ def _tables(totals: dict[str, Any], width: int, height: int) -> list[RenderableT
     users = [(row["user"], row["total_tokens"]) for row in totals["top_users"]]
     if columns == 4:
         below = _matrix_rows(totals["matrix"], height // 2)
+        matrix: list[RenderableType] = [Text(""), _matrix(totals["matrix"], width, below)] if below else []
         rows = max(1, height - _TABLE_LINES - (below + _TABLE_LINES if below else 0))
         first = [
             _ranking("Model, last hour", by_model, whole, each, rows),
             _ranking("Chip", by_chip, whole, each, rows),
         ]
         first += [_ranking("Top users", users, whole, each, rows), _meters(totals["meters"], each, rows)]
-        return [_beside(first), *([_matrix(totals["matrix"], width, below)] if below else [])]
+        return [_beside(first), *matrix]
     upper = max(1, (height - 2 * _TABLE_LINES + 1) // 2)
     lower = max(1, height - 2 * _TABLE_LINES + 1 - upper)
     first = [_ranking("Model, last hour", by_model, whole, each, upper), _ranking("Chip", by_chip, whole, each, upper)]
@@ -208,13 +209,18 @@ def _meters(meters: list[dict[str, Any]], width: int, rows: int) -> Table:
     table.add_column(f"Meter ({len(meters):,})", no_wrap=True, overflow="ellipsis", ratio=1)
     for name in ("State", "Lag", "Fresh"):
         table.add_column(name, justify="right", no_wrap=True)
-    ranked = sorted(meters, key=lambda meter: (meter["state"] == "live", meter["meter"]))  # the stale ones first
+    ranked = sorted(meters, key=lambda meter: (meter["state"] == "live", _natural(meter["meter"])))  # stale ones first
     for meter in ranked[:rows]:
         live = meter["state"] == "live"
         state = Text("live", "green") if live else Text(duration(meter["age_ms"]), "bold red")
         label = Text.assemble(printable(meter["meter"]), (f" {printable(meter['device'])}", "dim"))
         table.add_row(label, state, _si(meter["lag_messages"]), duration(meter["freshness_ms"]))
     return table
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """meter-2 before meter-10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _matrix_rows(matrix: dict[str, Any], most: int) -> int:

@@ -519,6 +519,12 @@ def test_a_period_is_closed_over_http(database: str) -> None:
             assert fetch(f"{url}/v1/statements/{wrong}")[0] == 400, wrong
 
 
+def test_a_page_whose_name_resolves_to_this_machine_is_refused(tmp_path: Any) -> None:
+    with books.opened(str(tmp_path / "ledger.duckdb")) as store, serving(store) as url:
+        assert fetch(f"{url}/v1/status", Host="evil.example")[0] == 403
+        assert fetch(f"{url}/v1/status", Host="localhost:1")[0] == 200
+
+
 def test_other_machines_need_a_token(tmp_path: Any) -> None:
     with pytest.raises(BadRequest, match="with a token only"):
         ServeSettings(host="0.0.0.0")

@@ -8,28 +8,27 @@
     GET  /healthz
 
 Promises: what is wrong with a question is said with status 400, and changes nothing; every answer is of one moment of
-the database. Without a token it is served to this machine alone; a browser's page of another origin cannot close a
-period, because a body that is not application/json is refused.
+the database. Without a token it is served to this machine alone, by the same rules as the dashboard; a browser's page
+of another origin cannot close a period, because a body that is not application/json is refused.
 """
 
 import asyncio
-import hmac
 import threading
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC
 from typing import Any, TypeVar
 
 from aiohttp import web
 
+from processor.dashboard import access
 from processor.ledger import export, intake, periods, times, usage
 from processor.ledger.database import Database
 from processor.ledger.prices import Prices
 from processor.ledger.store import Store
 from processor.ledger.values import BadRequest, LedgerError
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _READERS = 4  # questions that are answered at a time; others wait
 _BODY_BYTES_MAX = 1 << 16
 _CLOSE_SECONDS = 300  # a batch may be on its way, and a month has many rows
@@ -43,12 +42,12 @@ class ServeSettings:
 
     host: str = "127.0.0.1"
     port: int = 9465
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     grace_ms: int = 300_000
     prices: Prices | None = None
 
     def __post_init__(self) -> None:
-        if self.host not in LOOPBACK and not self.token:
+        if self.token is None and not access.is_loopback(self.host):
             raise BadRequest(f"{self.host}: usage is served to other machines with a token only: use --token-file")
 
 
@@ -163,8 +162,9 @@ class Server:
     async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
         """Who may ask, and what becomes of errors."""
         token = self._settings.token
-        given = request.headers.get("Authorization", "").encode(errors="surrogateescape")
-        if token and not hmac.compare_digest(given, f"Bearer {token}".encode()):
+        if token is None and not access.is_own_host(request.headers.get("Host")):
+            return web.json_response({"error": "the Host header names another machine"}, status=403)
+        if token is not None and not access.may_ask(token, request.headers.get("Authorization"), None, None):
             return web.json_response({"error": "a bearer token is wanted"}, status=401)
         try:
             return await handler(request)
