@@ -221,13 +221,14 @@ def _fill_month(database: Database, rows: int, users: int) -> None:
         names = [f"user-{number:06d}" for number in range(users)]
         names += [f"model-{number}" for number in range(MODELS)] + [f"chip-{number}" for number in range(CHIPS)]
         database.add_names(range(1, len(names) + 1), [name.encode() for name in names])
-        part_ms = DAYS * DAY_MS * PART_ROWS // rows
+        # As merged parts lie there.
+        order = f"w // {DAYS * DAY_MS * PART_ROWS // rows}, u, w" if duck else "w"
         old, numbers = rows - rows // 10, series % (rows if duck else rows - 1)
         for table, part, some in (("merged_rows", "", f"n < {old}"), ("open_rows", "1, ", f"n >= {old}")):
             database.rows(f"""
                 INSERT INTO {table} SELECT w, u, m, c, {part} sum(a), sum(b), sum(d), sum(e), sum(f), sum(g)
                 FROM (SELECT {columns}, {counts} FROM {numbers} WHERE {some}) AS made(w, u, m, c, a, b, d, e, f, g)
-                GROUP BY w, u, m, c ORDER BY w {divide} {part_ms}, u, w
+                GROUP BY w, u, m, c ORDER BY {order}
             """)
     database.rows("CHECKPOINT" if duck else "VACUUM ANALYZE")
 

@@ -73,6 +73,9 @@ def ledger_command(
     ] = "127.0.0.1:9465",
     token_file: TokenFile = None,
     once: Annotated[bool, Option("--once", help="Take in what is there, and end.")] = False,
+    accept_gap: Annotated[
+        bool, Option("--accept-gap", help="Begin a ledger although retention has deleted older usage.")
+    ] = False,
     log_format: Annotated[str, Option(help="json, or text for people.")] = "json",
     kafka: cli_live.KafkaSettings = None,
 ) -> None:
@@ -81,7 +84,7 @@ def ledger_command(
     Each option may also stand in the environment, --database as TOKENOMETER_LEDGER_DATABASE, or in the --config file.
     """
     client = cli_live.pairs(kafka, "--kafka")
-    settings = IntakeSettings(usage_topic, live_topic, batch_rows, round(linger * 1000))
+    settings = IntakeSettings(usage_topic, live_topic, batch_rows, round(linger * 1000), accept_gap)
     prices = None if price_list is None else price_lists.load(price_list)
     token = None if token_file is None else _token(token_file)
     cli_live.start_logs(log_format)

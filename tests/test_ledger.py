@@ -445,6 +445,36 @@ def test_usage_that_retention_took_stops_the_ledger(broker: MemoryBroker, databa
         books.make_ledger(broker, store)
 
 
+def test_a_ledger_does_not_begin_in_the_middle_unasked(broker: MemoryBroker, database: str) -> None:
+    broker.append(streams.USAGE, [books.usage_row(FIRST, COUNTS)] * 4, [b"a"] * 4)
+    place = next(place for place, extent in broker.extents([streams.USAGE]).items() if extent.end)
+    broker.delete_before(place, Offset(2))
+    with books.opened(database) as store:
+        with pytest.raises(OutOfRange, match="begins at offset 2: older usage was deleted.*--accept-gap"):
+            books.make_ledger(broker, store)
+        books.drain(books.make_ledger(broker, store, accept_gap=True))
+        assert books.totals(store) == {IDENTITY[:4]: COUNTS}
+
+
+def test_once_ends_though_a_stream_goes_on(broker: MemoryBroker, database: str) -> None:
+    """What was there is in, and said to be complete; what came meanwhile may be."""
+    _publish(broker, [(FIRST, COUNTS)], books.live_summary("m", "meter.1", 0, COUNTS, [books.START_MS]))
+    with books.opened(database) as store:
+        ledger = intake.Ledger(broker, store, intake.IntakeSettings(streams.USAGE, streams.LIVE, 3, 0))
+        number = [1]
+
+        def stopped() -> bool:
+            number[0] += 1
+            user = (*IDENTITY[:1], f"user-{number[0]}", *IDENTITY[2:4], "meter.2")
+            _publish(broker, [(user, COUNTS)], books.live_summary("m", "meter.2", number[0], COUNTS, [books.START_MS]))
+            return number[0] > 1_000
+
+        ledger.run(stopped, once=True)
+        assert number[0] <= 1_000
+        assert store.database.rows("SELECT complete FROM watermarks") == [(books.START_MS,)]
+        assert books.totals(store)[IDENTITY[:4]] == COUNTS
+
+
 def test_summaries_that_retention_took_only_leave_parts_unmerged(broker: MemoryBroker, database: str) -> None:
     with books.opened(database) as store:
         ledger = books.make_ledger(broker, store)

@@ -94,7 +94,8 @@ def shown(name: str) -> str:
 # Each is run once, in order, in one transaction. Never change one that was released: add another.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
-        "CREATE TABLE book (ledger_id TEXT NOT NULL, usage_topic TEXT, live_topic TEXT, closed_until BIGINT)",
+        "CREATE TABLE book (usage_topic TEXT, live_topic TEXT, closed_until BIGINT)",  # one row
+        "INSERT INTO book VALUES (NULL, NULL, NULL)",
         "CREATE TABLE positions (topic TEXT NOT NULL, partition INTEGER NOT NULL, topic_id TEXT NOT NULL, "
         "next BIGINT NOT NULL)",
         "CREATE TABLE watermarks (topic TEXT NOT NULL, partition INTEGER NOT NULL, seen BIGINT, complete BIGINT)",

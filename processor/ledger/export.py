@@ -50,7 +50,7 @@ def write(pages: Iterable[Sequence[Mapping[str, Any]]], columns: Sequence[str], 
             for number, rows in enumerate(pages):
                 file.write(csv_text(rows, columns, header=number == 0).encode())
                 count += len(rows)
-    elif name.endswith((".json", ".ndjson", ".jsonl", ".ndjson.gz", ".ndjson.zst")):
+    elif name.endswith((".ndjson", ".jsonl", ".ndjson.gz", ".ndjson.zst")):
         with output.create(name, force) as file:
             for rows in pages:
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
@@ -62,7 +62,7 @@ def write(pages: Iterable[Sequence[Mapping[str, Any]]], columns: Sequence[str], 
                 writer.write_table(_table(rows, schema))
                 count += len(rows)
     else:
-        raise BadRequest(f"{name}: expected a name that ends in .csv, .json, .ndjson or .parquet")
+        raise BadRequest(f"{name}: expected a name that ends in .csv, .ndjson, .jsonl or .parquet")
     return count
 
 

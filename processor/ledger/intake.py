@@ -57,9 +57,19 @@ class IntakeSettings:
     live_topic: str = "token-live"
     batch_rows: int = 200_000
     linger_ms: int = 1_000
+    accept_gap: bool = False  # begin although older usage was deleted from the topic
 
     def __post_init__(self) -> None:
         assert self.batch_rows > 0 and self.linger_ms >= 0
+
+
+@dataclass
+class _Goal:
+    """All that was there at some moment. horizons: how many were reached when all of it was in; then one more that was
+    noted behind it says what it has to say."""
+
+    ends: Mapping[Place, Offset]
+    horizons: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,7 +110,7 @@ class Ledger:
         self._reader: Follower | None = None
         self._topics = (settings.usage_topic, settings.live_topic)
         self._horizon: _Horizon | None = None
-        self._looked_ms = 0
+        self._horizons = self._looked_ms = 0
         self._news = True  # summaries that no horizon has noted yet; at the start there may be some of before
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.progress = Progress()
@@ -110,10 +120,10 @@ class Ledger:
         while not stopped():
             try:
                 self.open()
-                while not stopped():
+                goal = _Goal(self._broker.ends(self._topics))
+                while not (stopped() or (once and self._attained(goal))):
                     self.step()
-                    if once and not self.pending():
-                        return
+                return
             except _STOPPING:
                 raise
             except BrokerError as error:
@@ -142,11 +152,14 @@ class Ledger:
         self._jobs.put(lambda: _settle(answer, job, self._store))
         return answer
 
-    def pending(self) -> bool:
-        """Is there anything that the ledger has not read, or not yet said of what it has read?"""
+    def _attained(self, goal: _Goal) -> bool:
         assert self._reader is not None
-        reached, ends = self._reader.reached(), self._broker.ends(self._topics)
-        return self._news or self._horizon is not None or any(reached[place] < end for place, end in ends.items())
+        reached = self._reader.reached()
+        if goal.horizons is None and all(reached.get(place, Offset(0)) >= end for place, end in goal.ends.items()):
+            goal.horizons = self._horizons
+        nothing_to_say = self._horizon is None and not self._news
+        # The first of them may have been noted before.
+        return goal.horizons is not None and (nothing_to_say or self._horizons >= goal.horizons + 2)
 
     def step(self, timeout_seconds: float = _POLL_SECONDS) -> int:
         """Take in a batch, if one is there; how many messages it had."""
@@ -175,8 +188,7 @@ class Ledger:
                 raise TopicMissing(f"the topic {place.topic} is not there")
             if stand is None:
                 new[place] = Stand(state.id, extent.begin)
-                if extent.begin > 0:
-                    log.warning("%s begins at offset %d: what was before is not in here", _named(place), extent.begin)
+                self._begin(place, extent.begin)
                 continue
             self._check(place, stand, state.id, extent.end)
             if stand.next < extent.begin:
@@ -186,6 +198,13 @@ class Ledger:
         if new:
             self._store.place(new)
         return {place: stand.next for place, stand in self._store.positions.items()}
+
+    def _begin(self, place: Place, begin: Offset) -> None:
+        if place.topic == self._settings.usage_topic and begin > 0:
+            text = f"{_named(place)} begins at offset {begin}: older usage was deleted, and would not be in this ledger"
+            if not self._settings.accept_gap:
+                raise OutOfRange(f"{text}; to begin all the same use --accept-gap")
+            log.warning(text)
 
     def _check(self, place: Place, stand: Stand, topic_id: str, end: Offset) -> None:
         if stand.topic_id != topic_id:
@@ -249,6 +268,7 @@ class Ledger:
                     dispute.part, dispute.said, dispute.found,
                 )  # fmt: skip
             self._horizon = None
+            self._horizons += 1
         if self._horizon is None and self._news:
             watermarks, ended = self._store.horizon()
             self._horizon = _Horizon(self._broker.ends([self._settings.usage_topic]), watermarks, ended)

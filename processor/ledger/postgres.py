@@ -26,7 +26,7 @@ _UPSERT = f"""
 _SUMS = ", ".join(f"{name} = held.{name} + excluded.{name}" for name in COUNTERS)
 _ADD = f"""
     INSERT INTO merged_rows AS held ({", ".join((*KEY, *COUNTERS))})
-    SELECT {", ".join((*KEY, *COUNTERS))} FROM open_rows WHERE part_id = ? ORDER BY user_id, window_start
+    SELECT {", ".join((*KEY, *COUNTERS))} FROM open_rows WHERE part_id = ? ORDER BY window_start
     ON CONFLICT (user_id, window_start, model_id, chip_id) DO UPDATE SET {_SUMS}
 """
 _STAGE = (

@@ -13,7 +13,6 @@ Promises: after a crash the database is before or behind a batch, never inside. 
 batch that comes again, or comes late, changes nothing. Whatever fails, the store is of no more use: open it again.
 """
 
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -65,8 +64,6 @@ class Store:
     def __init__(self, database: Database) -> None:
         self.database = database
         self.ignored_rows = 0  # of merged parts: read before
-        if not database.rows("SELECT ledger_id FROM book"):
-            database.rows("INSERT INTO book (ledger_id) VALUES (?)", [secrets.token_hex(8)])
         [(highest,)] = database.rows("SELECT coalesce(max(id), 0) FROM parts")
         self.parts = Parts(_parts(database, "state <> ?", MERGED), highest + 1, self._merged_part)
         self._positions = {

@@ -12,7 +12,7 @@ import base64
 import binascii
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
 from decimal import Decimal
@@ -283,16 +283,6 @@ def _added(total: Decimal | None, without: int, more: Decimal | None, tokens: in
 def _as_counters(values: Sequence[Any]) -> Counters:
     a, b, c, d, e, f = map(int, values)
     return a, b, c, d, e, f
-
-
-def pages(database: Database, query: Query, prices: Prices | None = None) -> Iterator[Answer]:
-    """All answers to a question, one behind the other, of one snapshot."""
-    while True:
-        found = answer(database, query, prices)
-        yield found
-        if found.following is None:
-            return
-        query = dataclasses.replace(query, after=_cursor(found.following, query))
 
 
 # --- How far the rows are complete ---
