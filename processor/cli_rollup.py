@@ -76,6 +76,7 @@ def rollup_command(
             asyncio.run(worker.run(stopped))
         except rollup.RollupFailed as error:
             raise RollupError(str(error)) from None
+    broker.close()
     log.info("stopped")
 
 

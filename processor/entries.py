@@ -18,6 +18,7 @@ maximum. So whatever is delivered again, and wherever a writer dies or is overta
 
 import base64
 import functools
+import itertools
 import operator
 import zlib
 from collections import defaultdict
@@ -38,10 +39,14 @@ MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 # Parts are closed when they are ten minutes old, so that the meters' cells of a window this old hardly change any more.
 FOLD_AGE_MS = 15 * MINUTE_MS  # after the window's end
 USERS_AGE_MS = 70 * MINUTE_MS  # the last hour is merged from windows; what is older, from hours
+AHEAD_MS = DAY_MS  # of the clock: later windows are not kept
 TOP_SPAN_MS = 5 * MINUTE_MS
 TOP_USERS_MAX = 50  # kept of each span
-CELLS_MAX = 4096  # of an entry: with the longest names it is 2.3 MB, and ENTRY_BYTES_MAX is what its topic takes
-ENTRY_BYTES_MAX = 8 << 20
+# What an entry may hold of open parts, and of closed ones; with the longest numbers that is half of ENTRY_BYTES_MAX.
+CELLS_MAX = 4096
+NAMES_BYTES_MAX = 1 << 20  # as JSON, where a control character takes six
+OPEN_CELLS_MAX = 2048  # of all meters, in windows that become one entry
+ENTRY_BYTES_MAX = 8 << 20  # what the entries' topic takes
 COUNTER_END = 1 << 62  # sums are signed 64-bit numbers; at 120 T a day a counter gets there after a hundred years
 
 Cell = tuple[str, str]  # model, chip
@@ -96,8 +101,8 @@ class Usage:
     open: dict[str, tuple[str, Cells]] = field(default_factory=dict)
 
     def learn(self, offset: int, meter: str, part: str, cells: Cells) -> bool:
-        """False: it was known. Of more than CELLS_MAX cells the later ones are left out: what is not kept apart cannot
-        be told from what was counted before."""
+        """False: it was known. Of more cells than there is room for the later ones are left out: what is not kept apart
+        cannot be told from what was counted before."""
         if offset <= self.offset:
             return False
         self.offset = offset
@@ -105,12 +110,15 @@ class Usage:
         if known != part:
             _add(self.closed, before)
             before = {}
-        room = CELLS_MAX - len(before)
-        new = [cell for cell in cells if cell not in before]
         before.update((cell, counters) for cell, counters in cells.items() if cell in before)
-        before.update((cell, cells[cell]) for cell in new[:room])
+        new = [cell for cell in cells if cell not in before]
         self.open[meter] = part, before
+        before.update((cell, cells[cell]) for cell in _fitting(new, [known for _, known in self.open.values()]))
         return True
+
+    @property
+    def open_cells(self) -> int:
+        return sum(len(cells) for _, cells in self.open.values())
 
     def take_over(self, other: "Usage") -> None:
         """Another meter's window becomes part of this one."""
@@ -145,6 +153,21 @@ class Usage:
         return cls(entry["offset"], _cells(entry["closed"]), parts)
 
 
+def _fitting(new: list[Cell], known: Iterable[Cells]) -> list[Cell]:
+    """Those of the new cells for which there is room beside the known ones."""
+    held = list(known)
+    count = sum(map(len, held))
+    if count + len(new) <= _FEW:
+        return new
+    left = NAMES_BYTES_MAX - sum(len(orjson.dumps(list(cells))) for cells in held)
+    sizes = itertools.accumulate(len(orjson.dumps(cell)) + 1 for cell in new)
+    room = CELLS_MAX - count
+    return [cell for cell, size in zip(new[: max(0, room)], sizes, strict=False) if size <= left]
+
+
+_FEW = 256  # with the longest names they fit
+
+
 def _columns(cells: Cells) -> list[list[Any]]:
     """Names and counters: a list of each, which takes no Python for each cell."""
     return [list(cells), list(cells.values())]
@@ -156,8 +179,9 @@ def _cells(columns: list[list[Any]]) -> Cells:
 
 
 def _add(total: Cells, cells: Cells) -> None:
+    fitting = set(_fitting([cell for cell in cells if cell not in total], [total]))
     for cell, counters in cells.items():
-        if cell not in total and len(total) >= CELLS_MAX:
+        if cell not in total and cell not in fitting:
             cell = OTHERS
         before = total.get(cell)
         total[cell] = tuple(map(sum, zip(before, counters, strict=True))) if before else counters
@@ -206,6 +230,7 @@ class Meter:
     offset: int = -1
     part: str = ""
     parts: int = 0
+    sequence: int = -1
     window_ms: int = MINUTE_MS
     device: str = ""
     committed_at_ms: int = 0
@@ -215,16 +240,19 @@ class Meter:
     tops: Tops = field(default_factory=dict)
     open_top: dict[str, int] = field(default_factory=dict)
 
-    def learn(self, offset: int, summary: "Summary") -> bool:
+    def learn(self, offset: int, summary: "Summary", now_ms: int) -> bool:
         if offset <= self.offset:
             return False
         self.offset = offset
+        again = (summary.part, summary.sequence) == (self.part, self.sequence)  # another message of one summary
         if summary.part != self.part:
             self._close_part()
             self.part, self.parts = summary.part, self.parts + 1
-        reached = {(one.topic, one.partition): one.next for one in self.covered}
-        self.covered = tuple(summary.covered(reached))
-        self.window_ms, self.device, self.committed_at_ms = summary.window_ms, summary.device, summary.committed_at_ms
+        if not again:
+            reached = {(one.topic, one.partition): one.next for one in self.covered}
+            self.covered = tuple(summary.covered(reached))
+        self.sequence, self.window_ms, self.device = summary.sequence, summary.window_ms, summary.device
+        self.committed_at_ms = min(summary.committed_at_ms, now_ms)
         self.open, self.open_top = summary.sums, summary.top_users
         return True
 
@@ -279,6 +307,7 @@ class Summary:
 
     meter: str
     part: str
+    sequence: int
     window_ms: int
     device: str
     committed_at_ms: int
@@ -319,6 +348,7 @@ def _summary(message: Mapping[str, Any]) -> Summary:
     return Summary(
         meter=message["meter"],
         part=message["part"],
+        sequence=message["sequence"],
         window_ms=message["window_ms"],
         device=message["device"],
         committed_at_ms=int(datetime.fromisoformat(message["committed_at"]).timestamp() * 1000),
@@ -380,10 +410,14 @@ class _Partition:
     users: dict[int, Bytes] = field(default_factory=dict)
     hours: dict[int, Bytes] = field(default_factory=dict)
 
+    def left_out(self, window: int, meter: str, cells: Cells) -> int:
+        usage = self.windows.get(window) or self.cells[window][meter]
+        return len(cells.keys() - usage.open[meter][1].keys()) if meter in usage.open else 0
+
     def is_old(self, window: int, age_ms: int) -> bool:
         """Is it so long since the window ended?"""
-        longest_ms = max((meter.window_ms for meter in self.meters.values()), default=MINUTE_MS)
-        return window + longest_ms < self.clock_ms - age_ms
+        recent = (m.window_ms for m in self.meters.values() if m.committed_at_ms > self.clock_ms - DAY_MS)
+        return window + max(recent, default=MINUTE_MS) < self.clock_ms - age_ms
 
 
 class Entries:
@@ -391,6 +425,7 @@ class Entries:
 
     def __init__(self) -> None:
         self._partitions: dict[int, _Partition] = {}
+        self.left_out = 0  # cells of messages for which there was no room
 
     def restore(self, stored: Iterable[tuple[bytes, bytes]]) -> None:
         """Begin anew with what was kept."""
@@ -399,7 +434,11 @@ class Entries:
             self._restore(Key.decode(key), value)
         for partition in self._partitions.values():
             for window in partition.windows.keys() & partition.cells.keys():
-                del partition.cells[window]  # their writer died between two deletions
+                longest = max(usage.offset for usage in partition.cells[window].values())
+                if longest <= partition.windows[window].offset:
+                    del partition.cells[window]  # their writer died between two deletions
+                else:
+                    del partition.windows[window]  # of a writer that was overtaken
 
     def _restore(self, key: Key, value: bytes) -> None:
         partition = self._partitions.setdefault(key.partition, _Partition())
@@ -435,17 +474,25 @@ class Entries:
         known.clock_ms = max(known.clock_ms, min(summary.committed_at_ms, now_ms))
         changes: Changes = {}
         meter = known.meters.setdefault(summary.meter, Meter())
-        if meter.learn(offset, summary):
+        if meter.learn(offset, summary, now_ms):
             changes[Key(partition, "meter", 0, summary.meter).encode()] = meter.encode()
-        since_ms = kept_from(known.clock_ms)
+        since_ms, until_ms = kept_from(known.clock_ms), known.clock_ms + AHEAD_MS
         for window, cells in summary.cells.items():
-            if window >= since_ms:
-                changes |= _learn_cells(known, partition, offset, summary, window, cells)
+            if since_ms <= window <= until_ms:
+                _write(changes, _learn_cells(known, partition, offset, summary, window, cells))
+                self.left_out += known.left_out(window, summary.meter, cells)
         for window, registers in summary.sketches.items():
-            if window >= since_ms:
-                changes |= _learn_users(known, partition, window, registers)
-        changes |= _tidy(known, partition, offset)
+            if since_ms <= window <= until_ms:
+                _write(changes, _learn_users(known, partition, window, registers))
+        _write(changes, _tidy(known, partition, offset))
         return changes
+
+
+def _write(changes: Changes, items: Iterable[tuple[bytes, bytes | None]]) -> None:
+    """What changes twice is written at its later place, so that nothing is deleted before what replaces it is there."""
+    for key, value in items:
+        changes.pop(key, None)
+        changes[key] = value
 
 
 def _learn_cells(
@@ -476,14 +523,18 @@ def _learn_users(
 def _tidy(known: _Partition, partition: int, offset: int) -> Iterator[tuple[bytes, bytes | None]]:
     """Old windows' meters become one entry, old windows' users become their hours', and what is older than yesterday
     goes. What replaces an entry is written first."""
-    # Behind a restart a meter's entry may be ahead of a window's: its part tells nothing before the log has caught up.
-    parts = {name: meter.part for name, meter in known.meters.items() if meter.offset <= offset}
     for window in sorted(window for window in known.cells if known.is_old(window, FOLD_AGE_MS)):
-        usage = known.windows[window] = Usage()
-        of_meters = known.cells.pop(window)
-        for one in of_meters.values():
+        usage, of_meters = Usage(), known.cells[window]
+        for name, one in of_meters.items():
+            # Behind a restart a meter's entry may be ahead of a window's, or behind it: then its part tells nothing.
+            meter = known.meters.get(name)
+            if meter is not None and one.offset <= meter.offset <= offset:
+                one.settle({name: meter.part})
             usage.take_over(one)
-        usage.settle(parts)
+        if usage.open_cells > OPEN_CELLS_MAX:
+            continue  # until parts are closed
+        known.windows[window] = usage
+        del known.cells[window]
         yield Key(partition, "window", window, "").encode(), usage.encode()
         yield from ((Key(partition, "cells", window, meter).encode(), None) for meter in of_meters)
     for window in sorted(window for window in known.users if known.is_old(window, USERS_AGE_MS)):

@@ -7,7 +7,7 @@ Owns: usage by window and cell since yesterday, sums of the spans shown, the lat
 Promises: pure; `now_ms` is an argument. An entry counts once, however often it is told; an older one of the same key
 changes nothing. Memory is bounded by windows (two days), cells (CELLS_MAX) and meters.
 
-A span of event time begins at the start of a window, and ends at no time: records ahead of the clock are in it. So all
+A span of event time begins at the start of a window, and ends a day ahead: records ahead of the clock are in it. So all
 sums are integers of whole windows, equal to those of the usage rows.
 """
 
@@ -22,6 +22,7 @@ import numpy as np
 from kernels.values import Bytes
 from processor import hyperloglog
 from processor.entries import (
+    AHEAD_MS,
     DAY_MS,
     HOUR_MS,
     MINUTE_MS,
@@ -129,6 +130,7 @@ class Totals:
         self._users: dict[int, Bytes] = {}
         self._hours: dict[int, Bytes] = {}
         self._kept_from = 0
+        self._forgot = False  # windows, since unused cells were looked for
         self._samples: deque[tuple[int, int, int]] = deque(maxlen=_RATE_SAMPLES_MAX)  # time, tokens, requests
 
     # --- Entries in ---
@@ -168,10 +170,13 @@ class Totals:
         known = window.said.get((name.partition, name.meter))
         if known is not None and usage.offset < known.offset:
             return False
+        of_partition = [place for place in window.said if place[0] == name.partition and place[1]]
+        if not name.meter and any(window.said[place].offset > usage.offset for place in of_partition):
+            return False  # they were not folded by who is ahead
         if known is not None:
             self._add(name.time_ms, window, known.cells, -known.counters)
         if not name.meter:
-            for place in [place for place in window.said if place[0] == name.partition and place[1]]:
+            for place in of_partition:
                 gone = window.said.pop(place)
                 self._add(name.time_ms, window, gone.cells, -gone.counters)
         said = window.said[name.partition, name.meter] = self._said(usage)
@@ -180,7 +185,7 @@ class Totals:
 
     def _said(self, usage: Usage) -> _Said:
         total: Cells = usage.total()
-        if self._cells.full:
+        if self._cells.full and self._forgot:
             self._reuse_cells()
         numbers = np.fromiter(map(self._cells.number, total), np.intp, len(total))
         counters = np.array(list(total.values()), np.int64).reshape(len(total), len(COUNTERS))
@@ -193,8 +198,9 @@ class Totals:
                 span.table = self._added(span.table, cells, counters)
 
     def _added(self, table: Table, cells: np.ndarray[Any, Any], counters: Table) -> Table:
-        if len(table) < len(self._cells):
-            table, small = np.zeros((len(self._cells), len(COUNTERS)), np.int64), table
+        rows = int(cells.max(initial=_OTHERS)) + 1
+        if len(table) < rows:
+            table, small = np.zeros((rows, len(COUNTERS)), np.int64), table
             table[: len(small)] = small
         np.add.at(table, cells, counters)
         return table
@@ -205,6 +211,7 @@ class Totals:
             for said in window.said.values():
                 used[said.cells] = True
         self._cells.keep(used)
+        self._forgot = False
 
     # --- Time goes on ---
 
@@ -217,14 +224,15 @@ class Totals:
         for table, since in tables:
             for start in [start for start in table if start < since]:
                 del table[start]
+                self._forgot = True
 
     def _move_spans(self, now_ms: int, window_ms: int) -> None:
         day = now_ms // DAY_MS * DAY_MS
         begins = {
             "last_1m": MINUTE_MS, "last_5m": 5 * MINUTE_MS, "last_1h": HOUR_MS, "last_24h": DAY_MS,
         }  # fmt: skip
-        ever = 1 << 62
-        wanted = {name: ((now_ms - span) // window_ms * window_ms, ever) for name, span in begins.items()}
+        end = now_ms // window_ms * window_ms + AHEAD_MS + window_ms
+        wanted = {name: ((now_ms - span) // window_ms * window_ms, end) for name, span in begins.items()}
         wanted |= {"today": (day, day + DAY_MS), "yesterday": (day - DAY_MS, day)}
         for name, (begin_ms, end_ms) in wanted.items():
             before = self._spans[name]
@@ -242,12 +250,12 @@ class Totals:
 
     def rolling(self, now_ms: int) -> dict[str, Any]:
         """The totals of schemas/totals.schema.json."""
-        window_ms = max((meter.window_ms for meter in self._meters.values()), default=None)
+        shown = {place: meter for place, meter in self._meters.items() if now_ms - meter.committed_at_ms < GONE_MS}
+        window_ms = max((meter.window_ms for meter in shown.values()), default=None)
         self._forget(now_ms, window_ms or MINUTE_MS)
         self._move_spans(now_ms, window_ms or MINUTE_MS)
         since_start = _sum_of(meter.total() for meter in self._meters.values())
-        shown = {place: meter for place, meter in self._meters.items() if now_ms - meter.committed_at_ms < GONE_MS}
-        covered = list(_latest(self._meters.values()).values())
+        covered = list(_latest(shown.values()).values())
         live = [meter for meter in shown.values() if now_ms - meter.committed_at_ms < STALE_MS]
         watermarks = [one.watermark_ms for one in covered if one.watermark_ms is not None]
         return {

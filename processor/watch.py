@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from processor.broker import Broker, BrokerError, Messages, Offset, OutOfRange, Place
+from processor.broker import Broker, BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
 from processor.entries import Entries, Unreadable, read_summary
 from processor.totals import Totals
 
@@ -25,6 +25,7 @@ TICK_SECONDS = 1.0
 _POLL_SECONDS = 0.1
 _POLL_MESSAGES = 10_000
 _RETRY_SECONDS = 1.0
+_LOOK_SECONDS = 10.0  # is it still the same topic?
 
 Take = Callable[[Totals, Messages], None]
 
@@ -45,6 +46,7 @@ class Watch:
     def _begin(self) -> None:
         self._totals, self._take = Totals(self._target), self._reader()
         self._next: dict[Place, Offset] = {}
+        self._topic_id: str | None = None
 
     def start(self) -> "Watch":
         self._thread.start()
@@ -80,7 +82,7 @@ class Watch:
             while not self._stop.is_set():
                 try:
                     self._follow()
-                except OutOfRange as error:
+                except OutOfRange as error:  # or another topic of the same name
                     log.warning("reading %s from its beginning: %s", self._topic, error)
                     with self._lock:
                         self._begin()
@@ -94,10 +96,15 @@ class Watch:
 
     def _follow(self) -> None:
         self._catch_up()
+        if self._stop.is_set():
+            return
         follower = self._broker.follow(dict(self._next), keys=True)
         try:
-            due = time.monotonic()
+            due = look = time.monotonic()
             while not self._stop.is_set():
+                if time.monotonic() >= look:
+                    look = time.monotonic() + _LOOK_SECONDS
+                    self._check_topic()
                 for messages in follower.poll(_POLL_SECONDS, _POLL_MESSAGES):
                     self._learn(messages)
                 if time.monotonic() >= due:
@@ -108,11 +115,22 @@ class Watch:
 
     def _catch_up(self) -> None:
         """What is there already, before anything is told."""
+        self._check_topic()
         for place, extent in self._broker.extents([self._topic]).items():
             begin = self._next.get(place, extent.begin)
             for messages in self._broker.read(place, begin, extent.end, keys=True):
                 self._learn(messages)
+                if self._stop.is_set():
+                    return
             self._next[place] = max(begin, extent.end)
+
+    def _check_topic(self) -> None:
+        state = self._broker.topics([self._topic])[self._topic]
+        if state is None:
+            raise TopicMissing(f"the topic {self._topic} is not there")
+        if self._topic_id not in (None, state.id):
+            raise OutOfRange(f"{self._topic} was deleted and made anew")
+        self._topic_id = state.id
 
     def _learn(self, messages: Messages) -> None:
         with self._lock:
@@ -142,14 +160,14 @@ def live() -> Take:
     return take
 
 
-def kept(overtaken: Callable[[bytes], None]) -> Take:
-    """Totals from entries as a rollup keeps them. `overtaken`: told of a key that an older entry was written to."""
+def kept(overtaken: Callable[[tuple[bytes, bytes]], None]) -> Take:
+    """Totals from entries as a rollup keeps them. `overtaken`: told of a key and the older entry written to it."""
 
     def take(totals: Totals, messages: Messages) -> None:
         assert messages.keys is not None
         for key, value in zip(messages.keys, messages.values, strict=True):
-            if key is not None and not totals.apply(key, value):
-                overtaken(key)
+            if key is not None and not totals.apply(key, value) and value is not None:
+                overtaken((key, value))
 
     return take
 

@@ -136,6 +136,20 @@ def test_a_topic_that_was_made_anew_is_read_from_its_beginning(stage, started):
     eventually(lambda: tokens_of(watched) == stage.tokens)
 
 
+def test_a_longer_topic_of_the_same_name_is_another_topic(stage, started):
+    stage.work(5)
+    watched = started(stage)
+    eventually(lambda: tokens_of(watched) == stage.tokens)
+    stage.failing = True
+    time.sleep(0.3)  # it has lost its broker, and will come back to another topic
+    stage.broker.delete_topic(LIVE)
+    stage.broker.create_topic(LIVE, 2, {})
+    stage.fleet, stage.sent = Fleet(2, now_ms()), 0
+    stage.work(60)
+    stage.failing = False
+    eventually(lambda: tokens_of(watched) == stage.tokens)
+
+
 def test_what_is_no_summary_is_passed_over(stage, started):
     stage.broker.append(LIVE, [b"{", None, b'{"schema":1}'], [b"k"] * 3)
     stage.work()
@@ -152,7 +166,7 @@ def test_another_version_ends_the_watch_and_says_so(stage, started, monkeypatch)
 
 
 def test_kept_entries_tell_the_same_and_overtaken_ones_are_named(stage, started):
-    overtaken: list[bytes] = []
+    overtaken: list[tuple[bytes, bytes]] = []
     stage.work(40)
     first: dict[bytes, bytes] = {}
     for place in [Place(LIVE, 0), Place(LIVE, 1)]:
@@ -168,7 +182,7 @@ def test_kept_entries_tell_the_same_and_overtaken_ones_are_named(stage, started)
     assert overtaken == []
     [key] = [key for key in first if b"/meter/" in key][:1]
     stage.broker.append(CHANGELOG, [first[key]], [key])
-    eventually(lambda: overtaken == [key])
+    eventually(lambda: overtaken == [(key, first[key])])
     assert tokens_of(watched) == stage.tokens
 
 

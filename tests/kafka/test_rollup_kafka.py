@@ -40,12 +40,13 @@ SESSION_SECONDS = 6  # the least that brokers allow
 class Worker:
     """The command, in a process of its own."""
 
-    def __init__(self, bootstrap: str, app: str, live: str, totals: str) -> None:
+    def __init__(self, bootstrap: str, app: str, live: str, totals: str, before: str = "") -> None:
+        """before: what the process does first."""
         self._errors = tempfile.TemporaryFile()
         command = [
-            sys.executable, "-c", "from processor.cli import main; main()", "rollup", "--bootstrap", bootstrap,
-            "--app", app, "--live-topic", live, "--totals-topic", totals, "--create-topics", "--listen", "",
-            "--session-timeout", str(SESSION_SECONDS),
+            sys.executable, "-c", f"{before}\nfrom processor.cli import main; main()", "rollup",
+            "--bootstrap", bootstrap, "--app", app, "--live-topic", live, "--totals-topic", totals,
+            "--create-topics", "--listen", "", "--session-timeout", str(SESSION_SECONDS),
         ]  # fmt: skip
         self.process = subprocess.Popen(command, stdout=self._errors, stderr=self._errors)
 
@@ -89,8 +90,8 @@ class Stage:
         self._sent = 0
         self._read = 0
 
-    def start(self) -> Worker:
-        self.workers.append(Worker(self.bootstrap, self.app, self.live, self.totals))
+    def start(self, before: str = "") -> Worker:
+        self.workers.append(Worker(self.bootstrap, self.app, self.live, self.totals, before))
         return self.workers[-1]
 
     def work(self, turns: int) -> None:
@@ -221,6 +222,30 @@ def test_killed_workers_count_everything_once(stage: Stage) -> None:
             victim = stage.workers.pop(stage.fleet.draw.randrange(2))
             victim.kill()
             stage.start()
+    stage.assert_true(stage.converges())
+
+
+SLOW_CHANGELOG = """
+import asyncio, aiokafka
+send = aiokafka.AIOKafkaProducer.send
+async def slow(self, topic, *arguments, **named):
+    if topic.endswith("changelog"):
+        await asyncio.sleep(0.3)
+    return await send(self, topic, *arguments, **named)
+aiokafka.AIOKafkaProducer.send = slow
+"""
+
+
+def test_nothing_is_committed_before_it_is_kept(stage: Stage) -> None:
+    """A broker that takes 0.3 s for an entry, and a kill as soon as some offset is committed."""
+    worker = stage.start(SLOW_CHANGELOG)
+    stage.work(40)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not any(stage.broker.committed(stage.app, [stage.live]).values()):
+        assert time.monotonic() < deadline, worker.log[-3000:]
+        time.sleep(0.1)
+    stage.workers.pop().kill()
+    stage.start()
     stage.assert_true(stage.converges())
 
 
