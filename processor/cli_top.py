@@ -26,7 +26,7 @@ import typer
 from rich.live import Live
 from typer import Option
 
-from processor import cli, top
+from processor import cli, report, top
 
 RETRY_SECONDS = 1.0
 _SILENCE_SECONDS = 5.0  # without totals the screen must not look alive
@@ -163,7 +163,7 @@ class _Feed:
 
 
 def printable_reason(reason: str) -> str:
-    return top.printable(reason.partition("] ")[2] or reason)
+    return report.printable(reason.partition("] ")[2] or reason)
 
 
 # --- The screen ---

@@ -14,11 +14,12 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from processor.report import percent, si
+from processor.report import percent, printable, si
 
 WIDTH_MIN, HEIGHT_MIN = 60, 16
 _TABLE_LINES = 3  # of a table beside its rows: its head, a rule, an empty line
-_WIDE = 120  # columns, from which four tables stand side by side
+_WIDE = 144  # columns, from which four tables stand side by side
+_MATRIX_ROWS_MIN = 4  # of room, below which the tables need it more
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _CATEGORIES = (
     ("uncached", "blue"),
@@ -146,29 +147,29 @@ def _between(left: Text, right: Text, width: int) -> Text:
 
 
 def _tables(totals: dict[str, Any], width: int, height: int) -> list[RenderableType]:
-    """Two beside each other and two below; where it is wide enough, four in one line and the matrix below."""
+    """Four rankings, in one row or in two of two; where there is room, the matrix below."""
     hour = totals["windows"]["last_1h"]
     whole = hour["tokens"]["total_tokens"]
     columns = 4 if width >= _WIDE else 2
     each = (width - _GAP * (columns - 1)) // columns
-    by_model = [(row["model"], row["total_tokens"]) for row in hour["by_model"]]
-    by_chip = [(row["chip"], row["total_tokens"]) for row in hour["by_chip"]]
-    users = [(row["user"], row["total_tokens"]) for row in totals["top_users"]]
-    if columns == 4:
-        below = _matrix_rows(totals["matrix"], height // 2)
-        matrix: list[RenderableType] = [Text(""), _matrix(totals["matrix"], width, below)] if below else []
-        rows = max(1, height - _TABLE_LINES - (below + _TABLE_LINES if below else 0))
-        first = [
-            _ranking("Model, last hour", by_model, whole, each, rows),
-            _ranking("Chip", by_chip, whole, each, rows),
-        ]
-        first += [_ranking("Top users", users, whole, each, rows), _meters(totals["meters"], each, rows)]
-        return [_beside(first), *matrix]
-    upper = max(1, (height - 2 * _TABLE_LINES + 1) // 2)
-    lower = max(1, height - 2 * _TABLE_LINES + 1 - upper)
-    first = [_ranking("Model, last hour", by_model, whole, each, upper), _ranking("Chip", by_chip, whole, each, upper)]
-    second = [_ranking("Top users", users, whole, each, lower), _meters(totals["meters"], each, lower)]
-    return [_beside(first), Text(""), _beside(second)]
+    matrix_rows = _matrix_rows(totals["matrix"], height // 2 if columns == 4 else height // 3)
+    blocks = 4 // columns
+    room = height + 1 - (matrix_rows + _TABLE_LINES if matrix_rows else 0)  # the empty line above is counted already
+    rows = max(1, room // blocks - _TABLE_LINES)
+
+    def ranking(title: str, key: str, entries: list[dict[str, Any]]) -> Table:
+        return _ranking(title, [(entry[key], entry["total_tokens"]) for entry in entries], whole, each, rows)
+
+    tables = [
+        ranking("Model, last hour", "model", hour["by_model"]),
+        ranking("Chip", "chip", hour["by_chip"]),
+        ranking("Top users", "user", totals["top_users"]),
+        _meters(totals["meters"], each, rows),
+    ]
+    shown: list[RenderableType] = [_beside(tables[k : k + columns]) for k in range(0, 4, columns)]
+    if matrix_rows:
+        shown.append(_matrix(totals["matrix"], width, matrix_rows))
+    return [part for table in shown for part in (Text(""), table)][1:]
 
 
 def _beside(tables: list[Table]) -> Table:
@@ -225,8 +226,8 @@ def _natural(name: str) -> list[tuple[int, str]]:
 
 def _matrix_rows(matrix: dict[str, Any], most: int) -> int:
     """0 where a matrix would say no more than the two tables, or has no room."""
-    rows = min(len(matrix["models"]), most - _TABLE_LINES)
-    return rows if rows >= 2 and len(matrix["chips"]) >= 2 else 0
+    sides, room = min(len(matrix["models"]), len(matrix["chips"])), most - _TABLE_LINES
+    return min(len(matrix["models"]), room) if sides >= 2 and room >= _MATRIX_ROWS_MIN else 0
 
 
 def _matrix(matrix: dict[str, Any], width: int, rows: int) -> Table:
@@ -246,11 +247,6 @@ def _matrix(matrix: dict[str, Any], width: int, rows: int) -> Table:
 
 
 # --- Words ---
-
-
-def printable(name: str) -> str:
-    """Names are other people's input: what steers a terminal, or is invisible, becomes visible."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 def _short(name: str, cells: int) -> str:
