@@ -36,7 +36,6 @@ _STAGE = (
 _CONNECT_SECONDS = 10
 _LOCK_SECONDS = 5
 _IDLE_MAX = 4
-_READER_MEMORY = "128MB"  # for the sums of some 100,000 users; PostgreSQL's 4 MB go to a file, and take twice as long
 
 
 class PostgresDatabase:
@@ -129,7 +128,6 @@ class PostgresDatabase:
             reader._connection = self._idle.pop()
         except IndexError:
             reader._connection = _connect(self._name)
-            reader.rows(f"SET work_mem = '{_READER_MEMORY}'")
         try:
             with reader.transaction():
                 reader.rows("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
