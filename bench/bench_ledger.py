@@ -131,7 +131,6 @@ def _intake(store: Store, request: dict[str, Any]) -> dict[str, Any]:
         "decoding_share": decoding / sum(seconds),
         "batch_ms_max": max(seconds) * 1000,
         "merged_per_second": int(count) / merging,
-        "intake_peak_bytes": common.peak_bytes(),
     }
 
 
@@ -203,7 +202,6 @@ def _questions(database: Database, request: dict[str, Any]) -> dict[str, Any]:
         "digest": common.digest(answers),
         **{f"{kind}_ms": statistics.median(times) for kind, times in took.items()},
         **{f"{kind}_ms_max": max(times) for kind, times in took.items()},
-        "questions_peak_bytes": common.peak_bytes(),
     }
 
 

@@ -135,6 +135,7 @@ class Ledger:
 
     def open(self) -> None:
         """Go on from where the database is."""
+        self.close()
         self._store.bind(*self._topics)
         starts = self._starts()
         self._reader = self._broker.follow(starts)
@@ -291,7 +292,6 @@ class Ledger:
         )
         self._looked_ms = self._steady_ms()
         if any(place not in reached for place in ends):  # partitions were added
-            self.close()
             self.open()
 
 

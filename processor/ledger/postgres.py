@@ -115,6 +115,8 @@ class PostgresDatabase:
         self.rows("DELETE FROM open_rows WHERE part_id = ?", [part_id])
 
     def buckets(self, bounds: Sequence[int]) -> str:
+        if len(bounds) == 1:
+            return f"{int(bounds[0])}::bigint"
         array = f"'{{{','.join(str(int(bound)) for bound in bounds)}}}'::bigint[]"
         return f"({array})[width_bucket(window_start, {array})]"
 

@@ -178,31 +178,54 @@ def _statement(
 ) -> tuple[str, list[Any]]:
     """Only names of columns and numbers are put into it; all that is anybody's text is a parameter."""
     segments = prices.bounds(query.begin, query.end) if query.priced and prices else [query.begin]
-    fine, parameters = _fine(database, query, buckets, segments)
+    asked, parameters = _asked(database, query)
     keys = ["bucket", *(f"key_{name}.name" for name in query.group_by)]
-    after = ""
+    chosen, after = "", ""
+    if query.top is not None:
+        chosen, asked = f"chosen AS ({_chosen(query, asked)}),", f"JOIN chosen USING ({_ids(query)}) {asked}"
+        parameters = [*parameters, *parameters]
     if query.after is not None:
         after = f"WHERE ({', '.join(keys)}) > ({', '.join('?' * len(query.after))})"
-        parameters += query.after
+        parameters = [*parameters, *query.after]
     build = _priced if query.priced else _plain
-    return f"WITH fine AS ({fine}) {build(query, keys, after)}", parameters
+    fine = _fine(database, query, buckets, segments, asked)
+    return f"WITH {chosen} fine AS ({fine}) {build(query, keys, after)}", parameters
 
 
-def _fine(database: Database, query: Query, buckets: Sequence[int], segments: Sequence[int]) -> tuple[str, list[Any]]:
-    """Added up as far as the answer, and its money, allow."""
+def _asked(database: Database, query: Query) -> tuple[str, list[Any]]:
+    """Which rows are meant."""
     conditions, parameters = ["window_start >= ?", "window_start < ?"], [query.begin, query.end]
     for name, value in query.only.items():
         conditions.append(f"{name}_id = ?")
         parameters.append(database.name_ids([_encoded(value)]).get(value.encode(), -1))
+    return f"WHERE {' AND '.join(conditions)}", parameters
+
+
+def _ids(query: Query) -> str:
+    return ", ".join(f"{name}_id" for name in query.group_by)
+
+
+def _chosen(query: Query, asked: str) -> str:
+    """The groups of the most tokens, by one sum: six sums of every group took PostgreSQL twice as long."""
+    order = ", ".join(["total DESC", *(f"key_{name}.name" for name in query.group_by)])
+    return f"""
+        SELECT {_ids(query)} FROM (
+            SELECT {_ids(query)}, sum(input_tokens + output_tokens) AS total FROM usage {asked} GROUP BY {_ids(query)}
+        ) AS every {_joins(query, "every")} ORDER BY {order} LIMIT {query.top}
+    """
+
+
+def _fine(database: Database, query: Query, buckets: Sequence[int], segments: Sequence[int], asked: str) -> str:
+    """Added up as far as the answer, and its money, allow."""
     ids = [f"{name}_id" for name in query.dimensions]
     places = ", ".join(["bucket", "segment", *ids])
     sums = ", ".join(f"sum({name}) AS {name}" for name in COUNTERS)
     return f"""
         SELECT {places}, {sums} FROM (
             SELECT {database.buckets(buckets)} AS bucket, {database.buckets(segments)} AS segment,
-                {", ".join([*ids, *COUNTERS])} FROM usage WHERE {" AND ".join(conditions)}
+                {", ".join([*ids, *COUNTERS])} FROM usage {asked}
         ) AS asked GROUP BY {places}
-    """, parameters  # fmt: skip
+    """
 
 
 def _plain(query: Query, keys: Sequence[str], after: str) -> str:
