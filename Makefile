@@ -10,7 +10,7 @@ DEMO_RECORDS ?= 1000000
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
-demo: .venv/installed ## install, stream a million requests through a broker in memory and a meter, live; audit the result
+demo: .venv/installed ## install, stream a million requests through a broker in memory and a meter to a live dashboard; audit the result
 	$(BIN)/tokenometer demo --count $(DEMO_RECORDS)
 
 demo-kafka: .venv/installed ## the same through a real Apache Kafka (needs Maven and a JDK 17+)
@@ -50,6 +50,7 @@ bench: .venv/installed-bench ## take the CPU's benchmarks anew and rewrite bench
 	$(BIN)/python -m bench.bench_engine --size large --json bench/results/engine-cpu.json
 	$(BIN)/python -m bench.bench_peers --size large --json bench/results/peers.json
 	$(BIN)/python -m bench.bench_pipeline --size large --json bench/results/pipeline.json
+	$(BIN)/python -m bench.bench_rollup --size large --json bench/results/rollup.json
 	$(BIN)/python -m bench.bench_soak --size large --json bench/results/soak.json
 	$(BIN)/python -m bench.report
 
@@ -63,7 +64,7 @@ clean: ## remove the virtual environment and everything generated
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[verify]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[verify,dashboard]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml | .venv

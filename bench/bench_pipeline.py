@@ -13,6 +13,7 @@ time, so that its second half forgets as many ids as it learns.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -244,7 +245,8 @@ def _faust(request: dict[str, Any]) -> dict[str, Any]:
         await app.start()
         while not done.is_set():
             await asyncio.sleep(0.05)
-        await app.stop()
+        with contextlib.suppress(TimeoutError):  # it waits for the agent, which is done
+            await asyncio.wait_for(app.stop(), 10)
 
     asyncio.run(run())
     return _answer(ticks)

@@ -46,6 +46,8 @@ def _goals(results: Sequence[dict[str, Any]]) -> str:
             rows += _pipeline_goals(content["medians"])
         if content["kind"] == "soak":
             rows += _soak_goals(content)
+        if content["kind"] == "rollup":
+            rows += _rollup_goals(content)
     return _table(("goal", "measured", "met"), "lll", rows)
 
 
@@ -256,11 +258,40 @@ def _soak(content: dict[str, Any]) -> list[str]:
     return [f"## Soak, {content['minutes']:g} minutes", _table(("what", "measured"), "ll", rows)]
 
 
+def _rollup_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    need = content["meters"]
+    for case in content["cases"]:
+        if case["case"] in ("fold", "kafka"):
+            ratio = case["summaries_per_second"] / need
+            what = f"one rollup, {case['shape']} summaries of {need} meters a second ({case['case']})"
+            yield what, f"{case['summaries_per_second']:,.0f} a second: {ratio:.1f} x", _yes(ratio >= 1)
+        if case["case"] == "memory":
+            third, last = case["resident_bytes"][len(case["resident_bytes"]) // 3], case["resident_bytes"][-1]
+            shown = f"{third // MIB} to {last // MIB} MiB after the first third"
+            yield "rollup: memory flat over an hour of synthetic time", shown, _yes(last <= 1.05 * third)
+
+
+def _rollup(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for case in content["cases"]:
+        of = ", ".join(f"{name} {case[name]}" for name in ("shape", "meters", "seconds", "windows") if name in case)
+        skipped = ("case", "shape", "meters", "seconds", "windows", "bootstrap")
+        found = {name: value for name, value in case.items() if name not in skipped}
+        rows.append((case["case"], of, ", ".join(f"{name} {_short(value)}" for name, value in found.items())))
+    return ["## Rollup", _table(("case", "of", "measured"), "lll", rows)]
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(f"{number // MIB}" for number in value) + " MiB"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2f}"
+
+
 def _percentiles(found: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.0f}" for name, value in found.items())
 
 
-_SECTIONS = {"engine": _engine, "peers": _peers, "pipeline": _pipeline, "soak": _soak}
+_SECTIONS = {"engine": _engine, "peers": _peers, "pipeline": _pipeline, "soak": _soak, "rollup": _rollup}
 
 
 # --- Text ---

@@ -26,13 +26,14 @@ import typer
 from rich.live import Live
 from typer import Option
 
-from processor import cli, top
+from processor import cli, report, top
 
 RETRY_SECONDS = 1.0
 _SILENCE_SECONDS = 5.0  # without totals the screen must not look alive
 _TIMEOUT_SECONDS = 20.0  # of one read: two heartbeats
 _REDRAW_SECONDS = 0.5
 _RATES_MAX = 600
+_SMOOTHED = 5  # samples
 _DATA = b"data: "
 
 
@@ -129,6 +130,7 @@ class _Feed:
     def __init__(self, totals: dict[str, Any], rates: list[float]) -> None:
         self.totals = totals
         self.rates = deque(rates, maxlen=_RATES_MAX)
+        self._counts: deque[tuple[float, int]] = deque(maxlen=_SMOOTHED + 1)
         self.trouble = ""
         self._came = time.monotonic()
 
@@ -138,17 +140,21 @@ class _Feed:
             try:
                 for totals in server.stream():
                     self.take(totals)
-                self.trouble = "the server ended the stream, trying again"
+                self.trouble = "the server ended the stream, retrying"
             except urllib.error.HTTPError as error:
                 with error:
                     self.trouble = printable_reason(_explain(error))
             except (OSError, http.client.HTTPException, ValueError) as error:
-                self.trouble = f"{printable_reason(str(getattr(error, 'reason', error)))}, trying again"
+                self.trouble = f"{printable_reason(str(getattr(error, 'reason', error)))}, retrying"
             time.sleep(RETRY_SECONDS)
 
     def take(self, totals: dict[str, Any]) -> None:
+        """Rates are those of /api/rate: over the five seconds before."""
         self.totals, self.trouble, self._came = totals, "", time.monotonic()
-        self.rates.append(totals["rate"]["tokens_per_second"] or 0.0)
+        self._counts.append((self._came, totals["windows"]["since_start"]["tokens"]["total_tokens"]))
+        (then, before), (now, tokens) = self._counts[0], self._counts[-1]
+        if len(self._counts) > _SMOOTHED:
+            self.rates.append(max(0, tokens - before) / (now - then))
 
     def link(self, url: str) -> top.Link:
         silent = time.monotonic() - self._came
@@ -157,7 +163,7 @@ class _Feed:
 
 
 def printable_reason(reason: str) -> str:
-    return top.printable(reason.partition("] ")[2] or reason)
+    return report.printable(reason.partition("] ")[2] or reason)
 
 
 # --- The screen ---

@@ -18,7 +18,9 @@ maximum. So whatever is delivered again, and wherever a writer dies or is overta
 
 import base64
 import functools
+import operator
 import zlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -45,6 +47,8 @@ COUNTER_END = 1 << 62  # sums are signed 64-bit numbers; at 120 T a day a counte
 Cell = tuple[str, str]  # model, chip
 Cells = dict[Cell, tuple[int, ...]]  # as COUNTERS
 OTHERS: Cell = "", ""  # no record has empty names
+_names_of = operator.itemgetter("model", "chip")
+_counters_of = operator.itemgetter(*COUNTERS)
 Changes = dict[bytes, bytes | None]  # entries to be written; None: to be deleted
 
 
@@ -121,28 +125,34 @@ class Usage:
             _add(self.closed, self.open.pop(meter)[1])
 
     def total(self) -> Cells:
-        total = dict(self.closed)
-        for _, cells in self.open.values():
+        total, *others = [cells for cells in (self.closed, *(cells for _, cells in self.open.values())) if cells] or [
+            {}
+        ]
+        if others:
+            total = dict(total)
+        for cells in others:
             _add(total, cells)
         return total
 
     def encode(self) -> bytes:
-        parts = {meter: [part, _rows(cells)] for meter, (part, cells) in self.open.items()}
-        return orjson.dumps({"offset": self.offset, "closed": _rows(self.closed), "open": parts})
+        parts = {meter: [part, _columns(cells)] for meter, (part, cells) in self.open.items()}
+        return orjson.dumps({"offset": self.offset, "closed": _columns(self.closed), "open": parts})
 
     @classmethod
     def decode(cls, value: bytes) -> "Usage":
         entry = orjson.loads(value)
-        parts = {meter: (part, _cells(rows)) for meter, (part, rows) in entry["open"].items()}
+        parts = {meter: (part, _cells(columns)) for meter, (part, columns) in entry["open"].items()}
         return cls(entry["offset"], _cells(entry["closed"]), parts)
 
 
-def _rows(cells: Cells) -> list[tuple[Any, ...]]:
-    return [(*cell, *counters) for cell, counters in cells.items()]
+def _columns(cells: Cells) -> list[list[Any]]:
+    """Names and counters: a list of each, which takes no Python for each cell."""
+    return [list(cells), list(cells.values())]
 
 
-def _cells(rows: Iterable[list[Any]]) -> Cells:
-    return {(model, chip): tuple(counters) for model, chip, *counters in rows}
+def _cells(columns: list[list[Any]]) -> Cells:
+    names, counters = columns
+    return dict(zip(map(tuple, names), map(tuple, counters), strict=True))
 
 
 def _add(total: Cells, cells: Cells) -> None:
@@ -299,10 +309,12 @@ def read_summary(value: bytes | None) -> Summary:
 
 
 def _summary(message: Mapping[str, Any]) -> Summary:
-    cells: dict[int, Cells] = {}
+    cells: defaultdict[int, Cells] = defaultdict(dict)
     for cell in message["cells"]:
-        counters = _counters(cell)
-        cells.setdefault(_ms(cell["window_start"]), {})[cell["model"], cell["chip"]] = counters
+        cells[_ms(cell["window_start"])][_names_of(cell)] = _counters_of(cell)
+    counters = [_counters_of(message["tokens"]), *(row for window in cells.values() for row in window.values())]
+    if max(map(max, counters)) >= COUNTER_END:
+        raise ValueError("a counter that sums cannot hold")
     records = tuple(int(message["records"][name]) for name in RECORDS)
     return Summary(
         meter=message["meter"],
@@ -310,19 +322,12 @@ def _summary(message: Mapping[str, Any]) -> Summary:
         window_ms=message["window_ms"],
         device=message["device"],
         committed_at_ms=int(datetime.fromisoformat(message["committed_at"]).timestamp() * 1000),
-        sums=Sums(records, _counters(message["tokens"]), message["rejects"]),
+        sums=Sums(records, counters[0], message["rejects"]),
         top_users={top["user"]: top["total_tokens"] for top in message["top_users"]},
         partitions=message["partitions"],
         cells=cells,
         sketches={_ms(sketch["window_start"]): _registers(sketch) for sketch in message["users"]},
     )
-
-
-def _counters(cell: Mapping[str, Any]) -> tuple[int, ...]:
-    counters = tuple(cell[name] for name in COUNTERS)
-    if max(counters) >= COUNTER_END:
-        raise ValueError(f"a counter of {max(counters)}")
-    return counters
 
 
 @functools.lru_cache(4096)

@@ -64,6 +64,11 @@ def percent(share: float) -> str:
     return f"{share * 100:,.{0 if share >= 9.995 else 1 if share >= 0.0995 else 2}f} %"
 
 
+def printable(text: str) -> str:
+    """Names and records are other people's: nothing in them may steer a terminal, or hide."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def share_of_target(tokens_per_day: float) -> str:
     return f"{percent(tokens_per_day / TARGET_TOKENS_PER_DAY)} of 120 T"
 
@@ -318,7 +323,8 @@ def _table(name: str, *columns: str, bars: bool) -> Table:
 def _add_row(table: Table, name: str, cells: tuple[str, ...], tokens: int, total: int) -> None:
     share = tokens / total if total else 0
     bar = [_bar(share)] if len(table.columns) == len(cells) + 3 else []
-    table.add_row(Text(name), *cells, f"{share * 100:.1f} %" if share >= 0.0005 or not share else "< 0.1 %", *bar)
+    shown = f"{share * 100:.1f} %" if share >= 0.0005 or not share else "< 0.1 %"
+    table.add_row(Text(printable(name)), *cells, shown, *bar)
 
 
 def _bar(share: float) -> str:
@@ -440,9 +446,13 @@ def _fields_table(check: Check) -> Table:
 
 def _examples(field: str, values: list[str | int]) -> str:
     """One below the other where they are long."""
-    shown = [
-        value if isinstance(value, str) else time(value) if field == "timestamp" else f"{value:,}" for value in values
-    ]
+
+    def text(value: str | int) -> str:
+        if isinstance(value, str):
+            return printable(value)
+        return time(value) if field == "timestamp" else f"{value:,}"
+
+    shown = list(map(text, values))
     return ("\n" if max(map(len, shown), default=0) > _EXAMPLE_WIDTH else ", ").join(shown)
 
 
@@ -460,5 +470,4 @@ def _examples_table(check: Check) -> Table:
 
 def _excerpt(value: bytes, most: int = 120) -> str:
     text = value[: most * 4].decode(errors="backslashreplace")
-    shown = "".join(character if character.isprintable() else "\ufffd" for character in text[:most])
-    return shown + (" ..." if len(value) > most else "")
+    return printable(text[:most]) + (" ..." if len(value) > most else "")

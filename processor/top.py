@@ -3,6 +3,7 @@
 Pure: totals, and what is known of the connection, in; a Rich renderable of at most `width` x `height` out.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,16 +14,17 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from processor.report import percent, si
+from processor.report import percent, printable, si
 
 WIDTH_MIN, HEIGHT_MIN = 60, 16
 _TABLE_LINES = 3  # of a table beside its rows: its head, a rule, an empty line
-_WIDE = 120  # columns, from which four tables stand side by side
+_WIDE = 144  # columns, from which four tables stand side by side
+_MATRIX_ROWS_MIN = 4  # of room, below which the tables need it more
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _CATEGORIES = (
     ("uncached", "blue"),
     ("cached", "cyan"),
-    ("cache write", "green"),
+    ("written", "green"),
     ("output", "yellow"),
     ("reasoning", "magenta"),
 )
@@ -67,8 +69,7 @@ def _title(totals: dict[str, Any], link: Link, width: int) -> Text:
         state = Text(f" STALE: {text} ", "bold white on red")
     else:
         state = Text("live", "green")
-    title = Text.assemble(("Tokenometer", "bold"), f"  {printable(link.url)}  ", no_wrap=True)
-    title.append_text(state)
+    title = Text.assemble(("Tokenometer", "bold"), "  ", state, (f"  {printable(link.url)}", "dim"), no_wrap=True)
     title.truncate(width - len(time) - 1, overflow="ellipsis")
     return _between(title, Text(time, "dim"), width)
 
@@ -100,9 +101,9 @@ def _usage(totals: dict[str, Any], width: int) -> list[Text]:
             f"{_si(users)}/{name} ({_si(each)} tokens each)" if width >= 100 else f"{_si(users)}/{name} ({_si(each)})"
         )
     shares = _category_shares(windows["last_1h"]["tokens"])
-    split = Text()
-    for (name, colour), share in zip(_CATEGORIES, shares, strict=True):
-        split.append("■ ", colour).append(f"{name} {share * 100:.0f} %  ")
+    split = Text(", ").join(
+        Text(f"{name} {share * 100:.0f} %", colour) for (name, colour), share in zip(_CATEGORIES, shares, strict=True)
+    )
     return [_line("Users", Text(", ".join(active))), _line("Split", split)]
 
 
@@ -146,28 +147,29 @@ def _between(left: Text, right: Text, width: int) -> Text:
 
 
 def _tables(totals: dict[str, Any], width: int, height: int) -> list[RenderableType]:
-    """Two beside each other and two below; where it is wide enough, four in one line and the matrix below."""
+    """Four rankings, in one row or in two of two; where there is room, the matrix below."""
     hour = totals["windows"]["last_1h"]
     whole = hour["tokens"]["total_tokens"]
     columns = 4 if width >= _WIDE else 2
     each = (width - _GAP * (columns - 1)) // columns
-    by_model = [(row["model"], row["total_tokens"]) for row in hour["by_model"]]
-    by_chip = [(row["chip"], row["total_tokens"]) for row in hour["by_chip"]]
-    users = [(row["user"], row["total_tokens"]) for row in totals["top_users"]]
-    if columns == 4:
-        below = _matrix_rows(totals["matrix"], height // 2)
-        rows = max(1, height - _TABLE_LINES - (below + _TABLE_LINES if below else 0))
-        first = [
-            _ranking("Model, last hour", by_model, whole, each, rows),
-            _ranking("Chip", by_chip, whole, each, rows),
-        ]
-        first += [_ranking("Top users", users, whole, each, rows), _meters(totals["meters"], each, rows)]
-        return [_beside(first), *([_matrix(totals["matrix"], width, below)] if below else [])]
-    upper = max(1, (height - 2 * _TABLE_LINES + 1) // 2)
-    lower = max(1, height - 2 * _TABLE_LINES + 1 - upper)
-    first = [_ranking("Model, last hour", by_model, whole, each, upper), _ranking("Chip", by_chip, whole, each, upper)]
-    second = [_ranking("Top users", users, whole, each, lower), _meters(totals["meters"], each, lower)]
-    return [_beside(first), Text(""), _beside(second)]
+    matrix_rows = _matrix_rows(totals["matrix"], height // 2 if columns == 4 else height // 3)
+    blocks = 4 // columns
+    room = height + 1 - (matrix_rows + _TABLE_LINES if matrix_rows else 0)  # the empty line above is counted already
+    rows = max(1, room // blocks - _TABLE_LINES)
+
+    def ranking(title: str, key: str, entries: list[dict[str, Any]]) -> Table:
+        return _ranking(title, [(entry[key], entry["total_tokens"]) for entry in entries], whole, each, rows)
+
+    tables = [
+        ranking("Model, last hour", "model", hour["by_model"]),
+        ranking("Chip", "chip", hour["by_chip"]),
+        ranking("Top users", "user", totals["top_users"]),
+        _meters(totals["meters"], each, rows),
+    ]
+    shown: list[RenderableType] = [_beside(tables[k : k + columns]) for k in range(0, 4, columns)]
+    if matrix_rows:
+        shown.append(_matrix(totals["matrix"], width, matrix_rows))
+    return [part for table in shown for part in (Text(""), table)][1:]
 
 
 def _beside(tables: list[Table]) -> Table:
@@ -208,7 +210,7 @@ def _meters(meters: list[dict[str, Any]], width: int, rows: int) -> Table:
     table.add_column(f"Meter ({len(meters):,})", no_wrap=True, overflow="ellipsis", ratio=1)
     for name in ("State", "Lag", "Fresh"):
         table.add_column(name, justify="right", no_wrap=True)
-    ranked = sorted(meters, key=lambda meter: (meter["state"] == "live", meter["meter"]))  # the stale ones first
+    ranked = sorted(meters, key=lambda meter: (meter["state"] == "live", _natural(meter["meter"])))  # stale ones first
     for meter in ranked[:rows]:
         live = meter["state"] == "live"
         state = Text("live", "green") if live else Text(duration(meter["age_ms"]), "bold red")
@@ -217,10 +219,15 @@ def _meters(meters: list[dict[str, Any]], width: int, rows: int) -> Table:
     return table
 
 
+def _natural(name: str) -> list[tuple[int, str]]:
+    """meter-2 before meter-10."""
+    return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", name)]
+
+
 def _matrix_rows(matrix: dict[str, Any], most: int) -> int:
     """0 where a matrix would say no more than the two tables, or has no room."""
-    rows = min(len(matrix["models"]), most - _TABLE_LINES)
-    return rows if rows >= 2 and len(matrix["chips"]) >= 2 else 0
+    sides, room = min(len(matrix["models"]), len(matrix["chips"])), most - _TABLE_LINES
+    return min(len(matrix["models"]), room) if sides >= 2 and room >= _MATRIX_ROWS_MIN else 0
 
 
 def _matrix(matrix: dict[str, Any], width: int, rows: int) -> Table:
@@ -240,11 +247,6 @@ def _matrix(matrix: dict[str, Any], width: int, rows: int) -> Table:
 
 
 # --- Words ---
-
-
-def printable(name: str) -> str:
-    """Names are other people's input: what steers a terminal, or is invisible, becomes visible."""
-    return "".join(character if character.isprintable() else "\ufffd" for character in name)
 
 
 def _short(name: str, cells: int) -> str:

@@ -93,3 +93,13 @@ def test_sanitizer_run_closes_parts_and_agrees_with_itself():
 def test_failed_child_is_an_error():
     with pytest.raises(common.ChildFailed):
         common.run_child("bench.bench_engine", {"nonsense": 1}, 1)
+
+
+def test_small_rollup_run_adds_up(data):
+    """Each case compares its answer with the summaries."""
+    for request in (
+        {"case": "fold", "arguments": {"shape": "typical", "seconds": 2}},
+        {"case": "answer", "arguments": {"shape": "wide", "windows": 3}},
+        {"case": "memory", "arguments": {"shape": "typical", "meters": 2, "seconds": 24}},
+    ):
+        assert common.run_child("bench.bench_rollup", request, 1)

@@ -112,6 +112,18 @@ def test_report_is_plain_when_piped(call: Any, log: pathlib.Path, truth: oracle.
         assert word in out
 
 
+def test_names_and_records_in_a_report_cannot_steer_the_terminal(call: Any, tmp_path: pathlib.Path):
+    evil = "\x1b]0;owned\x07\x1b[2J\u202e"
+    record = {"timestamp": 1_795_000_000_000, "user": evil, "model": evil, "chip": evil, "input_tokens": 1,
+              "output_tokens": 1}  # fmt: skip
+    log = tmp_path / "evil.ndjson"
+    log.write_text(f"{json.dumps(record)}\n{{{evil}\n", encoding="utf-8")
+    for arguments in (("replay", log, *CPU), ("mappings", "check", "native", "--sample", log)):
+        code, out, err = call(*arguments)
+        assert code == 0, err
+        assert "owned" in out and out.replace("\n", "").isprintable()
+
+
 def test_report_fits_eighty_columns(call: Any, log: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("COLUMNS", "80")
     code, out, _ = call("replay", log, *CPU)

@@ -127,6 +127,13 @@ def test_nothing_can_be_written(site):
         assert answer.status == 405 and "GET" in answer.headers["Allow"] and answer.json()["error"]
 
 
+def test_heads_are_answered_but_of_the_stream(site):
+    for path in ("/", "/api/totals", "/metrics"):
+        answer = get(site, path, "HEAD")
+        assert (answer.status, answer.body) == (200, b"")
+    assert get(site, "/api/stream", "HEAD").status == 405
+
+
 def test_a_failing_source_is_logged_and_survived(site, feed, monkeypatch, caplog):
     caplog.set_level(logging.ERROR)
     good, feed.totals = feed.totals, {"never": object()}

@@ -400,7 +400,7 @@ def test_another_version_stops():
 def test_counters_beyond_what_sums_can_hold_are_refused():
     cell = {"window_start": "2026-11-23T17:05:00Z", "model": "m", "chip": "c"}
     assert read_summary(summary_with(cells=[cell | named([0, entries.COUNTER_END - 1, 0, 0, 0, 0])]))
-    with pytest.raises(Unreadable, match="a counter of"):
+    with pytest.raises(Unreadable, match="a counter that"):
         read_summary(summary_with(cells=[cell | named([0, entries.COUNTER_END, 0, 0, 0, 0])]))
 
 

@@ -140,7 +140,7 @@ class Site:
             "/healthz": self._healthz,
             "/metrics": self._metrics,
         }.items():
-            app.router.add_get(path, handler)
+            app.router.add_get(path, handler, allow_head=path != "/api/stream")  # a stream has no head alone
         return app
 
     # --- Totals, once a second ---

@@ -96,7 +96,7 @@ def _problems(report: Report) -> RenderableType:
 
 
 def _cells(problem: Problem) -> tuple[str, str, str]:
-    return problem.kind, printable(problem.where), printable(problem.what)
+    return problem.kind, show.printable(problem.where), show.printable(problem.what)
 
 
 def _differences(report: Report) -> RenderableType:
@@ -109,7 +109,7 @@ def _differences(report: Report) -> RenderableType:
 
 
 def _key(difference: Difference) -> str:
-    texts = map(printable, (difference.user, difference.model, difference.chip))
+    texts = map(show.printable, (difference.user, difference.model, difference.chip))
     return "  ".join((show.time(difference.window_start_ms), *texts))
 
 
@@ -141,7 +141,7 @@ def _letters(report: Report) -> RenderableType:
 
 def _letter_cells(letter: LetterDifference) -> tuple[str, str, str, str]:
     where = f"{place_name(letter.place)} offset {letter.offset} line {letter.line}"
-    return letter.what, printable(where), letter.expected or "-", letter.found or "-"
+    return letter.what, show.printable(where), letter.expected or "-", letter.found or "-"
 
 
 def place_name(place: Place) -> str:
@@ -157,8 +157,3 @@ def _table(*columns: str) -> Table:
     for name in columns:
         table.add_column(name, overflow="fold")
     return table
-
-
-def printable(text: str) -> str:
-    """Names come from logs: nothing in them may steer a terminal."""
-    return text if text.isprintable() else text.encode("unicode_escape").decode()

@@ -4,6 +4,7 @@ What is told must become the plainest sum over all summaries (tests/summaries.py
 token-totals may be larger than what had been committed until then.
 """
 
+import itertools
 import json
 import os
 import random
@@ -19,9 +20,12 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
+from processor import synth
 from processor.broker import Broker
 from processor.broker.kafka import KafkaBroker
+from processor.output import COUNTERS
 from processor.rollup import CHANGELOG_SETTINGS
+from tests.kafka.test_meter_kafka import Stream
 from tests.kafka_server import KafkaServer
 from tests.summaries import Fleet
 from tests.test_schemas import validator
@@ -56,6 +60,18 @@ class Worker:
     @property
     def log(self) -> str:
         return os.pread(self._errors.fileno(), 1 << 24, 0).decode(errors="replace")
+
+
+def last_told(broker: Broker, topic: str) -> dict[str, Any] | None:
+    if broker.topics([topic])[topic] is None:
+        return None
+    told = [
+        value
+        for place, extent in broker.extents([topic]).items()
+        for messages in broker.read(place, max(extent.begin, extent.end - 5), extent.end)  # type: ignore[type-var]
+        for value in messages.values
+    ]
+    return json.loads(told[-1] or b"") if told else None
 
 
 class Stage:
@@ -232,3 +248,54 @@ def test_the_changelog_is_compacted_and_takes_large_entries(stage: Stage) -> Non
     [state] = stage.broker.topics([f"{stage.app}-entries-changelog"]).values()
     assert state is not None and state.partitions == PARTITIONS
     assert {name: state.settings[name] for name in CHANGELOG_SETTINGS} == CHANGELOG_SETTINGS
+
+
+@pytest.fixture
+def stream(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stream]:
+    made = Stream(kafka, monkeypatch, 3, outputs=True)
+    yield made
+    made.close()
+
+
+def test_meters_and_rollups_are_killed_and_the_totals_become_the_audits(stream: Stream) -> None:
+    """The whole way: a log, meters, summaries, rollups. `verify` adds up the log itself."""
+    profile = synth.Profile(
+        records=1_000_000, seed=5, users=40, models=3, chips=2, start_ms=time.time_ns() // 1_000_000 - 600_000,
+        duplicates=0.05, malformed=0.03, late=0.0,
+    )  # fmt: skip
+    stream.log = itertools.chain.from_iterable(chunk.splitlines() for chunk in synth.generate(profile))
+    draw, live = random.Random(stream.group), stream.outputs[1]
+    totals = f"{live}-totals"
+    workers = [Worker(stream.bootstrap, f"{live}-app", live, totals) for _ in range(2)]
+    names = ["meter-0", "meter-1"]
+    meters = {name: stream.meter(name) for name in names}
+    try:
+        with stream.flowing():
+            for _ in range(8):
+                time.sleep(draw.uniform(0.5, 2.5))
+                if draw.random() < 0.6:
+                    name = draw.choice(names)
+                    meters[name].kill()
+                    meters[name] = stream.meter(name)
+                else:
+                    workers.pop(draw.randrange(2)).kill()
+                    workers.append(Worker(stream.bootstrap, f"{live}-app", live, totals))
+        stream.settle()
+        stream.stop()
+        report = stream.verify()
+        assert report.clean
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            told = last_told(stream.broker, totals)
+            spans = told["windows"] if told else {}
+            found = {name: tuple(spans[name]["tokens"][counter] for counter in COUNTERS) for name in spans}
+            if found.get("since_start") == report.expected:
+                break
+            assert time.monotonic() < deadline, f"{found}\n{report.expected}\n" + workers[-1].log[-3000:]
+            time.sleep(0.2)
+        assert found["last_24h"] == report.expected
+        assert told is not None and told["records"]["read"] == report.tally.read
+        assert told["rejects"] == {reason: count for reason, count in report.rejects.items() if count}
+    finally:
+        for worker in workers:
+            worker.kill()

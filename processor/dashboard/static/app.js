@@ -51,7 +51,7 @@ function drawPanel(k) {
   PANELS[k](totals);
   if (k + 1 < PANELS.length) return requestAnimationFrame(() => drawPanel(k + 1));
   drawing = false;
-  curve.add(Date.parse(totals.at), totals.rate.tokens_per_second);
+  curve.count(Date.parse(totals.at), Number(totals.windows.since_start.tokens.total_tokens));
   if (performance.now() - historyAt >= HISTORY_EVERY_MS[span]) refreshHistory();
 }
 

@@ -1,14 +1,16 @@
-// Tokens per second by commits: one sample a second, ten minutes of them. Owns a canvas: the chart library takes more
+// Tokens per second by commits: one sample a second, over the five seconds before it, ten minutes of them. Owns a canvas: the chart library takes more
 // than a frame (30 ms) to draw this anew, once a second, and this takes less than one millisecond.
 
 import { si } from "./format.js";
 
 const SPAN_MS = 600_000;
+const SMOOTHED = 5; // samples
 const MINUTES_APART = 2; // labels of the time axis
 
 export class Curve {
   times = [];
   rates = [];
+  counts = [];
 
   constructor(node) {
     this.canvas = node.appendChild(document.createElement("canvas"));
@@ -21,11 +23,20 @@ export class Curve {
   set(times, rates) {
     this.times = times.slice();
     this.rates = rates.slice();
+    this.counts = [];
     this.redraw();
   }
 
+  // The tokens counted so far; as the server makes the samples of /api/rate.
+  count(time, tokens) {
+    this.counts.push([time, tokens]);
+    if (this.counts.length <= SMOOTHED) return;
+    const [then, before] = this.counts.shift();
+    if (time > then) this.add(time, (Math.max(0, tokens - before) * 1000) / (time - then));
+  }
+
   add(time, rate) {
-    if (this.times.length && time <= this.times.at(-1)) return;
+    if (time <= this.times.at(-1)) return;
     this.times.push(time);
     this.rates.push(rate);
     const old = this.times.findIndex((each) => each >= time - SPAN_MS);
@@ -37,29 +48,36 @@ export class Curve {
   redraw() {
     if (!this.size) return;
     const [width, height] = this.size;
-    const scale = devicePixelRatio;
-    Object.assign(this.canvas, { width: width * scale, height: height * scale });
+    const ratio = devicePixelRatio;
+    Object.assign(this.canvas, { width: width * ratio, height: height * ratio });
     Object.assign(this.canvas.style, { width: `${width}px`, height: `${height}px` });
     const context = this.canvas.getContext("2d");
-    context.scale(scale, scale);
+    context.scale(ratio, ratio);
     const style = getComputedStyle(document.documentElement);
     const font = parseFloat(style.fontSize) * 0.78;
-    const place = this.place({ left: font * 3.4, right: width - 4, top: font * 0.8, bottom: height - font * 1.8 });
     context.font = `${font}px system-ui, sans-serif`;
+    const scale = scaleOf(this.rates);
+    const left = Math.max(...scale.ticks.map((rate) => context.measureText(tick(rate)).width)) + font;
+    const place = this.place(scale, { left, right: width - 4, top: font * 0.8, bottom: height - font * 1.8 });
     drawAxes(context, place, style, font);
     drawLine(context, place, style.getPropertyValue("--accent"), this.times, this.rates);
   }
 
   // Times and rates to pixels.
-  place(edges) {
+  place({ top, ticks }, edges) {
     const last = this.times.at(-1) ?? Date.now();
-    const most = Math.max(0, ...this.rates);
-    const step = niceStep(most / 3);
-    const top = Math.max(step, Math.ceil((most * 1.02) / step) * step);
     const x = (time) => edges.right - ((last - time) / SPAN_MS) * (edges.right - edges.left);
     const y = (rate) => edges.bottom - (rate / top) * (edges.bottom - edges.top);
-    return { ...edges, last, step, top, x, y };
+    return { ...edges, last, ticks, x, y };
   }
+}
+
+// The highest rate's axis: its end, and where it has lines.
+function scaleOf(rates) {
+  const most = Math.max(0, ...rates);
+  const step = niceStep(most / 3);
+  const count = Math.max(1, Math.ceil((most * 1.02) / step));
+  return { top: count * step, ticks: Array.from({ length: count + 1 }, (_, k) => k * step) };
 }
 
 // 1, 2 or 5 and zeros.
@@ -74,7 +92,7 @@ function drawAxes(context, place, style, font) {
   context.strokeStyle = style.getPropertyValue("--line");
   context.textAlign = "right";
   context.textBaseline = "middle";
-  for (let rate = 0; rate <= place.top * 1.001; rate += place.step) {
+  for (const rate of place.ticks) {
     const y = Math.round(place.y(rate)) + 0.5;
     context.beginPath();
     context.moveTo(place.left, y);

@@ -2,6 +2,9 @@
 
 const UNITS = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 const UNKNOWN = "–";
+// Made once: making one takes longer than a hundred uses.
+const FIXED = [0, 1, 2].map((digits) => new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+const EXACT = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
 
 // JSON whose integers may pass 2^53, where a double loses tokens: those become BigInt. Names cannot look like one here,
 // because a quote stands before them.
@@ -19,25 +22,23 @@ export function si(value) {
   if (value === null || value === undefined) return UNKNOWN;
   const number = Number(value);
   for (const [size, unit] of UNITS) if (number >= size * 0.9995) return `${significant(number / size)} ${unit}`;
-  return Number.isInteger(number) || number >= 100 ? number.toFixed(0) : significant(number);
+  return Number.isInteger(number) || number >= 100 ? FIXED[0].format(number) : significant(number);
 }
 
 function significant(value) {
-  const whole = String(Math.trunc(value)).length;
-  return value.toFixed(Math.max(0, 3 - whole));
+  return FIXED[Math.max(0, 3 - String(Math.trunc(value)).length)].format(value);
 }
 
 // 1,389,000,000: every digit.
 export function exact(value) {
-  if (value === null || value === undefined) return UNKNOWN;
-  return value.toLocaleString("en-US", { maximumFractionDigits: 1 });
+  return value === null || value === undefined ? UNKNOWN : EXACT.format(value);
 }
 
 export function percent(share) {
   if (share === null || share === undefined || Number.isNaN(share)) return UNKNOWN;
   if (share > 0 && share < 0.0001) return "< 0.01 %";
   const digits = share >= 9.995 ? 0 : share >= 0.0995 ? 1 : 2;
-  return `${(share * 100).toLocaleString("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits })} %`;
+  return `${FIXED[digits].format(share * 100)} %`;
 }
 
 export function share(part, whole) {

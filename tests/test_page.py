@@ -1,0 +1,458 @@
+"""The page as a browser shows it: headless Chromium, driven over its own protocol.
+
+Numbers are those of the API, updates arrive, stale data says so, hostile names are text, and it fits wall and phone.
+"""
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.chrome.options import Options
+from selenium.webdriver.chrome.service import Service
+
+from processor import report
+from processor.dashboard import Settings, SiteThread, server
+from processor.entries import Entries, read_summary
+from processor.totals import Totals
+from tests import totals_data
+from tests.summaries import Fleet
+from tests.totals_data import Feed, Shape, make, nothing
+
+pytestmark = pytest.mark.browser
+DEADLINE_SECONDS = 30
+SIZES = {"wall": (1920, 1080), "laptop": (1280, 720), "tablet": (820, 1180), "phone": (390, 844), "small": (320, 568)}
+CATEGORIES = ["Uncached input", "Cached input", "Cache write", "Output", "Reasoning"]
+ATTACKS = [
+    "<script>document.title='taken'</script>",
+    "<img src=x onerror=\"document.title='taken'\">",
+    "<b>bold</b>&lt;i&gt;<a href='javascript:document.title=1'>x</a>",
+    "%{y}{{constructor}}${document.title='taken'}<br>",
+    "\u202eright to left\u202c \u2066\u0007\u001b[31m\u200b",
+    "قاعدة بيانات",
+    "w" * 256,
+    "長" * 85,
+]
+
+
+@pytest.fixture(scope="module")
+def chrome() -> Iterator[webdriver.Chrome]:
+    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not binary or not driver:
+        missing = "no chromium or chromedriver (Debian: chromium, chromium-driver)"
+        # A skip must not pass for a proof where proofs are made.
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    options = Options()
+    options.binary_location = binary
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    browser = webdriver.Chrome(options, Service(driver))
+    browser.set_script_timeout(DEADLINE_SECONDS)
+    try:
+        yield browser
+    finally:
+        browser.quit()
+
+
+class Page:
+    """A browser's view of a dashboard."""
+
+    def __init__(self, chrome: webdriver.Chrome) -> None:
+        self.chrome = chrome
+
+    def open(self, url: str, size: str = "wall", theme: str = "dark") -> None:
+        width, height = SIZES[size]
+        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size in ("phone", "small")}
+        self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        self.prefer(theme)
+        self.chrome.get(url)
+
+    def prefer(self, theme: str) -> None:
+        features = [{"name": "prefers-color-scheme", "value": theme}]
+        self.chrome.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+
+    def ask(self, script: str, *arguments: Any) -> Any:
+        return self.chrome.execute_script(f"return {script}", *arguments)
+
+    def field(self, name: str) -> tuple[str, str]:
+        """What a number shows, and what it says when pointed at."""
+        return tuple(
+            self.ask("(n => [n.textContent, n.title])(document.querySelector(`[data-field='${arguments[0]}']`))", name)
+        )
+
+    def table(self, selector: str) -> list[list[str]]:
+        return self.ask(
+            "[...document.querySelectorAll(arguments[0])].map(row => [...row.children].map(cell => cell.textContent))",
+            selector,
+        )
+
+    @property
+    def state(self) -> str:
+        return self.ask("document.body.dataset.state")
+
+    @property
+    def banner(self) -> str:
+        return self.ask("(b => b.hidden ? '' : b.textContent)(document.getElementById('banner'))")
+
+    def until(self, true: Callable[[], Any], what: str) -> None:
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not true():
+            assert time.monotonic() < deadline, f"{what}; state {self.state}, banner {self.banner!r}"
+            time.sleep(0.05)
+
+    def until_shown(self, totals: dict[str, Any]) -> None:
+        """The last panel is drawn in a frame of its own, and the curve in the same one."""
+        at = totals["at"]
+        self.until(lambda: self.field("at")[1] == at, f"the page does not show {at}")
+        self.chrome.execute_async_script("const done = arguments[0]; let n = 0; (function f() "
+                                         "{ n++ < 8 ? requestAnimationFrame(f) : done() })()")  # fmt: skip
+
+    def until_drawn(self) -> None:
+        drawn = "['by-model', 'by-chip'].every(id => document.getElementById(id).dataset.drawn > 0)"
+        self.until(lambda: self.ask(drawn), "the charts are not drawn")
+
+
+@pytest.fixture
+def page(chrome: webdriver.Chrome) -> Iterator[Page]:
+    chrome.get_log("browser")
+    yield Page(chrome)
+    chrome.get("about:blank")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "TICK_SECONDS", 0.1)
+
+
+@contextlib.contextmanager
+def served(feed: Feed, port: int = 0, **settings: Any) -> Iterator[SiteThread]:
+    with contextlib.closing(SiteThread(feed.source(), Settings(port=port, **settings))) as site:
+        yield site
+
+
+def complaints(page: Page) -> list[str]:
+    """What the browser says of errors and of its policy."""
+    return [entry["message"] for entry in page.chrome.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+
+
+# --- Numbers ---
+
+
+def assert_shows(page: Page, totals: dict[str, Any]) -> None:
+    """Every number of the page is the API's, by the rules of the terminal's reports."""
+    rate, windows, hour = totals["rate"], totals["windows"], totals["windows"]["last_1h"]
+    number, _, unit = report.si(rate["tokens_per_second"]).partition(" ")
+    assert (page.field("now")[0], page.field("now-unit")[0]) == (number, unit)
+    assert page.field("per-day")[0] == report.si(rate["tokens_per_day"])
+    assert page.field("share")[0] == report.percent(rate["share_of_target"])
+    for name in ("today", "yesterday", "since_start"):
+        tokens = windows[name]["tokens"]["total_tokens"]
+        assert page.field(name) == (report.si(tokens), f"{tokens:,} tokens")
+    for name in ("1m", "1h", "24h"):
+        users, each = windows[f"last_{name}"]["active_users"], windows[f"last_{name}"]["tokens_per_active_user"]
+        assert page.field(f"users-{name}")[0] == report.si(users) and page.field(f"each-{name}")[0] == report.si(each)
+    assert [row[:2] for row in page.table("#categories tr")] == list(
+        map(list, zip(CATEGORIES, categories(hour["tokens"]), strict=True))
+    )
+    records = totals["records"]
+    assert page.field("read") == (report.si(records["read"]), f"{records['read']:,}")
+    assert page.field("rejected")[1] == f"{records['rejected']:,}"
+    assert {row[0]: row[1] for row in page.table("#rejects tr")} == {
+        name: report.si(count) for name, count in totals["rejects"].items() if count
+    }
+    whole = hour["tokens"]["total_tokens"]
+    assert page.table("#top-users tr") == [
+        [row["user"], report.si(row["total_tokens"]), report.percent(row["total_tokens"] / whole)]
+        for row in totals["top_users"]
+    ]
+    assert [(row[0], row[5]) for row in page.table("#meter-rows tr")] == [
+        (meter["meter"] + meter["device"], report.si(meter["total_tokens"])) for meter in totals["meters"]
+    ]
+    matrix = totals["matrix"]
+    assert page.table("#matrix thead tr") == [["", *matrix["chips"]]]
+    assert (
+        page.table("#matrix tbody tr")
+        == [
+            [model, *(report.si(n) if n else "·" for n in line)]
+            for model, line in zip(matrix["models"], matrix["total_tokens"], strict=True)
+        ][: len(page.table("#matrix tbody tr"))]
+        != []
+    )
+
+
+def categories(tokens: dict[str, int]) -> list[str]:
+    cached, written, reasoning = (tokens[f"{name}_tokens"] for name in ("cached_input", "cache_write", "reasoning"))
+    parts = (tokens["input_tokens"] - cached - written, cached, written, tokens["output_tokens"] - reasoning, reasoning)
+    return [report.si(part) for part in parts]
+
+
+def test_numbers_are_the_api_s_and_updates_arrive(page):
+    feed = Feed(make(Shape(models=5)))
+    with served(feed) as site:
+        page.open(site.url)
+        for k, shape in enumerate(
+            (Shape(models=5), Shape(models=7, users=3, tokens_per_second=4321.5), Shape(models=3, meters=5))
+        ):
+            feed.totals = make(shape, totals_data.AT_MS + 1000 * k)
+            page.until_shown(feed.totals)
+            assert_shows(page, feed.totals)
+        assert page.state == "live" and page.banner == ""
+        page.until_drawn()
+    assert not complaints(page)
+
+
+def test_the_real_totals_of_synthetic_meters(page):
+    """From live summaries to the screen, with nothing in between but what serves operators."""
+    fleet, keeper, view = Fleet(7, totals_data.AT_MS), Entries(), Totals()
+    for _ in range(60):
+        seen = len(fleet.log)
+        fleet.now_ms += 1000
+        fleet.work()
+        for partition, offset, value in fleet.log[seen:]:
+            for entry in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+                view.apply(*entry)
+        view.rolling(fleet.now_ms)
+    feed = Feed(view.rolling(fleet.now_ms))
+    with served(feed) as site:
+        page.open(site.url)
+        page.until_shown(feed.totals)
+        assert_shows(page, feed.totals)
+
+
+def test_before_the_first_summary(page):
+    with served(Feed(nothing())) as site:
+        page.open(site.url)
+        page.until(lambda: page.state == "stale", "an empty rollup looks alive")
+        assert "no meter has committed yet" in page.banner and page.field("now")[0] == "–"
+    assert not complaints(page)
+
+
+def test_totals_beyond_doubles_keep_their_last_digit(page):
+    feed = Feed()
+    feed.totals["windows"]["since_start"]["tokens"]["total_tokens"] = 2**63 + 1
+    feed.totals["matrix"]["total_tokens"][0][0] = feed.totals["top_users"][0]["total_tokens"] = 10**17 + 1
+    with served(feed) as site:
+        page.open(site.url)
+        page.until_shown(feed.totals)
+        assert page.field("since_start") == (report.si(2**63 + 1), f"{2**63 + 1:,} tokens")
+        assert page.ask("document.querySelector('#top-users td').title") == f"{10**17 + 1:,}"
+    assert not complaints(page)
+
+
+def test_numbers_are_written_as_in_reports(page):
+    values = [
+        0,
+        0.5,
+        1,
+        9.994,
+        12.3456,
+        99.95,
+        100.4,
+        999,
+        999.4,
+        999.5,
+        1000,
+        1234,
+        12_345,
+        999_499,
+        999_500,
+        10**6,
+        1.389e9,
+        119.8e12,
+        7e15,
+    ]
+    shares = [0, 0.00005, 0.0001, 0.000999, 0.0123, 0.0994, 0.0995, 0.5, 0.9981, 1, 1.0001, 9.99, 10, 123.4]
+    with served(Feed()) as site:
+        page.open(site.url)
+        script = """const [values, shares, done] = arguments;
+            import("/static/format.js").then(f => done([values.map(f.si), shares.map(f.percent)]))"""
+        numbers, percents = page.chrome.execute_async_script(script, values, shares)
+    assert numbers == [report.si(value) for value in values]
+    assert percents == [report.percent(share) for share in shares]
+
+
+# --- True now? ---
+
+
+def test_stale_totals_say_so_loudly(page):
+    feed = Feed(make(stale=True))
+    with served(feed) as site:
+        page.open(site.url)
+        page.until(lambda: page.state == "stale", "not stale")
+        assert page.banner.startswith("STALE: no meter has committed for 4")
+        assert float(page.ask("getComputedStyle(document.querySelector('main')).opacity")) < 0.7
+        assert page.ask("document.title").startswith("STALE")
+        feed.totals = make(at_ms=totals_data.AT_MS + 1000)
+        page.until(lambda: page.state == "live" and page.banner == "", "it does not recover")
+
+
+def test_a_silent_server_is_not_believed(page):
+    feed = Feed()
+    with served(feed) as site:
+        page.open(site.url)
+        page.until_shown(feed.totals)
+        page.until(lambda: page.state == "disconnected", "silence is believed")
+        assert page.banner.startswith("NO UPDATES for ") and "the server sends nothing" in page.banner
+        feed.totals = make(at_ms=totals_data.AT_MS + 9000)
+        page.until(lambda: page.state == "live", "it does not recover")
+
+
+def test_it_comes_back_after_a_restart_and_asks_for_history_again(page):
+    feed, later = Feed(), Feed(make(Shape(models=3), totals_data.AT_MS + 60_000))
+    with served(feed) as site:
+        page.open(site.url)
+        page.until_shown(feed.totals)
+        page.until_drawn()
+        port = site.site.port
+    page.until(lambda: page.state == "disconnected", "it does not notice")
+    assert "connection lost, trying again" in page.banner
+    with served(later, port):
+        page.until_shown(later.totals)
+        assert page.state == "live" and page.banner == ""
+        page.until(lambda: len(page.table("#legend-model li")) == 3, "the old history stays")
+        assert later.histories
+
+
+def test_a_refusal_is_shown_and_a_token_opens(page):
+    token = "a-token-for-the-page-0123456789"
+    with served(Feed(), token=token) as site:
+        page.open(f"{site.url}/?token={token}")
+        page.until(lambda: page.state == "live", "the token does not open")
+        assert token not in page.ask("location.href") and page.ask("document.cookie") == ""
+        page.chrome.refresh()
+        page.until(lambda: page.state == "live", "the cookie does not open")
+        page.chrome.delete_all_cookies()
+        page.chrome.get(site.url)
+        assert "a token is needed" in page.ask("document.body.textContent")
+
+
+# --- Names are other people's ---
+
+
+def hostile() -> dict[str, Any]:
+    totals = make(Shape(models=len(ATTACKS), chips=len(ATTACKS), users=len(ATTACKS), meters=2))
+    for window in totals["windows"].values():
+        for row, name in zip(window.get("by_model", ()), ATTACKS, strict=False):
+            row["model"] = name
+        for row, name in zip(window.get("by_chip", ()), ATTACKS, strict=False):
+            row["chip"] = name
+    totals["matrix"] |= {"models": ATTACKS, "chips": ATTACKS}
+    for row, name in zip(totals["top_users"], ATTACKS, strict=True):
+        row["user"] = name
+    totals["meters"][0] |= {"device": ATTACKS[0], "meter": ATTACKS[1]}
+    totals["rejects"] = {name: 10 + k for k, name in enumerate(ATTACKS)}
+    return totals
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_hostile_names_are_text_and_keep_the_layout(page, size):
+    feed = Feed(hostile())
+    with served(feed) as site:
+        page.open(site.url, size)
+        page.until_shown(feed.totals)
+        for chart in ("by-model", "by-chip"):
+            page.ask("document.getElementById(arguments[0]).scrollIntoView()", chart)
+            page.until(
+                lambda chart=chart: page.ask("document.getElementById(arguments[0]).dataset.drawn > 0", chart), chart
+            )
+        shown = [row[0] for row in page.table("#top-users tr")]
+        assert shown[:4] == ATTACKS[:4] and shown[5:] == ATTACKS[5:], "as they are"
+        assert shown[4] == "\ufffdright to left\ufffd \ufffd\ufffd\ufffd[31m\ufffd", "what is invisible is visible"
+        assert page.ask("[...document.querySelectorAll('main script, main img, main a, main b b, svg a')].length") == 0
+        assert "taken" not in page.ask("document.title")
+        hover(page)
+        assert page.ask("document.querySelectorAll('svg a, svg image, .hoverlayer tspan[style*=bold]').length") == 0
+        assert fits(page)
+    assert not complaints(page)
+
+
+def hover(page: Page) -> None:
+    """The library writes names into its hover text."""
+    page.ask("document.getElementById('by-model').scrollIntoView()")
+    page.ask("Plotly.Fx.hover('by-model', [{curveNumber: 0, pointNumber: 5}, {curveNumber: 1, pointNumber: 5}]) && 0")
+    text = "document.querySelector('#by-model .hoverlayer').textContent"
+    page.until(lambda: page.ask(text), "no hover text")
+    assert "<script>document.title" in page.ask(text)
+
+
+def fits(page: Page) -> bool:
+    """No scrolling sideways; on a wall none at all."""
+    wide, high = page.ask(
+        "[document.documentElement.scrollWidth - innerWidth, document.documentElement.scrollHeight - innerHeight]"
+    )
+    return wide <= 0 and (high <= 0 or page.ask("innerHeight < 900 || innerWidth < 1200"))
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_it_fits_the_screen(page, size):
+    with served(Feed(make(Shape(models=64, chips=32, meters=60)))) as site:
+        page.open(site.url, size)
+        page.until(lambda: page.state == "live", "not live")
+        page.until(lambda: page.table("#meter-rows tr"), "no meters")
+        assert fits(page)
+        assert page.field("more-meters")[0] == "and 10 more" and len(page.table("#meter-rows tr")) == 50
+
+
+def test_rows_of_the_matrix_come_as_one_scrolls(page):
+    feed = Feed(make(Shape(models=64, chips=32)))
+    models = feed.totals["matrix"]["models"]
+    with served(feed) as site:
+        page.open(site.url)
+        page.until_shown(feed.totals)
+        seen = [row[0] for row in page.table("#matrix tbody tr")]
+        assert 0 < len(seen) < 64 and seen == models[: len(seen)]
+        page.ask("document.querySelector('.matrix .scroll').scrollTo(0, 1e6)")
+        page.until(lambda: page.table("#matrix tbody tr")[-1][0] == models[-1], "the last row does not come")
+
+
+# --- Themes, spans ---
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_themes_follow_the_system_and_the_person(page, theme):
+    other = {"dark": "light", "light": "dark"}[theme]
+    with served(Feed()) as site:
+        page.open(site.url, theme=theme)
+        page.until_drawn()
+        follows = colours(page)
+        page.ask("document.getElementById('theme').click()")
+        chosen = colours(page)
+        assert (brightness(follows) < 60 < 180 < brightness(chosen)) == (theme == "dark")
+        page.chrome.refresh()
+        assert colours(page) == chosen, "remembered"
+        page.prefer(other)
+        assert colours(page) == chosen, "a person's choice stands"
+        page.ask("localStorage.clear()")
+        page.prefer(theme)
+
+
+def colours(page: Page) -> str:
+    return page.ask("getComputedStyle(document.documentElement).backgroundColor")
+
+
+def brightness(colour: str) -> float:
+    return sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(", "))) / 3
+
+
+def test_the_span_of_the_history_is_chosen(page):
+    feed = Feed(make(Shape(models=20, chips=3)))
+    with served(feed) as site:
+        page.open(site.url)
+        page.until_drawn()
+        legend = page.table("#legend-model li")
+        assert len(legend) == 13 and legend[-1][1] == "others", "12 models, the rest is one"
+        assert len(page.table("#legend-chip li")) == 3
+        for span, ms in (("6h", 21_600_000), ("24h", 86_400_000)):
+            page.ask("document.querySelector(`[data-span='${arguments[0]}']`).click()", span)
+            page.until(lambda ms=ms: {(ms, 300_000, "model"), (ms, 300_000, "chip")} <= set(feed.histories), span)
+        assert page.ask("document.querySelector('[aria-pressed=true]').textContent") == "24 h"
+        points = "document.getElementById('by-model').data[0].x.length"
+        page.until(lambda: page.ask(points) >= 287, "a day of steps")
+    assert not complaints(page)
