@@ -99,7 +99,7 @@ class Health:
             self._tokens.labels(name.removesuffix("_tokens")).inc(now - then)
 
     def _place(self, summary: LiveSummary, committed: Committed) -> None:
-        """Where the meter is in the partitions that it holds. Those that went to another meter are that one's to tell."""
+        """Where the meter is in the partitions that it holds; of those that went, another one tells."""
         held = committed.ends.keys() | committed.snapshot.positions.keys()
         for gone in self._shown - held:
             for gauge in (self._lag, self._freshness, self._watermark):

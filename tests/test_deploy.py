@@ -4,6 +4,7 @@ No Docker runs here. promtool (Debian: prometheus) checks the rules; CI has it, 
 """
 
 import ast
+import dataclasses
 import json
 import os
 import pathlib
@@ -93,9 +94,7 @@ def exported() -> dict[str, dict[str, set[str]]]:
     health = Health(lambda: NOW_MS, "cpu")
     ranges = [Range(A, Offset(0), Offset(3), PartitionState(NOW_MS - 100, NOW_MS - 50, 0))]
     told = summary("p", Tally(1, 1, 1, 1), (1,) * 6, {"bad_count": 1})
-    told = type(told)(**{**vars(told), "ranges": ranges})
-    tables = {"rows": (1, 4)}
-    health.committed(committed(told, ends={A: Offset(3)}, fill=tables, parts_opened={"start": 1}))
+    health.committed(committed(dataclasses.replace(told, ranges=ranges), ends={A: Offset(3)}))
     totals = json.dumps(totals_data.make()).encode()
     found: dict[str, dict[str, set[str]]] = {}
     for registry in (health.registry, metrics.registry(lambda: totals)):
@@ -214,7 +213,7 @@ def instructions(dockerfile: pathlib.Path) -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 def test_images_copy_what_is_there_and_not_ignored(dockerfile):
-    _, *kept = (DEPLOY.parent / ".dockerignore").read_text().replace("!", "").splitlines()[1:]
+    _, *kept = (ROOT / ".dockerignore").read_text().replace("!", "").splitlines()[1:]
     copied = [rest.split()[:-1] for word, rest in instructions(dockerfile) if word == "COPY"]
     sources = [source for names in copied if not names[0].startswith("--from=") for source in names]
     assert {"kernels", "processor", "schemas", "pyproject.toml"} <= set(sources)
@@ -241,11 +240,9 @@ def test_images_run_any_command_and_not_as_root(dockerfile):
 
 def test_both_images_are_one_recipe():
     """But for the base, the GPU's packages and its cache."""
-    shared = [
-        {text for text in instructions(file) if text[0] in ("COPY", "USER", "WORKDIR", "VOLUME", "EXPOSE", "ENTRYPOINT")}
-        for file in DOCKERFILES
-    ]
-    assert shared[0] == shared[1]
+    words = ("COPY", "USER", "WORKDIR", "VOLUME", "EXPOSE", "ENTRYPOINT")
+    cpu, cuda = ({each for each in instructions(file) if each[0] in words} for file in DOCKERFILES)
+    assert cpu == cuda
 
 
 # --- Compose ---
