@@ -20,7 +20,18 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / "bench" / "data"  # logs made once and read again; ignored by git
 RESULTS = ROOT / "bench" / "results"
 MEASURED = ("kernels", "processor", "schemas", "bench/*.py", "pyproject.toml")  # what a figure depends on
-PACKAGES = ("numpy", "pyarrow", "orjson", "duckdb", "polars", "chdb", "chdb-core", "cupy-cuda12x", "cupy-cuda13x")
+PACKAGES = (
+    "numpy",
+    "pyarrow",
+    "orjson",
+    "duckdb",
+    "psycopg",
+    "polars",
+    "chdb",
+    "chdb-core",
+    "cupy-cuda12x",
+    "cupy-cuda13x",
+)
 CHILD_SECONDS_MAX = 900
 
 

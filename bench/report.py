@@ -48,6 +48,8 @@ def _goals(results: Sequence[dict[str, Any]]) -> str:
             rows += _soak_goals(content)
         if content["kind"] == "rollup":
             rows += _rollup_goals(content)
+        if content["kind"] == "ledger":
+            rows += _ledger_goals(content)
     return _table(("goal", "measured", "met"), "lll", rows)
 
 
@@ -103,6 +105,17 @@ def _soak_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
     yield goal, measured, _yes(minutes >= 30 and max(settled) <= 1.1 * min(settled))
     p99 = found["freshness_ms"]["p99"] / 1000
     yield f"a steady {rate:.2f} M records/s: freshness p99 under 2 s", f"{p99:.2f} s", _yes(p99 < 2)
+
+
+def _ledger_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    for kind, found in content["cases"].items():
+        name, size = _DATABASES[kind], f"{content['size']['rows'] / 1e6:g} M rows"
+        if kind == "duckdb":
+            pace = found["rows_per_second"]
+            yield f"ledger, {name}: at least 100 k rows/s", f"{pace / 1e3:.0f} k rows/s", _yes(pace >= 1e5)
+        for question, what, most in (("user", "a month of one user", 50), ("top", "top 100 users of a day", 1000)):
+            took = found[f"{question}_ms"]
+            yield f"ledger of {size}, {name}, {what}: under {most} ms", f"{took:.0f} ms", _yes(took < most)
 
 
 def _yes(met: bool) -> str:
@@ -291,7 +304,46 @@ def _percentiles(found: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.0f}" for name, value in found.items())
 
 
-_SECTIONS = {"engine": _engine, "peers": _peers, "pipeline": _pipeline, "soak": _soak, "rollup": _rollup}
+# --- Ledger ---
+
+_DATABASES = {"duckdb": "DuckDB", "postgres": "PostgreSQL"}
+
+
+def _ledger(content: dict[str, Any]) -> list[str]:
+    intro = (
+        "Usage rows from the bytes of their messages to the committed transaction, a meter's commit in each; and "
+        f"questions to a ledger of {content['size']['rows']:,} rows. Both databases wait for the disk at each commit."
+    )
+    rows = [_ledger_row(_DATABASES[kind], found) for kind, found in content["cases"].items()]
+    rows += [(_DATABASES[kind], f"skipped: {why}") for kind, why in content["skipped"].items()]
+    return ["## Ledger", intro, _table(_LEDGER_HEAD, "lrrrrrrrrrl", rows)]
+
+
+_LEDGER_HEAD = (
+    "database", "rows taken", "identities", "rows/s", "second half", "decoding", "merged rows/s", "month of a user, ms",
+    "top 100 of a day, ms", "bytes a row", "answers",
+)  # fmt: skip
+
+
+def _ledger_row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        name,
+        f"{found['messages']:,}",
+        f"{found['identities']:,}",
+        f"{found['rows_per_second']:,.0f}",
+        f"{found['sustained']:,.0f}",
+        f"{found['decoding_share']:.0%}",
+        f"{found['merged_per_second']:,.0f}",
+        f"{found['user_ms']:.1f}, most {found['user_ms_max']:.1f}",
+        f"{found['top_ms']:.0f}, most {found['top_ms_max']:.0f}",
+        f"{found['bytes'] / found['rows']:.0f}",
+        f"`{found['digest']}`",
+    )
+
+
+_SECTIONS = {
+    "engine": _engine, "peers": _peers, "pipeline": _pipeline, "rollup": _rollup, "soak": _soak, "ledger": _ledger,
+}  # fmt: skip
 
 
 # --- Text ---

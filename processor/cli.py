@@ -79,7 +79,7 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """The command line's exit code; messages of failures are one line."""
-    from processor import cli_demo, cli_live, cli_rollup, cli_top  # noqa: F401  they add their commands to `app`
+    from processor import cli_billing, cli_demo, cli_live, cli_rollup, cli_top  # noqa: F401  they add their commands to `app`
 
     command: Any = typer.main.get_command(app)
     for option in itertools.chain.from_iterable(each.params for each in command.commands.values()):
@@ -93,7 +93,7 @@ def run(arguments: Sequence[str]) -> int:
         return leaving.exit_code
     except _USAGE_ERROR as error:
         return _fail(error.format_message(), EXIT_USAGE)
-    except (*_FAILURES, *cli_live.FAILURES, cli_rollup.RollupError, cli_top.TopError) as error:
+    except (*_FAILURES, *cli_live.FAILURES, *cli_billing.FAILURES, cli_rollup.RollupError, cli_top.TopError) as error:
         return _fail(str(error), EXIT_FAILURE)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", EXIT_INTERRUPTED)

@@ -36,7 +36,7 @@ from processor.output import COUNTERS, SCHEMA_VERSION
 RECORDS = ("counted", "duplicates", "rejected", "empty")
 MINUTE_MS, HOUR_MS, DAY_MS = 60_000, 3_600_000, 86_400_000
 # Parts are closed when they are ten minutes old, so that the meters' cells of a window this old hardly change any more.
-FOLD_AGE_MS = 15 * MINUTE_MS
+FOLD_AGE_MS = 15 * MINUTE_MS  # after the window's end
 USERS_AGE_MS = 70 * MINUTE_MS  # the last hour is merged from windows; what is older, from hours
 TOP_SPAN_MS = 5 * MINUTE_MS
 TOP_USERS_MAX = 50  # kept of each span
@@ -380,6 +380,11 @@ class _Partition:
     users: dict[int, Bytes] = field(default_factory=dict)
     hours: dict[int, Bytes] = field(default_factory=dict)
 
+    def is_old(self, window: int, age_ms: int) -> bool:
+        """Is it so long since the window ended?"""
+        longest_ms = max((meter.window_ms for meter in self.meters.values()), default=MINUTE_MS)
+        return window + longest_ms < self.clock_ms - age_ms
+
 
 class Entries:
     """The entries of those partitions of token-live that this process reads."""
@@ -458,7 +463,7 @@ def _learn_cells(
 def _learn_users(
     known: _Partition, partition: int, window: int, registers: Bytes
 ) -> Iterator[tuple[bytes, bytes | None]]:
-    old = window < known.clock_ms - USERS_AGE_MS
+    old = known.is_old(window, USERS_AGE_MS)
     table, kind = (known.hours, "hour") if old else (known.users, "users")
     start = window // HOUR_MS * HOUR_MS if old else window
     before = table.get(start)
@@ -473,7 +478,7 @@ def _tidy(known: _Partition, partition: int, offset: int) -> Iterator[tuple[byte
     goes. What replaces an entry is written first."""
     # Behind a restart a meter's entry may be ahead of a window's: its part tells nothing before the log has caught up.
     parts = {name: meter.part for name, meter in known.meters.items() if meter.offset <= offset}
-    for window in sorted(window for window in known.cells if window < known.clock_ms - FOLD_AGE_MS):
+    for window in sorted(window for window in known.cells if known.is_old(window, FOLD_AGE_MS)):
         usage = known.windows[window] = Usage()
         of_meters = known.cells.pop(window)
         for one in of_meters.values():
@@ -481,7 +486,7 @@ def _tidy(known: _Partition, partition: int, offset: int) -> Iterator[tuple[byte
         usage.settle(parts)
         yield Key(partition, "window", window, "").encode(), usage.encode()
         yield from ((Key(partition, "cells", window, meter).encode(), None) for meter in of_meters)
-    for window in sorted(window for window in known.users if window < known.clock_ms - USERS_AGE_MS):
+    for window in sorted(window for window in known.users if known.is_old(window, USERS_AGE_MS)):
         yield from _learn_users(known, partition, window, known.users.pop(window))
         yield Key(partition, "users", window, "").encode(), None
     since_ms = kept_from(known.clock_ms)

@@ -208,9 +208,9 @@ class Totals:
 
     # --- Time goes on ---
 
-    def _forget(self, now_ms: int) -> None:
+    def _forget(self, now_ms: int, window_ms: int) -> None:
         self._kept_from = kept_from(now_ms)
-        users_since = now_ms - USERS_AGE_MS - HOUR_MS  # an hour longer than they are entries
+        users_since = now_ms - window_ms - USERS_AGE_MS - HOUR_MS  # an hour longer than they are entries
         tables: list[tuple[dict[int, Any], int]] = [
             (self._windows, self._kept_from), (self._hours, self._kept_from), (self._users, users_since),
         ]  # fmt: skip
@@ -243,7 +243,7 @@ class Totals:
     def rolling(self, now_ms: int) -> dict[str, Any]:
         """The totals of schemas/totals.schema.json."""
         window_ms = max((meter.window_ms for meter in self._meters.values()), default=None)
-        self._forget(now_ms)
+        self._forget(now_ms, window_ms or MINUTE_MS)
         self._move_spans(now_ms, window_ms or MINUTE_MS)
         since_start = _sum_of(meter.total() for meter in self._meters.values())
         shown = {place: meter for place, meter in self._meters.items() if now_ms - meter.committed_at_ms < GONE_MS}

@@ -1,6 +1,7 @@
 """Fixtures: every backend that this machine has, engines on it, and one real broker for the session."""
 
 import os
+import pathlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from kernels.target import CudaTarget, DeviceError, HostTarget, Target
 
 if TYPE_CHECKING:
     from tests.kafka_server import KafkaServer
+    from tests.postgres_server import PostgresServer
 
 pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
@@ -53,6 +55,33 @@ def kafka() -> Iterator["KafkaServer"]:
         yield server
     finally:
         server.close()
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator["PostgresServer"]:
+    """A running PostgreSQL."""
+    from tests.postgres_server import PostgresMissing, PostgresServer
+
+    try:
+        server = PostgresServer()
+    except PostgresMissing as error:
+        if os.environ.get("CI"):
+            pytest.fail(str(error))
+        pytest.skip(str(error))
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=["duckdb", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator[str]:
+    """The name of a new database for a ledger, of each kind."""
+    if request.param == "duckdb":
+        yield str(tmp_path / "ledger.duckdb")
+        return
+    with request.getfixturevalue("postgres").database() as url:
+        yield url
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -41,8 +41,8 @@ def named(counters: Iterable[int]) -> dict[str, int]:
 class FakeMeter:
     """Counts into its open part, and writes summaries of it. Not the engine: a few dictionaries."""
 
-    def __init__(self, name: str, place: int) -> None:
-        self.name, self.place, self.parts, self.offset = name, place, 0, 0
+    def __init__(self, name: str, place: int, window_ms: int = WINDOW_MS) -> None:
+        self.name, self.place, self.parts, self.offset, self.window_ms = name, place, 0, 0, window_ms
         self.open_part()
 
     def open_part(self) -> None:
@@ -77,7 +77,7 @@ class FakeMeter:
         changed = sorted(self.changed)
         frame = {
             "schema": 1, "meter": self.name, "part": self.part, "sequence": self.sequence,
-            "committed_at": rfc3339(now_ms), "window_ms": WINDOW_MS, "device": "host",
+            "committed_at": rfc3339(now_ms), "window_ms": self.window_ms, "device": "host",
             "records": {"read": self.records.total()} | dict(self.records), "rejects": dict(self.rejects),
             "partitions": [{
                 "topic": "inference-logs", "partition": self.place, "from": self.begin, "next": self.offset,
@@ -110,11 +110,13 @@ class FakeMeter:
 class Fleet:
     """Meters, and what stands in the partitions of token-live."""
 
-    def __init__(self, seed: int, start_ms: int, meters: int = 3, partitions: int = 2) -> None:
+    def __init__(
+        self, seed: int, start_ms: int, meters: int = 3, partitions: int = 2, window_ms: int = WINDOW_MS
+    ) -> None:
         self.draw = random.Random(seed)
         self.now_ms = start_ms
-        self.meters = [FakeMeter(f"meter-{n}", n) for n in range(meters)]
-        self.partitions = partitions
+        self.meters = [FakeMeter(f"meter-{n}", n, window_ms) for n in range(meters)]
+        self.partitions, self.window_ms = partitions, window_ms
         self.log: list[tuple[int, int, bytes]] = []  # partition, offset, value: in the order of writing
         self._ends = [self.draw.randrange(5) for _ in range(partitions)]
         self.truth: dict[tuple[str, Cell], list[int]] = {}
@@ -132,7 +134,11 @@ class Fleet:
             meter.open_part()
         for _ in range(draw.randrange(records + 1)):
             event_ms = self.now_ms - draw.choice([0, 0, 0, draw.randrange(late_ms + 1)])
-            cell = (event_ms // WINDOW_MS * WINDOW_MS, f"model-{draw.randrange(4)}", f"chip-{draw.randrange(3)}")
+            cell = (
+                event_ms // self.window_ms * self.window_ms,
+                f"model-{draw.randrange(4)}",
+                f"chip-{draw.randrange(3)}",
+            )
             tokens = draw.choice([0, 1, 1000, (1 << 40) - 1])
             counters = [1, 2 * tokens, tokens // 2, tokens // 4, tokens, tokens // 3]
             user = f"user-{draw.randrange(30)}"

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import bench_engine, bench_peers, common, report, sanitize
+from bench import bench_engine, bench_ledger, bench_peers, common, report, sanitize
 from bench.logs import RECORD_BYTES, RowsLog
 from kernels.target import HostTarget
 
@@ -88,6 +88,14 @@ def test_sanitizer_run_closes_parts_and_agrees_with_itself():
     assert first == second
     tally, parts = first[1:]
     assert parts > 1 and tally.duplicates and tally.rejected
+
+
+def test_small_ledger_run_agrees_on_both_databases(data):
+    file = data / "results" / "ledger.json"
+    assert bench_ledger.main(["--json", str(file)]) == 0
+    found = json.loads(file.read_text())
+    assert "duckdb" in found["cases"]
+    assert all(name in report.report([("ledger.json", found)]) for name in found["cases"]["duckdb"]["digest"].split())
 
 
 def test_failed_child_is_an_error():

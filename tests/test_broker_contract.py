@@ -520,6 +520,32 @@ def _put_until_hidden(cluster: Cluster, place: Place) -> int:
     pytest.fail("the transaction hides nothing")
 
 
+def test_a_follower_reaches_the_end_whatever_stands_there(cluster: Cluster, broker: Broker) -> None:
+    """The one that `ends` tells: past markers and aborted messages, and not past what is in an open transaction."""
+    topic = cluster.topic(partitions=2)
+    places = [Place(topic, 0), Place(topic, 1)]
+    cluster.put(topic, numbers(3), [b"a"] * 3)
+    follower = cluster.follower(dict.fromkeys(places, BEGINNING))
+    seen: list[bytes] = []
+
+    def read_until_end() -> bool:
+        seen.extend(values_of(follower.poll(0.2, 2)))
+        return bool(follower.reached() == broker.ends([topic]))
+
+    eventually(read_until_end)
+    for number in range(3):
+        with_transaction(cluster, topic, [b"%d" % number], [b"%d" % number])
+    eventually(read_until_end)
+    producer = cluster.producer(cluster.name("id"))
+    producer.begin()
+    producer.produce(topic, numbers(9), [b"a"] * 9)
+    _put_until_hidden(cluster, max(places, key=lambda place: broker.extents([topic])[place].end))
+    assert follower.reached() != broker.ends([topic])
+    producer.abort()
+    eventually(read_until_end)
+    assert seen[:3] == numbers(3) and sorted(seen[3:6]) == numbers(3)
+
+
 def test_messages_and_offsets_are_committed_together(cluster: Cluster, broker: Broker) -> None:
     source, target, group = cluster.topic(), cluster.topic(partitions=2), cluster.name("group")
     place = Place(source, 0)

@@ -62,16 +62,16 @@ def expected_span(fleet: Fleet, begin_ms: int, end_ms: int) -> dict:
     }
 
 
-def begins(now_ms: int) -> dict[str, tuple[int, int]]:
+def begins(now_ms: int, window_ms: int = MINUTE_MS) -> dict[str, tuple[int, int]]:
     """Where the spans begin and end, by their definition."""
     day, ever = now_ms // DAY_MS * DAY_MS, 1 << 60
     spans = {"last_1m": MINUTE_MS, "last_5m": 5 * MINUTE_MS, "last_1h": HOUR_MS, "last_24h": DAY_MS}
-    found = {name: ((now_ms - span) // MINUTE_MS * MINUTE_MS, ever) for name, span in spans.items()}
+    found = {name: ((now_ms - span) // window_ms * window_ms, ever) for name, span in spans.items()}
     return found | {"today": (day, day + DAY_MS), "yesterday": (day - DAY_MS, day)}
 
 
 def assert_is_the_sum(answer: dict, fleet: Fleet, now_ms: int) -> None:
-    for name, (begin_ms, end_ms) in begins(now_ms).items():
+    for name, (begin_ms, end_ms) in begins(now_ms, fleet.window_ms).items():
         wanted, found = expected_span(fleet, begin_ms, end_ms), answer["windows"][name]
         assert found["tokens"] == wanted["tokens"], name
         assert found["from"] == rfc3339(begin_ms)
@@ -96,13 +96,16 @@ def run(fleet: Fleet, steps: int, step_ms: tuple[int, ...], late_ms: int) -> Non
         fleet.work(late_ms=late_ms)
 
 
+WINDOWS = st.sampled_from([1000, 10_000, MINUTE_MS, HOUR_MS, DAY_MS])
 STEPS = st.sampled_from([(1000,), (0, 1000, 60_000), (1000, 20 * MINUTE_MS), (1000, 3 * HOUR_MS)])
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=seeds, step_ms=STEPS, late_ms=st.sampled_from([0, 5 * MINUTE_MS, 2 * HOUR_MS]))
-def test_totals_are_the_sum_of_the_last_words_of_all_parts(seed, step_ms, late_ms):
-    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+@given(
+    seed=seeds, step_ms=STEPS, late_ms=st.sampled_from([0, 5 * MINUTE_MS, 2 * HOUR_MS]), window_ms=WINDOWS
+)  # fmt: skip
+def test_totals_are_the_sum_of_the_last_words_of_all_parts(seed, step_ms, late_ms, window_ms):
+    fleet, keeper, view = Fleet(seed, START_MS, window_ms=window_ms), Entries(), Totals()
     kept = Kept()
     for _ in range(40):
         seen = len(fleet.log)
@@ -207,9 +210,9 @@ def test_a_part_is_closed_by_the_log_and_not_by_a_meters_entry_that_is_ahead():
 
 
 @settings(max_examples=30, deadline=None)
-@given(seed=seeds)
-def test_active_users_are_those_of_the_span(seed):
-    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+@given(seed=seeds, window_ms=WINDOWS)
+def test_active_users_are_those_of_the_span(seed, window_ms):
+    fleet, keeper, view = Fleet(seed, START_MS, window_ms=window_ms), Entries(), Totals()
     for _ in range(60):
         fleet.now_ms += fleet.draw.choice([1000, 10 * MINUTE_MS])
         fleet.work(records=20)
@@ -217,7 +220,7 @@ def test_active_users_are_those_of_the_span(seed):
         for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
             view.apply(key, changed)
     answer = view.rolling(fleet.now_ms)
-    for name, (begin_ms, end_ms) in begins(fleet.now_ms).items():
+    for name, (begin_ms, end_ms) in begins(fleet.now_ms, window_ms).items():
         found = answer["windows"][name]
         if name == "yesterday":
             assert found["active_users"] is None

@@ -204,6 +204,9 @@ class Follower(Protocol):
         Raises OutOfRange, TopicMissing, Refused, or BrokerError for what passes when tried again.
         """
 
+    def reached(self) -> dict[Place, Offset]:
+        """Where each partition is to be read on: past all that was polled, and transaction markers behind it."""
+
     def close(self) -> None: ...
 
 
@@ -271,6 +274,9 @@ class Broker(Protocol):
 
     def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
         """What every partition of these topics holds now. Raises TopicMissing."""
+
+    def ends(self, topics: Sequence[str]) -> dict[Place, Offset]:
+        """Where every partition ends, what is in open transactions included. Raises TopicMissing."""
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[Place, Position | None]:
         """A group's committed offsets, seen from outside of it. Waits as `Consumer.committed` does, but then answers

@@ -937,7 +937,7 @@ class KafkaBroker:
             consumer.close()
 
     def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
-        return _KafkaFollower(self._assigned(starts, {}), keys)
+        return _KafkaFollower(self._assigned(starts, {"enable.partition.eof": True}), starts, keys)
 
     def _assigned(self, starts: Mapping[Place, Offset], settings: Mapping[str, Any]) -> client.Consumer:
         """A consumer in no group."""
@@ -968,14 +968,21 @@ class KafkaBroker:
         ends = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
         return {place: Extent(begins[place], ends[place]) for place in places}
 
-    def _offsets(self, places: Sequence[Place], spec: OffsetSpec) -> dict[Place, Offset]:
+    def ends(self, topics: Sequence[str]) -> dict[Place, Offset]:
+        places = self._partitions(topics)
+        return self._offsets(places, OffsetSpec.latest(), client.IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
+
+    def _offsets(
+        self,
+        places: Sequence[Place],
+        spec: OffsetSpec,
+        # The latest offset is the last stable one.
+        isolation: client.IsolationLevel = client.IsolationLevel.READ_COMMITTED,
+    ) -> dict[Place, Offset]:
         if not places:
             return {}
         asked = {part: spec for part in _parts(places)}
-        # read_committed: the latest offset is the last stable one.
-        answers = self._admin.list_offsets(
-            asked, isolation_level=client.IsolationLevel.READ_COMMITTED, request_timeout=_ANSWER_SECONDS
-        )
+        answers = self._admin.list_offsets(asked, isolation_level=isolation, request_timeout=_ANSWER_SECONDS)
         return {
             Place(part.topic, part.partition): Offset(_answer(f"offsets of {part.topic}", future).offset)
             for part, future in answers.items()
@@ -1080,23 +1087,38 @@ def _answer(doing: str, future: "Future[Any]") -> Any:
 
 
 class _KafkaFollower:
-    def __init__(self, consumer: client.Consumer, keys: bool) -> None:
+    def __init__(self, consumer: client.Consumer, starts: Mapping[Place, Offset], keys: bool) -> None:
         self._consumer, self._keys = consumer, keys
+        self._reached, self._parts = dict(starts), _parts(list(starts))
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
         try:
             batch = self._consumer.consume(1, timeout_seconds)
             if batch and most > 1:
                 batch += self._consumer.consume(most - 1, _LINGER_SECONDS)
+            # As in `_read`: past all that was taken from the queue, markers as well.
+            positions = self._consumer.position(self._parts)
         except KafkaException as error:
             raise _raised("following", error) from None
+        for part in positions:
+            self._pass(part.topic, part.partition, part.offset)
         for message in filter(_failed, batch):
             failure = message.error()
             assert failure is not None
-            if failure.code() not in _PASSING and (failure.fatal() or not failure.retriable()):
+            if failure.code() == KafkaError._PARTITION_EOF:
+                self._pass(message.topic(), message.partition(), message.offset())
+            elif failure.code() not in _PASSING and (failure.fatal() or not failure.retriable()):
                 raise _error(f"following {message.topic()}-{message.partition()}", failure)
         found = [message for message in batch if not message.error()]
         return _gather(found, _times(found), None, self._keys) if found else []
+
+    def _pass(self, topic: str | None, partition: int | None, offset: int | None) -> None:
+        assert topic is not None and partition is not None and offset is not None
+        place = Place(topic, partition)
+        self._reached[place] = Offset(max(self._reached[place], offset))
+
+    def reached(self) -> dict[Place, Offset]:
+        return dict(self._reached)
 
     def close(self) -> None:
         self._consumer.close()

@@ -592,7 +592,12 @@ class _Follower(Follower):
                 found.append(messages)
                 most -= len(messages.values)
                 self._positions[place] = messages.next_offset
+            if most:  # there was room for more, and nothing is left but markers
+                self._positions[place] = Offset(log.last_stable)
         return found
+
+    def reached(self) -> dict[Place, Offset]:
+        return dict(self._positions)
 
     def close(self) -> None:
         pass
@@ -695,6 +700,11 @@ class MemoryBroker(Broker):
 
     def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
         return _Follower(self, starts, keys)
+
+    def ends(self, topics: Sequence[str]) -> dict[Place, Offset]:
+        self._fault("extents")
+        with self._locked():
+            return {place: Offset(self._log(place).end) for place in self._places(topics)}
 
     def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
         self._fault("extents")

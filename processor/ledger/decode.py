@@ -1,0 +1,246 @@
+"""Messages to columns and summaries. Pure: bytes in, values out, or an error that names topic, partition and offset.
+
+    values ── Arrow's JSON reader ──> columns ── all as the schema says ──> UsageRows
+                    │                    │
+                    └──── in doubt ──────┴──> orjson and the schema's rules, row by row: the culprit, or columns
+
+No Python step for each row on the first way. Whatever is odd there (another layout, a missing field, a number that is
+none) is judged on the second, so the two agree on what a row says, and only the second knows how to complain.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.json as pj
+
+from processor.broker import Messages, Place
+from processor.ledger.values import (
+    COUNTERS,
+    NAME_BYTES_MAX,
+    SCHEMA,
+    U64_END,
+    Coded,
+    Counters,
+    Malformed,
+    Summary,
+    UnknownSchema,
+    UsageRows,
+)
+
+_TEXTS = ("user", "model", "chip", "part")
+_TABLE = pa.schema(
+    [
+        ("window_start", pa.string()),
+        *((name, pa.string()) for name in _TEXTS),
+        ("window_ms", pa.int64()),
+        *((name, pa.uint64()) for name in (*COUNTERS, "total_tokens")),
+        ("schema", pa.int64()),
+    ]
+)
+_READ = pj.ReadOptions(block_size=8 << 20)
+_PARSE = pj.ParseOptions(explicit_schema=_TABLE, unexpected_field_behavior="error")
+_WINDOW = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
+_NAME = re.compile(r"[0-9A-Za-z._:-]{1,128}", re.ASCII)
+_WINDOW_MS_END = 1 << 53
+
+
+class _Doubt(Exception):
+    """Not surely a batch of valid rows."""
+
+
+# --- Usage rows ---
+
+
+def usage_rows(polled: Sequence[Messages]) -> UsageRows | None:
+    """The rows of messages of token-usage; None: there are none. A tombstone is no row: it takes one from the topic,
+    not from the books."""
+    values = [value for value in itertools.chain.from_iterable(m.values for m in polled) if value is not None]
+    if not values:
+        return None
+    try:
+        return _columns(_read(values))
+    except (_Doubt, pa.ArrowInvalid, UnicodeDecodeError):
+        rows = [_row(value, _at(place, offset)) for place, offset, value in _there(polled)]
+        return _columns(pa.Table.from_pylist(rows, _TABLE))
+
+
+def _there(polled: Sequence[Messages]) -> Iterator[tuple[Place, int, bytes]]:
+    for messages in polled:
+        for offset, value in zip(messages.offsets.tolist(), messages.values, strict=True):
+            if value is not None:
+                yield messages.place, offset, value
+
+
+def _at(place: Place, offset: int) -> str:
+    return f"{place.topic}, partition {place.partition}, offset {offset}"
+
+
+def _read(values: list[bytes]) -> Any:
+    """Arrow's reader takes one object a line, and crashes on some lines that are no objects."""
+    text = b"\n".join(values)
+    data = np.frombuffer(text, np.uint8)
+    lengths = np.fromiter(map(len, values), np.int64, len(values))
+    ends = np.cumsum(lengths + 1) - 1
+    if lengths.min() < 2 or np.count_nonzero(data == 0x0A) != len(values) - 1:
+        raise _Doubt
+    if (data[ends - lengths] != ord("{")).any() or (data[ends - 1] != ord("}")).any():
+        raise _Doubt
+    table = pj.read_json(pa.BufferReader(text), read_options=_READ, parse_options=_PARSE)
+    if len(table) != len(values) or any(column.null_count for column in table.columns):
+        raise _Doubt
+    return table.combine_chunks()
+
+
+def _columns(table: Any) -> UsageRows:
+    counters = [table[name].to_numpy() for name in COUNTERS]
+    if not _consistent(counters, table["total_tokens"].to_numpy()):
+        raise _Doubt
+    versions, windows = (table[name].to_numpy() for name in ("schema", "window_ms"))
+    if (versions != SCHEMA).any() or (windows < 1000).any() or (windows % 1000 != 0).any():
+        raise _Doubt
+    starts, (user, model, chip, part) = _coded(table["window_start"]), (_coded(table[name]) for name in _TEXTS)
+    if not all(0 < len(name) <= NAME_BYTES_MAX for column in (user, model, chip) for name in column.names):
+        raise _Doubt
+    if not all(_NAME.fullmatch(name.decode()) for name in part.names):
+        raise _Doubt
+    times = np.array([_window_ms(text.decode()) for text in starts.names], np.int64)
+    return UsageRows(times[starts.codes], user, model, chip, part, _of_parts(part, windows), counters)
+
+
+def _coded(column: Any) -> Coded:
+    encoded = pc.dictionary_encode(column.combine_chunks())
+    if isinstance(encoded, pa.ChunkedArray):
+        encoded = encoded.combine_chunks()
+    return Coded(encoded.indices.to_numpy(), encoded.dictionary.cast(pa.binary()).to_pylist())
+
+
+def _consistent(counters: list[Any], total: Any) -> bool:
+    """What is a part of a number is no more than it, and sums do not wrap."""
+    _, given, cached, written, out, reasoning = counters
+    within = (cached <= given) & (written <= given - cached) & (reasoning <= out)
+    return bool((within & (given + out == total) & (total >= given)).all())
+
+
+def _of_parts(part: Coded, windows: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
+    """Each part has windows of one length."""
+    found = np.zeros(len(part.names), np.int64)
+    found[part.codes] = windows
+    if (found[part.codes] != windows).any():
+        raise _Doubt
+    return [int(length) for length in found]
+
+
+def _window_ms(text: str) -> int:
+    if not _WINDOW.fullmatch(text):
+        raise _Doubt
+    try:
+        return int(datetime.fromisoformat(text).timestamp()) * 1000
+    except ValueError:
+        raise _Doubt from None
+
+
+def _row(value: bytes, where: str) -> dict[str, Any]:
+    """One row by the rules of schemas/usage.schema.json."""
+    row = _object(value, where)
+    _check_version(row, where)
+    if wrong := row.keys() ^ set(_TABLE.names):
+        name = min(wrong)
+        raise Malformed(f"{where}: {'an unknown' if name in row else 'no'} field {name}")
+    for name in (*COUNTERS, "total_tokens", "window_ms"):
+        if type(row[name]) is not int or not 0 <= row[name] < (_WINDOW_MS_END if name == "window_ms" else U64_END):
+            raise Malformed(f"{where}: {name} is not an unsigned 64-bit integer")
+    if row["window_ms"] < 1000 or row["window_ms"] % 1000:
+        raise Malformed(f"{where}: window_ms is not a number of whole seconds")
+    for name in ("window_start", *_TEXTS):
+        if not isinstance(row[name], str):
+            raise Malformed(f"{where}: {name} is not a text")
+    for name in _TEXTS[:3]:
+        if not 0 < len(row[name].encode()) <= NAME_BYTES_MAX:
+            raise Malformed(f"{where}: {name} has not 1 to {NAME_BYTES_MAX} bytes")
+    if not _NAME.fullmatch(row["part"]):
+        raise Malformed(f"{where}: part is not a name")
+    try:
+        _window_ms(row["window_start"])
+    except _Doubt:
+        raise Malformed(f"{where}: window_start is not a moment such as 2026-11-23T17:05:00Z") from None
+    if not _consistent([np.array([row[name]], np.uint64) for name in COUNTERS], np.uint64(row["total_tokens"])):
+        raise Malformed(f"{where}: the counters of tokens contradict each other")
+    return row
+
+
+# --- Live summaries ---
+
+
+def summaries(polled: Sequence[Messages]) -> list[Summary]:
+    return [
+        _summary(_object(value, _at(place, offset)), place.partition, _at(place, offset))
+        for place, offset, value in _there(polled)
+    ]
+
+
+def _summary(top: dict[str, Any], live_partition: int, where: str) -> Summary:
+    _check_version(top, where)
+    try:
+        summary = Summary(
+            meter=_text(top["meter"]),
+            part=_text(top["part"]),
+            sequence=_count(top["sequence"]),
+            window_ms=_count(top["window_ms"]),
+            tokens=_tokens(top["tokens"]),
+            watermarks={
+                Place(_text(each["topic"]), _count(each["partition"])): _optional(each["watermark"])
+                for each in top["partitions"]
+            },
+            live_partition=live_partition,
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise Malformed(f"{where}: not a live summary: {error!r}") from None
+    return summary
+
+
+def _tokens(counts: dict[str, Any]) -> Counters:
+    a, b, c, d, e, f = (_count(counts[name]) for name in COUNTERS)
+    return a, b, c, d, e, f
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str) or not value:
+        raise ValueError(f"{value!r} is not a text")
+    return value
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < U64_END:
+        raise ValueError(f"{value!r} is not a counter")
+    return value
+
+
+def _optional(value: Any) -> int | None:
+    return None if value is None else _count(value)
+
+
+# --- Both ---
+
+
+def _object(value: bytes, where: str) -> dict[str, Any]:
+    try:
+        top = orjson.loads(value)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"{where}: not JSON: {error}") from None
+    if not isinstance(top, dict):
+        raise Malformed(f"{where}: not a JSON object")
+    return top
+
+
+def _check_version(top: dict[str, Any], where: str) -> None:
+    version = top.get("schema")
+    if type(version) is not int or version != SCHEMA:
+        shown = orjson.dumps(version).decode()
+        raise UnknownSchema(f"{where}: schema version {shown}; this tokenometer knows version {SCHEMA}: upgrade it")

@@ -1,0 +1,163 @@
+"""The ledger's database in one file, by DuckDB: the default. The only importer of DuckDB beside the audit.
+
+There are no keys and no indexes: the store alone writes, and MERGE finds identities by a hash join whose scan of the
+table is bounded by the windows of the batch. A primary key made the same batches 1.8 times slower; an index on users
+would take three times the room of the rows.
+
+The file's lock is what keeps a second writer out. It keeps readers of other processes out as well: a running ledger
+answers over HTTP.
+"""
+
+import contextlib
+import pathlib
+import re
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from processor.ledger.database import COLUMNS, KEY, Database, Rows, Types, check_version, migrate
+from processor.ledger.values import COUNTERS, Busy, DatabaseError
+
+if TYPE_CHECKING:
+    import duckdb
+
+_IDENTITY = (*KEY, "part_id")
+_SAME = " AND ".join(f"held.{name} = incoming.{name}" for name in _IDENTITY)
+_UPSERT = f"""
+    MERGE INTO open_rows AS held USING incoming ON {_SAME}
+    WHEN MATCHED THEN UPDATE SET {", ".join(f"{name} = greatest(held.{name}, incoming.{name})" for name in COUNTERS)}
+    WHEN NOT MATCHED THEN INSERT ({", ".join(COLUMNS)}) VALUES ({", ".join(f"incoming.{name}" for name in COLUMNS)})
+"""
+_PART = f"SELECT {', '.join(KEY)}, {', '.join(COUNTERS)} FROM open_rows WHERE part_id = ?"
+_ADD = f"""
+    UPDATE merged_rows AS held SET {", ".join(f"{name} = held.{name} + part.{name}" for name in COUNTERS)}
+    FROM ({_PART}) AS part WHERE {" AND ".join(f"held.{name} = part.{name}" for name in KEY)}
+"""
+# By user, so that of each 122,880 rows a smallest and a largest user is known that tells most users' questions to pass.
+_MOVE = f"""
+    INSERT INTO merged_rows ({", ".join((*KEY, *COUNTERS))})
+    SELECT * FROM ({_PART}) AS part ANTI JOIN merged_rows USING ({", ".join(KEY)}) ORDER BY user_id, window_start
+"""
+_CHECKPOINT_AT = "256MB"  # the default of 16 MB stops a busy ledger many times a minute
+
+
+class DuckDatabase:
+    _connection: "duckdb.DuckDBPyConnection"
+    _readers: "duckdb.DuckDBPyConnection"  # never used by the writer's thread
+    _lock: threading.Lock
+    types = Types(u64="UBIGINT", total="HUGEINT", bytes="BLOB")
+
+    def __init__(self, name: str, writer: bool) -> None:
+        duckdb = _require()
+        if not writer and not pathlib.Path(name).is_file():
+            raise DatabaseError(f"{name}: there is no such ledger")
+        try:
+            config = {"checkpoint_threshold": _CHECKPOINT_AT} if writer else {}
+            self._connection = duckdb.connect(name, read_only=not writer, config=config)
+        except duckdb.Error as error:
+            raise _unopened(name, error) from None
+        self._readers, self._lock = self._connection.cursor(), threading.Lock()
+        try:
+            migrate(self, indexed=False) if writer else check_version(self)
+        except BaseException:
+            self.close()
+            raise
+
+    def rows(self, statement: str, parameters: Sequence[Any] = ()) -> Rows:
+        return _rows(self._connection, statement, parameters)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        self.rows("BEGIN")
+        try:
+            yield
+            self._unstage()
+            self.rows("COMMIT")
+        except BaseException:
+            with contextlib.suppress(DatabaseError):  # a failed COMMIT has rolled back already
+                self.rows("ROLLBACK")
+            with contextlib.suppress(DatabaseError):
+                self._unstage()
+            raise
+
+    def name_ids(self, names: Sequence[bytes]) -> dict[bytes, int]:
+        self._register("wanted", pa.table({"name": pa.array(names, pa.binary())}))
+        found = self.rows("SELECT name, id FROM names JOIN wanted USING (name)")
+        return dict(found)
+
+    def add_names(self, ids: Sequence[int], names: Sequence[bytes]) -> None:
+        self._register("wanted", pa.table({"id": pa.array(ids, pa.int32()), "name": pa.array(names, pa.binary())}))
+        self.rows("INSERT INTO names SELECT id, name FROM wanted")
+
+    def stage(self, batch: Any) -> None:
+        self._register("incoming", batch)
+
+    def upsert(self) -> None:
+        self.rows(_UPSERT)
+
+    def merge_part(self, part_id: int) -> None:
+        self.rows(_ADD, [part_id])
+        self.rows(_MOVE, [part_id])
+        self.rows("DELETE FROM open_rows WHERE part_id = ?", [part_id])
+
+    def buckets(self, bounds: Sequence[int]) -> str:
+        """A balanced tree of comparisons: DuckDB has no search in a list."""
+        if len(bounds) == 1:
+            return str(int(bounds[0]))
+        half = len(bounds) // 2
+        low, high = self.buckets(bounds[:half]), self.buckets(bounds[half:])
+        return f"CASE WHEN window_start < {int(bounds[half])} THEN {low} ELSE {high} END"
+
+    @contextlib.contextmanager
+    def snapshot(self) -> Iterator[Database]:
+        """On a connection of its own to the same database."""
+        reader = object.__new__(DuckDatabase)
+        with self._lock:
+            reader._connection, reader._readers, reader._lock = self._readers.cursor(), self._readers, self._lock
+        try:
+            reader.rows("BEGIN")
+            yield reader
+        finally:
+            reader._connection.close()
+
+    def close(self) -> None:
+        self._readers.close()
+        self._connection.close()
+
+    def _register(self, name: str, table: Any) -> None:
+        self._connection.register(name, table)
+
+    def _unstage(self) -> None:
+        for name in ("incoming", "wanted"):
+            with contextlib.suppress(_require().Error):
+                self._connection.unregister(name)
+
+
+def _rows(connection: "duckdb.DuckDBPyConnection", statement: str, parameters: Sequence[Any]) -> Rows:
+    try:
+        found: Rows = connection.execute(statement, list(parameters)).fetchall()
+    except _require().Error as error:
+        raise DatabaseError(f"DuckDB: {error}") from error
+    return found
+
+
+def _unopened(name: str, error: Exception) -> DatabaseError:
+    text = str(error)
+    if "lock" in text.lower():
+        process = re.search(r"PID (\d+)", text)
+        who = f"process {process[1]}" if process else "another process"
+        return Busy(
+            f"{name}: {who} has it open. A running ledger answers over HTTP: use --url http://HOST:PORT in place of "
+            f"--database, or stop it first"
+        )
+    return DatabaseError(f"{name}: {text}")
+
+
+def _require() -> Any:
+    try:
+        import duckdb
+    except ImportError:
+        raise DatabaseError("a ledger in a file needs DuckDB: pip install 'tokenometer[ledger]'") from None
+    return duckdb

@@ -1,0 +1,223 @@
+"""The ledger over HTTP, for the process that has its database open.
+
+    GET  /v1/usage?from=..&to=..&group_by=user,model     as `tokenometer usage`; format=csv for a table
+    GET  /v1/status                                      how far it is, and whether anything is disputed
+    GET  /v1/statements                                  what is closed
+    GET  /v1/statements/3/lines | /v1/statements/3/adjustments | /v1/statements/next/adjustments
+    POST /v1/close        {"to": "2026-12-01", "time_zone": "Europe/Berlin"}
+    GET  /healthz
+
+Promises: what is wrong with a question is said with status 400, and changes nothing; every answer is of one moment of
+the database. Without a token it is served to this machine alone, by the same rules as the dashboard; a browser's page
+of another origin cannot close a period, because a body that is not application/json is refused.
+"""
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from processor.dashboard import access
+from processor.ledger import export, intake, periods, times, usage
+from processor.ledger.database import Database
+from processor.ledger.prices import Prices
+from processor.ledger.store import Store
+from processor.ledger.values import BadRequest, LedgerError
+
+_READERS = 4  # questions that are answered at a time; others wait
+_BODY_BYTES_MAX = 1 << 16
+_CLOSE_SECONDS = 300  # a batch may be on its way, and a month has many rows
+T = TypeVar("T")
+_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class ServeSettings:
+    """token: what a request must bear; needed for any address but this machine's own."""
+
+    host: str = "127.0.0.1"
+    port: int = 9465
+    token: str | None = field(default=None, repr=False)
+    grace_ms: int = 300_000
+    prices: Prices | None = None
+
+    def __post_init__(self) -> None:
+        if self.token is None and not access.is_loopback(self.host):
+            raise BadRequest(f"{self.host}: usage is served to other machines with a token only: use --token-file")
+
+
+class Api:
+    """The questions, without HTTP: texts in, plain values out. Raises LedgerError."""
+
+    def __init__(
+        self,
+        database: Database,
+        settings: ServeSettings,
+        ask: Callable[[Callable[[Store], Any]], "Future[Any]"],
+        progress: Callable[[], intake.Progress],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self._database, self._settings = database, settings
+        self._ask, self._progress, self._now_ms = ask, progress, now_ms
+
+    def usage(self, given: Mapping[str, str]) -> dict[str, Any]:
+        query = usage.parse(given)
+        with self._database.snapshot() as database:
+            return usage.as_json(usage.answer(database, query, self._settings.prices))
+
+    def status(self) -> dict[str, Any]:
+        with self._database.snapshot() as database:
+            [(closed,)] = database.rows("SELECT closed_until FROM book")
+            states = database.rows("SELECT state, count(*) FROM parts GROUP BY state ORDER BY state")
+            mark = usage.watermark(database)
+        return {
+            "complete_up_to": None if mark is None else times.text(mark, UTC),
+            "closed_until": None if closed is None else times.text(closed, UTC),
+            "parts": {state: int(count) for state, count in states},
+            **intake.view(self._progress()),
+        }
+
+    def statements(self) -> dict[str, Any]:
+        with self._database.snapshot() as database:
+            return {"statements": [periods.statement_json(each) for each in periods.statements(database)]}
+
+    def page(self, name: str, kind: str, given: Mapping[str, str]) -> dict[str, Any]:
+        if unknown := given.keys() - {"limit", "after"}:
+            raise BadRequest(f"no such parameter: {min(unknown)}; expected limit, after")
+        with self._database.snapshot() as database:
+            return periods.page_json(database, name, kind, usage.limit(given.get("limit")), given.get("after"))
+
+    def close(self, body: Any) -> dict[str, Any]:
+        if not isinstance(body, dict) or body.keys() - {"to", "time_zone", "anyway"} or not _text(body.get("to")):
+            raise BadRequest('expected {"to": "2026-12-01"}, and if wanted time_zone and anyway')
+        where, anyway = body.get("time_zone", "UTC"), body.get("anyway", False)
+        if not _text(where) or not isinstance(anyway, bool):
+            raise BadRequest("time_zone is a name, and anyway is true or false")
+        end = times.moment(body["to"], times.zone(where))
+        grace, now = self._settings.grace_ms, self._now_ms()
+        asked = self._ask(lambda store: periods.close(store.database, end, grace, now, anyway))
+        try:
+            return periods.statement_json(asked.result(_CLOSE_SECONDS))
+        except TimeoutError:
+            raise LedgerError("the ledger has not come to it yet; look at /v1/statements before asking again") from None
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+class Server:
+    """Serves on a thread of its own until it is closed. Raises LedgerError where the address cannot be taken."""
+
+    def __init__(self, api: Api, settings: ServeSettings) -> None:
+        self._api, self._settings = api, settings
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="usage")
+        self._runner = web.AppRunner(self._application(), access_log=None)
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
+        self._thread.start()
+        try:
+            self.port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+        except OSError as error:
+            self.close()
+            raise LedgerError(
+                f"{settings.host}:{settings.port}: {error.strerror or error}; choose another port with --listen"
+            ) from None
+
+    async def _start(self) -> int:
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, self._settings.host, self._settings.port)
+        await site.start()
+        port: int = self._runner.addresses[0][1]
+        return port
+
+    def close(self) -> None:
+        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+        self._pool.shutdown(cancel_futures=True)
+
+    # --- Requests ---
+
+    def _application(self) -> web.Application:
+        @web.middleware
+        async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
+            return await self._guard(request, handler)
+
+        app = web.Application(middlewares=[guard], client_max_size=_BODY_BYTES_MAX)
+        app.router.add_get("/healthz", self._health)
+        app.router.add_get("/v1/usage", self._usage)
+        app.router.add_get("/v1/status", self._status)
+        app.router.add_get("/v1/statements", self._statements)
+        app.router.add_get("/v1/statements/{name}/{kind}", self._page)
+        app.router.add_post("/v1/close", self._close)
+        return app
+
+    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
+        """Who may ask, and what becomes of errors."""
+        token = self._settings.token
+        if token is None and not access.is_own_host(request.headers.get("Host")):
+            return web.json_response({"error": "the Host header names another machine"}, status=403)
+        if token is not None and not access.may_ask(token, request.headers.get("Authorization"), None, None):
+            return web.json_response({"error": "a bearer token is wanted"}, status=401)
+        try:
+            return await handler(request)
+        except BadRequest as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except periods.NotComplete as error:
+            return web.json_response({"error": str(error)}, status=409)
+        except LedgerError as error:
+            return web.json_response({"error": str(error)}, status=503)
+
+    async def _answer(self, question: Callable[[], dict[str, Any]]) -> web.Response:
+        return web.json_response(await self._ask(question))
+
+    async def _ask(self, question: Callable[[], T]) -> T:
+        return await self._loop.run_in_executor(self._pool, question)
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _status(self, request: web.Request) -> web.Response:
+        return await self._answer(self._api.status)
+
+    async def _statements(self, request: web.Request) -> web.Response:
+        return await self._answer(self._api.statements)
+
+    async def _usage(self, request: web.Request) -> web.Response:
+        given = _once(request)
+        form = given.pop("format", "json")
+        if form not in ("json", "csv"):
+            raise BadRequest(f"format {form!r}: expected json or csv")
+        found = await self._ask(lambda: self._api.usage(given))
+        if form == "json":
+            return web.json_response(found)
+        text = export.csv_text(found["rows"], export.columns_of(found))
+        following = {"X-Next": found["next"]} if found["next"] else {}
+        return web.Response(text=text, content_type="text/csv", charset="utf-8", headers=following)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        given, name, kind = _once(request), request.match_info["name"], request.match_info["kind"]
+        return await self._answer(lambda: self._api.page(name, kind, given))
+
+    async def _close(self, request: web.Request) -> web.Response:
+        if request.content_type != "application/json":
+            raise BadRequest("expected a body of application/json")
+        try:
+            body = await request.json()
+        except ValueError:
+            raise BadRequest("the body is not JSON") from None
+        return await self._answer(lambda: self._api.close(body))
+
+
+def _once(request: web.Request) -> dict[str, str]:
+    for name in request.query:
+        if len(request.query.getall(name)) > 1:
+            raise BadRequest(f"{name} is given twice")
+    return dict(request.query)

@@ -1,0 +1,88 @@
+"""Values that pass between the ledger's rooms, and its errors."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from processor.broker import Offset, Place
+from schemas.mapping import COUNTS
+
+SCHEMA = 1  # of usage rows and live summaries
+COUNTERS = ("requests", *COUNTS)
+U64_END = 1 << 64
+NAME_BYTES_MAX = 256
+
+Counters = tuple[int, int, int, int, int, int]
+NO_COUNTERS: Counters = (0, 0, 0, 0, 0, 0)
+
+
+class LedgerError(Exception):
+    """The ledger cannot go on, or cannot answer; the message says why and what to do."""
+
+
+class BadRequest(LedgerError):
+    """What was asked for is wrong; it is the asker's to mend."""
+
+
+class DatabaseError(LedgerError):
+    """The database refuses or is not there."""
+
+
+class Busy(DatabaseError):
+    """Another process has the database."""
+
+
+class UnknownSchema(LedgerError):
+    """A message of a schema version that this program does not know."""
+
+
+class Malformed(LedgerError):
+    """A message that is not what its schema says."""
+
+
+@dataclass(frozen=True)
+class Coded:
+    """A column of few distinct names: value i is `names[codes[i]]`."""
+
+    codes: np.ndarray[Any, np.dtype[np.int32]]
+    names: Sequence[bytes]
+
+
+@dataclass(frozen=True)
+class UsageRows:
+    """Usage rows as columns. counters: one array for each of COUNTERS. window_ms: by code of the part."""
+
+    window_starts: np.ndarray[Any, np.dtype[np.int64]]
+    user: Coded
+    model: Coded
+    chip: Coded
+    part: Coded
+    window_ms: Sequence[int]
+    counters: Sequence[np.ndarray[Any, np.dtype[np.uint64]]]
+
+    def __len__(self) -> int:
+        return len(self.window_starts)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What the ledger wants of a live summary. live_partition: where it stood in token-live."""
+
+    meter: str
+    part: str
+    sequence: int
+    window_ms: int
+    tokens: Counters
+    watermarks: Mapping[Place, int | None]
+    live_partition: int
+
+
+@dataclass(frozen=True)
+class Intake:
+    """What one transaction takes in. reached: where each partition is to be read on, once it is in."""
+
+    rows: UsageRows | None
+    summaries: Sequence[Summary]
+    reached: Mapping[Place, Offset]
