@@ -5,7 +5,7 @@ SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/*.cpp processor/brok
 DEMO_RECORDS ?= 1000000
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka replay-demo test check format kafka chaos fuzz bench gpu clean
+.PHONY: help demo demo-kafka replay-demo test check format kafka chaos fuzz bench gpu up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -57,6 +57,10 @@ bench: .venv/installed-bench ## take the CPU's benchmarks anew and rewrite bench
 
 gpu: ## the engine's tests, compute-sanitizer and benchmarks on this machine's GPU
 	sh bench/gpu.sh
+
+up: ## all services with a synthetic load in containers: dashboard, Grafana, Prometheus (needs Docker with Compose)
+	docker compose --profile demo up --build --detach
+	@echo "http://127.0.0.1:8321/?token=$$(cat $${TOKENOMETER_TOKEN_FILE:-deploy/development-token})"
 
 clean: ## remove the virtual environment and everything generated
 	rm -rf .venv demo bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -47,8 +47,9 @@ def rollup_command(
     ] = "127.0.0.1:8321",
     token: Annotated[
         str | None,
-        Option(help="Asked of readers; needed beyond loopback. Better in TOKENOMETER_ROLLUP_TOKEN."),
+        Option(help="Asked of readers; needed beyond loopback. Better in a file."),
     ] = None,
+    token_file: Annotated[str | None, Option(metavar="FILE", help="Holds the token.")] = None,
     log_format: Annotated[str, Option(help="json, or text for people.")] = "json",
     kafka: KafkaSettings = None,
 ) -> None:
@@ -65,6 +66,7 @@ def rollup_command(
     cli_live.start_logs(log_format)
     shown = {name: value for name, value in locals().items() if name not in ("kafka", "token")}
     cli_live.log_settings(shown, client)
+    token = _read_token(token_file) if token_file else token
     settings = rollup.RollupSettings(app, bootstrap, client, live_topic, totals_topic, target, float(session_timeout))
     broker = cli_live.open_broker(bootstrap, client)
     if create_topics:
@@ -106,6 +108,14 @@ def dashboard(watch: Watch, listen: str, token: str | None = None, other: str | 
         yield site.url
     finally:
         site.close()
+
+
+def _read_token(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise RollupError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _address(listen: str, token: str | None) -> Any:

@@ -5,6 +5,7 @@ Promises: it reads what commits tell, and never touches the engine. Counters cou
 agree with the topics.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,11 +15,13 @@ import orjson
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
 
 from kernels.values import Tally
-from processor.emission import LiveSummary
+from processor.broker import Place
+from processor.emission import LiveSummary, Range
 from processor.meter import Committed
 from processor.output import COUNTERS
 
 STALE_MS = 60_000  # six commits of a meter without news: it does not come to commit any more
+PARTS_REASONS = ("start", "age", "full", "rebalance", "failure")  # why counting.py opens one
 _COMMIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -30,6 +33,7 @@ class Health:
         self._began_ms = now_ms()
         self._last_ms: int | None = None
         self._before: LiveSummary | None = None
+        self._shown: set[Place] = set()  # partitions that have gauges
         registry = self.registry = CollectorRegistry()
         self._records = Counter(
             "tokenometer_records", "Committed records, by what became of them.", ["verdict"], registry=registry
@@ -63,6 +67,8 @@ class Health:
             ["table"], registry=registry,
         )  # fmt: skip
         self._parts = Gauge("tokenometer_parts_opened", "Parts opened, by reason.", ["reason"], registry=registry)
+        for reason in PARTS_REASONS:  # from zero on, or an alert would miss the first failure
+            self._parts.labels(reason)
         self._last_commit = Gauge("tokenometer_last_commit_timestamp_seconds", "Of the last commit.", registry=registry)
         self._device = Gauge("tokenometer_device_info", "What the engine runs on.", ["device"], registry=registry)
         self._device.labels(device).set(1)
@@ -93,14 +99,25 @@ class Health:
             self._tokens.labels(name.removesuffix("_tokens")).inc(now - then)
 
     def _place(self, summary: LiveSummary, committed: Committed) -> None:
+        """Where the meter is in the partitions that it holds; of those that went, another one tells."""
+        held = committed.ends.keys() | committed.snapshot.positions.keys()
+        for gone in self._shown - held:
+            for gauge in (self._lag, self._freshness, self._watermark):
+                with contextlib.suppress(KeyError):
+                    gauge.remove(*_labels(gone))
+        self._shown = set(held)
         for covered in summary.ranges:
-            labels = covered.place.topic, str(covered.place.partition)
-            if covered.place in committed.ends:
-                self._lag.labels(*labels).set(max(0, committed.ends[covered.place] - covered.next))
-            if covered.state.log_time_ms is not None:
-                self._freshness.labels(*labels).set((committed.began_ms - covered.state.log_time_ms) / 1000)
-            if covered.state.watermark_ms is not None:
-                self._watermark.labels(*labels).set(covered.state.watermark_ms / 1000)
+            if covered.place in held:
+                self._show(covered, committed)
+
+    def _show(self, covered: Range, committed: Committed) -> None:
+        labels = _labels(covered.place)
+        if covered.place in committed.ends:
+            self._lag.labels(*labels).set(max(0, committed.ends[covered.place] - covered.next))
+        if covered.state.log_time_ms is not None:
+            self._freshness.labels(*labels).set((committed.began_ms - covered.state.log_time_ms) / 1000)
+        if covered.state.watermark_ms is not None:
+            self._watermark.labels(*labels).set(covered.state.watermark_ms / 1000)
 
     def status(self) -> tuple[bool, dict[str, Any]]:
         """Healthy while commits come; a meter without news commits every ten seconds."""
@@ -127,6 +144,10 @@ class Health:
             return [orjson.dumps(state, option=orjson.OPT_APPEND_NEWLINE)]
         start_response("404 Not Found", [("Content-Type", "text/plain")])
         return [b"here are /metrics and /healthz\n"]
+
+
+def _labels(place: Place) -> tuple[str, str]:
+    return place.topic, str(place.partition)
 
 
 class HealthServer:

@@ -346,7 +346,7 @@ class Meter:
             offset = extent.end if self._settings.from_end else extent.begin
             return Start(offset, offset, PartitionState(), topic_id, mapping)
         state, known_id = positions.decode(position.metadata)
-        way_out = f"to begin anew, delete the offsets of group {self._settings.group} or use another group"
+        way_out = "what is counted twice adds up, so see Disasters in docs/OPERATIONS.md before any offset is changed"
         if known_id not in (None, topic_id):
             raise OutOfRange(f"{_named(place)}: the topic was deleted and made anew since the last commit; {way_out}")
         if position.offset < extent.begin:

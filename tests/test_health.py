@@ -185,6 +185,24 @@ def test_partitions_tell_lag_freshness_and_watermark(health, url):
     assert found["tokenometer_lag_messages"] == {place: 0, (("partition", "7"), ("topic", "other-logs")): 5}
 
 
+def test_a_partition_that_went_to_another_meter_is_told_no_more(health, url):
+    """Else its last lag would stand here until the end, and an alert with it."""
+    state = PartitionState(NOW_MS - 100, NOW_MS - 50, 0)
+    ranges = [Range(place, Offset(0), Offset(3), state) for place in (A, B)]
+    told = dataclasses.replace(summary("p", Tally(), (0,) * 6), ranges=ranges)
+    health.committed(committed(told, ends={A: Offset(9), B: Offset(9)}))
+    assert len(samples(url)["tokenometer_lag_messages"]) == 2
+    health.committed(committed(told, ends={B: Offset(9)}))  # the part still tells of both
+    found = samples(url)
+    for name in ("lag_messages", "freshness_seconds", "watermark_timestamp_seconds"):
+        assert set(found[f"tokenometer_{name}"]) == {(("partition", "7"), ("topic", "other-logs"))}
+
+
+def test_parts_are_counted_from_zero(health, url):
+    """A series that begins with the first failure has no increase."""
+    assert set(by(samples(url), "tokenometer_parts_opened").values()) == {0}
+
+
 def test_parts_fill_and_commit_time(health, url):
     told = summary("p", Tally(), (0,) * 6)
     fill = {"rows": (3, 4), "arena": (0, 100)}
@@ -193,7 +211,7 @@ def test_parts_fill_and_commit_time(health, url):
     )
     found = samples(url)
     assert by(found, "tokenometer_table_fill_ratio") == {"rows": 0.75, "arena": 0.0}
-    assert by(found, "tokenometer_parts_opened") == {"start": 1, "full": 2}
+    assert by(found, "tokenometer_parts_opened") == {"start": 1, "age": 0, "full": 2, "rebalance": 0, "failure": 0}
     assert found["tokenometer_commit_seconds_sum"][()] == 0.25
     buckets = by(found, "tokenometer_commit_seconds_bucket")
     assert (buckets["0.1"], buckets["0.25"], buckets["+Inf"]) == (0, 1, 1)

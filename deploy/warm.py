@@ -1,0 +1,16 @@
+"""Builds what a meter would build at its first start: the engine and its helpers, for the processor at hand.
+
+An image runs this while it is made. On a machine with another processor the libraries are built once more, into the
+volume at XDG_CACHE_HOME: -march=native is worth a compiler in the image.
+"""
+
+import pathlib
+
+import processor
+from kernels import build
+
+build.load_host()
+for name in ("emission.cpp", "broker/gather.cpp"):
+    file = pathlib.Path(processor.__path__[0]) / name
+    build.build_shared(file, file.read_text(encoding="utf-8"))
+print(*sorted(path.name for path in build.cache_directory().iterdir()))
