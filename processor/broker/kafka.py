@@ -845,6 +845,7 @@ class KafkaBroker:
         self._passing: str | None = None  # what goes wrong while we wait for an answer
         self._admin = _make(AdminClient, {**_DEFAULTS, **self._settings, "error_cb": self._on_error})
         self._appender: client.Producer | None = None
+        self._askers: dict[tuple[str, bool], client.Consumer] = {}
         self._unwritten: list[KafkaError] = []
         self._reach(bootstrap)
 
@@ -999,22 +1000,29 @@ class KafkaBroker:
         parts = _parts(self._partitions(topics))
         if not parts:
             return {}
-        deadline = time.monotonic() + _READY_SECONDS
-        while True:
-            late = time.monotonic() > deadline
-            answer = self._group_offsets(group, parts, stable=not late)
-            if late or not any(
-                part.error and part.error.code() == KafkaError.UNSTABLE_OFFSET_COMMIT for part in answer
-            ):
-                return _positions(answer)
-            time.sleep(0.05)
+        try:
+            return _positions(self._asking(group, stable=True).committed(parts, timeout=_READY_SECONDS))
+        except KafkaException as error:
+            if error.args[0].code() not in (KafkaError._TIMED_OUT, KafkaError.UNSTABLE_OFFSET_COMMIT):
+                raise _raised(f"committed offsets of {group}", error) from None
+        try:
+            return _positions(self._asking(group, stable=False).committed(parts, timeout=_ANSWER_SECONDS))
+        except KafkaException as error:
+            raise _raised(f"committed offsets of {group}", error) from None
 
-    def _group_offsets(self, group: str, parts: list[TopicPartition], stable: bool) -> list[TopicPartition]:
-        answers = self._admin.list_consumer_group_offsets(
-            [client.ConsumerGroupTopicPartitions(group, parts)], require_stable=stable, request_timeout=_ANSWER_SECONDS
-        )
-        found: list[TopicPartition] = _answer(f"committed offsets of {group}", answers[group]).topic_partitions
-        return found
+    def _asking(self, group: str, stable: bool) -> client.Consumer:
+        """A consumer that joins nothing. librdkafka's admin client crashes while a group's coordinator is loading:
+        it takes the answer for a member's. stable: wait for transactions that are about to commit."""
+        known = self._askers.get((group, stable))
+        if known is None:
+            own = {
+                "group.id": group,
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed" if stable else "read_uncommitted",
+            }
+            known = _make(client.Consumer, {**_DEFAULTS, **_classic(self._settings), **own})
+            self._askers[group, stable] = known
+        return known
 
     def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
         described = self._described(names)
@@ -1069,6 +1077,9 @@ class KafkaBroker:
 
     def close(self) -> None:
         self._appender = None
+        for asking in self._askers.values():
+            asking.close()
+        self._askers.clear()
 
 
 def _classic(settings: Mapping[str, Any]) -> dict[str, Any]:
