@@ -33,6 +33,8 @@ _STAGE = (
     "CREATE TEMPORARY TABLE IF NOT EXISTS incoming (window_start BIGINT, user_id INTEGER, model_id INTEGER, "
     f"chip_id INTEGER, part_id INTEGER, {', '.join(f'{name} NUMERIC' for name in COUNTERS)}) ON COMMIT DELETE ROWS"
 )
+# Sums of a day's users fit in memory; compiling a question takes longer than running it.
+_SESSION = "SET work_mem = '64MB'; SET jit = off"
 _CONNECT_SECONDS = 10
 _LOCK_SECONDS = 5
 _IDLE_MAX = 4
@@ -150,7 +152,9 @@ class PostgresDatabase:
 def _connect(name: str) -> Any:
     psycopg = _require()
     try:
-        return psycopg.connect(name, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+        connection = psycopg.connect(name, autocommit=True, connect_timeout=_CONNECT_SECONDS)
+        connection.execute(_SESSION)
+        return connection
     except (psycopg.Error, UnicodeError) as error:
         raise _failed(name, error) from None
 
