@@ -40,6 +40,8 @@ SIZES = {
     "large": {"fold": 90, "memory": (40, 3600), "kafka": 60, "windows": 1440},
 }
 START_MS = 1_795_453_500_000
+PART_SECONDS = 600  # whole minutes, so that a window lies in one part
+RECORD = (1, 9000, 4000, 100, 2000, 500)  # a second's counters of each cell of a meter
 _HISTORIES = (("24h", 24 * 60 * MINUTE_MS, 5 * MINUTE_MS), ("1h", 60 * MINUTE_MS, MINUTE_MS))
 
 
@@ -81,17 +83,18 @@ def _run(arguments: Any) -> dict[str, Any]:
 
 
 def summaries(shape: str, meters: int, seconds: int) -> Iterator[tuple[int, int, str, bytes]]:
-    """Time, partition, meter and message; every meter once a second. The last message of each has its part's sums."""
+    """Time, partition, meter and message; every meter once a second, and a new part after ten minutes."""
     models, chips = SHAPES[shape]
     registers = base64.b64encode(np.random.default_rng(1).integers(0, 20, 1 << 14).astype(np.uint8).tobytes()).decode()
     cells = [{"model": f"model-{m:02d}", "chip": f"chip-{c:02d}"} for m in range(models) for c in range(chips)]
     for second in range(seconds):
         now_ms = START_MS + second * 1000
         window, done = now_ms // MINUTE_MS * MINUTE_MS, second % 60 + 1
-        counters = named([done, 9000 * done, 4000 * done, 100 * done, 2000 * done, 500 * done])
-        tokens = named([len(cells) * value * (second + 1) for value in (1, 9000, 4000, 100, 2000, 500)])
+        counters = named([value * done for value in RECORD])
+        part, of_part = divmod(second, PART_SECONDS)
+        tokens = named([len(cells) * value * (of_part + 1) for value in RECORD])
         frame = {
-            "schema": 1, "part": "", "sequence": second, "committed_at": rfc3339(now_ms), "window_ms": MINUTE_MS,
+            "schema": 1, "part": "", "sequence": of_part, "committed_at": rfc3339(now_ms), "window_ms": MINUTE_MS,
             "device": "host", "rejects": {}, "tokens": tokens, "records": {
                 "read": tokens["requests"], "counted": tokens["requests"], "duplicates": 0, "rejected": 0, "empty": 0,
             },
@@ -105,7 +108,7 @@ def summaries(shape: str, meters: int, seconds: int) -> Iterator[tuple[int, int,
             name = f"meter-{number:03d}"
             place = {"topic": "inference-logs", "partition": number, "from": 0, "next": tokens["requests"], "end": None,
                      "watermark": now_ms, "log_time": now_ms}  # fmt: skip
-            message = frame | {"meter": name, "part": f"{name}.run.1", "partitions": [place]}
+            message = frame | {"meter": name, "part": f"{name}.run.{part + 1}", "partitions": [place]}
             yield now_ms, number % PARTITIONS, name, orjson.dumps(message)
 
 
@@ -122,7 +125,7 @@ def _fold(shape: str, seconds: int) -> dict[str, Any]:
             totals.apply(key, value)
             written += len(value or b"")
     took = time.perf_counter() - begun
-    _check(totals, messages)
+    _check(totals, shape, len(messages) // METERS, messages[-1][0])
     return {
         "summaries": len(messages),
         "summaries_per_second": len(messages) / took,
@@ -131,12 +134,12 @@ def _fold(shape: str, seconds: int) -> dict[str, Any]:
     }
 
 
-def _check(totals: Totals, messages: list[tuple[int, int, str, bytes]]) -> None:
+def _check(totals: Totals, shape: str, seconds: int, now_ms: int) -> None:
     """The answer is that of the messages."""
-    last = {name: orjson.loads(message)["tokens"] for _, _, name, message in messages[-METERS:]}
-    found = totals.rolling(messages[-1][0])["windows"]
-    for counter in COUNTERS:
-        wanted = sum(tokens[counter] for tokens in last.values())
+    models, chips = SHAPES[shape]
+    found = totals.rolling(now_ms)["windows"]
+    for counter, value in zip(COUNTERS, RECORD, strict=True):
+        wanted = METERS * models * chips * value * seconds
         assert found["since_start"]["tokens"][counter] == found["last_24h"]["tokens"][counter] == wanted
 
 
@@ -197,7 +200,7 @@ def _kafka(shape: str, seconds: int, bootstrap: str) -> dict[str, Any]:
         broker.append(settings.live_topic, [message], [name.encode()])
         count += 1
     broker.flush()
-    wanted = METERS * int(orjson.loads(message)["tokens"]["requests"])
+    wanted = METERS * SHAPES[shape][0] * SHAPES[shape][1] * seconds
     worker, done, begun = Rollup(broker, settings), threading.Event(), [0.0, 0.0]
 
     def look() -> None:

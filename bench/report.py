@@ -89,7 +89,11 @@ def _peer_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 
 
 def _pipeline_goals(medians: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str, str]]:
-    bare, one, many = (medians[case]["sustained"] / 1e6 for case in ("one:consume", "one:meter", "many:meter"))
+    # Results of before it was measured have the rate of the whole run only.
+    bare, one, many = (
+        medians[case].get("sustained", medians[case]["records_per_second"]) / 1e6
+        for case in ("one:consume", "one:meter", "many:meter")
+    )
     measured = f"{one:.2f} against {bare:.2f} M records/s: {one / bare:.2f} x"
     yield "meter, one record a message: at least 0.8 of a bare consume()", measured, _yes(one >= 0.8 * bare)
     goal = "meter, 200 lines a message, broker beside it: 1.4 M records/s"
