@@ -22,7 +22,7 @@ replay-demo: .venv/installed ## write a log of 3 million requests, meter the fil
 		--force --output demo/requests.ndjson
 	$(BIN)/tokenometer replay demo/requests.ndjson --out demo/usage.parquet --rejected demo/rejected.ndjson --force
 
-test: .venv/installed-dev ## install with test tools, run the whole test suite (about 12 minutes, a third of it on a real Kafka)
+test: .venv/installed-dev ## install with test tools, run the whole test suite (23 minutes on two cores, a third of it on a real Kafka)
 	$(BIN)/python -m pytest
 
 check: .venv/installed-dev ## lint, types, C++ format and warnings
