@@ -146,6 +146,14 @@ class Usage:
         parts = {meter: [part, _columns(cells)] for meter, (part, cells) in self.open.items()}
         return orjson.dumps({"offset": self.offset, "closed": _columns(self.closed), "open": parts})
 
+    def pack(self) -> bytes:
+        """As a `window`, of which there are two days: small, and its offset is read without unpacking."""
+        return self.offset.to_bytes(_PACKED_OFFSET, "big") + zlib.compress(self.encode(), 1)
+
+    @classmethod
+    def unpack(cls, value: bytes) -> "Usage":
+        return cls.decode(zlib.decompress(value[_PACKED_OFFSET:]))
+
     @classmethod
     def decode(cls, value: bytes) -> "Usage":
         entry = orjson.loads(value)
@@ -384,18 +392,25 @@ def decode_registers(value: bytes) -> Bytes:
 
 def longer(key: bytes, one: bytes, other: bytes) -> bytes:
     """Of two values that were written to a key, the one that follows from more of the log."""
-    if Key.decode(key).kind in ("users", "hour"):
+    kind = Key.decode(key).kind
+    if kind in ("users", "hour"):
         return encode_registers(np.maximum(decode_registers(one), decode_registers(other)))
-    return other if _offset(other) >= _offset(one) else one
+    offset = _packed_offset if kind == "window" else _offset
+    return other if offset(other) >= offset(one) else one
 
 
 def _offset(value: bytes) -> int:
-    """Without reading all of it: `offset` is the first field of either kind."""
+    """Without reading all of it: `offset` is the first field of `meter` and `cells`."""
     assert value.startswith(_OFFSET)
     return int(value[len(_OFFSET) : value.index(b",")])
 
 
+def _packed_offset(value: bytes) -> int:
+    return int.from_bytes(value[:_PACKED_OFFSET], "big")
+
+
 _OFFSET = b'{"offset":'
+_PACKED_OFFSET = 8  # bytes
 
 
 # --- Keeping entries ---
@@ -403,16 +418,14 @@ _OFFSET = b'{"offset":'
 
 @dataclass
 class _Partition:
+    """What seldom changes is held as it was written: the table holds the same bytes."""
+
     clock_ms: int = 0  # the latest commit
     meters: dict[str, Meter] = field(default_factory=dict)
     cells: dict[int, dict[str, Usage]] = field(default_factory=dict)
-    windows: dict[int, Usage] = field(default_factory=dict)
-    users: dict[int, Bytes] = field(default_factory=dict)
-    hours: dict[int, Bytes] = field(default_factory=dict)
-
-    def left_out(self, window: int, meter: str, cells: Cells) -> int:
-        usage = self.windows.get(window) or self.cells[window][meter]
-        return len(cells.keys() - usage.open[meter][1].keys()) if meter in usage.open else 0
+    windows: dict[int, bytes] = field(default_factory=dict)
+    users: dict[int, bytes] = field(default_factory=dict)
+    hours: dict[int, bytes] = field(default_factory=dict)
 
     def is_old(self, window: int, age_ms: int) -> bool:
         """Is it so long since the window ended?"""
@@ -435,7 +448,7 @@ class Entries:
         for partition in self._partitions.values():
             for window in partition.windows.keys() & partition.cells.keys():
                 longest = max(usage.offset for usage in partition.cells[window].values())
-                if longest <= partition.windows[window].offset:
+                if longest <= _packed_offset(partition.windows[window]):
                     del partition.cells[window]  # their writer died between two deletions
                 else:
                     del partition.windows[window]  # of a writer that was overtaken
@@ -449,11 +462,11 @@ class Entries:
             case "cells":
                 partition.cells.setdefault(key.time_ms, {})[key.meter] = Usage.decode(value)
             case "window":
-                partition.windows[key.time_ms] = Usage.decode(value)
+                partition.windows[key.time_ms] = value
             case "users":
-                partition.users[key.time_ms] = decode_registers(value)
+                partition.users[key.time_ms] = value
             case "hour":
-                partition.hours[key.time_ms] = decode_registers(value)
+                partition.hours[key.time_ms] = value
 
     def current(self, key: bytes) -> bytes | None:
         """An entry that bears offsets as it should stand; None: it should not, or another process keeps it."""
@@ -465,7 +478,7 @@ class Entries:
             case "cells":
                 entry = known.cells.get(name.time_ms, {}).get(name.meter)
             case _:
-                entry = known.windows.get(name.time_ms)
+                return known.windows.get(name.time_ms)
         return None if entry is None else entry.encode()
 
     def learn(self, partition: int, offset: int, summary: Summary, now_ms: int) -> Changes:
@@ -479,13 +492,29 @@ class Entries:
         since_ms, until_ms = kept_from(known.clock_ms), known.clock_ms + AHEAD_MS
         for window, cells in summary.cells.items():
             if since_ms <= window <= until_ms:
-                _write(changes, _learn_cells(known, partition, offset, summary, window, cells))
-                self.left_out += known.left_out(window, summary.meter, cells)
+                _write(changes, self._learn_cells(known, partition, offset, summary, window, cells))
         for window, registers in summary.sketches.items():
             if since_ms <= window <= until_ms:
                 _write(changes, _learn_users(known, partition, window, registers))
         _write(changes, _tidy(known, partition, offset))
         return changes
+
+    def _learn_cells(
+        self, known: _Partition, partition: int, offset: int, summary: Summary, window: int, cells: Cells
+    ) -> Iterator[tuple[bytes, bytes | None]]:
+        folded = known.windows.get(window)
+        if folded is not None:
+            usage = Usage.unpack(folded)
+        else:
+            usage = known.cells.setdefault(window, {}).setdefault(summary.meter, Usage())
+        new = usage.learn(offset, summary.meter, summary.part, cells)
+        if summary.meter in usage.open:
+            self.left_out += len(cells.keys() - usage.open[summary.meter][1].keys())
+        if new and folded is not None:
+            known.windows[window] = usage.pack()
+            yield Key(partition, "window", window, "").encode(), known.windows[window]
+        elif new:
+            yield Key(partition, "cells", window, summary.meter).encode(), usage.encode()
 
 
 def _write(changes: Changes, items: Iterable[tuple[bytes, bytes | None]]) -> None:
@@ -495,29 +524,17 @@ def _write(changes: Changes, items: Iterable[tuple[bytes, bytes | None]]) -> Non
         changes[key] = value
 
 
-def _learn_cells(
-    known: _Partition, partition: int, offset: int, summary: Summary, window: int, cells: Cells
-) -> Iterator[tuple[bytes, bytes | None]]:
-    if window in known.windows:
-        usage, key = known.windows[window], Key(partition, "window", window, "")
-    else:
-        of_meters = known.cells.setdefault(window, {})
-        usage, key = of_meters.setdefault(summary.meter, Usage()), Key(partition, "cells", window, summary.meter)
-    if usage.learn(offset, summary.meter, summary.part, cells):
-        yield key.encode(), usage.encode()
-
-
 def _learn_users(
     known: _Partition, partition: int, window: int, registers: Bytes
 ) -> Iterator[tuple[bytes, bytes | None]]:
     old = known.is_old(window, USERS_AGE_MS)
     table, kind = (known.hours, "hour") if old else (known.users, "users")
     start = window // HOUR_MS * HOUR_MS if old else window
-    before = table.get(start)
+    before = decode_registers(table[start]) if start in table else None
     after = registers if before is None else np.maximum(before, registers)
     if before is None or not np.array_equal(before, after):
-        table[start] = after
-        yield Key(partition, kind, start, "").encode(), encode_registers(after)
+        table[start] = encode_registers(after)
+        yield Key(partition, kind, start, "").encode(), table[start]
 
 
 def _tidy(known: _Partition, partition: int, offset: int) -> Iterator[tuple[bytes, bytes | None]]:
@@ -533,12 +550,12 @@ def _tidy(known: _Partition, partition: int, offset: int) -> Iterator[tuple[byte
             usage.take_over(one)
         if usage.open_cells > OPEN_CELLS_MAX:
             continue  # until parts are closed
-        known.windows[window] = usage
+        known.windows[window] = usage.pack()
         del known.cells[window]
-        yield Key(partition, "window", window, "").encode(), usage.encode()
+        yield Key(partition, "window", window, "").encode(), known.windows[window]
         yield from ((Key(partition, "cells", window, meter).encode(), None) for meter in of_meters)
     for window in sorted(window for window in known.users if known.is_old(window, USERS_AGE_MS)):
-        yield from _learn_users(known, partition, window, known.users.pop(window))
+        yield from _learn_users(known, partition, window, decode_registers(known.users.pop(window)))
         yield Key(partition, "users", window, "").encode(), None
     since_ms = kept_from(known.clock_ms)
     tables: dict[str, dict[int, Any]] = {"window": known.windows, "hour": known.hours}

@@ -11,6 +11,7 @@ A span of event time begins at the start of a window, and ends a day ahead: reco
 sums are integers of whole windows, equal to those of the usage rows.
 """
 
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -58,11 +59,17 @@ Table = np.ndarray[Any, np.dtype[np.int64]]  # a row for each cell, columns as C
 
 @dataclass
 class _Said:
-    """What an entry said of its window."""
+    """What an entry said of its window. packed: of counters; a window that is old seldom changes."""
 
     offset: int
-    cells: np.ndarray[Any, np.dtype[np.intp]]
-    counters: Table
+    cells: np.ndarray[Any, np.dtype[np.uint16]]
+    packed: Table | bytes
+
+    @property
+    def counters(self) -> Table:
+        if isinstance(self.packed, bytes):
+            return np.frombuffer(zlib.decompress(self.packed), np.int64).reshape(len(self.cells), len(COUNTERS))
+        return self.packed
 
 
 @dataclass
@@ -149,7 +156,7 @@ class Totals:
             case "hour":
                 self._merge(self._hours, name.time_ms, decode_registers(value))
             case _:
-                return name.time_ms < self._kept_from or self._apply_usage(name, Usage.decode(value))
+                return name.time_ms < self._kept_from or self._apply_usage(name, value)
         return True
 
     def _apply_meter(self, name: Key, meter: Meter) -> bool:
@@ -163,7 +170,8 @@ class Totals:
         known = table.get(start)
         table[start] = registers if known is None else np.maximum(known, registers)
 
-    def _apply_usage(self, name: Key, usage: Usage) -> bool:
+    def _apply_usage(self, name: Key, value: bytes) -> bool:
+        usage = Usage.decode(value) if name.kind == "cells" else Usage.unpack(value)
         window = self._windows.setdefault(name.time_ms, _Window())
         if name.meter and (name.partition, "") in window.said:
             return True  # a `window` has it
@@ -179,17 +187,17 @@ class Totals:
             for place in of_partition:
                 gone = window.said.pop(place)
                 self._add(name.time_ms, window, gone.cells, -gone.counters)
-        said = window.said[name.partition, name.meter] = self._said(usage)
-        self._add(name.time_ms, window, said.cells, said.counters)
+        cells, counters = self._table_of(usage.total())
+        packed = counters if name.meter else zlib.compress(counters.tobytes(), 1)
+        window.said[name.partition, name.meter] = _Said(usage.offset, cells, packed)
+        self._add(name.time_ms, window, cells, counters)
         return True
 
-    def _said(self, usage: Usage) -> _Said:
-        total: Cells = usage.total()
+    def _table_of(self, total: Cells) -> tuple[np.ndarray[Any, np.dtype[np.uint16]], Table]:
         if self._cells.full and self._forgot:
             self._reuse_cells()
-        numbers = np.fromiter(map(self._cells.number, total), np.intp, len(total))
-        counters = np.array(list(total.values()), np.int64).reshape(len(total), len(COUNTERS))
-        return _Said(usage.offset, numbers, counters)
+        numbers = np.fromiter(map(self._cells.number, total), np.uint16, len(total))
+        return numbers, np.array(list(total.values()), np.int64).reshape(len(total), len(COUNTERS))
 
     def _add(self, start: int, window: _Window, cells: np.ndarray[Any, Any], counters: Table) -> None:
         window.table = self._added(window.table, cells, counters)
