@@ -59,7 +59,7 @@ def _words(dtype: Any) -> tuple[np.dtype[Any], int]:
     return (dtype, 1) if dtype.fields is None else (np.dtype(np.uint64), dtype.itemsize // 8)
 
 
-_OWN_PAGES_BYTES = 1 << 25  # more than anything that comes and goes with a commit
+_OWN_PAGES_BYTES = 1 << 22  # two huge pages
 
 
 def _fresh_pages(size: int) -> np.ndarray[Any, Any]:

@@ -40,6 +40,7 @@ from processor.broker import (
     TopicMissing,
 )
 from processor.counting import Counting, Intake, Snapshot, Start
+from processor.scheduling import yield_to_others
 from schemas.mapping import Mapping as RecordMapping
 
 T = TypeVar("T")
@@ -110,11 +111,12 @@ class Meter:
         run: str,
         *,
         clock: Clock | None = None,
-        threads: Callable[[], Executor] = lambda: ThreadPoolExecutor(1),
+        threads: Callable[[Callable[[], None]], Executor] = lambda begin: ThreadPoolExecutor(1, initializer=begin),
         on_commit: Callable[[Committed], None] = lambda committed: None,
     ) -> None:
         self._broker, self._settings, self._clock, self._on_commit = broker, settings, clock or Clock(), on_commit
-        self._engine_thread, self._commit_thread = threads(), threads()
+        # Counting goes first: it is one thread's work, and a commit's can fill the time in which that one waits.
+        self._engine_thread, self._commit_thread = threads(lambda: None), threads(yield_to_others)
         self.counting = Counting(engine, settings.name, run, self._commit_inline)
         self._pending: dict[Place, _Pending] = {}
         self._intakes: deque[Future[None]] = deque()
@@ -147,12 +149,16 @@ class Meter:
     def open(self) -> None:
         """Join the group; the producer comes first, for it ends an open transaction of this name."""
         settings = self._settings
-        self._producer = self._broker.producer(settings.name)
+        self._producer = self._open_producer()
         try:
             self._consumer = self._broker.consumer(settings.group, list(settings.inputs), self, settings.name)
         except BaseException:
             self._producer.close()
             raise
+
+    def _open_producer(self) -> Producer:
+        """From the thread that commits, whose priority its own threads inherit."""
+        return self._commit_thread.submit(self._broker.producer, self._settings.name).result()
 
     def close(self) -> None:
         """Leave the group; what is counted and not committed is committed first, unless something failed."""
@@ -386,7 +392,7 @@ class Meter:
         partitions that went cannot be sought. What is polled here comes again after the seek."""
         self._clock.sleep(_HEAR_SECONDS)  # a poll would end with the first message that waits
         self._consumer.poll(0, 1)
-        self._producer = self._broker.producer(self._settings.name)
+        self._producer = self._open_producer()
         starts = self._starts(self._consumer.assignment())
         self._engine_thread.submit(self.counting.drop, starts).result()
         self._commit_failed = False

@@ -305,7 +305,7 @@ class Schedule:
         process = Process(name, f"{name}.{self.started}")
         prompt = self.draw.random() < self.prompt
 
-        def worker() -> Executor:
+        def worker(_: Callable[[], None]) -> Executor:
             process.workers.append(Worker(prompt))
             return process.workers[-1]
 
