@@ -41,7 +41,8 @@ from schemas.mapping import Mapping
 COUNTER_MAX = (1 << 64) - 1
 RECORD_TOKENS_MAX = 5 << 40  # what one record adds to its user: five counts of less than 2^40, if all are additive
 RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
-CHANGES_SLICE_ROWS = 1 << 18  # 20 MiB on their way out, whatever the size of the tables
+CHANGES_SLICE_ROWS = 1 << 15  # 2.5 MiB: what comes and goes with each commit stays in the heap
+_DENSE = "texts", "rows"  # of a full part's tables, those of which most pages were touched
 _FILL_LIMIT = 0.75  # of a table's slots: linear probing stays short
 
 
@@ -197,7 +198,7 @@ class Engine:
         for name in ("texts", "cells", "rows", "windows"):
             self._job[f"{name}_mask"] = getattr(self.limits, name) - 1
         self._job["windows_limit"] = int(self.limits.windows * _FILL_LIMIT)
-        self._arena_mirror = None if target.shares_memory else target.pinned(self.limits.arena_bytes)
+        self._arena_mirror: np.ndarray[Any, Any] | None = None
         self._tables: dict[str, Array] = {}
         self.parts_opened = 0
         self.open_part()
@@ -206,8 +207,12 @@ class Engine:
 
     def open_part(self) -> None:
         """Drop every table but the request ids. Rows that changed since the last `changes` are lost: commit first."""
-        self._tables.clear()  # before new ones are taken, so that never two parts are in memory
-        self._tables = self._empty_tables()
+        self._tables = self._kept_tables()  # the others go before new ones come: never are two parts in memory
+        for name, (count, dtype) in self._table_sizes().items():
+            if name not in self._tables:
+                self._tables[name] = self.target.zeros(count, dtype)
+        if not self.target.shares_memory:
+            self._arena_mirror = self.target.pinned(self.limits.arena_bytes)
         for name, array in self._tables.items():
             self._job[name] = self.target.address(array)
         self._job["epoch"] = 1
@@ -217,19 +222,29 @@ class Engine:
         self._cells_seen = np.zeros((0, layout.COUNTERS), np.uint64)  # by the last `changed_cells`
         self.parts_opened += 1
 
-    def _empty_tables(self) -> dict[str, Array]:
-        limits, zeros = self.limits, self.target.zeros
+    def _kept_tables(self) -> dict[str, Array]:
+        """Of a part that was well filled: to clear its pages costs less than to take fresh ones."""
+        if not self._tables or 4 * int(self._read_fill()[layout.FILL_ROWS]) < self.limits.rows:
+            return {}
+        with self.target.order:
+            for name in _DENSE:
+                self._tables[name].fill(0)
+        return {name: self._tables[name] for name in _DENSE}
+
+    def _table_sizes(self) -> dict[str, tuple[int, Any]]:
+        """Slots and their type. The names are another part's too: rows that were taken out point into them."""
+        limits = self.limits
         return {
-            "texts": zeros(limits.texts, layout.TEXT_ENTRY),
-            "cells": zeros(limits.cells, layout.CELL),
-            "rows": zeros(limits.rows, layout.ROW),
-            "windows": zeros(limits.windows, layout.WINDOW),
-            "registers": zeros(limits.windows * layout.SKETCH_REGISTERS // 4, np.uint32),
-            "arena": zeros(limits.arena_bytes + layout.PADDING_BYTES, np.uint8),
-            "text_order": zeros(limits.texts, np.uint32),
-            "cell_order": zeros(limits.cells, np.uint32),
-            "window_order": zeros(limits.windows, np.uint32),
-            "changed": zeros(limits.rows, np.uint32),
+            "texts": (limits.texts, layout.TEXT_ENTRY),
+            "cells": (limits.cells, layout.CELL),
+            "rows": (limits.rows, layout.ROW),
+            "windows": (limits.windows, layout.WINDOW),
+            "registers": (limits.windows * layout.SKETCH_REGISTERS // 4, np.uint32),
+            "arena": (limits.arena_bytes + layout.PADDING_BYTES, np.uint8),
+            "text_order": (limits.texts, np.uint32),
+            "cell_order": (limits.cells, np.uint32),
+            "window_order": (limits.windows, np.uint32),
+            "changed": (limits.rows, np.uint32),
         }
 
     def forget(self, partition: Hashable) -> None:

@@ -117,10 +117,11 @@ class Meter:
         self._broker, self._settings, self._clock, self._on_commit = broker, settings, clock or Clock(), on_commit
         # Counting goes first: it is one thread's work, and a commit's can fill the time in which that one waits.
         self._engine_thread, self._commit_thread = threads(lambda: None), threads(yield_to_others)
-        self.counting = Counting(engine, settings.name, run, self._commit_inline)
+        self.counting = Counting(engine, settings.name, run, self._commit_full)
         self._pending: dict[Place, _Pending] = {}
         self._intakes: deque[Future[None]] = deque()
         self._commit: Future[Future[None]] | None = None
+        self._full: Future[None] | None = None  # the last commit that the engine's thread asked for
         self._last_commit_ms = self._last_turn_ms = self._clock.steady_ms()
         self._poll_messages = 500
         self._failure: BrokerError | None = None  # met inside a callback: the loop recovers
@@ -217,6 +218,7 @@ class Meter:
     # --- Commits ---
 
     def _commit_if_due(self) -> None:
+        self._finish_full(wait=False)
         self._finish_commit(wait=False)
         if self._commit is not None:
             return
@@ -237,6 +239,11 @@ class Meter:
         else:
             self._commit = begun
 
+    def _finish_full(self, wait: bool) -> None:
+        full = self._full
+        if full is not None and (wait or full.done()):
+            full.result()
+
     def _commit_now(self) -> None:
         """Count and commit all that was polled, and wait for it."""
         self._feed(everything=True)
@@ -246,6 +253,7 @@ class Meter:
         if self.counting.has_news:
             self._commit = self._engine_thread.submit(self._begin_commit)
             self._finish_commit(wait=True)
+        self._finish_full(wait=True)
 
     def _begin_commit(self) -> Future[None]:
         """On the engine's thread: 1. flip. The rest happens beside further counting."""
@@ -255,9 +263,11 @@ class Meter:
             self.counting.turn()
         return self._commit_thread.submit(self._write, self.counting.flip())
 
-    def _commit_inline(self, snapshot: Snapshot) -> None:
-        """On the engine's thread: a part is full, and counting cannot go on before it is committed."""
-        self._commit_thread.submit(self._write, snapshot).result()
+    def _commit_full(self, snapshot: Snapshot) -> None:
+        """On the engine's thread: a part is full. Counting goes on beside its commit; one such snapshot may wait."""
+        if self._full is not None:
+            self._full.result()
+        self._full = self._commit_thread.submit(self._write, snapshot)
 
     def _write(self, snapshot: Snapshot) -> None:
         """One transaction. Whatever fails here, the loop drops all that was counted since the last one."""
@@ -386,6 +396,9 @@ class Meter:
                 self._intakes.popleft().result()
         with contextlib.suppress(BrokerError):
             self._finish_commit(wait=True)
+        with contextlib.suppress(BrokerError):
+            self._finish_full(wait=True)
+        self._full = None
 
     def _reopen(self) -> None:
         """First hear what the group has decided: a meter whose name was taken must not fence its successor, and

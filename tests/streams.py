@@ -58,7 +58,7 @@ def make_meter(
     """A meter; with `inline` it is to be driven by `open` and `step`."""
     mapped = {topic: harness.shipped(mapping).engine for topic, mapping in (inputs or {INPUT: "native"}).items()}
     engine = engine or harness.make_engine(HostTarget(), dedup_horizon_ms=HORIZON_MS)
-    threads = {"threads": Inline} if inline else {}
+    threads = {"threads": lambda begin: Inline()} if inline else {}
     return Meter(
         broker, engine, MeterSettings(name, GROUP, mapped, **settings), run or f"{name}.run", clock=clock, **threads
     )
