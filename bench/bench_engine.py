@@ -77,8 +77,8 @@ class Case:
     mode: str = "all"  # split, parse, all
     device: str = "cpu"
     threads: int = 1
-    batch_bytes: int = 1 << 22
-    tile_records: int = 1 << 12
+    batch_bytes: int = Limits.batch_bytes
+    tile_records: int = Limits.tile_records
     one_line_messages: bool = False
     rows: int = 0  # filled in before
     skew: float = 0.0
@@ -111,7 +111,7 @@ def cases(size: str, device: str) -> list[Case]:
         if "clean" in log
     ]
     rows = replace(base, log="rows")
-    tiles = (18, 19, 20, 21) if cuda else (9, 10, 11, 12, 13, 14)
+    tiles = (18, 19, 20, 21) if cuda else (9, 11, 12, 13, 14, 15)
     batches = (24, 25, 26, 27) if cuda else (18, 20, 21, 22, 23, 24, 26)
     found += [replace(base, group="tiles", name=f"{1 << k}", tile_records=1 << k) for k in tiles]
     found += [replace(base, group="batches", name=_size(1 << k), batch_bytes=1 << k) for k in batches]

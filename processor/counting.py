@@ -321,11 +321,13 @@ def _cut(pieces: Sequence[Bytes], first: int, after: int) -> Iterator[Bytes]:
 
 
 def _batches(intake: Intake, batch_bytes: int) -> Iterator[Intake]:
-    """Cut where a batch is full."""
-    first = 0
+    """Into as few as can be, of about the same size."""
+    first, total = 0, intake.size
     while first < len(intake.ends):
         before = int(intake.ends[first - 1]) if first else 0
-        after = int(np.searchsorted(intake.ends, before + batch_bytes, side="right"))
+        batches = max(1, -(-(total - before) // batch_bytes))
+        wanted = int(np.searchsorted(intake.ends, before + (total - before) // batches)) + 1
+        after = min(int(np.searchsorted(intake.ends, before + batch_bytes, side="right")), wanted)
         if after == first:
             place, offset, size = intake.place, int(intake.offsets[first]), int(intake.ends[first]) - before
             raise MessageTooLarge(

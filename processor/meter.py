@@ -47,7 +47,7 @@ T = TypeVar("T")
 log = logging.getLogger("tokenometer.meter")
 _STOPPING_ERRORS = (Fenced, OutOfRange, Refused, TopicMissing, positions.UnknownMetadata)
 _POLL_SECONDS = 0.05
-_POLL_MESSAGES_MAX = 10_000
+_POLL_MESSAGES_MAX = 20_000
 _INTAKES_MAX = 3  # on their way to the engine
 _HEAR_SECONDS = 0.5  # within which a heartbeat that was due is answered
 _RETRY_SECONDS = (0.1, 5.0)  # first and longest wait
@@ -66,7 +66,7 @@ class MeterSettings:
     commit_interval_ms: int = 1000
     idle_interval_ms: int = 10_000  # a meter without news says so this often
     flush_ms: int = 100  # how long messages wait for company on their way to the engine
-    flush_bytes: int = 2 << 20
+    flush_bytes: int = 6 << 20  # this much goes at once: an engine's batch
     part_age_ms: int = 600_000  # then the part is closed, so that who adds up parts can be done with it
     from_end: bool = False  # where a partition begins that the group has never committed
 
