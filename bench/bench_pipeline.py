@@ -42,7 +42,7 @@ from processor.referee import Referee
 from schemas import mapping as mappings
 from tests.kafka_server import KafkaServer
 
-SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 10_000_000, "many": 40_000_000}}
+SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 30_000_000, "many": 40_000_000}}
 LINES = {"one": 1, "many": 200}
 CASES = (("one", "consume"), ("one", "meter"), ("one", "orjson"), ("one", "faust"),
          ("many", "consume"), ("many", "meter"), ("many", "orjson"))  # fmt: skip
