@@ -122,7 +122,7 @@ class _Part:
 
 
 class Counting:
-    """`commit` writes a snapshot and returns when it is committed; it is called where a part is full."""
+    """`commit` sees to it that a snapshot is written, before any later one; it is called where a part is full."""
 
     def __init__(self, engine: Engine, meter: str, run: str, commit: Callable[[Snapshot], None]) -> None:
         self._engine, self._meter, self._run, self._commit = engine, meter, run, commit

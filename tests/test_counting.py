@@ -641,6 +641,20 @@ def test_intakes_join_and_split(log, cuts, begin, end):
         assert [oracle.records(text) for text in texts] == [oracle.records(message.value) for message in wanted]
 
 
+@property_test
+@given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=200), batch_bytes=st.integers(100, 1000))
+def test_batches_are_few_and_of_about_the_same_size(sizes, batch_bytes):
+    whole = intake(A, [Message(k, b"x" * size, 0) for k, size in enumerate(sizes)])
+    found = list(counting._batches(whole, batch_bytes))
+    assert [int(offset) for batch in found for offset in batch.offsets] == list(range(len(sizes)))
+    assert b"".join(bytes(piece) for batch in found for piece in batch.pieces) == bytes(np.concatenate(whole.pieces))
+    assert all(batch.size <= batch_bytes for batch in found)
+    largest = max(sizes) + 1
+    assert len(found) <= -(-whole.size // max(largest, batch_bytes - largest)) + 1
+    if len(found) == -(-whole.size // batch_bytes):  # otherwise large messages left holes
+        assert max(batch.size for batch in found[:-1] or found) <= whole.size / len(found) + largest
+
+
 def test_an_empty_intake_is_nothing():
     driver = Driver({A: []})
     driver.start()

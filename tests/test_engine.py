@@ -498,6 +498,20 @@ def test_taken_changes_outlive_the_part(make_engine):
     assert harness.rows_of(taken) == before
 
 
+@pytest.mark.parametrize("users", [7, 8, 16])  # of 32 rows; a quarter is well filled
+def test_a_part_begins_with_empty_tables_however_full_the_last_one_was(make_engine, users):
+    engine = make_engine(**TINY)
+    run = Run(engine, NATIVE)
+    for part in range(3):
+        names = [f"user-{part + i}" for i in range(users)]
+        for name in names:
+            run.feed([line(user=name)])
+        assert engine.parts_opened == part + 1 and engine.totals()[0] == users
+        assert {user: row[0] for (_, user, _, _), row in run.take_changes().items()} == dict.fromkeys(names, 1)
+        run.close_part()
+        assert engine.cells() == engine.top_users(5) == [] and engine.sketches() == {}
+
+
 @pytest.mark.parametrize(("users", "sizes"), [(0, []), (3, [3]), (4, [4]), (5, [4, 1]), (8, [4, 4])])
 def test_changes_come_in_slices_of_bounded_size(make_engine, monkeypatch, users, sizes):
     monkeypatch.setattr("kernels.engine.CHANGES_SLICE_ROWS", 4)

@@ -1,12 +1,16 @@
 """The meter on the memory broker: what it commits is what the oracle finds in the input topics."""
 
 import itertools
+import threading
+import time
+from collections.abc import Callable
 
 import pytest
 
+from kernels.target import HostTarget
 from processor import synth
 from processor.broker.memory import MemoryBroker
-from tests import streams
+from tests import harness, streams
 
 START_MS = 1_795_000_000_000
 
@@ -30,6 +34,20 @@ def steps(meter, count: int = 30) -> None:
         meter.step()
 
 
+def waited(true: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.01)
+
+
+def is_read(broker: MemoryBroker) -> bool:
+    positions, extents = broker.committed(streams.GROUP, [streams.INPUT]), broker.extents([streams.INPUT])
+    return {place: position and position.offset for place, position in positions.items()} == {
+        place: extent.end for place, extent in extents.items()
+    }
+
+
 @pytest.fixture
 def broker() -> MemoryBroker:
     broker = MemoryBroker(patience_seconds=0)
@@ -44,6 +62,28 @@ def test_a_stream_is_metered_exactly(broker, lines_per_message) -> None:
     streams.make_meter(broker).run(lambda: next(stop))
     found = streams.assert_exact(broker)
     assert found.parts == 1 and found.tallies["duplicates"] > 0 and found.tallies["rejected"] > 0
+
+
+def test_counting_goes_on_while_a_full_part_is_committed(broker) -> None:
+    append(broker, log_lines(3000))
+    small = {"rows": 256, "cells": 256, "texts": 512, "arena_bytes": 1 << 15, "batch_bytes": 4000, "tile_records": 16}
+    engine = harness.make_engine(HostTarget(), **small, dedup_horizon_ms=streams.HORIZON_MS)
+    meter = streams.make_meter(broker, inline=False, engine=engine)
+    write, may_write, enough = meter._write, threading.Event(), threading.Event()
+
+    def slowly(snapshot) -> None:
+        assert may_write.wait(60)
+        write(snapshot)
+
+    meter._write = slowly  # type: ignore[method-assign]
+    thread = threading.Thread(target=meter.run, args=(enough.is_set,))
+    thread.start()
+    waited(lambda: engine.parts_opened > 1, "the engine waits for the first part's commit")
+    may_write.set()
+    waited(lambda: is_read(broker), "not all was committed")
+    enough.set()
+    thread.join()
+    assert streams.assert_exact(broker).parts > 3
 
 
 def test_a_partition_without_messages_gets_a_position(broker) -> None:
