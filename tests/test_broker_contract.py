@@ -380,11 +380,12 @@ def test_a_follower_sees_no_aborted_messages(cluster: Cluster, broker: Broker) -
     producer.begin()
     producer.produce(topic, [b"aborted"] * 3)
     after = _put_until_hidden(cluster, Place(topic, 0))
-    assert follower.poll(0.1, MOST) == [], "what is undecided is not seen"
+    before = values_of(follower.poll(0.1, MOST))  # what came before the transaction did
+    assert before == numbers(len(before)), "what is undecided is not seen"
     producer.abort()
     with_transaction(cluster, topic, [b"z"])
-    found = poll_until([follower], lambda found: len(values_of(found)) >= after + 1)
-    assert values_of(found) == [*numbers(after), b"z"]
+    found = poll_until([follower], lambda found: len(before + values_of(found)) >= after + 1)
+    assert before + values_of(found) == [*numbers(after), b"z"]
 
 
 def test_a_follower_says_when_its_offset_is_gone(cluster: Cluster, broker: Broker) -> None:

@@ -676,15 +676,14 @@ class KafkaConsumer:
         self._left.update(places)
         self._again.difference_update(places)
         self._held = [messages for messages in self._held if messages.place in self._next]
-        if self._incremental:
-            # What a failed `assigned` has left out is not there to be taken away.
-            present = {Place(part.topic, part.partition) for part in self._consumer.assignment()}
-            self._guard(
-                self._consumer.incremental_unassign,
-                [part for part in parts if Place(part.topic, part.partition) in present],
-            )
-        else:
-            self._guard(self._consumer.unassign)
+        self._guard(self._unassign, parts)
+
+    def _unassign(self, parts: list[TopicPartition]) -> None:
+        if not self._incremental:
+            return self._consumer.unassign()
+        # What a failed `assigned` has left out is not there to be taken away.
+        present = {Place(part.topic, part.partition) for part in self._consumer.assignment()}
+        self._consumer.incremental_unassign([part for part in parts if Place(part.topic, part.partition) in present])
 
     def _on_error(self, error: KafkaError) -> None:
         self._note(error.str())
@@ -699,7 +698,8 @@ class KafkaConsumer:
         try:
             action(*arguments)
         except KafkaException as error:
-            self._keep(_raised("assigning partitions", error))
+            if error.args[0].code() != KafkaError._DESTROY:  # closing has gone so far that there is nothing to do
+                self._keep(_raised("assigning partitions", error))
 
     def _keep(self, error: BaseException) -> None:
         """The first one counts: the others follow from it."""
