@@ -16,10 +16,13 @@ from kernels.target import Array, Target
 
 _LOAD_MAX = 0.75
 _SLOTS_MIN = 1 << 12
-_PREPARE_AT = 0.75  # of the ids that a table takes
+# Of the ids that a table takes. Where the generation before had more than the first and found room, one that has as
+# many will too, and a larger table would come to nothing: gigabytes to clear, at the end of every generation.
+_PREPARE_AT, _PREPARE_LATEST = 0.75, 0.9
+_AS_MANY = 1.05
 # Slots for each record that comes. A table that was left is half as large and has moved after a sixth of the new one's
-# slots, before the next one is prepared; that is twice as large and has the last quarter of its ids' time.
-_MOVED, _TOUCHED, _COUNTED = 3, 12, 6
+# slots, before the next one is prepared.
+_MOVED = 3
 _SLOT_BYTES = 16
 _PAGE_SLOTS = 4096 // _SLOT_BYTES
 _WORTH_STAYING = 0.875  # of what the table takes: with more, the ids would be counted again before long
@@ -39,7 +42,7 @@ class IdentitySet:
         self._next: _Next | None = None
         self._use(self._table(_SLOTS_MIN), None)
         self._generation: int | None = None
-        self._used_at_most = 0
+        self._used_at_most = self._used_before = 0
         self._sequence = 0
         self._current_from: int | None = None  # offset of the generation's first message
         self.remembered_from: int | None = None  # of the first message of the generation before, if that is kept
@@ -84,6 +87,7 @@ class IdentitySet:
             slots = len(self._current)
             self._use(self._current, None)  # what is dropped is free now
             self._use(self._table(slots if slots * _SLOT_BYTES <= self._left() else _SLOTS_MIN), before)
+        self._used_before = self._used_at_most if keep else 0
         self._used_at_most, self._sequence = 0, 0
 
     def reserve(self, records: int, job: np.ndarray[Any, Any]) -> None:
@@ -91,8 +95,9 @@ class IdentitySet:
         assert self._sequence + records <= layout.SEQUENCE_MAX, "a generation holds fewer than 2^40 records"
         self._move(_MOVED * records)
         takes = len(self._current) * _LOAD_MAX
-        if self._used_at_most + records > takes * _PREPARE_AT:
-            self._prepare(records)
+        enough = max(_PREPARE_AT * takes, min(_AS_MANY * self._used_before, _PREPARE_LATEST * takes))
+        if self._used_at_most + records > enough:
+            self._prepare(records, max(1, int(takes) - self._used_at_most))
         if self._used_at_most + records > takes:
             self._make_room(records)
         job["identities"], job["identities_mask"] = self._current_at
@@ -102,10 +107,10 @@ class IdentitySet:
         self._used_at_most += records
         self._sequence += records
 
-    def _prepare(self, records: int) -> None:
+    def _prepare(self, records: int, room: int) -> None:
         slots = 2 * len(self._current)
         if self._next is None and slots * _SLOT_BYTES <= self._left():
-            self._next = _Next(self._table(slots))
+            self._next = _Next(self._table(slots), room)
         if self._next is not None:
             with self._target.order:
                 self._next.prepare(records, self._current, self._target)
@@ -157,10 +162,11 @@ class IdentitySet:
 
 
 class _Next:
-    """A table to grow into, and a count of the ids of the one that fills up."""
+    """A table to grow into, and a count of the ids of the one that fills up: both done before `room` records came."""
 
-    def __init__(self, table: Array) -> None:
+    def __init__(self, table: Array, room: int) -> None:
         self.table = table
+        self._slots = len(table) // room + 1  # to be touched for each record; the current table has half as many
         self._touched = 0
         self.count_again()
 
@@ -170,10 +176,10 @@ class _Next:
 
     def prepare(self, records: int, current: Array, target: Target) -> None:
         """Before so many records come."""
-        touched = self._touched + _TOUCHED * records
+        touched = self._touched + self._slots * records
         self.table[self._touched : touched : _PAGE_SLOTS, 0] = 0
         self._touched = touched
-        counted = self._counted + _COUNTED * records
+        counted = self._counted + (self._slots // 2 + 1) * records
         if self._counted < len(current):
             self._found += int(target.xp.count_nonzero(current[self._counted : counted, 0]))
         self._counted = counted

@@ -313,6 +313,23 @@ def test_ids_that_come_again_need_no_larger_table(make_engine, doublings):
     assert (engine.tally().counted, engine.tally().duplicates) == (2_500, 19 * 2_500)
 
 
+@pytest.mark.parametrize(("ids", "before"), [(2_500, 2_450), (2_700, 2_650), (2_500, 1_000), (3_000, 2_500)])
+def test_a_generation_like_the_one_before_prepares_no_larger_table(make_engine, ids, before):
+    """A table takes 3,072; a larger one is prepared behind 2,304 ids, or behind as many as there were before."""
+    table, horizon_ms = 16 * 4096, 10_000
+    engine = make_engine(tile_records=16, dedup_horizon_ms=horizon_ms)
+    run = Run(engine, NATIVE)
+    held = []
+    for generation, count in enumerate((before, ids)):
+        times = [TIME_MS // horizon_ms * horizon_ms + generation * horizon_ms] * 50
+        for first in range(0, count, 50):
+            run.feed([line(request_id=f"{generation}-{first + k}") for k in range(50)], times)
+            held.append(engine._partition(0).identities.held_bytes)
+    assert engine.tally().counted == before + ids
+    alike = ids <= 1.05 * before
+    assert (max(held[before // 50 :]) == 2 * table) is alike
+
+
 # --- Limits ---
 
 
