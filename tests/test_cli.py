@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
+from kernels.engine import Limits
 from processor import cli, report, synth
 from tests import oracle
 from tests.test_schemas import validator
@@ -215,7 +216,7 @@ def test_wrong_arguments_exit_with_2(call: Any, log: pathlib.Path, arguments: li
 def test_failures_exit_with_1(call: Any, log: pathlib.Path, tmp_path: pathlib.Path):
     (tmp_path / "cut.gz").write_bytes(gzip.compress(LOG)[:-100])
     (tmp_path / "bad.toml").write_text('format = 1\nname = "other"\n')
-    (tmp_path / "zeros").write_bytes(bytes(5 << 20))
+    (tmp_path / "zeros").write_bytes(bytes(Limits.batch_bytes + 1))
     for arguments, message in (
         (["replay", tmp_path / "none"], "none: no such file or directory"),
         (["replay", log, tmp_path], "is a directory"),
