@@ -8,19 +8,18 @@ import contextlib
 import dataclasses
 import itertools
 import json
-import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 
 from bench import common
 from processor.dashboard import Settings, SiteThread
+from tests import browser
 from tests.totals_data import TARGET, Feed, Shape, make
 
 SHAPE = Shape(models=64, chips=32, meters=20)
@@ -45,10 +44,10 @@ def main() -> None:
     feed, done = Feed(), threading.Event()
     news = threading.Thread(target=_tell, args=(feed, done))
     news.start()
-    with contextlib.closing(SiteThread(feed.source(), Settings(port=0))) as site, _chromium(seconds) as browser:
+    with contextlib.closing(SiteThread(feed.source(), Settings(port=0))) as site, _chromium(seconds) as chrome:
         try:
-            cases = [_frames(browser, site.url, span, seconds) for span in ("1h", "24h")]
-            version = browser.capabilities["browserVersion"]
+            cases = [_frames(chrome, site.url, span, seconds) for span in ("1h", "24h")]
+            version = chrome.capabilities["browserVersion"]
         finally:
             done.set()
             news.join()
@@ -68,28 +67,24 @@ def _tell(feed: Feed, done: threading.Event) -> None:
 
 
 @contextlib.contextmanager
-def _chromium(seconds: int) -> Any:
-    options = Options()
-    options.binary_location = shutil.which("chromium") or sys.exit("no chromium (Debian: chromium, chromium-driver)")
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options, Service(shutil.which("chromedriver")))
-    browser.set_script_timeout(seconds + 60)
-    screen = {"width": 1920, "height": 1080, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+def _chromium(seconds: int) -> Iterator[webdriver.Chrome]:
+    launched = browser.launch(seconds + 60)
+    if launched is None:
+        sys.exit(browser.MISSING)
+    browser.resize(launched, 1920, 1080)
     try:
-        yield browser
+        yield launched
     finally:
-        browser.quit()
+        launched.quit()
 
 
-def _frames(browser: webdriver.Chrome, url: str, span: str, seconds: int) -> dict[str, Any]:
-    browser.get(url)
-    browser.execute_script("document.querySelector(`[data-span='${arguments[0]}']`).click()", span)
+def _frames(chrome: webdriver.Chrome, url: str, span: str, seconds: int) -> dict[str, Any]:
+    chrome.get(url)
+    chrome.execute_script("document.querySelector(`[data-span='${arguments[0]}']`).click()", span)
     time.sleep(SETTLE_SECONDS)
-    before = browser.execute_script("return document.querySelector(\"[data-field='at']\").title")
-    gaps = sorted(browser.execute_async_script(_COUNT, seconds * 1000))
-    after = browser.execute_script("return document.querySelector(\"[data-field='at']\").title")
+    before = chrome.execute_script("return document.querySelector(\"[data-field='at']\").title")
+    gaps = sorted(chrome.execute_async_script(_COUNT, seconds * 1000))
+    after = chrome.execute_script("return document.querySelector(\"[data-field='at']\").title")
     assert after > before, "the page showed nothing new"
     frame = 1000 / FRAMES_PER_SECOND
     found = {

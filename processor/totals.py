@@ -59,17 +59,17 @@ Table = np.ndarray[Any, np.dtype[np.int64]]  # a row for each cell, columns as C
 
 @dataclass
 class _Said:
-    """What an entry said of its window. packed: of counters; a window that is old seldom changes."""
+    """What an entry said of its window. held: the counters, packed where the window is old and seldom changes."""
 
     offset: int
     cells: np.ndarray[Any, np.dtype[np.uint16]]
-    packed: Table | bytes
+    held: Table | bytes
 
     @property
     def counters(self) -> Table:
-        if isinstance(self.packed, bytes):
-            return np.frombuffer(zlib.decompress(self.packed), np.int64).reshape(len(self.cells), len(COUNTERS))
-        return self.packed
+        if isinstance(self.held, bytes):
+            return np.frombuffer(zlib.decompress(self.held), np.int64).reshape(len(self.cells), len(COUNTERS))
+        return self.held
 
 
 @dataclass
@@ -188,8 +188,8 @@ class Totals:
                 gone = window.said.pop(place)
                 self._add(name.time_ms, window, gone.cells, -gone.counters)
         cells, counters = self._table_of(usage.total())
-        packed = counters if name.meter else zlib.compress(counters.tobytes(), 1)
-        window.said[name.partition, name.meter] = _Said(usage.offset, cells, packed)
+        held = counters if name.meter else zlib.compress(counters.tobytes(), 1)
+        window.said[name.partition, name.meter] = _Said(usage.offset, cells, held)
         self._add(name.time_ms, window, cells, counters)
         return True
 

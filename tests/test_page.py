@@ -5,21 +5,18 @@ Numbers are those of the API, updates arrive, stale data says so, hostile names 
 
 import contextlib
 import os
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 from selenium import webdriver
-from selenium.webdriver.chrome.options import Options
-from selenium.webdriver.chrome.service import Service
 
 from processor import report
 from processor.dashboard import Settings, SiteThread, server
 from processor.entries import Entries, read_summary
 from processor.totals import Totals
-from tests import totals_data
+from tests import browser, totals_data
 from tests.summaries import Fleet
 from tests.totals_data import Feed, Shape, make, nothing
 
@@ -41,24 +38,16 @@ ATTACKS = [
 
 @pytest.fixture(scope="module")
 def chrome() -> Iterator[webdriver.Chrome]:
-    binary, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not binary or not driver:
-        missing = "no chromium or chromedriver (Debian: chromium, chromium-driver)"
+    launched = browser.launch(DEADLINE_SECONDS)
+    if launched is None:
         # A skip must not pass for a proof where proofs are made.
         if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    options = Options()
-    options.binary_location = binary
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    browser = webdriver.Chrome(options, Service(driver))
-    browser.set_script_timeout(DEADLINE_SECONDS)
+            pytest.fail(browser.MISSING)
+        pytest.skip(browser.MISSING)
     try:
-        yield browser
+        yield launched
     finally:
-        browser.quit()
+        launched.quit()
 
 
 class Page:
@@ -68,9 +57,7 @@ class Page:
         self.chrome = chrome
 
     def open(self, url: str, size: str = "wall", theme: str = "dark") -> None:
-        width, height = SIZES[size]
-        metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": size in ("phone", "small")}
-        self.chrome.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        browser.resize(self.chrome, *SIZES[size], mobile=size in ("phone", "small"))
         self.prefer(theme)
         self.chrome.get(url)
 
