@@ -8,8 +8,9 @@
 Each runs in a fresh process with the broker beside it on the same machine. Timed: from the assignment of the partitions
 until the last message is read, for the meter until it is committed; contenders that are slow stop after --seconds.
 `sustained` is the rate of the second half: a process that began seconds ago touches most of its memory for the first
-time, a service does not. The topics are written with lz4, and the meter remembers request ids for HORIZON_MS of log
-time, so that its second half forgets as many ids as it learns.
+time, a service does not. For the meter it is what was counted from the beginning of one commit to that of another, the
+last one left out: that one finds the cores free, for nothing is left to read. The topics are written with lz4, and the
+meter remembers request ids for HORIZON_MS of log time, so that its second half forgets as many ids as it learns.
 """
 
 import asyncio
@@ -137,16 +138,17 @@ def _child(request: dict[str, Any]) -> dict[str, Any]:
     return {"consume": _consume, "meter": _meter, "orjson": _orjson, "faust": _faust}[request["contender"]](request)
 
 
-def _answer(ticks: list[tuple[float, int]], **more: Any) -> dict[str, Any]:
-    """ticks: moments and the records that were done by then; the first is the assignment."""
-    (began, _), (ended, records) = ticks[0], ticks[-1]
-    half, done = next(tick for tick in ticks if 2 * tick[1] >= records)
+def _answer(ticks: list[tuple[float, int]], end: tuple[float, int], **more: Any) -> dict[str, Any]:
+    """Moments and the records that were done by then. ticks: from the assignment on, while there was more to read."""
+    (began, _), (last, latest), (ended, records) = ticks[0], ticks[-1], end
+    half, done = next(tick for tick in ticks if 2 * tick[1] >= latest)
+    whole = records / (ended - began)
     used = os.times()
     return {
         "records": records,
         "seconds": ended - began,
-        "records_per_second": records / (ended - began),
-        "sustained": (records - done) / (ended - half) if records > done else records / (ended - began),
+        "records_per_second": whole,
+        "sustained": (latest - done) / (last - half) if latest > done else whole,
         "cpu_seconds": used.user + used.system,
         "peak_bytes": common.peak_bytes(),
         **more,
@@ -185,7 +187,7 @@ def _read(request: dict[str, Any], use: Callable[[list[Any]], None]) -> dict[str
         if batch:
             ticks.append((time.monotonic(), messages * lines))
         if messages >= wanted or (ticks and time.monotonic() - ticks[0][0] > request["seconds"]):
-            return _answer(ticks)
+            return _answer(ticks, ticks[-1])
     raise AssertionError("a consumer's messages do not end")
 
 
@@ -249,7 +251,7 @@ def _faust(request: dict[str, Any]) -> dict[str, Any]:
             await asyncio.wait_for(app.stop(), 10)
 
     asyncio.run(run())
-    return _answer(ticks)
+    return _answer(ticks, ticks[-1])
 
 
 class _TimedMeter(Meter):
@@ -279,7 +281,7 @@ def _meter(request: dict[str, Any]) -> dict[str, Any]:
     def committed(done: Committed) -> None:
         commits.append(done)
         parts[done.snapshot.summary.part] = done.snapshot.summary.tally.read
-        ticks.append((time.monotonic(), sum(parts.values())))
+        ticks.append((time.monotonic() - done.took_ms / 1000, sum(parts.values())))
         if sum(parts.values()) >= request["records"]:
             ended.set()
 
@@ -287,7 +289,9 @@ def _meter(request: dict[str, Any]) -> dict[str, Any]:
     meter.run(ended.is_set)
     took = sorted(done.took_ms for done in commits)
     rows = [done.rows for done in commits]
-    return _answer([(meter.began, 0), *ticks], commits=len(commits), rows=sum(rows), rows_max=max(rows),
+    (*ticks, (last, records)) = ticks
+    end = last + commits[-1].took_ms / 1000, records
+    return _answer([(meter.began, 0), *ticks], end, commits=len(commits), rows=sum(rows), rows_max=max(rows),
                    commit_ms_median=took[len(took) // 2], commit_ms_max=took[-1], parts=len(parts))  # fmt: skip
 
 

@@ -60,6 +60,8 @@ def main() -> None:
             "horizon": arguments.horizon,
         }
         meter = _start({"role": "meter", **shared})
+        assert meter.stdout is not None
+        meter.stdout.readline()  # it has its partitions: what waits while a group forms is not live
         sent = _start({"role": "produce", **shared})
         result = {
             "kind": "soak",
@@ -161,6 +163,8 @@ def _meter(request: dict[str, Any]) -> None:
     facts: list[tuple[float, int, int, int]] = []  # end, newest message, took, rows
 
     def committed(commit: Committed) -> None:
+        if not facts:
+            print("{}", flush=True)
         newest = [covered.state.log_time_ms for covered in commit.snapshot.summary.ranges]
         parts[commit.snapshot.summary.part] = commit.snapshot.summary.tally.counted
         oldest = min((time_ms for time_ms in newest if time_ms is not None), default=0)

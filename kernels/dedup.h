@@ -2,7 +2,7 @@
 // counted or not. So two generations of a log tell all, and they are what a restart reads again.
 //
 // Two passes over a tile, so that thread order never shows: every record claims its id (the lowest sequence wins the
-// slot), then every record looks whether it won.
+// slot), then every record that won looks whether it still has it.
 //
 //   owner   | 24 bits of hash, never zero | 40 bits: SEQUENCE_MASK - sequence |     so the winner is the maximum
 //
@@ -19,8 +19,13 @@ HD u64 identity_owner(u64 hash_high, u64 sequence) {
 HD u32 identity_home(u64 low) { return (u32)(low >> 8); }
 HD bool same_identity(u64 owner, u64 other) { return owner >> SEQUENCE_BITS == other >> SEQUENCE_BITS; }
 
+struct IdentityClaim {
+  u32 slot;
+  bool won;  // from every record that came so far
+};
+
 // Claims the slot of (low, owner): both halves only ever go from zero to their value, then the owner only upwards.
-HD u32 claim_identity(Identity* table, u32 mask, u64 low, u64 owner) {
+HD IdentityClaim claim_identity(Identity* table, u32 mask, u64 low, u64 owner) {
   u32 slot = identity_home(low) & mask;
   ROLLED for (;; slot = (slot + 1) & mask) {
     u64 seen = load(&table[slot].low);
@@ -29,11 +34,11 @@ HD u32 claim_identity(Identity* table, u32 mask, u64 low, u64 owner) {
     seen = load(&table[slot].owner);
     if (seen == 0) {
       seen = compare_swap(&table[slot].owner, 0, owner);
-      if (seen == 0) return slot;
+      if (seen == 0) return {slot, true};
     }
     if (!same_identity(seen, owner)) continue;
     if (seen < owner) raise_to(&table[slot].owner, owner);
-    return slot;
+    return {slot, seen < owner};
   }
 }
 
@@ -52,19 +57,21 @@ HD void claim_request(const Job& job, u32 i) {
   record.identity_slot = NONE;
   if (record.verdict != ACCEPTED || record.length[REQUEST_ID] == 0) return;
   const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], job.sequence + i);
-  const u32 slot = claim_identity(job.identities, job.identities_mask, low, owner);  // a duplicate, too, is remembered
-  if (knows_identity(job.identities_before, job.identities_before_mask, low, owner) ||
+  // A duplicate, too, is remembered.
+  const IdentityClaim claim = claim_identity(job.identities, job.identities_mask, low, owner);
+  if (!claim.won || knows_identity(job.identities_before, job.identities_before_mask, low, owner) ||
       knows_identity(job.identities_leaving, job.identities_mask >> 1, low, owner))
     record.verdict = DUPLICATE;
   else
-    record.identity_slot = slot;
+    record.identity_slot = claim.slot;
 }
 
-// Second pass: the record whose sequence the slot holds is the one that counts. Tallies the tile's verdicts.
+// Second pass: the record whose sequence the slot holds is the one that counts. Where records come in order, the first
+// to claim it is the lowest, and nobody has to look again. Tallies the tile's verdicts.
 HD void settle_request(const Job& job, u32 i) {
   Record& record = job.records[i];
   const u32 slot = record.identity_slot;
-  if (slot != NONE && (job.identities[slot].owner & SEQUENCE_MASK) != SEQUENCE_MASK - (job.sequence + i))
+  if (!IN_ORDER && slot != NONE && (job.identities[slot].owner & SEQUENCE_MASK) != SEQUENCE_MASK - (job.sequence + i))
     record.verdict = DUPLICATE;
   switch (record.verdict) {  // one call each: count_one wants one address for all active threads
     case EMPTY:

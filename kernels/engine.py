@@ -42,7 +42,7 @@ COUNTER_MAX = (1 << 64) - 1
 RECORD_TOKENS_MAX = 5 << 40  # what one record adds to its user: five counts of less than 2^40, if all are additive
 RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
 CHANGES_SLICE_ROWS = 1 << 15  # 2.5 MiB: what comes and goes with each commit stays in the heap
-_DENSE = "texts", "rows"  # of a full part's tables, those of which most pages were touched
+_TOUCHED = "texts", "cells", "rows"  # of a part's tables, those of which a thousand records touch most pages
 _FILL_LIMIT = 0.75  # of a table's slots: linear probing stays short
 
 
@@ -223,13 +223,13 @@ class Engine:
         self.parts_opened += 1
 
     def _kept_tables(self) -> dict[str, Array]:
-        """Of a part that was well filled: to clear its pages costs less than to take fresh ones."""
-        if not self._tables or 4 * int(self._read_fill()[layout.FILL_ROWS]) < self.limits.rows:
-            return {}
-        with self.target.order:
-            for name in _DENSE:
-                self._tables[name].fill(0)
-        return {name: self._tables[name] for name in _DENSE}
+        """Cleared: that costs less than fresh pages (kernels/pages.py)."""
+        kept = {name: self._tables[name] for name in _TOUCHED if name in self._tables}
+        if kept and self._read_fill()[: layout.FILL_TALLY].any():
+            with self.target.order:
+                for table in kept.values():
+                    table.fill(0)
+        return kept
 
     def _table_sizes(self) -> dict[str, tuple[int, Any]]:
         """Slots and their type. The names are another part's too: rows that were taken out point into them."""
@@ -614,13 +614,12 @@ class Engine:
 
     def _partition(self, partition: Hashable) -> _Partition:
         if partition not in self._partitions:
-            identities = IdentitySet(self.target, self.limits.identity_bytes, self._identity_bytes_left)
+            identities = IdentitySet(self.target, self.limits.identity_bytes, self._identity_sets)
             self._partitions[partition] = _Partition(identities)
         return self._partitions[partition]
 
-    def _identity_bytes_left(self) -> int:
-        held = sum(partition.identities.held_bytes for partition in self._partitions.values())
-        return self.limits.identity_bytes - held
+    def _identity_sets(self) -> Iterator[IdentitySet]:
+        return (partition.identities for partition in self._partitions.values())
 
     def _read_fill(self) -> np.ndarray[Any, Any]:
         return self.target.fetch(self._fill)

@@ -1,5 +1,5 @@
 // The same kernels for the CPU: plain loops over the HD functions. Tables are larger than caches, so each loop asks for
-// the lines that the next loop will need: a tile's worth fits the second-level cache.
+// the lines that it needs some records later; asked for a pass earlier they are gone, for a tile fills the caches.
 #include <stddef.h>
 #include "parse.h"
 #include "dedup.h"
@@ -7,6 +7,8 @@
 #include "aggregate.h"
 
 using namespace tokenometer;
+
+constexpr u32 AHEAD = 16;  // records
 
 #define ENTRY extern "C" __attribute__((visibility("default")))
 
@@ -25,17 +27,7 @@ ENTRY u32 split_lines(const u8* data, u32 length, u32 origin, u32* line_start) {
 // Entries work on a copy of the Job: nothing else can point into it, so its fields stay in registers across stores.
 ENTRY void parse(const Job* shared, u32 first, u32 begin, u32 end) {
   const Job job = *shared;
-  for (u32 i = begin; i < end; ++i) {
-    parse_line(job, first, i);
-    const Record& record = job.records[i];
-    if (record.verdict != ACCEPTED) continue;
-    const u32 home = identity_home(record.low[REQUEST_ID]);
-    prefetch(&job.identities[home & job.identities_mask]);
-    if (job.identities_leaving) prefetch(&job.identities_leaving[home & job.identities_mask >> 1]);
-    if (job.identities_before) prefetch(&job.identities_before[home & job.identities_before_mask]);
-    prefetch(&job.texts[text_home(record.low[USER]) & job.texts_mask]);
-    prefetch(&job.cells[text_home(cell_low(job, record, CHIP)) & job.cells_mask]);
-  }
+  for (u32 i = begin; i < end; ++i) parse_line(job, first, i);
 }
 ENTRY void adopt(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
@@ -43,23 +35,33 @@ ENTRY void adopt(const Job* shared, u32, u32 begin, u32 end) {
 }
 ENTRY void claim(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
-  for (u32 i = begin; i < end; ++i) claim_request(job, i);
+  for (u32 i = begin; i < end; ++i) {
+    if (i + AHEAD < end) {
+      const u32 home = identity_home(job.records[i + AHEAD].low[REQUEST_ID]);
+      prefetch(&job.identities[home & job.identities_mask]);
+      if (job.identities_leaving) prefetch(&job.identities_leaving[home & job.identities_mask >> 1]);
+      if (job.identities_before) prefetch(&job.identities_before[home & job.identities_before_mask]);
+    }
+    claim_request(job, i);
+  }
 }
 ENTRY void settle(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) {
+    if (i + AHEAD < end) {
+      const Record& soon = job.records[i + AHEAD];
+      prefetch(&job.texts[text_home(soon.low[USER]) & job.texts_mask]);
+      prefetch(&job.cells[text_home(cell_low(job, soon, CHIP)) & job.cells_mask]);
+    }
     settle_request(job, i);
-    const Record& record = job.records[i];
-    if (record.verdict != ACCEPTED) continue;
-    intern_record(job, i);
-    prefetch(&job.rows[row_home(row_key(record.user_slot, record.cell_slot), job.rows_mask)]);
+    if (job.records[i].verdict == ACCEPTED) intern_record(job, i);
   }
 }
 ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) {
-    if (i + 8 < end) {  // asked for a pass ago, it may have left the first-level cache
-      const Record& soon = job.records[i + 8];
+    if (i + AHEAD < end) {
+      const Record& soon = job.records[i + AHEAD];
       prefetch(&job.rows[row_home(row_key(soon.user_slot, soon.cell_slot), job.rows_mask)]);
     }
     count_record(job, i);
@@ -68,7 +70,7 @@ ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
 ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) {
-    if (i + 16 < end) prefetch(&job.rows[job.changed[first + i + 16]]);
+    if (i + AHEAD < end) prefetch(&job.rows[job.changed[first + i + AHEAD]]);
     export_row(job, first, i);
   }
 }

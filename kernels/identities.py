@@ -2,11 +2,12 @@
 
 A table per partition, so that what is a duplicate depends on that partition's log alone and a revoked partition's ids
 go with it. Unlike the other tables these grow: closing a part must not forget an id. For gigabytes of ids each step of
-that takes seconds, so each goes tile by tile: a larger table's memory is touched, and the ids of this one are counted,
-before it is full; then the ids move, and both tables are looked into until they have.
+that takes seconds, so none is taken at once. Before a table is full, a larger one's memory is taken from the system and
+the ids of this one are counted; then the ids move, tile by tile, and both tables are looked into until they have.
+Likewise a generation that will not find a dropped table of its size has a spare one.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ _AS_MANY = 1.05
 # Slots for each record that comes. A table that was left is half as large and has moved after a sixth of the new one's
 # slots, before the next one is prepared.
 _MOVED = 3
+_SPARE_AT = 0.5  # of what the table takes: as full as one is that has just grown
 _SLOT_BYTES = 16
-_PAGE_SLOTS = 4096 // _SLOT_BYTES
 _WORTH_STAYING = 0.875  # of what the table takes: with more, the ids would be counted again before long
 
 
@@ -33,13 +34,14 @@ class IdentityMemoryError(MemoryError):
 
 
 class IdentitySet:
-    """One partition's. bytes_max: of all partitions together; left: how much of that nobody holds."""
+    """One partition's. bytes_max: of all partitions together, whose sets are `everybody`'s."""
 
-    def __init__(self, target: Target, bytes_max: int, left: Callable[[], int]) -> None:
-        self._target, self._bytes_max, self._left = target, bytes_max, left
+    def __init__(self, target: Target, bytes_max: int, everybody: Callable[[], "Iterable[IdentitySet]"]) -> None:
+        self._target, self._bytes_max, self._everybody = target, bytes_max, everybody
         self._leaving: Array | None = None  # of which the slots before `_moved` are in the current table too
         self._moved = 0
         self._next: _Next | None = None
+        self._spare: Array | None = None  # for the next generation, as large as the current table
         self._use(self._table(_SLOTS_MIN), None)
         self._generation: int | None = None
         self._used_at_most = self._used_before = 0
@@ -47,20 +49,51 @@ class IdentitySet:
         self._current_from: int | None = None  # offset of the generation's first message
         self.remembered_from: int | None = None  # of the first message of the generation before, if that is kept
 
+    # --- Memory ---
+
     @property
     def held_bytes(self) -> int:
-        tables = self._current, self._before, self._leaving, None if self._next is None else self._next.table
+        ahead = self._spare, None if self._next is None else self._next.table
+        tables = self._current, self._before, self._leaving, *ahead
         return sum(len(table) for table in tables if table is not None) * _SLOT_BYTES
+
+    def _left(self) -> int:
+        return self._bytes_max - sum(each.held_bytes for each in self._everybody())
 
     def _table(self, slots: int) -> Array:
         return self._target.zeros(slots, layout.IDENTITY)
 
+    def _table_ahead(self, slots: int) -> Array | None:
+        """One that may be needed; None where there is no room for such."""
+        if slots * _SLOT_BYTES > self._left():
+            return None
+        table = self._table(slots)
+        self._target.take_ahead(table)
+        return table
+
+    def _needed_table(self, slots: int, wanted: int) -> Array:
+        """For so many ids. What anybody has ahead of need is given up first."""
+        size = slots * _SLOT_BYTES
+        if size > self._left():
+            for each in self._everybody():
+                each._next = each._spare = None
+        if size > (left := self._left()):
+            raise IdentityMemoryError(
+                f"{wanted} request ids of a partition within the dedup horizon need {size} bytes, and {left} of "
+                f"identity_bytes = {self._bytes_max} are left; give the meter more memory, or a shorter dedup_horizon"
+            )
+        return self._table(slots)
+
     def _use(self, current: Array, before: Array | None) -> None:
         """Addresses are looked up here, once, and not for each tile."""
         self._current, self._before, self._next = current, before, None
+        if self._spare is not None and len(self._spare) != len(current):
+            self._spare = None
         address = self._target.address
         self._current_at = address(current), len(current) - 1  # and mask
         self._before_at = (0, 0) if before is None else (address(before), len(before) - 1)
+
+    # --- Generations ---
 
     def turn_to(self, generation: int, offset: int) -> None:
         """Generation g, which begins at `offset`, remembers itself and g - 1; tables of older ids are dropped."""
@@ -79,16 +112,26 @@ class IdentitySet:
         """Start an empty table, in the memory of the one that is dropped if that is as large."""
         self._move(None)
         dropped, before = (self._before, self._current) if keep else (self._current, None)
-        if dropped is not None and len(dropped) == len(self._current):
+        slots = len(self._current)
+        if dropped is not None and len(dropped) == slots:
             with self._target.order:
                 dropped.fill(0)
             self._use(dropped, before)
+        elif self._spare is not None:
+            self._use(self._spare, before)
+            self._spare = None
         else:
-            slots = len(self._current)
             self._use(self._current, None)  # what is dropped is free now
             self._use(self._table(slots if slots * _SLOT_BYTES <= self._left() else _SLOTS_MIN), before)
         self._used_before = self._used_at_most if keep else 0
         self._used_at_most, self._sequence = 0, 0
+
+    def _take_spare(self) -> None:
+        dropped_fits = self._before is not None and len(self._before) == len(self._current)
+        if self._spare is None and not dropped_fits:
+            self._spare = self._table_ahead(len(self._current))
+
+    # --- Room ---
 
     def reserve(self, records: int, job: np.ndarray[Any, Any]) -> None:
         """Make room for so many new ids and point the job at the tables."""
@@ -96,6 +139,8 @@ class IdentitySet:
         self._move(_MOVED * records)
         takes = len(self._current) * _LOAD_MAX
         enough = max(_PREPARE_AT * takes, min(_AS_MANY * self._used_before, _PREPARE_LATEST * takes))
+        if self._used_at_most > _SPARE_AT * takes:
+            self._take_spare()
         if self._used_at_most + records > enough:
             self._prepare(records, max(1, int(takes) - self._used_at_most))
         if self._used_at_most + records > takes:
@@ -108,9 +153,8 @@ class IdentitySet:
         self._sequence += records
 
     def _prepare(self, records: int, room: int) -> None:
-        slots = 2 * len(self._current)
-        if self._next is None and slots * _SLOT_BYTES <= self._left():
-            self._next = _Next(self._table(slots), room)
+        if self._next is None and (table := self._table_ahead(2 * len(self._current))) is not None:
+            self._next = _Next(table, room)
         if self._next is not None:
             with self._target.order:
                 self._next.prepare(records, self._current, self._target)
@@ -135,16 +179,8 @@ class IdentitySet:
             slots *= 2
         if slots == len(self._current):
             return
-        table = self._next.table if self._next is not None and len(self._next.table) == slots else None
-        if table is None:
-            self._next, size = None, slots * _SLOT_BYTES
-            if size > (left := self._left()):
-                raise IdentityMemoryError(
-                    f"{wanted} request ids of a partition within the dedup horizon need {size} bytes, and {left} of "
-                    f"identity_bytes = {self._bytes_max} are left; give the meter more memory, or a shorter "
-                    f"dedup_horizon"
-                )
-            table = self._table(slots)
+        ahead = self._next.table if self._next is not None and len(self._next.table) == slots else None
+        table = self._needed_table(slots, wanted) if ahead is None else ahead
         self._leaving, self._moved = self._current, 0
         self._use(table, self._before)
         if slots > 2 * len(self._leaving):  # the kernels know the leaving table's size by the other's
@@ -162,12 +198,11 @@ class IdentitySet:
 
 
 class _Next:
-    """A table to grow into, and a count of the ids of the one that fills up: both done before `room` records came."""
+    """A table to grow into, and a count of the ids of the one that fills up, done before `room` records came."""
 
     def __init__(self, table: Array, room: int) -> None:
         self.table = table
-        self._slots = len(table) // room + 1  # to be touched for each record; the current table has half as many
-        self._touched = 0
+        self._slots = len(table) // 2 // room + 1  # to be looked at for each record
         self.count_again()
 
     def count_again(self) -> None:
@@ -176,10 +211,7 @@ class _Next:
 
     def prepare(self, records: int, current: Array, target: Target) -> None:
         """Before so many records come."""
-        touched = self._touched + self._slots * records
-        self.table[self._touched : touched : _PAGE_SLOTS, 0] = 0
-        self._touched = touched
-        counted = self._counted + (self._slots // 2 + 1) * records
+        counted = self._counted + self._slots * records
         if self._counted < len(current):
             self._found += int(target.xp.count_nonzero(current[self._counted : counted, 0]))
         self._counted = counted

@@ -59,6 +59,7 @@ HD u32 load(const u32* p) {
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
   return value;
 }
+constexpr bool IN_ORDER = false;
 HD u64 compare_swap(u64* p, u64 expected, u64 desired) { return atomicCAS(p, expected, desired); }
 HD u32 compare_swap(u32* p, u32 expected, u32 desired) { return atomicCAS(p, expected, desired); }
 HD u64 fetch_add(u64* p, u64 value) { return atomicAdd(p, value); }
@@ -88,6 +89,7 @@ HD u64 load_word(const u8* p) {
 #else
 
 #if defined(TOKENOMETER_THREADS)  // several threads on shared tables
+constexpr bool IN_ORDER = false;
 HD u64 compare_swap(u64* p, u64 expected, u64 desired) {
   __atomic_compare_exchange_n(p, &expected, desired, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
   return expected;
@@ -99,6 +101,7 @@ HD u32 compare_swap(u32* p, u32 expected, u32 desired) {
 HD u64 fetch_add(u64* p, u64 value) { return __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
 HD u32 exchange(u32* p, u32 value) { return __atomic_exchange_n(p, value, __ATOMIC_RELAXED); }
 #else                             // one thread owns the tables: the same meaning without locked instructions
+constexpr bool IN_ORDER = true;
 HD u64 compare_swap(u64* p, u64 expected, u64 desired) {
   const u64 old = *p;
   if (old == expected) *p = desired;

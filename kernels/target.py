@@ -1,13 +1,12 @@
 """The two machines the engine runs on: memory, copies and launches. Nothing here knows what is being counted."""
 
-import mmap
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import numpy as np
 
-from kernels import build
+from kernels import build, pages
 
 Array = Any  # numpy.ndarray on the host, cupy.ndarray on a GPU
 
@@ -32,6 +31,7 @@ class Target(Protocol):
     def order(self) -> AbstractContextManager[Any]: ...  # array operations inside keep the order of launches
 
     def zeros(self, count: int, dtype: Any) -> Array: ...
+    def take_ahead(self, array: Array) -> None: ...  # of `zeros`: its memory will be needed, all of it and soon
     def pinned(self, size: int) -> np.ndarray[Any, Any]: ...
     def mirror(self, pinned: np.ndarray[Any, Any]) -> Array: ...
     def send(self, array: np.ndarray[Any, Any]) -> Array: ...
@@ -62,14 +62,6 @@ def _words(dtype: Any) -> tuple[np.dtype[Any], int]:
 _OWN_PAGES_BYTES = 1 << 22  # two huge pages
 
 
-def _fresh_pages(size: int) -> np.ndarray[Any, Any]:
-    """Not from the heap: that may have old pages at hand, and would clear gigabytes of them at once."""
-    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones would be small
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        pages.madvise(mmap.MADV_HUGEPAGE)
-    return np.frombuffer(pages, np.uint8)
-
-
 class HostTarget:
     """The CPU. With threads > 1 the tables are shared by threads and updated with locked instructions, as on a GPU.
 
@@ -91,10 +83,14 @@ class HostTarget:
         """Zeroed memory, aligned to pairs of cache lines; pages are taken as they are touched."""
         word, words = _words(dtype)
         size = count * words * word.itemsize
-        block = np.zeros(size + 128, np.uint8) if size < _OWN_PAGES_BYTES else _fresh_pages(size + 128)
+        block = np.zeros(size + 128, np.uint8) if size < _OWN_PAGES_BYTES else pages.fresh(size + 128)
         start = -block.ctypes.data % 128
         array = block[start : start + size].view(word)
         return array if words == 1 else array.reshape(count, words)
+
+    def take_ahead(self, array: Array) -> None:
+        if array.nbytes >= _OWN_PAGES_BYTES:
+            pages.take_ahead(array)
 
     def pinned(self, size: int) -> np.ndarray[Any, Any]:
         array: np.ndarray[Any, Any] = self.zeros(size, np.uint8)
@@ -191,6 +187,9 @@ class CudaTarget:
         word, words = _words(dtype)
         with self._compute:
             return self.xp.zeros(count if words == 1 else (count, words), word)
+
+    def take_ahead(self, array: Array) -> None:
+        """It is there since it was allocated."""
 
     def pinned(self, size: int) -> np.ndarray[Any, Any]:
         memory = self.xp.cuda.alloc_pinned_memory(size)

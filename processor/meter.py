@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from kernels.engine import Engine
+from kernels.scheduling import yield_to_others
 from kernels.values import PartitionState
 from processor import emission, positions
 from processor.broker import (
@@ -40,7 +41,6 @@ from processor.broker import (
     TopicMissing,
 )
 from processor.counting import Counting, Intake, Snapshot, Start
-from processor.scheduling import yield_to_others
 from schemas.mapping import Mapping as RecordMapping
 
 T = TypeVar("T")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, assume, event, given, settings
+from hypothesis import HealthCheck, assume, event, example, given, settings
 from hypothesis import strategies as st
 
 from kernels.engine import Engine
@@ -643,6 +643,7 @@ def test_intakes_join_and_split(log, cuts, begin, end):
 
 @property_test
 @given(sizes=st.lists(st.integers(0, 90), min_size=1, max_size=200), batch_bytes=st.integers(100, 1000))
+@example(sizes=[0, 0, 7, 90, 9, 90, 9], batch_bytes=100)  # of two that follow each other, one may be nearly empty
 def test_batches_are_few_and_of_about_the_same_size(sizes, batch_bytes):
     whole = intake(A, [Message(k, b"x" * size, 0) for k, size in enumerate(sizes)])
     found = list(counting._batches(whole, batch_bytes))
@@ -650,7 +651,7 @@ def test_batches_are_few_and_of_about_the_same_size(sizes, batch_bytes):
     assert b"".join(bytes(piece) for batch in found for piece in batch.pieces) == bytes(np.concatenate(whole.pieces))
     assert all(batch.size <= batch_bytes for batch in found)
     largest = max(sizes) + 1
-    assert len(found) <= -(-whole.size // max(largest, batch_bytes - largest)) + 1
+    assert len(found) <= -(-whole.size // max(batch_bytes // 2, batch_bytes - largest)) + 1
     if len(found) == -(-whole.size // batch_bytes):  # otherwise large messages left holes
         assert max(batch.size for batch in found[:-1] or found) <= whole.size / len(found) + largest
 

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import kernels.engine
+from kernels import layout
 from kernels import plan as plans
 from kernels.engine import COUNTER_MAX, RECORD_TOKENS_MAX, Engine, Limits, TablesTooSmall
 from kernels.identities import IdentityMemoryError
@@ -328,6 +329,66 @@ def test_a_generation_like_the_one_before_prepares_no_larger_table(make_engine, 
     assert engine.tally().counted == before + ids
     alike = ids <= 1.05 * before
     assert (max(held[before // 50 :]) == 2 * table) is alike
+
+
+class Allocations:
+    """Slots of the tables of request ids that an engine's target hands out."""
+
+    def __init__(self, target, monkeypatch):
+        self.slots: list[int] = []
+        zeros = target.zeros
+
+        def counted(count, dtype):
+            if dtype is layout.IDENTITY:
+                self.slots.append(count)
+            return zeros(count, dtype)
+
+        monkeypatch.setattr(target, "zeros", counted)
+
+    def since(self) -> list[int]:
+        found, self.slots = self.slots, []
+        return found
+
+
+@pytest.mark.parametrize(
+    ("ids", "ahead", "at_the_turn"),
+    [(1_500, [], [4096]), (1_600, [4096], []), (3_000, [4096, 8192], []), (3_100, [4096, 8192, 8192], [])],
+)
+def test_a_generation_begins_with_a_table_at_hand(make_engine, monkeypatch, ids, ahead, at_the_turn):
+    """A table takes 3,072. From half of that on there is a spare one, until the dropped one is as large."""
+    engine = make_engine(tile_records=16, dedup_horizon_ms=10_000)
+    allocations = Allocations(engine.target, monkeypatch)
+    run = Run(engine, NATIVE)
+    begin = TIME_MS // 10_000 * 10_000
+
+    def feed(generation, first, count):
+        for at in range(first, first + count, 20):
+            values = [line(request_id=f"{generation}-{at + k}") for k in range(20)]
+            run.feed(values, [begin + generation * 10_000] * 20)
+
+    feed(0, 0, ids)
+    assert allocations.since() == [4096, *ahead]
+    feed(1, 0, 20)
+    assert allocations.since() == at_the_turn
+    feed(1, 20, ids - 20)
+    allocations.since()
+    feed(2, 0, 20)
+    assert allocations.since() == [], "the dropped table is as large as the current one"
+    feed(2, 20, ids - 20)
+    feed(2, 0, ids)
+    assert (engine.tally().counted, engine.tally().duplicates) == (3 * ids, ids)
+
+
+def test_what_is_held_ahead_of_need_is_given_up_for_another_partition(make_engine):
+    """Of five tables' room the first partition holds four, three of them ahead. The second has one, and needs three."""
+    engine = make_engine(tile_records=16, identity_bytes=16 * 4096 * 5)
+    for partition, ids in ((0, 2_600), (1, 4_000)):
+        for first in range(0, ids, 20):
+            values = [line(request_id=f"id-{first + k}") for k in range(20)]
+            engine.count(engine.load(engine.pack(values, partition=partition), NATIVE.engine))
+        if partition == 0:
+            assert engine._partition(0).identities.held_bytes == 16 * 4096 * 4
+    assert engine.tally().counted == 6_600
 
 
 # --- Limits ---
