@@ -93,6 +93,7 @@ def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL
     library.split_lines.restype = ctypes.c_uint32
     library.move_identities.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_uint32] * 3]
     library.move_identities.restype = None
+    library.touch_pages.argtypes, library.touch_pages.restype = [ctypes.c_void_p, ctypes.c_uint64], None
     return library
 
 

@@ -9,6 +9,7 @@
 using namespace tokenometer;
 
 constexpr u32 AHEAD = 16;  // records
+constexpr u64 PAGE_BYTES = 4096;
 
 #define ENTRY extern "C" __attribute__((visibility("default")))
 
@@ -76,6 +77,16 @@ ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
 }
 ENTRY void move_identities(const Identity* from, Identity* to, u32 to_mask, u32 begin, u32 end) {
   for (u32 i = begin; i < end; ++i) move_identity(from, i, to, to_mask);
+}
+
+// Has the system find the memory's pages: an atomic write of what is there, so that others may use them meanwhile.
+static void touch_page(u8* p) {
+  u8 zero = 0;
+  __atomic_compare_exchange_n(p, &zero, (u8)0, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+}
+ENTRY void touch_pages(u8* memory, u64 size) {
+  for (u64 at = 0; at < size; at += PAGE_BYTES) touch_page(memory + at);
+  touch_page(memory + size - 1);
 }
 
 // What layout.py compares its dtypes with: sizes, then the offsets of the fields that follow padding or arrays.

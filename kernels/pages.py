@@ -3,13 +3,14 @@
 A page is cleared when it is first touched, on a virtual machine often found by its host first: 0.3 GB/s were measured
 there, and 6.5 for pages that the machine has had before. A table that is filled at random touches all of its pages with
 its first thousands of entries. So what can be foreseen is taken ahead, in a thread that yields to all others.
+
+By touching it, not by madvise(MADV_POPULATE_WRITE): that holds a lock of the whole process's memory, and numpy, which
+asks for huge pages for each array of 4 MiB, waited for it most of the time.
 """
 
-import ctypes
 import functools
 import mmap
 import queue
-import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -19,9 +20,10 @@ import numpy as np
 
 from kernels.scheduling import yield_to_others
 
-_POPULATE_WRITE = 23  # MADV_POPULATE_WRITE of Linux 5.14: pages as after a write, and what is in them stays
-_STEP_BYTES = 1 << 22  # at a time: whoever maps memory meanwhile waits for one step
+Touch = Callable[[int, int], None]  # address and size; lets other threads of Python run
+_STEP_BYTES = 1 << 22  # between two looks whether anybody still wants the memory
 _Memory = np.ndarray[Any, Any]
+_Wanted = queue.SimpleQueue[tuple[weakref.ref[_Memory], Touch]]
 
 
 def fresh(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
@@ -32,42 +34,32 @@ def fresh(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.frombuffer(pages, np.uint8)
 
 
-def take_ahead(memory: _Memory) -> None:
+def take_ahead(memory: _Memory, touch: Touch) -> None:
     """Begin to take the pages of `fresh` memory, while others may use it already; over when nobody holds it any more.
-
-    Where the system cannot, they are taken as they are touched.
-    """
-    if sys.platform == "linux":
-        _wanted().put(weakref.ref(memory))
+    `touch` changes nothing in it."""
+    _wanted().put((weakref.ref(memory), touch))
 
 
 @functools.cache
-def _wanted() -> "queue.SimpleQueue[weakref.ref[_Memory]]":
+def _wanted() -> _Wanted:
     """One thread for all tables: they are wanted in this order."""
-    wanted: queue.SimpleQueue[weakref.ref[_Memory]] = queue.SimpleQueue()
+    wanted: _Wanted = queue.SimpleQueue()
     threading.Thread(target=_take, args=(wanted,), daemon=True, name="pages").start()
     return wanted
 
 
-def _take(wanted: "queue.SimpleQueue[weakref.ref[_Memory]]") -> None:
+def _take(wanted: _Wanted) -> None:
     yield_to_others()
-    populate = _populate()
     while True:
-        known, step = wanted.get(), 0
-        while populate(known(), step):
-            step += 1
+        memory, touch = wanted.get()
+        begin = 0
+        while _take_step(memory(), begin, touch):
+            begin += _STEP_BYTES
 
 
-def _populate() -> Callable[[_Memory | None, int], bool]:
-    """Takes a step of memory: False where there is none, or none any more."""
-    advise = ctypes.CDLL(None).madvise
-    advise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-
-    def populate(memory: _Memory | None, step: int) -> bool:
-        if memory is None:
-            return False
-        end = memory.ctypes.data + memory.nbytes
-        begin = memory.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE + step * _STEP_BYTES
-        return begin < end and advise(begin, min(_STEP_BYTES, end - begin), _POPULATE_WRITE) == 0
-
-    return populate
+def _take_step(memory: _Memory | None, begin: int, touch: Touch) -> bool:
+    """False where there is nothing to take, or nobody who wants it."""
+    if memory is None or begin >= memory.nbytes:
+        return False
+    touch(memory.ctypes.data + begin, min(_STEP_BYTES, memory.nbytes - begin))
+    return True

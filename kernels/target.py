@@ -90,7 +90,7 @@ class HostTarget:
 
     def take_ahead(self, array: Array) -> None:
         if array.nbytes >= _OWN_PAGES_BYTES:
-            pages.take_ahead(array)
+            pages.take_ahead(array, self._library.touch_pages)
 
     def pinned(self, size: int) -> np.ndarray[Any, Any]:
         array: np.ndarray[Any, Any] = self.zeros(size, np.uint8)

@@ -8,20 +8,19 @@ import time
 import numpy as np
 import pytest
 
-from kernels import pages
+from kernels import build, pages
 
 SIZE = (1 << 24) + 5 * mmap.PAGESIZE + 1  # of several steps, and a bit
 TAKEN_SECONDS_MAX = 30  # of which a virtual machine needs a tenth of one
 libc = ctypes.CDLL(None)
 
 
-def can_take_ahead() -> bool:
-    memory = np.zeros(4 * mmap.PAGESIZE, np.uint8)
-    begin = memory.ctypes.data // mmap.PAGESIZE * mmap.PAGESIZE + mmap.PAGESIZE
-    return libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(mmap.PAGESIZE), pages._POPULATE_WRITE) == 0
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="asks Linux which pages it has")
 
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux" or not can_take_ahead(), reason="needs Linux 5.14 or later")
+@pytest.fixture(scope="module")
+def touch():
+    return build.load_host().touch_pages
 
 
 def resident(memory: np.ndarray) -> np.ndarray:
@@ -46,21 +45,21 @@ def test_fresh_memory_is_zero_and_takes_no_page_before_it_is_touched():
 
 
 @pytest.mark.parametrize("begin", [0, 1, mmap.PAGESIZE - 1, 128])
-def test_every_page_is_taken_ahead_and_keeps_what_is_in_it(begin):
+def test_every_page_is_taken_ahead_and_keeps_what_is_in_it(touch, begin):
     whole = pages.fresh(SIZE)
     memory = whole[begin:]
     memory[::99_991] = 7
-    pages.take_ahead(memory)
+    pages.take_ahead(memory, touch)
     memory[1::99_991] = 8  # while they are taken
     assert wait_until(lambda: resident(whole).all())
     assert (memory[::99_991] == 7).all() and (memory[1::99_991] == 8).all()
     assert int(memory.sum()) == 7 * len(memory[::99_991]) + 8 * len(memory[1::99_991])
 
 
-def test_memory_that_nobody_holds_is_not_taken():
+def test_memory_that_nobody_holds_is_not_taken(touch):
     gone, last = [pages.fresh(SIZE) for _ in range(50)], pages.fresh(SIZE)
     for memory in (*gone, last):
-        pages.take_ahead(memory)
+        pages.take_ahead(memory, touch)
     del memory
     gone.clear()
     assert wait_until(lambda: resident(last).all()), "the thread goes on"
