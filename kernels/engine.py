@@ -42,7 +42,8 @@ COUNTER_MAX = (1 << 64) - 1
 RECORD_TOKENS_MAX = 5 << 40  # what one record adds to its user: five counts of less than 2^40, if all are additive
 RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
 CHANGES_SLICE_ROWS = 1 << 15  # 2.5 MiB: what comes and goes with each commit stays in the heap
-_TOUCHED = "texts", "cells", "rows"  # of a part's tables, those of which a thousand records touch most pages
+_SCATTERED = "texts", "cells", "rows"  # tables of a part whose entries lie at random places
+_PAGE_BYTES = 1 << 21  # a huge one: as many rows as a table has pages touch most of these
 _FILL_LIMIT = 0.75  # of a table's slots: linear probing stays short
 
 
@@ -223,13 +224,13 @@ class Engine:
         self.parts_opened += 1
 
     def _kept_tables(self) -> dict[str, Array]:
-        """Cleared: that costs less than fresh pages (kernels/pages.py)."""
-        kept = {name: self._tables[name] for name in _TOUCHED if name in self._tables}
-        if kept and self._read_fill()[: layout.FILL_TALLY].any():
-            with self.target.order:
-                for table in kept.values():
-                    table.fill(0)
-        return kept
+        """Cleared: that costs less than fresh pages (kernels/pages.py), if most of them were touched."""
+        if not self._tables or int(self._read_fill()[layout.FILL_ROWS]) * _PAGE_BYTES < self._tables["rows"].nbytes:
+            return {}
+        with self.target.order:
+            for name in _SCATTERED:
+                self._tables[name].fill(0)
+        return {name: self._tables[name] for name in _SCATTERED}
 
     def _table_sizes(self) -> dict[str, tuple[int, Any]]:
         """Slots and their type. The names are another part's too: rows that were taken out point into them."""
