@@ -5,7 +5,7 @@ import os
 import sys
 import threading
 
-_NICE = 5  # a third of the weight of a thread that says nothing: behind the others, and never starved
+_NICE = 10  # a tenth of the weight of a thread that says nothing: behind the others, and never starved
 
 
 def yield_to_others() -> None:
