@@ -38,6 +38,7 @@ TOPIC, PARTITIONS, LINES = "soak-logs", 4, 200
 BLOCK_RECORDS = 100_000  # sent again and again, with other ids and times
 _ID_DIGITS, _BLOCK_DIGITS = 12, 7  # an id: the block's number, and the record's in it
 _SAMPLE_SECONDS = 10
+_REST_SECONDS = 5  # for what was sent last
 
 
 def main() -> None:
@@ -66,14 +67,16 @@ def main() -> None:
         assert meter.stdout is not None
         meter.stdout.readline()  # it has its partitions: what waits while a group forms is not live
         sent = _start({"role": "produce", **shared})
+        answers = {"sent": _answer(sent)}
+        time.sleep(_REST_SECONDS)
+        answers["meter"] = _answer(meter)  # which stops where its standard input ends
         result = {
             "kind": "soak",
             **facts,
             "minutes": seconds / 60,
             "rate": arguments.rate,
             "horizon_seconds": arguments.horizon,
-            "sent": _answer(sent),
-            "meter": _answer(meter),
+            **answers,
         }
     common.save(arguments.json, result)
     print(
@@ -190,12 +193,10 @@ def _meter(request: dict[str, Any]) -> None:
             resident.append(common.resident_bytes() >> 20)
 
     threading.Thread(target=watch, daemon=True).start()
-    until = time.monotonic() + request["seconds"] + 3
-    Meter(broker, engine, settings, f"soak-{secrets.token_hex(2)}", on_commit=committed).run(
-        lambda: time.monotonic() > until
-    )
-    done.set()
+    threading.Thread(target=lambda: (sys.stdin.read(), done.set()), daemon=True).start()
+    Meter(broker, engine, settings, f"soak-{secrets.token_hex(2)}", on_commit=committed).run(done.is_set)
     took = sorted(fact[2] for fact in facts)
+    settled = [fact for fact in facts if fact[0] > facts[0][0] + 2 * horizon_ms]
     print(
         json.dumps(
             {
@@ -205,7 +206,7 @@ def _meter(request: dict[str, Any]) -> None:
                 "rows": sum(fact[3] for fact in facts),
                 "commit_ms": _percentiles(np.array(took)),
                 "freshness_ms": _percentiles(_freshness(facts)),
-                "freshness_ms_settled": _percentiles(_freshness(_behind(facts, 2 * horizon_ms))),
+                **({"freshness_ms_settled": _percentiles(_freshness(settled))} if settled else {}),
                 "freshness_ms_worst": _worst(facts),
                 "resident_mib": resident,
                 "cpu_seconds": time.process_time(),
@@ -220,11 +221,6 @@ def _freshness(facts: list[tuple[float, int, int, int]]) -> np.ndarray[Any, Any]
         if newest > before > 0:
             ages.append(end - np.linspace(before, newest, max(2, (newest - before) // 10)))
     return np.concatenate(ages) if ages else np.zeros(1)
-
-
-def _behind(facts: list[tuple[float, int, int, int]], ms: int) -> list[tuple[float, int, int, int]]:
-    """Those of later than `ms` after the first; all of a run that is no longer."""
-    return [fact for fact in facts if fact[0] > facts[0][0] + ms] or facts
 
 
 def _worst(facts: list[tuple[float, int, int, int]]) -> list[int]:

@@ -59,7 +59,7 @@ HD u32 load(const u32* p) {
   asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];" : "=r"(value) : "l"(p) : "memory");
   return value;
 }
-constexpr bool IN_ORDER = false;
+constexpr bool IN_ORDER = false;  // do the records of a pass come one after the other?
 HD u64 compare_swap(u64* p, u64 expected, u64 desired) { return atomicCAS(p, expected, desired); }
 HD u32 compare_swap(u32* p, u32 expected, u32 desired) { return atomicCAS(p, expected, desired); }
 HD u64 fetch_add(u64* p, u64 value) { return atomicAdd(p, value); }
