@@ -364,16 +364,18 @@ class Engine:
         ends = self._line_ends(loaded, line_count)  # past each message's last line
         partition = self._partition(batch.partition)
         log_times = self._log_times(batch, first_message, partition.log_time_ms or 0)
-        generations = None if log_times is None else log_times // np.uint64(self._horizon_ms)
+        turns = None if log_times is None else np.divmod(log_times, np.uint64(self._horizon_ms))
         self._point_at(loaded, line_count)
         letters: list[DeadLetter] = []
         message = first_message
         while message < len(ends):
             line = int(ends[message - 1]) if message else 0
             after = max(message + 1, int(np.searchsorted(ends, line + self.limits.tile_records, side="right")))
-            if generations is not None:
+            if turns is not None:
+                generations, passed_ms = turns
                 offset = message if batch.message_offset is None else int(batch.message_offset[message])
-                partition.identities.turn_to(int(generations[message]), offset)
+                passed = int(passed_ms[message]) / self._horizon_ms
+                partition.identities.turn_to(int(generations[message]), passed, offset)
                 after = min(after, int(np.searchsorted(generations, generations[message], side="right")))
             lines = int(ends[after - 1]) - line
             size = int(batch.message_end[after - 1]) - (int(batch.message_end[message - 1]) if message else 0)

@@ -4,9 +4,12 @@ A table per partition, so that what is a duplicate depends on that partition's l
 go with it. Unlike the other tables these grow: closing a part must not forget an id. For gigabytes of ids each step of
 that takes seconds, so none is taken at once. Before a table is full, a larger one's memory is taken from the system and
 the ids of this one are counted; then the ids move, tile by tile, and both tables are looked into until they have.
-Likewise a generation that will not find a dropped table of its size has a spare one.
+Likewise a generation that will not find a dropped table of its size has a spare one. How many ids a generation will
+have is foreseen from those that it has and the log time that is left. A log without times is one generation, read from
+files: nobody waits there for a step that takes seconds, so nothing is taken ahead.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -17,14 +20,13 @@ from kernels.target import Array, Target
 
 _LOAD_MAX = 0.75
 _SLOTS_MIN = 1 << 12
-# Of the ids that a table takes. Where the generation before had more than the first and found room, one that has as
-# many will too, and a larger table would come to nothing: gigabytes to clear, at the end of every generation.
+# Of the ids that a table takes. From the first on a larger one is prepared if more than the second are foreseen, and
+# with the second in any case. One that comes to nothing means gigabytes to clear.
 _PREPARE_AT, _PREPARE_LATEST = 0.75, 0.9
-_AS_MANY = 1.05
 # Slots for each record that comes. A table that was left is half as large and has moved after a sixth of the new one's
 # slots, before the next one is prepared.
 _MOVED = 3
-_SPARE_AT = 0.5  # of what the table takes: as full as one is that has just grown
+_SPARE_AT = 0.75  # of a generation's log time: seconds before it is needed, and not much longer
 _SLOT_BYTES = 16
 _WORTH_STAYING = 0.875  # of what the table takes: with more, the ids would be counted again before long
 
@@ -44,7 +46,9 @@ class IdentitySet:
         self._spare: Array | None = None  # for the next generation, as large as the current table
         self._use(self._table(_SLOTS_MIN), None)
         self._generation: int | None = None
-        self._used_at_most = self._used_before = 0
+        self._passed: float | None = None  # of the generation's log time
+        self._passed_before = 0.0  # the generation's first message; the first generation begins anywhere
+        self._used_at_most = 0
         self._sequence = 0
         self._current_from: int | None = None  # offset of the generation's first message
         self.remembered_from: int | None = None  # of the first message of the generation before, if that is kept
@@ -95,10 +99,13 @@ class IdentitySet:
 
     # --- Generations ---
 
-    def turn_to(self, generation: int, offset: int) -> None:
-        """Generation g, which begins at `offset`, remembers itself and g - 1; tables of older ids are dropped."""
+    def turn_to(self, generation: int, passed: float, offset: int) -> None:
+        """Generation g, which begins at `offset`, remembers itself and g - 1; tables of older ids are dropped.
+        passed: the share of g's log time that lies before the messages that come."""
+        self._passed = passed
         if generation == self._generation:
             return
+        self._passed_before = passed
         keep = False
         if self._generation is not None:
             assert generation > self._generation, "log time is a prefix maximum"
@@ -123,7 +130,6 @@ class IdentitySet:
         else:
             self._use(self._current, None)  # what is dropped is free now
             self._use(self._table(slots if slots * _SLOT_BYTES <= self._left() else _SLOTS_MIN), before)
-        self._used_before = self._used_at_most if keep else 0
         self._used_at_most, self._sequence = 0, 0
 
     def _take_spare(self) -> None:
@@ -138,11 +144,8 @@ class IdentitySet:
         assert self._sequence + records <= layout.SEQUENCE_MAX, "a generation holds fewer than 2^40 records"
         self._move(_MOVED * records)
         takes = len(self._current) * _LOAD_MAX
-        enough = max(_PREPARE_AT * takes, min(_AS_MANY * self._used_before, _PREPARE_LATEST * takes))
-        if self._used_at_most > _SPARE_AT * takes:
-            self._take_spare()
-        if self._used_at_most + records > enough:
-            self._prepare(records, max(1, int(takes) - self._used_at_most))
+        if self._passed is not None:
+            self._look_ahead(records, takes, self._passed)
         if self._used_at_most + records > takes:
             self._make_room(records)
         job["identities"], job["identities_mask"] = self._current_at
@@ -151,6 +154,16 @@ class IdentitySet:
         job["sequence"] = self._sequence
         self._used_at_most += records
         self._sequence += records
+
+    def _look_ahead(self, records: int, takes: float, passed: float) -> None:
+        used = self._used_at_most + records
+        left, gone = 1 - passed, passed - self._passed_before
+        foreseen = used * (1 + left / gone) if gone > 0 else math.inf
+        if passed >= _SPARE_AT and foreseen <= takes:
+            self._take_spare()
+        wanted = used > _PREPARE_AT * takes and foreseen > _PREPARE_LATEST * takes
+        if wanted or self._next is not None:
+            self._prepare(records, max(1, int(takes) - self._used_at_most))
 
     def _prepare(self, records: int, room: int) -> None:
         if self._next is None and (table := self._table_ahead(2 * len(self._current))) is not None:

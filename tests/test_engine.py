@@ -314,23 +314,6 @@ def test_ids_that_come_again_need_no_larger_table(make_engine, doublings):
     assert (engine.tally().counted, engine.tally().duplicates) == (2_500, 19 * 2_500)
 
 
-@pytest.mark.parametrize(("ids", "before"), [(2_500, 2_450), (2_700, 2_650), (2_500, 1_000), (3_000, 2_500)])
-def test_a_generation_like_the_one_before_prepares_no_larger_table(make_engine, ids, before):
-    """A table takes 3,072; a larger one is prepared behind 2,304 ids, or behind as many as there were before."""
-    table, horizon_ms = 16 * 4096, 10_000
-    engine = make_engine(tile_records=16, dedup_horizon_ms=horizon_ms)
-    run = Run(engine, NATIVE)
-    held = []
-    for generation, count in enumerate((before, ids)):
-        times = [TIME_MS // horizon_ms * horizon_ms + generation * horizon_ms] * 50
-        for first in range(0, count, 50):
-            run.feed([line(request_id=f"{generation}-{first + k}") for k in range(50)], times)
-            held.append(engine._partition(0).identities.held_bytes)
-    assert engine.tally().counted == before + ids
-    alike = ids <= 1.05 * before
-    assert (max(held[before // 50 :]) == 2 * table) is alike
-
-
 class Allocations:
     """Slots of the tables of request ids that an engine's target hands out."""
 
@@ -350,44 +333,75 @@ class Allocations:
         return found
 
 
+BEGIN_MS = TIME_MS // 10_000 * 10_000  # of a generation of 10 s
+
+
+def feed_evenly(run: Run, generation: int, starts: range, of: float) -> None:
+    """Twenty ids from each start on. Of the generation's log time an id's number / `of` has passed before it."""
+    for at in starts:
+        values = [line(request_id=f"{generation}-{at + k}") for k in range(20)]
+        run.feed(values, [BEGIN_MS + 10_000 * generation + int(10_000 * (at + k) / of) for k in range(20)])
+
+
 @pytest.mark.parametrize(
-    ("ids", "ahead", "at_the_turn"),
-    [(1_500, [], [4096]), (1_600, [4096], []), (3_000, [4096, 8192], []), (3_100, [4096, 8192, 8192], [])],
+    ("ids", "of", "ahead"),
+    [
+        (2_700, 2_700, [4096]),  # the spare one of the next generation
+        (2_900, 2_900, [4096, 8192]),
+        (2_900, 1e9, [8192]),  # all within a moment: thousands more are foreseen
+        (2_280, 1e9, []),
+        (3_100, 3_100, [8192, 8192]),  # it grows, and the spare one is as large
+    ],
 )
-def test_a_generation_begins_with_a_table_at_hand(make_engine, monkeypatch, ids, ahead, at_the_turn):
-    """A table takes 3,072. From half of that on there is a spare one, until the dropped one is as large."""
+def test_a_larger_table_is_prepared_where_more_ids_are_foreseen_than_fit(make_engine, monkeypatch, ids, of, ahead):
+    """A table takes 3,072; from 2,304 on a larger one is prepared if more than 2,764 are foreseen."""
     engine = make_engine(tile_records=16, dedup_horizon_ms=10_000)
     allocations = Allocations(engine.target, monkeypatch)
     run = Run(engine, NATIVE)
-    begin = TIME_MS // 10_000 * 10_000
+    for generation in range(2):
+        feed_evenly(run, generation, range(0, ids, 20), of)
+        if generation == 0:
+            assert allocations.since() == [4096, *ahead]
+    assert engine.tally().counted == 2 * ids
 
-    def feed(generation, first, count):
-        for at in range(first, first + count, 20):
-            values = [line(request_id=f"{generation}-{at + k}") for k in range(20)]
-            run.feed(values, [begin + generation * 10_000] * 20)
 
-    feed(0, 0, ids)
+def test_a_log_without_times_takes_nothing_ahead(make_engine, monkeypatch):
+    engine = make_engine(tile_records=16)
+    allocations = Allocations(engine.target, monkeypatch)
+    run = Run(engine, NATIVE)
+    for first, since in ((0, [4096]), (3_000, [8192])):
+        run.feed([line(request_id=f"id-{first + k}") for k in range(3_000)])
+        assert allocations.since() == since
+    assert engine.tally().counted == 6_000
+
+
+@pytest.mark.parametrize(("of", "ahead", "at_the_turn"), [(2_000, [], [4096]), (1_500, [4096], [])])
+def test_a_generation_begins_with_a_table_at_hand(make_engine, monkeypatch, of, ahead, at_the_turn):
+    """From three quarters of a generation's log time on there is a spare one, unless the dropped one is as large."""
+    ids = 1_500
+    engine = make_engine(tile_records=16, dedup_horizon_ms=10_000)
+    allocations = Allocations(engine.target, monkeypatch)
+    run = Run(engine, NATIVE)
+    feed_evenly(run, 0, range(0, ids, 20), of)
     assert allocations.since() == [4096, *ahead]
-    feed(1, 0, 20)
+    feed_evenly(run, 1, range(0, 20, 20), of)
     assert allocations.since() == at_the_turn
-    feed(1, 20, ids - 20)
-    allocations.since()
-    feed(2, 0, 20)
+    feed_evenly(run, 1, range(20, ids, 20), of)
+    feed_evenly(run, 2, range(0, ids, 20), of)
     assert allocations.since() == [], "the dropped table is as large as the current one"
-    feed(2, 20, ids - 20)
-    feed(2, 0, ids)
+    feed_evenly(run, 2, range(0, ids, 20), of)
     assert (engine.tally().counted, engine.tally().duplicates) == (3 * ids, ids)
 
 
 def test_what_is_held_ahead_of_need_is_given_up_for_another_partition(make_engine):
-    """Of five tables' room the first partition holds four, three of them ahead. The second has one, and needs three."""
+    """Of five tables' room the first partition holds three, two of them ahead. The second has one, and needs two."""
     engine = make_engine(tile_records=16, identity_bytes=16 * 4096 * 5)
     for partition, ids in ((0, 2_600), (1, 4_000)):
         for first in range(0, ids, 20):
             values = [line(request_id=f"id-{first + k}") for k in range(20)]
-            engine.count(engine.load(engine.pack(values, partition=partition), NATIVE.engine))
+            engine.count(engine.load(engine.pack(values, [TIME_MS] * 20, partition), NATIVE.engine))
         if partition == 0:
-            assert engine._partition(0).identities.held_bytes == 16 * 4096 * 4
+            assert engine._partition(0).identities.held_bytes == 16 * 4096 * 3
     assert engine.tally().counted == 6_600
 
 
