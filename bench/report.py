@@ -92,13 +92,12 @@ def _peer_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 
 
 def _pipeline_goals(medians: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str, str]]:
-    # Results of before it was measured have the rate of the whole run only.
-    bare, one, many = (
-        medians[case].get("sustained", medians[case]["records_per_second"]) / 1e6
-        for case in ("one:consume", "one:meter", "many:meter")
-    )
-    measured = f"{one:.2f} against {bare:.2f} M records/s: {one / bare:.2f} x"
-    yield "meter, one record a message: at least 0.8 of a bare consume()", measured, _yes(one >= 0.8 * bare)
+    rates = {case: found["sustained"] / 1e6 for case, found in medians.items()}
+    one, many = rates["one:meter"], rates["many:meter"]
+    for case, calls in (("one:consume-5000", "of 5,000 a call"), ("one:consume", "of 500 a call, its fastest")):
+        measured = f"{one:.2f} against {rates[case]:.2f} M records/s: {one / rates[case]:.2f} x"
+        goal = f"meter, one record a message: at least 0.8 of a bare consume() {calls}"
+        yield goal, measured, _yes(one >= 0.8 * rates[case])
     goal = "meter, 200 lines a message, broker beside it: 1.4 M records/s"
     yield goal, f"{many:.2f} M records/s", _yes(many >= 1.4)
 

@@ -9,7 +9,6 @@ have is foreseen from those that it has and the log time that is left. A log wit
 files: nobody waits there for a step that takes seconds, so nothing is taken ahead.
 """
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -158,7 +157,7 @@ class IdentitySet:
     def _look_ahead(self, records: int, takes: float, passed: float) -> None:
         used = self._used_at_most + records
         left, gone = 1 - passed, passed - self._passed_before
-        foreseen = used * (1 + left / gone) if gone > 0 else math.inf
+        foreseen = used * (1 + left / gone) if gone > 0 else used  # within a moment: nothing can be foreseen
         if passed >= _SPARE_AT and foreseen <= takes:
             self._take_spare()
         wanted = used > _PREPARE_AT * takes and foreseen > _PREPARE_LATEST * takes

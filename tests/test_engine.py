@@ -348,8 +348,10 @@ def feed_evenly(run: Run, generation: int, starts: range, of: float) -> None:
     [
         (2_700, 2_700, [4096]),  # the spare one of the next generation
         (2_900, 2_900, [4096, 8192]),
-        (2_900, 1e9, [8192]),  # all within a moment: thousands more are foreseen
-        (2_280, 1e9, []),
+        (2_700, 1e9, []),  # all within a moment: nothing can be foreseen
+        (2_900, 1e9, [8192]),
+        (2_400, 1e4, [8192]),  # in the first quarter: thousands more are foreseen
+        (2_280, 1e4, []),
         (3_100, 3_100, [8192, 8192]),  # it grows, and the spare one is as large
     ],
 )
@@ -396,13 +398,13 @@ def test_a_generation_begins_with_a_table_at_hand(make_engine, monkeypatch, of, 
 def test_what_is_held_ahead_of_need_is_given_up_for_another_partition(make_engine):
     """Of five tables' room the first partition holds three, two of them ahead. The second has one, and needs two."""
     engine = make_engine(tile_records=16, identity_bytes=16 * 4096 * 5)
-    for partition, ids in ((0, 2_600), (1, 4_000)):
+    for partition, ids in ((0, 2_800), (1, 4_000)):
         for first in range(0, ids, 20):
             values = [line(request_id=f"id-{first + k}") for k in range(20)]
             engine.count(engine.load(engine.pack(values, [TIME_MS] * 20, partition), NATIVE.engine))
         if partition == 0:
             assert engine._partition(0).identities.held_bytes == 16 * 4096 * 3
-    assert engine.tally().counted == 6_600
+    assert engine.tally().counted == 6_800
 
 
 # --- Limits ---
