@@ -10,8 +10,10 @@ would book half a record on another row and make their SQL a union. An absent co
 Timed: from opening the file, which is in the page cache, to an Arrow table of the answer in memory; for this engine
 that includes making its tables, and for DuckDB opening a database. Not timed: imports, and a first run over the log's
 head that loads code and starts threads. Each run has a fresh process, bound to its cores; contenders take turns (A B C,
-A B C, ...), and the first turn is not counted. Peak memory is the process's own (on all cores of orjson + dict, the sum
-over its processes), imports and all, before the check of its answer.
+A B C, ...), and the first turn is not counted. Before each, memory is taken and freed: the host of a virtual machine
+takes back what is free for long and gives it again slowly, so that whoever followed a large contender paid for it. Peak
+memory is the process's own (on all cores of orjson + dict, the sum over its processes), imports and all, before the
+check of its answer.
 
 Every answer's digest must be the same, or the run fails. A contender that is not installed is listed with the reason.
 
@@ -359,9 +361,11 @@ def compare(
 ) -> dict[tuple[str, int], list[dict[str, Any]]]:
     """Every contender in turn, again and again; the first `warm` turns do not count."""
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    memory = 4 * log.stat().st_size  # the most that one of them takes
     for turn in range(warm + turns):
         for contender, threads in runs:
             request = {"name": contender.name, "threads": threads, "dedup": dedup, "log": str(log), "head": str(head)}
+            np.ones(memory, np.uint8)
             answer = common.run_child(MODULE, request, threads, POLARS_MAX_THREADS=str(threads))
             print(f"turn {turn}: {contender.name}, {threads}: {answer}", file=sys.stderr)
             if turn >= warm:
