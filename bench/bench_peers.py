@@ -365,7 +365,7 @@ def compare(
     for turn in range(warm + turns):
         for contender, threads in runs:
             request = {"name": contender.name, "threads": threads, "dedup": dedup, "log": str(log), "head": str(head)}
-            np.ones(memory, np.uint8)
+            np.ones(memory, np.uint8)  # and freed at once
             answer = common.run_child(MODULE, request, threads, POLARS_MAX_THREADS=str(threads))
             print(f"turn {turn}: {contender.name}, {threads}: {answer}", file=sys.stderr)
             if turn >= warm:
