@@ -1,10 +1,14 @@
 """What Kafka's client can deliver, and what a meter makes of it: all contenders read one topic of one real broker.
 
-    consume       Consumer.consume() that drops its messages, 500 a call: no size from 100 to 20,000 is clearly faster
-    consume-5000  the same with 5,000 a call: Python's cycle collector looks at live messages again and again
-    meter         the real meter: everything but the command line, a transaction each second
-    orjson        consume, orjson.loads for each line, totals in a dict; no dedup, no commits
-    faust         a Faust agent that does the same
+    consume        Consumer.consume() that drops its messages, as librdkafka comes
+    consume-tuned  the same with the queues of the meter's consumer: about the fastest that it can be made
+    read           the meter's consumer, without a meter behind it
+    meter          the real meter: everything but the command line, a transaction each second
+    orjson         consume-tuned, orjson.loads for each line, totals in a dict; no dedup, no commits
+    faust          a Faust agent that does the same
+
+A call of consume() asks for 500 messages. With fewer it takes more calls; of 1,000 and more Python's cycle collector
+makes it slower than the fetches, whereupon librdkafka's defaults let it starve for a second at a time.
 
 Each runs in a fresh process with the broker beside it on the same machine. Timed: from the assignment of the partitions
 until the last message is read, for the meter until it is committed; contenders that are slow stop after --seconds.
@@ -26,7 +30,7 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -36,7 +40,7 @@ from bench import common
 from kernels.engine import Engine
 from kernels.target import HostTarget
 from processor import heap, synth
-from processor.broker import Broker
+from processor.broker import Broker, Offset, Place
 from processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
 from processor.cli import limits
 from processor.cli_live import check_topics, pairs
@@ -45,10 +49,10 @@ from processor.referee import Referee
 from schemas import mapping as mappings
 from tests.kafka_server import KafkaServer
 
-SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 30_000_000, "many": 40_000_000}}
+SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 60_000_000, "many": 40_000_000}}
 LINES = {"one": 1, "many": 200}
-CASES = (("one", "consume"), ("one", "consume-5000"), ("one", "meter"), ("one", "orjson"), ("one", "faust"),
-         ("many", "consume"), ("many", "meter"), ("many", "orjson"))  # fmt: skip
+CASES = (("one", "consume"), ("one", "consume-tuned"), ("one", "read"), ("one", "meter"), ("one", "orjson"),
+         ("one", "faust"), ("many", "consume-tuned"), ("many", "meter"), ("many", "orjson"))  # fmt: skip
 PARTITIONS = 4
 RATE = 1_400_000.0  # records a second of log time: as many users are active in a commit as at the design point
 HORIZON_MS = 7_000
@@ -157,44 +161,63 @@ def _answer(ticks: list[tuple[float, int]], end: tuple[float, int], **more: Any)
     }
 
 
-def _client(request: dict[str, Any], most: int) -> Iterator[list[Any]]:
+# Otherwise a fast reader starves: librdkafka looks at a full queue again after a second.
+_TUNED = {name: CONSUMER_DEFAULTS[name] for name in ("fetch.queue.backoff.ms", "queued.min.messages")}
+
+
+def _client(request: dict[str, Any], settings: dict[str, str]) -> Iterator[list[Any]]:
     """Batches of messages from the assignment on, until the topic ends."""
     import confluent_kafka
 
-    topic = request["topic"]
-    consumer = confluent_kafka.Consumer(
-        {
-            "bootstrap.servers": request["bootstrap"],
-            "group.id": secrets.token_hex(4),
-            "auto.offset.reset": "earliest",
-            "enable.auto.commit": False,
-            "isolation.level": "read_committed",
-            # As the meter's consumer has them; with librdkafka's defaults a fast reader starves, or is 4 % slower.
-            **{name: CONSUMER_DEFAULTS[name] for name in ("fetch.queue.backoff.ms", "queued.min.messages")},
-        }
-    )
-    consumer.subscribe([topic])
+    own = {
+        "bootstrap.servers": request["bootstrap"],
+        "group.id": secrets.token_hex(4),
+        "auto.offset.reset": "earliest",
+        "enable.auto.commit": False,
+        "isolation.level": "read_committed",
+    }
+    consumer = confluent_kafka.Consumer({**settings, **own})
+    consumer.subscribe([request["topic"]])
     while True:
-        yield consumer.consume(most, 0.1)
+        yield consumer.consume(_MESSAGES, 0.1)
 
 
-def _read(request: dict[str, Any], use: Callable[[list[Any]], None], most: int = _MESSAGES) -> dict[str, Any]:
+def _read_all(request: dict[str, Any], batches: Iterator[int]) -> dict[str, Any]:
+    """batches: how many messages came with each call, from the assignment on."""
     lines = LINES[request["topic"].removeprefix("bench-")]
     wanted, messages, ticks = -(-request["records"] // lines), 0, []
-    for batch in _client(request, most):
-        if batch and not ticks:
+    for count in batches:
+        if count and not ticks:
             ticks.append((time.monotonic(), 0))
-        use(batch)
-        messages += len(batch)
-        if batch:
+        messages += count
+        if count:
             ticks.append((time.monotonic(), messages * lines))
         if messages >= wanted or (ticks and time.monotonic() - ticks[0][0] > request["seconds"]):
             return _answer(ticks, ticks[-1])
     raise AssertionError("a consumer's messages do not end")
 
 
-def _consume(request: dict[str, Any], most: int = _MESSAGES) -> dict[str, Any]:
-    return _read(request, lambda batch: None, most)
+def _consume(request: dict[str, Any], settings: dict[str, str]) -> dict[str, Any]:
+    return _read_all(request, map(len, _client(request, settings)))
+
+
+class _FromTheBeginning:
+    def assigned(self, places: Sequence[Place]) -> dict[Place, Offset]:
+        return dict.fromkeys(places, Offset(0))
+
+    def revoked(self, places: Sequence[Place]) -> None:
+        pass
+
+    lost = revoked
+
+
+def _read(request: dict[str, Any]) -> dict[str, Any]:
+    heap.keep_freed_memory()
+    broker = KafkaBroker(request["bootstrap"], request["kafka"])
+    consumer = broker.consumer(secrets.token_hex(4), [request["topic"]], _FromTheBeginning())
+    polls = iter(lambda: consumer.poll(0.05, 20_000), None)  # as the meter polls
+    with contextlib.closing(consumer):
+        return _read_all(request, (sum(len(messages.offsets) for messages in found) for found in polls))
 
 
 def _add(totals: dict[Any, list[int]], value: bytes) -> None:
@@ -212,11 +235,12 @@ def _add(totals: dict[Any, list[int]], value: bytes) -> None:
 def _orjson(request: dict[str, Any]) -> dict[str, Any]:
     totals: dict[Any, list[int]] = defaultdict(lambda: [0, 0, 0])
 
-    def use(batch: list[Any]) -> None:
+    def use(batch: list[Any]) -> int:
         for message in batch:
             _add(totals, message.value())
+        return len(batch)
 
-    return _read(request, use)
+    return _read_all(request, map(use, _client(request, _TUNED)))
 
 
 def _faust(request: dict[str, Any]) -> dict[str, Any]:
@@ -241,7 +265,7 @@ def _faust(request: dict[str, Any]) -> dict[str, Any]:
         async for value in stream:
             ticks.append((time.monotonic(), len(ticks)))
             _add(totals, value)
-            if len(ticks) > request["records"] or ticks[-1][0] - ticks[0][0] > request["seconds"]:
+            if len(ticks) >= request["records"] or ticks[-1][0] - ticks[0][0] > request["seconds"]:
                 done.set()
                 return
 
@@ -298,8 +322,9 @@ def _meter(request: dict[str, Any]) -> dict[str, Any]:
 
 
 _CONTENDERS = {
-    "consume": _consume,
-    "consume-5000": partial(_consume, most=5000),
+    "consume": partial(_consume, settings={}),
+    "consume-tuned": partial(_consume, settings=_TUNED),
+    "read": _read,
     "meter": _meter,
     "orjson": _orjson,
     "faust": _faust,
