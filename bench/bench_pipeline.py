@@ -59,7 +59,7 @@ HORIZON_MS = 7_000
 _MESSAGES = 500  # a call
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> int:
     parser = common.parser(__doc__)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=20.0, help="the most that a contender reads")
@@ -68,34 +68,35 @@ def main() -> None:
     )
     parser.add_argument("--only", nargs="*", help="cases such as one:meter")
     parser.add_argument("--kafka", nargs="*", default=[], metavar="KEY=VALUE", help="settings of the meter's clients")
-    arguments = parser.parse_args()
-    if arguments.child:
+    options = parser.parse_args(arguments)
+    if options.child:
         print(json.dumps(_child(json.loads(sys.stdin.readline()))))
-        return
-    if arguments.bootstrap:
-        result = _run(arguments, arguments.bootstrap)
+        return 0
+    facts = common.facts("bench.bench_pipeline", arguments)
+    if options.bootstrap:
+        result = _run(options, options.bootstrap)
     else:
         with KafkaServer(heap="512m") as kafka:
-            result = _run(arguments, kafka.bootstrap)
-    common.save(arguments.json, result)
+            result = _run(options, kafka.bootstrap)
+    common.save(options.json, {"kind": "pipeline", **facts, **result})
+    return 0
 
 
-def _run(arguments: Any, bootstrap: str) -> dict[str, Any]:
-    facts = common.facts("bench.bench_pipeline", sys.argv[1:])
-    wanted = SIZES[arguments.size]
+def _run(options: Any, bootstrap: str) -> dict[str, Any]:
+    wanted = SIZES[options.size]
     for name, records in wanted.items():
         _fill(bootstrap, f"bench-{name}", records, LINES[name])
-    cases = [case for case in CASES if not arguments.only or ":".join(case) in arguments.only]
+    cases = [case for case in CASES if not options.only or ":".join(case) in options.only]
     answers: dict[str, list[dict[str, Any]]] = {f"{name}:{contender}": [] for name, contender in cases}
-    for _ in range(arguments.turns):
+    for _ in range(options.turns):
         for name, contender in cases:
             request = {
                 "contender": contender,
                 "bootstrap": bootstrap,
                 "topic": f"bench-{name}",
                 "records": wanted[name],
-                "seconds": arguments.seconds,
-                "kafka": pairs(arguments.kafka, "--kafka"),
+                "seconds": options.seconds,
+                "kafka": pairs(options.kafka, "--kafka"),
             }
             answer = common.run_child("bench.bench_pipeline", request, len(common.cores()))
             answers[f"{name}:{contender}"].append(answer)
@@ -105,7 +106,7 @@ def _run(arguments: Any, bootstrap: str) -> dict[str, Any]:
         print(
             f"{case:14} {found['records_per_second'] / 1e6:6.3f} M records/s, sustained {found['sustained'] / 1e6:6.3f}"
         )
-    return {"kind": "pipeline", **facts, "lines": LINES, "records": wanted, "medians": medians, "runs": answers}
+    return {"lines": LINES, "records": wanted, "medians": medians, "runs": answers}
 
 
 def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -263,9 +264,11 @@ def _faust(request: dict[str, Any]) -> dict[str, Any]:
     @app.agent(topic)  # type: ignore[misc]
     async def agent(stream: Any) -> None:
         async for value in stream:
-            ticks.append((time.monotonic(), len(ticks)))
+            if not ticks:
+                ticks.append((time.monotonic(), 0))
             _add(totals, value)
-            if len(ticks) >= request["records"] or ticks[-1][0] - ticks[0][0] > request["seconds"]:
+            ticks.append((time.monotonic(), len(ticks)))
+            if ticks[-1][1] == request["records"] or ticks[-1][0] - ticks[0][0] > request["seconds"]:
                 done.set()
                 return
 
@@ -332,4 +335,4 @@ _CONTENDERS = {
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(sys.argv[1:]))
