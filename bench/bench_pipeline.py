@@ -11,7 +11,7 @@ A call of consume() asks for 500 messages. With fewer it takes more calls; of 1,
 makes it slower than the fetches, whereupon librdkafka's defaults let it starve for a second at a time.
 
 Each runs in a fresh process with the broker beside it on the same machine. Timed: from the assignment of the partitions
-until the last message is read, for the meter until it is committed; contenders that are slow stop after --seconds.
+until the last message is read, for the meter until it is committed; all but the meter stop after --seconds at latest.
 `sustained` is the rate of the second half: a process that began seconds ago touches most of its memory for the first
 time, a service does not. For the meter it is what was counted from the beginning of one commit to that of another, the
 last one left out: that one finds the cores free, for nothing is left to read. The topics are written with lz4, and the

@@ -242,7 +242,8 @@ def _peer_row(one: dict[str, Any]) -> tuple[str, ...]:
 def _pipeline(content: dict[str, Any]) -> list[str]:
     intro = (
         "The same topic of a real Kafka on the same machine, each contender in a fresh process. `one`: a record a "
-        "message, `many`: 200. The meter commits each second, usage rows included; orjson and faust only add up."
+        "message, `many`: 200. The meter commits each second, usage rows included, and `read` is its consumer alone; "
+        "orjson and faust only add up."
     )
     return ["## Pipeline", intro, _table(_PIPELINE_HEAD, "lrrrrrrrr", map(_pipeline_row, content["medians"].items()))]
 
