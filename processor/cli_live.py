@@ -416,9 +416,10 @@ def start_logs(form: str) -> None:
         )
     else:
         handler.setFormatter(_TextFormatter())
-    root = logging.getLogger("tokenometer")
-    root.handlers, root.propagate = [handler], False
-    root.setLevel(logging.INFO)
+    logging.getLogger("tokenometer").setLevel(logging.INFO)
+    for name in ("tokenometer", "aiohttp", "aiokafka", "faust", "mode"):  # of libraries their warnings
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
 
 
 class _TextFormatter(logging.Formatter):

@@ -508,7 +508,7 @@ class Entries:
         else:
             usage = known.cells.setdefault(window, {}).setdefault(summary.meter, Usage())
         new = usage.learn(offset, summary.meter, summary.part, cells)
-        if summary.meter in usage.open:
+        if new:
             self.left_out += len(cells.keys() - usage.open[summary.meter][1].keys())
         if new and folded is not None:
             known.windows[window] = usage.pack()

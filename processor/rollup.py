@@ -21,12 +21,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import Any
+from typing import Any, cast
 
 import faust
-from faust.transport.drivers import aiokafka as driver
 
 from processor.broker import Broker, Refused, TopicMissing
+from processor.delivery import Consumer, Transport
 from processor.entries import ENTRY_BYTES_MAX, Entries, Key, Unreadable, longer, read_summary
 from processor.watch import TICK_SECONDS, Watch, kept
 
@@ -144,6 +144,7 @@ class Rollup:
 
     def _learn(self, event: Any) -> None:
         message = event.message
+        cast(Consumer, self._app.consumer).take(message.tp, message.offset)
         try:
             summary = read_summary(event.value)
         except Unreadable as error:
@@ -215,24 +216,6 @@ def create_topics(broker: Broker, settings: RollupSettings, replication: int) ->
 # --- Faust ---
 
 
-class _CommittedThread(driver.AIOKafkaConsumerThread):
-    def _create_worker_consumer(self, transport: Any) -> Any:
-        """Faust reads uncommitted messages, unless its own transactions are on."""
-        consumer = super()._create_worker_consumer(transport)
-        assert consumer._isolation_level == "read_uncommitted", "Faust has another way now"
-        consumer._isolation_level = "read_committed"  # the fetcher that `start` makes takes it from here
-        return consumer
-
-
-class _CommittedConsumer(driver.Consumer):
-    def _new_consumer_thread(self) -> Any:
-        return _CommittedThread(self, loop=self.loop, beacon=self.beacon)
-
-
-class _CommittedTransport(driver.Transport):
-    Consumer = _CommittedConsumer
-
-
 class _LongestTable(faust.Table[bytes, bytes]):
     """A worker that was overtaken may have written last. `taken`: what was written since the last call, on its way."""
 
@@ -261,7 +244,7 @@ class _LongestTable(faust.Table[bytes, bytes]):
 
 class _App(faust.App):
     def _new_transport(self) -> Any:
-        return _CommittedTransport(self.conf.broker_consumer, self)
+        return Transport(self.conf.broker_consumer, self)
 
 
 def _app(settings: RollupSettings, partitions: int) -> faust.App:

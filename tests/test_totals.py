@@ -135,6 +135,7 @@ def test_crashes_and_redelivery_change_nothing(seed, step_ms, late_ms):
         for key, changed in changes[: draw.randrange(len(changes) + 1)] if dies else changes:
             kept.write(key, changed)
             view.apply(key, changed)
+        assert keepers[p].left_out == 0
         at[p] += 1
         spot = view.rolling(fleet.now_ms)["windows"]["since_start"]["tokens"]["total_tokens"] if dies else before
         assert before <= spot, "a total never goes back"
