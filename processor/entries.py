@@ -132,16 +132,6 @@ class Usage:
         for meter in [meter for meter, (part, _) in self.open.items() if parts.get(meter, part) != part]:
             _add(self.closed, self.open.pop(meter)[1])
 
-    def total(self) -> Cells:
-        total, *others = [cells for cells in (self.closed, *(cells for _, cells in self.open.values())) if cells] or [
-            {}
-        ]
-        if others:
-            total = dict(total)
-        for cells in others:
-            _add(total, cells)
-        return total
-
     def encode(self) -> bytes:
         parts = {meter: [part, _columns(cells)] for meter, (part, cells) in self.open.items()}
         return orjson.dumps({"offset": self.offset, "closed": _columns(self.closed), "open": parts})
@@ -161,6 +151,16 @@ class Usage:
         return cls(entry["offset"], _cells(entry["closed"]), parts)
 
 
+def read_usage(key: Key, value: bytes) -> tuple[int, list[str], list[int]]:
+    """An entry of usage, by columns: its offset, names and counters. A cell comes once for each part that has it."""
+    entry = orjson.loads(value if key.kind == "cells" else zlib.decompress(value[_PACKED_OFFSET:]))
+    (names, counters), *others = entry["closed"], *(columns for _, columns in entry["open"].values())
+    for more_names, more_counters in others:
+        names += more_names
+        counters += more_counters
+    return entry["offset"], names, counters
+
+
 def _fitting(new: list[Cell], known: Iterable[Cells]) -> list[Cell]:
     """Those of the new cells for which there is room beside the known ones."""
     held = list(known)
@@ -168,22 +168,25 @@ def _fitting(new: list[Cell], known: Iterable[Cells]) -> list[Cell]:
     if count + len(new) <= _FEW:
         return new
     left = NAMES_BYTES_MAX - sum(len(orjson.dumps(list(cells))) for cells in held)
-    sizes = itertools.accumulate(len(orjson.dumps(cell)) + 1 for cell in new)
-    room = CELLS_MAX - count
-    return [cell for cell, size in zip(new[: max(0, room)], sizes, strict=False) if size <= left]
+    fitting = new[: max(0, CELLS_MAX - count)]
+    if len(orjson.dumps(fitting)) <= left:
+        return fitting
+    sizes = itertools.accumulate(len(orjson.dumps(cell)) + 1 for cell in fitting)
+    return [cell for cell, size in zip(fitting, sizes, strict=True) if size <= left]
 
 
 _FEW = 256  # with the longest names they fit
 
 
 def _columns(cells: Cells) -> list[list[Any]]:
-    """Names and counters: a list of each, which takes no Python for each cell."""
-    return [list(cells), list(cells.values())]
+    """Names and counters, a list of each: one for each cell would cost more than all the rest."""
+    chain = itertools.chain.from_iterable
+    return [list(chain(cells)), list(chain(cells.values()))]
 
 
 def _cells(columns: list[list[Any]]) -> Cells:
-    names, counters = columns
-    return dict(zip(map(tuple, names), map(tuple, counters), strict=True))
+    names, counters = map(iter, columns)
+    return dict(zip(zip(names, names, strict=True), zip(*[counters] * len(COUNTERS), strict=True), strict=True))
 
 
 def _add(total: Cells, cells: Cells) -> None:

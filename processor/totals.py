@@ -30,16 +30,15 @@ from processor.entries import (
     OTHERS,
     RECORDS,
     USERS_AGE_MS,
-    Cells,
     Covered,
     Key,
     Meter,
     Sums,
-    Usage,
     decode_registers,
     kept_from,
     largest,
     merged,
+    read_usage,
 )
 from processor.output import COUNTERS
 
@@ -59,7 +58,8 @@ Table = np.ndarray[Any, np.dtype[np.int64]]  # a row for each cell, columns as C
 
 @dataclass
 class _Said:
-    """What an entry said of its window. held: the counters, packed where the window is old and seldom changes."""
+    """What an entry said of its window. cells: each once. held: the counters, packed where the window is old and seldom
+    changes."""
 
     offset: int
     cells: np.ndarray[Any, np.dtype[np.uint16]]
@@ -107,7 +107,13 @@ class _Cells:
     def full(self) -> bool:
         return len(self.names) >= CELLS_MAX and not self._free
 
-    def number(self, cell: tuple[str, str]) -> int:
+    def numbers(self, cells: list[tuple[str, str]]) -> np.ndarray[Any, np.dtype[np.uint16]]:
+        found = list(map(self._numbers.get, cells))
+        if None in found:
+            found = [self._number(cell) for cell in cells]
+        return np.array(found, np.uint16)
+
+    def _number(self, cell: tuple[str, str]) -> int:
         number = self._numbers.get(cell)
         if number is None:
             if self.full:
@@ -171,15 +177,15 @@ class Totals:
         table[start] = registers if known is None else np.maximum(known, registers)
 
     def _apply_usage(self, name: Key, value: bytes) -> bool:
-        usage = Usage.decode(value) if name.kind == "cells" else Usage.unpack(value)
+        offset, names, values = read_usage(name, value)
         window = self._windows.setdefault(name.time_ms, _Window())
         if name.meter and (name.partition, "") in window.said:
             return True  # a `window` has it
         known = window.said.get((name.partition, name.meter))
-        if known is not None and usage.offset < known.offset:
+        if known is not None and offset < known.offset:
             return False
         of_partition = [place for place in window.said if place[0] == name.partition and place[1]]
-        if not name.meter and any(window.said[place].offset > usage.offset for place in of_partition):
+        if not name.meter and any(window.said[place].offset > offset for place in of_partition):
             return False  # they were not folded by who is ahead
         if known is not None:
             self._add(name.time_ms, window, known.cells, -known.counters)
@@ -187,17 +193,24 @@ class Totals:
             for place in of_partition:
                 gone = window.said.pop(place)
                 self._add(name.time_ms, window, gone.cells, -gone.counters)
-        cells, counters = self._table_of(usage.total())
+        cells, counters = self._table_of(names, values)
         held = counters if name.meter else zlib.compress(counters.tobytes(), 1)
-        window.said[name.partition, name.meter] = _Said(usage.offset, cells, held)
+        window.said[name.partition, name.meter] = _Said(offset, cells, held)
         self._add(name.time_ms, window, cells, counters)
         return True
 
-    def _table_of(self, total: Cells) -> tuple[np.ndarray[Any, np.dtype[np.uint16]], Table]:
+    def _table_of(self, names: list[str], counters: list[int]) -> tuple[np.ndarray[Any, np.dtype[np.uint16]], Table]:
+        """A row for each cell; what several parts have of it is added up."""
         if self._cells.full and self._forgot:
             self._reuse_cells()
-        numbers = np.fromiter(map(self._cells.number, total), np.uint16, len(total))
-        return numbers, np.array(list(total.values()), np.int64).reshape(len(total), len(COUNTERS))
+        numbers = self._cells.numbers(list(zip(names[::2], names[1::2], strict=True)))
+        rows = np.array(counters, np.int64).reshape(len(numbers), len(COUNTERS))
+        cells, places = np.unique(numbers, return_inverse=True)
+        if len(cells) == len(numbers):
+            return numbers, rows
+        sums = np.zeros((len(cells), len(COUNTERS)), np.int64)
+        np.add.at(sums, places, rows)
+        return cells, sums
 
     def _add(self, start: int, window: _Window, cells: np.ndarray[Any, Any], counters: Table) -> None:
         window.table = self._added(window.table, cells, counters)
@@ -210,7 +223,7 @@ class Totals:
         if len(table) < rows:
             table, small = np.zeros((rows, len(COUNTERS)), np.int64), table
             table[: len(small)] = small
-        np.add.at(table, cells, counters)
+        table[cells] += counters  # each cell comes once
         return table
 
     def _reuse_cells(self) -> None:
