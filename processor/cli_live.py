@@ -429,7 +429,8 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         more = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in self._KNOWN)
-        return f"{self.formatTime(record)} {record.levelname:7} {record.getMessage()}{'  ' if more else ''}{more}"
+        line = f"{self.formatTime(record)} {record.levelname:7} {record.getMessage()}{'  ' if more else ''}{more}"
+        return f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line
 
 
 def log_settings(given: dict[str, Any], client: Mapping[str, str]) -> None:

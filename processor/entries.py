@@ -65,6 +65,10 @@ class UnknownSummary(Exception):
     """A live summary of another version than ours."""
 
 
+class UnknownEntry(Exception):
+    """An entry of another version than ours."""
+
+
 class Key(NamedTuple):
     partition: int
     kind: str
@@ -158,6 +162,7 @@ def read_usage(key: Key, value: bytes) -> tuple[int, list[str], list[int]]:
     for more_names, more_counters in others:
         names += more_names
         counters += more_counters
+    _check_columns(names, counters)
     return entry["offset"], names, counters
 
 
@@ -185,8 +190,14 @@ def _columns(cells: Cells) -> list[list[Any]]:
 
 
 def _cells(columns: list[list[Any]]) -> Cells:
+    _check_columns(*columns)
     names, counters = map(iter, columns)
     return dict(zip(zip(names, names, strict=True), zip(*[counters] * len(COUNTERS), strict=True), strict=True))
+
+
+def _check_columns(names: list[str], counters: list[int]) -> None:
+    if len(counters) * 2 != len(names) * len(COUNTERS):
+        raise UnknownEntry("an entry of another version: begin anew, with another --app")
 
 
 def _add(total: Cells, cells: Cells) -> None:

@@ -97,14 +97,17 @@ class Rollup:
     async def run(self, stopped: Callable[[], bool]) -> None:
         """Raises RollupFailed."""
         self.watch.start()
+        starting = asyncio.create_task(asyncio.wait_for(self._app.start(), _START_SECONDS))
         try:
-            await asyncio.wait_for(self._app.start(), _START_SECONDS)
             while not (stopped() or self._ended()):
                 await asyncio.sleep(_LOOK_SECONDS)
+                if starting.done():
+                    starting.result()
         except TimeoutError:
             raise RollupFailed(f"Faust did not start within {_START_SECONDS:.0f} s: see the log") from None
         finally:
             failure = self._ended()
+            starting.cancel()
             with contextlib.suppress(TimeoutError):  # what is not committed will be read again
                 await asyncio.wait_for(self._app.stop(), _STOP_SECONDS)
             self.watch.close()
@@ -161,9 +164,15 @@ class Rollup:
                 self._table[key] = value
 
     async def _restore(self, *_: Any) -> None:
-        """After each rebalance, before messages come. The table still holds what other workers have taken over."""
+        """After each rebalance, before messages come. The table still holds what other workers have taken over. What
+        fails ends the worker before partitions open: Faust would not hear of it."""
         held = self._held()
-        self._entries.restore((key, value) for key, value in self._table.items() if Key.decode(key).partition in held)
+        stored = [(key, value) for key, value in self._table.items() if Key.decode(key).partition in held]
+        try:
+            self._entries.restore(stored)
+        except Exception as error:
+            self._failure = error
+            await asyncio.Event().wait()
         log.info("partitions restored", extra={"partitions": sorted(held)})
 
     async def _tell(self) -> None:

@@ -616,3 +616,24 @@ def test_help_fits_and_names_every_command(call, monkeypatch):
         code, text, err = call(command, "--help")
         assert (code, err) == (0, "") and f"Usage: tokenometer {command}" in text
         assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_libraries_warn_in_the_same_form_and_failures_have_their_place(form, capsys):
+    loggers = [logging.getLogger(name) for name in ("tokenometer", "aiohttp", "aiokafka", "faust", "mode")]
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    try:
+        cli_live.start_logs(form)
+        logging.getLogger("aiokafka.consumer").info("not for operators")
+        try:
+            raise ValueError("odd")
+        except ValueError:
+            logging.getLogger("faust.app").exception("it failed")
+    finally:
+        for logger, (handlers, propagate, level) in zip(loggers, before, strict=True):
+            logger.handlers, logger.propagate = handlers, propagate
+            logger.setLevel(level)
+    said = capsys.readouterr().err
+    assert "not for operators" not in said and "ValueError: odd" in said and "it failed" in said
+    if form == "json":
+        assert json.loads(said)["level"] == "ERROR"

@@ -8,6 +8,7 @@ import pytest
 from aiokafka.errors import IllegalStateError
 from faust.types import TP
 
+from processor.broker import BrokerError, OutOfRange
 from processor.delivery import Consumer, Skipped, Transport
 
 ZERO, ONE, CHANGELOG = TP("token-live", 0), TP("token-live", 1), TP("changelog", 0)
@@ -17,18 +18,22 @@ class Thread:
     """The broker's side: what is fetched next, what is committed, where partitions begin."""
 
     def __init__(self, committed: dict[TP, int | None]) -> None:
-        self.committed, self.earliest = committed, {ZERO: 3, ONE: 7}
+        self.committed, self.earliest, self.ends = committed, {ZERO: 3, ONE: 7}, {ZERO: 100, ONE: 100}
         self.fetched: dict[TP, list[int]] = {}
         self.asked: set[TP] = set()
         self.sought: dict[TP, int] = {}
 
     async def getmany(self, partitions, timeout):
         self.asked = partitions
+        await asyncio.sleep(timeout)
         return {tp: [SimpleNamespace(offset=offset) for offset in offsets] for tp, offsets in self.fetched.items()}
 
     async def seek_to_committed(self):
         assert self.committed, "No partitions are currently assigned"
         return self.committed
+
+    async def highwaters(self, *partitions):
+        return {tp: self.ends[tp] for tp in partitions}
 
     async def earliest_offsets(self, *partitions):
         return {tp: self.earliest[tp] for tp in partitions}
@@ -61,8 +66,10 @@ def on_a_loop(test):
     return lambda: asyncio.run(run())
 
 
-def opened(consumer: Consumer, *partitions: TP) -> set[TP]:
+async def opened(consumer: Consumer, *partitions: TP) -> set[TP]:
+    """As Faust does it, once tables are restored."""
     consumer.resume_partitions(partitions)
+    await consumer.perform_seek()
     consumer.resume_flow()
     return consumer._get_active_partitions()
 
@@ -76,21 +83,50 @@ async def fetch(consumer: Consumer, offsets: dict[TP, list[int]]) -> None:
 async def test_partitions_open_with_the_flow(consumer, thread):
     assert consumer._get_active_partitions() == set()
     consumer.resume_partitions({ZERO, ONE})
+    await consumer.perform_seek()
     assert consumer._get_active_partitions() == set()
     consumer.resume_flow()
     assert consumer._get_active_partitions() == {ZERO, ONE}
 
 
 @on_a_loop
+async def test_nothing_opens_without_its_place(consumer, thread):
+    consumer.resume_partitions({CHANGELOG})
+    consumer.resume_flow()
+    consumer.resume_partitions({ZERO})
+    with pytest.raises(BrokerError):
+        consumer.resume_flow()
+    assert consumer._get_active_partitions() == {CHANGELOG}
+
+
+@on_a_loop
+async def test_a_poll_of_an_earlier_time_is_waited_for(consumer, thread):
+    """What it takes would be taken from behind the place that was just sought."""
+    polling = asyncio.create_task(consumer._getmany({ZERO}, 0.05))
+    await asyncio.sleep(0)
+    await consumer.perform_seek()
+    assert polling.done() and thread.sought == {ONE: 7}
+
+
+@on_a_loop
+async def test_a_topic_that_ends_before_what_is_committed_is_another_one(consumer, thread):
+    thread.ends[ZERO] = 5
+    await consumer.perform_seek()
+    thread.ends[ZERO] = 4
+    with pytest.raises(OutOfRange, match="token-live-0 ends at 4, before the committed 5"):
+        await consumer.perform_seek()
+
+
+@on_a_loop
 async def test_what_was_to_open_stays_closed_where_a_rebalance_comes_between(consumer, thread):
     consumer.resume_partitions({ZERO, ONE})
     consumer.pause_partitions({ZERO, ONE, CHANGELOG})
-    assert opened(consumer, CHANGELOG) == {CHANGELOG}
+    assert await opened(consumer, CHANGELOG) == {CHANGELOG}
 
 
 @on_a_loop
 async def test_a_poll_keeps_its_partitions_whatever_closes_meanwhile(consumer, thread):
-    opened(consumer, ZERO)
+    await opened(consumer, ZERO)
     await fetch(consumer, {})
     consumer.pause_partitions({ZERO})
     assert thread.asked == {ZERO}
@@ -111,7 +147,7 @@ async def test_partitions_that_went_meanwhile_are_what_faust_expects(consumer, t
 
 @on_a_loop
 async def test_gaps_of_the_log_are_none_of_the_stream(consumer, thread):
-    opened(consumer, ZERO, ONE, CHANGELOG)
+    await opened(consumer, ZERO, ONE, CHANGELOG)
     await fetch(consumer, {ZERO: [5, 6, 9], ONE: [7], CHANGELOG: [2]})
     await fetch(consumer, {ZERO: [12]})
     for tp, offset in [(ZERO, 5), (ONE, 7), (ZERO, 6), (ZERO, 9), (ZERO, 12)]:
@@ -124,7 +160,7 @@ def test_a_lost_message_is_noticed_at_the_next(lost):
 
     @on_a_loop
     async def run(consumer, thread):
-        opened(consumer, ZERO)
+        await opened(consumer, ZERO)
         await fetch(consumer, {ZERO: offsets[:2]})
         await fetch(consumer, {ZERO: offsets[2:]})
         for offset in offsets[:lost]:
@@ -137,22 +173,22 @@ def test_a_lost_message_is_noticed_at_the_next(lost):
 
 @on_a_loop
 async def test_what_was_fetched_before_a_rebalance_is_noticed_after_it(consumer, thread):
-    opened(consumer, ZERO)
+    await opened(consumer, ZERO)
     await fetch(consumer, {ZERO: [5, 6]})
     consumer.take(ZERO, 5)
     consumer.pause_partitions({ZERO})
-    opened(consumer, ZERO)
+    await opened(consumer, ZERO)
     with pytest.raises(Skipped):
         consumer.take(ZERO, 6)
 
 
 @on_a_loop
 async def test_a_partition_that_opens_again_begins_anew(consumer, thread):
-    opened(consumer, ZERO)
+    await opened(consumer, ZERO)
     await fetch(consumer, {ZERO: [5, 6]})
     consumer.take(ZERO, 5)
     consumer.pause_partitions({ZERO})
-    opened(consumer, ZERO)
+    await opened(consumer, ZERO)
     await fetch(consumer, {ZERO: [5, 6]})
     consumer.take(ZERO, 5)
     consumer.take(ZERO, 6)

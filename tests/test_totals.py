@@ -613,3 +613,17 @@ def test_a_shorter_window_does_not_displace_longer_cells():
     keeper = Entries()
     keeper.restore(kept.table.items())
     assert keeper.current(window) is None
+
+
+@pytest.mark.parametrize("kind", ["cells", "window"])
+def test_an_entry_of_another_version_is_refused(kind):
+    usage = entries.Usage()
+    usage.learn(1, "m", "part", {("model", "chip"): (1, 2, 3, 4, 5, 6)})
+    value = usage.encode().replace(b"[1,2,3,4,5,6]", b"[[1,2,3,4,5,6]]")
+    if kind == "window":
+        value = usage.pack()[: entries._PACKED_OFFSET] + entries.zlib.compress(value)
+    key = Key(0, kind, START_MS, "m" if kind == "cells" else "").encode()
+    with pytest.raises(entries.UnknownEntry, match="--app"):
+        Totals().apply(key, value)
+    with pytest.raises(entries.UnknownEntry, match="--app"):
+        (entries.Usage.decode if kind == "cells" else entries.Usage.unpack)(value)

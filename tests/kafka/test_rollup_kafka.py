@@ -228,8 +228,6 @@ def test_killed_workers_count_everything_once(stage: Stage) -> None:
             victim.kill()
             stage.start()
     stage.assert_true(stage.converges())
-    for line in "".join(worker.log for worker in stage.workers).splitlines():
-        assert json.loads(line)["level"] in ("INFO", "WARNING"), line  # libraries' lines too
 
 
 SLOW_CHANGELOG = """
