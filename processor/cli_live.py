@@ -36,6 +36,7 @@ from schemas import mapping as mappings
 from schemas.mapping import Mapping as RecordMapping
 
 log = logging.getLogger("tokenometer")
+LOGGERS = ("tokenometer", "aiohttp", "aiokafka", "faust", "mode")  # of libraries their warnings
 FAILURES = (BrokerError, MessageTooLarge, VerifyError)
 _SECRET_WORDS = ("password", "passphrase", "secret", "token", "key.pem", "jaas", "credential")
 _NAME = r"[0-9A-Za-z._:-]{1,80}"  # parts add the time and a number, and may have 128 characters
@@ -417,8 +418,7 @@ def start_logs(form: str) -> None:
     else:
         handler.setFormatter(_TextFormatter())
     logging.getLogger("tokenometer").setLevel(logging.INFO)
-    for name in ("tokenometer", "aiohttp", "aiokafka", "faust", "mode"):  # of libraries their warnings
-        logger = logging.getLogger(name)
+    for logger in map(logging.getLogger, LOGGERS):
         logger.handlers, logger.propagate = [handler], False
 
 

@@ -1,7 +1,9 @@
 """Fixtures: every backend that this machine has, engines on it, and one real broker for the session."""
 
+import logging
 import os
 import pathlib
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
@@ -17,6 +19,18 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
+
+
+@pytest.fixture(autouse=True)
+def own_logs() -> Iterator[None]:
+    """A command that runs in this process writes to the streams of its test. Not imported: on a machine with a card
+    there are the engine's packages only."""
+    live = sys.modules.get("processor.cli_live")
+    loggers = list(map(logging.getLogger, live.LOGGERS)) if live else []
+    before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, state in zip(loggers, before, strict=True):
+        logger.handlers, logger.propagate, logger.level = state
 
 
 @pytest.fixture(scope="session", params=["cpu", "cpu x 2 threads", pytest.param("cuda", marks=pytest.mark.gpu)])
