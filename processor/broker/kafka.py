@@ -781,14 +781,17 @@ class KafkaProducer:
         assert self._producer is not None, "produce after close"
         assert len(keys) == len(values)
         known = self._topics.get(topic) or self._topics.setdefault(topic, direct.Topic(self._producer, topic))
-        rest = known.produce(keys, values)
-        while rest:
-            if rest.error is not None:
-                raise self._raised(f"writing to {topic}", KafkaException(KafkaError(rest.error)))
-            self._check_time(topic)
-            self._producer.poll(_FULL_QUEUE_SECONDS)
-            rest = rest.produce()
-        self._producer.poll(0)
+        try:
+            rest = known.produce(keys, values)
+            while rest:
+                if rest.error is not None:
+                    raise KafkaException(KafkaError(rest.error))
+                self._check_time(topic)
+                self._producer.poll(_FULL_QUEUE_SECONDS)
+                rest = rest.produce()
+            self._producer.poll(0)  # this too says what was fatal
+        except KafkaException as error:
+            raise self._raised(f"writing to {topic}", error) from None
 
     def _check_time(self, topic: str) -> None:
         if self._deadline is not None and time.monotonic() > self._deadline:
