@@ -130,8 +130,7 @@ class Rollup:
             try:
                 self._learn(event)
             except Exception as error:
-                self._failure = error
-                await asyncio.Event().wait()  # until the app stops
+                await self._fail(error)
             await self._written.put((stream, event, self._table.taken()))
 
     async def _acknowledge(self) -> None:
@@ -171,9 +170,13 @@ class Rollup:
         try:
             self._entries.restore(stored)
         except Exception as error:
-            self._failure = error
-            await asyncio.Event().wait()
+            await self._fail(error)
         log.info("partitions restored", extra={"partitions": sorted(held)})
+
+    async def _fail(self, error: Exception) -> None:
+        """Nothing goes on behind it until the app stops."""
+        self._failure = error
+        await asyncio.Event().wait()
 
     async def _tell(self) -> None:
         held = self._held()
