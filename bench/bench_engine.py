@@ -35,15 +35,15 @@ from rich.table import Table
 
 from bench import common
 from bench.logs import CHIPS, MODELS, PROFILES, FileLog, RowsLog, make_all, path_of, users_of
-from kernels import layout
-from kernels.engine import Engine, Limits, Loaded
-from kernels.plan import compile_mapping
-from kernels.target import DeviceError, HostTarget, open_target
-from kernels.values import Batch
-from processor.logs import message_ends
-from processor.referee import Referee
-from processor.synth import START_MS, Profile
-from schemas import mapping as mappings
+from tokenometer.kernels import layout
+from tokenometer.kernels.engine import Engine, Limits, Loaded
+from tokenometer.kernels.plan import compile_mapping
+from tokenometer.kernels.target import DeviceError, HostTarget, open_target
+from tokenometer.kernels.values import Batch
+from tokenometer.processor.files.logs import message_ends
+from tokenometer.processor.load.synth import START_MS, Profile
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 MODULE = "bench.bench_engine"
 GROUPS = ("records", "tiles", "batches", "messages", "identities", "skew", "rows", "memory")

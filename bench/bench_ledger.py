@@ -24,13 +24,14 @@ import numpy as np
 import orjson
 
 from bench import common
-from processor.broker import Messages, Offset, Place
-from processor.ledger import decode, usage
-from processor.ledger.database import Database, open_database
-from processor.ledger.duck import DuckDatabase
-from processor.ledger.parts import ENDED, OPEN
-from processor.ledger.store import Stand, Store
-from processor.ledger.values import COUNTERS, Intake
+from tokenometer.processor.broker import Messages, Offset, Place
+from tokenometer.processor.ledger import decode, usage
+from tokenometer.processor.ledger.database import Database, open_database
+from tokenometer.processor.ledger.duck import DuckDatabase
+from tokenometer.processor.ledger.parts import ENDED, OPEN
+from tokenometer.processor.ledger.store import Stand, Store
+from tokenometer.processor.ledger.values import Intake
+from tokenometer.schemas.usage import COUNTERS
 
 SIZES = {
     "small": {"batches": 3, "batch_rows": 2_000, "users": 1_000, "rows": 20_000, "questions": 3},

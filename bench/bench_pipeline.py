@@ -37,17 +37,18 @@ from typing import Any
 import orjson
 
 from bench import common
-from kernels.engine import Engine
-from kernels.target import HostTarget
-from processor import heap, synth
-from processor.broker import Broker, Offset, Place
-from processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
-from processor.cli import limits
-from processor.cli_live import check_topics, pairs
-from processor.meter import Committed, Meter, MeterSettings
-from processor.referee import Referee
-from schemas import mapping as mappings
 from tests.kafka_server import KafkaServer
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker import Broker, Offset, Place
+from tokenometer.processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
+from tokenometer.processor.cli.app import limits
+from tokenometer.processor.cli.live import check_topics, pairs
+from tokenometer.processor.load import synth
+from tokenometer.processor.meter import heap
+from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 60_000_000, "many": 40_000_000}}
 LINES = {"one": 1, "many": 200}

@@ -22,15 +22,16 @@ from typing import Any
 import numpy as np
 
 from bench import common
-from kernels.engine import Engine
-from kernels.target import HostTarget
-from processor import heap, synth
-from processor.broker.kafka import KafkaBroker
-from processor.cli import limits
-from processor.meter import Committed, Meter, MeterSettings
-from processor.referee import Referee
-from schemas import mapping as mappings
 from tests.kafka_server import KafkaServer
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker.kafka import KafkaBroker
+from tokenometer.processor.cli.app import limits
+from tokenometer.processor.load import synth
+from tokenometer.processor.meter import heap
+from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 SERVER = {"log.retention.check.interval.ms": "5000", "log.segment.delete.delay.ms": "1000"}
 CUT = {"retention.bytes": str(1 << 29), "segment.bytes": str(1 << 27)}  # of each partition

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels import layout
+from tokenometer.kernels import layout
 
 _HERE = pathlib.Path(__file__).parent
 HOST_FLAGS = (

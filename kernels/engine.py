@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from kernels import layout
-from kernels.identities import IdentitySet
-from kernels.plan import Plan, compile_mapping, sample
-from kernels.target import Array, Lines, Target
-from kernels.values import (
+from tokenometer.kernels import layout
+from tokenometer.kernels.identities import IdentitySet
+from tokenometer.kernels.plan import Plan, compile_mapping, sample
+from tokenometer.kernels.target import Array, Lines, Target
+from tokenometer.kernels.values import (
     Batch,
     Bytes,
     Canonical,
@@ -36,7 +36,8 @@ from kernels.values import (
     UsageRows,
     WindowStartMs,
 )
-from schemas.mapping import Mapping
+from tokenometer.schemas.mapping import Mapping
+from tokenometer.schemas.usage import Usage
 
 COUNTER_MAX = (1 << 64) - 1
 RECORD_TOKENS_MAX = 5 << 40  # what one record adds to its user: five counts of less than 2^40, if all are additive
@@ -557,13 +558,13 @@ class Engine:
         models, chips = self._names(table["model"]), self._names(table["chip"])
         counters = table["counters"].tolist()
         return [
-            CellTotals(WindowStartMs(start), model, chip, tuple(row))
+            CellTotals(WindowStartMs(start), model, chip, Usage(*row))
             for start, model, chip, row in zip(windows, models, chips, counters, strict=True)
         ]
 
-    def totals(self) -> tuple[int, ...]:
-        """Requests and the five token counters of the open part."""
-        return tuple(self._cells()["counters"].sum(axis=0).tolist())
+    def totals(self) -> Usage:
+        """Of the open part."""
+        return Usage(*self._cells()["counters"].sum(axis=0).tolist())
 
     def top_users(self, most: int) -> list[tuple[str, int]]:
         """The users with the most tokens (input and output) in the open part, most first."""

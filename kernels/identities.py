@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from kernels import layout
-from kernels.target import Array, Target
+from tokenometer.kernels import layout
+from tokenometer.kernels.target import Array, Target
 
 _LOAD_MAX = 0.75
 _SLOTS_MIN = 1 << 12

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import orjson
 
-from kernels import layout
-from schemas.mapping import Field, Mapping, Path
+from tokenometer.kernels import layout
+from tokenometer.schemas.mapping import Field, Mapping, Path
 
 _TEXT_SLOTS = {
     "request_id": layout.REQUEST_ID,

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kernels import build, pages
+from tokenometer.kernels import build, pages
 
 Array = Any  # numpy.ndarray on the host, cupy.ndarray on a GPU
 

@@ -6,7 +6,8 @@ from typing import Any, NewType
 
 import numpy as np
 
-from schemas.mapping import Mapping
+from tokenometer.schemas.mapping import Mapping
+from tokenometer.schemas.usage import Usage
 
 EventTimeMs = NewType("EventTimeMs", int)
 WindowStartMs = NewType("WindowStartMs", int)
@@ -18,12 +19,12 @@ class Canonical:
     """A record that the referee accepts, totals inclusive.
 
     texts: UTF-8 of request_id, user, model, chip, prefill_chip, scope; empty where absent.
-    counters: requests (0 or 1), input, cached input, cache write, output, reasoning tokens.
+    counters: of this record; requests are 0 or 1.
     """
 
     time_ms: EventTimeMs
     texts: tuple[bytes, bytes, bytes, bytes, bytes, bytes]
-    counters: tuple[int, int, int, int, int, int]
+    counters: Usage
 
 
 @dataclass(frozen=True)
@@ -144,4 +145,4 @@ class CellTotals:
     window_start: WindowStartMs
     model: str
     chip: str
-    counters: tuple[int, int, int, int, int, int]
+    counters: Usage

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NoReturn
 
+from tokenometer.schemas.usage import TOKENS
+
 Path = tuple[str, ...]  # keys from the top level down
 Kind = Literal["string", "count", "time"]
 
@@ -25,14 +27,9 @@ FIELDS = (
     "model",
     "chip",
     "prefill_chip",
-    "input_tokens",
-    "cached_input_tokens",
-    "cache_write_tokens",
-    "output_tokens",
-    "reasoning_tokens",
+    *TOKENS,
 )
 STRINGS = ("request_id", "user", "model", "chip", "prefill_chip")
-COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 NEEDED = ("timestamp", "user", "model", "chip", "input_tokens", "output_tokens", "tokens")
 
 EPOCH_FORMATS = ("epoch_s", "epoch_ms", "epoch_us", "epoch_ns", "epoch_s_decimal")
@@ -55,7 +52,7 @@ _KEYS: dict[str, tuple[str, ...]] = {
     # No default or constant: one time for many records would bill them all in one window.
     "timestamp": ("path", "aliases", "required", "formats", "fallback"),
     **{name: _STRING_KEYS for name in STRINGS if name != "request_id"},
-    **{name: _COUNT_KEYS for name in COUNTS},
+    **{name: _COUNT_KEYS for name in TOKENS},
     "tokens": ("path", "aliases", "required", "default", "digits", "by", "requests", "to"),
 }
 _PATH_EXPECTED = f"a string or a list of 1 to {PATH_KEYS_MAX} strings"
@@ -257,10 +254,10 @@ def _fields(tables: Any, here: _Place) -> tuple[tuple[Field, ...], Selector | No
     _check_keys(tables, _KEYS, here)
     names: tuple[str, ...] = FIELDS
     if "tokens" in tables:
-        for count in COUNTS:
+        for count in TOKENS:
             if count in tables:
                 (here / count).error("excluded by fields.tokens, which takes the place of the five counters")
-        names = (*(name for name in FIELDS if name not in COUNTS), "tokens")
+        names = (*(name for name in FIELDS if name not in TOKENS), "tokens")
 
     reads: list[tuple[_Place, Path]] = []  # every path of the mapping and where it stands, for the rules across fields
     fields = tuple(_field(name, tables.get(name), here / name, reads) for name in names)
@@ -326,9 +323,9 @@ def _selector(table: dict[str, Any], here: _Place, reads: list[tuple[_Place, Pat
     for value, counter in to.items():
         if not 1 <= len(value.encode()) <= KEY_BYTES_MAX:
             (here / "to").fail(f"source values of 1 to {KEY_BYTES_MAX} bytes", value)
-        if counter not in COUNTS:
-            hint = _did_you_mean(counter, COUNTS) if isinstance(counter, str) else ""
-            (here / "to" / value).error(f"expected one of {', '.join(COUNTS)}, found {_show(counter)}{hint}")
+        if counter not in TOKENS:
+            hint = _did_you_mean(counter, TOKENS) if isinstance(counter, str) else ""
+            (here / "to" / value).error(f"expected one of {', '.join(TOKENS)}, found {_show(counter)}{hint}")
     requests = table.get("requests")
     if "requests" in table and (not isinstance(requests, str) or requests not in to):
         (here / "requests").fail(f"one of the source values in `to` ({', '.join(map(_show, to))})", requests)

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from kernels.engine import Engine, Limits
-from kernels.target import Target
-from kernels.values import Progress, Tally, UsageRows
-from processor.referee import Referee
-from schemas import mapping as mappings
 from tests import oracle
+from tokenometer.kernels.engine import Engine, Limits
+from tokenometer.kernels.target import Target
+from tokenometer.kernels.values import Progress, Tally, UsageRows
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 MAPPINGS = pathlib.Path(mappings.__file__).parent / "mappings"
 SHIPPED = mappings.shipped()

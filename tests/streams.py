@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-from kernels.engine import Engine
-from kernels.target import HostTarget
-from processor.broker import Broker, Place, Position
-from processor.meter import Clock, Meter, MeterSettings
 from tests import harness, oracle
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker import Broker, Place, Position
+from tokenometer.processor.meter.meter import Clock, Meter, MeterSettings
 
 INPUT, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
 GROUP = "billing"

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from processor import hyperloglog
+from tokenometer.processor.records import hyperloglog
 
 COUNTERS = (
     "requests", "input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens",

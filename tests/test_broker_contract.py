@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from processor.broker import (
+from tokenometer.processor.broker import (
     BEGINNING,
     Broker,
     BrokerError,
@@ -31,7 +31,7 @@ from processor.broker import (
     Refused,
     TopicMissing,
 )
-from processor.broker.memory import MemoryBroker
+from tokenometer.processor.broker.memory import MemoryBroker
 
 PATIENCE_SECONDS = 60
 MOST = 10_000
@@ -139,8 +139,8 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         memory = MemoryBroker(assignor=assignor)
         made = Cluster(memory, memory, cooperative)
     else:
-        from processor.broker import direct
-        from processor.broker.kafka import KafkaBroker
+        from tokenometer.processor.broker import direct
+        from tokenometer.processor.broker.kafka import KafkaBroker
 
         if plain:  # as with versions of the client that are not known
             monkeypatch.setattr(direct, "supported", lambda: False)

@@ -16,14 +16,16 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from kernels.engine import Limits
-from processor import cli, report, synth
 from tests import oracle
 from tests.test_schemas import validator
+from tokenometer.kernels.engine import Limits
+from tokenometer.processor import show
+from tokenometer.processor.cli import app as cli
+from tokenometer.processor.load import synth
 
 ROOT = pathlib.Path(__file__).parents[1]
 NATIVE = tomllib.loads((ROOT / "schemas/mappings/native.toml").read_text())
-COMMAND = [sys.executable, "-m", "processor.cli"]
+COMMAND = [sys.executable, "-m", "tokenometer.processor.cli"]
 CPU = ("--device", "cpu")
 RECORDS = 5_000
 LOG = b"".join(
@@ -345,7 +347,7 @@ def test_every_profile_setting_is_an_option(call: Any, tmp_path: pathlib.Path):
 def test_synth_for_a_duration(call: Any):
     code, out, _ = call("synth", "--duration", 2, "--rate", 50, "--start", "2027-01-01T00:00:00Z", "--late", 0)
     assert code == 0 and out.count("\n") == 100
-    assert report.time(orjson.loads(out.splitlines()[-1])["timestamp"]).startswith(("2026-12-31 23:5", "2027-01-01"))
+    assert show.time(orjson.loads(out.splitlines()[-1])["timestamp"]).startswith(("2026-12-31 23:5", "2027-01-01"))
 
 
 def test_synth_from_a_trace(call: Any, tmp_path: pathlib.Path):
@@ -402,7 +404,7 @@ def test_mappings_check_shows_values_and_reasons(call: Any, log: pathlib.Path, t
     ],
 )
 def test_numbers_have_units(value: float, shown: str):
-    assert report.si(value) == shown
+    assert show.si(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -410,7 +412,7 @@ def test_numbers_have_units(value: float, shown: str):
     [(0, "0.00 %"), (0.0031, "0.31 %"), (0.00001, "< 0.01 %"), (0.123, "12.3 %"), (1.91, "191.0 %"), (12.5, "1,250 %")],
 )
 def test_shares_are_percent(share: float, shown: str):
-    assert report.percent(share) == shown
+    assert show.percent(share) == shown
 
 
 def test_the_installed_command_is_this_one():

@@ -15,13 +15,15 @@ import numpy as np
 import orjson
 import pytest
 
-from processor import cli, cli_live, synth
-from processor.broker import Broker
-from processor.broker.memory import MemoryBroker
-from processor.meter import Meter
 from tests import oracle, streams
 from tests.streams import INPUT, LIVE, REJECTED, USAGE
 from tests.test_cli import assert_error
+from tokenometer.processor.broker import Broker
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.cli import app as cli
+from tokenometer.processor.cli import live as cli_live
+from tokenometer.processor.load import synth
+from tokenometer.processor.meter.meter import Meter
 
 START_MS = 1_795_392_000_000
 LOG = b"".join(synth.generate(synth.Profile(600, seed=3, users=20, duplicates=0.05, malformed=0.05))).splitlines()

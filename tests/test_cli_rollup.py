@@ -4,10 +4,12 @@ import ssl
 
 import pytest
 
-from processor import cli, cli_live, rollup
-from processor.broker import Refused
-from processor.broker.memory import MemoryBroker
-from processor.rollup import RollupSettings
+from tokenometer.processor.broker import Refused
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.cli import app as cli
+from tokenometer.processor.cli import live as cli_live
+from tokenometer.processor.rollup import worker as rollup
+from tokenometer.processor.rollup.worker import RollupSettings
 
 
 @pytest.fixture

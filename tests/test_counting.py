@@ -16,15 +16,16 @@ import pytest
 from hypothesis import HealthCheck, assume, event, example, given, settings
 from hypothesis import strategies as st
 
-from kernels.engine import Engine
-from kernels.target import HostTarget
-from kernels.values import PartitionState, Tally
-from processor import counting, emission, hyperloglog, positions
-from processor.broker import Column, Messages, Offset, Place, Position
-from processor.counting import Counting, Intake, MessageTooLarge, Snapshot, Start
 from tests import harness, oracle
 from tests.harness import TINY, shipped
 from tests.test_schemas import validator
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.target import HostTarget
+from tokenometer.kernels.values import PartitionState, Tally
+from tokenometer.processor.broker import Column, Messages, Offset, Place, Position
+from tokenometer.processor.meter import counting, emission, positions
+from tokenometer.processor.meter.counting import Counting, Intake, MessageTooLarge, Snapshot, Start
+from tokenometer.processor.records import hyperloglog
 
 NATIVE = shipped("native")
 ROOMY = {

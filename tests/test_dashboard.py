@@ -17,9 +17,19 @@ import pytest
 from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
-from processor.dashboard import DashboardError, Settings, Site, SiteThread, access, assets, metrics, openapi, server
 from tests import totals_data
 from tests.totals_data import Feed, Shape, make, nothing
+from tokenometer.processor.dashboard import (
+    DashboardError,
+    Settings,
+    Site,
+    SiteThread,
+    access,
+    assets,
+    metrics,
+    openapi,
+    server,
+)
 
 TOKEN = "a-token-of-the-test-0123456789"
 HOSTILE = '<script>alert(1)</script>"\u2028\u202e\x07\r\nSet-Cookie: x=1'

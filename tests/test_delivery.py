@@ -8,8 +8,8 @@ import pytest
 from aiokafka.errors import IllegalStateError
 from faust.types import TP
 
-from processor.broker import BrokerError, OutOfRange
-from processor.delivery import Consumer, Skipped, Transport
+from tokenometer.processor.broker import BrokerError, OutOfRange
+from tokenometer.processor.rollup.delivery import Consumer, Skipped, Transport
 
 ZERO, ONE, CHANGELOG = TP("token-live", 0), TP("token-live", 1), TP("changelog", 0)
 

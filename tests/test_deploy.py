@@ -23,15 +23,16 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kernels.values import PartitionState, Tally
-from processor import cli, cli_rollup
-from processor.broker import Offset
-from processor.dashboard import metrics
-from processor.emission import Range
-from processor.health import Health
 from tests import totals_data
 from tests.kafka_server import KAFKA_VERSION
 from tests.test_health import NOW_MS, A, committed, summary
+from tokenometer.kernels.values import PartitionState, Tally
+from tokenometer.processor.broker import Offset
+from tokenometer.processor.cli import app as cli
+from tokenometer.processor.cli import rollup as cli_rollup
+from tokenometer.processor.dashboard import metrics
+from tokenometer.processor.meter.emission import Range
+from tokenometer.processor.meter.health import Health
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

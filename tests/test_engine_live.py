@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.engine import Engine
-from kernels.values import PartitionState, Tally
-from processor import hyperloglog
 from tests import harness, oracle
 from tests.harness import shipped
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.values import PartitionState, Tally
+from tokenometer.processor.records import hyperloglog
 
 NATIVE = shipped("native")
 NOW_MS = 1_795_000_000_000  # a whole number of horizons

@@ -14,14 +14,14 @@ from functools import partial
 
 import pytest
 
-import kernels.engine
-from kernels import layout
-from kernels import plan as plans
-from kernels.target import HostTarget
-from kernels.values import Canonical, Rejection
-from processor.referee import Referee
+import tokenometer.kernels.engine
 from tests import harness, mutate, oracle
 from tests.harness import Mapping, Piece, Run, shipped
+from tokenometer.kernels import layout
+from tokenometer.kernels import plan as plans
+from tokenometer.kernels.target import HostTarget
+from tokenometer.kernels.values import Canonical, Rejection
+from tokenometer.processor.records.referee import Referee
 
 SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
 LINES = 50_000
@@ -86,7 +86,7 @@ def fuzz(make_engine, monkeypatch, name: str, seed: int, lines: int) -> None:
     rng = random.Random(f"{seed} {name}")
     mapping = shipped(name)
     log = list(mutate.lines(rng, name, mapping.oracle, lines))
-    monkeypatch.setattr(kernels.engine, "RELEARN_BATCHES", 1)
+    monkeypatch.setattr(tokenometer.kernels.engine, "RELEARN_BATCHES", 1)
     engine = make_engine(secret_seed=seed, dedup_horizon_ms=HORIZON_MS, **SETTINGS)
     run, referee = Run(engine, mapping), Referee()
     file, topic = oracle.Meter(1000), oracle.Meter(1000, dedup_horizon_ms=HORIZON_MS)

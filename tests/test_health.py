@@ -13,14 +13,14 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kernels.values import PartitionState, Tally
-from processor.broker import Offset, Place
-from processor.counting import Snapshot
-from processor.emission import LiveSummary, Range
-from processor.health import STALE_MS, Health
-from processor.meter import Committed
-from processor.output import COUNTERS
 from tests.test_emission import PLAIN
+from tokenometer.kernels.values import PartitionState, Tally
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.processor.meter.counting import Snapshot
+from tokenometer.processor.meter.emission import LiveSummary, Range
+from tokenometer.processor.meter.health import STALE_MS, Health
+from tokenometer.processor.meter.meter import Committed
+from tokenometer.schemas.usage import COUNTERS, Usage
 
 NOW_MS = 1_795_000_000_000
 A, B = Place("inference-logs", 0), Place("other-logs", 7)
@@ -98,7 +98,7 @@ def by(found: dict, name: str) -> dict[str, float]:
 
 
 def summary(part: str, tally: Tally, totals: tuple[int, ...], rejects: dict[str, int] | None = None) -> LiveSummary:
-    return dataclasses.replace(PLAIN, part=part, tally=tally, totals=totals, rejects=rejects or {})
+    return dataclasses.replace(PLAIN, part=part, tally=tally, totals=Usage(*totals), rejects=rejects or {})
 
 
 def committed(told: LiveSummary, rows: int = 0, took_ms: int = 20, **settings) -> Committed:

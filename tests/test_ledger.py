@@ -10,17 +10,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import schemas
-from processor import synth
-from processor.broker import BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
-from processor.broker.memory import MemoryBroker
-from processor.ledger import database as databases
-from processor.ledger import decode, intake
-from processor.ledger.database import open_database, shown
-from processor.ledger.parts import DISPUTED, MERGED, OPEN, UNPROVED, PartGoesOn
-from processor.ledger.store import Stand, Store
-from processor.ledger.values import (
-    COUNTERS,
+from tests import bad_input, books, streams
+from tokenometer.processor.broker import BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.ledger import database as databases
+from tokenometer.processor.ledger import decode, intake
+from tokenometer.processor.ledger.database import open_database, shown
+from tokenometer.processor.ledger.parts import DISPUTED, MERGED, OPEN, UNPROVED, PartGoesOn
+from tokenometer.processor.ledger.store import Stand, Store
+from tokenometer.processor.ledger.values import (
     BadRequest,
     Busy,
     DatabaseError,
@@ -29,9 +27,10 @@ from processor.ledger.values import (
     Malformed,
     UnknownSchema,
 )
-from tests import bad_input, books, streams
+from tokenometer.processor.load import synth
+from tokenometer.schemas.usage import COUNTERS
 
-SCHEMAS = pathlib.Path(schemas.__file__).parent
+SCHEMAS = pathlib.Path(__file__).parents[1] / "schemas"
 PLACE = Place(streams.USAGE, 0)
 IDENTITY = (books.START_MS, "alice", "llama", "H100", "meter.1")
 COUNTS = [1, 100, 40, 20, 30, 10]
@@ -272,7 +271,7 @@ class Crash(Exception):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_crash_anywhere_is_no_loss_and_no_double(tmp_path: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statements fail at random, the transaction is lost, and another process goes on."""
-    from processor.ledger.duck import DuckDatabase
+    from tokenometer.processor.ledger.duck import DuckDatabase
 
     broker, draw = MemoryBroker(), random.Random(seed)
     streams.make_topics(broker, 2)
@@ -401,7 +400,7 @@ def test_summaries_that_stand_in_two_partitions_prove_nothing(database: str) -> 
 
 
 def test_a_second_writer_is_kept_out(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("processor.ledger.postgres._LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("tokenometer.processor.ledger.postgres._LOCK_SECONDS", 0.2)
     with books.opened(database):
         if database.startswith("postgresql"):
             with pytest.raises(Busy, match="another ledger writes to it"):

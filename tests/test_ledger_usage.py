@@ -22,17 +22,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor import cli
-from processor.broker import Offset, Place
-from processor.ledger import periods, prices, times, usage
-from processor.ledger.database import open_database
-from processor.ledger.intake import Progress
-from processor.ledger.parts import ENDED, OPEN
-from processor.ledger.serve import Api, Server, ServeSettings
-from processor.ledger.store import Stand, Store
-from processor.ledger.values import BadRequest, Intake, LedgerError, Summary
 from tests import books, streams
 from tests.test_ledger import HOSTILE, IDENTITY, take
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.processor.cli import app as cli
+from tokenometer.processor.ledger import periods, prices, times, usage
+from tokenometer.processor.ledger.database import open_database
+from tokenometer.processor.ledger.intake import Progress
+from tokenometer.processor.ledger.parts import ENDED, OPEN
+from tokenometer.processor.ledger.serve import Api, Server, ServeSettings
+from tokenometer.processor.ledger.store import Stand, Store
+from tokenometer.processor.ledger.values import BadRequest, Intake, LedgerError, Summary
 
 DAY_MS = 86_400_000
 BERLIN, HOWE = ZoneInfo("Europe/Berlin"), ZoneInfo("Australia/Lord_Howe")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.broker import (
+from tokenometer.processor.broker import (
     BEGINNING,
     BrokerError,
     Consumer,
@@ -23,7 +23,7 @@ from processor.broker import (
     Refused,
     TopicMissing,
 )
-from processor.broker.memory import Assignor, MemoryBroker
+from tokenometer.processor.broker.memory import Assignor, MemoryBroker
 
 TOPIC = "logs"
 MOST = 1000

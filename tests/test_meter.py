@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from kernels.target import HostTarget
-from processor import synth
-from processor.broker.memory import MemoryBroker
 from tests import harness, streams
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.load import synth
 
 START_MS = 1_795_000_000_000
 

@@ -9,12 +9,12 @@ import subprocess
 import numpy as np
 import pytest
 
-from kernels import build, layout
-from kernels.plan import compile_mapping
-from kernels.target import HostTarget
 from tests import harness, mutate
 from tests.bad_input import CASES, TIME_MS
 from tests.harness import Piece, shipped
+from tokenometer.kernels import build, layout
+from tokenometer.kernels.plan import compile_mapping
+from tokenometer.kernels.target import HostTarget
 
 ROOT = pathlib.Path(__file__).parents[1]
 NATIVE_SOURCES = pathlib.Path(__file__).parent / "native"

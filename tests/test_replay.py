@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-from kernels.engine import Engine
-from kernels.values import UsageRows
-from processor import logs, replay, synth
-from processor.replay import Outlets, PlacedLetter, Summary, Usage
 from tests import harness, oracle
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.values import UsageRows
+from tokenometer.processor.files import logs, replay
+from tokenometer.processor.files.replay import Outlets, PlacedLetter, Summary, Usage
+from tokenometer.processor.load import synth
 
 SYNTH = synth.Profile(
     6_000, seed=7, users=300, rate=40, duplicates=0.03, late=0.01, malformed=0.03, escaped=0.03, prefill=0.2

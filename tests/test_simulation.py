@@ -22,11 +22,11 @@ from typing import Any
 import orjson
 import pytest
 
-from kernels.target import HostTarget
-from processor.broker import BrokerError, Fenced, Offset, OutOfRange, Place, Producer, TopicMissing
-from processor.broker.memory import Assignor, MemoryBroker
-from processor.meter import Clock, Meter, MeterSettings
 from tests import bad_input, harness, streams
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker import BrokerError, Fenced, Offset, OutOfRange, Place, Producer, TopicMissing
+from tokenometer.processor.broker.memory import Assignor, MemoryBroker
+from tokenometer.processor.meter.meter import Clock, Meter, MeterSettings
 
 START_MS = 1_795_000_000_000
 SESSION_MS, TRANSACTION_MS = 10_000, 6_000

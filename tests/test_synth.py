@@ -14,9 +14,9 @@ import orjson
 import pytest
 import zstandard
 
-from processor import synth
-from processor.synth import BLOCK_RECORDS, Profile, TraceError, from_trace, generate, messages
 from tests.oracle import Verdict, judge
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.synth import BLOCK_RECORDS, Profile, TraceError, from_trace, generate, messages
 
 ROOT = Path(__file__).parent.parent
 NATIVE = tomllib.loads((ROOT / "schemas/mappings/native.toml").read_text())

@@ -10,11 +10,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor import entries, totals
-from processor.entries import DAY_MS, HOUR_MS, MINUTE_MS, Entries, Key, UnknownSummary, Unreadable, read_summary
-from processor.totals import Totals
 from tests.summaries import COUNTERS, FakeMeter, Fleet, named, rfc3339
 from tests.test_schemas import validator
+from tokenometer.processor.rollup import entries, totals
+from tokenometer.processor.rollup.entries import (
+    DAY_MS,
+    HOUR_MS,
+    MINUTE_MS,
+    Entries,
+    Key,
+    UnknownSummary,
+    Unreadable,
+    read_summary,
+)
+from tokenometer.processor.rollup.totals import Totals
 
 START_MS = 1_795_453_500_000  # 17:05 UTC
 LONG = {"last_24h", "today"}

@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from processor.dashboard import Source, metrics
-from processor.output import COUNTERS
+from tokenometer.processor.dashboard import Source, metrics
+from tokenometer.schemas.usage import COUNTERS
 
 AT_MS = 1_795_453_513_204
 TARGET = 120 * 10**12

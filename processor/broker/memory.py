@@ -35,7 +35,7 @@ from zlib import crc32
 
 import numpy as np
 
-from processor.broker import (
+from tokenometer.processor.broker import (
     Broker,
     BrokerError,
     Column,

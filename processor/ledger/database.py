@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from processor.ledger.values import COUNTERS, BadRequest, DatabaseError
+from tokenometer.processor.ledger.values import BadRequest, DatabaseError
+from tokenometer.schemas.usage import COUNTERS
 
 Rows = list[tuple[Any, ...]]
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
@@ -63,12 +64,12 @@ class Database(Protocol):
 def open_database(name: str, writer: bool) -> Database:
     """`postgresql://...`, or the name of a DuckDB file. A writer is alone: Busy says that there is one already."""
     if name.startswith(POSTGRES_SCHEMES):
-        from processor.ledger.postgres import PostgresDatabase
+        from tokenometer.processor.ledger.postgres import PostgresDatabase
 
         return PostgresDatabase(name, writer)
     if "://" in name:
         raise BadRequest(f"{shown(name)}: expected postgresql://... or the name of a file")
-    from processor.ledger.duck import DuckDatabase
+    from tokenometer.processor.ledger.duck import DuckDatabase
 
     return DuckDatabase(name, writer)
 

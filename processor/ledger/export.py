@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from processor import output
-from processor.ledger.usage import DIMENSIONS
-from processor.ledger.values import COUNTERS, BadRequest, LedgerError
+from tokenometer.processor.files import output
+from tokenometer.processor.ledger.usage import DIMENSIONS
+from tokenometer.processor.ledger.values import BadRequest, LedgerError
+from tokenometer.schemas.usage import COUNTERS, TOTAL
 
-_COUNTS = (*COUNTERS, "total_tokens", "unpriced_tokens", "uncosted_tokens")
+_COUNTS = (*COUNTERS, TOTAL, "unpriced_tokens", "uncosted_tokens")
 _MONEY = ("revenue", "chip_cost")
 _MONEY_TYPE = pa.decimal128(38, 18)  # a price has twelve digits behind the point, and is for a million
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
@@ -39,7 +40,7 @@ def _cell(column: str, value: Any) -> Any:
 def columns_of(query: Mapping[str, Any]) -> list[str]:
     """Of the rows of an answer (usage.as_json)."""
     money = ("revenue", "unpriced_tokens", "chip_cost", "uncosted_tokens") if "currency" in query else ()
-    return ["begin", "end", *query["group_by"], *COUNTERS, "total_tokens", *money]
+    return ["begin", "end", *query["group_by"], *COUNTERS, TOTAL, *money]
 
 
 def write(pages: Iterable[Sequence[Mapping[str, Any]]], columns: Sequence[str], name: str, force: bool) -> int:

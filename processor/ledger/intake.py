@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from processor.broker import (
+from tokenometer.processor.broker import (
     Broker,
     BrokerError,
     Fenced,
@@ -33,10 +33,10 @@ from processor.broker import (
     Refused,
     TopicMissing,
 )
-from processor.ledger import decode
-from processor.ledger.parts import Part
-from processor.ledger.store import Dispute, Stand, Store
-from processor.ledger.values import Intake, LedgerError
+from tokenometer.processor.ledger import decode
+from tokenometer.processor.ledger.parts import Part
+from tokenometer.processor.ledger.store import Dispute, Stand, Store
+from tokenometer.processor.ledger.values import Intake, LedgerError
 
 log = logging.getLogger("tokenometer.ledger")
 T = TypeVar("T")

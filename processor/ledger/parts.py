@@ -15,7 +15,8 @@ last one of the old part. Whatever is not merged is still right: it only takes t
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from processor.ledger.values import Counters, LedgerError, Summary
+from tokenometer.processor.ledger.values import LedgerError, Summary
+from tokenometer.schemas.usage import Usage
 
 OPEN, ENDED, MERGED, DISPUTED, UNPROVED = "open", "ended", "merged", "disputed", "unproved"
 
@@ -32,7 +33,7 @@ class Part:
     state: str = OPEN
     meter: str | None = None  # None: no summary of it was seen
     sequence: int | None = None
-    tokens: Counters | None = None
+    tokens: Usage | None = None
     live_partition: int | None = None
 
 

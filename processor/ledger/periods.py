@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Any
 
-from processor.ledger import times
-from processor.ledger.database import Database
-from processor.ledger.usage import LIMIT, decode_cursor, encode_cursor, number, watermark, window_end
-from processor.ledger.values import COUNTERS, BadRequest, Counters, LedgerError
+from tokenometer.processor.ledger import times
+from tokenometer.processor.ledger.database import Database
+from tokenometer.processor.ledger.usage import LIMIT, decode_cursor, encode_cursor, number, watermark, window_end
+from tokenometer.processor.ledger.values import BadRequest, LedgerError
+from tokenometer.schemas.usage import COUNTERS, Usage
 
 _IDS = ("user_id", "model_id", "chip_id")
 _SUMS = ", ".join(f"sum({name})" for name in COUNTERS)
@@ -50,7 +51,7 @@ class Line:
     user: str
     model: str
     chip: str
-    counters: Counters
+    counters: Usage
 
 
 @dataclass(frozen=True)
@@ -153,8 +154,8 @@ def _page(
 
 def _line(row: Sequence[Any], windows: int) -> Line:
     user, model, chip = (bytes(name).decode() for name in row[windows : windows + 3])
-    a, b, c, d, e, f = map(int, row[windows + 3 :])
-    return Line(int(row[0]) if windows else None, user, model, chip, (a, b, c, d, e, f))
+    counters = Usage(*map(int, row[windows + 3 :]))
+    return Line(int(row[0]) if windows else None, user, model, chip, counters)
 
 
 # --- The proof ---
@@ -215,5 +216,4 @@ def page_json(database: Database, name: str, kind: str, limit: int, after: str |
 def line_json(line: Line, where: tzinfo = UTC) -> Mapping[str, Any]:
     window = {} if line.window_start is None else {"window_start": times.text(line.window_start, where)}
     names = {"user": line.user, "model": line.model, "chip": line.chip}
-    total = line.counters[1] + line.counters[4]
-    return {**window, **names, **dict(zip(COUNTERS, line.counters, strict=True)), "total_tokens": total}
+    return {**window, **names, **line.counters.with_total()}

@@ -22,8 +22,9 @@ from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
 from typing import Any, NoReturn
 
-from processor.ledger import times
-from processor.ledger.values import Counters, LedgerError
+from tokenometer.processor.ledger import times
+from tokenometer.processor.ledger.values import LedgerError
+from tokenometer.schemas.usage import Usage
 
 _MILLION = Decimal(1_000_000)
 _DIGITS_MAX = 12  # behind the point, of a price; before it as many
@@ -67,7 +68,7 @@ class Prices:
         changes = {moment for entry in entries for moment in (entry.begin, entry.end) if moment is not None}
         return [begin, *sorted(moment for moment in changes if begin < moment < end)]
 
-    def revenue(self, model: str, at: int, counters: Counters) -> Decimal | None:
+    def revenue(self, model: str, at: int, counters: Usage) -> Decimal | None:
         """None: the model has no price then."""
         entry = _valid(self.models.get(model, ()), at)
         if entry is None:

@@ -21,10 +21,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from processor.broker import Offset, Place
-from processor.ledger.database import COLUMNS, KEY, Database
-from processor.ledger.parts import DISPUTED, ENDED, MERGED, Part, Parts
-from processor.ledger.values import COUNTERS, Coded, Counters, DatabaseError, Intake, LedgerError, UsageRows
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.processor.ledger.database import COLUMNS, KEY, Database
+from tokenometer.processor.ledger.parts import DISPUTED, ENDED, MERGED, Part, Parts
+from tokenometer.processor.ledger.values import Coded, DatabaseError, Intake, LedgerError, UsageRows
+from tokenometer.schemas.usage import COUNTERS, Usage
 
 NAMES_CACHED_MAX = 2_000_000  # about 300 MB of bytes and numbers; then the cache begins anew
 _SUMS = ", ".join(f"sum({name})" for name in COUNTERS)
@@ -54,8 +55,8 @@ class Dispute:
     """An ended part whose rows do not add up to its last summary."""
 
     part: str
-    said: Counters
-    found: Counters
+    said: Usage
+    found: Usage
 
 
 class Store:
@@ -231,7 +232,7 @@ class Store:
         self._watermarks.update(passed)
         return disputes
 
-    def _sum(self, part: Part) -> Counters:
+    def _sum(self, part: Part) -> Usage:
         [found] = self.database.rows(f"SELECT {_SUMS} FROM open_rows WHERE part_id = ?", [part.id])
         return _counters(found)
 
@@ -249,9 +250,8 @@ def _parts(database: Database, condition: str, parameter: str) -> list[Part]:
     ]
 
 
-def _counters(row: Sequence[Any]) -> Counters:
-    a, b, c, d, e, f = (int(value or 0) for value in row)
-    return a, b, c, d, e, f
+def _counters(row: Sequence[Any]) -> Usage:
+    return Usage(*(int(value or 0) for value in row))
 
 
 def _numbered(column: Coded, numbers: Mapping[bytes, int]) -> Any:

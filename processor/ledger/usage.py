@@ -18,10 +18,11 @@ from datetime import UTC, tzinfo
 from decimal import Decimal
 from typing import Any
 
-from processor.ledger import times
-from processor.ledger.database import Database
-from processor.ledger.prices import Prices, money
-from processor.ledger.values import COUNTERS, NO_COUNTERS, BadRequest, Counters
+from tokenometer.processor.ledger import times
+from tokenometer.processor.ledger.database import Database
+from tokenometer.processor.ledger.prices import Prices, money
+from tokenometer.processor.ledger.values import BadRequest
+from tokenometer.schemas.usage import COUNTERS, Usage
 
 DIMENSIONS = ("user", "model", "chip")
 LIMIT, LIMIT_MAX = 1_000, 100_000  # groups of one answer
@@ -55,7 +56,7 @@ class Group:
     begin: int
     end: int
     names: Mapping[str, str]
-    counters: Counters = NO_COUNTERS
+    counters: Usage = Usage()
     revenue: Decimal | None = None
     unpriced: int = 0
     cost: Decimal | None = None
@@ -289,9 +290,9 @@ def _fold(
         shown = dict(zip(query.group_by, (name.decode() for name in names), strict=True))
         keyed[key] = Group(bucket, ends[bucket], shown)
     group = keyed[key]
-    group.counters = _as_counters([a + b for a, b in zip(group.counters, counters, strict=True)])
+    group.counters = group.counters.plus(counters)
     if query.priced and prices is not None:
-        tokens = counters[1] + counters[4]
+        tokens = counters.total_tokens
         revenue = prices.revenue(bytes(model).decode(), int(segment), counters)
         cost = prices.cost(bytes(chip).decode(), int(segment), tokens)
         group.revenue, group.unpriced = _added(group.revenue, group.unpriced, revenue, tokens)
@@ -305,9 +306,8 @@ def _added(total: Decimal | None, without: int, more: Decimal | None, tokens: in
     return more if total is None else money(total, more), without
 
 
-def _as_counters(values: Sequence[Any]) -> Counters:
-    a, b, c, d, e, f = map(int, values)
-    return a, b, c, d, e, f
+def _as_counters(values: Sequence[Any]) -> Usage:
+    return Usage(*map(int, values))
 
 
 # --- How far the rows are complete ---
@@ -351,8 +351,7 @@ def row_json(group: Group, query: Query) -> dict[str, Any]:
         "begin": times.text(group.begin, query.where),
         "end": times.text(group.end, query.where),
         **group.names,
-        **dict(zip(COUNTERS, group.counters, strict=True)),
-        "total_tokens": group.counters[1] + group.counters[4],
+        **group.counters.with_total(),
     }
     if query.priced:
         row |= {

@@ -6,16 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from processor.broker import Offset, Place
-from schemas.mapping import COUNTS
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.schemas.usage import Usage
 
-SCHEMA = 1  # of usage rows and live summaries
-COUNTERS = ("requests", *COUNTS)
 U64_END = 1 << 64
 NAME_BYTES_MAX = 256
-
-Counters = tuple[int, int, int, int, int, int]
-NO_COUNTERS: Counters = (0, 0, 0, 0, 0, 0)
 
 
 class LedgerError(Exception):
@@ -74,7 +69,7 @@ class Summary:
     part: str
     sequence: int
     window_ms: int
-    tokens: Counters
+    tokens: Usage
     watermarks: Mapping[Place, int | None]
     live_partition: int
 

@@ -27,10 +27,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from processor.broker import BEGINNING, Broker, Extent, Messages, Offset, OutOfRange, Place
-from processor.verify import live, tasks
-from processor.verify.sums import Sums, require_duckdb
-from processor.verify.values import (
+from tokenometer.processor.broker import BEGINNING, Broker, Extent, Messages, Offset, OutOfRange, Place
+from tokenometer.processor.verify import live, tasks
+from tokenometer.processor.verify.sums import Sums, require_duckdb
+from tokenometer.processor.verify.values import (
     Covered,
     LogGone,
     NothingCommitted,
@@ -41,7 +41,7 @@ from processor.verify.values import (
     Tally,
     VerifyError,
 )
-from schemas import mapping as mappings
+from tokenometer.schemas import mapping as mappings
 
 __all__ = ["Report", "Settings", "VerifyError", "verify"]
 

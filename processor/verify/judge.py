@@ -15,7 +15,8 @@ from typing import Any
 
 import orjson
 
-from schemas.mapping import COUNT_END, COUNTS, STRING_BYTES_MAX, Field, Mapping, Path, Selector
+from tokenometer.processor.verify.values import COUNTS
+from tokenometer.schemas.mapping import COUNT_END, STRING_BYTES_MAX, Field, Mapping, Path, Selector
 
 RECORD_BYTES_MAX = 1 << 20
 TIME_END_MS = 253_402_300_800_000  # 10000-01-01T00:00:00Z

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import orjson
 
-from processor.broker import Messages, Place
-from processor.verify.values import (
+from tokenometer.processor.broker import Messages, Place
+from tokenometer.processor.verify.values import (
     COUNTERS,
     NO_COUNTERS,
     REASONS,

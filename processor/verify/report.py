@@ -5,9 +5,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from processor import report as show
-from processor.broker import Place
-from processor.verify.values import COUNTERS, Counters, Difference, LetterDifference, Problem, Report
+from tokenometer.processor import show
+from tokenometer.processor.broker import Place
+from tokenometer.processor.verify.values import COUNTERS, Counters, Difference, LetterDifference, Problem, Report
 
 
 def render(report: Report) -> RenderableType:

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from processor.broker import Offset, Place
-from processor.verify import tasks
-from processor.verify.values import (
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.processor.verify import tasks
+from tokenometer.processor.verify.values import (
     COUNTERS,
     NO_COUNTERS,
     Counters,

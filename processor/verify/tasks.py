@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from processor.broker import Headers, Place
-from processor.verify.judge import Judge, Judged, RefusedRecord
-from processor.verify.live import U64_END, Malformed, check_version, object_of
-from processor.verify.values import COUNTERS, REASONS, Problem
-from schemas.mapping import Mapping
+from tokenometer.processor.broker import Headers, Place
+from tokenometer.processor.verify.judge import Judge, Judged, RefusedRecord
+from tokenometer.processor.verify.live import U64_END, Malformed, check_version, object_of
+from tokenometer.processor.verify.values import COUNTERS, REASONS, Problem
+from tokenometer.schemas.mapping import Mapping
 
 _TEXTS = ("user", "model", "chip")
 _AT = [("place", pa.int32()), ("log_offset", pa.int64())]

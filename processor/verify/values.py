@@ -4,11 +4,12 @@ import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from processor.broker import Offset, Place
-from schemas.mapping import COUNTS
+from tokenometer.processor.broker import Offset, Place
 
 SCHEMA = 1  # of usage rows and live summaries: the one version that this audit reads
-COUNTERS = ("requests", *COUNTS)  # of a row, in this order everywhere
+# Of a row, in this order everywhere. A copy of schemas/usage.py on purpose: the audit shares nothing that it judges.
+COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+COUNTERS = ("requests", *COUNTS)
 REASONS = (
     "too_long",
     "invalid_json",

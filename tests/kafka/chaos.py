@@ -27,13 +27,14 @@ from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
-from processor import synth, verify
-from processor.broker.kafka import KafkaBroker
-from processor.cli import stdout_console
-from processor.verify.report import render
-from schemas import mapping as mappings
 from tests.kafka.meter_process import MeterProcess, Spec
 from tests.kafka_server import KafkaServer
+from tokenometer.processor import verify
+from tokenometer.processor.broker.kafka import KafkaBroker
+from tokenometer.processor.cli.app import stdout_console
+from tokenometer.processor.load import synth
+from tokenometer.processor.verify.report import render
+from tokenometer.schemas import mapping as mappings
 
 INPUT, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
 GROUP = "chaos"

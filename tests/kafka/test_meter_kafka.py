@@ -25,14 +25,15 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 from rich.console import Console
 
-from processor import synth, verify
-from processor.broker import Place
-from processor.broker.kafka import KafkaBroker
-from processor.verify.report import render
-from schemas import mapping as mappings
 from tests import bad_input, oracle, streams
 from tests.kafka.meter_process import POINTS, MeterProcess, Spec, Trip
 from tests.kafka_server import KafkaServer, free_ports
+from tokenometer.processor import verify
+from tokenometer.processor.broker import Place
+from tokenometer.processor.broker.kafka import KafkaBroker
+from tokenometer.processor.load import synth
+from tokenometer.processor.verify.report import render
+from tokenometer.schemas import mapping as mappings
 
 pytestmark = pytest.mark.kafka
 
@@ -458,7 +459,7 @@ def test_the_command(make_stream: Callable[..., Stream], tmp_path: pathlib.Path)
     arguments = ["--config", f"{tmp_path}/meter.toml", "--create-topics", "2", "--listen", f"127.0.0.1:{port}"]
     with (tmp_path / "log").open("wb") as log:
         meter = subprocess.Popen(
-            [sys.executable, "-c", "from processor.cli import main; main()", "meter", *arguments],
+            [sys.executable, "-m", "tokenometer.processor.cli", "meter", *arguments],
             env={**os.environ, "TOKENOMETER_METER_GROUP": stream.group},
             stdout=log,
             stderr=log,
