@@ -31,6 +31,7 @@ check: .venv/installed-dev ## lint, types, C++ format and warnings
 	$(BIN)/ruff format --check .
 	@mkdir -p $(TREE) && ln -sfn $(addprefix ../../../,kernels processor schemas processor/api/__init__.py processor/api/py.typed) $(TREE)
 	$(BIN)/mypy
+	PYTHONPATH=.venv/tree $(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
 	$(BIN)/python -m tokenometer.kernels.build
 

@@ -17,7 +17,8 @@ from tests.summaries import Fleet
 from tests.totals_data import Feed, Shape, make, nothing
 from tokenometer.processor import show
 from tokenometer.processor.dashboard import Settings, SiteThread, server
-from tokenometer.processor.rollup.entries import Entries, read_summary
+from tokenometer.processor.rollup.entries import Entries
+from tokenometer.processor.rollup.summaries import read_summary
 from tokenometer.processor.rollup.totals import Totals
 
 pytestmark = pytest.mark.browser

@@ -13,7 +13,8 @@ from tests.test_schemas import validator
 from tokenometer.processor.broker import BrokerError, Place
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.rollup import watch
-from tokenometer.processor.rollup.entries import Entries, read_summary
+from tokenometer.processor.rollup.entries import Entries
+from tokenometer.processor.rollup.summaries import read_summary
 from tokenometer.processor.rollup.watch import Watch
 
 LIVE, CHANGELOG = "token-live", "changelog"

@@ -22,23 +22,10 @@ import numpy as np
 
 from tokenometer.kernels.values import Bytes
 from tokenometer.processor.records import hyperloglog
-from tokenometer.processor.rollup.entries import (
-    AHEAD_MS,
-    HOUR_MS,
-    MINUTE_MS,
-    OTHERS,
-    RECORDS,
-    USERS_AGE_MS,
-    Covered,
-    Key,
-    Meter,
-    Sums,
-    decode_registers,
-    kept_from,
-    largest,
-    merged,
-    read_usage,
-)
+from tokenometer.processor.rollup.cells import OTHERS
+from tokenometer.processor.rollup.entries import AHEAD_MS, USERS_AGE_MS, Key, decode_registers, kept_from, read_usage
+from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS, MeterState, largest, merged
+from tokenometer.processor.rollup.summaries import RECORDS, Covered, Sums
 from tokenometer.schemas.usage import COUNTERS, DAY_MS, TARGET_TOKENS_PER_DAY, Usage, total_of
 
 SCHEMA = 1
@@ -136,7 +123,7 @@ class Totals:
         self._cells = _Cells()
         self._windows: dict[int, _Window] = {}
         self._spans = {name: _Span() for name in ("last_1m", "last_5m", "last_1h", "last_24h", "today", "yesterday")}
-        self._meters: dict[tuple[int, str], Meter] = {}
+        self._meters: dict[tuple[int, str], MeterState] = {}
         self._users: dict[int, Bytes] = {}
         self._hours: dict[int, Bytes] = {}
         self._kept_from = 0
@@ -153,7 +140,7 @@ class Totals:
             return True  # replaced by what was written before, or too old; `rolling` forgets by time
         match name.kind:
             case "meter":
-                return self._apply_meter(name, Meter.decode(value))
+                return self._apply_meter(name, MeterState.decode(value))
             case "users":
                 self._merge(self._users, name.time_ms, decode_registers(value))
             case "hour":
@@ -162,7 +149,7 @@ class Totals:
                 return name.time_ms < self._kept_from or self._apply_usage(name, value)
         return True
 
-    def _apply_meter(self, name: Key, meter: Meter) -> bool:
+    def _apply_meter(self, name: Key, meter: MeterState) -> bool:
         known = self._meters.get((name.partition, name.meter))
         if known is not None and meter.offset < known.offset:
             return False
@@ -457,7 +444,7 @@ def _sum_of(sums: Iterable[Sums]) -> Sums:
     return total
 
 
-def _latest(meters: Iterable[Meter]) -> dict[tuple[str, int], Covered]:
+def _latest(meters: Iterable[MeterState]) -> dict[tuple[str, int], Covered]:
     """Who has come furthest in a partition, reads it."""
     found: dict[tuple[str, int], Covered] = {}
     for meter in sorted(meters, key=lambda meter: meter.committed_at_ms):
@@ -481,7 +468,7 @@ def _worst(numbers: Iterable[int | None]) -> int | None:
     return max((number for number in numbers if number is not None), default=None)
 
 
-def _meter(name: str, meter: Meter, now_ms: int) -> dict[str, Any]:
+def _meter(name: str, meter: MeterState, now_ms: int) -> dict[str, Any]:
     total, age_ms = meter.total(), max(0, now_ms - meter.committed_at_ms)
     return {
         "meter": name,

@@ -17,7 +17,8 @@ from typing import Any
 import orjson
 
 from tokenometer.processor.broker import Broker, BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
-from tokenometer.processor.rollup.entries import Entries, Unreadable, read_summary
+from tokenometer.processor.rollup.entries import Entries
+from tokenometer.processor.rollup.summaries import Unreadable, read_summary
 from tokenometer.processor.rollup.totals import Totals
 
 log = logging.getLogger("tokenometer.watch")

@@ -27,7 +27,8 @@ import faust
 
 from tokenometer.processor.broker import Broker, Refused, TopicMissing
 from tokenometer.processor.rollup.delivery import Consumer, Transport
-from tokenometer.processor.rollup.entries import ENTRY_BYTES_MAX, Entries, Key, Unreadable, longer, read_summary
+from tokenometer.processor.rollup.entries import ENTRY_BYTES_MAX, Entries, Key, longer
+from tokenometer.processor.rollup.summaries import Unreadable, read_summary
 from tokenometer.processor.rollup.watch import TICK_SECONDS, Watch, kept
 
 log = logging.getLogger("tokenometer.rollup")
