@@ -41,7 +41,7 @@ from tokenometer.kernels.plan import compile_mapping
 from tokenometer.kernels.target import DeviceError, HostTarget, open_target
 from tokenometer.kernels.values import Batch
 from tokenometer.processor.files.logs import message_ends
-from tokenometer.processor.load.synth import START_MS, Profile
+from tokenometer.processor.load.profile import START_MS, Profile
 from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas import mapping as mappings
 

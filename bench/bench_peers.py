@@ -40,7 +40,7 @@ from rich.table import Table
 
 from bench import common
 from bench.logs import make_all, path_of
-from tokenometer.processor.load.synth import Profile
+from tokenometer.processor.load.profile import Profile
 
 MODULE = "bench.bench_peers"
 WINDOW_MS = 60_000

@@ -45,6 +45,7 @@ from tokenometer.processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
 from tokenometer.processor.cli.app import limits
 from tokenometer.processor.cli.live import check_topics, pairs
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
 from tokenometer.processor.records.referee import Referee
@@ -126,7 +127,7 @@ def _fill(bootstrap: str, topic: str, records: int, lines: int) -> None:
     if held == -(-records // lines):
         return
     assert held == 0, f"{topic} holds {held} messages, not {-(-records // lines)}: use another broker"
-    profile = synth.Profile(records=records, rate=RATE, start_ms=time.time_ns() // 1_000_000)
+    profile = Profile(records=records, rate=RATE, start_ms=time.time_ns() // 1_000_000)
     messages = synth.messages(synth.generate(profile), lines)
     for first in itertools.count(0, step := max(1, 20_000 // lines)):
         block = list(itertools.islice(messages, step))

@@ -28,6 +28,7 @@ from tokenometer.kernels.target import HostTarget
 from tokenometer.processor.broker.kafka import KafkaBroker
 from tokenometer.processor.cli.app import limits
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
 from tokenometer.processor.records.referee import Referee
@@ -140,7 +141,7 @@ class _Number:
 def _produce(request: dict[str, Any]) -> None:
     broker = KafkaBroker(request["bootstrap"], {"compression.type": "lz4"})
     now_ms = time.time_ns() // 1_000_000
-    profile = synth.Profile(records=BLOCK_RECORDS, start_ms=now_ms, late=0, duplicates=0)
+    profile = Profile(records=BLOCK_RECORDS, start_ms=now_ms, late=0, duplicates=0)
     block = np.frombuffer(b"".join(synth.generate(profile)), np.uint8).copy()
     ids, times = _places(block, b'"request_id":"'), _places(block, b'"timestamp":1') - 1
     for k, place in enumerate(ids.tolist()):

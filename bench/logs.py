@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tokenometer.processor.load import synth
-from tokenometer.processor.load.synth import START_MS, Profile
+from tokenometer.processor.load.profile import START_MS, Profile
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]

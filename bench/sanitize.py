@@ -13,7 +13,8 @@ from typing import Any
 
 from tokenometer.kernels.engine import Engine, Limits
 from tokenometer.kernels.target import DeviceError, Target, open_target
-from tokenometer.processor.load.synth import START_MS, Profile, generate, messages
+from tokenometer.processor.load.profile import START_MS, Profile
+from tokenometer.processor.load.synth import generate, messages
 from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas import mapping as mappings
 

@@ -22,6 +22,7 @@ from tokenometer.kernels.engine import Limits
 from tokenometer.processor import show
 from tokenometer.processor.cli import app as cli
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 
 ROOT = pathlib.Path(__file__).parents[1]
 NATIVE = tomllib.loads((ROOT / "schemas/mappings/native.toml").read_text())
@@ -29,9 +30,9 @@ COMMAND = [sys.executable, "-m", "tokenometer.processor.cli"]
 CPU = ("--device", "cpu")
 RECORDS = 5_000
 LOG = b"".join(
-    synth.generate(synth.Profile(RECORDS, seed=5, users=50, duplicates=0.02, malformed=0.02, escaped=0.02, late=0))
+    synth.generate(Profile(RECORDS, seed=5, users=50, duplicates=0.02, malformed=0.02, escaped=0.02, late=0))
 )
-CLEAN = b"".join(synth.generate(synth.Profile(500, duplicates=0, malformed=0)))
+CLEAN = b"".join(synth.generate(Profile(500, duplicates=0, malformed=0)))
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -326,7 +327,7 @@ def test_synth_writes_what_the_library_makes(call: Any, tmp_path: pathlib.Path):
         "--malformed",
         0.1,
     )
-    profile = synth.Profile(3_000, seed=9, users=40, compact=True, day_curve=True, future=0.1, malformed=0.1)
+    profile = Profile(3_000, seed=9, users=40, compact=True, day_curve=True, future=0.1, malformed=0.1)
     made = b"".join(synth.generate(profile))
     result = run("synth", *map(str, settings))
     assert (result.returncode, result.stdout, result.stderr) == (0, made, b"")
@@ -338,10 +339,10 @@ def test_synth_writes_what_the_library_makes(call: Any, tmp_path: pathlib.Path):
 
 def test_every_profile_setting_is_an_option(call: Any, tmp_path: pathlib.Path):
     help_text = call("synth", "--help")[1]
-    for name in synth.Profile.__dataclass_fields__.keys() - {"records", "start_ms", "lines_per_message"}:
+    for name in Profile.__dataclass_fields__.keys() - {"records", "start_ms", "lines_per_message"}:
         assert f"--{name.replace('_', '-')} " in help_text
     assert call("synth", "--count", 20_000, "-o", tmp_path / "log")[0] == 0  # the defaults are the same
-    assert (tmp_path / "log").read_bytes() == b"".join(synth.generate(synth.Profile(20_000)))
+    assert (tmp_path / "log").read_bytes() == b"".join(synth.generate(Profile(20_000)))
 
 
 def test_synth_for_a_duration(call: Any):

@@ -23,10 +23,11 @@ from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.cli import app as cli
 from tokenometer.processor.cli import live as cli_live
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter.meter import Meter
 
 START_MS = 1_795_392_000_000
-LOG = b"".join(synth.generate(synth.Profile(600, seed=3, users=20, duplicates=0.05, malformed=0.05))).splitlines()
+LOG = b"".join(synth.generate(Profile(600, seed=3, users=20, duplicates=0.05, malformed=0.05))).splitlines()
 CPU = ("--device", "cpu")
 QUIET = (*CPU, "--listen", "")
 
@@ -537,7 +538,7 @@ def test_synth_goes_into_a_topic(call, broker, opened, each):
         "synth", "--count", 500, "--seed", 4, "--malformed", 0.1, "--to-kafka", INPUT, "--lines", each,
         "--bootstrap", "there:1", "--kafka", "linger.ms=5",
     )  # fmt: skip
-    made = b"".join(synth.generate(synth.Profile(500, seed=4, malformed=0.1))).splitlines()
+    made = b"".join(synth.generate(Profile(500, seed=4, malformed=0.1))).splitlines()
     assert (code, out) == (0, "") and err.startswith(f"{INPUT}: 500 records in ")
     assert lines_of(broker) == sorted(made) and opened == [("there:1", {"linger.ms": "5"})]
 

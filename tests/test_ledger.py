@@ -28,6 +28,7 @@ from tokenometer.processor.ledger.values import (
     UnknownSchema,
 )
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 from tokenometer.schemas.usage import COUNTERS
 
 SCHEMAS = pathlib.Path(__file__).parents[1] / "schemas"
@@ -218,7 +219,7 @@ def test_hostile_names_stay_what_they_are(database: str) -> None:
 
 def _metered(broker: MemoryBroker, rounds: int, records: int = 300) -> None:
     """A meter that is started anew each round."""
-    profile = synth.Profile(
+    profile = Profile(
         records=rounds * records, seed=5, users=20, models=3, chips=2, start_ms=books.START_MS, duplicates=0.05,
         malformed=0.03,
     )  # fmt: skip

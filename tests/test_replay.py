@@ -15,8 +15,9 @@ from tokenometer.kernels.values import UsageRows
 from tokenometer.processor.files import logs, replay
 from tokenometer.processor.files.replay import Outlets, PlacedLetter, Summary, Usage
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 
-SYNTH = synth.Profile(
+SYNTH = Profile(
     6_000, seed=7, users=300, rate=40, duplicates=0.03, late=0.01, malformed=0.03, escaped=0.03, prefill=0.2
 )
 # Room for the whole log, and for what a batch of 4 MiB could bring.

@@ -12,7 +12,7 @@ import pytest
 from tests import harness
 from tokenometer.kernels import layout
 from tokenometer.kernels.engine import Engine
-from tokenometer.processor.load.synth import from_trace
+from tokenometer.processor.load.trace import from_trace
 
 FOLDER = pathlib.Path(os.environ.get("TOKENOMETER_TRACES", pathlib.Path(__file__).parents[2] / "shared/traces"))
 BATCH_BYTES = 1 << 23

@@ -38,6 +38,8 @@ from tokenometer.processor import show
 from tokenometer.processor.files import logs, output, report
 from tokenometer.processor.files.replay import Outlets, Snapshot, Summary, replay
 from tokenometer.processor.load import produce, synth
+from tokenometer.processor.load.profile import MODEL_NAMES, Profile
+from tokenometer.processor.load.trace import TraceError, from_trace
 from tokenometer.processor.records import mapping_check
 from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas import mapping as mappings
@@ -48,7 +50,7 @@ _FAILURES = (
     logs.LogError,
     output.OutputError,
     mappings.MappingError,
-    synth.TraceError,
+    TraceError,
     DeviceError,
     BuildError,
     TablesTooSmall,
@@ -450,7 +452,7 @@ def synth_command(
                                          "of the options above, only --seed, --start, --users, --user-skew and --chips "
                                          "apply.", metavar="CSV")] = None,
     model: Annotated[str | None, _option("--model", _TRACE, "Where the trace names no model.", metavar="NAME",
-                                         show_default=synth.MODEL_NAMES[0])] = None,
+                                         show_default=MODEL_NAMES[0])] = None,
     repeat: Annotated[int, _option("--repeat", _TRACE, "Play it so often, with new request ids.", metavar="N")] = 1,
     to_kafka: Annotated[str | None, _to_kafka("--to-kafka", "Put the log into this topic, keyed by user.",
                                               metavar="TOPIC")] = None,
@@ -472,14 +474,14 @@ def synth_command(
     records = wanted if duration is None else round(duration * rate)
     try:
         if trace is not None:
-            chunks = synth.from_trace(
+            chunks = from_trace(
                 trace, seed=seed, users=users, chips=chips, user_skew=user_skew, model=model, repeat=repeat,
                 start_ms=start_ms if "start" in given else None,
             )  # fmt: skip
         else:
-            settings = {field.name for field in dataclasses.fields(synth.Profile)} & context.params.keys()
+            settings = {field.name for field in dataclasses.fields(Profile)} & context.params.keys()
             values = {name: context.params[name] for name in settings}
-            chunks = synth.generate(synth.Profile(records, start_ms=start_ms, **values))
+            chunks = synth.generate(Profile(records, start_ms=start_ms, **values))
     except ValueError as error:
         _usage_error(_as_option(str(error)))
     if to_kafka is not None:

@@ -20,7 +20,7 @@ from tokenometer.processor.cli import rollup as cli_rollup
 from tokenometer.processor.cli.live import KafkaSettings
 from tokenometer.processor.demo import stream as demo
 from tokenometer.processor.demo.view import live_view
-from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter.meter import Clock, MeterSettings
 from tokenometer.processor.records.referee import Referee
 from tokenometer.processor.rollup import watch
@@ -66,7 +66,7 @@ def demo_command(
     cli_live.check_topics(broker, settings, 1, 1)
     target = open_target(cli_live.known_device(device))
     engine = Engine(target, Referee(), secret=[secrets.randbits(64) for _ in range(8)], limits=cli.limits(target, None))
-    profile = synth.Profile(
+    profile = Profile(
         records=count, seed=seed, start_ms=Clock().now_ms() - round(_LOG_SECONDS * 1000), rate=count / _LOG_SECONDS,
         duplicates=0.02, malformed=0.01, escaped=0.005,
     )  # fmt: skip

@@ -17,6 +17,7 @@ import orjson
 from tokenometer.kernels.engine import Engine
 from tokenometer.processor.broker import Broker
 from tokenometer.processor.load import produce, synth
+from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter.meter import Meter, MeterSettings
 from tokenometer.processor.records.referee import Referee
 from tokenometer.processor.rollup.watch import Watch
@@ -32,7 +33,7 @@ class Demo:
 
     meter: MeterSettings
     run: str
-    profile: synth.Profile
+    profile: Profile
     lines_per_message: int
     seconds: float
 

@@ -33,6 +33,7 @@ from tokenometer.processor import verify
 from tokenometer.processor.broker.kafka import KafkaBroker
 from tokenometer.processor.cli.app import stdout_console
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.verify.report import render
 from tokenometer.schemas import mapping as mappings
 
@@ -68,8 +69,8 @@ class Plan:
     commit_seconds: float
 
     @property
-    def profile(self) -> synth.Profile:
-        return synth.Profile(
+    def profile(self) -> Profile:
+        return Profile(
             records=self.records, seed=self.seed, users=self.users, rate=200_000, compact=True, escaped=0,
             duplicates=0.02, malformed=0.01,
         )  # fmt: skip

@@ -32,6 +32,7 @@ from tokenometer.processor import verify
 from tokenometer.processor.broker import Place
 from tokenometer.processor.broker.kafka import KafkaBroker
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.verify.report import render
 from tokenometer.schemas import mapping as mappings
 
@@ -67,7 +68,7 @@ class Stream:
         else:
             self.broker.create_topic(self.input, partitions, {})
         self.meters: list[MeterProcess] = []
-        profile = synth.Profile(
+        profile = Profile(
             records=10_000_000, seed=3, users=40, models=3, chips=2, start_ms=START_MS, duplicates=0.05, malformed=0.03
         )
         self.log = itertools.chain.from_iterable(chunk.splitlines() for chunk in synth.generate(profile))

@@ -29,6 +29,7 @@ from tests.test_totals import assert_is_the_sum
 from tokenometer.processor.broker import Broker, BrokerError
 from tokenometer.processor.broker.kafka import KafkaBroker
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.rollup.worker import CHANGELOG_SETTINGS
 from tokenometer.schemas.usage import COUNTERS
 
@@ -311,7 +312,7 @@ def stream(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stre
 
 def test_meters_and_rollups_are_killed_and_the_totals_become_the_audits(stream: Stream) -> None:
     """The whole way: a log, meters, summaries, rollups. `verify` adds up the log itself."""
-    profile = synth.Profile(
+    profile = Profile(
         records=1_000_000, seed=5, users=40, models=3, chips=2, start_ms=time.time_ns() // 1_000_000 - 600_000,
         duplicates=0.05, malformed=0.03, late=0.0,
     )  # fmt: skip
