@@ -156,7 +156,7 @@ def assert_exact(
     assert found.rows == {key: list(row) for key, row in wanted.rows.items()}
     assert found.letters == letters
     assert found.tallies.get("read", 0) == wanted.read
-    for name in ("counted", "duplicates", "rejected", "empty"):
+    for name in ("counted", "duplicates", "rejected", "empty", "skipped", "conflicts"):
         assert found.tallies.get(name, 0) == getattr(wanted, name), name
     assert_tiled(broker, found, list(inputs or [INPUT]), partly=upto is not None)
     return found

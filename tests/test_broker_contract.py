@@ -139,8 +139,7 @@ def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         memory = MemoryBroker(assignor=assignor)
         made = Cluster(memory, memory, cooperative)
     else:
-        from tokenometer.processor.broker import direct
-        from tokenometer.processor.broker.kafka import KafkaBroker
+        from tokenometer.processor.broker.kafka import KafkaBroker, direct
 
         if plain:  # as with versions of the client that are not known
             monkeypatch.setattr(direct, "supported", lambda: False)

@@ -27,6 +27,7 @@ A, B = Place("inference-logs", 0), Place("other-logs", 7)
 CATEGORIES = [name.removesuffix("_tokens") for name in COUNTERS[1:]]
 LABELS = {
     "tokenometer_records_total": {"verdict"},
+    "tokenometer_conflicts_total": set(),
     "tokenometer_rejected_records_total": {"reason"},
     "tokenometer_tokens_total": {"category"},
     "tokenometer_usage_rows_total": set(),
@@ -125,7 +126,7 @@ def test_counters_are_the_sums_over_parts(health, url):
         health.committed(committed(summary(part, tally, totals, rejects), rows))
         last[part] = tally, totals, rejects
         found = samples(url)
-        for verdict in ("counted", "duplicates", "rejected", "empty"):
+        for verdict in ("counted", "duplicates", "rejected", "empty", "skipped"):
             wanted = sum(getattr(tally, verdict) for tally, _, _ in last.values())
             assert by(found, "tokenometer_records_total")[verdict] == wanted
         tokens = [sum(column) for column in zip(*(totals for _, totals, _ in last.values()), strict=True)][1:]
@@ -147,7 +148,7 @@ def test_names_and_labels_are_stable(health, url):
     health.committed(committed(told, ends={A: Offset(3)}))
     found = samples(url)
     assert {name: {key for labels in values for key, _ in labels} for name, values in found.items()} == LABELS
-    assert set(by(found, "tokenometer_records_total")) == {"counted", "duplicates", "rejected", "empty"}
+    assert set(by(found, "tokenometer_records_total")) == {"counted", "duplicates", "rejected", "empty", "skipped"}
     assert set(by(found, "tokenometer_tokens_total")) == {
         "input", "cached_input", "cache_write", "output", "reasoning",
     }  # fmt: skip

@@ -121,6 +121,7 @@ def _flow(totals: dict[str, Any], width: int) -> list[Text]:
     )
     told = Text(
         f"{si(records['read'])} read, {si(records['duplicates'])} duplicates, {si(records['rejected'])} rejected"
+        f"{_unusual(records)}"
     )
     reasons = sorted(totals["rejects"].items(), key=lambda item: (-item[1], item[0]))
     room = width - 11 - told.cell_len
@@ -132,6 +133,12 @@ def _flow(totals: dict[str, Any], width: int) -> list[Text]:
         told.append(text, "yellow")
         room -= cell_len(text)
     return [_line("Flow", flow), _line("Records", told)]
+
+
+def _unusual(records: dict[str, int]) -> str:
+    """What many logs have none of."""
+    named = {"skipped": records["skipped"], "conflicting": records["conflicts"]}
+    return "".join(f", {si(count)} {name}" for name, count in named.items() if count)
 
 
 def _line(name: str, value: Text) -> Text:

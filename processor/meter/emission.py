@@ -9,7 +9,7 @@ import ctypes
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -142,7 +142,6 @@ def rejected_headers(record: DeadRecord) -> Headers:
 
 
 def _frame(summary: LiveSummary, committed_at_ms: int, ends: Mapping[Place, Offset]) -> dict[str, Any]:
-    tally = summary.tally
     return {
         "schema": SCHEMA_VERSION,
         "meter": summary.meter,
@@ -151,13 +150,7 @@ def _frame(summary: LiveSummary, committed_at_ms: int, ends: Mapping[Place, Offs
         "committed_at": _instant(committed_at_ms),
         "window_ms": summary.window_ms,
         "device": summary.device,
-        "records": {
-            "read": tally.read,
-            "counted": tally.counted,
-            "duplicates": tally.duplicates,
-            "rejected": tally.rejected,
-            "empty": tally.empty,
-        },
+        "records": {"read": summary.tally.read} | asdict(summary.tally),
         "rejects": dict(summary.rejects),
         "partitions": [_range(covered, ends.get(covered.place)) for covered in summary.ranges],
         "tokens": summary.totals.with_total(),

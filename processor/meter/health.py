@@ -22,6 +22,7 @@ from tokenometer.schemas.usage import TOKENS, Usage
 
 STALE_MS = 60_000  # six commits of a meter without news: it does not come to commit any more
 PARTS_REASONS = ("start", "age", "full", "rebalance", "failure")  # why counting.py opens one
+_VERDICTS = ("counted", "duplicates", "rejected", "empty", "skipped")
 _COMMIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -38,6 +39,10 @@ class Health:
         self._records = Counter(
             "tokenometer_records", "Committed records, by what became of them.", ["verdict"], registry=registry
         )
+        self._conflicts = Counter(
+            "tokenometer_conflicts", "Committed duplicates that say something else than the record that counted.",
+            registry=registry,
+        )  # fmt: skip
         self._rejected = Counter(
             "tokenometer_rejected_records", "Committed dead letters, by reason.", ["reason"], registry=registry
         )
@@ -90,8 +95,9 @@ class Health:
     def _count(self, summary: LiveSummary, before: LiveSummary | None) -> None:
         """Summaries are absolute within a part."""
         tally = summary.tally - (before.tally if before else Tally())
-        for verdict in ("counted", "duplicates", "rejected", "empty"):
+        for verdict in _VERDICTS:
             self._records.labels(verdict).inc(getattr(tally, verdict))
+        self._conflicts.inc(tally.conflicts)
         for reason, count in summary.rejects.items():
             self._rejected.labels(reason).inc(count - (before.rejects.get(reason, 0) if before else 0))
         totals_before = before.totals if before else Usage()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from tokenometer.processor.rollup.summaries import Covered, SummaryMessage, Sums
+from tokenometer.processor.rollup.summaries import RECORDS, Covered, SummaryMessage, Sums
 
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
 TOP_SPAN_MS = 5 * MINUTE_MS
@@ -71,10 +71,15 @@ class MeterState:
         entry = orjson.loads(value)
         for name in ("closed", "open"):
             sums = entry[name]
-            entry[name] = Sums(tuple(sums["records"]), tuple(sums["tokens"]), sums["rejects"])
+            entry[name] = Sums(_records(sums["records"]), tuple(sums["tokens"]), sums["rejects"])
         entry["covered"] = tuple(Covered(**one) for one in entry["covered"])
         entry["tops"] = {int(start): users for start, users in entry["tops"].items()}
         return cls(**entry)
+
+
+def _records(kept: list[int]) -> tuple[int, ...]:
+    """An entry of a rollup that knew fewer fates has none of the others."""
+    return (*kept, *[0] * (len(RECORDS) - len(kept)))
 
 
 def merged(tables: Iterable[Mapping[str, int]]) -> dict[str, int]:

@@ -17,7 +17,8 @@ from tokenometer.processor.records import hyperloglog
 from tokenometer.processor.rollup.cells import Cells
 from tokenometer.schemas.usage import COUNTERS, SCHEMA_VERSION
 
-RECORDS = ("counted", "duplicates", "rejected", "empty")
+FATES = ("counted", "duplicates", "rejected", "empty", "skipped")  # a record has one of these
+RECORDS = (*FATES, "conflicts")  # conflicts are duplicates too
 COUNTER_END = 1 << 62  # sums are signed 64-bit numbers; at 120 T a day a counter gets there after a hundred years
 _names_of = operator.itemgetter("model", "chip")
 _counters_of = operator.itemgetter(*COUNTERS)
@@ -104,7 +105,7 @@ def _summary(message: Mapping[str, Any]) -> SummaryMessage:
     counters = [_counters_of(message["tokens"]), *(row for window in cells.values() for row in window.values())]
     if max(map(max, counters)) >= COUNTER_END:
         raise ValueError("a counter that sums cannot hold")
-    records = tuple(int(message["records"][name]) for name in RECORDS)
+    records = tuple(int(message["records"].get(name, 0)) for name in RECORDS)  # older meters know fewer
     return SummaryMessage(
         meter=message["meter"],
         part=message["part"],

@@ -25,7 +25,7 @@ from tokenometer.processor.records import hyperloglog
 from tokenometer.processor.rollup.cells import OTHERS
 from tokenometer.processor.rollup.entries import AHEAD_MS, USERS_AGE_MS, Key, decode_registers, kept_from, read_usage
 from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS, MeterState, largest, merged
-from tokenometer.processor.rollup.summaries import RECORDS, Covered, Sums
+from tokenometer.processor.rollup.summaries import FATES, RECORDS, Covered, Sums
 from tokenometer.schemas.usage import COUNTERS, DAY_MS, TARGET_TOKENS_PER_DAY, Usage, total_of
 
 SCHEMA = 1
@@ -434,7 +434,8 @@ def _counters(counters: Iterable[int]) -> dict[str, int]:
 
 
 def _records(sums: Sums) -> dict[str, int]:
-    return {"read": sum(sums.records)} | dict(zip(RECORDS, sums.records, strict=True))
+    records = dict(zip(RECORDS, sums.records, strict=True))
+    return {"read": sum(records[name] for name in FATES)} | records
 
 
 def _sum_of(sums: Iterable[Sums]) -> Sums:

@@ -28,7 +28,9 @@ from tokenometer.processor.verify.values import (
 
 U64_END = 1 << 64
 _DELTAS = ("cells", "users")  # what may differ between messages of one summary
-_RECORDS = ("read", "counted", "duplicates", "rejected", "empty")
+_FATES = ("counted", "duplicates", "rejected", "empty", "skipped")  # a record has one of these
+_RECORDS = ("read", *_FATES, "conflicts")  # conflicts are duplicates too
+_NEW_RECORDS = {"skipped": 0, "conflicts": 0}  # what older meters do not write
 
 
 class Malformed(Exception):
@@ -119,7 +121,7 @@ def _summary(value: bytes | None, where: str, window_ms: int) -> Summary:
     return Summary(
         part,
         sequence,
-        _counts(top, "records", _RECORDS),
+        _counts({"records": _NEW_RECORDS | _object(top, "records")}, "records", _RECORDS),
         _counts(top, "rejects", [reason for reason in REASONS if reason in rejects]),
         tuple(_ranges(top.get("partitions"))),
         _as_counters(tokens),
@@ -183,9 +185,9 @@ def part_problems(parts: Parts, first_is_there: bool) -> Iterator[Problem]:
 
 def _unconserved(summary: Summary) -> Iterator[str]:
     records, tokens = summary.records, dict(zip(COUNTERS, summary.tokens, strict=True))
-    kinds = sum(records[name] for name in _RECORDS[1:])
+    kinds = sum(records[name] for name in _FATES)
     if records["read"] != kinds:
-        yield f"{records['read']:,} records read, but counted + duplicates + rejected + empty = {kinds:,}"
+        yield f"{records['read']:,} records read, but {' + '.join(_FATES)} = {kinds:,}"
     if sum(summary.rejects.values()) != records["rejected"]:
         yield f"{records['rejected']:,} rejected, but its reasons have {sum(summary.rejects.values()):,}"
     if tokens["input_tokens"] + tokens["output_tokens"] != summary.total_tokens:

@@ -117,16 +117,18 @@ class Covered(NamedTuple):
 
 @dataclass(frozen=True)
 class Tally:
-    """read = counted + duplicates + rejected + empty."""
+    """read = counted + duplicates + rejected + empty + skipped. conflicts: duplicates that say something else."""
 
     counted: int = 0
     duplicates: int = 0
     rejected: int = 0
     empty: int = 0
+    skipped: int = 0
+    conflicts: int = 0
 
     @property
     def read(self) -> int:
-        return self.counted + self.duplicates + self.rejected + self.empty
+        return self.counted + self.duplicates + self.rejected + self.empty + self.skipped
 
 
 @dataclass(frozen=True)
