@@ -1,7 +1,7 @@
 """Values that pass in and out of the engine."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NewType
 
 import numpy as np
@@ -69,24 +69,24 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many records met which fate. read = counted + duplicates + rejected + empty, always."""
+    """How many records met which fate: read = counted + duplicates + rejected + empty + skipped, always.
+
+    conflicts: of the duplicates, those that say something else than the record that counted.
+    """
 
     counted: int = 0
     duplicates: int = 0
     rejected: int = 0
     empty: int = 0
+    skipped: int = 0
+    conflicts: int = 0
 
     @property
     def read(self) -> int:
-        return self.counted + self.duplicates + self.rejected + self.empty
+        return self.counted + self.duplicates + self.rejected + self.empty + self.skipped
 
     def __sub__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.counted - other.counted,
-            self.duplicates - other.duplicates,
-            self.rejected - other.rejected,
-            self.empty - other.empty,
-        )
+        return Tally(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
