@@ -82,6 +82,8 @@ HD void settle_request(const Job& job, u32 i) {
       return count_one(&job.fill[FILL_TALLY + REJECTED]);
     case DUPLICATE:
       return count_one(&job.fill[FILL_TALLY + DUPLICATE]);
+    case SKIPPED:
+      return count_one(&job.fill[FILL_TALLY + SKIPPED]);
     default:
       return count_one(&job.fill[FILL_TALLY + DOUBTFUL]);
   }

@@ -1,6 +1,5 @@
 // The same kernels for the CPU: plain loops over the HD functions. Tables are larger than caches, so each loop asks for
 // the lines that it needs some records later; asked for a pass earlier they are gone, for a tile fills the caches.
-#include <stddef.h>
 #include "parse.h"
 #include "dedup.h"
 #include "intern.h"
@@ -87,48 +86,6 @@ static void touch_page(u8* p) {
 ENTRY void touch_pages(u8* memory, u64 size) {
   for (u64 at = 0; at < size; at += PAGE_BYTES) touch_page(memory + at);
   touch_page(memory + size - 1);
-}
-
-// What layout.py compares its dtypes with: sizes, then the offsets of the fields that follow padding or arrays.
-ENTRY u32 layout(u32* out) {
-  const u32 facts[] = {sizeof(Step),
-                       sizeof(Key),
-                       sizeof(Choice),
-                       sizeof(Plan),
-                       sizeof(Record),
-                       sizeof(Identity),
-                       sizeof(TextEntry),
-                       sizeof(Cell),
-                       sizeof(Row),
-                       sizeof(Window),
-                       sizeof(Ruling),
-                       sizeof(UsageRow),
-                       sizeof(Job),
-                       offsetof(Step, marks),
-                       offsetof(Step, digits),
-                       offsetof(Key, digits),
-                       offsetof(Choice, counter),
-                       offsetof(Plan, start),
-                       offsetof(Plan, choices),
-                       offsetof(Plan, buckets),
-                       offsetof(Plan, default_count),
-                       offsetof(Plan, needed),
-                       offsetof(Row, epoch),
-                       offsetof(Ruling, start),
-                       offsetof(Ruling, verdict),
-                       offsetof(UsageRow, counters),
-                       offsetof(Record, window),
-                       offsetof(Record, verdict),
-                       offsetof(Record, length),
-                       offsetof(Job, records),
-                       offsetof(Job, identities),
-                       offsetof(Job, fill),
-                       offsetof(Job, secret),
-                       offsetof(Job, sequence),
-                       offsetof(Job, windows_limit),
-                       offsetof(Job, epoch)};
-  for (u32 i = 0; i < sizeof facts / sizeof *facts; ++i) out[i] = facts[i];
-  return sizeof facts / sizeof *facts;
 }
 
 // For tests: the hash by itself.

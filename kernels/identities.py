@@ -140,7 +140,7 @@ class IdentitySet:
 
     def reserve(self, records: int, job: np.ndarray[Any, Any]) -> None:
         """Make room for so many new ids and point the job at the tables."""
-        assert self._sequence + records <= layout.SEQUENCE_MAX, "a generation holds fewer than 2^40 records"
+        assert self._sequence + records <= layout.SEQUENCE_MASK, "a generation holds fewer than 2^40 records"
         self._move(_MOVED * records)
         takes = len(self._current) * _LOAD_MAX
         if self._passed is not None:

@@ -1,5 +1,5 @@
-// Tables, records and codes, drawn once. layout.py holds the same layouts as numpy dtypes and build.py refuses to start
-// where they differ (host.cpp reports sizes and offsets).
+// Tables, records and codes, drawn once. layout.py holds the same layouts as numpy dtypes; build.py has the compiler
+// compare all of them with this file, and a difference is a compile error that names it.
 //
 //   batch buffer    | defaults 2 KiB | messages, each ended by a newline | 64 newlines | referee's text | 64 spare |
 //                     a mapping's default strings stand in the buffer, so every string is (start, length) in it
@@ -18,7 +18,7 @@
 
 namespace tokenometer {
 
-enum Verdict : u32 { EMPTY = 0, ACCEPTED = 1, DOUBTFUL = 2, REJECTED = 3, DUPLICATE = 4 };
+enum Verdict : u32 { EMPTY = 0, ACCEPTED = 1, DOUBTFUL = 2, REJECTED = 3, DUPLICATE = 4, SKIPPED = 5, VERDICTS = 6 };
 
 // Strings of a record
 enum Text : u32 { REQUEST_ID = 0, USER = 1, MODEL = 2, CHIP = 3, PREFILL_CHIP = 4, SCOPE = 5, TEXTS = 6 };
@@ -40,6 +40,9 @@ constexpr u32 HAVE_COUNTER = 8;
 // Marks: one bit for each mapped key; above them the `have` bit of its field.
 constexpr u32 HAVE_SHIFT = 32;
 constexpr u64 KEY_MARKS = 0xffffffffull;
+
+constexpr u32 PREFIX_BYTES = 2048;  // of a batch buffer: the mapping's default strings
+constexpr u32 PADDING_BYTES = 64;   // of newlines after the messages, and again after the referee's text
 
 constexpr u32 TEXT_BYTES_MAX = 256;
 constexpr u64 COUNT_MAX = 1ull << 40;            // counts are below
@@ -181,8 +184,8 @@ enum Fill : u32 {
   FILL_WINDOWS = 5,
   FILL_UNSKETCHED = 6,  // rows whose window found no room for a sketch
   FILL_DOUBTFUL = 7,
-  FILL_TALLY = 8,       // records by verdict, five
-  FILL_WATERMARK = 13,  // 1 + highest event time of an accepted record since the host last looked
+  FILL_TALLY = 8,       // records by verdict, six
+  FILL_WATERMARK = 14,  // 1 + highest event time of an accepted record since the host last looked
   FILLS = 16
 };
 

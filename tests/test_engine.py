@@ -10,14 +10,14 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import tokenometer.kernels.engine
 from tests import harness, mutate, oracle
 from tests.bad_input import CASES, GOOD, TIME_MS, changed, padded
 from tests.harness import TINY, Mapping, Piece, Run, shipped
 from tokenometer.kernels import layout
 from tokenometer.kernels import plan as plans
-from tokenometer.kernels.engine import COUNTER_MAX, RECORD_TOKENS_MAX, Engine, Limits, TablesTooSmall
+from tokenometer.kernels.engine import Engine, Limits, TablesTooSmall
 from tokenometer.kernels.identities import IdentityMemoryError
+from tokenometer.kernels.part import COUNTER_MAX, RECORD_TOKENS_MAX
 from tokenometer.kernels.target import HostTarget
 from tokenometer.processor.records import hyperloglog
 
@@ -503,7 +503,7 @@ def test_a_window_is_whole_seconds(make_engine, wrong):
 def test_a_part_closes_before_a_counter_could_wrap(make_engine, monkeypatch, counters):
     """With 64 bits that takes millions of the largest records, so the test lowers the border."""
     border = 40 * COUNT_END
-    monkeypatch.setattr(tokenometer.kernels.engine, "COUNTER_MAX", border)
+    monkeypatch.setattr("tokenometer.kernels.part.COUNTER_MAX", border)
     largest = COUNT_END - 1
     usage = {"input_tokens": largest, "cache_read_input_tokens": largest, "cache_creation_input_tokens": largest}
     record = {"timestamp": TIME_MS, "user": "u", "chip": "c"}
@@ -608,7 +608,7 @@ def test_a_part_begins_with_empty_tables_however_full_the_last_one_was(make_engi
 
 @pytest.mark.parametrize(("users", "sizes"), [(0, []), (3, [3]), (4, [4]), (5, [4, 1]), (8, [4, 4])])
 def test_changes_come_in_slices_of_bounded_size(make_engine, monkeypatch, users, sizes):
-    monkeypatch.setattr("tokenometer.kernels.engine.CHANGES_SLICE_ROWS", 4)
+    monkeypatch.setattr("tokenometer.kernels.part.CHANGES_SLICE_ROWS", 4)
     engine = make_engine()
     run = Run(engine, NATIVE)
     run.feed([line(user=f"user-{i}") for i in range(users)])
@@ -619,7 +619,7 @@ def test_changes_come_in_slices_of_bounded_size(make_engine, monkeypatch, users,
 
 
 def test_changes_given_up_half_way_come_again(make_engine, monkeypatch):
-    monkeypatch.setattr("tokenometer.kernels.engine.CHANGES_SLICE_ROWS", 4)
+    monkeypatch.setattr("tokenometer.kernels.part.CHANGES_SLICE_ROWS", 4)
     engine = make_engine()
     run = Run(engine, NATIVE)
     run.feed([line(user=f"user-{i}") for i in range(6)])
@@ -814,7 +814,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_a_plan_learned_from_garbage_reads_everything_equally(make_engine, monkeypatch, garbage):
-    monkeypatch.setattr(tokenometer.kernels.engine, "sample", lambda lines: garbage)
+    monkeypatch.setattr("tokenometer.kernels.engine.sample", lambda lines: garbage)
     rng = random.Random(4)
     for name in ("native", "vllm", "openmeter"):
         lines = list(mutate.lines(rng, name, shipped(name).oracle, 150))

@@ -144,11 +144,6 @@ def run_driver(command: list[str], data: bytes = b"") -> str:
     return done.stdout.decode()
 
 
-def test_layout_constants_of_the_drivers_are_the_engines():
-    assert "PREFIX = 2048, PADDING = 64;" in (NATIVE_SOURCES / "job.h").read_text()
-    assert (layout.PREFIX_BYTES, layout.PADDING_BYTES) == (2048, 64)
-
-
 @pytest.fixture(scope="module")
 def races(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("tsan")

@@ -2,12 +2,9 @@
 // fast; a test compares them byte for byte. Compiled at first use like the kernels (kernels/build.py).
 #include <cstdint>
 #include <cstring>
+#include "../../kernels/layout.h"
 
-struct Row {  // kernels/layout.h
-  uint64_t window;
-  uint64_t user, model, chip;  // place in the arena: offset << 16 | length
-  uint64_t counters[6];
-};
+using namespace tokenometer;
 
 namespace {
 
@@ -88,14 +85,14 @@ char* put_time(char* out, uint64_t seconds) {
 }  // namespace
 
 // `part` is a JSON string already. Room: 640 bytes a row, the part twice, and twelve times the names.
-extern "C" __attribute__((visibility("default"))) void format_rows(const Row* rows, uint32_t count,
+extern "C" __attribute__((visibility("default"))) void format_rows(const UsageRow* rows, uint32_t count,
                                                                    const uint8_t* arena, uint64_t window_ms,
                                                                    const char* part, uint32_t part_length, char* keys,
                                                                    int64_t* key_ends, char* values,
                                                                    int64_t* value_ends) {
   char *key = keys, *value = values;
   for (uint32_t i = 0; i < count; ++i) {
-    const Row& row = rows[i];
+    const UsageRow& row = rows[i];
     const char* begin = value;
     value = put(value, "{\"window_start\":\"");
     value = put_time(value, row.window * window_ms / 1000);
@@ -106,13 +103,13 @@ extern "C" __attribute__((visibility("default"))) void format_rows(const Row* ro
     key = put(key, begin, static_cast<size_t>(value - begin));
     *key++ = '}';
     value = put_number(put(value, ",\"window_ms\":"), window_ms);
-    value = put_number(put(value, ",\"requests\":"), row.counters[0]);
-    value = put_number(put(value, ",\"input_tokens\":"), row.counters[1]);
-    value = put_number(put(value, ",\"cached_input_tokens\":"), row.counters[2]);
-    value = put_number(put(value, ",\"cache_write_tokens\":"), row.counters[3]);
-    value = put_number(put(value, ",\"output_tokens\":"), row.counters[4]);
-    value = put_number(put(value, ",\"reasoning_tokens\":"), row.counters[5]);
-    value = put_number(put(value, ",\"total_tokens\":"), row.counters[1] + row.counters[4]);
+    value = put_number(put(value, ",\"requests\":"), row.counters[REQUESTS]);
+    value = put_number(put(value, ",\"input_tokens\":"), row.counters[INPUT]);
+    value = put_number(put(value, ",\"cached_input_tokens\":"), row.counters[CACHED_INPUT]);
+    value = put_number(put(value, ",\"cache_write_tokens\":"), row.counters[CACHE_WRITE]);
+    value = put_number(put(value, ",\"output_tokens\":"), row.counters[OUTPUT]);
+    value = put_number(put(value, ",\"reasoning_tokens\":"), row.counters[REASONING]);
+    value = put_number(put(value, ",\"total_tokens\":"), row.counters[INPUT] + row.counters[OUTPUT]);
     value = put(value, ",\"schema\":1}");
     key_ends[i] = key - keys;
     value_ends[i] = value - values;

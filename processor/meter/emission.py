@@ -79,7 +79,7 @@ def _formatter() -> Any:
     """The compiled one; None where there is no compiler, as on a machine that only has a GPU."""
     file = pathlib.Path(__file__).with_name("emission.cpp")
     try:
-        return ctypes.CDLL(str(build.build_shared(file, file.read_text(encoding="utf-8")))).format_rows
+        return ctypes.CDLL(str(build.build_shared(file))).format_rows
     except build.BuildError:
         return None
 

@@ -60,7 +60,7 @@ int main(int argc, char** argv) {
   const u32 rounds = atoi(argv[4]), threads = atoi(argv[5]);
   u8* buffer = make_buffer(prefix, log.data(), log.size());
   u32* line_start = table<u32>(log.size() + 2);
-  const u32 lines = split_lines(buffer + PREFIX, (u32)log.size(), PREFIX, line_start);
+  const u32 lines = split_lines(buffer + PREFIX_BYTES, (u32)log.size(), PREFIX_BYTES, line_start);
 
   Job job;
   open_job(job, plan);
@@ -74,7 +74,7 @@ int main(int argc, char** argv) {
   job.rows = table<Row>(SLOTS);
   job.windows = table<Window>(WINDOWS);
   job.registers = table<u32>((u64)WINDOWS * SKETCH_REGISTERS / 4);
-  job.arena = table<u8>(log.size() + PREFIX + PADDING);
+  job.arena = table<u8>(log.size() + PREFIX_BYTES + PADDING_BYTES);
   job.text_order = table<u32>(SLOTS);
   job.cell_order = table<u32>(SLOTS);
   job.window_order = table<u32>(WINDOWS);

@@ -147,7 +147,7 @@ class Reader:
         from tokenometer.kernels import build
 
         file = pathlib.Path(__file__).with_name("gather.cpp")
-        self._own = ctypes.CDLL(str(build.build_shared(file, file.read_text(encoding="utf-8"))))
+        self._own = ctypes.CDLL(str(build.build_shared(file)))
         self._own.gathered_bytes.restype = ctypes.c_uint64
         self._library = library = _library()
         self._handle = _handle(consumer)
