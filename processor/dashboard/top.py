@@ -4,7 +4,7 @@ Pure: totals, and what is known of the connection, in; a Rich renderable of at m
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,26 +119,24 @@ def _flow(totals: dict[str, Any], width: int) -> list[Text]:
         f"lag {_si(totals['lag_messages'])} messages, fresh {duration(totals['freshness_ms'])}, "
         f"complete to {complete[11:19] if complete else _BLANK}"
     )
-    told = Text(
-        f"{si(records['read'])} read, {si(records['duplicates'])} duplicates, {si(records['rejected'])} rejected"
-        f"{_unusual(records)}"
-    )
-    reasons = sorted(totals["rejects"].items(), key=lambda item: (-item[1], item[0]))
-    room = width - 11 - told.cell_len
-    for text in (
-        f"{', ' if k else ': '}{printable(reason)} {si(count)}" for k, (reason, count) in enumerate(reasons) if count
-    ):
-        if cell_len(text) > room:
+    told = Text(f"{si(records['read'])} read")
+    for text in _fates(records, totals["rejects"]):  # as many as there is room for
+        if told.cell_len + cell_len(text) > width - 11:
             break
-        told.append(text, "yellow")
-        room -= cell_len(text)
+        told.append(text, "yellow" if text.startswith((":", "; ")) else "")
     return [_line("Flow", flow), _line("Records", told)]
 
 
-def _unusual(records: dict[str, int]) -> str:
-    """What many logs have none of."""
-    named = {"skipped": records["skipped"], "conflicting": records["conflicts"]}
-    return "".join(f", {si(count)} {name}" for name, count in named.items() if count)
+def _fates(records: dict[str, int], rejects: dict[str, int]) -> Iterator[str]:
+    """What became of records that are not counted. What most logs have none of is named only where there are some."""
+    yield f", {si(records['duplicates'])} duplicates, {si(records['rejected'])} rejected"
+    if records["conflicts"]:
+        yield f", {si(records['conflicts'])} conflicting"
+    if records["skipped"]:
+        yield f", {si(records['skipped'])} skipped"
+    reasons = sorted((-count, reason) for reason, count in rejects.items() if count)
+    for k, (count, reason) in enumerate(reasons):
+        yield f"{'; ' if k else ': '}{printable(reason)} {si(-count)}"
 
 
 def _line(name: str, value: Text) -> Text:
