@@ -29,7 +29,7 @@ HOST_FLAGS = (
 THREADS_FLAG = "-DTOKENOMETER_THREADS"
 DEVICE_FLAGS = ("-std=c++17",)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data centre cards
-ENTRIES = ("parse", "adopt", "claim", "settle", "count", "export_rows")
+ENTRIES = ("parse", "adopt", "claim", "grow", "recall", "settle", "count", "export_rows")
 
 
 class BuildError(RuntimeError):
@@ -86,7 +86,7 @@ def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL
         entry.argtypes, entry.restype = [ctypes.c_void_p, *[ctypes.c_uint32] * 3], None
     library.split_lines.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
     library.split_lines.restype = ctypes.c_uint32
-    library.move_identities.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_uint32] * 3]
+    library.move_identities.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     library.move_identities.restype = None
     library.touch_pages.argtypes, library.touch_pages.restype = [ctypes.c_void_p, ctypes.c_uint64], None
     return library

@@ -14,7 +14,7 @@ meets a full table.
 from bisect import bisect_right
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -85,6 +85,21 @@ class _Slot:
         self.counted: Any = target.mark()  # when the kernels have done with it
 
 
+class _Line(NamedTuple):
+    """A record's line in its batch."""
+
+    message: int
+    in_message: int
+    value: bytes
+    number: int
+    start: int
+
+    def rejected(self, rejection: Rejection) -> DeadLetter:
+        return DeadLetter(self.message, self.in_message, rejection, self.value, self.number, self.start)
+
+
+CONFLICTING = Rejection("conflicting_duplicate")
+_IDENTITY_SLOT_WORD = layout.RECORD.fields["identity_slot"][1] // 4  # type: ignore[index]
 _NO_FIELDS = ((0,) * layout.COUNTERS, (0,) * layout.TEXTS, (0,) * layout.TEXTS)  # of a ruling that rejects
 
 
@@ -119,7 +134,9 @@ class Engine:
         max_future_skew_ms: int = 3_600_000,
         dedup_horizon_ms: int = 600_000,
         sketch_seed: int = 0,
+        conflict_letters: bool = True,
     ) -> None:
+        """conflict_letters: duplicates that say something else become dead letters; they are tallied in any case."""
         if window_ms < 1000 or window_ms % 1000:
             raise ValueError(f"window_ms = {window_ms}: expected whole seconds, 1000 or more")
         if len(secret) != 8:
@@ -138,7 +155,9 @@ class Engine:
         self._job["future_skew_ms"] = max_future_skew_ms
         self._records = target.zeros(self.limits.tile_records, layout.RECORD)
         self._doubtful = target.zeros(self.limits.tile_records, np.uint32)
+        self._conflicts = target.zeros(self.limits.tile_records if conflict_letters else 0, np.uint32)
         self._job["records"], self._job["doubtful"] = target.address(self._records), target.address(self._doubtful)
+        self._job["conflicts"] = target.address(self._conflicts) if conflict_letters else 0
         self._fill = Fill(target)
         self._job["fill"] = target.address(self._fill.array)
         self._part = Part(target, self.limits, self._job, self._fill, {})
@@ -265,7 +284,7 @@ class Engine:
         assert batch.message_end is not None
         line_count = loaded.lines.count()
         ends = self._line_ends(loaded, line_count)  # past each message's last line
-        partition = self._partition(batch.partition)
+        partition = self._partition(batch.partition, grows=loaded.plan.mapping.repeats == "grow")
         log_times = self._log_times(batch, first_message, partition.log_time_ms or 0)
         turns = None if log_times is None else np.divmod(log_times, np.uint64(self._horizon_ms))
         self._point_at(loaded, line_count)
@@ -349,32 +368,52 @@ class Engine:
         if doubtful:
             letters = self._ask_referee(loaded, ends, first, doubtful)
         launch("claim", job, first, count)
+        if identities.grows:
+            self._grow(first, count)
         if counting:
             launch("settle", job, first, count)
             launch("count", job, first, count)
             self._part.counted(count)
+            letters += self._conflicting(loaded, ends, first)
+        elif not identities.grows:
+            launch("recall", job, first, count)
         return letters
+
+    def _grow(self, first: int, count: int) -> None:
+        """What each record adds to what its identity has said. Where records do not come in order, they are sorted by
+        slot, so that those of one identity follow one another in theirs."""
+        if not self.target.in_order:
+            with self.target.order:
+                slots = self._records[:count].view(np.uint32)[:, _IDENTITY_SLOT_WORD] & np.uint32(layout.SLOT_MASK)
+                keys = slots.astype(np.uint64) << np.uint64(32) | self.target.xp.arange(count, dtype=np.uint64)
+                self._grown_order = self.target.xp.argsort(keys).astype(np.uint32)
+            self._job["grown_order"], self._job["grown_count"] = self.target.address(self._grown_order), count
+        self.target.launch("grow", self._job, first, count)
+
+    def _conflicting(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int) -> list[DeadLetter]:
+        """The tile's duplicates that say something else than the first record of their identity."""
+        count = int(self._fill.read()[layout.FILL_CONFLICTING])
+        if not count:
+            return []
+        records = sorted(self.target.fetch(self._conflicts[:count]).tolist())
+        self._fill.clear(layout.FILL_CONFLICTING, layout.FILL_CONFLICTING + 1)
+        return [line.rejected(CONFLICTING) for line in self._lines(loaded, ends, first, records)]
 
     def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
         # Plain integers throughout: for a few records a numpy call costs more than what it does.
         records = sorted(self.target.fetch(self._doubtful[:doubtful]).tolist())
         self._fill.clear(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1)
-        starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2])
         times = loaded.batch.message_time
         letters: list[DeadLetter] = []
         rulings: list[tuple[Any, ...]] = []
         texts: list[bytes] = []
         text_at = loaded.referee_at
-        for record in records:
-            line = first + record
-            message = bisect_right(ends, line)
-            start, after = starts[record - records[0] : record - records[0] + 2].tolist()
-            value = loaded.slot.memory[start : after - 1].tobytes()
-            ruling = self._referee(value, loaded.plan.mapping, None if times is None else int(times[message]))
+        for record, line in zip(records, self._lines(loaded, ends, first, records), strict=True):
+            message_time = None if times is None else int(times[line.message])
+            ruling = self._referee(line.value, loaded.plan.mapping, message_time)
             if isinstance(ruling, Rejection):
-                in_message = line - (int(ends[message - 1]) if message else 0)
-                letters.append(DeadLetter(message, in_message, ruling, value, line, start - layout.PREFIX_BYTES))
+                letters.append(line.rejected(ruling))
                 rulings.append((0, *_NO_FIELDS, record, layout.REJECTED))
             else:
                 places, lengths, text_at = _place_texts(loaded.plan, ruling, text_at, texts)
@@ -384,6 +423,19 @@ class Engine:
         self._job["rulings"] = self.target.address(sent)
         self.target.launch("adopt", self._job, first, doubtful)
         return letters
+
+    def _lines(
+        self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, records: list[int]
+    ) -> Iterator["_Line"]:
+        """Of records of the tile, in their order."""
+        starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2])
+        for record in records:
+            line = first + record
+            message = bisect_right(ends, line)
+            start, after = starts[record - records[0] : record - records[0] + 2].tolist()
+            in_message = line - (int(ends[message - 1]) if message else 0)
+            value = loaded.slot.memory[start : after - 1].tobytes()
+            yield _Line(message, in_message, value, line, start - layout.PREFIX_BYTES)
 
     def _write_texts(self, loaded: Loaded, texts: bytes) -> None:
         """Put the strings of rulings behind the batch, where `_place_texts` said."""
@@ -404,6 +456,7 @@ class Engine:
             rejected=tally[layout.REJECTED],
             empty=tally[layout.EMPTY],
             skipped=tally[layout.SKIPPED],
+            conflicts=tally[layout.FILL_CONFLICTS - layout.FILL_TALLY],
         )
 
     def changes(self) -> Iterator[UsageRows]:
@@ -445,11 +498,18 @@ class Engine:
 
     # --- Inside ---
 
-    def _partition(self, partition: Hashable) -> _Partition:
-        if partition not in self._partitions:
-            identities = IdentitySet(self.target, self.limits.identity_bytes, self._identity_sets)
-            self._partitions[partition] = _Partition(identities)
-        return self._partitions[partition]
+    def _partition(self, partition: Hashable, grows: bool | None = None) -> _Partition:
+        """grows: whether its mapping's repeats do, once that is known."""
+        known = self._partitions.get(partition)
+        if known is None:
+            known = self._partitions[partition] = _Partition(self._identity_set(bool(grows)))
+        elif grows not in (None, known.identities.grows):
+            assert known.identities.is_new, "a partition has one mapping"
+            known.identities = self._identity_set(bool(grows))
+        return known
+
+    def _identity_set(self, grows: bool) -> IdentitySet:
+        return IdentitySet(self.target, self.limits.identity_bytes, self._identity_sets, grows)
 
     def _identity_sets(self) -> Iterator[IdentitySet]:
         return (partition.identities for partition in self._partitions.values())

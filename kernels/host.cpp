@@ -2,6 +2,7 @@
 // the lines that it needs some records later; asked for a pass earlier they are gone, for a tile fills the caches.
 #include "parse.h"
 #include "dedup.h"
+#include "grow.h"
 #include "intern.h"
 #include "aggregate.h"
 
@@ -45,15 +46,29 @@ ENTRY void claim(const Job* shared, u32, u32 begin, u32 end) {
     claim_request(job, i);
   }
 }
+ENTRY void grow(const Job* shared, u32, u32 begin, u32 end) {
+  const Job job = *shared;
+  for (u32 i = begin; i < end; ++i) {
+    if (IN_ORDER && i + AHEAD < end)
+      prefetch(&((Grown*)job.notes)[job.records[i + AHEAD].identity_slot & job.identities_mask]);
+    grow_identity(job, i);
+  }
+}
+ENTRY void recall(const Job* shared, u32, u32 begin, u32 end) {
+  const Job job = *shared;
+  for (u32 i = begin; i < end; ++i) settle_identity(job, i);
+}
 ENTRY void settle(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) {
     if (i + AHEAD < end) {
       const Record& soon = job.records[i + AHEAD];
+      prefetch(&((u32*)job.notes)[soon.identity_slot & job.identities_mask]);
       prefetch(&job.texts[text_home(soon.low[USER]) & job.texts_mask]);
       prefetch(&job.cells[text_home(cell_low(job, soon, CHIP)) & job.cells_mask]);
     }
-    settle_request(job, i);
+    settle_identity(job, i);
+    tally_record(job, i);
     if (job.records[i].verdict == ACCEPTED) intern_record(job, i);
   }
 }
@@ -65,6 +80,7 @@ ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
       prefetch(&job.rows[row_home(row_key(soon.user_slot, soon.cell_slot), job.rows_mask)]);
     }
     count_record(job, i);
+    compare_duplicate(job, i);
   }
 }
 ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
@@ -74,8 +90,8 @@ ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
     export_row(job, first, i);
   }
 }
-ENTRY void move_identities(const Identity* from, Identity* to, u32 to_mask, u32 begin, u32 end) {
-  for (u32 i = begin; i < end; ++i) move_identity(from, i, to, to_mask);
+ENTRY void move_identities(const Move* move, u32 count) {
+  for (u32 i = 0; i < count; ++i) move_identity(*move, i);
 }
 
 // Has the system find the memory's pages: an atomic write of what is there, so that others may use them meanwhile.

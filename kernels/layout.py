@@ -30,7 +30,8 @@ NO_EPOCH, SECONDS, MILLISECONDS, MICROSECONDS, NANOSECONDS, DECIMAL_SECONDS = ra
 SKETCH_BITS, SKETCH_RANK_BITS, LENGTH_BITS, OFFSET_SHIFT, SKETCH_REGISTERS = 14, 6, 9, 29, 1 << 14
 SEQUENCE_BITS, SEQUENCE_MASK = 40, (1 << 40) - 1
 FILL_TEXTS, FILL_ARENA, FILL_CELLS, FILL_ROWS, FILL_CHANGED, FILL_WINDOWS, FILL_UNSKETCHED, FILL_DOUBTFUL = range(8)
-FILL_TALLY, FILL_WATERMARK, FILLS = 8, 14, 16
+FILL_TALLY, FILL_CONFLICTS, FILL_CONFLICTING, FILL_WATERMARK, FILLS = 8, 14, 15, 16, 24
+EARLIER, FIRST, SLOT_MASK, IDENTITIES_MAX, GROWN_TAKEN = 1 << 31, 1 << 30, (1 << 30) - 1, 1 << 29, 1 << 63
 
 STEP = np.dtype(
     [
@@ -82,6 +83,7 @@ RECORD = np.dtype(
     ]
 )
 IDENTITY = np.dtype([("low", "u8"), ("owner", "u8")])
+GROWN = np.dtype([("seen", "u8", COUNTERS - 1)])
 TEXT_ENTRY = np.dtype([("low", "u8"), ("high", "u8"), ("where", "u8"), ("tokens", "u8")])
 CELL = np.dtype(
     [
@@ -106,16 +108,19 @@ RULING = np.dtype(
         ("verdict", "u4"),
     ]
 )
+MOVE = np.dtype(
+    [*((name, "u8") for name in ("from", "from_notes", "to", "to_notes")), ("to_mask", "u4"), ("grows", "u4")]
+)
 USAGE_ROW = np.dtype([("window", "u8"), ("user", "u8"), ("model", "u8"), ("chip", "u8"), ("counters", "u8", COUNTERS)])
 
 _POINTERS = (
     "buffer line_start plan message_end message_time records doubtful rulings identities identities_leaving "
-    "identities_before texts cells rows windows registers arena text_order cell_order window_order changed "
+    "identities_before notes notes_leaving notes_before conflicts grown_order texts cells rows windows registers arena text_order cell_order window_order changed "
     "usage_rows fill"
 ).split()
 _NUMBERS = (
     "identities_mask identities_before_mask texts_mask cells_mask rows_mask windows_mask windows_limit message_count "
-    "line_is_message epoch"
+    "line_is_message epoch grows grown_count"
 ).split()
 JOB = np.dtype(
     [
@@ -136,11 +141,13 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "Plan": PLAN,
     "Record": RECORD,
     "Identity": IDENTITY,
+    "Grown": GROWN,
     "TextEntry": TEXT_ENTRY,
     "Cell": CELL,
     "Row": ROW,
     "Window": WINDOW,
     "Ruling": RULING,
+    "Move": MOVE,
     "UsageRow": USAGE_ROW,
     "Job": JOB,
 }
