@@ -56,7 +56,8 @@ def _facts(report: Report) -> RenderableType:
     grid.add_row(
         "Records",
         f"{tally.read:,} = {tally.counted:,} counted + {show.plural(tally.duplicates, 'duplicate')}"
-        f" + {tally.rejected:,} rejected + {tally.empty:,} empty",
+        f" + {tally.rejected:,} rejected + {tally.empty:,} empty"
+        + (f" + {tally.skipped:,} skipped" if tally.skipped else ""),
     )
     grid.add_row("Tokens", _sums(report))
     parts, published = show.plural(report.parts, "part"), show.plural(report.usage_messages, "message")

@@ -20,8 +20,10 @@ REASONS = (
     "bad_string",
     "bad_count",
     "bad_timestamp",
+    "past_timestamp",
     "future_timestamp",
     "unknown_token_type",
+    "unknown_convention",
     "inconsistent_counts",
 )
 
@@ -117,16 +119,17 @@ class Covered(NamedTuple):
 
 @dataclass(frozen=True)
 class Tally:
-    """read = counted + duplicates + rejected + empty."""
+    """read = counted + duplicates + rejected + empty + skipped."""
 
     counted: int = 0
     duplicates: int = 0
     rejected: int = 0
     empty: int = 0
+    skipped: int = 0
 
     @property
     def read(self) -> int:
-        return self.counted + self.duplicates + self.rejected + self.empty
+        return self.counted + self.duplicates + self.rejected + self.empty + self.skipped
 
 
 @dataclass(frozen=True)
