@@ -136,16 +136,6 @@ HD void compare_duplicate(const Job& job, u32 i) {
   if (job.conflicts) job.conflicts[fetch_add(&job.fill[FILL_CONFLICTING], 1)] = i;
 }
 
-// Two tables of one generation, on the way from the one to the other
-struct Move {
-  const Identity* from;
-  const void* from_notes;
-  Identity* to;
-  void* to_notes;
-  u32 to_mask;
-  u32 grows;
-};
-
 // Moves one slot of a table into a larger one; records may claim there meanwhile, for the lowest sequence wins anyway.
 HD void move_identity(const Move& move, u32 slot) {
   if (move.from[slot].low == 0) return;

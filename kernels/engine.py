@@ -14,6 +14,7 @@ meets a full table.
 from bisect import bisect_right
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +36,7 @@ from tokenometer.kernels.values import (
     Progress,
     Referee,
     Rejection,
+    Skipped,
     Tally,
     UsageRows,
     WindowStartMs,
@@ -374,7 +376,8 @@ class Engine:
             launch("settle", job, first, count)
             launch("count", job, first, count)
             self._part.counted(count)
-            letters += self._conflicting(loaded, ends, first)
+            if conflicting := self._conflicting(loaded, ends, first):
+                letters = sorted(letters + conflicting, key=attrgetter("batch_line"))
         elif not identities.grows:
             launch("recall", job, first, count)
         return letters
@@ -415,6 +418,8 @@ class Engine:
             if isinstance(ruling, Rejection):
                 letters.append(line.rejected(ruling))
                 rulings.append((0, *_NO_FIELDS, record, layout.REJECTED))
+            elif isinstance(ruling, Skipped):
+                rulings.append((0, *_NO_FIELDS, record, layout.SKIPPED))
             else:
                 places, lengths, text_at = _place_texts(loaded.plan, ruling, text_at, texts)
                 rulings.append((ruling.time_ms, ruling.counters, places, lengths, record, layout.ACCEPTED))
@@ -424,9 +429,7 @@ class Engine:
         self.target.launch("adopt", self._job, first, doubtful)
         return letters
 
-    def _lines(
-        self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, records: list[int]
-    ) -> Iterator["_Line"]:
+    def _lines(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, records: list[int]) -> Iterator["_Line"]:
         """Of records of the tile, in their order."""
         starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2])
         for record in records:

@@ -218,6 +218,16 @@ struct UsageRow {
   u64 counters[COUNTERS];
 };
 
+// Two tables of one generation, on the way from the one to the other
+struct Move {
+  const Identity* from;
+  const void* from_notes;
+  Identity* to;
+  void* to_notes;
+  u32 to_mask;
+  u32 grows;
+};
+
 // Everything a kernel may touch. Pointers are to device memory (or the host's, in the host build).
 struct Job {
   const u8* buffer;

@@ -115,7 +115,8 @@ USAGE_ROW = np.dtype([("window", "u8"), ("user", "u8"), ("model", "u8"), ("chip"
 
 _POINTERS = (
     "buffer line_start plan message_end message_time records doubtful rulings identities identities_leaving "
-    "identities_before notes notes_leaving notes_before conflicts grown_order texts cells rows windows registers arena text_order cell_order window_order changed "
+    "identities_before notes notes_leaving notes_before conflicts grown_order "
+    "texts cells rows windows registers arena text_order cell_order window_order changed "
     "usage_rows fill"
 ).split()
 _NUMBERS = (

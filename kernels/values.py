@@ -35,8 +35,14 @@ class Rejection:
     field: str | None = None
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """The mapping says that the record is none of those that are counted."""
+
+
+SKIPPED = Skipped()
 # (record, mapping, message time in ms or None) -> verdict
-Referee = Callable[[bytes, Mapping, int | None], Canonical | Rejection]
+Referee = Callable[[bytes, Mapping, int | None], Canonical | Rejection | Skipped]
 
 
 @dataclass(frozen=True)

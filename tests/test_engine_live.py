@@ -115,8 +115,9 @@ def test_remembered_ids_are_duplicates(engine):
         record(request_id="c"),
         record(request_id=None),
     ]
-    assert count(engine, again, first=3) == []
-    assert engine.tally() == Tally(counted=2, duplicates=2)
+    [letter] = count(engine, again, first=3)
+    assert (letter.rejection.reason, letter.value) == ("conflicting_duplicate", again[0])
+    assert engine.tally() == Tally(counted=2, duplicates=2, conflicts=1)
 
 
 def test_ids_of_rejected_records_are_not_remembered(engine):

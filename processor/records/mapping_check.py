@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from tokenometer.kernels import layout
-from tokenometer.kernels.values import Canonical, Rejection
+from tokenometer.kernels.values import Canonical, Rejection, Skipped
 from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import COUNTERS
@@ -54,6 +54,7 @@ class Check:
     fields: dict[str, Values] = field(default_factory=dict)
     rejects: dict[tuple[str, str | None], Rejects] = field(default_factory=dict)
     counted: int = 0
+    skipped: int = 0
     empty: int = 0
 
     @property
@@ -62,7 +63,7 @@ class Check:
 
     @property
     def read(self) -> int:
-        return self.counted + self.rejected + self.empty
+        return self.counted + self.skipped + self.rejected + self.empty
 
 
 def check(lines: Iterable[bytes], mapping: Mapping) -> Check:
@@ -78,6 +79,8 @@ def check(lines: Iterable[bytes], mapping: Mapping) -> Check:
         if isinstance(ruling, Rejection):
             key = ruling.reason, ruling.field
             result.rejects.setdefault(key, Rejects(number, line)).records += 1
+        elif isinstance(ruling, Skipped):
+            result.skipped += 1
         else:
             result.counted += 1
             _look_at(ruling, result.fields)

@@ -176,6 +176,7 @@ class _Audit:
         self.usage_messages = 0
         self.counting = 0  # records that count or are duplicates
         self.empty = 0
+        self.skipped = 0
         self.rejects: Counter[str] = Counter()
         self.numbers = itertools.count()
 
@@ -207,6 +208,7 @@ class _Audit:
         for result in self._each(tasks.read_log, chunks):
             self.counting += result.counting
             self.empty += result.empty
+            self.skipped += result.skipped
             self.rejects.update(result.rejects)
 
     def _each(self, work: Callable[[_Task], _Result], chunks: Iterable[_Task]) -> Iterator[_Result]:
@@ -295,7 +297,7 @@ class _Audit:
             )
 
     def _tally(self, duplicates: int) -> Tally:
-        return Tally(self.counting - duplicates, duplicates, self.rejects.total(), self.empty)
+        return Tally(self.counting - duplicates, duplicates, self.rejects.total(), self.empty, self.skipped)
 
     def _problems(self, tally: Tally, sums: Sums) -> Iterator[Problem]:
         ranges = live.ranges_of(self.parts)

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.processor.broker import Headers, Place
-from tokenometer.processor.verify.judge import Judge, Judged, RefusedRecord
+from tokenometer.processor.verify.judge import Judge, Judged, RefusedRecord, SkippedRecord
 from tokenometer.processor.verify.live import U64_END, Malformed, check_version, object_of
 from tokenometer.processor.verify.values import COUNTERS, REASONS, Problem
 from tokenometer.schemas.mapping import Mapping
@@ -70,6 +70,7 @@ class LogChunk(NamedTuple):
 class LogResult(NamedTuple):
     counting: int  # records that count or are duplicates
     empty: int
+    skipped: int
     rejects: dict[str, int]
 
 
@@ -126,11 +127,14 @@ def read_log(chunk: LogChunk) -> LogResult:
     messages: list[int] = []  # of each record: its message's index in the chunk
     lines: list[int] = []
     refused: list[tuple[Any, ...]] = []
-    empty = 0
+    empty = skipped = 0
     for message, (value, time) in enumerate(zip(chunk.values, chunk.times, strict=True)):
         for number, line in enumerate(lines_of(value)):
             try:
                 record = judge(line, time)
+            except SkippedRecord:
+                skipped += 1
+                continue
             except RefusedRecord as why:
                 digest = hashlib.sha256(line).digest()
                 refused.append((chunk.place, chunk.offsets[message], number, why.reason, why.field, digest))
@@ -145,7 +149,7 @@ def read_log(chunk: LogChunk) -> LogResult:
         _write(chunk.folder, "records", chunk.number, _record_columns(chunk, records, messages, lines))
     if refused:
         write(chunk.folder, "rejects", chunk.number, refused)
-    return LogResult(len(records), empty, dict(Counter(reason for _, _, _, reason, _, _ in refused)))
+    return LogResult(len(records), empty, skipped, dict(Counter(reason for _, _, _, reason, _, _ in refused)))
 
 
 def _record_columns(chunk: LogChunk, records: list[Judged], messages: list[int], lines: list[int]) -> list[Any]:
