@@ -36,7 +36,7 @@ from tokenometer.processor.verify.values import (
     VerifyError,
     WrongWindow,
 )
-from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.mapping_model import EPOCH_FORMATS
 
 GROUP = "meters"
 LOG, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
@@ -131,7 +131,10 @@ class Writer:
 
     def state(self) -> dict[str, Any]:
         meter = self.meter
-        records = {name: getattr(meter, name) for name in ("read", "counted", "duplicates", "rejected", "empty")}
+        records = {
+            name: getattr(meter, name)
+            for name in ("read", "counted", "duplicates", "rejected", "empty", "skipped", "conflicts")
+        }
         rows = {key: tuple(counters) for key, counters in meter.rows.items()}
         return {"records": records, "rejects": dict(meter.reasons), "rows": rows}
 
@@ -289,7 +292,7 @@ def test_a_clean_stream_is_clean(name):
     records = [summary["records"] for summary in last_summaries(stream)]
     for kind in ("read", "counted", "duplicates", "rejected", "empty"):
         assert getattr(report.tally, kind) == sum(record[kind] for record in records)
-    assert report.tally.duplicates and report.tally.rejected == report.letters > 0
+    assert report.tally.duplicates and report.tally.rejected + report.tally.conflicts == report.letters > 0
     assert report.parts == 3 and report.usage_messages == len(stream.usage) > report.found_rows
 
 
@@ -932,7 +935,7 @@ default = 2
 """
 
 
-@pytest.mark.parametrize("unit", mappings.EPOCH_FORMATS)
+@pytest.mark.parametrize("unit", EPOCH_FORMATS)
 @pytest.mark.parametrize("time", MAPPINGS)
 def test_odd_mappings_are_judged_alike(unit, time):
     mapping = harness.Mapping.parse(ODD.replace("TIME", MAPPINGS[time].format(unit=unit)), "odd")

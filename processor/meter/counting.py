@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenometer.kernels.engine import Engine, joined
+from tokenometer.kernels.engine import CONFLICTING, Engine, joined
 from tokenometer.kernels.values import Bytes, PartitionState, Progress, Tally, UsageRows
 from tokenometer.processor.broker import Column, Messages, Offset, Place, Position
 from tokenometer.processor.meter import positions
@@ -235,7 +235,8 @@ class Counting:
             offset = Offset(int(intake.offsets[letter.message]))
             self._letters.append(DeadRecord(intake.place, offset, letter.line, letter.rejection, letter.value))
             self._letter_bytes += len(letter.value)
-            self._part.rejects[letter.rejection.reason] += 1
+            if letter.rejection != CONFLICTING:  # a duplicate, not a reject
+                self._part.rejects[letter.rejection.reason] += 1
         self.has_news = True
 
     # --- Parts and commits ---

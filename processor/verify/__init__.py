@@ -271,7 +271,7 @@ class _Audit:
 
     def report(self, group: str, moved: bool, started: float) -> Report:
         with Sums(self.folder, self.places, self.settings) as sums:
-            tally = self._tally(sums.duplicates())
+            tally = self._tally(sums.count("duplicates"), sums.count("conflicts"))
             self.problems.add(self._problems(tally, sums))
             most = self.settings.differences_max
             return Report(
@@ -296,8 +296,8 @@ class _Audit:
                 seconds=time.monotonic() - started,
             )
 
-    def _tally(self, duplicates: int) -> Tally:
-        return Tally(self.counting - duplicates, duplicates, self.rejects.total(), self.empty, self.skipped)
+    def _tally(self, duplicates: int, conflicts: int) -> Tally:
+        return Tally(self.counting - duplicates, duplicates, self.rejects.total(), self.empty, self.skipped, conflicts)
 
     def _problems(self, tally: Tally, sums: Sums) -> Iterator[Problem]:
         ranges = live.ranges_of(self.parts)

@@ -76,6 +76,7 @@ class Judge:
         request_id = mapping.field("request_id")
         self._is_skipped = _skip_reader(mapping.skip) if mapping.skip else None
         self._request_id = _text_reader(request_id)
+        self.grows = mapping.repeats == "grow"
         self._scope = _scope_reader(request_id)
         self._with = [mapping.field(name).name for name in request_id.with_fields]
         self._time = _time_reader(mapping.field("timestamp"), max_future_skew_ms, max_past_ms, not_before_ms)

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from tokenometer.processor.broker import Headers, Place
 from tokenometer.processor.verify.judge import Judge, Judged, RefusedRecord, SkippedRecord
 from tokenometer.processor.verify.live import U64_END, Malformed, check_version, object_of
-from tokenometer.processor.verify.values import COUNTERS, REASONS, Problem
+from tokenometer.processor.verify.values import CONFLICTING, COUNTERS, REASONS, Problem
 from tokenometer.schemas.mapping import Mapping
 
 _TEXTS = ("user", "model", "chip")
@@ -37,7 +37,7 @@ _JUDGED = [
     *((name, _BYTES) for name in (*_TEXTS, "prefill_chip")),
     *((name, pa.int64()) for name in COUNTERS),
 ]  # as `Judge` answers, but for the window in place of the time
-RECORDS = pa.schema([*_WHERE, *_JUDGED])
+RECORDS = pa.schema([*_WHERE, *_JUDGED, ("grows", pa.bool_()), ("digest", _BYTES)])
 REJECTS = pa.schema([*_AT, ("line", pa.int64()), ("reason", pa.string()), ("field", pa.string()), ("digest", _BYTES)])
 USAGE = pa.schema(
     [
@@ -126,6 +126,7 @@ def read_log(chunk: LogChunk) -> LogResult:
     records: list[Judged] = []
     messages: list[int] = []  # of each record: its message's index in the chunk
     lines: list[int] = []
+    digests: list[bytes] = []  # a duplicate that says something else becomes a dead letter, with these bytes
     refused: list[tuple[Any, ...]] = []
     empty = skipped = 0
     for message, (value, time) in enumerate(zip(chunk.values, chunk.times, strict=True)):
@@ -145,8 +146,10 @@ def read_log(chunk: LogChunk) -> LogResult:
             records.append(record)
             messages.append(message)
             lines.append(number)
+            digests.append(hashlib.sha256(line).digest())
     if records:
-        _write(chunk.folder, "records", chunk.number, _record_columns(chunk, records, messages, lines))
+        columns = [*_record_columns(chunk, records, messages, lines), [judge.grows] * len(records), digests]
+        _write(chunk.folder, "records", chunk.number, columns)
     if refused:
         write(chunk.folder, "rejects", chunk.number, refused)
     return LogResult(len(records), empty, skipped, dict(Counter(reason for _, _, _, reason, _, _ in refused)))
@@ -238,7 +241,7 @@ def _letter(value: bytes | None, headers: Headers) -> tuple[Any, ...]:
     named = {name: text.decode(errors="replace") for name, text in headers}
     if len(named) != len(headers) or not _HEADERS <= named.keys() <= _HEADERS | {"field"}:
         raise Malformed("its headers are not those of a dead letter")
-    if named["reason"] not in REASONS:
+    if named["reason"] not in (*REASONS, CONFLICTING):
         raise Malformed("its reason is none of ours")
     numbers = [_decimal(named[name]) for name in ("partition", "offset", "line")]
     digest = hashlib.sha256(value or b"").digest()

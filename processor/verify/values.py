@@ -21,9 +21,12 @@ REASONS = (
     "bad_count",
     "bad_timestamp",
     "future_timestamp",
+    "past_timestamp",
     "unknown_token_type",
+    "unknown_convention",
     "inconsistent_counts",
 )
+CONFLICTING = "conflicting_duplicate"  # of a dead letter that is a duplicate
 
 Counters = tuple[int, int, int, int, int, int]
 NO_COUNTERS: Counters = (0, 0, 0, 0, 0, 0)
@@ -67,6 +70,7 @@ class Settings:
     window_ms: int = 60_000
     max_future_skew_ms: int = 3_600_000
     dedup_horizon_ms: int = 600_000
+    conflict_letters: bool = True  # duplicates that say something else became dead letters
     differences_max: int = 20  # that the report shows, of each kind
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     memory_bytes: int = 2 << 30  # of DuckDB; what is beyond it goes to `scratch`
