@@ -440,7 +440,7 @@ def test_a_signal_stops_it_after_a_last_commit(call, broker, number):
 
     def stop() -> None:
         deadline = time.monotonic() + 30
-        while not broker._groups and time.monotonic() < deadline:
+        while not broker._cluster.groups and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.5)
         os.kill(os.getpid(), number)

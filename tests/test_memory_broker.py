@@ -279,7 +279,7 @@ def test_a_fault_may_use_the_broker(stage: Stage) -> None:
         if name == "commit.before":
             stage.broker.producer("id")
 
-    stage.broker._fault = faults
+    stage.broker._cluster.fault = faults
     with pytest.raises(Fenced):
         producer.commit()
     assert stage.committed() == []

@@ -519,7 +519,7 @@ class Schedule:
 
     def audit(self) -> None:
         """At any time: what is committed is exactly what lies before the committed offsets."""
-        transactions = self.broker._transactionals.items()
+        transactions = self.broker._cluster.transactionals.items()
         if any(state.transaction is not None for name, state in transactions if name not in self.writers):
             return  # it hides what others have committed behind it
         SEEN["audit on the way"] += 1

@@ -21,6 +21,7 @@ from typing import Any
 import confluent_kafka
 import numpy as np
 
+from tokenometer.kernels import build
 from tokenometer.processor.broker import Column, Place
 
 TESTED = ("2.16",)  # of confluent-kafka
@@ -144,8 +145,6 @@ class Reader:
     """
 
     def __init__(self, consumer: confluent_kafka.Consumer, most: int) -> None:
-        from tokenometer.kernels import build
-
         file = pathlib.Path(__file__).with_name("gather.cpp")
         self._own = ctypes.CDLL(str(build.build_shared(file)))
         self._own.gathered_bytes.restype = ctypes.c_uint64
