@@ -26,11 +26,12 @@ import orjson
 from bench import common
 from tokenometer.processor.broker import Messages, Offset, Place
 from tokenometer.processor.ledger import decode, usage
-from tokenometer.processor.ledger.database import Database, open_database
+from tokenometer.processor.ledger.database import Database
 from tokenometer.processor.ledger.duck import DuckDatabase
+from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.parts import ENDED, OPEN
 from tokenometer.processor.ledger.store import Stand, Store
-from tokenometer.processor.ledger.values import Intake
+from tokenometer.processor.ledger.values import LedgerBatch
 from tokenometer.schemas.usage import COUNTERS
 
 SIZES = {
@@ -116,7 +117,7 @@ def _intake(store: Store, request: dict[str, Any]) -> dict[str, Any]:
         began = time.perf_counter()
         decoded = decode.usage_rows(messages)
         decoding += time.perf_counter() - began
-        store.take(Intake(decoded, [], {_PLACE: messages[0].next_offset}))
+        store.take(LedgerBatch(decoded, [], {_PLACE: messages[0].next_offset}))
         seconds.append(time.perf_counter() - began)
         rows += len(values)
     sums_of = ", ".join(f"sum({name})" for name in COUNTERS)

@@ -10,8 +10,8 @@ import orjson
 
 from tests import harness, streams
 from tokenometer.processor.broker import Broker
-from tokenometer.processor.ledger.database import open_database
 from tokenometer.processor.ledger.intake import IntakeSettings, Ledger
+from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.store import Store
 from tokenometer.schemas.usage import COUNTERS
 

@@ -13,16 +13,16 @@ from hypothesis import strategies as st
 from tests import bad_input, books, streams
 from tokenometer.processor.broker import BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.ledger import database as databases
 from tokenometer.processor.ledger import decode, intake
-from tokenometer.processor.ledger.database import open_database, shown
+from tokenometer.processor.ledger.database import shown
+from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.parts import DISPUTED, MERGED, OPEN, UNPROVED, PartGoesOn
 from tokenometer.processor.ledger.store import Stand, Store
 from tokenometer.processor.ledger.values import (
     BadRequest,
     Busy,
     DatabaseError,
-    Intake,
+    LedgerBatch,
     LedgerError,
     Malformed,
     UnknownSchema,
@@ -54,7 +54,7 @@ def take(store: Store, values: list[bytes | None]) -> None:
         store.place({PLACE: Stand("id", Offset(0))})
     first = store.positions[PLACE].next
     batch = messages(values, first)
-    store.take(Intake(decode.usage_rows([batch]), [], {PLACE: batch.next_offset}))
+    store.take(LedgerBatch(decode.usage_rows([batch]), [], {PLACE: batch.next_offset}))
 
 
 # --- From bytes to rows ---
@@ -507,17 +507,6 @@ def test_partitions_that_are_added_are_read(broker: MemoryBroker, database: str)
         ledger._look()
         books.drain(ledger)
         assert books.totals(store) == books.truth(rows)
-
-
-def test_a_newer_database_is_refused_and_an_older_one_is_migrated(database: str) -> None:
-    with books.opened(database) as store:
-        take(store, [books.usage_row(IDENTITY, COUNTS)])
-        databases.migrate(store.database, False, [*databases.MIGRATIONS, ("ALTER TABLE parts ADD COLUMN note TEXT",)])
-        assert store.database.rows("SELECT note FROM parts") == [(None,)]
-    with pytest.raises(DatabaseError, match=r"tables of version 2, and this tokenometer knows 1: upgrade it"):
-        open_database(database, writer=True)
-    with pytest.raises(DatabaseError, match="version 2"):
-        open_database(database, writer=False)
 
 
 def test_a_database_that_is_not_there(tmp_path: Any) -> None:

@@ -23,8 +23,9 @@ from tokenometer.processor.cli import app as cli
 from tokenometer.processor.cli import live as cli_live
 from tokenometer.processor.ledger import export, periods, times, usage
 from tokenometer.processor.ledger import prices as price_lists
-from tokenometer.processor.ledger.database import Database, open_clerk, open_database, shown
+from tokenometer.processor.ledger.database import Database, shown
 from tokenometer.processor.ledger.intake import IntakeSettings, Ledger
+from tokenometer.processor.ledger.opening import open_clerk, open_database
 from tokenometer.processor.ledger.store import Store
 from tokenometer.processor.ledger.values import BadRequest, LedgerError
 from tokenometer.schemas.usage import COUNTERS, TOKENS, TOTAL

@@ -25,8 +25,8 @@ from tokenometer.processor.ledger.values import (
     NAME_BYTES_MAX,
     U64_END,
     Coded,
+    LedgerSummary,
     Malformed,
-    Summary,
     UnknownSchema,
     UsageRows,
 )
@@ -180,17 +180,17 @@ def _row(value: bytes, where: str) -> dict[str, Any]:
 # --- Live summaries ---
 
 
-def summaries(polled: Sequence[Messages]) -> list[Summary]:
+def summaries(polled: Sequence[Messages]) -> list[LedgerSummary]:
     return [
         _summary(_object(value, _at(place, offset)), place.partition, _at(place, offset))
         for place, offset, value in _there(polled)
     ]
 
 
-def _summary(top: dict[str, Any], live_partition: int, where: str) -> Summary:
+def _summary(top: dict[str, Any], live_partition: int, where: str) -> LedgerSummary:
     _check_version(top, where)
     try:
-        summary = Summary(
+        summary = LedgerSummary(
             meter=_text(top["meter"]),
             part=_text(top["part"]),
             sequence=_count(top["sequence"]),

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tokenometer.processor.ledger.database import COLUMNS, KEY, Database, Rows, Types, check_version, migrate
+from tokenometer.processor.ledger.database import COLUMNS, KEY, Database, Rows, Types
+from tokenometer.processor.ledger.migrations import check_version, migrate
 from tokenometer.processor.ledger.values import Busy, DatabaseError
 from tokenometer.schemas.usage import COUNTERS
 

@@ -25,6 +25,7 @@ from tokenometer.schemas.usage import COUNTERS, Usage
 _IDS = ("user_id", "model_id", "chip_id")
 _SUMS = ", ".join(f"sum({name})" for name in COUNTERS)
 _ALL = ", ".join(COUNTERS)
+_STATEMENT = "id, begin_ms, end_ms, closed_at, complete, watermark"
 
 
 class NotComplete(LedgerError):
@@ -84,12 +85,13 @@ def close(database: Database, end: int, grace_ms: int, now_ms: int, anyway: bool
 def _write(database: Database, statement: Statement) -> None:
     begin = statement.begin
     database.rows(
-        "INSERT INTO statements VALUES (?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO statements ({_STATEMENT}) VALUES (?, ?, ?, ?, ?, ?)",
         [statement.id, begin, statement.end, statement.closed_at, statement.complete, statement.watermark],
     )
     since, parameters = ("", []) if begin is None else ("window_start >= ? AND", [begin])
     database.rows(
-        f"INSERT INTO statement_lines SELECT CAST(? AS INTEGER), {', '.join(_IDS)}, {_SUMS} FROM usage "
+        f"INSERT INTO statement_lines (statement_id, {', '.join(_IDS)}, {_ALL}) "
+        f"SELECT CAST(? AS INTEGER), {', '.join(_IDS)}, {_SUMS} FROM usage "
         f"WHERE {since} window_start < ? GROUP BY {', '.join(_IDS)}",
         [statement.id, *parameters, statement.end],
     )
@@ -101,8 +103,7 @@ def _write(database: Database, statement: Statement) -> None:
 
 
 def statements(database: Database) -> list[Statement]:
-    names = "id, begin_ms, end_ms, closed_at, complete, watermark"
-    return [Statement(*row) for row in database.rows(f"SELECT {names} FROM statements ORDER BY id")]
+    return [Statement(*row) for row in database.rows(f"SELECT {_STATEMENT} FROM statements ORDER BY id")]
 
 
 def statement(database: Database, id: int) -> Statement:

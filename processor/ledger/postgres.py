@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow.csv as pc
 
-from tokenometer.processor.ledger.database import COLUMNS, KEY, Database, Rows, Types, check_version, migrate, shown
+from tokenometer.processor.ledger.database import COLUMNS, KEY, Database, Rows, Types, shown
+from tokenometer.processor.ledger.migrations import check_version, migrate
 from tokenometer.processor.ledger.values import Busy, DatabaseError
 from tokenometer.schemas.usage import COUNTERS
 

@@ -73,13 +73,12 @@ class Prices:
         entry = _valid(self.models.get(model, ()), at)
         if entry is None:
             return None
-        _, given, cached, written, out, reasoning = counters
         charged = {
-            "input": given - cached - written,
-            "cached_input": cached,
-            "cache_write": written,
-            "output": out - reasoning,
-            "reasoning": reasoning,
+            "input": counters.input_tokens - counters.cached_input_tokens - counters.cache_write_tokens,
+            "cached_input": counters.cached_input_tokens,
+            "cache_write": counters.cache_write_tokens,
+            "output": counters.output_tokens - counters.reasoning_tokens,
+            "reasoning": counters.reasoning_tokens,
         }
         assert all(count >= 0 for count in charged.values()), counters
         with decimal.localcontext(_EXACT):

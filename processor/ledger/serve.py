@@ -59,7 +59,7 @@ class Api:
         database: Database,
         settings: ServeSettings,
         ask: Callable[[Callable[[Store], Any]], "Future[Any]"],
-        progress: Callable[[], intake.Progress],
+        progress: Callable[[], intake.IntakeProgress],
         now_ms: Callable[[], int],
     ) -> None:
         self._database, self._settings = database, settings

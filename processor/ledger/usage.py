@@ -22,10 +22,11 @@ from tokenometer.processor.ledger import times
 from tokenometer.processor.ledger.database import Database
 from tokenometer.processor.ledger.prices import Prices, money
 from tokenometer.processor.ledger.values import BadRequest
-from tokenometer.schemas.usage import COUNTERS, Usage
+from tokenometer.schemas.usage import COUNTERS, PARENTS, TOKENS, Usage
 
 DIMENSIONS = ("user", "model", "chip")
 LIMIT, LIMIT_MAX = 1_000, 100_000  # groups of one answer
+_TOTAL = " + ".join(name for name in TOKENS if name not in PARENTS)
 _PARAMETERS = ("from", "to", "time_zone", "window", "group_by", *DIMENSIONS, "top", "limit", "after", "priced")
 
 
@@ -211,7 +212,7 @@ def _chosen(query: Query, asked: str) -> str:
     looked up for no others. By one sum, since six sums of every group took PostgreSQL twice as long."""
     return f"""
         WITH every AS (
-            SELECT {_ids(query)}, sum(input_tokens + output_tokens) AS total FROM usage {asked} GROUP BY {_ids(query)}
+            SELECT {_ids(query)}, sum({_TOTAL}) AS total FROM usage {asked} GROUP BY {_ids(query)}
         ) SELECT {_ids(query)} FROM every WHERE total >= (
             SELECT min(total) FROM (SELECT total FROM every ORDER BY total DESC LIMIT {query.top}) AS largest
         )
@@ -233,7 +234,7 @@ def _fine(database: Database, query: Query, buckets: Sequence[int], segments: Se
 
 def _plain(query: Query, keys: Sequence[str], after: str) -> str:
     """A fine row is a group."""
-    order = ["input_tokens + output_tokens DESC", *keys] if query.top else keys
+    order = [f"{_TOTAL} DESC", *keys] if query.top else keys
     return f"""
         SELECT {", ".join(keys)}, segment, NULL, NULL, {", ".join(COUNTERS)} FROM fine {_joins(query, "fine")}
         {after} ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
@@ -247,7 +248,7 @@ def _priced(query: Query, keys: Sequence[str], after: str) -> str:
     named = "".join(f'key_{name}.name AS "{name}", ' for name in query.group_by)
     return f"""
         , groups AS (
-            SELECT {", ".join(ids)}, sum(input_tokens + output_tokens) AS total FROM fine GROUP BY {", ".join(ids)}
+            SELECT {", ".join(ids)}, sum({_TOTAL}) AS total FROM fine GROUP BY {", ".join(ids)}
         ), page AS (
             SELECT {", ".join(f"groups.{name}" for name in ids)}, {named}
                 row_number() OVER (ORDER BY {", ".join(order)}) AS place

@@ -62,7 +62,7 @@ class UsageRows:
 
 
 @dataclass(frozen=True)
-class Summary:
+class LedgerSummary:
     """What the ledger wants of a live summary. live_partition: where it stood in token-live."""
 
     meter: str
@@ -75,9 +75,9 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Intake:
+class LedgerBatch:
     """What one transaction takes in. reached: where each partition is to be read on, once it is in."""
 
     rows: UsageRows | None
-    summaries: Sequence[Summary]
+    summaries: Sequence[LedgerSummary]
     reached: Mapping[Place, Offset]
