@@ -13,7 +13,7 @@ What every decoder promises
 - What a message gives depends on nothing but the message.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,10 +212,15 @@ class Decoder:
         assert self._schemas is not None
         which = np.zeros(len(batch.lengths), np.int32)
         if self._value.registry:
-            for index, (reference, skipped) in _references(batch, headers):
-                which[index] = self._schemas.place(reference)
-                if skipped:
-                    batch.skip(index, skipped)
+            guids = _guids(headers, len(batch.lengths))
+            ids = batch.frames()
+            ids[list(guids)] = -1
+            known, place_of = np.unique(ids, return_inverse=True)
+            places = [-1 if id_ < 0 else self._schemas.place(id_) for id_ in known.tolist()]
+            which = np.array(places, np.int32)[place_of]
+            for index, guid in guids.items():
+                which[index] = self._schemas.place(guid)
+            batch.skip(ids >= 0, openers.FRAME_BYTES)
         tables = self._schemas.avro
         return native.avro(batch, tables, which, not self._value.registry, self._limit, first, _CALL_BYTES)
 
@@ -225,7 +230,11 @@ class Decoder:
         assert self._schemas is not None
         parts: list[bytes] = []
         ends, failed, size = [], dict[int, str](), 0
-        references = dict(_references(batch, headers)) if self._value.registry else {}
+        references: dict[int, _Reference | None] = {}
+        if self._value.registry:
+            guids = _guids(headers, len(batch.lengths))
+            references = {index: None if id_ < 0 else id_ for index, id_ in enumerate(batch.frames().tolist())} | guids
+            batch.skip(np.array([type(references[index]) is int for index in references]), openers.FRAME_BYTES)
         for index in range(first, len(batch.lengths)):
             value = batch.value(index)
             try:
@@ -253,23 +262,13 @@ def _upto(failures: dict[int, str], end: int) -> dict[int, str]:
 
 # --- Schemas ---
 
-_Reference = int | str | None
+_Reference = int | str  # an id or a GUID
 
 
-def _references(
-    batch: native.Batch, headers: Sequence[Headers] | None
-) -> Iterator[tuple[int, tuple[_Reference, int]]]:
-    """The schema that each value names, and how many bytes do so."""
-    for index in range(len(batch.lengths)):
-        if batch.lengths[index] < 0:
-            continue
-        head = batch.head(index, openers.FRAME_BYTES)
-        if guid := envelopes.schema_guid(headers[index]) if headers is not None else None:
-            yield index, (guid, 0)
-        elif len(head) == openers.FRAME_BYTES and head[0] == 0:
-            yield index, (int.from_bytes(head[1:], "big"), openers.FRAME_BYTES)
-        else:
-            yield index, (None, 0)
+def _guids(headers: Sequence[Headers] | None, count: int) -> dict[int, str]:
+    """The schemas that headers name, by message."""
+    found = enumerate(map(envelopes.schema_guid, headers[:count])) if headers is not None else ()
+    return {index: guid for index, guid in found if guid is not None}
 
 
 class _Schemas:
@@ -300,11 +299,12 @@ class _Schemas:
                 self.avro.append(tables)
         return self._places[reference]
 
-    def protobuf(self, value: bytes, named: "tuple[_Reference, int] | None") -> bytes:
-        """The line of one message. Raises Undecodable."""
-        if named is None:
+    def protobuf(self, value: bytes, reference: _Reference | None) -> bytes:
+        """The line of one message, after its schema's id. Raises Undecodable."""
+        if self._file_class is not None:
             return protobuf.line_of(self._file_class, value)
-        reference, skipped = named
+        if reference is None:
+            raise Undecodable("unknown_schema")
         if reference not in self._types:
             text = self._text(reference)
             try:
@@ -314,12 +314,11 @@ class _Schemas:
         types = self._types[reference]
         if types is None:
             raise Undecodable("unknown_schema")
-        indexes, at = openers.after_indexes(value, skipped)
+        indexes, at = openers.after_indexes(value)
         return protobuf.line_of(types.by_indexes(indexes), value[at:])
 
     def _text(self, reference: _Reference) -> str | bytes | None:
-        if reference is None or self._source is None:
-            return None
+        assert self._source is not None
         try:
             return self._source(reference)
         except UnknownSchema:

@@ -25,13 +25,28 @@ HD Text text(const char (&literal)[N]) {
 // The same, and 32 bytes after it can be read
 #define PADDED(literal) \
   Text { (const u8*)(literal "                                "), sizeof(literal) - 1 }
-template <u64 N>
-HD bool is(Text a, const char (&literal)[N]) {
-  return a.n == N - 1 && memcmp(a.p, literal, N - 1) == 0;
-}
+// Do n bytes equal a literal's? Constant lengths, compared as one or two words without a call.
 template <u64 N>
 HD bool starts(const u8* p, const char (&literal)[N]) {
-  return memcmp(p, literal, N - 1) == 0;
+  constexpr u64 n = N - 1;
+  const u8* q = (const u8*)literal;
+  if constexpr (n >= 8 && n <= 16) {
+    return ((load_word(p) ^ load_word(q)) | (load_word(p + n - 8) ^ load_word(q + n - 8))) == 0;
+  } else if constexpr (n >= 4 && n < 8) {
+    u32 a, b, c, d;
+    memcpy(&a, p, 4), memcpy(&b, q, 4), memcpy(&c, p + n - 4, 4), memcpy(&d, q + n - 4, 4);
+    return ((a ^ b) | (c ^ d)) == 0;
+  } else {
+    return memcmp(p, literal, n) == 0;
+  }
+}
+template <u64 N>
+HD bool is(Text a, const char (&literal)[N]) {
+  return a.n == N - 1 && starts(a.p, literal);
+}
+template <u64 N>
+HD bool begins(Text a, const char (&literal)[N]) {
+  return a.n >= N - 1 && starts(a.p, literal);
 }
 
 // Memory that grows as lines are written. Throws std::bad_alloc.
@@ -88,6 +103,11 @@ HD u64 equal_to_folded(Block64 x, u8 c) {
   const __m512i folded = _mm512_or_si512(x.bytes, _mm512_set1_epi8(0x20));
   return _mm512_cmpeq_epi8_mask(folded, _mm512_set1_epi8((char)c));
 }
+// Stores the block; newlines as carriage returns.
+HD void store_line(u8* to, Block64 x) {
+  const __mmask64 newlines = _mm512_cmpeq_epi8_mask(x.bytes, _mm512_set1_epi8('\n'));
+  _mm512_storeu_si512(to, _mm512_mask_blend_epi8(newlines, x.bytes, _mm512_set1_epi8('\r')));
+}
 #elif defined(__AVX2__)
 struct Block64 {
   __m256i low, high;
@@ -106,10 +126,20 @@ HD u64 equal_to_folded(Block64 x, u8 c) {
   const __m256i bit = _mm256_set1_epi8(0x20);
   return equal_to({_mm256_or_si256(x.low, bit), _mm256_or_si256(x.high, bit)}, c);
 }
+HD void store_line(u8* to, Block64 x) {
+  const __m256i newline = _mm256_set1_epi8('\n'), other = _mm256_set1_epi8('\r');
+  const __m256i low = _mm256_blendv_epi8(x.low, other, _mm256_cmpeq_epi8(x.low, newline));
+  const __m256i high = _mm256_blendv_epi8(x.high, other, _mm256_cmpeq_epi8(x.high, newline));
+  _mm256_storeu_si256((__m256i*)to, low);
+  _mm256_storeu_si256((__m256i*)(to + 32), high);
+}
 #else
 struct Block64 {
   const u8* p;
 };
+HD void store_line(u8* to, Block64 x) {
+  for (u32 i = 0; i < 64; ++i) to[i] = x.p[i] == '\n' ? (u8)'\r' : x.p[i];
+}
 HD Block64 block64(const u8* p) { return {p}; }
 HD u64 equal_to(Block64 x, u8 c) {
   u64 marks = 0;
@@ -122,6 +152,12 @@ HD u64 equal_to_folded(Block64 x, u8 c) {
   return marks;
 }
 #endif
+
+// Bit i: whether an odd number of bits is set in x up to bit i
+HD u64 parity_up_to(u64 x) {
+  for (u32 shift = 1; shift < 64; shift <<= 1) x ^= x << shift;
+  return x;
+}
 
 // Copies n bytes, in steps of 32: reads and writes up to 31 bytes past them.
 HD u8* copy_padded(u8* to, const u8* from, u64 n) {

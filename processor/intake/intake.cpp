@@ -58,6 +58,14 @@ ENTRY u64 look(const u8* data, const i64* starts, const i64* lengths, u64 count,
   return found;
 }
 
+// The schema's id that each value begins with; -1: none.
+ENTRY void frames(const u64* addresses, const i64* lengths, u64 count, i64* ids) {
+  for (u64 i = 0; i < count; ++i) {
+    const u8* p = (const u8*)addresses[i];
+    ids[i] = lengths[i] < 5 || *p ? -1 : (i64)((u32)p[1] << 24 | (u32)p[2] << 16 | (u32)p[3] << 8 | p[4]);
+  }
+}
+
 // Runs decode(message, i) for each; it answers with a Failure, may throw TooLarge, and may leave lines behind when it fails.
 template <class Decode>
 static int run(Task* task, Out& out, Decode&& decode) {
@@ -98,14 +106,15 @@ static int spans(Task* task, const Recipe& recipe, Out& out) {
   Out scratch;
   const auto otlp = [&](Text value) {
     // A protobuf message begins with a newline, the tag of its first field; so may a JSON text.
-    const bool object = value.n && (*value.p == '{' || is_space(*value.p));
-    const u8* p = as_line(scratch, value);
-    if (object) return json.message(p, p + value.n);
-    if (value.n) memcpy(scratch.data, value.p, value.n);
-    if (proto.message({scratch.data, value.n})) return true;
+    if (value.n && (*value.p == '{' || is_space(*value.p))) {
+      const u8* p = as_line(scratch, value);
+      return json.message(p, p + value.n);
+    }
+    if (proto.message(as_padded(scratch, value))) return true;
     lines.back_to({lines.begin(), 0, 0});
-    p = as_line(scratch, value);
-    return value.n && *value.p == '\n' && json.message(p, p + value.n);
+    if (!value.n || *value.p != '\n') return false;
+    const u8* p = as_line(scratch, value);
+    return json.message(p, p + value.n);
   };
   return run(task, out, [&](Text value, u64) {
     lines.begin_message();
@@ -142,11 +151,7 @@ ENTRY int decode_avro(Task* task, const AvroSchema* schemas, const int* which, u
   Avro avro(out, limit);
   return run(task, out, [&](Text value, u64 i) {
     if (which[i] < 0) return UNKNOWN_SCHEMA;
-    scratch.size = 0;
-    u8* p = scratch.room(value.n);
-    if (value.n) memcpy(p, value.p, value.n);
-    memset(p + value.n, 0, SLACK);
-    const u8* end = p + value.n;
+    const u8 *p = as_padded(scratch, value).p, *end = p + value.n;
     const u64 frame = !framed                                                ? 0
                       : value.n >= 5 && p[0] == 0                            ? 5
                       : value.n >= 10 && p[0] == 0xc3 && p[1] == 0x01 ? 10

@@ -82,13 +82,17 @@ class Batch:
         length = int(self.lengths[index])
         return None if length < 0 else ctypes.string_at(int(self.addresses[index]), length)
 
-    def head(self, index: int, most: int) -> bytes:
-        return ctypes.string_at(int(self.addresses[index]), min(most, int(self.lengths[index])))
+    def frames(self) -> Ints:
+        """The schema's id that each value begins with; -1: none."""
+        ids = np.empty(len(self.lengths), np.int64)
+        lengths = np.ascontiguousarray(self.lengths)
+        _library().frames(_pointer(self.addresses), _pointer(lengths), ctypes.c_uint64(len(ids)), _pointer(ids))
+        return ids
 
-    def skip(self, index: int, count: int) -> None:
-        """From now on the value begins `count` bytes later."""
-        self.addresses[index] += np.uint64(count)
-        self.lengths[index] -= count
+    def skip(self, which: np.ndarray[Any, np.dtype[np.bool_]], count: int) -> None:
+        """From now on these values begin `count` bytes later."""
+        self.addresses = self.addresses + np.where(which, np.uint64(count), np.uint64(0))
+        self.lengths = self.lengths - np.where(which, count, 0)
 
 
 @dataclass(frozen=True)

@@ -85,6 +85,15 @@ inline const u8* as_line(Out& scratch, Text bytes) {
   return p;
 }
 
+// The bytes themselves, with what a scan needs after them.
+inline Text as_padded(Out& scratch, Text bytes) {
+  scratch.size = 0;
+  u8* p = scratch.room(bytes.n);
+  if (bytes.n) memcpy(p, bytes.p, bytes.n);
+  memset(p + bytes.n, 0, SLACK);
+  return {p, bytes.n};
+}
+
 // Past the prefix of a document, or its start where the prefix is not there.
 inline const u8* after_prefix(Text doc, const Path& pieces) {
   const u8 *p = doc.p, *end = doc.p + doc.n;
@@ -107,7 +116,7 @@ void each_element(Text doc, Element&& element, Bad&& bad) {
     if (!doc.n) return;
     if (*doc.p != '[') return element(doc);
     const Split split = split_array(doc, [&](u64 from, u64 to) {
-      if (from < to) element(Text{doc.p + from, to - from});
+      element(Text{doc.p + from, to - from});
     });
     if (!split.closed) bad();
     doc.p += split.after, doc.n -= split.after;
@@ -142,6 +151,7 @@ class Records {
       if (!value.n || out_.data[out_.size - 1] != '\n') out_.put((u8)'\n');
       return;
     }
+    if (untouched_ && !inject.n) value = arrays(value);
     each_document(value, recipe_.whole, [&](Text doc) {
       const u8* p = after_prefix(doc, recipe_.prefix);
       each_element({p, doc.n - (u64)(p - doc.p)}, [&](Text element) { record(element); }, [&] { bad(); });
@@ -151,6 +161,19 @@ class Records {
 
  private:
   void bad() { out_.put(tokenometer::text(BAD_LINE)); }
+
+  // Arrays of records that are copied. Returns what follows them.
+  Text arrays(Text value) {
+    while (value.n && *value.p == '[') {
+      LineWriter writer(value, out_.room(value.n + 64));
+      const Split split = scan_array(value, writer);
+      out_.size = (u64)(writer.end() - out_.data);
+      if (!split.closed) bad();
+      value.p += split.after, value.n -= split.after;
+      while (value.n && is_blank(*value.p)) ++value.p, --value.n;
+    }
+    return value;
+  }
 
   void record(Text bytes) {
     if (plain_ && !inject_.n) {
@@ -194,7 +217,7 @@ class Records {
     if (k + 1 == path.size()) write_outer();
     if (*p != '[') return walk(p, end, k + 1);
     const Split split = split_array({p, (u64)(end - p)}, [&](u64 from, u64 to) {
-      if (from < to) walk(p + from, p + to, k + 1);
+      walk(p + from, p + to, k + 1);
     });
     if (!split.closed) bad();
   }

@@ -52,8 +52,7 @@ HD bool is_fixed_name(Text key, Row row) {
 }
 
 HD bool is_usage_name(Text key) {
-  return (key.n > 13 && memcmp(key.p, "gen_ai.usage.", 13) == 0) ||
-         (key.n > 16 && memcmp(key.p, "llm.token_count.", 16) == 0) || (key.n > 10 && memcmp(key.p, "llm.usage.", 10) == 0);
+  return begins(key, "gen_ai.usage.") || begins(key, "llm.token_count.") || begins(key, "llm.usage.");
 }
 
 struct SpanIds {
