@@ -1,0 +1,197 @@
+// A span is one line. Its own fields come first under fixed names, then every attribute under its own name, then those of
+// its scope and of its resource with `scope.` and `resource.` before their names.
+//
+//     {"trace_id":"..","span_id":"..","parent_span_id":"..","name":"..","kind":"client","start_time":"..","end_time":"..",
+//      "status":"error","status_message":"..", attributes, "scope.name":"..","scope.version":"..", "scope.*", "resource.*",
+//      "parent.has_usage":true,"child.has_usage":true}
+//
+// A member that is not known is left out, and so is an attribute that has the name of a fixed one. One call that two
+// instrumentations report, or an agent's span that repeats the sum of its calls, is told by the last two: the parent in
+// the same message carries usage; a span below this one in the same message does.
+#pragma once
+#include <algorithm>
+#include "records.h"
+
+namespace tokenometer {
+
+constexpr u32 ANY_VALUE_DEPTH_MAX = 64;  // of arrays and lists in an attribute's value; attributes have one or two
+
+enum class Row : u8 { SPAN, LOG };
+
+// Log records have other fields of their own: time, observed_time, event_name, severity and body.
+HD bool is_fixed_log_name(Text key) {
+  return is(key, "time") || is(key, "observed_time") || is(key, "event_name") || is(key, "severity") ||
+         is(key, "body") || is(key, "trace_id") || is(key, "span_id") || is(key, "scope.name") ||
+         is(key, "scope.version");
+}
+
+HD bool is_fixed_name(Text key, Row row) {
+  if (row == Row::LOG) return is_fixed_log_name(key);
+  switch (key.n) {
+    case 4:
+      return is(key, "name") || is(key, "kind");
+    case 6:
+      return is(key, "status");
+    case 7:
+      return is(key, "span_id");
+    case 8:
+      return is(key, "trace_id") || is(key, "end_time");
+    case 10:
+      return is(key, "start_time") || is(key, "scope.name");
+    case 13:
+      return is(key, "scope.version");
+    case 14:
+      return is(key, "parent_span_id") || is(key, "status_message");
+    case 15:
+      return is(key, "child.has_usage");
+    case 16:
+      return is(key, "parent.has_usage");
+    default:
+      return false;
+  }
+}
+
+HD bool is_usage_name(Text key) {
+  return begins(key, "gen_ai.usage.") || begins(key, "llm.token_count.") || begins(key, "llm.usage.");
+}
+
+struct SpanIds {
+  Text trace, span, parent;  // they stay where they are until the message ends
+  bool usage = false;
+};
+
+HD int compare(Text a, Text b) {
+  const int order = a.n && b.n ? memcmp(a.p, b.p, a.n < b.n ? a.n : b.n) : 0;
+  return order ? order : a.n < b.n ? -1 : a.n > b.n;
+}
+
+class SpanLines {
+ public:
+  SpanLines(Out& out, u64 limit) : out_(out), limit_(limit) {}
+
+  void begin_message() {
+    begin_ = out_.size;
+    marks_.clear();
+    usages_ = 0;
+  }
+
+  // Room for one line of up to `more` bytes; throws TooLarge where the message has grown too much.
+  u8* begin_line(u64 more) {
+    if (out_.size - begin_ > limit_) throw TooLarge();
+    u8* p = out_.room(more + 16);
+    *p = '{';
+    return p + 1;
+  }
+
+  // The line ends at p; its last comma, if there is one, gives way.
+  void end_line(u8* p, const SpanIds& ids) {
+    if (p[-1] == ',') --p;
+    *p++ = '}';
+    *p++ = '\n';
+    out_.size = (u64)(p - out_.data);
+    marks_.push_back({ids, out_.size, 0});
+    usages_ += ids.usage;
+  }
+
+  void bad_line() {
+    out_.put(text(BAD_LINE));
+    marks_.push_back({{}, out_.size, 0});
+  }
+
+  // For decoders that find out late that they must start again.
+  struct Place {
+    u64 size, lines, usages;
+  };
+  Place here() const { return {out_.size, marks_.size(), usages_}; }
+  void back_to(const Place& place) {
+    out_.size = place.size;
+    marks_.resize(place.lines);
+    usages_ = place.usages;
+  }
+
+  void end_message() {
+    if (usages_) relate();
+    if (out_.size == begin_) out_.put((u8)'\n');
+    if (out_.size - begin_ > limit_) throw TooLarge();
+  }
+
+  u64 begin() const { return begin_; }
+  Out& out() { return out_; }
+
+ private:
+  enum : u8 { PARENT = 1, CHILD = 2 };
+  struct Mark {
+    SpanIds ids;
+    u64 end;
+    u8 relations;
+  };
+
+  void relate() {
+    sorted_.clear();
+    for (u32 i = 0; i < marks_.size(); ++i)
+      if (marks_[i].ids.span.n) sorted_.push_back(i);
+    std::sort(sorted_.begin(), sorted_.end(), [this](u32 a, u32 b) {
+      const int order = compare_ids(a, marks_[b].ids.trace, marks_[b].ids.span);
+      return order ? order < 0 : a < b;
+    });
+    bool any = false;
+    for (u32 i = 0; i < marks_.size(); ++i) {
+      const u32 parent = parent_of(i);
+      if (parent == NONE) continue;
+      if (marks_[parent].ids.usage) marks_[i].relations |= PARENT, any = true;
+      if (!marks_[i].ids.usage) continue;
+      // Up to the first span that is known to have usage below it: all above that one are marked already.
+      for (u32 above = parent; above != NONE && !(marks_[above].relations & CHILD); above = parent_of(above))
+        marks_[above].relations |= CHILD, any = true;
+    }
+    if (any) write_relations();
+  }
+
+  static constexpr u32 NONE = ~0u;
+  int compare_ids(u32 i, Text trace, Text span) const {
+    const int order = compare(marks_[i].ids.span, span);
+    return order ? order : compare(marks_[i].ids.trace, trace);
+  }
+  // The first span of the message that has the id; never the span itself.
+  u32 parent_of(u32 i) const {
+    const SpanIds& ids = marks_[i].ids;
+    if (!ids.parent.n || same(ids.parent, ids.span)) return NONE;
+    const auto found = std::lower_bound(sorted_.begin(), sorted_.end(), 0u, [&](u32 a, u32) {
+      return compare_ids(a, ids.trace, ids.parent) < 0;
+    });
+    return found == sorted_.end() || compare_ids(*found, ids.trace, ids.parent) ? NONE : *found;
+  }
+
+  // From the last line to the first, each moves to where it will be.
+  void write_relations() {
+    static const Text texts[] = {text(""), text(",\"parent.has_usage\":true"), text(",\"child.has_usage\":true"),
+                                 text(",\"parent.has_usage\":true,\"child.has_usage\":true")};
+    u64 added = 0;
+    for (const Mark& mark : marks_) added += texts[mark.relations].n;
+    out_.room(added);
+    u64 end = out_.size;
+    out_.size += added;
+    for (u64 i = marks_.size(); added; --i) {
+      const Mark& mark = marks_[i - 1];
+      const u64 start = i > 1 ? marks_[i - 2].end : begin_;
+      u8* to = out_.data + end + added;
+      if (mark.relations) {
+        const Text t = texts[mark.relations];
+        added -= t.n;
+        to = write(to - 2, "}\n") - 2 - t.n;
+        memcpy(to, t.p, t.n);
+        memmove(out_.data + start + added, out_.data + start, end - 2 - start);
+      } else {
+        memmove(out_.data + start + added, out_.data + start, end - start);
+      }
+      end = start;
+    }
+  }
+
+  Out& out_;
+  u64 limit_, begin_ = 0, usages_ = 0;
+  std::vector<Mark> marks_;
+  std::vector<u32> sorted_;
+};
+
+}  // namespace tokenometer
