@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from tokenometer.kernels import layout
+from tokenometer.schemas.errors import TokenometerError
 
 _HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = _HERE / "host.cpp", _HERE / "device.cu"
@@ -32,7 +33,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data c
 ENTRIES = ("parse", "adopt", "claim", "grow", "recall", "settle", "count", "export_rows")
 
 
-class BuildError(RuntimeError):
+class BuildError(TokenometerError, RuntimeError):
     """The kernels cannot be built here; the message says what is missing and how to mend it."""
 
 

@@ -41,13 +41,14 @@ from tokenometer.kernels.values import (
     UsageRows,
     WindowStartMs,
 )
+from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import Usage
 
 RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
 
 
-class TablesTooSmall(ValueError):
+class TablesTooSmall(TokenometerError, ValueError):
     """One message could overfill an empty table; the message names the setting."""
 
 

@@ -20,6 +20,7 @@ import numpy as np
 
 from tokenometer.kernels import layout
 from tokenometer.kernels.target import Array, Target
+from tokenometer.schemas.errors import TokenometerError
 
 _LOAD_MAX = 0.75
 _SLOTS_MIN = 1 << 12
@@ -48,7 +49,7 @@ class IdentityTable:
         self.notes.fill(0)
 
 
-class IdentityMemoryError(MemoryError):
+class IdentityMemoryError(TokenometerError, MemoryError):
     """Request ids need more memory than they may have; the message names the settings."""
 
 

@@ -7,11 +7,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from tokenometer.kernels import build, pages
+from tokenometer.schemas.errors import TokenometerError
 
 Array = Any  # numpy.ndarray on the host, cupy.ndarray on a GPU
 
 
-class DeviceError(RuntimeError):
+class DeviceError(TokenometerError, RuntimeError):
     """The wanted device cannot be used; the message says why and what to do."""
 
 

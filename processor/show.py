@@ -1,5 +1,6 @@
 """What a number, a share, a time and a foreign name look like to people, on every page and in every table."""
 
+import json
 from datetime import UTC, datetime
 
 _UNITS = ((10**15, "P"), (10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k"))
@@ -28,6 +29,22 @@ def percent(share: float) -> str:
 def printable(text: str) -> str:
     """Names and records are other people's: nothing in them may steer a terminal, or hide."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def printable_lines(text: str) -> str:
+    """The same for a text of several lines, each of which ends with a newline or a carriage return and a newline."""
+    if text.isascii() and text.replace("\n", "").isprintable():
+        return text
+    return "\n".join(map(printable, text.replace("\r\n", "\n").split("\n")))
+
+
+def printable_json(text: str) -> str:
+    """JSON, or lines of it, with every character that might steer a terminal as `\\uXXXX`: it says the same."""
+    return "\n".join(line if line.isprintable() else _escaped(line) for line in text.split("\n"))
+
+
+def _escaped(line: str) -> str:
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] if c > "\x7f" else f"\\u{ord(c):04x}" for c in line)
 
 
 def share_of(value: float, whole: float) -> str:

@@ -7,8 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+from tokenometer.schemas.errors import TokenometerError
 
-class MappingError(ValueError):
+
+class MappingError(TokenometerError, ValueError):
     """A mapping that cannot be used; the message is one line for the person who wrote it."""
 
 

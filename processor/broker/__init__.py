@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, NewType, Protocol, overload
 
 import numpy as np
 
+from tokenometer.schemas.errors import TokenometerError
+
 Offset = NewType("Offset", int)
 Headers = Sequence[tuple[str, bytes]]
 BEGINNING = Offset(0)
@@ -118,7 +120,7 @@ class TopicState:
 # --- Errors ---
 
 
-class BrokerError(Exception):
+class BrokerError(TokenometerError):
     """The broker could not do something. What follows is one of the kinds below, or this: try again from the start."""
 
 

@@ -1,6 +1,6 @@
 """The command `top`: the dashboard's totals in a terminal.
 
-Owns: the connection to the server, on a thread of its own, and the screen. What is shown is processor/top.py's.
+Owns: the connection to the server, on a thread of its own, and the screen. What is shown is dashboard/top.py's.
 Promises: the screen goes on when the server goes away, and says so; it comes back with the server.
 """
 
@@ -13,22 +13,23 @@ import threading
 import time
 import tty
 import urllib.error
-import urllib.parse
-import urllib.request
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from select import select
 from typing import Annotated, Any
 
 import orjson
-import typer
 from rich.live import Live
 from typer import Option
 
 from tokenometer.processor import show
-from tokenometer.processor.cli import app as cli
+from tokenometer.processor.cli.client import open_url
+from tokenometer.processor.cli.common import show_view, stdout_console
+from tokenometer.processor.cli.options import Settings, TokenFile, http_url
 from tokenometer.processor.dashboard import top
+from tokenometer.processor.secret import Secret
+from tokenometer.schemas.errors import TokenometerError
 
 RETRY_SECONDS = 1.0
 _SILENCE_SECONDS = 5.0  # without totals the screen must not look alive
@@ -36,31 +37,43 @@ _TIMEOUT_SECONDS = 20.0  # of one read: two heartbeats
 _REDRAW_SECONDS = 0.5
 _RATES_MAX = 600
 _SMOOTHED = 5  # samples
+_LINES_PIPED = 50  # of a view that goes to a file or another program
 _DATA = b"data: "
 
 
-class TopError(Exception):
+class TopError(TokenometerError):
     """There is nothing to show; the message says what to do."""
 
 
-@cli.app.command("top")
-def top_command(
-    url: Annotated[str, Option(help="Of the dashboard that a rollup serves.")] = "http://127.0.0.1:8321",
+@dataclass(frozen=True)
+class TopCommand(Settings):
+    url: Annotated[str, Option(parser=http_url, metavar="URL", help="Of the dashboard that a rollup serves.")] = (
+        "http://127.0.0.1:8321"
+    )
     token: Annotated[
-        str | None, Option(help="Where the dashboard asks for one; better in TOKENOMETER_TOP_TOKEN.")
-    ] = None,
-    once: Annotated[bool, Option("--once", help="Print what there is, and exit.")] = False,
-) -> None:
-    """Watch the rolling totals in a terminal: rates, users, models, chips, meters. Leave with q or Ctrl-C."""
-    if urllib.parse.urlsplit(url).scheme not in ("http", "https"):
-        raise typer.BadParameter(f"--url {url}: expected http://HOST:PORT")
-    server = _Server(url.rstrip("/"), token)
+        Secret | None,
+        Option(
+            parser=Secret, metavar="TOKEN", help="Where the dashboard asks for one; better in TOKENOMETER_TOP_TOKEN."
+        ),
+    ] = None  # fmt: skip
+    token_file: TokenFile = None
+    once: Annotated[bool, Option("--once", help="Print what there is, and exit.")] = False
+
+
+def top_command(command: TopCommand) -> None:
+    """Watch the rolling totals in a terminal: rates, users, models, chips, meters. Leave with q or Ctrl-C.
+
+    Examples:
+        tokenometer top
+        tokenometer top --url http://rollup:8321 --token-file dashboard.token
+        tokenometer top --once > totals.txt
+    """
+    server = _Server(command.url, command.token_file or command.token)
     totals = server.totals()
-    if once or not sys.stdout.isatty():
-        console = cli.stdout_console()
-        cli.show_view(
-            top.view(totals, top.Link(server.url), console.width, console.height if sys.stdout.isatty() else 50)
-        )
+    if command.once or not sys.stdout.isatty():
+        console = stdout_console()
+        height = console.height if sys.stdout.isatty() else _LINES_PIPED
+        show_view(top.view(totals, top.Link(server.url), console.width, height))
         return
     _watch(server, _Feed(totals, server.rates()))
 
@@ -71,13 +84,10 @@ def top_command(
 @dataclass(frozen=True)
 class _Server:
     url: str
-    token: str | None = field(repr=False)
+    token: Secret | None
 
     def open(self, path: str) -> Any:
-        request = urllib.request.Request(self.url + path)
-        if self.token:
-            request.add_header("Authorization", f"Bearer {self.token}")
-        return urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+        return open_url(self.url + path, self.token, _TIMEOUT_SECONDS)
 
     def totals(self) -> dict[str, Any]:
         """Raises TopError with what to do."""
@@ -119,7 +129,7 @@ def events(lines: io.BufferedIOBase | Any) -> Iterator[dict[str, Any]]:
 
 def _explain(error: urllib.error.HTTPError) -> str:
     if error.code in (401, 403):
-        return "it asks for a token; set TOKENOMETER_TOP_TOKEN, or give --token"
+        return "it asks for a token; set TOKENOMETER_TOP_TOKEN, or give --token-file"
     try:
         return str(orjson.loads(error.read())["error"])
     except (ValueError, KeyError, TypeError):
@@ -173,7 +183,7 @@ def printable_reason(reason: str) -> str:
 
 def _watch(server: _Server, feed: _Feed) -> None:
     threading.Thread(target=feed.follow, args=(server,), name="top", daemon=True).start()
-    console = cli.stdout_console()
+    console = stdout_console()
     with (
         _keys() as pressed,
         Live(console=console, screen=True, auto_refresh=False) as live,

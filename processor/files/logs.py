@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from tokenometer.kernels.values import Bytes
+from tokenometer.schemas.errors import TokenometerError
 
 STDIN = "-"
 MESSAGE_BYTES = 1 << 20
@@ -31,7 +32,7 @@ _MAGIC = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd"}
 _MAGIC_BYTES = 4
 
 
-class LogError(Exception):
+class LogError(TokenometerError):
     """A log that cannot be read to its end; the message names it, the place and what was expected."""
 
 

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from tokenometer.kernels.values import UsageRows
 from tokenometer.processor.files.replay import PlacedLetter
 from tokenometer.processor.records.rows import Names, usage_counters, usage_lines
+from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.usage import COUNTERS, SCHEMA_VERSION, TOTAL
 
 STDOUT = "-"
@@ -32,7 +33,7 @@ _SLICE_ROWS = 1 << 15  # columns of a slice stay in the processor's cache; also 
 _GROUP_SLICES = 16
 
 
-class OutputError(Exception):
+class OutputError(TokenometerError):
     """A result that cannot be written; the message names the file and the way out."""
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 
 from tokenometer.processor.broker import Offset, Place
+from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.usage import Usage
 
 U64_END = 1 << 64
 NAME_BYTES_MAX = 256
 
 
-class LedgerError(Exception):
+class LedgerError(TokenometerError):
     """The ledger cannot go on, or cannot answer; the message says why and what to do."""
 
 

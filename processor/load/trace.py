@@ -32,10 +32,11 @@ from tokenometer.processor.load.profile import (
     TIME_LIMIT_MS,
     Profile,
 )
+from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.usage import TOKENS
 
 
-class TraceError(ValueError):
+class TraceError(TokenometerError, ValueError):
     """A trace file that cannot become records. The message says what was expected."""
 
 

@@ -19,6 +19,7 @@ from tokenometer.kernels.values import Bytes, PartitionState, Progress, Tally, U
 from tokenometer.processor.broker import Column, Messages, Offset, Place, Position
 from tokenometer.processor.meter import positions
 from tokenometer.processor.meter.emission import DeadRecord, LiveSummary, Range
+from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 
 LETTER_BYTES_MAX = 64 << 20  # held until a commit; a log that is all rejects would fill them in a second
@@ -26,7 +27,7 @@ TOP_USERS = 20
 SKETCHES_MAX = 8  # of the latest windows that changed: late records touch hundreds of old ones, 22 KB each
 
 
-class MessageTooLarge(Exception):
+class MessageTooLarge(TokenometerError):
     """A message that no batch can hold; the message names the setting."""
 
 

@@ -30,6 +30,7 @@ from tokenometer.processor.rollup.delivery import Consumer, Transport
 from tokenometer.processor.rollup.entries import ENTRY_BYTES_MAX, Entries, Key, longer
 from tokenometer.processor.rollup.summaries import Unreadable, read_summary
 from tokenometer.processor.rollup.watch import TICK_SECONDS, Watch, kept
+from tokenometer.schemas.errors import TokenometerError
 
 log = logging.getLogger("tokenometer.rollup")
 CHANGELOG_SETTINGS = {
@@ -46,7 +47,7 @@ _LOOK_SECONDS = 0.1
 _WRITING_MAX = 1000  # messages whose entries are on their way to the changelog
 
 
-class RollupFailed(Exception):
+class RollupFailed(TokenometerError):
     """The Faust app ended by itself."""
 
 

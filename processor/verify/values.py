@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tokenometer.processor.broker import Offset, Place
+from tokenometer.schemas.errors import TokenometerError
 
 SCHEMA = 1  # of usage rows and live summaries: the one version that this audit reads
 # Of a row, in this order everywhere. A copy of schemas/usage.py on purpose: the audit shares nothing that it judges.
@@ -32,7 +33,7 @@ Counters = tuple[int, int, int, int, int, int]
 NO_COUNTERS: Counters = (0, 0, 0, 0, 0, 0)
 
 
-class VerifyError(Exception):
+class VerifyError(TokenometerError):
     """The audit cannot be made; nothing is said about the stream. The message is for the person who asked for it."""
 
 
