@@ -60,8 +60,8 @@ def ledger_command(command: LedgerCommand) -> None:
     """
     with needs("ledger"):
         from tokenometer.processor.ledger import prices
-        from tokenometer.processor.ledger.opening import open_database
         from tokenometer.processor.ledger.intake import IntakeSettings, Ledger
+        from tokenometer.processor.ledger.opening import open_database
         from tokenometer.processor.ledger.store import Store
 
     linger_ms = round(command.linger * 1000)
