@@ -13,7 +13,7 @@ from tests import harness, oracle
 from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.values import UsageRows
 from tokenometer.processor.files import logs, replay
-from tokenometer.processor.files.replay import Outlets, PlacedLetter, Summary, Usage
+from tokenometer.processor.files.replay import Outlets, PlacedLetter, ReplaySummary, Usage
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import Profile
 
@@ -57,7 +57,7 @@ class Results:
         return total
 
 
-def meter(engine: Engine, names: list[str], **settings: Any) -> tuple[Summary, Results]:
+def meter(engine: Engine, names: list[str], **settings: Any) -> tuple[ReplaySummary, Results]:
     results = Results()
     outlets = Outlets(rows=results.take, letters=results.letters.extend)
     mapping = harness.shipped().engine
@@ -77,7 +77,7 @@ def grouped(rows: Rows, place: Callable[[tuple[int, str, str, str]], Any]) -> di
     return {key: Usage(*counters) for key, counters in sums.items()}
 
 
-def assert_is(summary: Summary, truth: oracle.Meter) -> None:
+def assert_is(summary: ReplaySummary, truth: oracle.Meter) -> None:
     tally = summary.tally
     assert (tally.read, tally.counted) == (truth.read, truth.counted)
     assert (tally.duplicates, tally.rejected, tally.empty) == (truth.duplicates, truth.rejected, truth.empty)

@@ -31,7 +31,7 @@ from tokenometer.processor.cli.common import (
 from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory, Window
 from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send
 from tokenometer.processor.files import logs, output, report
-from tokenometer.processor.files.replay import Outlets, Snapshot, Summary, replay
+from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.usage import DAY_MS, TARGET_TOKENS_PER_DAY
 
@@ -93,7 +93,7 @@ class ReplayCommand(ToKafkaSettings):
 class _Interrupted(Exception):
     """Leaves the files of a partial replay without their names."""
 
-    def __init__(self, summary: Summary) -> None:
+    def __init__(self, summary: ReplaySummary) -> None:
         super().__init__()
         self.summary = summary
 
@@ -121,7 +121,7 @@ def replay_command(command: ReplayCommand) -> None:
         raise typer.Exit(EXIT_STRICT)
 
 
-def _metered(command: ReplayCommand) -> tuple[Summary, report.Run]:
+def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     _check_names(command)
     total_bytes = logs.size_of(command.files)
     chosen = mappings.resolve(command.mapping)
@@ -163,7 +163,7 @@ def _outlets(command: ReplayCommand) -> Iterator[Outlets]:
         yield Outlets(rows=rows.write if rows else None, letters=letters.write if letters else None)
 
 
-def _print_summary(summary: Summary, ran: report.Run, json: bool) -> None:
+def _print_summary(summary: ReplaySummary, ran: report.Run, json: bool) -> None:
     if json:
         text = orjson.dumps(report.summary_dict(summary, ran), option=orjson.OPT_INDENT_2).decode()
         print(show.printable_json(text))
@@ -175,7 +175,7 @@ def _print_summary(summary: Summary, ran: report.Run, json: bool) -> None:
 
 
 @contextlib.contextmanager
-def _progress(total_bytes: int | None) -> Iterator[Callable[[Snapshot], None] | None]:
+def _progress(total_bytes: int | None) -> Iterator[Callable[[ReplayProgress], None] | None]:
     with progress_bar(total_bytes) as advance:
         yield None if advance is None else _Pace(advance)
 
@@ -192,7 +192,7 @@ class _Pace:
         self._next = self._next_tokens = self._begun + self._EVERY_SECONDS
         self._tokens_per_second = 0.0
 
-    def __call__(self, now: Snapshot) -> None:
+    def __call__(self, now: ReplayProgress) -> None:
         at = time.perf_counter()
         if at < self._next:
             return

@@ -47,7 +47,7 @@ class BusiestWindow:
 
 
 @dataclass(frozen=True)
-class Summary:
+class ReplaySummary:
     """What a replay found, over all its parts."""
 
     partial: bool  # stopped before the logs ended
@@ -72,7 +72,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Snapshot:
+class ReplayProgress:
     """How far a replay is."""
 
     read_bytes: int
@@ -87,13 +87,13 @@ class Outlets:
 
     rows: Callable[[UsageRows, str], None] | None = None  # the rows of a closed part, and its name
     letters: Callable[[list[PlacedLetter]], None] | None = None
-    progress: Callable[[Snapshot], None] | None = None  # after each batch
+    progress: Callable[[ReplayProgress], None] | None = None  # after each batch
     stopped: Callable[[], bool] = lambda: False
 
 
 def replay(
     engine: Engine, reader: Callable[[Bytes], Chunk | None], mapping: Mapping, run: str, outlets: Outlets, top: int = 10
-) -> Summary:
+) -> ReplaySummary:
     """Meter everything that `reader` fills in. Parts are named `<run>-part-<n>`."""
     return _Replay(engine, mapping, run, outlets, top).run(reader)
 
@@ -124,7 +124,7 @@ class _Replay:
         self._lines = 0  # of all logs
         self._log_bytes = self._read_bytes = 0
 
-    def run(self, reader: Callable[[Bytes], Chunk | None]) -> Summary:
+    def run(self, reader: Callable[[Bytes], Chunk | None]) -> ReplaySummary:
         ahead = ReadAhead(reader)
         partial = False
         try:
@@ -183,7 +183,7 @@ class _Replay:
 
     def _report(self) -> None:
         if self._outlets.progress:
-            self._outlets.progress(Snapshot(self._read_bytes, self._log_bytes, self._lines, self._tokens))
+            self._outlets.progress(ReplayProgress(self._read_bytes, self._log_bytes, self._lines, self._tokens))
 
     def _tokens(self) -> int:
         totals = self._engine.totals()
@@ -219,7 +219,7 @@ class _Replay:
         if last:
             sums.top_users = sorted(sums.users.items(), key=lambda item: (-item[1], item[0]))[: self._top]
 
-    def _summary(self, partial: bool) -> Summary:
+    def _summary(self, partial: bool) -> ReplaySummary:
         sums, engine = self._sums, self._engine
         tally = engine.tally()
         by_cell = {key: Usage(*counters.tolist()) for key, counters in sums.cells.items()}
@@ -228,7 +228,7 @@ class _Replay:
         assert tally.rejected == self._rejects.total(), f"{tally}, {self._rejects.total()} dead letters"
         assert usage.requests <= tally.counted
         windows = sums.window_tokens
-        return Summary(
+        return ReplaySummary(
             partial=partial,
             read_bytes=self._read_bytes,
             log_bytes=self._log_bytes,

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from tokenometer.processor import show
-from tokenometer.processor.files.replay import Summary
+from tokenometer.processor.files.replay import ReplaySummary
 from tokenometer.processor.records.mapping_check import Check
 from tokenometer.schemas.mapping import Field, Mapping
 from tokenometer.schemas.usage import DAY_MS, TARGET_TOKENS_PER_DAY, Usage
@@ -42,7 +42,7 @@ class Run:
 # --- A replay's summary ---
 
 
-def summary_dict(summary: Summary, run: Run) -> dict[str, Any]:
+def summary_dict(summary: ReplaySummary, run: Run) -> dict[str, Any]:
     """For scripts: every number exact, shares and rates left to the reader."""
     window = summary.busiest_window
     return {
@@ -77,7 +77,7 @@ def summary_dict(summary: Summary, run: Run) -> dict[str, Any]:
     }
 
 
-def summary_view(summary: Summary, run: Run, bars: bool = False) -> RenderableType:
+def summary_view(summary: ReplaySummary, run: Run, bars: bool = False) -> RenderableType:
     """For people; bars beside the shares need 100 columns."""
     parts: list[RenderableType] = [_headline(summary), _facts(summary, run)]
     total = summary.usage.total_tokens
@@ -96,7 +96,7 @@ def summary_view(summary: Summary, run: Run, bars: bool = False) -> RenderableTy
     return Group(*parts)
 
 
-def _headline(summary: Summary) -> Text:
+def _headline(summary: ReplaySummary) -> Text:
     tokens = Text(f"{show.si(summary.usage.total_tokens)} tokens", "bold green")
     text = Text.assemble(tokens, f" in {show.plural(summary.usage.requests, 'request')}")
     if summary.partial:
@@ -104,7 +104,7 @@ def _headline(summary: Summary) -> Text:
     return text
 
 
-def _facts(summary: Summary, run: Run) -> RenderableType:
+def _facts(summary: ReplaySummary, run: Run) -> RenderableType:
     """Name and value pairs, one line each where the terminal is wide enough."""
     tally, usage = summary.tally, summary.usage
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -141,14 +141,14 @@ def _files(files: list[str]) -> str:
     return shown if len(files) == 1 else f"{shown} and {len(files) - 1} more"
 
 
-def _sizes(summary: Summary) -> str:
+def _sizes(summary: ReplaySummary) -> str:
     log = f"{show.si(summary.log_bytes)}B"
     return (
         log if summary.read_bytes >= summary.log_bytes * 0.99 else f"{log} ({show.si(summary.read_bytes)}B compressed)"
     )
 
 
-def _speed(summary: Summary, elapsed: float) -> str:
+def _speed(summary: ReplaySummary, elapsed: float) -> str:
     if elapsed <= 0 or not summary.tally.read:
         return ""
     tokens = summary.usage.total_tokens / elapsed
@@ -165,13 +165,13 @@ def _of_which(usage: Usage) -> str:
     return "".join(f", {show.percent(count / usage.input_tokens)} {name}" for name, count in parts.items() if count)
 
 
-def _users(summary: Summary) -> str:
+def _users(summary: ReplaySummary) -> str:
     each = summary.usage.total_tokens / summary.active_users if summary.active_users else 0
     least = "at least " if summary.active_users_understated else ""
     return f"{least}{summary.active_users:,} active (estimated, ± 0.8 %), {show.si(each)} tokens each"
 
 
-def _windows(summary: Summary) -> str:
+def _windows(summary: ReplaySummary) -> str:
     assert summary.first_window_ms is not None and summary.end_of_last_window_ms is not None
     return (
         f"{summary.windows:,} of {summary.window_ms // 1000} s, "
@@ -179,7 +179,7 @@ def _windows(summary: Summary) -> str:
     )
 
 
-def _busiest(summary: Summary) -> str:
+def _busiest(summary: ReplaySummary) -> str:
     window = summary.busiest_window
     assert window is not None
     return (
@@ -188,7 +188,7 @@ def _busiest(summary: Summary) -> str:
     )
 
 
-def _to(name: str | None, summary: Summary) -> str:
+def _to(name: str | None, summary: ReplaySummary) -> str:
     if name is None:
         return ""
     return f"; {name} not written, because the replay is partial" if summary.partial else f", written to {name}"
@@ -218,7 +218,7 @@ def _shortened(usages: Dict[str, Usage]) -> list[tuple[str, Usage]]:
     return [*named[: _ROWS_MAX - 1], (f"({len(others):,} others)", Usage.sum_of(usage for _, usage in others))]
 
 
-def _users_table(summary: Summary, bars: bool) -> Table:
+def _users_table(summary: ReplaySummary, bars: bool) -> Table:
     table = _table(f"Top {show.plural(len(summary.top_users), 'user')}", "Tokens", "Share", bars=bars)
     for user, tokens in summary.top_users:
         _add_row(table, user, (f"{tokens:,}",), tokens, summary.usage.total_tokens)
@@ -252,7 +252,7 @@ def _bar(share: float) -> str:
     return "█" * whole + " ▏▎▍▌▋▊▉"[eighths].strip()
 
 
-def _rejects_table(summary: Summary) -> Table:
+def _rejects_table(summary: ReplaySummary) -> Table:
     by_reason: dict[str, dict[str, int]] = {}
     for key, count in summary.rejects.items():
         reason, _, field = key.partition(":")

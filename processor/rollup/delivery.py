@@ -19,7 +19,7 @@ from faust.types import TP
 from tokenometer.processor.broker import BrokerError, OutOfRange
 
 
-class Skipped(Exception):
+class MessagesSkipped(Exception):
     """A message came, and the one before it did not."""
 
 
@@ -32,7 +32,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         return consumer
 
 
-class Consumer(driver.Consumer):
+class RollupConsumer(driver.Consumer):
     """`take` each message that comes, in the order in which they come."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
@@ -45,10 +45,10 @@ class Consumer(driver.Consumer):
         self._taken: dict[TP, int] = {}
 
     def take(self, tp: TP, offset: int) -> None:
-        """Raises Skipped."""
+        """Raises MessagesSkipped."""
         before = self._before.get(tp, {}).pop(offset, -1)
         if before != self._taken.get(tp):
-            raise Skipped(
+            raise MessagesSkipped(
                 f"{tp.topic}-{tp.partition}: offset {offset} came without the message before it; "
                 "start again, which reads both"
             )
@@ -124,4 +124,4 @@ class Consumer(driver.Consumer):
 
 
 class Transport(driver.Transport):
-    Consumer = Consumer
+    Consumer = RollupConsumer

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import orjson
 
-from tokenometer.processor.rollup.summaries import RECORDS, Covered, SummaryMessage, Sums
+from tokenometer.processor.rollup.summaries import RECORDS, CoveredPartition, PartSums, SummaryMessage
 
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
 TOP_SPAN_MS = 5 * MINUTE_MS
@@ -26,9 +26,9 @@ class MeterState:
     window_ms: int = MINUTE_MS
     device: str = ""
     committed_at_ms: int = 0
-    closed: Sums = field(default_factory=Sums)
-    open: Sums = field(default_factory=Sums)
-    covered: tuple[Covered, ...] = ()
+    closed: PartSums = field(default_factory=PartSums)
+    open: PartSums = field(default_factory=PartSums)
+    covered: tuple[CoveredPartition, ...] = ()
     tops: Tops = field(default_factory=dict)
     open_top: dict[str, int] = field(default_factory=dict)
 
@@ -56,7 +56,7 @@ class MeterState:
         if users:
             self.tops[span] = dict(largest(users, TOP_USERS_MAX))
 
-    def total(self) -> Sums:
+    def total(self) -> PartSums:
         return self.closed + self.open
 
     def top_users(self, since_ms: int) -> list[dict[str, int]]:
@@ -71,8 +71,8 @@ class MeterState:
         entry = orjson.loads(value)
         for name in ("closed", "open"):
             sums = entry[name]
-            entry[name] = Sums(_records(sums["records"]), tuple(sums["tokens"]), sums["rejects"])
-        entry["covered"] = tuple(Covered(**one) for one in entry["covered"])
+            entry[name] = PartSums(_records(sums["records"]), tuple(sums["tokens"]), sums["rejects"])
+        entry["covered"] = tuple(CoveredPartition(**one) for one in entry["covered"])
         entry["tops"] = {int(start): users for start, users in entry["tops"].items()}
         return cls(**entry)
 

@@ -33,16 +33,16 @@ class UnknownSummary(Exception):
 
 
 @dataclass(frozen=True)
-class Sums:
+class PartSums:
     """Of a part, or of several. records: as RECORDS; tokens: as COUNTERS."""
 
     records: tuple[int, ...] = (0,) * len(RECORDS)
     tokens: tuple[int, ...] = (0,) * len(COUNTERS)
     rejects: Mapping[str, int] = field(default_factory=dict)
 
-    def __add__(self, other: "Sums") -> "Sums":
+    def __add__(self, other: "PartSums") -> "PartSums":
         reasons = self.rejects.keys() | other.rejects.keys()
-        return Sums(
+        return PartSums(
             tuple(map(sum, zip(self.records, other.records, strict=True))),
             tuple(map(sum, zip(self.tokens, other.tokens, strict=True))),
             {reason: self.rejects.get(reason, 0) + other.rejects.get(reason, 0) for reason in sorted(reasons)},
@@ -50,7 +50,7 @@ class Sums:
 
 
 @dataclass(frozen=True)
-class Covered:
+class CoveredPartition:
     """How far a meter has come in a partition of the log. freshness_ms: of the newest message when it was committed,
     None if none came with the last commit."""
 
@@ -72,19 +72,19 @@ class SummaryMessage:
     window_ms: int
     device: str
     committed_at_ms: int
-    sums: Sums
+    sums: PartSums
     top_users: dict[str, int]
     partitions: list[dict[str, Any]]
     cells: dict[int, Cells]  # by window
     sketches: dict[int, Bytes]
 
-    def covered(self, reached: Mapping[tuple[str, int], int]) -> Iterator[Covered]:
+    def covered(self, reached: Mapping[tuple[str, int], int]) -> Iterator[CoveredPartition]:
         """reached: where the partitions' next messages were before."""
         for one in self.partitions:
             place = one["topic"], one["partition"]
             came = one["log_time"] is not None and one["next"] > reached.get(place, one["from"])
             freshness = max(0, self.committed_at_ms - one["log_time"]) if came else None
-            yield Covered(*place, one["next"], one["end"], one["watermark"], freshness)
+            yield CoveredPartition(*place, one["next"], one["end"], one["watermark"], freshness)
 
 
 def read_summary(value: bytes | None) -> SummaryMessage:
@@ -113,7 +113,7 @@ def _summary(message: Mapping[str, Any]) -> SummaryMessage:
         window_ms=message["window_ms"],
         device=message["device"],
         committed_at_ms=int(datetime.fromisoformat(message["committed_at"]).timestamp() * 1000),
-        sums=Sums(records, counters[0], message["rejects"]),
+        sums=PartSums(records, counters[0], message["rejects"]),
         top_users={top["user"]: top["total_tokens"] for top in message["top_users"]},
         partitions=message["partitions"],
         cells=cells,

@@ -25,7 +25,7 @@ from tokenometer.processor.records import hyperloglog
 from tokenometer.processor.rollup.cells import OTHERS
 from tokenometer.processor.rollup.entries import AHEAD_MS, USERS_AGE_MS, Key, decode_registers, kept_from, read_usage
 from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS, MeterState, largest, merged
-from tokenometer.processor.rollup.summaries import FATES, RECORDS, Covered, Sums
+from tokenometer.processor.rollup.summaries import FATES, RECORDS, CoveredPartition, PartSums
 from tokenometer.schemas.usage import COUNTERS, DAY_MS, TARGET_TOKENS_PER_DAY, Usage, total_of
 
 SCHEMA = 1
@@ -433,21 +433,21 @@ def _counters(counters: Iterable[int]) -> dict[str, int]:
     return Usage(*counters).with_total()
 
 
-def _records(sums: Sums) -> dict[str, int]:
+def _records(sums: PartSums) -> dict[str, int]:
     records = dict(zip(RECORDS, sums.records, strict=True))
     return {"read": sum(records[name] for name in FATES)} | records
 
 
-def _sum_of(sums: Iterable[Sums]) -> Sums:
-    total = Sums()
+def _sum_of(sums: Iterable[PartSums]) -> PartSums:
+    total = PartSums()
     for one in sums:
         total = total + one
     return total
 
 
-def _latest(meters: Iterable[MeterState]) -> dict[tuple[str, int], Covered]:
+def _latest(meters: Iterable[MeterState]) -> dict[tuple[str, int], CoveredPartition]:
     """Who has come furthest in a partition, reads it."""
-    found: dict[tuple[str, int], Covered] = {}
+    found: dict[tuple[str, int], CoveredPartition] = {}
     for meter in sorted(meters, key=lambda meter: meter.committed_at_ms):
         for one in meter.covered:
             known = found.get((one.topic, one.partition))
@@ -456,7 +456,7 @@ def _latest(meters: Iterable[MeterState]) -> dict[tuple[str, int], Covered]:
     return found
 
 
-def _lag(one: Covered) -> int | None:
+def _lag(one: CoveredPartition) -> int | None:
     return None if one.end is None else one.end - one.next
 
 

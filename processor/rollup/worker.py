@@ -26,7 +26,7 @@ from typing import Any, cast
 import faust
 
 from tokenometer.processor.broker import Broker, Refused, TopicMissing
-from tokenometer.processor.rollup.delivery import Consumer, Transport
+from tokenometer.processor.rollup.delivery import RollupConsumer, Transport
 from tokenometer.processor.rollup.entries import ENTRY_BYTES_MAX, Entries, Key, longer
 from tokenometer.processor.rollup.summaries import Unreadable, read_summary
 from tokenometer.processor.rollup.watch import TICK_SECONDS, Watch, kept
@@ -148,7 +148,7 @@ class Rollup:
 
     def _learn(self, event: Any) -> None:
         message = event.message
-        cast(Consumer, self._app.consumer).take(message.tp, message.offset)
+        cast(RollupConsumer, self._app.consumer).take(message.tp, message.offset)
         try:
             summary = read_summary(event.value)
         except Unreadable as error:
