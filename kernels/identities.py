@@ -44,6 +44,10 @@ class IdentityTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def nbytes(self) -> int:
+        return int(self.ids.nbytes + self.notes.nbytes)
+
     def clear(self) -> None:
         self.ids.fill(0)
         self.notes.fill(0)

@@ -18,6 +18,7 @@ from tokenometer.processor.meter import emission
 from tokenometer.processor.meter.emission import LIVE_BYTES_MAX, DeadRecord, LiveSummary, Range
 from tokenometer.processor.records import hyperloglog
 from tokenometer.processor.records.referee import REASONS
+from tokenometer.processor.rollup.summaries import RECORDS as FATES
 from tokenometer.schemas.usage import COUNTERS, Usage
 
 U64_MAX = (1 << 64) - 1
@@ -250,8 +251,7 @@ def test_a_summary_says_what_the_part_says(summary, committed_at_ms):
     }  # fmt: skip
     assert message["records"].pop("read") == summary.tally.read == sum(message["records"].values())
     assert (
-        message["records"]
-        == {name: getattr(summary.tally, name) for name in ("counted", "duplicates", "rejected", "empty")}
+        message["records"] == {name: getattr(summary.tally, name) for name in FATES}
         and message["rejects"] == summary.rejects
     )
     for found, covered in zip(message["partitions"], summary.ranges, strict=True):

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from tokenometer.kernels import layout
-from tokenometer.kernels.engine import Engine, Loaded
+from tokenometer.kernels.engine import CONFLICTING, Engine, Loaded
 from tokenometer.kernels.values import Bytes, DeadLetter, Tally, UsageRows
 from tokenometer.processor.files.logs import Chunk, ReadAhead
 from tokenometer.processor.records import hyperloglog
@@ -177,7 +177,8 @@ class _Replay:
             return
         before = 0 if chunk.offset == 0 else self._lines_before
         placed = [_placed(chunk, before, letter) for letter in letters]
-        self._rejects.update(f"{x.reason}:{x.field}" if x.field else x.reason for x in placed)
+        rejected = [letter for letter in placed if letter.reason != CONFLICTING.reason]
+        self._rejects.update(f"{x.reason}:{x.field}" if x.field else x.reason for x in rejected)
         if self._outlets.letters:
             self._outlets.letters(placed)
 

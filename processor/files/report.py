@@ -119,7 +119,8 @@ def _facts(summary: ReplaySummary, run: Run) -> RenderableType:
     fact(
         "Records",
         f"{tally.read:,} = {tally.counted:,} counted + {show.plural(tally.duplicates, 'duplicate')}"
-        f" + {tally.rejected:,} rejected + {tally.empty:,} empty",
+        f" + {tally.rejected:,} rejected + {tally.empty:,} empty"
+        + (f" + {tally.skipped:,} skipped" if tally.skipped else ""),
     )
     if tally.counted:
         reasoning = usage.reasoning_tokens
@@ -131,8 +132,14 @@ def _facts(summary: ReplaySummary, run: Run) -> RenderableType:
         fact("Busiest", _busiest(summary))
     rows, parts = show.plural(summary.usage_rows, "usage row"), show.plural(summary.parts, "part")
     fact("Rows", f"{rows} in {parts}{_to(run.out, summary)}")
+    if tally.conflicts:
+        fact(
+            "Conflicting",
+            f"{tally.conflicts:,} of the duplicates say something else than the record that counted",
+        )
     if run.rejected:
-        fact("Rejected", f"{show.plural(tally.rejected, 'dead letter')}{_to(run.rejected, summary)}")
+        letters = tally.rejected + tally.conflicts
+        fact("Rejected", f"{show.plural(letters, 'dead letter')}{_to(run.rejected, summary)}")
     return Padding(grid, (1, 0))
 
 
