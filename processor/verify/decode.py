@@ -1,0 +1,474 @@
+"""The audit's own decoder: the value of a message into lines, in plain Python, one message at a time.
+
+It shares no code with `processor/intake` and keeps the same promises: what a message gives is the same records in the
+same order, and the same reason where it gives none. Slow on purpose: each rule is written where it can be read.
+"""
+
+import base64
+import binascii
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import orjson
+import zstandard
+
+from tokenometer.processor.verify import decode_binary, decode_spans
+from tokenometer.processor.verify.decode_spans import BAD, Misread
+from tokenometer.schemas.value import Value
+
+BYTES_MAX = 64 << 20
+_OPENERS_MAX = 4
+_GZIP_MEMBERS_MAX = 64
+_BLANK = b" \t\r\n"
+_SPACE = re.compile(rb"[ \t\r]*")
+_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
+_SCALAR = re.compile(rb'[^,\]} \t\r\n"]+')
+# What matters to the structure: strings (the last one may be open), a backslash with what it takes along, brackets.
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|\\.|[\[\]{},]', re.DOTALL)
+
+
+class Decoded(NamedTuple):
+    """lines: records, without their newlines. failure: why there is only a line that cannot be read."""
+
+    lines: list[bytes]
+    failure: str | None = None
+
+
+Schemas = Mapping[int | str, str | bytes]  # of a registry, by id or GUID
+
+
+class AuditDecoder:
+    """schema: the content of `value.schema`'s file. limit: bytes of an opened value and of one message's lines."""
+
+    def __init__(
+        self, value: Value, schemas: Schemas | None = None, schema: bytes | None = None, limit: int = BYTES_MAX
+    ) -> None:
+        self._value, self._limit = value, min(limit, BYTES_MAX)
+        self._binary = None
+        if value.encoding in ("avro", "protobuf"):
+            self._binary = decode_binary.reader(value, schemas or {}, schema)
+
+    def __call__(
+        self, value: bytes | None, key: bytes | None = None, headers: Sequence[tuple[str, bytes | None]] = ()
+    ) -> Decoded:
+        try:
+            event = _binary_event(headers) if self._value.encoding == "cloudevents" else None
+            if value is None and event is None:
+                return Decoded([])
+            opened = b"" if value is None else self._opened(value)
+            if event is not None:
+                opened = _structured(opened, event)
+            members = self._members(key, headers)
+            lines = self._lines(opened, headers)
+            if self._value.encoding not in ("json", "debezium", "cloudevents"):
+                lines = [self._finished(line, []) for line in lines]
+            lines = [_with_members(line, members) for line in lines]
+        except Misread as error:
+            return Decoded([BAD], str(error))
+        if self._value.encoding != "json" or self._transforms():
+            if sum(map(len, lines)) + len(lines) > self._limit and max(map(len, lines), default=0) > 0:
+                return Decoded([BAD], "too_large")
+        return Decoded(lines)
+
+    def _transforms(self) -> bool:
+        value = self._value
+        return bool(value.records or value.json_in or value.prefix or value.whole or value.key or value.headers)
+
+    # --- Openers ---
+
+    def _opened(self, value: bytes) -> bytes:
+        for _ in range(_OPENERS_MAX):
+            inner = self._opened_once(value)
+            if inner is None or inner == value:
+                return value
+            value = inner
+        if self._opened_once(value) not in (None, value):
+            raise Misread("too_deep")
+        return value
+
+    def _opened_once(self, value: bytes) -> bytes | None:
+        """None: nothing claims it."""
+        encoding = self._value.encoding
+        if value[:3] == b"\x1f\x8b\x08":
+            return _gunzip(value, self._limit)
+        if value[:4] == b"\x28\xb5\x2f\xfd":
+            return _unzstd(value, self._limit)
+        if encoding in ("avro", "protobuf"):
+            return None
+        if value[:3] == b"\xef\xbb\xbf":
+            return value[3:]
+        if value[:1] == b"\0" and len(value) >= 5:
+            return _unframed(value[5:], encoding)
+        if value[:1] == b'"' and not self._value.prefix:
+            return _unquoted(value)
+        return None
+
+    # --- Lines ---
+
+    def _lines(self, value: bytes, headers: Sequence[tuple[str, bytes | None]]) -> list[bytes]:
+        if self._binary is not None:
+            return self._binary(value, headers)
+        if self._value.encoding == "otlp":
+            return decode_spans.otlp(value)
+        if self._value.encoding in ("zipkin", "jaeger"):
+            read = decode_spans.zipkin if self._value.encoding == "zipkin" else decode_spans.jaeger
+            return decode_spans.related([BAD if text is BAD else read(text) for text in self._elements(value)])
+        if not self._transforms() and self._value.encoding == "json" and value[:1] != b"[":
+            lines = value.split(b"\n")
+            return lines if lines[-1] else lines[:-1]
+        return [line for element in self._elements(value) for line in self._records(element)]
+
+    def _elements(self, value: bytes) -> Iterator[bytes]:
+        """Documents, and the elements of those that are arrays."""
+        plain_array = self._value.encoding == "json" and not self._transforms()
+        for document in [value] if self._value.whole or plain_array else value.split(b"\n"):
+            yield from self._document(self._without_prefix(document))
+
+    def _document(self, document: bytes) -> Iterator[bytes]:
+        while document := document.strip(_BLANK):
+            if document[:1] != b"[":
+                documents = [document] if self._value.whole else document.split(b"\n")
+                yield from (found.strip(_BLANK).replace(b"\n", b"\r") for found in documents if found.strip(_BLANK))
+                return
+            elements, document = _split(document)
+            yield from elements
+
+    def _without_prefix(self, document: bytes) -> bytes:
+        at = 0
+        pieces = self._value.prefix.encode().split(b"...") if self._value.prefix else []
+        for number, piece in enumerate(pieces):
+            found = document.find(piece, at)
+            if found < 0 or (number == 0 and piece and found != at):
+                return document
+            at = found + len(piece)
+        return document[at:]
+
+    # --- Records of JSON ---
+
+    def _records(self, element: bytes) -> Iterator[bytes]:
+        if element is BAD:
+            yield BAD
+        elif self._value.encoding == "debezium":
+            yield from self._changed_row(element)
+        elif self._value.encoding == "cloudevents":
+            yield self._finished(_with_decoded_data(element), [], extra=(("data",),))
+        else:
+            yield from self._walked(element, self._value.records, [])
+
+    def _walked(self, element: bytes, path: Sequence[str], around: list[bytes]) -> Iterator[bytes]:
+        if not path:
+            yield self._finished(element, around)
+            return
+        if path is not self._value.records and element[:4] == b"null":
+            return
+        if path[0] != "*":
+            found = _member(element, path[0])
+            if found is None:
+                yield self._finished(element, [])
+            else:
+                yield from self._walked(found, path[1:], [element, *around])
+            return
+        if element[:1] != b"[":
+            yield from self._walked(element, path[1:], around)
+            return
+        elements, _ = _split(element)
+        for inner in elements:
+            if inner is BAD:
+                yield BAD
+            else:
+                yield from self._walked(inner, path[1:], around)
+
+    def _changed_row(self, element: bytes) -> Iterator[bytes]:
+        payload = _member(element, "payload")
+        if payload is not None and payload[:4] == b"null":
+            return
+        event, around = element, list[bytes]()
+        if payload is not None and payload[:1] == b"{":
+            event, around = payload, [element]
+        row = _member(event, "after")
+        if row is None:
+            if _member(event, "op") is None or _member(event, "source") is None:
+                yield self._finished(event, [])
+        elif row[:1] == b"{":
+            yield self._finished(row, [event, *around])
+        elif row[:4] != b"null":
+            yield self._finished(event, [])
+
+    def _finished(self, record: bytes, around: list[bytes], extra: Sequence[tuple[str, ...]] = ()) -> bytes:
+        """With strings opened that hold JSON, and with what is wanted of the objects around, nearest first."""
+        if record[:1] != b"{":
+            return record
+        for path in (*extra, *(path for path in self._value.json_in if path not in extra)):
+            record = _opened_string(record, path)
+        return _with_members(record, _outer(self._value.outer, around))
+
+    # --- Beside the value ---
+
+    def _members(self, key: bytes | None, headers: Sequence[tuple[str, bytes | None]]) -> bytes:
+        members = b""
+        if self._value.key and key is not None:
+            members += _text_member("@key", key, "bad_key")
+        for name in self._value.headers:
+            contents = [content for header, content in headers if header == name and content is not None]
+            if contents:
+                members += _text_member(f"@header.{name}", contents[-1], "bad_header")
+        return members
+
+
+def _text_member(name: str, content: bytes, reason: str) -> bytes:
+    try:
+        return orjson.dumps(name) + b":" + orjson.dumps(content.decode("utf-8")) + b","
+    except UnicodeDecodeError:
+        raise Misread(reason) from None
+
+
+def _with_members(record: bytes, members: bytes) -> bytes:
+    if not members or record[:1] != b"{":
+        return record
+    rest = record[1:]
+    return b"{" + (members[:-1] if rest.lstrip(b" \t\r")[:1] == b"}" else members) + rest
+
+
+def _outer(wanted: Sequence[tuple[str, ...]], around: list[bytes]) -> bytes:
+    depths = {path: sum(key == "^" for key in path) for path in wanted}
+    levels = min(max(depths.values(), default=0), len(around))
+    text = b""
+    for level in range(levels, 0, -1):
+        keys = dict.fromkeys(path[depth] for path, depth in depths.items() if depth == level and depth < len(path))
+        inside = [
+            orjson.dumps(key) + b":" + value
+            for key in keys
+            if (value := _member(around[level - 1], key)) is not None and _is_json(value)
+        ]
+        text = b'"^":{' + b",".join([*inside, *([text[:-1]] if text else [])]) + b"},"
+    return text
+
+
+# --- Openers ---
+
+
+def _gunzip(value: bytes, limit: int) -> bytes:
+    found = b""
+    for _ in range(_GZIP_MEMBERS_MAX):
+        stream = zlib.decompressobj(zlib.MAX_WBITS | 16)
+        try:
+            found += stream.decompress(value, limit + 1 - len(found))
+        except zlib.error:
+            raise Misread("bad_compression") from None
+        if len(found) > limit:
+            raise Misread("too_large")
+        if not stream.eof:
+            raise Misread("bad_compression")
+        value = stream.unused_data.lstrip(b"\0")
+        if not value:
+            return found
+    raise Misread("bad_compression")
+
+
+def _unzstd(value: bytes, limit: int) -> bytes:
+    found = b""
+    while value:
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        left = value
+        try:
+            while left and not frame.eof:  # little by little: what comes out is bounded by what goes in
+                found += frame.decompress(left[:1024])
+                left = left[1024:]
+                if len(found) > limit:
+                    raise Misread("too_large")
+        except zstandard.ZstdError:
+            raise Misread("bad_compression") from None
+        if not frame.eof:
+            raise Misread("bad_compression")
+        value = frame.unused_data + left
+    return found
+
+
+def _unframed(inner: bytes, encoding: str) -> bytes:
+    if encoding == "otlp":
+        return inner if inner[:1] in (b"{", b"") else inner[decode_binary.indexes(inner)[1] :]
+    known = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf")
+    framed = inner[:1] == b"\0" and len(inner) >= 5
+    if inner and inner[0] not in b'{["' + _BLANK and not inner.startswith(known) and not framed:
+        raise Misread("unknown_schema")
+    return inner
+
+
+def _unquoted(value: bytes) -> bytes:
+    lines = []
+    for line in value.split(b"\n"):
+        if not line.strip():
+            lines.append(b"")
+            continue
+        try:
+            held = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return value
+        if not isinstance(held, str) or held.lstrip(" \t\r\n")[:1] not in ("{", "[", '"'):
+            return value
+        lines.append(held.replace("\n", "\r").encode())
+    return b"\n".join(lines)
+
+
+# --- CloudEvents ---
+
+
+def _binary_event(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, bytes] | None:
+    if all(name != "ce_specversion" for name, _ in headers):
+        return None
+    found = {name[3:]: content for name, content in headers if name.startswith("ce_") and content is not None}
+    return {name: content for name, content in found.items() if name not in ("data", "data_base64")}
+
+
+def _structured(value: bytes, attributes: Mapping[str, bytes]) -> bytes:
+    parts = []
+    if value:
+        if not _is_json(value):
+            raise Misread("bad_encoding")
+        parts.append(b'"data":' + value.replace(b"\n", b"\r"))
+    for name, content in attributes.items():
+        parts.append(_text_member(name, content, "bad_header")[:-1])
+    return b"{" + b",".join(parts) + b"}"
+
+
+def _with_decoded_data(event: bytes) -> bytes:
+    encoded = _member(event, "data_base64")
+    if encoded is None or encoded[:1] != b'"' or _member(event, "data") is not None:
+        return event
+    try:
+        data = base64.b64decode(orjson.loads(encoded), validate=True).replace(b"\n", b"\r")
+    except (orjson.JSONDecodeError, binascii.Error, ValueError):
+        return event
+    return _with_members(event, b'"data":' + data + b",") if _is_json(data) else event
+
+
+# --- Pieces of JSON texts ---
+
+
+def _is_json(text: bytes) -> bool:
+    try:
+        orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return False
+    return True
+
+
+def _split(text: bytes) -> tuple[list[bytes], bytes]:
+    """The elements of the array that opens at text[0], and what follows it; an array that is not closed has a bad one
+    more."""
+    elements, depth, start = list[bytes](), 0, 1
+
+    def add(end: int) -> None:
+        if element := text[start:end].strip(_BLANK):
+            elements.append(element.replace(b"\n", b"\r"))
+
+    for match in _TOKEN.finditer(text):
+        token = match[0]
+        if token in (b"[", b"{"):
+            depth += 1
+        elif token in (b"]", b"}"):
+            if depth > 1:
+                depth -= 1
+            elif token == b"]":
+                add(match.start())
+                return elements, text[match.end() :]
+        elif token == b"," and depth == 1:
+            add(match.start())
+            start = match.end()
+    add(len(text))
+    return [*elements, BAD], b""
+
+
+def _end_of_value(text: bytes, at: int) -> int | None:
+    if text[at : at + 1] == b'"':
+        match = _STRING.match(text, at)
+        return match.end() if match else None
+    if text[at : at + 1] not in (b"{", b"["):
+        match = _SCALAR.match(text, at)
+        return match.end() if match else None
+    depth = 0
+    for match in _TOKEN.finditer(text, at):
+        token = match[0]
+        if token in (b"[", b"{"):
+            depth += 1
+        elif token in (b"]", b"}"):
+            depth -= 1
+            if not depth:
+                return match.end()
+        elif token[:1] == b'"' and (len(token) == 1 or not _STRING.fullmatch(token)):
+            return None
+    return None
+
+
+def _member_at(text: bytes, at: int, name: str) -> int | None:
+    """Where the value of the last member of that name is, as far as the object at `at` can be read."""
+    if text[at : at + 1] != b"{":
+        return None
+    found, at = None, _skipped(text, at + 1)
+    while match := _STRING.match(text, at):
+        key = match[0][1:-1]
+        if b"\\" in key:
+            try:
+                key = orjson.loads(match[0]).encode()
+            except orjson.JSONDecodeError:
+                break
+        at = _skipped(text, match.end())
+        if text[at : at + 1] != b":":
+            break
+        at = _skipped(text, at + 1)
+        if key == name.encode():
+            found = at
+        end = _end_of_value(text, at)
+        if end is None:
+            break
+        at = _skipped(text, end)
+        if text[at : at + 1] != b",":
+            break
+        at = _skipped(text, at + 1)
+    return found
+
+
+def _skipped(text: bytes, at: int) -> int:
+    match = _SPACE.match(text, at)
+    assert match is not None
+    return match.end()
+
+
+def _member(text: bytes, name: str) -> bytes | None:
+    at = _member_at(text, 0, name)
+    if at is None:
+        return None
+    end = _end_of_value(text, at)
+    return text[at:] if end is None else text[at:end]
+
+
+def _opened_string(record: bytes, path: Sequence[str]) -> bytes:
+    at: int | None = 0
+    for key in path:
+        at = _member_at(record, at or 0, key)
+        if at is None:
+            return record
+    match = _STRING.match(record, at or 0)
+    if match is None:
+        return record
+    try:
+        held = orjson.loads(match[0]).encode().replace(b"\n", b"\r")
+    except orjson.JSONDecodeError:
+        return record
+    if held.lstrip(b" \t\r")[:1] not in (b"{", b"[") or not _is_json(held):
+        return record
+    return record[: match.start()] + held + record[match.end() :]
+
+
+def documents(text: bytes) -> Iterator[bytes]:
+    """JSON texts, one after the other. Raises Misread."""
+    text = text.replace(b"\n", b"\r")
+    at = _skipped(text, 0)
+    while at < len(text):
+        end = _end_of_value(text, at)
+        if end is None:
+            raise Misread("bad_encoding")
+        yield text[at:end]
+        at = _skipped(text, end)
