@@ -514,6 +514,11 @@ class Meter:
                     )
         assert self.read == self.counted + self.duplicates + self.rejected + self.empty + self.skipped
 
+    def fates(self) -> Counter[str]:
+        return Counter(
+            {name: getattr(self, name) for name in ("counted", "duplicates", "rejected", "empty", "skipped")}
+        )
+
     def generation(self, message_time: int | None, partition: object) -> int:
         if self.dedup_horizon_ms is None:
             return 0
