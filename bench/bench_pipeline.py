@@ -42,8 +42,8 @@ from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.target import HostTarget
 from tokenometer.processor.broker import Broker, Offset, Place
 from tokenometer.processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
-from tokenometer.processor.cli.app import limits
-from tokenometer.processor.cli.live import check_topics, pairs
+from tokenometer.processor.cli.running import limits
+from tokenometer.processor.cli.topics import check_topics
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter import heap
@@ -98,7 +98,7 @@ def _run(options: Any, bootstrap: str) -> dict[str, Any]:
                 "topic": f"bench-{name}",
                 "records": wanted[name],
                 "seconds": options.seconds,
-                "kafka": pairs(options.kafka, "--kafka"),
+                "kafka": dict(text.split("=", 1) for text in options.kafka or ()),
             }
             answer = common.run_child("bench.bench_pipeline", request, len(common.cores()))
             answers[f"{name}:{contender}"].append(answer)

@@ -26,7 +26,7 @@ from tests.kafka_server import KafkaServer
 from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.target import HostTarget
 from tokenometer.processor.broker.kafka import KafkaBroker
-from tokenometer.processor.cli.app import limits
+from tokenometer.processor.cli.running import limits
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter import heap

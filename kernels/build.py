@@ -67,9 +67,15 @@ def build_shared(file: pathlib.Path, extra: tuple[str, ...] = ()) -> pathlib.Pat
     path = cache_directory() / f"{file.stem}-{identity.hexdigest()[:20]}.so"
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as taken:
-        made = pathlib.Path(taken.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as taken:
+            made = pathlib.Path(taken.name)
+    except OSError as error:
+        raise BuildError(
+            f"{path.parent}: the kernels cannot be kept here: {error.strerror}; name another directory in "
+            "XDG_CACHE_HOME"
+        ) from None
     try:
         run = subprocess.run([*command, "-o", str(made), "-"], input=text, capture_output=True, text=True, check=False)
         if run.returncode:

@@ -25,8 +25,8 @@ from tests import harness  # noqa: E402  its asserts shall show what differs
 def own_logs() -> Iterator[None]:
     """A command that runs in this process writes to the streams of its test. Not imported: on a machine with a card
     there are the engine's packages only."""
-    live = sys.modules.get("tokenometer.processor.cli.live")
-    loggers = list(map(logging.getLogger, live.LOGGERS)) if live else []
+    running = sys.modules.get("tokenometer.processor.cli.running")
+    loggers = list(map(logging.getLogger, running.LOGGERS)) if running else []
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     yield
     for logger, state in zip(loggers, before, strict=True):

@@ -20,7 +20,7 @@ from tests import oracle
 from tests.test_schemas import validator
 from tokenometer.kernels.engine import Limits
 from tokenometer.processor import show
-from tokenometer.processor.cli import app as cli
+from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import Profile
 
@@ -85,7 +85,10 @@ def test_json_summary_equals_the_oracle(call: Any, log: pathlib.Path, truth: ora
     code, out, err = call("replay", log, "--json", "--top", 3, *CPU)
     summary = json.loads(out)
     assert (code, err) == (0, "")
-    tally = {name: getattr(truth, name) for name in ("read", "counted", "duplicates", "rejected", "empty")}
+    tally = {
+        name: getattr(truth, name)
+        for name in ("read", "counted", "duplicates", "rejected", "empty", "skipped", "conflicts")
+    }
     assert summary["records"] == tally
     assert sum(summary["rejects"].values()) == truth.rejected
     total = sum(row[1] + row[4] for row in truth.rows.values())
@@ -194,7 +197,7 @@ def test_memory_bounds_the_tables(call: Any, log: pathlib.Path):
     [
         (["replay"], "FILE"),
         (["replay", "LOG", "--divice", "cpu"], "--divice"),
-        (["replay", "LOG", "--device", "tpu"], "expected auto, cuda or cpu"),
+        (["replay", "LOG", "--device", "tpu"], "'tpu' is not one of 'auto', 'cuda', 'cpu'"),
         (["replay", "LOG", "--memory", "much"], "expected a size such as 2GiB"),
         (["replay", "LOG", "--memory", "1MiB"], "expected 256MiB or more"),
         (["replay", "LOG", "--window", "0"], "--window"),

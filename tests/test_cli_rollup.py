@@ -6,8 +6,8 @@ import pytest
 
 from tokenometer.processor.broker import Refused
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.cli import app as cli
-from tokenometer.processor.cli import live as cli_live
+from tokenometer.processor.cli import __main__ as cli
+from tokenometer.processor.cli import running
 from tokenometer.processor.rollup import worker as rollup
 from tokenometer.processor.rollup.worker import RollupSettings
 
@@ -15,7 +15,7 @@ from tokenometer.processor.rollup.worker import RollupSettings
 @pytest.fixture
 def broker(monkeypatch):
     broker = MemoryBroker()
-    monkeypatch.setattr(cli_live, "open_broker", lambda bootstrap, settings: broker)
+    monkeypatch.setattr(running, "open_broker", lambda bootstrap, settings: broker)
     return broker
 
 

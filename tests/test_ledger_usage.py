@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from tests import books, streams
 from tests.test_ledger import HOSTILE, IDENTITY, take
 from tokenometer.processor.broker import Offset, Place
-from tokenometer.processor.cli import app as cli
+from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.ledger import periods, prices, times, usage
 from tokenometer.processor.ledger.intake import IntakeProgress
 from tokenometer.processor.ledger.opening import open_database

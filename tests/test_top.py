@@ -22,7 +22,7 @@ from tests.test_cli import ROOT, assert_error
 from tests.test_page import ATTACKS, hostile
 from tests.totals_data import AT_MS, Feed, Shape, make, nothing
 from tokenometer.processor import show
-from tokenometer.processor.cli import app as cli
+from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.cli import top as cli_top
 from tokenometer.processor.dashboard import Settings, SiteThread, server, top
 

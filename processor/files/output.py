@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.kernels.values import UsageRows
+from tokenometer.processor import show
 from tokenometer.processor.files.replay import PlacedLetter
 from tokenometer.processor.records.rows import Names, usage_counters, usage_lines
 from tokenometer.schemas.errors import TokenometerError
@@ -52,10 +53,10 @@ def create(name: str, force: bool = False) -> Iterator[Any]:
     try:
         if name == STDOUT:
             with os.fdopen(os.dup(1), "wb") as file:
-                yield file
+                yield _TerminalFile(file) if file.isatty() else file
         elif path.exists() and not path.is_file():
             with path.open("wb") as raw, _compressed(raw, path) as file:
-                yield file
+                yield _TerminalFile(file) if raw.isatty() else file
         else:
             check_free(name, force)
             with _renamed_at_end(path) as raw, _compressed(raw, path) as file:
@@ -63,7 +64,18 @@ def create(name: str, force: bool = False) -> Iterator[Any]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        raise OutputError(f"{name}: cannot be written: {error.strerror or error}") from None
+        shown = "standard output" if name == STDOUT else name
+        raise OutputError(f"{shown}: cannot be written: {error.strerror or error}") from None
+
+
+@dataclass(frozen=True)
+class _TerminalFile:
+    """JSON lines on a terminal: what could steer it is written as JSON's escapes, which mean the same."""
+
+    file: Any
+
+    def write(self, lines: bytes) -> None:
+        self.file.write(show.printable_json(lines.decode(errors="backslashreplace")).encode())
 
 
 def check_free(name: str, force: bool) -> None:

@@ -102,7 +102,7 @@ def replay(
 class _Sums:
     """Sums over closed parts."""
 
-    cells: dict[tuple[str, str], np.ndarray[Any, Any]] = field(default_factory=dict)
+    cells: dict[tuple[str, str], Usage] = field(default_factory=dict)
     window_tokens: Counter[int] = field(default_factory=Counter)
     users: Counter[str] = field(default_factory=Counter)
     top_users: list[tuple[str, int]] = field(default_factory=list)
@@ -177,8 +177,11 @@ class _Replay:
             return
         before = 0 if chunk.offset == 0 else self._lines_before
         placed = [_placed(chunk, before, letter) for letter in letters]
-        rejected = [letter for letter in placed if letter.reason != CONFLICTING.reason]
-        self._rejects.update(f"{x.reason}:{x.field}" if x.field else x.reason for x in rejected)
+        self._rejects.update(
+            f"{x.reason}:{x.field}" if x.field else x.reason
+            for x in placed
+            if x.reason != CONFLICTING.reason  # a duplicate, not a reject
+        )
         if self._outlets.letters:
             self._outlets.letters(placed)
 
@@ -197,9 +200,9 @@ class _Replay:
         sums.usage_rows += engine.fill()["rows"][0]
         sums.unsketched_rows += engine.unsketched_rows()
         for cell in engine.cells():
-            counters = np.array(cell.counters, object)  # Python's integers: a sum over parts may exceed 64 bits
             key = cell.model, cell.chip
-            sums.cells[key] = sums.cells[key] + counters if key in sums.cells else counters
+            # Python's integers: a sum over parts may exceed 64 bits.
+            sums.cells[key] = sums.cells[key].plus(cell.counters) if key in sums.cells else cell.counters
             sums.window_tokens[cell.window_start] += cell.counters.total_tokens
         sums.registers = hyperloglog.merge([sums.registers, *engine.sketches().values()])
         self._fold_users(last)
@@ -223,7 +226,7 @@ class _Replay:
     def _summary(self, partial: bool) -> ReplaySummary:
         sums, engine = self._sums, self._engine
         tally = engine.tally()
-        by_cell = {key: Usage(*counters.tolist()) for key, counters in sums.cells.items()}
+        by_cell = sums.cells
         usage = Usage.sum_of(by_cell.values())
         assert tally.read == self._lines, f"{self._lines} lines read, {tally} accounted for"
         assert tally.rejected == self._rejects.total(), f"{tally}, {self._rejects.total()} dead letters"
@@ -271,10 +274,11 @@ def _placed(chunk: Chunk, lines_before: int, letter: DeadLetter) -> PlacedLetter
 
 
 def _grouped(by_cell: dict[tuple[str, str], Usage], place: int) -> dict[str, Usage]:
-    sums: dict[str, Usage] = {}
+    """One pass: there may be 100,000 models."""
+    groups: dict[str, list[Usage]] = {}
     for key, usage in by_cell.items():
-        sums[key[place]] = sums.get(key[place], Usage()).plus(usage)
-    return _sorted(sums)
+        groups.setdefault(key[place], []).append(usage)
+    return _sorted({name: Usage.sum_of(usages) if len(usages) > 1 else usages[0] for name, usages in groups.items()})
 
 
 def _sorted(usages: dict[Any, Usage]) -> dict[Any, Usage]:

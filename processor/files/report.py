@@ -87,7 +87,8 @@ def summary_view(summary: ReplaySummary, run: Run, bars: bool = False) -> Render
             usage_table("Chip", summary.by_chip, total, bars),
         ]
         tables += [_users_table(summary, bars)] if summary.top_users else []
-        names = [*summary.by_model, *summary.by_chip, *(user for user, _ in summary.top_users)]
+        names = [name for usages in (summary.by_model, summary.by_chip) for name, _ in _shortened(usages)]
+        names += [user for user, _ in summary.top_users]
         for table in tables:  # of one width, so that their first numbers stand in one column
             table.columns[0].min_width = min(_NAME_WIDTH_MAX, max(map(cell_len, names)))
         parts += [Padding(table, (0, 0, 1, 0)) for table in tables]
@@ -112,7 +113,8 @@ def _facts(summary: ReplaySummary, run: Run) -> RenderableType:
     grid.add_column(overflow="fold")
 
     def fact(name: str, *values: str) -> None:
-        grid.add_row(name, "\n".join(value for value in values if value))
+        text = "\n".join(value for value in values if value)
+        grid.add_row(name, Text(show.printable_lines(text)))
 
     fact("Log", f"{_files(run.files)}, {_sizes(summary)}, mapping {run.mapping}")
     fact("Device", f"{run.device}, {show.seconds(run.seconds)}{_speed(summary, run.seconds)}")
@@ -121,6 +123,7 @@ def _facts(summary: ReplaySummary, run: Run) -> RenderableType:
         f"{tally.read:,} = {tally.counted:,} counted + {show.plural(tally.duplicates, 'duplicate')}"
         f" + {tally.rejected:,} rejected + {tally.empty:,} empty"
         + (f" + {tally.skipped:,} skipped" if tally.skipped else ""),
+        f"{tally.conflicts:,} of the duplicates say something else" if tally.conflicts else "",
     )
     if tally.counted:
         reasoning = usage.reasoning_tokens
@@ -132,14 +135,8 @@ def _facts(summary: ReplaySummary, run: Run) -> RenderableType:
         fact("Busiest", _busiest(summary))
     rows, parts = show.plural(summary.usage_rows, "usage row"), show.plural(summary.parts, "part")
     fact("Rows", f"{rows} in {parts}{_to(run.out, summary)}")
-    if tally.conflicts:
-        fact(
-            "Conflicting",
-            f"{tally.conflicts:,} of the duplicates say something else than the record that counted",
-        )
     if run.rejected:
-        letters = tally.rejected + tally.conflicts
-        fact("Rejected", f"{show.plural(letters, 'dead letter')}{_to(run.rejected, summary)}")
+        fact("Rejected", f"{show.plural(tally.rejected + tally.conflicts, 'dead letter')}{_to(run.rejected, summary)}")
     return Padding(grid, (1, 0))
 
 
@@ -285,7 +282,7 @@ def mappings_view(mappings: Iterable[Mapping]) -> RenderableType:
     table.add_column("Description")
     for mapping in mappings:
         table.add_row(mapping.name, _additive(mapping.input_additive), _additive(mapping.output_additive),
-                      Text(mapping.description))  # fmt: skip
+                      Text(show.printable(mapping.description)))  # fmt: skip
     return table
 
 
@@ -305,9 +302,10 @@ def mapping_view(mapping: Mapping) -> RenderableType:
     table.add_column("Read from", overflow="fold")
     table.add_column("Rule")
     for field in mapping.fields:
-        table.add_row(field.name, Text(_source(field)), Text(_rule(field, mapping)))
+        texts = (Text(show.printable_lines(text)) for text in (_source(field), _rule(field, mapping)))
+        table.add_row(field.name, *texts)
     kinds = (totals["input", mapping.input_additive], totals["output", mapping.output_additive])
-    head = Text.assemble((mapping.name, "bold"), f": {mapping.description}\n{kinds[0]}; {kinds[1]}.\n")
+    head = Text.assemble((mapping.name, "bold"), f": {show.printable(mapping.description)}\n{kinds[0]}; {kinds[1]}.\n")
     return Group(head, table)
 
 
@@ -351,7 +349,8 @@ def check_view(check: Check, mapping: Mapping, log: str) -> RenderableType:
             f"{check.counted:,} of {show.plural(check.read, 'record')}",
             "bold green" if not check.rejects else "bold yellow",
         ),
-        f" of {log} would be counted with {mapping.name}, {check.rejected:,} rejected, {check.empty:,} empty\n",
+        f" of {show.printable(log)} would be counted with {mapping.name}, "
+        f"{check.rejected:,} rejected, {check.empty:,} empty\n",
     )
     parts: list[RenderableType] = [head]
     if check.counted:

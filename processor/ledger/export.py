@@ -18,7 +18,8 @@ from tokenometer.schemas.usage import COUNTERS, TOTAL
 _COUNTS = (*COUNTERS, TOTAL, "unpriced_tokens", "uncosted_tokens")
 _MONEY = ("revenue", "chip_cost")
 _MONEY_TYPE = pa.decimal128(38, 18)  # a price has twelve digits behind the point, and is for a million
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian keyboards too.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], header: bool = True) -> str:
@@ -32,9 +33,15 @@ def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], header: 
 
 
 def _cell(column: str, value: Any) -> Any:
-    if column in DIMENSIONS and value.startswith(_FORMULA):
+    if column in DIMENSIONS and _is_formula(value):
         return f"'{value}"
     return "" if value is None else value
+
+
+def _is_formula(value: str) -> bool:
+    """Also behind white space and invisible characters, which a spreadsheet may drop."""
+    seen = next((place for place, c in enumerate(value) if c.isprintable() and not c.isspace()), len(value))
+    return value[seen:].startswith(_FORMULA) or value.startswith(("\t", "\r", "\n"))
 
 
 def columns_of(query: Mapping[str, Any]) -> list[str]:

@@ -31,7 +31,7 @@ from tests.kafka.meter_process import MeterProcess, Spec
 from tests.kafka_server import KafkaServer
 from tokenometer.processor import verify
 from tokenometer.processor.broker.kafka import KafkaBroker
-from tokenometer.processor.cli.app import stdout_console
+from tokenometer.processor.cli.common import stdout_console
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.verify.report import render

@@ -20,7 +20,7 @@ from tests.kafka.meter_process import POINTS, Trip
 from tests.kafka.test_meter_kafka import PATIENCE_SECONDS, SMALL, Stream, eventually
 from tests.kafka_server import KafkaServer, free_ports
 from tokenometer.processor.broker.kafka import KafkaBroker
-from tokenometer.processor.cli import app as cli
+from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.ledger import periods
 from tokenometer.processor.ledger.parts import DISPUTED, MERGED
 
@@ -46,7 +46,7 @@ class LedgerProcess:
             [
                 sys.executable,
                 "-c",
-                "from tokenometer.processor.cli.app import main; main()",
+                "from tokenometer.processor.cli.__main__ import main; main()",
                 "ledger",
                 *arguments,
                 *more,
