@@ -132,6 +132,10 @@ class Lost(BrokerError):
     """This member is not in the group's current generation: its partitions belong to others now."""
 
 
+class Dead(BrokerError):
+    """This client has given up for good; every later call of it says so again: close it, and open another one."""
+
+
 class OutOfRange(BrokerError):
     """The offset to read next is not in the partition: retention has passed it, or the topic was made anew."""
 
@@ -170,7 +174,7 @@ class Consumer(Protocol):
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
         """Up to `most` messages, consecutive ones of a partition together; none when the time is over.
 
-        Raises OutOfRange, TopicMissing, Fenced, Refused, or BrokerError for what passes when tried again.
+        Raises OutOfRange, TopicMissing, Fenced, Refused, Dead, or BrokerError for what passes when tried again.
         """
 
     def seek(self, positions: Mapping[Place, Offset]) -> None:
