@@ -35,6 +35,7 @@ SKETCHES_MAX = 8  # of the latest windows that changed: late records touch hundr
 class LineTooLarge(TokenometerError):
     """A record that no batch can hold, and that is not too long to be counted; the message names the setting."""
 
+
 @dataclass(frozen=True)
 class Intake:
     """Consecutive messages of one partition, on their way to the engine.
@@ -246,7 +247,8 @@ class Counting:
             opened = True
 
     def _count_in_pieces(self, message: Intake, partition: _Partition) -> None:
-        for piece in _pieces(message, self._engine.limits.batch_bytes):
+        # All of them are made before any is counted: a line that cannot be, leaves no message by half.
+        for piece in list(_pieces(message, self._engine.limits.batch_bytes)):
             loaded = self._load(piece.intake, partition)
             progress = self._engine.count(loaded)
             if progress.next_message == 0:
