@@ -108,6 +108,13 @@ class Extent(NamedTuple):
     end: Offset
 
 
+class GroupMember(NamedTuple):
+    """As the group's coordinator has it. name: its static member id."""
+
+    name: str | None
+    places: Sequence[Place]
+
+
 @dataclass(frozen=True)
 class TopicState:
     """What is known of a topic. `id` differs between two topics that bore the same name one after the other."""
@@ -287,6 +294,9 @@ class Broker(Protocol):
     def committed(self, group: str, topics: Sequence[str]) -> dict[Place, Position | None]:
         """A group's committed offsets, seen from outside of it. Waits as `Consumer.committed` does, but then answers
         the older ones."""
+
+    def members(self, group: str) -> list[GroupMember]:
+        """Who is in a group, and has what; nobody is in one that does not exist."""
 
     def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
         """What is known of each; None: there is no such topic."""

@@ -183,6 +183,14 @@ class Counting:
         self._part = self._new_part("failure")
         self.begin(starts)
 
+    def held(self) -> dict[Place, tuple[Offset, Offset | None]]:
+        """Where each partition was taken up, and how far it is read again while its request ids are refilled. From any
+        thread."""
+        return {
+            place: (known.start.offset, known.taken if known.refilling else None)
+            for place, known in list(self._partitions.items())
+        }
+
     def _state(self, place: Place) -> PartitionState:
         known = self._partitions[place]
         return known.start.state if known.refilling else self._engine.partition_state(place)

@@ -42,6 +42,7 @@ from tokenometer.processor.broker import (
 )
 from tokenometer.processor.meter import emission, positions
 from tokenometer.processor.meter.counting import Counting, Intake, Snapshot, Start
+from tokenometer.processor.meter.watching import TROUBLE_MS, Standing
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 
 T = TypeVar("T")
@@ -129,6 +130,8 @@ class Meter:
         self._failure: BrokerError | None = None  # met inside a callback: the loop recovers
         self._commit_failed = False  # nothing may be committed before a recovery
         self._deaths = 0  # of consumers, since the last commit
+        self._trouble: tuple[str, int] | None = None  # and when it was last seen
+        self._committed: dict[Place, Offset] = {}  # by this meter
         self._group: Any = None  # this member's generation
         self._ends: Mapping[Place, Offset] = {}
         self._topic_ids: dict[str, str] = {}  # as of when this meter first took up a partition of it
@@ -185,10 +188,19 @@ class Meter:
                 raise self._failure
             self._feed(everything=False)
             self._commit_if_due()
+            if self._trouble and self._clock.steady_ms() - self._trouble[1] > TROUBLE_MS:
+                self._trouble = None
         except _STOPPING_ERRORS:
             raise
         except BrokerError as error:
             self._recover(error)
+
+    def standing(self) -> Standing:
+        """What this meter knows of itself. From any thread."""
+        held = self.counting.held()
+        offsets = {place: max(start, self._committed.get(place, start)) for place, (start, _) in held.items()}
+        refilled = {place: taken for place, (_, taken) in held.items() if taken is not None}
+        return Standing(offsets, refilled, self._trouble and self._trouble[0])
 
     def _ask_consumer(self) -> None:
         """Whatever a commit needs of it: in another thread than the polling one an answer may take minutes."""
@@ -288,6 +300,7 @@ class Meter:
         self._producer.send_offsets(snapshot.positions, self._group)  # 3
         self._producer.commit()  # 4; 5: nobody holds input buffers any longer, the engine has its own
         self._commit_failed, self._deaths = False, 0
+        self._committed.update({place: position.offset for place, position in snapshot.positions.items()})
         took_ms = self._clock.steady_ms() - began
         for part, count in zip(snapshots, rows, strict=True):
             self._on_commit(Committed(part, began_ms, took_ms, count, self._ends))
@@ -394,6 +407,7 @@ class Meter:
     def _recover(self, error: BrokerError) -> None:
         """Drop all that is not known to be committed; go on from what is."""
         log.warning("dropping what is not committed, going on from the committed offsets: %s", error)
+        self._trouble = str(error), self._clock.steady_ms()
         self._failure = error  # partitions that go meanwhile are not committed
         self._abandon()
         self._producer.close()
@@ -447,6 +461,7 @@ class Meter:
             except BrokerError as error:
                 if self._stopped():
                     raise
+                self._trouble = str(error), self._clock.steady_ms()
                 log.warning("the broker cannot yet, trying again in %.1f s: %s", wait, error)
             self._clock.sleep(wait)
             wait = min(2 * wait, longest)
