@@ -41,7 +41,8 @@ class Limits:
 
     @classmethod
     def from_memory(cls, memory_bytes: int, cuda: bool = False) -> "Limits":
-        """Half of a budget for request ids, a quarter for rows, the rest for names, cells and sketches."""
+        """Half of a budget for request ids, a quarter for rows, the rest for names, cells and sketches. From 256 MiB on a
+        batch holds the longest record that counts, one byte more, and its newline."""
         rows = _power_of_two(memory_bytes // 4 // 68)
         return cls(
             rows=rows,
@@ -50,7 +51,7 @@ class Limits:
             windows=min(1 << 13, _power_of_two(memory_bytes // 16 // layout.SKETCH_REGISTERS)),
             arena_bytes=rows * 8,
             identity_bytes=memory_bytes // 2,
-            batch_bytes=min(1 << 26 if cuda else cls.batch_bytes, rows * 2),
+            batch_bytes=min(1 << 26 if cuda else cls.batch_bytes, rows * 2 + 2),
             tile_records=min(1 << 20 if cuda else cls.tile_records, rows // 16),
         )
 

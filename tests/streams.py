@@ -4,6 +4,7 @@
 """
 
 import datetime
+import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -115,9 +116,18 @@ def outcome(broker: Broker) -> Outcome:
         texts = {name: text.decode() for name, text in headers}
         place = Place(texts["topic"], int(texts["partition"]))
         where = int(texts["offset"]), int(texts["line"])
+        if "size" in texts:
+            value = (value, int(texts["size"]), texts["sha256"])
         result.letters.append((place, *where, texts["reason"], texts.get("field"), value))
-    result.letters.sort()
+    result.letters.sort(key=lambda letter: letter[:3])
     return result
+
+
+def said_of(record: bytes) -> bytes | tuple[bytes, int, str]:
+    """What a dead letter says of a record: all, or of one above 900 KiB its head, size and hash."""
+    if len(record) <= 900 << 10:
+        return record
+    return record[: 64 << 10], len(record), hashlib.sha256(record).hexdigest()
 
 
 def expected(
@@ -140,8 +150,10 @@ def expected(
                 ):
                     before = len(wanted.dead_letters)
                     wanted.feed(harness.shipped(mapping).oracle, value, time, place)
-                    letters += [(place, offset, *letter[2:]) for letter in wanted.dead_letters[before:]]
-    return wanted, sorted(letters)
+                    letters += [
+                        (place, offset, *letter[2:5], said_of(letter[5])) for letter in wanted.dead_letters[before:]
+                    ]
+    return wanted, sorted(letters, key=lambda letter: letter[:3])
 
 
 def assert_exact(

@@ -40,6 +40,7 @@ LABELS = {
     "tokenometer_table_fill_ratio": {"table"},
     "tokenometer_parts_opened": {"reason"},
     "tokenometer_last_commit_timestamp_seconds": set(),
+    "tokenometer_healthy": set(),
     "tokenometer_device_info": {"device"},
 }
 

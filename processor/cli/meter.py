@@ -30,6 +30,7 @@ from tokenometer.processor.cli.options import (
 from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.health import Health
 from tokenometer.processor.meter.meter import Clock, Committed, Meter, MeterSettings
+from tokenometer.processor.meter.watching import Watch
 
 log = logging.getLogger("tokenometer")
 _NAME = r"[0-9A-Za-z._:-]{1,80}"  # parts add the time and a number, and may have 128 characters
@@ -158,8 +159,13 @@ def meter_command(command: MeterCommand) -> None:
         health.committed(done)
         _log_commit(done)
 
-    with _served(health, command.listen), running.stop_signals() as stopped:
-        Meter(broker, engine, settings, run, clock=clock, on_commit=committed).run(stopped)
+    meter = Meter(broker, engine, settings, run, clock=clock, on_commit=committed)
+    watch = Watch(
+        broker, settings.name, settings.group, settings.inputs, meter.standing, health.judged, clock.steady_ms,
+        settings.commit_interval_ms,
+    )  # fmt: skip
+    with _served(health, command.listen), contextlib.closing(watch), running.stop_signals() as stopped:
+        meter.run(stopped)
     log.info("stopped", extra={"run": run})
 
 

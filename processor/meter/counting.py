@@ -5,16 +5,20 @@ Promises: no broker, no clock and no threads of its own; every call comes from o
 exactly one snapshot, and a snapshot's offsets cover exactly what its rows count.
 
     Intake ── take ──> engine ── flip ──> Snapshot: changed rows, live summary, dead letters, positions
+
+A message that no batch holds is counted in pieces, each of whole lines. Its offset is committed once, after the last
+piece: where a part is full before that, its snapshot is set aside, and goes into the transaction of the message's end.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenometer.kernels.engine import CONFLICTING, Engine, joined
+from tokenometer.kernels.engine import CONFLICTING, Engine, Loaded, joined
+from tokenometer.kernels.layout import RECORD_BYTES_MAX
 from tokenometer.kernels.values import Bytes, PartitionState, Progress, Tally, UsageRows
 from tokenometer.processor.broker import Column, Messages, Offset, Place, Position
 from tokenometer.processor.meter import positions
@@ -22,13 +26,14 @@ from tokenometer.processor.meter.emission import DeadRecord, LiveSummary, Range
 from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 
-LETTER_BYTES_MAX = 64 << 20  # held until a commit; a log that is all rejects would fill them in a second
+LETTERS_BYTES_MAX = 64 << 20  # held until a commit; a log that is all rejects would fill them in a second
 TOP_USERS = 20
+_NEWLINE = 0x0A
 SKETCHES_MAX = 8  # of the latest windows that changed: late records touch hundreds of old ones, 22 KB each
 
 
-class MessageTooLarge(TokenometerError):
-    """A message that no batch can hold; the message names the setting."""
+class LineTooLarge(TokenometerError):
+    """A record that no batch can hold, and that is not too long to be counted; the message names the setting."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,15 @@ class Snapshot:
     positions: dict[Place, Position]
     fill: Mapping[str, tuple[int, int]]  # used and usable, of each table
     parts_opened: Mapping[str, int]  # by reason, since the meter began
+    earlier: "Sequence[Snapshot]" = ()  # of parts that were full in the middle of a message: only together with this
+
+
+class _Piece(NamedTuple):
+    """Whole lines of a message. line: the first one's number. whole: the record for which a shorter one goes in."""
+
+    intake: Intake
+    line: int
+    whole: bytes | None = None
 
 
 @dataclass
@@ -130,6 +144,7 @@ class Counting:
         self._partitions: dict[Place, _Partition] = {}
         self._letters: list[DeadRecord] = []
         self._letter_bytes = 0
+        self._aside: list[Snapshot] = []
         self.parts_opened: Counter[str] = Counter()  # by reason
         self.has_news = False
         self._failed = False  # an intake was taken in part only
@@ -162,11 +177,19 @@ class Counting:
         for place in self._partitions:
             self._engine.forget(place)
         self._partitions.clear()
-        self._letters, self._letter_bytes = [], 0
+        self._letters, self._letter_bytes, self._aside = [], 0, []
         self._failed = False
         self._engine.open_part()
         self._part = self._new_part("failure")
         self.begin(starts)
+
+    def held(self) -> dict[Place, tuple[Offset, Offset | None]]:
+        """Where each partition was taken up, and how far it is read again while its request ids are refilled. From any
+        thread."""
+        return {
+            place: (known.start.offset, known.taken if known.refilling else None)
+            for place, known in list(self._partitions.items())
+        }
 
     def _state(self, place: Place) -> PartitionState:
         known = self._partitions[place]
@@ -186,18 +209,27 @@ class Counting:
         self._failed = True  # until all of it is in: behind a failure everything is dropped
         partition.taken = Offset(int(intake.offsets[-1]) + 1)
         known = int(np.searchsorted(intake.offsets, partition.start.offset))
-        for piece in _batches(intake.part(0, known), self._engine.limits.batch_bytes):
-            self._remember(piece, partition)
+        for batch in _batches(intake.part(0, known), self._engine.limits.batch_bytes):
+            self._remember(batch, partition)
         if known < len(intake.offsets):
             self._end_refill(intake.place, partition)
-        for piece in _batches(intake.part(known, len(intake.offsets)), self._engine.limits.batch_bytes):
-            self._count(piece, partition)
+        for batch in _batches(intake.part(known, len(intake.offsets)), self._engine.limits.batch_bytes):
+            if batch.size <= self._engine.limits.batch_bytes:
+                self._count(batch, partition)
+            else:
+                self._count_in_pieces(batch, partition)
+            if self._letter_bytes > LETTERS_BYTES_MAX:
+                self._commit(self.flip())
         self._failed = False
 
-    def _remember(self, intake: Intake, partition: _Partition) -> None:
+    def _load(self, intake: Intake, partition: _Partition) -> Loaded:
         engine = self._engine
         batch = engine.pack_lines(intake.pieces, intake.ends, intake.times, intake.place, intake.offsets)
-        engine.remember(engine.load(batch, partition.start.mapping))
+        return engine.load(batch, partition.start.mapping)
+
+    def _remember(self, intake: Intake, partition: _Partition) -> None:
+        for piece in _pieces(intake, self._engine.limits.batch_bytes):
+            self._engine.remember(self._load(piece.intake, partition))
         if int(intake.offsets[-1]) + 1 >= partition.start.offset:
             self._end_refill(intake.place, partition)
 
@@ -208,36 +240,51 @@ class Counting:
             self.has_news = True
 
     def _count(self, intake: Intake, partition: _Partition) -> None:
-        engine = self._engine
-        batch = engine.pack_lines(intake.pieces, intake.ends, intake.times, intake.place, intake.offsets)
-        loaded = engine.load(batch, partition.start.mapping)
+        loaded = self._load(intake, partition)
         first, opened = 0, False
         while True:
-            progress = engine.count(loaded, first)
+            progress = self._engine.count(loaded, first)
             assert progress.next_message > first or not opened, "an empty part takes at least one message"
-            self._book(intake, first, progress, partition)
+            self._note(_Piece(intake, 0), progress)
+            if progress.next_message > first:
+                self._book(intake, progress.next_message, partition)
             first = progress.next_message
             if first == len(intake.offsets):
                 break
             self._close_part("full")
             opened = True
-        if self._letter_bytes > LETTER_BYTES_MAX:
-            self._commit(self.flip())
 
-    def _book(self, intake: Intake, first: int, progress: Progress, partition: _Partition) -> None:
-        """These messages belong to the open part now: its range and dead letters follow its counters."""
-        if progress.next_message == first:
-            return
-        before = partition.next
-        partition.next = Offset(int(intake.offsets[progress.next_message - 1]) + 1)
-        begin, _ = self._part.covered.get(intake.place, (before, before))
-        self._part.covered[intake.place] = begin, partition.next
+    def _count_in_pieces(self, message: Intake, partition: _Partition) -> None:
+        # All of them are made before any is counted: a line that cannot be, leaves no message by half.
+        for piece in list(_pieces(message, self._engine.limits.batch_bytes)):
+            loaded = self._load(piece.intake, partition)
+            progress = self._engine.count(loaded)
+            if progress.next_message == 0:
+                self._set_part_aside()
+                progress = self._engine.count(loaded)
+            assert progress.next_message == 1, "an empty part takes at least one piece"
+            self._note(piece, progress)
+        self._book(message, 1, partition)
+
+    def _note(self, piece: _Piece, progress: Progress) -> None:
+        """Dead letters belong to the open part, as the counters do."""
         for letter in progress.dead_letters:
-            offset = Offset(int(intake.offsets[letter.message]))
-            self._letters.append(DeadRecord(intake.place, offset, letter.line, letter.rejection, letter.value))
-            self._letter_bytes += len(letter.value)
+            offset = Offset(int(piece.intake.offsets[letter.message]))
+            record = letter.value if piece.whole is None else piece.whole
+            self._letters.append(
+                DeadRecord.of(piece.intake.place, offset, piece.line + letter.line, letter.rejection, record)
+            )
+            self._letter_bytes += len(self._letters[-1].value)
             if letter.rejection != CONFLICTING:  # a duplicate, not a reject
                 self._part.rejects[letter.rejection.reason] += 1
+        self.has_news = self.has_news or progress.next_message > 0
+
+    def _book(self, intake: Intake, after: int, partition: _Partition) -> None:
+        """The open part's range reaches past the message before `after`."""
+        before = partition.next
+        partition.next = Offset(int(intake.offsets[after - 1]) + 1)
+        begin, _ = self._part.covered.get(intake.place, (before, before))
+        self._part.covered[intake.place] = begin, partition.next
         self.has_news = True
 
     # --- Parts and commits ---
@@ -250,8 +297,9 @@ class Counting:
             for place, known in self._partitions.items()
             if not known.refilling
         }
-        snapshot = Snapshot(rows, self._summary(), letters, positions_, self._engine.fill(), dict(self.parts_opened))
-        self._letters, self._letter_bytes = [], 0
+        opened, earlier = dict(self.parts_opened), tuple(self._aside)
+        snapshot = Snapshot(rows, self._summary(), letters, positions_, self._engine.fill(), opened, earlier)
+        self._letters, self._letter_bytes, self._aside = [], 0, []
         self._part.sequence += 1
         self.has_news = False
         return snapshot
@@ -305,6 +353,15 @@ class Counting:
         """Commit what the part holds, then drop its tables. The request ids stay."""
         if self.has_news:
             self._commit(self.flip())
+        self._open_part(reason)
+
+    def _set_part_aside(self) -> None:
+        """It is full, and a message is in it by half."""
+        snapshot = self.flip()
+        self._aside = [*snapshot.earlier, replace(snapshot, earlier=())]
+        self._open_part("full")
+
+    def _open_part(self, reason: str) -> None:
         self._engine.open_part()
         self._part = self._new_part(reason)
 
@@ -323,18 +380,50 @@ def _cut(pieces: Sequence[Bytes], first: int, after: int) -> Iterator[Bytes]:
 
 
 def _batches(intake: Intake, batch_bytes: int) -> Iterator[Intake]:
-    """Into as few as can be, of about the same size."""
+    """Into as few as can be, of about the same size; a message that is larger than a batch is alone in its own."""
     first, total = 0, intake.size
     while first < len(intake.ends):
         before = int(intake.ends[first - 1]) if first else 0
         batches = max(1, -(-(total - before) // batch_bytes))
         wanted = int(np.searchsorted(intake.ends, before + (total - before) // batches)) + 1
         after = min(int(np.searchsorted(intake.ends, before + batch_bytes, side="right")), wanted)
-        if after == first:
-            place, offset, size = intake.place, int(intake.offsets[first]), int(intake.ends[first]) - before
-            raise MessageTooLarge(
-                f"{place.topic}-{place.partition}, offset {offset}: a message of {size} bytes; batch_bytes = "
-                f"{batch_bytes}: set it to more than the topic's max.message.bytes"
-            )
+        after = max(after, first + 1)
         yield intake.part(first, after)
         first = after
+
+
+def _pieces(message: Intake, batch_bytes: int) -> Iterator[_Piece]:
+    """Whole lines, as many as fit a batch. A record that fits none is too long to be counted: its beginning, which is
+    too long as well, goes to the engine for it. One of nothing but white space stays one."""
+    if message.size <= batch_bytes:
+        yield _Piece(message, 0)
+        return
+    data = np.concatenate(message.pieces)
+    begin, line = 0, 0
+    while begin < len(data):
+        newlines = np.flatnonzero(data[begin : begin + batch_bytes] == _NEWLINE)
+        if len(newlines):
+            end = begin + int(newlines[-1]) + 1
+            yield _Piece(_piece(message, data[begin:end]), line)
+            line += len(newlines)
+        else:
+            end = begin + batch_bytes + int(np.flatnonzero(data[begin + batch_bytes :] == _NEWLINE)[0]) + 1
+            record = data[begin : end - 1].tobytes()
+            yield _Piece(_piece(message, _stand_in(message, record, batch_bytes)), line, record)
+            line += 1
+        begin = end
+
+
+def _stand_in(message: Intake, record: bytes, batch_bytes: int) -> Bytes:
+    if len(record) <= RECORD_BYTES_MAX or batch_bytes < RECORD_BYTES_MAX + 2:
+        place, offset = message.place, int(message.offsets[0])
+        raise LineTooLarge(
+            f"{place.topic}-{place.partition}, offset {offset}: a line of {len(record)} bytes; batch_bytes = "
+            f"{batch_bytes}: set it to {RECORD_BYTES_MAX + 2} or more, and give the meter the memory that it needs"
+        )
+    text = b" " if not record.strip(b" \t\r") else b"x" * (RECORD_BYTES_MAX + 1)
+    return np.frombuffer(text + b"\n", np.uint8)
+
+
+def _piece(message: Intake, data: Bytes) -> Intake:
+    return Intake(message.place, [data], np.array([len(data)]), message.times, message.offsets)

@@ -7,6 +7,7 @@ Promises: pure; no Python dict for a row, since 200,000 changed rows in one comm
 import base64
 import ctypes
 import functools
+import hashlib
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -25,18 +26,29 @@ from tokenometer.processor.records.rows import usage_identities, usage_texts
 from tokenometer.schemas.usage import SCHEMA_VERSION, Usage
 
 LIVE_BYTES_MAX = 900 << 10  # of a live message: brokers take 1 MiB with key, headers and batch; more goes into another
+LETTER_BYTES_MAX = 900 << 10  # of a dead letter's value, for the same reason; of a longer record it has the head
+LETTER_HEAD_BYTES = 64 << 10  # which says what it was; the input has the rest
 _ROWS_PER_PIECE = 1 << 12  # formatted and handed over while they are in the processor's cache
 
 
 @dataclass(frozen=True)
 class DeadRecord:
-    """A rejected record and where in Kafka it stands."""
+    """A rejected record and where in Kafka it stands. size, sha256: of the whole record, where `value` is its head."""
 
     place: Place
     offset: Offset
     line: int
     rejection: Rejection
     value: bytes
+    size: int | None = None
+    sha256: str | None = None
+
+    @classmethod
+    def of(cls, place: Place, offset: Offset, line: int, rejection: Rejection, record: bytes) -> "DeadRecord":
+        if len(record) <= LETTER_BYTES_MAX:
+            return cls(place, offset, line, rejection, record)
+        whole = hashlib.sha256(record).hexdigest()
+        return cls(place, offset, line, rejection, record[:LETTER_HEAD_BYTES], len(record), whole)
 
 
 @dataclass(frozen=True)
@@ -137,6 +149,8 @@ def rejected_headers(record: DeadRecord) -> Headers:
         "partition": record.place.partition,
         "offset": record.offset,
         "line": record.line,
+        "size": record.size,
+        "sha256": record.sha256,
     }
     return [(name, str(text).encode()) for name, text in texts.items() if text is not None]
 

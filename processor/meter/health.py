@@ -18,9 +18,11 @@ from tokenometer.kernels.values import Tally
 from tokenometer.processor.broker import Place
 from tokenometer.processor.meter.emission import LiveSummary, Range
 from tokenometer.processor.meter.meter import Committed
+from tokenometer.processor.meter.watching import Verdict
 from tokenometer.schemas.usage import TOKENS, Usage
 
 STALE_MS = 60_000  # six commits of a meter without news: it does not come to commit any more
+UNSEEN_MS = 15_000  # without a look at the meter (watching.py): nobody can say that it is healthy
 PARTS_REASONS = ("start", "age", "full", "rebalance", "failure")  # why counting.py opens one
 _VERDICTS = ("counted", "duplicates", "rejected", "empty", "skipped")
 _COMMIT_SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
@@ -35,6 +37,9 @@ class Health:
         self._last_ms: int | None = None
         self._before: LiveSummary | None = None
         self._shown: set[Place] = set()  # partitions that have gauges
+        self._free: set[Place] = set()  # that nobody has, and whose lag is told here
+        self._verdict: Verdict | None = None
+        self._looked_ms = self._began_ms
         registry = self.registry = CollectorRegistry()
         self._records = Counter(
             "tokenometer_records", "Committed records, by what became of them.", ["verdict"], registry=registry
@@ -75,6 +80,8 @@ class Health:
         for reason in PARTS_REASONS:  # from zero on, or an alert would miss the first failure
             self._parts.labels(reason)
         self._last_commit = Gauge("tokenometer_last_commit_timestamp_seconds", "Of the last commit.", registry=registry)
+        self._healthy = Gauge("tokenometer_healthy", "1 while the meter does what it is for.", registry=registry)
+        self._healthy.set_function(lambda: float(self.status()[0]))
         self._device = Gauge("tokenometer_device_info", "What the engine runs on.", ["device"], registry=registry)
         self._device.labels(device).set(1)
 
@@ -126,12 +133,28 @@ class Health:
         if covered.state.watermark_ms is not None:
             self._watermark.labels(*labels).set(covered.state.watermark_ms / 1000)
 
+    def judged(self, verdict: Verdict) -> None:
+        """Called by the watch, from its thread."""
+        for place, lag in verdict.lags.items():
+            self._lag.labels(*_labels(place)).set(lag)
+        for gone in self._free - verdict.lags.keys() - self._shown:
+            with contextlib.suppress(KeyError):
+                self._lag.remove(*_labels(gone))
+        self._free = set(verdict.lags) - self._shown
+        self._verdict, self._looked_ms = verdict, self._now_ms()
+
     def status(self) -> tuple[bool, dict[str, Any]]:
-        """Healthy while commits come; a meter without news commits every ten seconds."""
-        age_ms = self._now_ms() - (self._last_ms or self._began_ms)
-        healthy = age_ms < STALE_MS
-        state = "ok" if healthy else "no commit for too long: see the meter's log"
-        return healthy, {"status": state, "since_last_commit_ms": age_ms, "committed": self._last_ms is not None}
+        """Healthy while the watch finds nothing wrong, and commits come; a meter without news commits every ten
+        seconds."""
+        now_ms = self._now_ms()
+        age_ms = now_ms - (self._last_ms or self._began_ms)
+        reasons = list(self._verdict.reasons) if self._verdict else []
+        if self._verdict and now_ms - self._looked_ms >= UNSEEN_MS:
+            reasons.append(f"Kafka has not answered for {(now_ms - self._looked_ms) // 1000} s")
+        if age_ms >= STALE_MS:
+            reasons.append("no commit for too long: see the meter's log")
+        state = "; ".join(reasons) or "ok"
+        return not reasons, {"status": state, "since_last_commit_ms": age_ms, "committed": self._last_ms is not None}
 
     # --- Over HTTP ---
 

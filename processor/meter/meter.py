@@ -28,6 +28,7 @@ from tokenometer.processor.broker import (
     Broker,
     BrokerError,
     Consumer,
+    Dead,
     Extent,
     Fenced,
     Messages,
@@ -41,6 +42,7 @@ from tokenometer.processor.broker import (
 )
 from tokenometer.processor.meter import emission, positions
 from tokenometer.processor.meter.counting import Counting, Intake, Snapshot, Start
+from tokenometer.processor.meter.watching import TROUBLE_MS, Standing
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 
 T = TypeVar("T")
@@ -51,6 +53,7 @@ _POLL_MESSAGES_MAX = 20_000
 _INTAKES_MAX = 3  # on their way to the engine
 _HEAR_SECONDS = 0.5  # within which a heartbeat that was due is answered
 _RETRY_SECONDS = (0.1, 5.0)  # first and longest wait
+_ANEW_SECONDS = (0.5, 2.0)  # the same between consumers that die one after the other
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,9 @@ class Meter:
         self._poll_messages = 500
         self._failure: BrokerError | None = None  # met inside a callback: the loop recovers
         self._commit_failed = False  # nothing may be committed before a recovery
+        self._deaths = 0  # of consumers, since the last commit
+        self._trouble: tuple[str, int] | None = None  # and when it was last seen
+        self._committed: dict[Place, Offset] = {}  # by this meter
         self._group: Any = None  # this member's generation
         self._ends: Mapping[Place, Offset] = {}
         self._topic_ids: dict[str, str] = {}  # as of when this meter first took up a partition of it
@@ -149,13 +155,16 @@ class Meter:
 
     def open(self) -> None:
         """Join the group; the producer comes first, for it ends an open transaction of this name."""
-        settings = self._settings
         self._producer = self._open_producer()
         try:
-            self._consumer = self._broker.consumer(settings.group, list(settings.inputs), self, settings.name)
+            self._consumer = self._open_consumer()
         except BaseException:
             self._producer.close()
             raise
+
+    def _open_consumer(self) -> Consumer:
+        settings = self._settings
+        return self._broker.consumer(settings.group, list(settings.inputs), self, settings.name)
 
     def _open_producer(self) -> Producer:
         """From the thread that commits, whose priority its own threads inherit."""
@@ -179,10 +188,19 @@ class Meter:
                 raise self._failure
             self._feed(everything=False)
             self._commit_if_due()
+            if self._trouble and self._clock.steady_ms() - self._trouble[1] > TROUBLE_MS:
+                self._trouble = None
         except _STOPPING_ERRORS:
             raise
         except BrokerError as error:
             self._recover(error)
+
+    def standing(self) -> Standing:
+        """What this meter knows of itself. From any thread."""
+        held = self.counting.held()
+        offsets = {place: max(start, self._committed.get(place, start)) for place, (start, _) in held.items()}
+        refilled = {place: taken for place, (_, taken) in held.items() if taken is not None}
+        return Standing(offsets, refilled, self._trouble and self._trouble[0])
 
     def _ask_consumer(self) -> None:
         """Whatever a commit needs of it: in another thread than the polling one an answer may take minutes."""
@@ -276,14 +294,22 @@ class Meter:
         self._commit_failed = True
         began_ms, began = self._clock.now_ms(), self._clock.steady_ms()
         self._producer.begin()
-        rows = self._produce_usage(snapshot)  # 2
-        self._produce_live(snapshot, began_ms)
-        self._produce_rejected(snapshot)
+        snapshots = [*snapshot.earlier, snapshot]
+        rows = [self._produce(part, began_ms) for part in snapshots]  # 2
         self._check_topics()
         self._producer.send_offsets(snapshot.positions, self._group)  # 3
         self._producer.commit()  # 4; 5: nobody holds input buffers any longer, the engine has its own
-        self._commit_failed = False
-        self._on_commit(Committed(snapshot, began_ms, self._clock.steady_ms() - began, rows, self._ends))
+        self._commit_failed, self._deaths = False, 0
+        self._committed.update({place: position.offset for place, position in snapshot.positions.items()})
+        took_ms = self._clock.steady_ms() - began
+        for part, count in zip(snapshots, rows, strict=True):
+            self._on_commit(Committed(part, began_ms, took_ms, count, self._ends))
+
+    def _produce(self, snapshot: Snapshot, began_ms: int) -> int:
+        count = self._produce_usage(snapshot)
+        self._produce_live(snapshot, began_ms)
+        self._produce_rejected(snapshot)
+        return count
 
     def _check_topics(self) -> None:
         """Messages of a topic that was made anew under its name must not be committed as the old one's."""
@@ -381,6 +407,7 @@ class Meter:
     def _recover(self, error: BrokerError) -> None:
         """Drop all that is not known to be committed; go on from what is."""
         log.warning("dropping what is not committed, going on from the committed offsets: %s", error)
+        self._trouble = str(error), self._clock.steady_ms()
         self._failure = error  # partitions that go meanwhile are not committed
         self._abandon()
         self._producer.close()
@@ -404,13 +431,24 @@ class Meter:
         """First hear what the group has decided: a meter whose name was taken must not fence its successor, and
         partitions that went cannot be sought. What is polled here comes again after the seek."""
         self._clock.sleep(_HEAR_SECONDS)  # a poll would end with the first message that waits
-        self._consumer.poll(0, 1)
+        try:
+            self._consumer.poll(0, 1)
+        except Dead:
+            self._replace_consumer()
         self._producer = self._open_producer()
         starts = self._starts(self._consumer.assignment())
         self._engine_thread.submit(self.counting.drop, starts).result()
         self._commit_failed = False
         self._consumer.seek({place: start.read_from for place, start in starts.items()})
         self._ask_consumer()
+
+    def _replace_consumer(self) -> None:
+        """The next one joins the group in later polls. Meanwhile this meter has no partition."""
+        first, longest = _ANEW_SECONDS
+        self._clock.sleep(min(first * 2**self._deaths, longest))
+        self._deaths += 1
+        self._consumer.close()
+        self._consumer = self._open_consumer()
 
     def _persistently(self, action: Callable[[], T]) -> T:
         """Again and again while the broker cannot, until the meter should stop."""
@@ -423,6 +461,7 @@ class Meter:
             except BrokerError as error:
                 if self._stopped():
                     raise
+                self._trouble = str(error), self._clock.steady_ms()
                 log.warning("the broker cannot yet, trying again in %.1f s: %s", wait, error)
             self._clock.sleep(wait)
             wait = min(2 * wait, longest)

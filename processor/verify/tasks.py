@@ -137,7 +137,7 @@ def read_log(chunk: LogChunk) -> LogResult:
                 skipped += 1
                 continue
             except RefusedRecord as why:
-                digest = hashlib.sha256(line).digest()
+                digest = record_digest(line)
                 refused.append((chunk.place, chunk.offsets[message], number, why.reason, why.field, digest))
                 continue
             if record is None:
@@ -146,7 +146,7 @@ def read_log(chunk: LogChunk) -> LogResult:
             records.append(record)
             messages.append(message)
             lines.append(number)
-            digests.append(hashlib.sha256(line).digest())
+            digests.append(record_digest(line))
     if records:
         columns = [*_record_columns(chunk, records, messages, lines), [judge.grows] * len(records), digests]
         _write(chunk.folder, "records", chunk.number, columns)
@@ -220,7 +220,10 @@ def _window_start_ms(text: str) -> int | None:
 
 # --- Dead letters ---
 
+_WHOLE_BYTES_MAX, _HEAD_BYTES = 900 << 10, 64 << 10  # of a letter's value; docs/RECORDS.md
+
 _HEADERS = {"reason", "topic", "partition", "offset", "line"}
+_OF_WHOLE = {"size", "sha256"}  # of a record whose letter has only its head
 
 
 def read_letters(chunk: OutputChunk) -> OutputResult:
@@ -239,13 +242,30 @@ def read_letters(chunk: OutputChunk) -> OutputResult:
 
 def _letter(value: bytes | None, headers: Headers) -> tuple[Any, ...]:
     named = {name: text.decode(errors="replace") for name, text in headers}
-    if len(named) != len(headers) or not _HEADERS <= named.keys() <= _HEADERS | {"field"}:
+    optional = named.keys() - _HEADERS - {"field"}
+    if len(named) != len(headers) or not _HEADERS <= named.keys() or optional not in (set(), _OF_WHOLE):
         raise Malformed("its headers are not those of a dead letter")
     if named["reason"] not in (*REASONS, CONFLICTING):
         raise Malformed("its reason is none of ours")
     numbers = [_decimal(named[name]) for name in ("partition", "offset", "line")]
-    digest = hashlib.sha256(value or b"").digest()
+    whole = (_decimal(named["size"]), named["sha256"]) if optional else None
+    digest = _letter_digest(value or b"", whole)
     return (named["topic"], *numbers, named["reason"], named.get("field"), digest)
+
+
+def record_digest(record: bytes) -> bytes:
+    """What the letter of a rejected record has to say of it: all of its bytes, or of a long one its head and the rest
+    by size and hash."""
+    if len(record) <= _WHOLE_BYTES_MAX:
+        return _letter_digest(record, None)
+    return _letter_digest(record[:_HEAD_BYTES], (len(record), hashlib.sha256(record).hexdigest()))
+
+
+def _letter_digest(value: bytes, whole: tuple[int, str] | None) -> bytes:
+    digest = hashlib.sha256(value)
+    if whole is not None:
+        digest.update(f"\n{whole[0]} {whole[1]}".encode())
+    return digest.digest()
 
 
 def _decimal(text: str) -> int:

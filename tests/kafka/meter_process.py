@@ -199,11 +199,11 @@ def main() -> int:
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
     from tokenometer.processor.broker import BrokerError
-    from tokenometer.processor.meter.counting import MessageTooLarge
+    from tokenometer.processor.meter.counting import LineTooLarge
 
     try:
         _run(spec, stop.is_set)
-    except (BrokerError, MessageTooLarge) as error:  # as the command does it
+    except (BrokerError, LineTooLarge) as error:  # as the command does it
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -259,7 +259,7 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
             part=summary.part,
             sequence=summary.sequence,
             read=summary.tally.read,
-            tokens=summary.totals[1] + summary.totals[4],
+            tokens=summary.totals.total_tokens,
             rows=done.rows,
             took_ms=done.took_ms,
             opened=dict(done.snapshot.parts_opened),

@@ -17,7 +17,7 @@ from confluent_kafka.admin import AdminClient
 
 from tests import books, streams
 from tests.kafka.meter_process import POINTS, Trip
-from tests.kafka.test_meter_kafka import PATIENCE_SECONDS, SMALL, Stream, eventually
+from tests.kafka.stream import PATIENCE_SECONDS, SMALL, Stream, eventually
 from tests.kafka_server import KafkaServer, free_ports
 from tokenometer.processor.broker.kafka import KafkaBroker
 from tokenometer.processor.cli import __main__ as cli

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from tests.kafka.test_meter_kafka import Stream
+from tests.kafka.stream import Stream
 from tests.kafka_server import KafkaServer
 from tests.summaries import Fleet
 from tests.test_schemas import validator

@@ -13,6 +13,7 @@ from tokenometer.processor.broker import (
     BrokerError,
     Extent,
     Follower,
+    GroupMember,
     Listener,
     Messages,
     Offset,
@@ -25,7 +26,7 @@ from tokenometer.processor.broker import (
 from tokenometer.processor.broker.kafka.consumer import KafkaConsumer
 from tokenometer.processor.broker.kafka.errors import error_from
 from tokenometer.processor.broker.kafka.following import KafkaFollower, assigned, read
-from tokenometer.processor.broker.kafka.messages import parts_of, positions_of
+from tokenometer.processor.broker.kafka.messages import parts_of, places_of, positions_of
 from tokenometer.processor.broker.kafka.producer import KafkaAppender, KafkaProducer
 from tokenometer.processor.broker.kafka.settings import ANSWER_SECONDS, DEFAULTS, READY_SECONDS, check, classic, make
 
@@ -162,6 +163,21 @@ class KafkaBroker:
             known = make(client.Consumer, {**DEFAULTS, **classic(self._settings), **own})
             self._askers[group, stable] = known
         return known
+
+    def members(self, group: str) -> list[GroupMember]:
+        future = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group]
+        try:
+            described = future.result(timeout=2 * ANSWER_SECONDS)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return []
+            raise error_from(f"looking at group {group}", error) from None
+        except TimeoutError:
+            raise BrokerError(f"looking at group {group}: no answer in {2 * ANSWER_SECONDS} s") from None
+        return [
+            GroupMember(member.group_instance_id, places_of(member.assignment.topic_partitions))
+            for member in described.members
+        ]
 
     def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
         described = self._described(names)

@@ -17,9 +17,9 @@ import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from tokenometer.kernels.build import BuildError
-from tokenometer.processor.broker import Listener, Messages, Offset, Place, Position
+from tokenometer.processor.broker import BrokerError, Listener, Messages, Offset, Place, Position
 from tokenometer.processor.broker.kafka import direct
-from tokenometer.processor.broker.kafka.errors import PASSING, error_from, error_of
+from tokenometer.processor.broker.kafka.errors import PASSING, error_from, error_of, is_fatal
 from tokenometer.processor.broker.kafka.messages import (
     LINGER_SECONDS,
     between,
@@ -86,7 +86,8 @@ class KafkaConsumer:
         self._left: set[Place] = set()  # revoked or lost during the poll that runs
         self._again: set[Place] = set()  # of these, assigned anew in the same poll
         self._held: list[Messages] = []  # came in a poll that had to raise
-        self._exception: BaseException | None = None
+        self._exception: BaseException | None = None  # to be raised by the poll that runs
+        self._fatal: BrokerError | None = None  # librdkafka has given this client up: every poll says so
         self._closed = False
         self._consumer = make(client.Consumer, {**defaults, **settings, **own})
         try:
@@ -108,9 +109,7 @@ class KafkaConsumer:
             batch = self._consume(wait_seconds, size)
             taken = self._take(batch)  # which may thin out what is held
             self._held += taken
-            if self._exception is not None:
-                exception, self._exception = self._exception, None
-                raise exception
+            self._raise_kept()
             if len(batch) < size:
                 break
             most -= size
@@ -136,9 +135,7 @@ class KafkaConsumer:
             wait_ms = 0
             if len(fetched) < size:
                 break
-        if self._exception is not None:
-            exception, self._exception = self._exception, None
-            raise exception
+        self._raise_kept()
         found, self._held = self._held, []
         return found
 
@@ -189,7 +186,9 @@ class KafkaConsumer:
         return [message for message in batch if not message.error()]
 
     def _judge(self, error: KafkaError, doing: str) -> None:
-        if error.code() in PASSING or (error.retriable() and not error.fatal()):
+        if is_fatal(error):
+            self._die(error)
+        elif error.code() in PASSING or error.retriable():
             self._note(f"{doing}: {error.str()}")
         else:
             self._keep(error_of(doing, error))
@@ -280,9 +279,8 @@ class KafkaConsumer:
             self._reader.close()
             self._reader = None
         self._consumer.close()
-        if self._exception is not None:
-            exception, self._exception = self._exception, None
-            raise exception
+        if self._exception is not self._fatal:
+            self._raise_kept()
 
     # What follows is called by librdkafka inside consume() and close(), in their thread. Nothing may be raised.
 
@@ -332,8 +330,13 @@ class KafkaConsumer:
 
     def _on_error(self, error: KafkaError) -> None:
         self._note(error.str())
-        if error.fatal():
-            self._keep(error_of("reading", error))
+        if is_fatal(error):
+            self._die(error)
+
+    def _die(self, error: KafkaError) -> None:
+        """librdkafka does nothing any more for this client, and says so once. We say it until it is closed."""
+        self._fatal = self._fatal or error_of("reading", error)
+        self._keep(self._fatal)
 
     def _note(self, text: str) -> None:
         self.last_error = text
@@ -350,6 +353,11 @@ class KafkaConsumer:
         """The first one counts: the others follow from it."""
         if self._exception is None:
             self._exception = error
+
+    def _raise_kept(self) -> None:
+        if self._exception is not None:
+            exception, self._exception = self._exception, self._fatal
+            raise exception
 
 
 def _reader(consumer: client.Consumer) -> direct.Reader | None:

@@ -2,7 +2,7 @@
 
 from confluent_kafka import KafkaError, KafkaException
 
-from tokenometer.processor.broker import BrokerError, Fenced, Lost, OutOfRange, Refused, TopicMissing
+from tokenometer.processor.broker import BrokerError, Dead, Fenced, Lost, OutOfRange, Refused, TopicMissing
 
 _FENCED = {
     KafkaError._FENCED,
@@ -51,7 +51,13 @@ _REFUSED = {
     KafkaError.INVALID_RECORD: "a compacted topic needs keys, and a timestamp must be near the broker's clock",
     KafkaError.INVALID_TIMESTAMP: "a timestamp must be near the broker's clock",
     KafkaError.UNSUPPORTED_VERSION: "the brokers are too old; 2.5 is the oldest that can do this",
+    KafkaError.UNSUPPORTED_ASSIGNOR: "set group.remote.assignor to one that the brokers have: uniform or range",
     KafkaError._INVALID_ARG: "librdkafka refuses the argument",
+}
+# Fatal to a client, and not to the next one.
+_DEAD = {
+    KafkaError.UNRELEASED_INSTANCE_ID: "a member of this name is gone, and its session has not ended"
+    " (group.consumer.session.timeout.ms), or another process has its name",
 }
 # librdkafka mends these itself, sooner or later. Exceeding max.poll.interval.ms is followed by a rebalance.
 PASSING = {
@@ -77,7 +83,12 @@ PASSING = {
 }
 
 
-_FATAL_CAUSES = {KafkaError(code).str(): code for code in _FENCED | _LOST | set(_REFUSED)}
+_FATAL_CAUSES = {KafkaError(code).str(): code for code in _FENCED | _LOST | set(_REFUSED) | set(_DEAD)}
+
+
+def is_fatal(error: KafkaError) -> bool:
+    """Has librdkafka given the client up? An error that comes as a message is not marked as fatal, but has the code."""
+    return error.fatal() or error.code() == KafkaError._FATAL
 
 
 def _code(error: KafkaError) -> int:
@@ -93,7 +104,7 @@ def error_of(doing: str, error: KafkaError) -> BrokerError:
     text = f"{doing}: {error.str()} ({error.name()})"
     if code in _FENCED:
         return Fenced(f"{text}: another process has taken over; stop this one")
-    if code in _LOST:
+    if code in _LOST and not is_fatal(error):
         return Lost(text)
     if code in _OUT_OF_RANGE:
         return OutOfRange(f"{text}: retention has passed the offset, or the topic was made anew")
@@ -101,7 +112,9 @@ def error_of(doing: str, error: KafkaError) -> BrokerError:
         return TopicMissing(text)
     if code in _REFUSED:
         return Refused(f"{text}: {_REFUSED[code]}")
-    return BrokerError(text)
+    if code in _DEAD:
+        return Dead(f"{text}: {_DEAD[code]}")
+    return Dead(text) if is_fatal(error) else BrokerError(text)
 
 
 def error_from(doing: str, error: KafkaException) -> BrokerError:

@@ -8,7 +8,7 @@ import confluent_kafka as client
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from tokenometer.processor.broker import BrokerError, Messages, Offset, Place
-from tokenometer.processor.broker.kafka.errors import PASSING, error_from, error_of
+from tokenometer.processor.broker.kafka.errors import PASSING, error_from, error_of, is_fatal
 from tokenometer.processor.broker.kafka.messages import LINGER_SECONDS, between, failed, gather, parts_of, times_of
 from tokenometer.processor.broker.kafka.settings import CONSUMER_DEFAULTS, DEFAULTS, classic, make
 
@@ -53,7 +53,7 @@ class KafkaFollower:
             assert failure is not None
             if failure.code() == KafkaError._PARTITION_EOF:
                 self._pass(message.topic(), message.partition(), message.offset())
-            elif failure.code() not in PASSING and (failure.fatal() or not failure.retriable()):
+            elif failure.code() not in PASSING and (is_fatal(failure) or not failure.retriable()):
                 raise error_of(f"following {message.topic()}-{message.partition()}", failure)
         found = [message for message in batch if not message.error()]
         return gather(found, times_of(found), None, self._keys) if found else []

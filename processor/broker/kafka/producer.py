@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from tokenometer.processor.broker import BrokerError, Column, Fenced, Headers, Place, Position
 from tokenometer.processor.broker.kafka import direct
-from tokenometer.processor.broker.kafka.errors import error_from, error_of
+from tokenometer.processor.broker.kafka.errors import error_from, error_of, is_fatal
 from tokenometer.processor.broker.kafka.settings import (
     ANSWER_SECONDS,
     DEFAULTS,
@@ -172,7 +172,13 @@ class KafkaAppender:
                         producer.poll(FULL_QUEUE_SECONDS)
             producer.poll(0)
         except KafkaException as error:
+            self._discard_if_fatal(error.args[0])
             raise error_from(f"writing to {topic}", error) from None
+
+    def _discard_if_fatal(self, error: KafkaError) -> None:
+        """The next message makes another client."""
+        if is_fatal(error):
+            self._producer = None
 
     def _open(self) -> client.Producer:
         own = {
@@ -197,6 +203,7 @@ class KafkaAppender:
         left = self._producer.flush(timeout_ms / 1000 + ANSWER_SECONDS)
         unwritten, self._unwritten = self._unwritten, []
         if unwritten:
+            self._discard_if_fatal(unwritten[0])
             raise error_of(f"{len(unwritten)} messages were not written", unwritten[0])
         if left:
             raise BrokerError(f"{left} messages were not written: no answer from Kafka")

@@ -8,6 +8,7 @@ from tokenometer.processor.broker import (
     Consumer,
     Extent,
     Follower,
+    GroupMember,
     Listener,
     Messages,
     Offset,
@@ -37,7 +38,8 @@ class MemoryBroker(Broker):
     clock: ms since the epoch; sessions and transactions run out by it.
     faults: called with an operation's name before it is done; what it raises comes out of the operation. It is called
     as `commit.after` too, when the commit has taken place. Names: init, begin, produce, send_offsets, commit.before,
-    commit.after, abort, poll, committed, append, flush, read, extents, group_offsets, topics, create_topic.
+    commit.after, abort, poll, committed, append, flush, read, extents, group_offsets, members, topics,
+    create_topic.
     retention_messages: what a partition keeps at least; a reader that is further behind gets OutOfRange.
     patience_seconds: the most that any call waits for another thread; 0: there is none, as in simulation.
     """
@@ -137,6 +139,12 @@ class MemoryBroker(Broker):
                 pass
             offsets = self._cluster.groups[group].committed if group in self._cluster.groups else {}
             return {place: offsets.get(place) for place in places}
+
+    def members(self, group: str) -> list[GroupMember]:
+        self._cluster.fault("members")
+        with self._cluster.locked():
+            found = self._cluster.groups[group].members.values() if group in self._cluster.groups else ()
+            return [GroupMember(member.instance, list(member.assigned)) for member in found]
 
     def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
         self._cluster.fault("topics")
