@@ -1,7 +1,8 @@
 # One entry point for people and for CI. `make help` lists the targets.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/*.cpp processor/broker/*.cpp tests/native/*.h tests/native/*.cpp
+TREE := .venv/tree/tokenometer# the folders as one package, for tools that read files and import nothing
+SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/*/*.cpp processor/*/*/*.cpp tests/native/*.h tests/native/*.cpp
 DEMO_RECORDS ?= 1000000
 
 .DEFAULT_GOAL := help
@@ -28,9 +29,11 @@ test: .venv/installed-dev ## install with test tools, run the whole test suite (
 check: .venv/installed-dev ## lint, types, C++ format and warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	@mkdir -p $(TREE) && ln -sfn $(addprefix ../../../,kernels processor schemas processor/api/__init__.py processor/api/py.typed) $(TREE)
 	$(BIN)/mypy
+	PYTHONPATH=.venv/tree $(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
-	$(BIN)/python -m kernels.build
+	$(BIN)/python -m tokenometer.kernels.build
 
 format: .venv/installed-dev ## format Python and C++
 	$(BIN)/ruff check --fix .

@@ -35,15 +35,15 @@ from rich.table import Table
 
 from bench import common
 from bench.logs import CHIPS, MODELS, PROFILES, FileLog, RowsLog, make_all, path_of, users_of
-from kernels import layout
-from kernels.engine import Engine, Limits, Loaded
-from kernels.plan import compile_mapping
-from kernels.target import DeviceError, HostTarget, open_target
-from kernels.values import Batch
-from processor.logs import message_ends
-from processor.referee import Referee
-from processor.synth import START_MS, Profile
-from schemas import mapping as mappings
+from tokenometer.kernels import layout
+from tokenometer.kernels.engine import Engine, Limits, Loaded
+from tokenometer.kernels.plan import compile_mapping
+from tokenometer.kernels.target import DeviceError, HostTarget, open_target
+from tokenometer.kernels.values import Batch
+from tokenometer.processor.files.logs import message_ends
+from tokenometer.processor.load.profile import START_MS, Profile
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 MODULE = "bench.bench_engine"
 GROUPS = ("records", "tiles", "batches", "messages", "identities", "skew", "rows", "memory")
@@ -208,7 +208,7 @@ def parse_only(engine: Engine, loaded: Loaded) -> None:
     """
     lines = loaded.lines.count()
     engine._point_at(loaded, lines)
-    doubtful = engine._fill[layout.FILL_DOUBTFUL : layout.FILL_DOUBTFUL + 1]
+    doubtful = engine._fill.array[layout.FILL_DOUBTFUL : layout.FILL_DOUBTFUL + 1]
     for first in range(0, lines, engine.limits.tile_records):
         engine.target.launch("parse", engine._job, first, min(engine.limits.tile_records, lines - first))
         engine.target.send_behind(np.zeros(1, np.uint64), doubtful)
@@ -239,7 +239,7 @@ class Runner:
         self.message_ms = FIRST_MESSAGE_MS
         self.turn_seconds = 0.0
         if self.target.shares_memory and not case.rows:
-            for table in self.engine._tables.values():
+            for table in self.engine._part.tables.values():
                 table.fill(0)  # takes the pages
 
     def turn(self) -> None:
@@ -380,7 +380,7 @@ def measure_memory(case: Case) -> dict[str, Any]:
     rows = take_changes(runner.engine)
     committed = common.peak_bytes()
     engine = runner.engine
-    tables = sum(array.nbytes for array in engine._tables.values())
+    tables = sum(array.nbytes for array in engine._part.tables.values())
     ids = [
         table
         for known in engine._partitions.values()

@@ -24,13 +24,15 @@ import numpy as np
 import orjson
 
 from bench import common
-from processor.broker import Messages, Offset, Place
-from processor.ledger import decode, usage
-from processor.ledger.database import Database, open_database
-from processor.ledger.duck import DuckDatabase
-from processor.ledger.parts import ENDED, OPEN
-from processor.ledger.store import Stand, Store
-from processor.ledger.values import COUNTERS, Intake
+from tokenometer.processor.broker import Messages, Offset, Place
+from tokenometer.processor.ledger import decode, usage
+from tokenometer.processor.ledger.database import Database
+from tokenometer.processor.ledger.duck import DuckDatabase
+from tokenometer.processor.ledger.opening import open_database
+from tokenometer.processor.ledger.parts import ENDED, OPEN
+from tokenometer.processor.ledger.store import Stand, Store
+from tokenometer.processor.ledger.values import LedgerBatch
+from tokenometer.schemas.usage import COUNTERS
 
 SIZES = {
     "small": {"batches": 3, "batch_rows": 2_000, "users": 1_000, "rows": 20_000, "questions": 3},
@@ -115,7 +117,7 @@ def _intake(store: Store, request: dict[str, Any]) -> dict[str, Any]:
         began = time.perf_counter()
         decoded = decode.usage_rows(messages)
         decoding += time.perf_counter() - began
-        store.take(Intake(decoded, [], {_PLACE: messages[0].next_offset}))
+        store.take(LedgerBatch(decoded, [], {_PLACE: messages[0].next_offset}))
         seconds.append(time.perf_counter() - began)
         rows += len(values)
     sums_of = ", ".join(f"sum({name})" for name in COUNTERS)

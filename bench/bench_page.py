@@ -18,9 +18,9 @@ from typing import Any
 from selenium import webdriver
 
 from bench import common
-from processor.dashboard import Settings, SiteThread
 from tests import browser
 from tests.totals_data import TARGET, Feed, Shape, make
+from tokenometer.processor.dashboard import Settings, SiteThread
 
 SHAPE = Shape(models=64, chips=32, meters=20)
 VERSIONS = 12

@@ -40,7 +40,7 @@ from rich.table import Table
 
 from bench import common
 from bench.logs import make_all, path_of
-from processor.synth import Profile
+from tokenometer.processor.load.profile import Profile
 
 MODULE = "bench.bench_peers"
 WINDOW_MS = 60_000
@@ -68,10 +68,10 @@ class Contender:
 
 def tokenometer(log: str, dedup: bool, threads: int) -> Any:
     """Whole batches as `tokenometer replay` reads them; with more than one thread one reads ahead, as there."""
-    from kernels.engine import Engine
-    from kernels.target import HostTarget
-    from processor.logs import LogReader
-    from processor.referee import Referee
+    from tokenometer.kernels.engine import Engine
+    from tokenometer.kernels.target import HostTarget
+    from tokenometer.processor.files.logs import LogReader
+    from tokenometer.processor.records.referee import Referee
 
     engine = Engine(HostTarget(threads), Referee(), secret=list(range(1, 9)), window_ms=WINDOW_MS)
     mapping, reader = _mapping(dedup), LogReader([log])
@@ -92,7 +92,7 @@ def tokenometer(log: str, dedup: bool, threads: int) -> Any:
 
 def _mapping(dedup: bool) -> Any:
     """The native mapping; without duplicates to find, its request id is not mapped."""
-    from schemas import mapping as mappings
+    from tokenometer.schemas import mapping as mappings
 
     if dedup:
         return mappings.resolve("native")
@@ -107,7 +107,7 @@ def _from_engine(slices: Any) -> Any:
 
 
 def _from_slice(rows: Any) -> Any:
-    from processor.output import Names
+    from tokenometer.processor.files.output import Names
 
     columns = [pa.array((rows.table["window"] * np.uint64(rows.window_ms)).astype(np.int64))]
     columns += [Names(rows.table[key], rows.arena).column() for key in KEYS[1:]]

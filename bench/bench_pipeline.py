@@ -37,17 +37,19 @@ from typing import Any
 import orjson
 
 from bench import common
-from kernels.engine import Engine
-from kernels.target import HostTarget
-from processor import heap, synth
-from processor.broker import Broker, Offset, Place
-from processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
-from processor.cli import limits
-from processor.cli_live import check_topics, pairs
-from processor.meter import Committed, Meter, MeterSettings
-from processor.referee import Referee
-from schemas import mapping as mappings
 from tests.kafka_server import KafkaServer
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker import Broker, Offset, Place
+from tokenometer.processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
+from tokenometer.processor.cli.running import limits
+from tokenometer.processor.cli.topics import check_topics
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.meter import heap
+from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 60_000_000, "many": 40_000_000}}
 LINES = {"one": 1, "many": 200}
@@ -96,7 +98,7 @@ def _run(options: Any, bootstrap: str) -> dict[str, Any]:
                 "topic": f"bench-{name}",
                 "records": wanted[name],
                 "seconds": options.seconds,
-                "kafka": pairs(options.kafka, "--kafka"),
+                "kafka": dict(text.split("=", 1) for text in options.kafka or ()),
             }
             answer = common.run_child("bench.bench_pipeline", request, len(common.cores()))
             answers[f"{name}:{contender}"].append(answer)
@@ -125,7 +127,7 @@ def _fill(bootstrap: str, topic: str, records: int, lines: int) -> None:
     if held == -(-records // lines):
         return
     assert held == 0, f"{topic} holds {held} messages, not {-(-records // lines)}: use another broker"
-    profile = synth.Profile(records=records, rate=RATE, start_ms=time.time_ns() // 1_000_000)
+    profile = Profile(records=records, rate=RATE, start_ms=time.time_ns() // 1_000_000)
     messages = synth.messages(synth.generate(profile), lines)
     for first in itertools.count(0, step := max(1, 20_000 // lines)):
         block = list(itertools.islice(messages, step))

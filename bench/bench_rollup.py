@@ -24,14 +24,16 @@ import numpy as np
 import orjson
 
 from bench import common
-from processor.broker import Broker
-from processor.broker.kafka import KafkaBroker
-from processor.entries import MINUTE_MS, Entries, read_summary
-from processor.output import COUNTERS
-from processor.rollup import Rollup, RollupSettings, create_topics
-from processor.totals import Totals
 from tests.kafka_server import KafkaServer
 from tests.summaries import named, rfc3339, window_text
+from tokenometer.processor.broker import Broker
+from tokenometer.processor.broker.kafka import KafkaBroker
+from tokenometer.processor.rollup.entries import Entries
+from tokenometer.processor.rollup.meters import MINUTE_MS
+from tokenometer.processor.rollup.summaries import read_summary
+from tokenometer.processor.rollup.totals import Totals
+from tokenometer.processor.rollup.worker import Rollup, RollupSettings, create_topics
+from tokenometer.schemas.usage import COUNTERS
 
 METERS, PARTITIONS = 200, 6
 SHAPES = {"typical": (8, 6), "wide": (64, 32)}

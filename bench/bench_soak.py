@@ -22,15 +22,17 @@ from typing import Any
 import numpy as np
 
 from bench import common
-from kernels.engine import Engine
-from kernels.target import HostTarget
-from processor import heap, synth
-from processor.broker.kafka import KafkaBroker
-from processor.cli import limits
-from processor.meter import Committed, Meter, MeterSettings
-from processor.referee import Referee
-from schemas import mapping as mappings
 from tests.kafka_server import KafkaServer
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker.kafka import KafkaBroker
+from tokenometer.processor.cli.running import limits
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.meter import heap
+from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 SERVER = {"log.retention.check.interval.ms": "5000", "log.segment.delete.delay.ms": "1000"}
 CUT = {"retention.bytes": str(1 << 29), "segment.bytes": str(1 << 27)}  # of each partition
@@ -139,7 +141,7 @@ class _Number:
 def _produce(request: dict[str, Any]) -> None:
     broker = KafkaBroker(request["bootstrap"], {"compression.type": "lz4"})
     now_ms = time.time_ns() // 1_000_000
-    profile = synth.Profile(records=BLOCK_RECORDS, start_ms=now_ms, late=0, duplicates=0)
+    profile = Profile(records=BLOCK_RECORDS, start_ms=now_ms, late=0, duplicates=0)
     block = np.frombuffer(b"".join(synth.generate(profile)), np.uint8).copy()
     ids, times = _places(block, b'"request_id":"'), _places(block, b'"timestamp":1') - 1
     for k, place in enumerate(ids.tolist()):

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from kernels import build
+from tokenometer.kernels import build
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / "bench" / "data"  # logs made once and read again; ignored by git
@@ -56,7 +56,7 @@ def facts(module: str, arguments: Sequence[str], accelerator: str | None = None)
         },
         "versions": {"python": platform.python_version(), "compiler": _compiler(), **_packages()},
         "commit": _commit(),
-        "kernels": hashlib.sha256((build.source("host.cpp") + build.source("device.cu")).encode()).hexdigest()[:16],
+        "kernels": hashlib.sha256("".join(map(build.source, build.SOURCES)).encode()).hexdigest()[:16],
         "command": shlex.join(["python", "-m", module, *arguments]),
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
     }

@@ -29,7 +29,7 @@ fi
 "$PYTHON" -c 'import cupy, hypothesis, numpy, orjson, pyarrow, pytest, rich, typer, zstandard'
 card=$("$PYTHON" -c '
 import re
-from kernels.target import CudaTarget
+from tokenometer.kernels.target import CudaTarget
 print(re.sub("[^a-z0-9]+", "-", CudaTarget().name.lower()).strip("-"))
 ')
 mkdir -p "$OUT"

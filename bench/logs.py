@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from processor import synth
-from processor.synth import START_MS, Profile
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import START_MS, Profile
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]

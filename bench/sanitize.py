@@ -11,11 +11,12 @@ import sys
 from collections import Counter
 from typing import Any
 
-from kernels.engine import Engine, Limits
-from kernels.target import DeviceError, Target, open_target
-from processor.referee import Referee
-from processor.synth import START_MS, Profile, generate, messages
-from schemas import mapping as mappings
+from tokenometer.kernels.engine import Engine, Limits
+from tokenometer.kernels.target import DeviceError, Target, open_target
+from tokenometer.processor.load.profile import START_MS, Profile
+from tokenometer.processor.load.synth import generate, messages
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 RECORDS = 6_000
 MESSAGES = 40  # of a batch

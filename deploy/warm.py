@@ -6,11 +6,11 @@ volume at XDG_CACHE_HOME: -march=native is worth a compiler in the image.
 
 import pathlib
 
-import processor
-from kernels import build
+from tokenometer import processor
+from tokenometer.kernels import build
 
 build.load_host()
-for name in ("emission.cpp", "broker/gather.cpp"):
+for name in ("meter/emission.cpp", "broker/kafka/gather.cpp"):
     file = pathlib.Path(processor.__path__[0]) / name
-    build.build_shared(file, file.read_text(encoding="utf-8"))
+    build.build_shared(file)
 print(*sorted(path.name for path in build.cache_directory().iterdir()))

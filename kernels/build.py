@@ -1,7 +1,7 @@
 """Builds the kernels: for the CPU with the host's C++ compiler at first use, for the GPU with NVRTC.
 
-Both from the same headers. The CPU library is cached by a hash of the sources, the flags, the compiler and the
-processor. Apart from engine.py this is the only module that touches CuPy.
+Both from the same headers, and both compare layout.py with them. The CPU library is cached by a hash of the sources,
+the flags, the compiler and the processor. Apart from engine.py this is the only module that touches CuPy.
 """
 
 import ctypes
@@ -17,11 +17,11 @@ import tempfile
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+from tokenometer.kernels import layout
+from tokenometer.schemas.errors import TokenometerError
 
-from kernels import layout
-
-_HERE = pathlib.Path(__file__).parent
+_HERE = pathlib.Path(__file__).resolve().parent
+SOURCES = _HERE / "host.cpp", _HERE / "device.cu"
 HOST_FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-mtune=generic", "-Wall", "-Wextra", "-Werror"),
     *("-fvisibility=hidden", "-shared", "-fPIC"),
@@ -30,10 +30,10 @@ HOST_FLAGS = (
 THREADS_FLAG = "-DTOKENOMETER_THREADS"
 DEVICE_FLAGS = ("-std=c++17",)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data centre cards
-ENTRIES = ("parse", "adopt", "claim", "settle", "count", "export_rows")
+ENTRIES = ("parse", "adopt", "claim", "grow", "recall", "settle", "count", "export_rows")
 
 
-class BuildError(RuntimeError):
+class BuildError(TokenometerError, RuntimeError):
     """The kernels cannot be built here; the message says what is missing and how to mend it."""
 
 
@@ -55,22 +55,29 @@ def cache_directory() -> pathlib.Path:
 
 def build_host(threads: bool = False, extra: tuple[str, ...] = ()) -> pathlib.Path:
     """The host library's path; builds it if this source was not yet built with these flags on such a machine."""
-    return build_shared(_HERE / "host.cpp", source("host.cpp"), (*((THREADS_FLAG,) if threads else ()), *extra))
+    return build_shared(SOURCES[0], (*((THREADS_FLAG,) if threads else ()), *extra))
 
 
-def build_shared(file: pathlib.Path, text: str, extra: tuple[str, ...] = ()) -> pathlib.Path:
-    """A shared library of one C++ file, whose text with its headers is `text`."""
-    command = [*shlex.split(compiler()), *HOST_FLAGS, *extra]
+def build_shared(file: pathlib.Path, extra: tuple[str, ...] = ()) -> pathlib.Path:
+    """A shared library of one C++ file."""
+    text = source(file)
+    command = [*shlex.split(compiler()), *HOST_FLAGS, *extra, "-x", "c++"]
     version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
     identity = hashlib.sha256("\0".join([text, *command, version, _processor()]).encode())
     path = cache_directory() / f"{file.stem}-{identity.hexdigest()[:20]}.so"
     if path.exists():
         return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as taken:
-        made = pathlib.Path(taken.name)
     try:
-        run = subprocess.run([*command, "-o", str(made), str(file)], capture_output=True, text=True, check=False)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as taken:
+            made = pathlib.Path(taken.name)
+    except OSError as error:
+        raise BuildError(
+            f"{path.parent}: the kernels cannot be kept here: {error.strerror}; name another directory in "
+            "XDG_CACHE_HOME"
+        ) from None
+    try:
+        run = subprocess.run([*command, "-o", str(made), "-"], input=text, capture_output=True, text=True, check=False)
         if run.returncode:
             raise BuildError(f"{shlex.join(command)} failed:\n{run.stderr}")
         made.rename(path)  # atomic, so that two processes may build at once
@@ -81,34 +88,38 @@ def build_shared(file: pathlib.Path, text: str, extra: tuple[str, ...] = ()) -> 
 
 def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
     library = ctypes.CDLL(str(build_host(threads, extra)))
-    library.layout.restype = ctypes.c_uint32
-    facts = np.zeros(64, np.uint32)
-    count = library.layout(ctypes.c_void_p(facts.ctypes.data))
-    if facts[:count].tolist() != layout.facts():
-        raise BuildError(f"layout.h and layout.py differ: {facts[:count].tolist()} against {layout.facts()}")
     for name in ENTRIES:
         entry = getattr(library, name)
         entry.argtypes, entry.restype = [ctypes.c_void_p, *[ctypes.c_uint32] * 3], None
     library.split_lines.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
     library.split_lines.restype = ctypes.c_uint32
-    library.move_identities.argtypes = [ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_uint32] * 3]
+    library.move_identities.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     library.move_identities.restype = None
     library.touch_pages.argtypes, library.touch_pages.restype = [ctypes.c_void_p, ctypes.c_uint64], None
     return library
 
 
-def source(name: str) -> str:
-    """A source file with its own headers in place, each once: NVRTC and the cache see one text."""
-    seen: set[str] = set()
+def source(file: pathlib.Path) -> str:
+    """A source file with our own headers in place, each once, and layout.py's assertions after layout.h's readers.
 
-    def expand(file: str) -> str:
-        if file in seen:
+    NVRTC, the host's compiler and the cache's hash all take this one text; its messages name the files.
+    """
+    seen: set[pathlib.Path] = set()
+
+    def expand(path: pathlib.Path) -> str:
+        if path in seen:
             return ""
-        seen.add(file)
-        text = (_HERE / file).read_text(encoding="utf-8").replace("#pragma once\n", "")
-        return re.sub(r'^#include "(.+)"$', lambda match: expand(match[1]), text, flags=re.MULTILINE)
+        seen.add(path)
+        lines = []
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            if match := re.fullmatch(r'#include "(.+)"', line):
+                lines += [expand((path.parent / match[1]).resolve()), f'#line {number + 1} "{path.name}"']
+            else:
+                lines.append("" if line == "#pragma once" else line)
+        return "\n".join([f'#line 1 "{path.name}"', *lines])
 
-    return expand(name)
+    text = expand(file.resolve())
+    return f'{text}\n#line 1 "layout.py"\n{layout.assertions()}' if _HERE / "layout.h" in seen else text
 
 
 def _processor() -> str:
@@ -124,7 +135,7 @@ def load_device() -> Any:
     """The CUDA kernels for the current card, as a CuPy module."""
     import cupy
 
-    return cupy.RawModule(code=source("device.cu"), options=DEVICE_FLAGS)
+    return cupy.RawModule(code=source(SOURCES[1]), options=DEVICE_FLAGS)
 
 
 @dataclass(frozen=True)
@@ -141,7 +152,7 @@ def compile_device(architecture: str) -> list[KernelUse]:
     """Compile the CUDA kernels for `sm_90` or another architecture; needs NVRTC, not a GPU."""
     from cupy_backends.cuda.libs import nvrtc
 
-    program = nvrtc.createProgram(source("device.cu"), "device.cu", [], [])
+    program = nvrtc.createProgram(source(SOURCES[1]), "device.cu", [], [])
     options = (*DEVICE_FLAGS, f"-arch={architecture}", "--ptxas-options=-v")
     try:
         nvrtc.compileProgram(program, options)

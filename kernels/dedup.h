@@ -42,13 +42,21 @@ HD IdentityClaim claim_identity(Identity* table, u32 mask, u64 low, u64 owner) {
   }
 }
 
-HD bool knows_identity(const Identity* table, u32 mask, u64 low, u64 owner) {
-  if (table == nullptr) return false;
+// The slot of an identity in another table, or NONE
+HD u32 find_identity(const Identity* table, u32 mask, u64 low, u64 owner) {
+  if (table == nullptr) return NONE;
   u32 slot = identity_home(low) & mask;
   ROLLED for (;; slot = (slot + 1) & mask) {
-    if (table[slot].low == 0) return false;
-    if (table[slot].low == low && same_identity(table[slot].owner, owner)) return true;
+    if (table[slot].low == 0) return NONE;
+    if (table[slot].low == low && same_identity(table[slot].owner, owner)) return slot;
   }
+}
+// The tables that may know an identity beside the current one: of the generation before, and the one that ids leave.
+HD u32 find_before(const Job& job, u64 low, u64 owner) {
+  return find_identity(job.identities_before, job.identities_before_mask, low, owner);
+}
+HD u32 find_leaving(const Job& job, u64 low, u64 owner) {
+  return find_identity(job.identities_leaving, job.identities_mask >> 1, low, owner);
 }
 
 // First pass over accepted records with a request id
@@ -59,21 +67,43 @@ HD void claim_request(const Job& job, u32 i) {
   const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], job.sequence + i);
   // A duplicate, too, is remembered.
   const IdentityClaim claim = claim_identity(job.identities, job.identities_mask, low, owner);
-  if (!claim.won || knows_identity(job.identities_before, job.identities_before_mask, low, owner) ||
-      knows_identity(job.identities_leaving, job.identities_mask >> 1, low, owner))
-    record.verdict = DUPLICATE;
-  else
-    record.identity_slot = claim.slot;
+  record.identity_slot = claim.slot | (claim.won ? FIRST : 0);
+  if (job.grows) return;  // what such a record adds is told later (grow.h)
+  if (find_before(job, low, owner) != NONE || find_leaving(job, low, owner) != NONE)
+    record.identity_slot |= EARLIER;
+  else if (claim.won)
+    return;
+  record.verdict = DUPLICATE;
 }
 
-// Second pass: the record whose sequence the slot holds is the one that counts. Where records come in order, the first
-// to claim it is the lowest, and nobody has to look again. Tallies the tile's verdicts.
-HD void settle_request(const Job& job, u32 i) {
+// What a record says beside its id, in 32 bits: two records that differ are mistaken for equal once in 4e9. Names are
+// hashed with the secret already, and the counters' factors are secret, so nobody can choose what looks equal.
+HD u32 fingerprint(const Job& job, const Record& record) {
+  u64 sum =
+      record.low[USER] + rotate(record.low[MODEL], 17) + rotate(record.low[CHIP], 31) + record.window * job.secret[6];
+  if (record.length[PREFILL_CHIP]) sum += rotate(record.low[PREFILL_CHIP], 47);
+  for (u32 k = 0; k < COUNTERS; ++k) sum += record.counters[k] * (job.secret[k] | 1);
+  return (u32)(fold(sum ^ 0x9e3779b97f4a7c15ull, 0xd6e8feb86659fd93ull) >> 32);
+}
+
+// Second pass: the record whose sequence the slot holds is the first of its identity in this generation; it counts,
+// unless the id was known earlier, and notes what it says. Where records come in order, the first to claim a slot is
+// the lowest, and nobody has to look again.
+HD void settle_identity(const Job& job, u32 i) {
   Record& record = job.records[i];
-  const u32 slot = record.identity_slot;
-  if (!IN_ORDER && slot != NONE && (job.identities[slot].owner & SEQUENCE_MASK) != SEQUENCE_MASK - (job.sequence + i))
+  if (record.identity_slot == NONE || job.grows) return;
+  const u32 slot = record.identity_slot & SLOT_MASK;
+  const bool first = IN_ORDER ? (record.identity_slot & FIRST) != 0
+                              : (job.identities[slot].owner & SEQUENCE_MASK) == SEQUENCE_MASK - (job.sequence + i);
+  if (first)
+    ((u32*)job.notes)[slot] = fingerprint(job, record);
+  else
     record.verdict = DUPLICATE;
-  switch (record.verdict) {  // one call each: count_one wants one address for all active threads
+}
+
+// Tallies the tile's verdicts.
+HD void tally_record(const Job& job, u32 i) {
+  switch (job.records[i].verdict) {  // one call each: count_one wants one address for all active threads
     case EMPTY:
       return count_one(&job.fill[FILL_TALLY + EMPTY]);
     case ACCEPTED:
@@ -82,14 +112,41 @@ HD void settle_request(const Job& job, u32 i) {
       return count_one(&job.fill[FILL_TALLY + REJECTED]);
     case DUPLICATE:
       return count_one(&job.fill[FILL_TALLY + DUPLICATE]);
+    case SKIPPED:
+      return count_one(&job.fill[FILL_TALLY + SKIPPED]);
     default:
       return count_one(&job.fill[FILL_TALLY + DOUBTFUL]);
   }
 }
 
+// Third pass, over duplicates: does it say what the first record of its identity says, that of the generation before,
+// or else of this one? So the answer follows from two generations of the log, as what a duplicate is does.
+HD void compare_duplicate(const Job& job, u32 i) {
+  const Record& record = job.records[i];
+  if (record.verdict != DUPLICATE || job.grows) return;
+  u32 said = ((const u32*)job.notes)[record.identity_slot & SLOT_MASK];
+  if (record.identity_slot & EARLIER) {
+    const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], 0);
+    const u32 before = find_before(job, low, owner);
+    said = before != NONE ? ((const u32*)job.notes_before)[before]
+                          : ((const u32*)job.notes_leaving)[find_leaving(job, low, owner)];
+  }
+  if (said == fingerprint(job, record)) return;
+  fetch_add(&job.fill[FILL_CONFLICTS], 1);
+  if (job.conflicts) job.conflicts[fetch_add(&job.fill[FILL_CONFLICTING], 1)] = i;
+}
+
 // Moves one slot of a table into a larger one; records may claim there meanwhile, for the lowest sequence wins anyway.
-HD void move_identity(const Identity* from, u32 slot, Identity* to, u32 to_mask) {
-  if (from[slot].low != 0) claim_identity(to, to_mask, from[slot].low, from[slot].owner);
+HD void move_identity(const Move& move, u32 slot) {
+  if (move.from[slot].low == 0) return;
+  const IdentityClaim claim = claim_identity(move.to, move.to_mask, move.from[slot].low, move.from[slot].owner);
+  if (!move.grows) {
+    if (claim.won) ((u32*)move.to_notes)[claim.slot] = ((const u32*)move.from_notes)[slot];
+    return;
+  }
+  const Grown& left = ((const Grown*)move.from_notes)[slot];
+  Grown& grown = ((Grown*)move.to_notes)[claim.slot];
+  for (u32 k = 0; k + 1 < COUNTERS; ++k) raise_to(&grown.seen[k], left.seen[k]);
 }
 
 }  // namespace tokenometer

@@ -1,6 +1,7 @@
 // The kernels of the CUDA build: grid-stride loops over the HD functions, nothing else.
 #include "parse.h"
 #include "dedup.h"
+#include "grow.h"
 #include "intern.h"
 #include "aggregate.h"
 
@@ -34,14 +35,20 @@ KERNEL place_lines(const u8* data, u32 length, u32 origin, const u32* before, u3
 KERNEL parse(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) parse_line(*job, first, i); }
 KERNEL adopt(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) adopt_ruling(*job, i); }
 KERNEL claim(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) claim_request(*job, i); }
+KERNEL grow(const Job* job, u32 first, u32 n) { FOR_EACH(k, n) grow_identity(*job, k); }
+KERNEL recall(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) settle_identity(*job, i); }
 KERNEL settle(const Job* job, u32 first, u32 n) {
   FOR_EACH(i, n) {
-    settle_request(*job, i);
+    settle_identity(*job, i);
+    tally_record(*job, i);
     if (job->records[i].verdict == ACCEPTED) intern_record(*job, i);
   }
 }
-KERNEL count(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) count_record(*job, i); }
-KERNEL export_rows(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) export_row(*job, first, i); }
-KERNEL move_identities(const Identity* from, Identity* to, u32 to_mask, u32 n) {
-  FOR_EACH(i, n) move_identity(from, i, to, to_mask);
+KERNEL count(const Job* job, u32 first, u32 n) {
+  FOR_EACH(i, n) {
+    count_record(*job, i);
+    compare_duplicate(*job, i);
+  }
 }
+KERNEL export_rows(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) export_row(*job, first, i); }
+KERNEL move_identities(const Move* move, u32 n) { FOR_EACH(i, n) move_identity(*move, i); }

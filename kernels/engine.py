@@ -14,15 +14,19 @@ meets a full table.
 from bisect import bisect_right
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from operator import attrgetter
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from kernels import layout
-from kernels.identities import IdentitySet
-from kernels.plan import Plan, compile_mapping, sample
-from kernels.target import Array, Lines, Target
-from kernels.values import (
+from tokenometer.kernels import layout
+from tokenometer.kernels.identities import IdentitySet
+from tokenometer.kernels.limits import FILL_LIMIT
+from tokenometer.kernels.limits import Limits as Limits
+from tokenometer.kernels.part import Fill, Part
+from tokenometer.kernels.plan import Plan, compile_mapping, sample
+from tokenometer.kernels.target import Array, Lines, Target
+from tokenometer.kernels.values import (
     Batch,
     Bytes,
     Canonical,
@@ -32,76 +36,20 @@ from kernels.values import (
     Progress,
     Referee,
     Rejection,
+    Skipped,
     Tally,
     UsageRows,
     WindowStartMs,
 )
-from schemas.mapping import Mapping
+from tokenometer.schemas.errors import TokenometerError
+from tokenometer.schemas.mapping import Mapping
+from tokenometer.schemas.usage import Usage
 
-COUNTER_MAX = (1 << 64) - 1
-RECORD_TOKENS_MAX = 5 << 40  # what one record adds to its user: five counts of less than 2^40, if all are additive
 RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
-CHANGES_SLICE_ROWS = 1 << 15  # 2.5 MiB: what comes and goes with each commit stays in the heap
-_SCATTERED = "texts", "cells", "rows"  # tables of a part whose entries lie at random places
-_PAGE_BYTES = 1 << 21  # a huge one: as many rows as a table has pages touch most of these
-_FILL_LIMIT = 0.75  # of a table's slots: linear probing stays short
 
 
-class TablesTooSmall(ValueError):
+class TablesTooSmall(TokenometerError, ValueError):
     """One message could overfill an empty table; the message names the setting."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Sizes of everything, and why.
-
-    rows, cells, texts, windows: slots, powers of two. 68, 132, 36 and 16,404 bytes each. The first records of a part
-        touch all of a table, and new pages cost more than counting: so no more than a part of a million rows needs.
-    arena_bytes: names of users, models and chips.
-    identity_bytes: request ids of all partitions, 16 bytes each at no more than 75 % load, two generations, and both
-        sizes while growing.
-    batch_bytes: what one batch holds; 32-bit positions bound it to 1 GiB.
-    tile_records: 192 bytes each. A tile of a whole batch costs some cache misses, and less than Python between tiles.
-    """
-
-    rows: int = 1 << 21
-    cells: int = 1 << 19
-    texts: int = 1 << 20
-    windows: int = 1 << 12
-    arena_bytes: int = 1 << 26
-    identity_bytes: int = 1 << 32
-    batch_bytes: int = 6 << 20
-    tile_records: int = 1 << 15
-
-    def __post_init__(self) -> None:
-        for name in ("rows", "cells", "texts", "windows"):
-            value = getattr(self, name)
-            if value < 16 or value & (value - 1) or value > 1 << 31:
-                raise ValueError(f"{name} = {value}: expected a power of two from 16 to 2^31")
-        if not 1 <= self.batch_bytes <= 1 << 30:
-            raise ValueError(f"batch_bytes = {self.batch_bytes}: expected 1 to 2^30")
-        if not 1 <= self.tile_records <= 1 << 24:
-            raise ValueError(f"tile_records = {self.tile_records}: expected 1 to 2^24")
-
-    @classmethod
-    def from_memory(cls, memory_bytes: int, cuda: bool = False) -> "Limits":
-        """Half of a budget for request ids, a quarter for rows, the rest for names, cells and sketches."""
-        rows = _power_of_two(memory_bytes // 4 // 68)
-        return cls(
-            rows=rows,
-            cells=rows // 4,
-            texts=rows // 2,
-            windows=min(1 << 13, _power_of_two(memory_bytes // 16 // layout.SKETCH_REGISTERS)),
-            arena_bytes=rows * 8,
-            identity_bytes=memory_bytes // 2,
-            batch_bytes=min(1 << 26 if cuda else cls.batch_bytes, rows * 2),
-            tile_records=min(1 << 20 if cuda else cls.tile_records, rows // 16),
-        )
-
-
-def _power_of_two(most: int) -> int:
-    """The largest that is no more than `most`."""
-    return 1 << max(4, most.bit_length() - 1)
 
 
 class Loaded:
@@ -140,6 +88,21 @@ class _Slot:
         self.counted: Any = target.mark()  # when the kernels have done with it
 
 
+class _Line(NamedTuple):
+    """A record's line in its batch."""
+
+    message: int
+    in_message: int
+    value: bytes
+    number: int
+    start: int
+
+    def rejected(self, rejection: Rejection) -> DeadLetter:
+        return DeadLetter(self.message, self.in_message, rejection, self.value, self.number, self.start)
+
+
+CONFLICTING = Rejection("conflicting_duplicate")
+_IDENTITY_SLOT_WORD = layout.RECORD.fields["identity_slot"][1] // 4  # type: ignore[index]
 _NO_FIELDS = ((0,) * layout.COUNTERS, (0,) * layout.TEXTS, (0,) * layout.TEXTS)  # of a ruling that rejects
 
 
@@ -174,7 +137,9 @@ class Engine:
         max_future_skew_ms: int = 3_600_000,
         dedup_horizon_ms: int = 600_000,
         sketch_seed: int = 0,
+        conflict_letters: bool = True,
     ) -> None:
+        """conflict_letters: duplicates that say something else become dead letters; they are tallied in any case."""
         if window_ms < 1000 or window_ms % 1000:
             raise ValueError(f"window_ms = {window_ms}: expected whole seconds, 1000 or more")
         if len(secret) != 8:
@@ -193,60 +158,20 @@ class Engine:
         self._job["future_skew_ms"] = max_future_skew_ms
         self._records = target.zeros(self.limits.tile_records, layout.RECORD)
         self._doubtful = target.zeros(self.limits.tile_records, np.uint32)
+        self._conflicts = target.zeros(self.limits.tile_records if conflict_letters else 0, np.uint32)
         self._job["records"], self._job["doubtful"] = target.address(self._records), target.address(self._doubtful)
-        self._fill = target.zeros(layout.FILLS, np.uint64)
-        self._job["fill"] = target.address(self._fill)
-        for name in ("texts", "cells", "rows", "windows"):
-            self._job[f"{name}_mask"] = getattr(self.limits, name) - 1
-        self._job["windows_limit"] = int(self.limits.windows * _FILL_LIMIT)
-        self._arena_mirror: np.ndarray[Any, Any] | None = None
-        self._tables: dict[str, Array] = {}
-        self.parts_opened = 0
-        self.open_part()
+        self._job["conflicts"] = target.address(self._conflicts) if conflict_letters else 0
+        self._fill = Fill(target)
+        self._job["fill"] = target.address(self._fill.array)
+        self._part = Part(target, self.limits, self._job, self._fill, {})
+        self.parts_opened = 1
 
     # --- Parts ---
 
     def open_part(self) -> None:
         """Drop every table but the request ids. Rows that changed since the last `changes` are lost: commit first."""
-        self._tables = self._kept_tables()  # the others go before new ones come: never are two parts in memory
-        for name, (count, dtype) in self._table_sizes().items():
-            if name not in self._tables:
-                self._tables[name] = self.target.zeros(count, dtype)
-        if not self.target.shares_memory:
-            self._arena_mirror = self.target.pinned(self.limits.arena_bytes)
-        for name, array in self._tables.items():
-            self._job[name] = self.target.address(array)
-        self._job["epoch"] = 1
-        self._clear_fill(slice(0, layout.FILL_TALLY))  # the tally goes on over all parts
-        self._arena_mirrored = 0
-        self._tokens_bound, self._records_since_bound = 0, 0
-        self._cells_seen = np.zeros((0, layout.COUNTERS), np.uint64)  # by the last `changed_cells`
+        self._part = Part(self.target, self.limits, self._job, self._fill, self._part.give_up())
         self.parts_opened += 1
-
-    def _kept_tables(self) -> dict[str, Array]:
-        """Cleared: that costs less than fresh pages (kernels/pages.py), if most of them were touched."""
-        if not self._tables or int(self._read_fill()[layout.FILL_ROWS]) * _PAGE_BYTES < self._tables["rows"].nbytes:
-            return {}
-        with self.target.order:
-            for name in _SCATTERED:
-                self._tables[name].fill(0)
-        return {name: self._tables[name] for name in _SCATTERED}
-
-    def _table_sizes(self) -> dict[str, tuple[int, Any]]:
-        """Slots and their type. The names are another part's too: rows that were taken out point into them."""
-        limits = self.limits
-        return {
-            "texts": (limits.texts, layout.TEXT_ENTRY),
-            "cells": (limits.cells, layout.CELL),
-            "rows": (limits.rows, layout.ROW),
-            "windows": (limits.windows, layout.WINDOW),
-            "registers": (limits.windows * layout.SKETCH_REGISTERS // 4, np.uint32),
-            "arena": (limits.arena_bytes + layout.PADDING_BYTES, np.uint8),
-            "text_order": (limits.texts, np.uint32),
-            "cell_order": (limits.cells, np.uint32),
-            "window_order": (limits.windows, np.uint32),
-            "changed": (limits.rows, np.uint32),
-        }
 
     def forget(self, partition: Hashable) -> None:
         """Drop what is known of a partition, request ids and times: it went to another meter, or is read anew."""
@@ -337,10 +262,10 @@ class Engine:
         most = size // plan.record_bytes_min + 1
         for name, needed in (("texts", 4 * most), ("cells", 2 * most), ("rows", 2 * most)):
             slots = getattr(self.limits, name)
-            if needed > slots * _FILL_LIMIT:
+            if needed > slots * FILL_LIMIT:
                 raise TablesTooSmall(
                     f"{name} = {slots} slots: a message of batch_bytes = {size} may bring {needed}, more "
-                    f"than {_FILL_LIMIT:.0%} of them; give the meter more memory"
+                    f"than {FILL_LIMIT:.0%} of them; give the meter more memory"
                 )
         if self.limits.arena_bytes < 2 * self.limits.batch_bytes + layout.PREFIX_BYTES:
             raise TablesTooSmall(
@@ -362,7 +287,7 @@ class Engine:
         assert batch.message_end is not None
         line_count = loaded.lines.count()
         ends = self._line_ends(loaded, line_count)  # past each message's last line
-        partition = self._partition(batch.partition)
+        partition = self._partition(batch.partition, grows=loaded.plan.mapping.repeats == "grow")
         log_times = self._log_times(batch, first_message, partition.log_time_ms or 0)
         turns = None if log_times is None else np.divmod(log_times, np.uint64(self._horizon_ms))
         self._point_at(loaded, line_count)
@@ -380,7 +305,7 @@ class Engine:
             lines = int(ends[after - 1]) - line
             size = int(batch.message_end[after - 1]) - (int(batch.message_end[message - 1]) if message else 0)
             most = min(lines, size // loaded.plan.record_bytes_min + 1)
-            if counting and not self._has_room(most, size + len(loaded.plan.prefix)):
+            if counting and not self._part.has_room(most, size + len(loaded.plan.prefix)):
                 break
             for first in range(line, line + lines, self.limits.tile_records):
                 last = min(first + self.limits.tile_records, line + lines)
@@ -393,10 +318,10 @@ class Engine:
         return Progress(message, letters)
 
     def _raise_watermark(self, partition: _Partition) -> None:
-        seen = int(self._read_fill()[layout.FILL_WATERMARK])
+        seen = int(self._fill.read()[layout.FILL_WATERMARK])
         if seen:
             partition.watermark_ms = _latest(partition.watermark_ms, seen - 1)
-            self._clear_fill(slice(layout.FILL_WATERMARK, layout.FILL_WATERMARK + 1))
+            self._fill.clear(layout.FILL_WATERMARK, layout.FILL_WATERMARK + 1)
 
     def _line_ends(self, loaded: Loaded, line_count: int) -> np.ndarray[Any, Any]:
         ends = loaded.batch.message_end
@@ -442,37 +367,60 @@ class Engine:
         launch, job = self.target.launch, self._job
         identities.reserve(count, job)
         launch("parse", job, first, count)
-        doubtful = int(self._read_fill()[layout.FILL_DOUBTFUL])
+        doubtful = int(self._fill.read()[layout.FILL_DOUBTFUL])
         if doubtful:
             letters = self._ask_referee(loaded, ends, first, doubtful)
         launch("claim", job, first, count)
+        if identities.grows:
+            self._grow(first, count)
         if counting:
             launch("settle", job, first, count)
             launch("count", job, first, count)
-            self._records_since_bound += count
+            self._part.counted(count)
+            if conflicting := self._conflicting(loaded, ends, first):
+                letters = sorted(letters + conflicting, key=attrgetter("batch_line"))
+        elif not identities.grows:
+            launch("recall", job, first, count)
         return letters
+
+    def _grow(self, first: int, count: int) -> None:
+        """What each record adds to what its identity has said. Where records do not come in order, they are sorted by
+        slot, so that those of one identity follow one another in theirs."""
+        if not self.target.in_order:
+            with self.target.order:
+                slots = self._records[:count].view(np.uint32)[:, _IDENTITY_SLOT_WORD] & np.uint32(layout.SLOT_MASK)
+                keys = slots.astype(np.uint64) << np.uint64(32) | self.target.xp.arange(count, dtype=np.uint64)
+                self._grown_order = self.target.xp.argsort(keys).astype(np.uint32)
+            self._job["grown_order"], self._job["grown_count"] = self.target.address(self._grown_order), count
+        self.target.launch("grow", self._job, first, count)
+
+    def _conflicting(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int) -> list[DeadLetter]:
+        """The tile's duplicates that say something else than the first record of their identity."""
+        count = int(self._fill.read()[layout.FILL_CONFLICTING])
+        if not count:
+            return []
+        records = sorted(self.target.fetch(self._conflicts[:count]).tolist())
+        self._fill.clear(layout.FILL_CONFLICTING, layout.FILL_CONFLICTING + 1)
+        return [line.rejected(CONFLICTING) for line in self._lines(loaded, ends, first, records)]
 
     def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
         # Plain integers throughout: for a few records a numpy call costs more than what it does.
         records = sorted(self.target.fetch(self._doubtful[:doubtful]).tolist())
-        self._clear_fill(slice(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1))
-        starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2])
+        self._fill.clear(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1)
         times = loaded.batch.message_time
         letters: list[DeadLetter] = []
         rulings: list[tuple[Any, ...]] = []
         texts: list[bytes] = []
         text_at = loaded.referee_at
-        for record in records:
-            line = first + record
-            message = bisect_right(ends, line)
-            start, after = starts[record - records[0] : record - records[0] + 2].tolist()
-            value = loaded.slot.memory[start : after - 1].tobytes()
-            ruling = self._referee(value, loaded.plan.mapping, None if times is None else int(times[message]))
+        for record, line in zip(records, self._lines(loaded, ends, first, records), strict=True):
+            message_time = None if times is None else int(times[line.message])
+            ruling = self._referee(line.value, loaded.plan.mapping, message_time)
             if isinstance(ruling, Rejection):
-                in_message = line - (int(ends[message - 1]) if message else 0)
-                letters.append(DeadLetter(message, in_message, ruling, value, line, start - layout.PREFIX_BYTES))
+                letters.append(line.rejected(ruling))
                 rulings.append((0, *_NO_FIELDS, record, layout.REJECTED))
+            elif isinstance(ruling, Skipped):
+                rulings.append((0, *_NO_FIELDS, record, layout.SKIPPED))
             else:
                 places, lengths, text_at = _place_texts(loaded.plan, ruling, text_at, texts)
                 rulings.append((ruling.time_ms, ruling.counters, places, lengths, record, layout.ACCEPTED))
@@ -482,6 +430,17 @@ class Engine:
         self.target.launch("adopt", self._job, first, doubtful)
         return letters
 
+    def _lines(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, records: list[int]) -> Iterator["_Line"]:
+        """Of records of the tile, in their order."""
+        starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2])
+        for record in records:
+            line = first + record
+            message = bisect_right(ends, line)
+            start, after = starts[record - records[0] : record - records[0] + 2].tolist()
+            in_message = line - (int(ends[message - 1]) if message else 0)
+            value = loaded.slot.memory[start : after - 1].tobytes()
+            yield _Line(message, in_message, value, line, start - layout.PREFIX_BYTES)
+
     def _write_texts(self, loaded: Loaded, texts: bytes) -> None:
         """Put the strings of rulings behind the batch, where `_place_texts` said."""
         written = slice(loaded.referee_at, loaded.referee_at + len(texts))
@@ -489,175 +448,75 @@ class Engine:
         self.target.send_behind(loaded.slot.memory[written], loaded.slot.device[written])
         loaded.referee_at = written.stop
 
-    def _has_room(self, records: int, size: int) -> bool:
-        """Can every table take the most that so many records of so many bytes could bring?"""
-        fill, limits = self._read_fill(), self.limits
-        return (
-            int(fill[layout.FILL_TEXTS]) + 4 * records <= limits.texts * _FILL_LIMIT
-            and int(fill[layout.FILL_CELLS]) + 2 * records <= limits.cells * _FILL_LIMIT
-            and int(fill[layout.FILL_ROWS]) + 2 * records <= limits.rows * _FILL_LIMIT
-            and int(fill[layout.FILL_ARENA]) + size <= limits.arena_bytes
-            and (int(fill[layout.FILL_WINDOWS]) < limits.windows * _FILL_LIMIT or not fill[layout.FILL_ROWS])
-            and self._counters_have_room(records)
-        )
-
-    def _counters_have_room(self, records: int) -> bool:
-        """No counter exceeds what all cells hold together; that sum plus the most that came since must fit 64 bits."""
-        if self._tokens_bound + (self._records_since_bound + records) * RECORD_TOKENS_MAX <= COUNTER_MAX:
-            return True
-        self._tokens_bound = int(self._cells()["counters"].astype(np.float64).sum() * 1.001)
-        self._records_since_bound = 0
-        return self._tokens_bound + records * RECORD_TOKENS_MAX <= COUNTER_MAX
-
-    # --- Results out ---
-
-    def changes(self) -> Iterator[UsageRows]:
-        """The rows that changed since the last call, in slices of bounded size; none if there are none.
-
-        Each slice owns its table. Behind the last one a new set of changes begins; an iterator that is given up earlier
-        changes nothing. Nothing may be counted in between.
-        """
-        before = self._read_fill().copy()
-        count, arena = int(before[layout.FILL_CHANGED]), self._arena()
-        for first in range(0, count, CHANGES_SLICE_ROWS):
-            out = self.target.zeros(min(CHANGES_SLICE_ROWS, count - first), layout.USAGE_ROW)
-            self._job["usage_rows"] = self.target.address(out)
-            self.target.launch("export_rows", self._job, first, len(out))
-            yield UsageRows(self.target.fetch(out).view(layout.USAGE_ROW).reshape(-1), arena, self.window_ms)
-        assert (self._read_fill() == before).all(), "nothing is counted while changes are taken out"
-        self._job["epoch"] += 1
-        self._clear_fill(slice(layout.FILL_CHANGED, layout.FILL_CHANGED + 1))
+    # --- Results out: of the open part (kernels/part.py), but for the tally ---
 
     def tally(self) -> Tally:
         """Fates of all records since the engine began."""
-        tally = self._read_fill()[layout.FILL_TALLY :].tolist()
+        tally = self._fill.read()[layout.FILL_TALLY :].tolist()
         assert tally[layout.DOUBTFUL] == 0, "the referee ruled on every doubtful record"
         return Tally(
             counted=tally[layout.ACCEPTED],
             duplicates=tally[layout.DUPLICATE],
             rejected=tally[layout.REJECTED],
             empty=tally[layout.EMPTY],
+            skipped=tally[layout.SKIPPED],
+            conflicts=tally[layout.FILL_CONFLICTS - layout.FILL_TALLY],
         )
 
+    def changes(self) -> Iterator[UsageRows]:
+        """The rows that changed since the last call, in slices; nothing may be counted before the last one is taken."""
+        return self._part.changes()
+
     def cells(self) -> list[CellTotals]:
-        """Every (window, model, chip) of the open part, in order of arrival."""
-        return self._cell_totals(self._cells())
+        """Every (window, model, chip), in order of arrival."""
+        return self._part.cells()
 
     def changed_cells(self) -> list[CellTotals]:
         """Those that changed since the last call, with absolute counters."""
-        table = self._cells()
-        counters = table["counters"]
-        changed = np.ones(len(table), bool)
-        changed[: len(self._cells_seen)] = (counters[: len(self._cells_seen)] != self._cells_seen).any(axis=1)
-        self._cells_seen = counters.copy()
-        return self._cell_totals(table[changed])
+        return self._part.changed_cells()
 
-    def _cell_totals(self, table: np.ndarray[Any, Any]) -> list[CellTotals]:
-        windows = (table["window"] * np.uint64(self.window_ms)).tolist()
-        models, chips = self._names(table["model"]), self._names(table["chip"])
-        counters = table["counters"].tolist()
-        return [
-            CellTotals(WindowStartMs(start), model, chip, tuple(row))
-            for start, model, chip, row in zip(windows, models, chips, counters, strict=True)
-        ]
-
-    def totals(self) -> tuple[int, ...]:
-        """Requests and the five token counters of the open part."""
-        return tuple(self._cells()["counters"].sum(axis=0).tolist())
+    def totals(self) -> Usage:
+        return self._part.totals()
 
     def top_users(self, most: int) -> list[tuple[str, int]]:
-        """The users with the most tokens (input and output) in the open part, most first."""
-        users = int(self._read_fill()[layout.FILL_TEXTS])
-        if most < 1:
-            return []
-        with self.target.order:
-            slots = self._tables["text_order"][:users]
-            if users > most:
-                tokens = self._tables["texts"][slots, 3]
-                slots = slots[self.target.xp.argpartition(tokens, users - most)[users - most :]]
-            tokens = self._tables["texts"][slots, 3]
-        found = zip(self._names(self.target.fetch(slots)), self.target.fetch(tokens).tolist(), strict=True)
-        return sorted(((user, total) for user, total in found if total), key=lambda item: (-item[1], item[0]))
+        """The users with the most tokens (input and output), most first."""
+        return self._part.top_users(most)
 
     def user_tokens(self) -> dict[str, int]:
-        """Tokens of every user in the open part."""
-        return dict(self.top_users(self.limits.texts))
+        """Tokens of every user."""
+        return self._part.user_tokens()
 
     def sketches(self, wanted: Container[WindowStartMs] | None = None) -> dict[WindowStartMs, Bytes]:
-        """The HyperLogLog of users of each window (or of those wanted): 2^14 registers, to be merged by maximum."""
-        count = int(self._read_fill()[layout.FILL_WINDOWS])
-        with self.target.order:
-            slots = self._tables["window_order"][:count]
-            windows = self._tables["windows"][slots, 0]
-        starts = [WindowStartMs((low - 1) * self.window_ms) for low in self.target.fetch(windows).tolist()]
-        chosen = [k for k, start in enumerate(starts) if wanted is None or start in wanted]
-        with self.target.order:
-            registers = self._tables["registers"].reshape(self.limits.windows, -1)[slots[chosen]]
-        rows = self.target.fetch(registers).view(np.uint8)
-        return {starts[k]: row for k, row in zip(chosen, rows, strict=True)}
+        """The HyperLogLog of users of each window (or of those wanted)."""
+        return self._part.sketches(wanted)
 
     def fill(self) -> dict[str, tuple[int, int]]:
         """Used and usable slots (bytes for the arena) of each table."""
-        fill, limits = self._read_fill().tolist(), self.limits
-        usable = {name: int(getattr(limits, name) * _FILL_LIMIT) for name in ("texts", "cells", "rows", "windows")}
-        indices = {
-            "texts": layout.FILL_TEXTS,
-            "cells": layout.FILL_CELLS,
-            "rows": layout.FILL_ROWS,
-            "windows": layout.FILL_WINDOWS,
-        }
-        used = {name: (fill[index], usable[name]) for name, index in indices.items()}
-        return used | {"arena": (fill[layout.FILL_ARENA], limits.arena_bytes)}
+        return self._part.fill()
 
     def unsketched_rows(self) -> int:
-        """Rows of the open part whose window found no room for a sketch: its active users are understated."""
-        return int(self._read_fill()[layout.FILL_UNSKETCHED])
+        """Rows whose window found no room for a sketch: its active users are understated."""
+        return self._part.unsketched_rows()
 
     # --- Inside ---
 
-    def _partition(self, partition: Hashable) -> _Partition:
-        if partition not in self._partitions:
-            identities = IdentitySet(self.target, self.limits.identity_bytes, self._identity_sets)
-            self._partitions[partition] = _Partition(identities)
-        return self._partitions[partition]
+    # --- Inside ---
+
+    def _partition(self, partition: Hashable, grows: bool | None = None) -> _Partition:
+        """grows: whether its mapping's repeats do, once that is known."""
+        known = self._partitions.get(partition)
+        if known is None:
+            known = self._partitions[partition] = _Partition(self._identity_set(bool(grows)))
+        elif grows not in (None, known.identities.grows):
+            assert known.identities.is_new, "a partition has one mapping"
+            known.identities = self._identity_set(bool(grows))
+        return known
+
+    def _identity_set(self, grows: bool) -> IdentitySet:
+        return IdentitySet(self.target, self.limits.identity_bytes, self._identity_sets, grows)
 
     def _identity_sets(self) -> Iterator[IdentitySet]:
         return (partition.identities for partition in self._partitions.values())
-
-    def _read_fill(self) -> np.ndarray[Any, Any]:
-        return self.target.fetch(self._fill)
-
-    def _clear_fill(self, which: slice) -> None:
-        self.target.send_behind(np.zeros(which.stop - which.start, np.uint64), self._fill[which])
-
-    def _cells(self) -> np.ndarray[Any, Any]:
-        count = int(self._read_fill()[layout.FILL_CELLS])
-        with self.target.order:
-            cells = self._tables["cells"][self._tables["cell_order"][:count]]
-        table: np.ndarray[Any, Any] = self.target.fetch(cells).view(layout.CELL).reshape(-1)
-        return table
-
-    def _names(self, slots: Array) -> list[str]:
-        """The strings of text slots; each distinct one is decoded once."""
-        distinct, index = np.unique(np.asarray(slots), return_inverse=True)
-        with self.target.order:
-            found = self._tables["texts"][self.target.xp.asarray(distinct), 2]
-        where = self.target.fetch(found).tolist()
-        arena = self._arena()
-        starts = [(value >> layout.OFFSET_SHIFT, value & layout.LENGTH_MASK) for value in where]
-        names = [bytes(arena[start : start + length]).decode() for start, length in starts]
-        return [names[i] for i in index.tolist()]
-
-    def _arena(self) -> Bytes:
-        """The arena on the host; only what is new is copied."""
-        used = int(self._read_fill()[layout.FILL_ARENA])
-        arena = self._tables["arena"]
-        if self._arena_mirror is None:
-            return self.target.fetch(arena[:used])
-        if used > self._arena_mirrored:
-            self._arena_mirror[self._arena_mirrored : used] = self.target.fetch(arena[self._arena_mirrored : used])
-            self._arena_mirrored = used
-        return self._arena_mirror[:used]
 
 
 def _latest(a: int | None, b: int | None) -> int | None:

@@ -1,8 +1,8 @@
 // The same kernels for the CPU: plain loops over the HD functions. Tables are larger than caches, so each loop asks for
 // the lines that it needs some records later; asked for a pass earlier they are gone, for a tile fills the caches.
-#include <stddef.h>
 #include "parse.h"
 #include "dedup.h"
+#include "grow.h"
 #include "intern.h"
 #include "aggregate.h"
 
@@ -46,15 +46,29 @@ ENTRY void claim(const Job* shared, u32, u32 begin, u32 end) {
     claim_request(job, i);
   }
 }
+ENTRY void grow(const Job* shared, u32, u32 begin, u32 end) {
+  const Job job = *shared;
+  for (u32 i = begin; i < end; ++i) {
+    if (IN_ORDER && i + AHEAD < end)
+      prefetch(&((Grown*)job.notes)[job.records[i + AHEAD].identity_slot & job.identities_mask]);
+    grow_identity(job, i);
+  }
+}
+ENTRY void recall(const Job* shared, u32, u32 begin, u32 end) {
+  const Job job = *shared;
+  for (u32 i = begin; i < end; ++i) settle_identity(job, i);
+}
 ENTRY void settle(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) {
     if (i + AHEAD < end) {
       const Record& soon = job.records[i + AHEAD];
+      prefetch(&((u32*)job.notes)[soon.identity_slot & job.identities_mask]);
       prefetch(&job.texts[text_home(soon.low[USER]) & job.texts_mask]);
       prefetch(&job.cells[text_home(cell_low(job, soon, CHIP)) & job.cells_mask]);
     }
-    settle_request(job, i);
+    settle_identity(job, i);
+    tally_record(job, i);
     if (job.records[i].verdict == ACCEPTED) intern_record(job, i);
   }
 }
@@ -66,6 +80,7 @@ ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
       prefetch(&job.rows[row_home(row_key(soon.user_slot, soon.cell_slot), job.rows_mask)]);
     }
     count_record(job, i);
+    compare_duplicate(job, i);
   }
 }
 ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
@@ -75,8 +90,8 @@ ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
     export_row(job, first, i);
   }
 }
-ENTRY void move_identities(const Identity* from, Identity* to, u32 to_mask, u32 begin, u32 end) {
-  for (u32 i = begin; i < end; ++i) move_identity(from, i, to, to_mask);
+ENTRY void move_identities(const Move* move, u32 count) {
+  for (u32 i = 0; i < count; ++i) move_identity(*move, i);
 }
 
 // Has the system find the memory's pages: an atomic write of what is there, so that others may use them meanwhile.
@@ -87,48 +102,6 @@ static void touch_page(u8* p) {
 ENTRY void touch_pages(u8* memory, u64 size) {
   for (u64 at = 0; at < size; at += PAGE_BYTES) touch_page(memory + at);
   touch_page(memory + size - 1);
-}
-
-// What layout.py compares its dtypes with: sizes, then the offsets of the fields that follow padding or arrays.
-ENTRY u32 layout(u32* out) {
-  const u32 facts[] = {sizeof(Step),
-                       sizeof(Key),
-                       sizeof(Choice),
-                       sizeof(Plan),
-                       sizeof(Record),
-                       sizeof(Identity),
-                       sizeof(TextEntry),
-                       sizeof(Cell),
-                       sizeof(Row),
-                       sizeof(Window),
-                       sizeof(Ruling),
-                       sizeof(UsageRow),
-                       sizeof(Job),
-                       offsetof(Step, marks),
-                       offsetof(Step, digits),
-                       offsetof(Key, digits),
-                       offsetof(Choice, counter),
-                       offsetof(Plan, start),
-                       offsetof(Plan, choices),
-                       offsetof(Plan, buckets),
-                       offsetof(Plan, default_count),
-                       offsetof(Plan, needed),
-                       offsetof(Row, epoch),
-                       offsetof(Ruling, start),
-                       offsetof(Ruling, verdict),
-                       offsetof(UsageRow, counters),
-                       offsetof(Record, window),
-                       offsetof(Record, verdict),
-                       offsetof(Record, length),
-                       offsetof(Job, records),
-                       offsetof(Job, identities),
-                       offsetof(Job, fill),
-                       offsetof(Job, secret),
-                       offsetof(Job, sequence),
-                       offsetof(Job, windows_limit),
-                       offsetof(Job, epoch)};
-  for (u32 i = 0; i < sizeof facts / sizeof *facts; ++i) out[i] = facts[i];
-  return sizeof facts / sizeof *facts;
 }
 
 // For tests: the hash by itself.

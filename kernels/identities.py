@@ -7,15 +7,20 @@ the ids of this one are counted; then the ids move, tile by tile, and both table
 Likewise a generation that will not find a dropped table of its size has a spare one. How many ids a generation will
 have is foreseen from those that it has and the log time that is left. A log without times is one generation, read from
 files: nobody waits there for a step that takes seconds, so nothing is taken ahead.
+
+Beside each id lies a note of what its records said: 4 bytes that tell conflicting duplicates, or the counters so far
+where a mapping's repeats grow (kernels/dedup.h, kernels/grow.h).
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from kernels import layout
-from kernels.target import Array, Target
+from tokenometer.kernels import layout
+from tokenometer.kernels.target import Array, Target
+from tokenometer.schemas.errors import TokenometerError
 
 _LOAD_MAX = 0.75
 _SLOTS_MIN = 1 << 12
@@ -26,23 +31,45 @@ _PREPARE_AT, _PREPARE_LATEST = 0.75, 0.9
 # slots, before the next one is prepared.
 _MOVED = 3
 _SPARE_AT = 0.75  # of a generation's log time: seconds before it is needed, and not much longer
-_SLOT_BYTES = 16
 _WORTH_STAYING = 0.875  # of what the table takes: with more, the ids would be counted again before long
 
 
-class IdentityMemoryError(MemoryError):
+@dataclass(frozen=True)
+class IdentityTable:
+    """Ids and the notes beside them, slot by slot."""
+
+    ids: Array
+    notes: Array
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def nbytes(self) -> int:
+        return int(self.ids.nbytes + self.notes.nbytes)
+
+    def clear(self) -> None:
+        self.ids.fill(0)
+        self.notes.fill(0)
+
+
+class IdentityMemoryError(TokenometerError, MemoryError):
     """Request ids need more memory than they may have; the message names the settings."""
 
 
 class IdentitySet:
     """One partition's. bytes_max: of all partitions together, whose sets are `everybody`'s."""
 
-    def __init__(self, target: Target, bytes_max: int, everybody: Callable[[], "Iterable[IdentitySet]"]) -> None:
-        self._target, self._bytes_max, self._everybody = target, bytes_max, everybody
-        self._leaving: Array | None = None  # of which the slots before `_moved` are in the current table too
+    def __init__(
+        self, target: Target, bytes_max: int, everybody: Callable[[], "Iterable[IdentitySet]"], grows: bool = False
+    ) -> None:
+        self._target, self._bytes_max, self._everybody, self.grows = target, bytes_max, everybody, grows
+        self._note = layout.GROWN if grows else np.dtype(np.uint32)
+        self._slot_bytes = layout.IDENTITY.itemsize + self._note.itemsize
+        self._leaving: IdentityTable | None = None  # of which the slots before `_moved` are in the current table too
         self._moved = 0
         self._next: _Next | None = None
-        self._spare: Array | None = None  # for the next generation, as large as the current table
+        self._spare: IdentityTable | None = None  # for the next generation, as large as the current table
         self._use(self._table(_SLOTS_MIN), None)
         self._generation: int | None = None
         self._passed: float | None = None  # of the generation's log time
@@ -52,31 +79,38 @@ class IdentitySet:
         self._current_from: int | None = None  # offset of the generation's first message
         self.remembered_from: int | None = None  # of the first message of the generation before, if that is kept
 
+    @property
+    def is_new(self) -> bool:
+        """No record came yet."""
+        return self._generation is None and self._sequence == 0
+
     # --- Memory ---
 
     @property
     def held_bytes(self) -> int:
         ahead = self._spare, None if self._next is None else self._next.table
         tables = self._current, self._before, self._leaving, *ahead
-        return sum(len(table) for table in tables if table is not None) * _SLOT_BYTES
+        return sum(len(table) for table in tables if table is not None) * self._slot_bytes
 
     def _left(self) -> int:
         return self._bytes_max - sum(each.held_bytes for each in self._everybody())
 
-    def _table(self, slots: int) -> Array:
-        return self._target.zeros(slots, layout.IDENTITY)
+    def _table(self, slots: int) -> IdentityTable:
+        return IdentityTable(self._target.zeros(slots, layout.IDENTITY), self._target.zeros(slots, self._note))
 
-    def _table_ahead(self, slots: int) -> Array | None:
+    def _table_ahead(self, slots: int) -> IdentityTable | None:
         """One that may be needed; None where there is no room for such."""
-        if slots * _SLOT_BYTES > self._left():
+        if slots * self._slot_bytes > self._left():
             return None
         table = self._table(slots)
-        self._target.take_ahead(table)
+        self._target.take_ahead(table.ids)
+        self._target.take_ahead(table.notes)
         return table
 
-    def _needed_table(self, slots: int, wanted: int) -> Array:
+    def _needed_table(self, slots: int, wanted: int) -> IdentityTable:
         """For so many ids. What anybody has ahead of need is given up first."""
-        size = slots * _SLOT_BYTES
+        size = slots * self._slot_bytes
+        assert slots <= layout.IDENTITIES_MAX, "400 million ids of a partition's generation"
         if size > self._left():
             for each in self._everybody():
                 each._next = each._spare = None
@@ -87,14 +121,18 @@ class IdentitySet:
             )
         return self._table(slots)
 
-    def _use(self, current: Array, before: Array | None) -> None:
+    def _use(self, current: IdentityTable, before: IdentityTable | None) -> None:
         """Addresses are looked up here, once, and not for each tile."""
         self._current, self._before, self._next = current, before, None
         if self._spare is not None and len(self._spare) != len(current):
             self._spare = None
-        address = self._target.address
-        self._current_at = address(current), len(current) - 1  # and mask
-        self._before_at = (0, 0) if before is None else (address(before), len(before) - 1)
+        self._current_at, self._before_at = self._place(current), self._place(before)
+
+    def _place(self, table: IdentityTable | None) -> tuple[int, int, int]:
+        """Addresses of a table's ids and notes, and the mask of its slots."""
+        if table is None:
+            return 0, 0, 0
+        return self._target.address(table.ids), self._target.address(table.notes), len(table) - 1
 
     # --- Generations ---
 
@@ -121,14 +159,14 @@ class IdentitySet:
         slots = len(self._current)
         if dropped is not None and len(dropped) == slots:
             with self._target.order:
-                dropped.fill(0)
+                dropped.clear()
             self._use(dropped, before)
         elif self._spare is not None:
             self._use(self._spare, before)
             self._spare = None
         else:
             self._use(self._current, None)  # what is dropped is free now
-            self._use(self._table(slots if slots * _SLOT_BYTES <= self._left() else _SLOTS_MIN), before)
+            self._use(self._table(slots if slots * self._slot_bytes <= self._left() else _SLOTS_MIN), before)
         self._used_at_most, self._sequence = 0, 0
 
     def _take_spare(self) -> None:
@@ -140,16 +178,17 @@ class IdentitySet:
 
     def reserve(self, records: int, job: np.ndarray[Any, Any]) -> None:
         """Make room for so many new ids and point the job at the tables."""
-        assert self._sequence + records <= layout.SEQUENCE_MAX, "a generation holds fewer than 2^40 records"
+        assert self._sequence + records <= layout.SEQUENCE_MASK, "a generation holds fewer than 2^40 records"
         self._move(_MOVED * records)
         takes = len(self._current) * _LOAD_MAX
         if self._passed is not None:
             self._look_ahead(records, takes, self._passed)
         if self._used_at_most + records > takes:
             self._make_room(records)
-        job["identities"], job["identities_mask"] = self._current_at
-        job["identities_leaving"] = 0 if self._leaving is None else self._target.address(self._leaving)
-        job["identities_before"], job["identities_before_mask"] = self._before_at
+        job["identities"], job["notes"], job["identities_mask"] = self._current_at
+        job["identities_leaving"], job["notes_leaving"], _ = self._place(self._leaving)
+        job["identities_before"], job["notes_before"], job["identities_before_mask"] = self._before_at
+        job["grows"] = self.grows
         job["sequence"] = self._sequence
         self._used_at_most += records
         self._sequence += records
@@ -169,7 +208,7 @@ class IdentitySet:
             self._next = _Next(table, room)
         if self._next is not None:
             with self._target.order:
-                self._next.prepare(records, self._current, self._target)
+                self._next.prepare(records, self._current.ids, self._target)
 
     def _make_room(self, records: int) -> None:
         """Sent again, an id takes no second slot, so the table may be emptier than it could be; else take a larger."""
@@ -178,7 +217,7 @@ class IdentitySet:
             self._used_at_most = min(self._used_at_most, self._next.used_at_most - records)
         else:
             with self._target.order:
-                self._used_at_most = int(self._target.xp.count_nonzero(self._current[:, 0]))
+                self._used_at_most = int(self._target.xp.count_nonzero(self._current.ids[:, 0]))
         wanted = self._used_at_most + records
         if self._next is not None and wanted <= _WORTH_STAYING * _LOAD_MAX * len(self._current):
             self._next.count_again()
@@ -203,7 +242,9 @@ class IdentitySet:
         if self._leaving is None:
             return
         end = len(self._leaving) if most is None else min(self._moved + most, len(self._leaving))
-        self._target.move_identities(self._leaving[self._moved : end], self._current)
+        leaving = IdentityTable(self._leaving.ids[self._moved : end], self._leaving.notes[self._moved : end])
+        move = np.array((*self._place(leaving)[:2], *self._current_at, self.grows), layout.MOVE)
+        self._target.move_identities(move, len(leaving))
         self._moved = end
         if end == len(self._leaving):
             self._leaving = None
@@ -212,7 +253,7 @@ class IdentitySet:
 class _Next:
     """A table to grow into, and a count of the ids of the one that fills up, done before `room` records came."""
 
-    def __init__(self, table: Array, room: int) -> None:
+    def __init__(self, table: IdentityTable, room: int) -> None:
         self.table = table
         self._slots = len(table) // 2 // room + 1  # to be looked at for each record
         self.count_again()

@@ -1,10 +1,11 @@
-// Tables, records and codes, drawn once. layout.py holds the same layouts as numpy dtypes and build.py refuses to start
-// where they differ (host.cpp reports sizes and offsets).
+// Tables, records and codes, drawn once. layout.py holds the same layouts as numpy dtypes; build.py has the compiler
+// compare all of them with this file, and a difference is a compile error that names it.
 //
 //   batch buffer    | defaults 2 KiB | messages, each ended by a newline | 64 newlines | referee's text | 64 spare |
 //                     a mapping's default strings stand in the buffer, so every string is (start, length) in it
 //   records         one for each line of the tile at hand: record i is line first + i of the batch
 //   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : ~sequence 40 |
+//   notes           beside each identity: a fingerprint of its first record, or (repeats = "grow") its counters so far
 //   texts           users, models, chips, one dictionary             | low | high | where in the arena | tokens |
 //   cells           (window, model, chip)                            | low | high | 6 counters | window | model, chip |
 //   rows            (user, cell)                                     | user : cell | 6 counters | epoch |
@@ -18,7 +19,7 @@
 
 namespace tokenometer {
 
-enum Verdict : u32 { EMPTY = 0, ACCEPTED = 1, DOUBTFUL = 2, REJECTED = 3, DUPLICATE = 4 };
+enum Verdict : u32 { EMPTY = 0, ACCEPTED = 1, DOUBTFUL = 2, REJECTED = 3, DUPLICATE = 4, SKIPPED = 5, VERDICTS = 6 };
 
 // Strings of a record
 enum Text : u32 { REQUEST_ID = 0, USER = 1, MODEL = 2, CHIP = 3, PREFILL_CHIP = 4, SCOPE = 5, TEXTS = 6 };
@@ -41,11 +42,17 @@ constexpr u32 HAVE_COUNTER = 8;
 constexpr u32 HAVE_SHIFT = 32;
 constexpr u64 KEY_MARKS = 0xffffffffull;
 
+constexpr u32 PREFIX_BYTES = 2048;  // of a batch buffer: the mapping's default strings
+constexpr u32 PADDING_BYTES = 64;   // of newlines after the messages, and again after the referee's text
+
 constexpr u32 TEXT_BYTES_MAX = 256;
 constexpr u64 COUNT_MAX = 1ull << 40;            // counts are below
 constexpr u64 TIME_MAX_MS = 253402300800000ull;  // 10000-01-01T00:00:00Z; times are below
 constexpr u32 RECORD_BYTES_MAX = 1u << 20;
 constexpr u32 NONE = 0xffffffffu;  // no slot, no key
+// Of Record::identity_slot: the id is known from an earlier table; the record was the first to claim its slot.
+constexpr u32 EARLIER = 1u << 31, FIRST = 1u << 30, SLOT_MASK = FIRST - 1;
+constexpr u32 IDENTITIES_MAX = 1u << 29;  // slots of a table, so that a slot with both marks is never NONE
 
 // --- Plan: a mapping, compiled by plan.py for the parser ---
 
@@ -126,7 +133,7 @@ struct alignas(64) Record {
   u64 window;
   u32 start[TEXTS];  // in the buffer
   u32 verdict;
-  u32 identity_slot;  // in the current generation; NONE = no request id
+  u32 identity_slot;  // in the current generation, with EARLIER and FIRST; NONE = no request id
   u32 user_slot;
   u32 cell_slot;
   u32 prefill_cell_slot;  // NONE = no prefill chip
@@ -139,6 +146,13 @@ struct alignas(16) Identity {
   u64 low;
   u64 owner;  // high 24 bits: hash; low 40: inverted sequence, so that the highest value is the lowest record
 };
+// Under repeats = "grow" a note is the greatest of each token counter that an identity's records of this generation
+// have said. The first one's highest bit says that there was a record. Otherwise a note is a u32: what the identity's
+// first record of this generation says, hashed.
+struct Grown {
+  u64 seen[COUNTERS - 1];
+};
+constexpr u64 GROWN_TAKEN = 1ull << 63;
 struct alignas(32) TextEntry {
   u64 low;
   u64 high;
@@ -181,9 +195,11 @@ enum Fill : u32 {
   FILL_WINDOWS = 5,
   FILL_UNSKETCHED = 6,  // rows whose window found no room for a sketch
   FILL_DOUBTFUL = 7,
-  FILL_TALLY = 8,       // records by verdict, five
-  FILL_WATERMARK = 13,  // 1 + highest event time of an accepted record since the host last looked
-  FILLS = 16
+  FILL_TALLY = 8,         // records by verdict, six
+  FILL_CONFLICTS = 14,    // duplicates that say something else than the first record of their identity
+  FILL_CONFLICTING = 15,  // of these, the records in `conflicts`
+  FILL_WATERMARK = 16,    // 1 + highest event time of an accepted record since the host last looked
+  FILLS = 24
 };
 
 // What the referee says of one doubtful record.
@@ -202,6 +218,16 @@ struct UsageRow {
   u64 counters[COUNTERS];
 };
 
+// Two tables of one generation, on the way from the one to the other
+struct Move {
+  const Identity* from;
+  const void* from_notes;
+  Identity* to;
+  void* to_notes;
+  u32 to_mask;
+  u32 grows;
+};
+
 // Everything a kernel may touch. Pointers are to device memory (or the host's, in the host build).
 struct Job {
   const u8* buffer;
@@ -216,6 +242,11 @@ struct Job {
   Identity* identities;
   const Identity* identities_leaving;  // half as large, its ids on their way into `identities`; or null
   const Identity* identities_before;   // the generation before, or null
+  void* notes;                         // of each table: u32, or Grown where the mapping's repeats grow
+  const void* notes_leaving;
+  const void* notes_before;
+  u32* conflicts;          // record numbers, in no order; null: nobody wants them
+  const u32* grown_order;  // records by slot, then in their order; null: a pass takes them in their order
   TextEntry* texts;
   Cell* cells;
   Row* rows;
@@ -244,6 +275,8 @@ struct Job {
   u32 message_count;
   u32 line_is_message;  // every message is one line
   u32 epoch;
+  u32 grows;        // repeats = "grow"
+  u32 grown_count;  // records in grown_order
 };
 
 static_assert(sizeof(Record) == 192 && sizeof(Step) == 128, "whole cache lines");

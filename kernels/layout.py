@@ -1,29 +1,37 @@
-"""layout.h as numpy dtypes. The C++ is the truth: `check` compares sizes and offsets and refuses a mismatch."""
+"""layout.h as numpy dtypes. The C++ is the truth: `assertions` has the compiler compare all of this with it.
+
+Every public integer here is a constant or an enumerator there, of the same name; every dtype is a struct there.
+"""
 
 from typing import Any
 
 import numpy as np
 
-EMPTY, ACCEPTED, DOUBTFUL, REJECTED, DUPLICATE = range(5)
-REQUEST_ID, USER, MODEL, CHIP, PREFILL_CHIP, SCOPE = range(6)
-TEXTS, HASHES = 6, 5
-REQUESTS, INPUT, CACHED_INPUT, CACHE_WRITE, OUTPUT, REASONING = range(6)
-COUNTERS = 6
+from tokenometer.schemas.usage import COUNTERS as _COUNTERS
+
+EMPTY, ACCEPTED, DOUBTFUL, REJECTED, DUPLICATE, SKIPPED, VERDICTS = range(7)
+REQUEST_ID, USER, MODEL, CHIP, PREFILL_CHIP, SCOPE, TEXTS = range(7)
+HASHES = 5
+REQUESTS = _COUNTERS.index("requests")
+INPUT = _COUNTERS.index("input_tokens")
+CACHED_INPUT = _COUNTERS.index("cached_input_tokens")
+CACHE_WRITE = _COUNTERS.index("cache_write_tokens")
+OUTPUT = _COUNTERS.index("output_tokens")
+REASONING = _COUNTERS.index("reasoning_tokens")
+COUNTERS = len(_COUNTERS)
 HAVE_TIME, HAVE_SELECTOR, HAVE_COUNTER = 1 << 6, 1 << 7, 8
-HAVE_SHIFT = 32  # of a mark
+HAVE_SHIFT, KEY_MARKS = 32, (1 << 32) - 1  # of a mark
+PREFIX_BYTES, PADDING_BYTES = 2048, 64  # of a batch buffer
+TEXT_BYTES_MAX, COUNT_MAX, TIME_MAX_MS, RECORD_BYTES_MAX = 256, 1 << 40, 253_402_300_800_000, 1 << 20
 KEYS_MAX, KEY_BYTES_MAX, LITERAL_BYTES_MAX, BUCKETS, STEPS, CHOICES_MAX = 64, 48, 64, 256, 2, 8
 ROOT, END, NONE = 254, 255, 0xFFFFFFFF
-ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR = range(6)
-QUOTED = 8
-EPOCHS = {"epoch_s": 1, "epoch_ms": 2, "epoch_us": 3, "epoch_ns": 4, "epoch_s_decimal": 5}
-SKETCH_REGISTERS = 1 << 14
-OFFSET_SHIFT, LENGTH_MASK = 29, (1 << 9) - 1  # of TextEntry::where
-SEQUENCE_MAX = (1 << 40) - 1
-RECORD_BYTES_MAX = 1 << 20
+ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR, QUOTED = *range(6), 8
+NO_EPOCH, SECONDS, MILLISECONDS, MICROSECONDS, NANOSECONDS, DECIMAL_SECONDS = range(6)
+SKETCH_BITS, SKETCH_RANK_BITS, LENGTH_BITS, OFFSET_SHIFT, SKETCH_REGISTERS = 14, 6, 9, 29, 1 << 14
+SEQUENCE_BITS, SEQUENCE_MASK = 40, (1 << 40) - 1
 FILL_TEXTS, FILL_ARENA, FILL_CELLS, FILL_ROWS, FILL_CHANGED, FILL_WINDOWS, FILL_UNSKETCHED, FILL_DOUBTFUL = range(8)
-FILL_TALLY, FILL_WATERMARK, FILLS = 8, 13, 16
-PREFIX_BYTES = 2048  # of a batch buffer: the mapping's default strings
-PADDING_BYTES = 64  # of newlines behind the messages, and again behind the referee's text
+FILL_TALLY, FILL_CONFLICTS, FILL_CONFLICTING, FILL_WATERMARK, FILLS = 8, 14, 15, 16, 24
+EARLIER, FIRST, SLOT_MASK, IDENTITIES_MAX, GROWN_TAKEN = 1 << 31, 1 << 30, (1 << 30) - 1, 1 << 29, 1 << 63
 
 STEP = np.dtype(
     [
@@ -75,6 +83,7 @@ RECORD = np.dtype(
     ]
 )
 IDENTITY = np.dtype([("low", "u8"), ("owner", "u8")])
+GROWN = np.dtype([("seen", "u8", COUNTERS - 1)])
 TEXT_ENTRY = np.dtype([("low", "u8"), ("high", "u8"), ("where", "u8"), ("tokens", "u8")])
 CELL = np.dtype(
     [
@@ -99,16 +108,20 @@ RULING = np.dtype(
         ("verdict", "u4"),
     ]
 )
+MOVE = np.dtype(
+    [*((name, "u8") for name in ("from", "from_notes", "to", "to_notes")), ("to_mask", "u4"), ("grows", "u4")]
+)
 USAGE_ROW = np.dtype([("window", "u8"), ("user", "u8"), ("model", "u8"), ("chip", "u8"), ("counters", "u8", COUNTERS)])
 
 _POINTERS = (
     "buffer line_start plan message_end message_time records doubtful rulings identities identities_leaving "
-    "identities_before texts cells rows windows registers arena text_order cell_order window_order changed "
+    "identities_before notes notes_leaving notes_before conflicts grown_order "
+    "texts cells rows windows registers arena text_order cell_order window_order changed "
     "usage_rows fill"
 ).split()
 _NUMBERS = (
     "identities_mask identities_before_mask texts_mask cells_mask rows_mask windows_mask windows_limit message_count "
-    "line_is_message epoch"
+    "line_is_message epoch grows grown_count"
 ).split()
 JOB = np.dtype(
     [
@@ -122,33 +135,38 @@ JOB = np.dtype(
 )
 
 
-def facts() -> list[int]:
-    """Sizes and offsets in the order of `layout` in host.cpp."""
-    sized = (STEP, KEY, CHOICE, PLAN, RECORD, IDENTITY, TEXT_ENTRY, CELL, ROW, WINDOW, RULING, USAGE_ROW, JOB)
-    places: list[tuple[np.dtype[Any], str]] = [
-        (STEP, "marks"),
-        (STEP, "digits"),
-        (KEY, "digits"),
-        (CHOICE, "counter"),
-        (PLAN, "start"),
-        (PLAN, "choices"),
-        (PLAN, "buckets"),
-        (PLAN, "default_count"),
-        (PLAN, "needed"),
-        (ROW, "epoch"),
-        (RULING, "start"),
-        (RULING, "verdict"),
-        (USAGE_ROW, "counters"),
-        (RECORD, "window"),
-        (RECORD, "verdict"),
-        (RECORD, "length"),
-        (JOB, "records"),
-        (JOB, "identities"),
-        (JOB, "fill"),
-        (JOB, "secret"),
-        (JOB, "sequence"),
-        (JOB, "windows_limit"),
-        (JOB, "epoch"),
-    ]
-    offsets = [dtype.fields[name][1] for dtype, name in places if dtype.fields is not None]
-    return [dtype.itemsize for dtype in sized] + offsets
+STRUCTS: dict[str, np.dtype[Any]] = {
+    "Step": STEP,
+    "Key": KEY,
+    "Choice": CHOICE,
+    "Plan": PLAN,
+    "Record": RECORD,
+    "Identity": IDENTITY,
+    "Grown": GROWN,
+    "TextEntry": TEXT_ENTRY,
+    "Cell": CELL,
+    "Row": ROW,
+    "Window": WINDOW,
+    "Ruling": RULING,
+    "Move": MOVE,
+    "UsageRow": USAGE_ROW,
+    "Job": JOB,
+}
+
+
+def constants() -> dict[str, int]:
+    """Every constant and enumerator by its name."""
+    return {name: value for name, value in globals().items() if name.isupper() and type(value) is int}
+
+
+def assertions() -> str:
+    """C++ that compiles only beside a layout.h that says the same: each value, each struct's size, and the offset and
+    size of each of its fields. A failure names the constant or field and says what is expected here."""
+    facts = [(f"(u64){name}", value) for name, value in constants().items()]
+    for struct, dtype in STRUCTS.items():
+        facts.append((f"sizeof({struct})", dtype.itemsize))
+        for name, (field, offset, *_) in (dtype.fields or {}).items():
+            if name != "padding":
+                facts += [(f"OFFSET_OF({struct}, {name})", offset), (f"sizeof({struct}::{name})", field.itemsize)]
+    lines = [f'static_assert({fact} == {value}ull, "layout.py expects {fact} == {value}");' for fact, value in facts]
+    return "\n".join(["namespace tokenometer {", *lines, "}", ""])

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from kernels.scheduling import yield_to_others
+from tokenometer.kernels.scheduling import yield_to_others
 
 Touch = Callable[[int, int], None]  # address and size; lets other threads of Python run
 _STEP_BYTES = 1 << 22  # between two looks whether anybody still wants the memory

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import orjson
 
-from kernels import layout
-from schemas.mapping import Field, Mapping, Path
+from tokenometer.kernels import layout
+from tokenometer.schemas.mapping import Field, Mapping, Path
+from tokenometer.schemas.usage import COUNTERS
 
 _TEXT_SLOTS = {
     "request_id": layout.REQUEST_ID,
@@ -24,13 +25,14 @@ _TEXT_SLOTS = {
     "chip": layout.CHIP,
     "prefill_chip": layout.PREFILL_CHIP,
 }
-_COUNTER_SLOTS = {
-    "input_tokens": layout.INPUT,
-    "cached_input_tokens": layout.CACHED_INPUT,
-    "cache_write_tokens": layout.CACHE_WRITE,
-    "output_tokens": layout.OUTPUT,
-    "reasoning_tokens": layout.REASONING,
-    "tokens": layout.INPUT,  # where the parser keeps an event's count until its type says whose it is
+# `tokens` is where the parser keeps an event's count until its type says whose it is.
+_COUNTER_SLOTS = {name: slot for slot, name in enumerate(COUNTERS)} | {"tokens": layout.INPUT}
+_EPOCHS = {
+    "epoch_s": layout.SECONDS,
+    "epoch_ms": layout.MILLISECONDS,
+    "epoch_us": layout.MICROSECONDS,
+    "epoch_ns": layout.NANOSECONDS,
+    "epoch_s_decimal": layout.DECIMAL_SECONDS,
 }
 _U64 = (1 << 64) - 1
 _SAMPLE_LINES = 64
@@ -121,7 +123,7 @@ def compile_mapping(mapping: Mapping) -> Plan:
         table["choice_count"] = len(mapping.selector.to)
     time = mapping.field("timestamp")
     table["needed"] = needed
-    table["epoch"] = next((layout.EPOCHS[name] for name in time.formats if name in layout.EPOCHS), 0)
+    table["epoch"] = next((_EPOCHS[name] for name in time.formats if name in _EPOCHS), layout.NO_EPOCH)
     table["rfc3339"] = "rfc3339" in time.formats
     table["message_time_fallback"] = time.message_time_fallback
     table["input_additive"], table["output_additive"] = mapping.input_additive, mapping.output_additive

@@ -11,6 +11,7 @@
 #define CONSTANT __constant__ const
 #define LIKELY(condition) (condition)
 #define ROLLED _Pragma("unroll 1")  // probe loops: unrolled copies only cost registers
+#define OFFSET_OF(type, field) (u64) __INTADDR__(&((type*)0)->field)  // NVRTC has no offsetof
 
 typedef unsigned char u8;
 typedef unsigned short u16;
@@ -30,6 +31,7 @@ typedef long long i64;
 #define CONSTANT static const
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define ROLLED
+#define OFFSET_OF(type, field) __builtin_offsetof(type, field)
 
 typedef unsigned char u8;
 typedef unsigned short u16;

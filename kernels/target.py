@@ -6,12 +6,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from kernels import build, pages
+from tokenometer.kernels import build, pages
+from tokenometer.schemas.errors import TokenometerError
 
 Array = Any  # numpy.ndarray on the host, cupy.ndarray on a GPU
 
 
-class DeviceError(RuntimeError):
+class DeviceError(TokenometerError, RuntimeError):
     """The wanted device cannot be used; the message says why and what to do."""
 
 
@@ -41,7 +42,9 @@ class Target(Protocol):
     def address(self, array: Array) -> int: ...
     def split(self, data: Array, begin: int, length: int, line_start: Array) -> "Lines": ...
     def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None: ...
-    def move_identities(self, from_table: Array, to_table: Array) -> None: ...
+    def move_identities(self, move: np.ndarray[Any, Any], count: int) -> None: ...  # a layout.MOVE
+    @property
+    def in_order(self) -> bool: ...  # the records of a launch come one after the other
     def mark(self) -> Any: ...
     def wait(self, mark: Any) -> None: ...
     def memory(self) -> tuple[int, int]: ...
@@ -130,10 +133,12 @@ class HostTarget:
         for done in [self._pool.submit(entry, where, first, *cut) for cut in zip(cuts, cuts[1:], strict=False)]:
             done.result()
 
-    def move_identities(self, from_table: Array, to_table: Array) -> None:
-        self._library.move_identities(
-            self.address(from_table), self.address(to_table), len(to_table) - 1, 0, len(from_table)
-        )
+    def move_identities(self, move: np.ndarray[Any, Any], count: int) -> None:
+        self._library.move_identities(move.ctypes.data, count)
+
+    @property
+    def in_order(self) -> bool:
+        return self._pool is None
 
     def mark(self) -> None:
         """Launches return when they are done."""
@@ -239,10 +244,14 @@ class CudaTarget:
             self._job.set(job.reshape(1).view(np.uint8), stream=self._compute)
             self._run(name, count, (self._job, np.uint32(first), np.uint32(count)))
 
-    def move_identities(self, from_table: Array, to_table: Array) -> None:
+    def move_identities(self, move: np.ndarray[Any, Any], count: int) -> None:
         with self._compute:
-            numbers = np.uint32(len(to_table) - 1), np.uint32(len(from_table))
-            self._run("move_identities", len(from_table), (from_table, to_table, *numbers))
+            sent = self.xp.asarray(move.reshape(1).view(np.uint8))
+            self._run("move_identities", count, (sent, np.uint32(count)))
+
+    @property
+    def in_order(self) -> bool:
+        return False
 
     def mark(self) -> Any:
         return self._compute.record()

@@ -1,12 +1,13 @@
 """Values that pass in and out of the engine."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any, NewType
 
 import numpy as np
 
-from schemas.mapping import Mapping
+from tokenometer.schemas.mapping import Mapping
+from tokenometer.schemas.usage import Usage
 
 EventTimeMs = NewType("EventTimeMs", int)
 WindowStartMs = NewType("WindowStartMs", int)
@@ -18,12 +19,12 @@ class Canonical:
     """A record that the referee accepts, totals inclusive.
 
     texts: UTF-8 of request_id, user, model, chip, prefill_chip, scope; empty where absent.
-    counters: requests (0 or 1), input, cached input, cache write, output, reasoning tokens.
+    counters: of this record; requests are 0 or 1.
     """
 
     time_ms: EventTimeMs
     texts: tuple[bytes, bytes, bytes, bytes, bytes, bytes]
-    counters: tuple[int, int, int, int, int, int]
+    counters: Usage
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,14 @@ class Rejection:
     field: str | None = None
 
 
+@dataclass(frozen=True)
+class Skipped:
+    """The mapping says that the record is none of those that are counted."""
+
+
+SKIPPED = Skipped()
 # (record, mapping, message time in ms or None) -> verdict
-Referee = Callable[[bytes, Mapping, int | None], Canonical | Rejection]
+Referee = Callable[[bytes, Mapping, int | None], Canonical | Rejection | Skipped]
 
 
 @dataclass(frozen=True)
@@ -68,24 +75,24 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tally:
-    """How many records met which fate. read = counted + duplicates + rejected + empty, always."""
+    """How many records met which fate: read = counted + duplicates + rejected + empty + skipped, always.
+
+    conflicts: of the duplicates, those that say something else than the record that counted.
+    """
 
     counted: int = 0
     duplicates: int = 0
     rejected: int = 0
     empty: int = 0
+    skipped: int = 0
+    conflicts: int = 0
 
     @property
     def read(self) -> int:
-        return self.counted + self.duplicates + self.rejected + self.empty
+        return self.counted + self.duplicates + self.rejected + self.empty + self.skipped
 
     def __sub__(self, other: "Tally") -> "Tally":
-        return Tally(
-            self.counted - other.counted,
-            self.duplicates - other.duplicates,
-            self.rejected - other.rejected,
-            self.empty - other.empty,
-        )
+        return Tally(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -144,4 +151,4 @@ class CellTotals:
     window_start: WindowStartMs
     model: str
     chip: str
-    counters: tuple[int, int, int, int, int, int]
+    counters: Usage

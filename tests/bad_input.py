@@ -14,6 +14,7 @@ class Case:
     value: bytes | None
     expect: tuple[str, ...]
     message_time: int | None = None
+    conflicts: int = 0  # of the duplicates, those that say something else
 
 
 GOOD_FIELDS = {
@@ -164,6 +165,7 @@ CASES: list[Case] = [
         "escaped request id is the same identity",
         changed(request_id=b'"ab"') + b"\n" + changed(request_id=b'"a\\u0062"', user=b'"bob"'),
         ("counted", "duplicate"),
+        conflicts=1,
     ),
     Case(
         "a rejected record does not take part in duplicates",

@@ -8,12 +8,12 @@ from typing import Any
 
 import orjson
 
-from processor.broker import Broker
-from processor.ledger.database import open_database
-from processor.ledger.intake import IntakeSettings, Ledger
-from processor.ledger.store import Store
-from processor.ledger.values import COUNTERS
 from tests import harness, streams
+from tokenometer.processor.broker import Broker
+from tokenometer.processor.ledger.intake import IntakeSettings, Ledger
+from tokenometer.processor.ledger.opening import open_database
+from tokenometer.processor.ledger.store import Store
+from tokenometer.schemas.usage import COUNTERS
 
 WINDOW_MS = 60_000
 START_MS = 1_795_392_000_000  # 2026-11-23T00:00:00Z

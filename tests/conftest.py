@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from kernels.engine import Engine
-from kernels.target import CudaTarget, DeviceError, HostTarget, Target
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.target import CudaTarget, DeviceError, HostTarget, Target
 
 if TYPE_CHECKING:
     from tests.kafka_server import KafkaServer
@@ -25,8 +25,8 @@ from tests import harness  # noqa: E402  its asserts shall show what differs
 def own_logs() -> Iterator[None]:
     """A command that runs in this process writes to the streams of its test. Not imported: on a machine with a card
     there are the engine's packages only."""
-    live = sys.modules.get("processor.cli_live")
-    loggers = list(map(logging.getLogger, live.LOGGERS)) if live else []
+    running = sys.modules.get("tokenometer.processor.cli.running")
+    loggers = list(map(logging.getLogger, running.LOGGERS)) if running else []
     before = [(logger.handlers, logger.propagate, logger.level) for logger in loggers]
     yield
     for logger, state in zip(loggers, before, strict=True):

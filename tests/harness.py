@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from kernels.engine import Engine, Limits
-from kernels.target import Target
-from kernels.values import Progress, Tally, UsageRows
-from processor.referee import Referee
-from schemas import mapping as mappings
 from tests import oracle
+from tokenometer.kernels.engine import Engine, Limits
+from tokenometer.kernels.target import Target
+from tokenometer.kernels.values import Progress, Tally, UsageRows
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 MAPPINGS = pathlib.Path(mappings.__file__).parent / "mappings"
 SHIPPED = mappings.shipped()
@@ -138,7 +138,7 @@ class Run:
         self.fed[partition] = self.fed.get(partition, 0) + len(values)
         self.lines += sum(len(oracle.records(value)) for value in values)
         assert engine.tally().read == self.lines, "read = counted + duplicates + rejected + empty"
-        assert engine.tally().rejected == len(self.letters)
+        assert engine.tally().rejected + engine.tally().conflicts == len(self.letters)
 
     def _keep(self, progress: Progress, values: Sequence[bytes | None], partition: Hashable) -> None:
         first = self.fed.get(partition, 0)
@@ -188,7 +188,7 @@ def expected(mapping: Mapping, pieces: Iterable[Piece], **settings: Any) -> orac
 
 
 def tally_of(wanted: oracle.Meter) -> Tally:
-    return Tally(wanted.counted, wanted.duplicates, wanted.rejected, wanted.empty)
+    return Tally(wanted.counted, wanted.duplicates, wanted.rejected, wanted.empty, wanted.skipped, wanted.conflicts)
 
 
 def assert_same(run: Run, wanted: oracle.Meter) -> None:

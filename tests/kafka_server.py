@@ -13,6 +13,7 @@ and none is started; `owned` says which it is. What the server promises: when `s
 
 import argparse
 import contextlib
+import fcntl
 import os
 import pathlib
 import random
@@ -100,6 +101,9 @@ SETTINGS = {
     "group.min.session.timeout.ms": "1000",
     "group.consumer.min.session.timeout.ms": "1000",
     "group.consumer.min.heartbeat.interval.ms": "200",
+    # With KIP-848 they are the brokers' to set.
+    "group.consumer.session.timeout.ms": "6000",
+    "group.consumer.heartbeat.interval.ms": "300",
     # After kill -9 the controller refuses the broker until its former session has ended.
     "broker.session.timeout.ms": "4000",
     "broker.heartbeat.interval.ms": "500",
@@ -366,7 +370,15 @@ def resolve() -> pathlib.Path:
             f"or name a broker in {ENVIRONMENT}"
         )
     cache.mkdir(parents=True, exist_ok=True)
-    # A rename at the end, so that neither an interrupted nor a concurrent run shows half a directory.
+    with open(cache / "kafka.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # Maven's own store is not made for several processes
+        if not jars.is_dir():
+            _fill(maven, cache, jars)
+    return jars
+
+
+def _fill(maven: str, cache: pathlib.Path, jars: pathlib.Path) -> None:
+    """A rename at the end, so that an interrupted run does not leave half a directory."""
     with tempfile.TemporaryDirectory(prefix="resolving-", dir=cache) as scratch:
         pom = pathlib.Path(scratch) / "pom.xml"
         pom.write_text(POM)
@@ -379,12 +391,7 @@ def resolve() -> pathlib.Path:
             RESOLVE_SECONDS_MAX,
             f"Maven could not resolve Apache Kafka {KAFKA_VERSION}",
         )
-        try:
-            filled.rename(jars)
-        except OSError:
-            if not jars.is_dir():  # else someone else was faster, with the same jars
-                raise
-    return jars
+        filled.rename(jars)
 
 
 def free_ports(client: int | None = None) -> tuple[int, int]:

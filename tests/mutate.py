@@ -10,13 +10,37 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests.mutate_bytes import BYTE_MUTATORS, span
+from tests.mutate_texts import (
+    BAD_NUMBERS,
+    BAD_OTHERS,
+    BAD_STRINGS,
+    BAD_TIMES,
+    BLANK_LINES,
+    EXTRA_KEYS,
+    GARBAGE,
+    GOOD_TIMES,
+    VALID_NUMBERS,
+    VALID_OTHERS,
+    VALID_STRINGS,
+    WORDS,
+)
+
 NOW_MS = 1_795_000_000_000  # records lie around it; feed it as message time and the future border is hit, too
 FUTURE_SKEW_MS = 3_600_000
+PAST_MS = 400 * 86_400_000
+NOT_BEFORE_MS = 1_420_070_400_000  # 2015
 TIME_END_MS = 253_402_300_800_000
 
 COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 NEEDED = ("timestamp", "user", "model", "chip", "input_tokens", "output_tokens", "tokens")
 EPOCH_UNITS_NS = {"epoch_s": 10**9, "epoch_ms": 10**6, "epoch_us": 10**3, "epoch_ns": 1}
+
+PARTS = {
+    "cached_input_tokens": "input_tokens",
+    "cache_write_tokens": "input_tokens",
+    "reasoning_tokens": "output_tokens",
+}
 
 Tree = bytes | list | tuple
 
@@ -25,7 +49,7 @@ Tree = bytes | list | tuple
 class Leaf:
     """A mapped value in a tree: entry is `[key text, value]` and stands in parent; above are the entries on its way."""
 
-    field: str  # the canonical field, "scope", "by" or "tokens"
+    field: str  # the canonical field, "scope", "by", "plus", "convention" or "skip"
     entry: list
     parent: list
     above: list[list]
@@ -36,111 +60,6 @@ class Leaf:
 class Record:
     tree: list
     leaves: list[Leaf]
-
-
-# Raw JSON text, valid and not
-
-INTEGER_BORDERS = [
-    0, 1, 255, 999, 2**31, 2**32, 2**40 - 1, 2**40, 2**40 + 1, 10**12, 10**13, 2**53, 2**53 + 1, 2**63 - 1, 2**63,
-    2**64 - 1, 2**64, 2**64 + 1, 10**19, 10**20, -1, -(2**40), -(2**63), -(2**63) - 1, 10**300,
-]  # fmt: skip
-VALID_NUMBERS = [str(n).encode() for n in INTEGER_BORDERS] + [
-    b"-0", b"0.0", b"-0.0", b"0e0", b"1.0", b"1.5", b"1e3", b"1E3", b"1e+3", b"1e-3", b"12.0e1", b"1e308", b"1e-400",
-    b"1.7976931348623157e308", b"0." + b"0" * 400 + b"1", b"9" * 25, b"9" * 308, b"4.9e-324", b"0.1e1", b"1E-0",
-]  # fmt: skip
-BAD_NUMBERS = [
-    b"00", b"01", b"-01", b"+1", b".5", b"1.", b"1.e3", b"1e", b"1e+", b"-", b"--1", b"0x10", b"1_000", b"1,000",
-    b"1 0",
-    b"1e400", b"-1e400", b"1.7976931348623159e308", b"9" * 309, b"9" * 5000, b"NaN", b"Infinity", b"-Infinity",
-    b"nan",
-    b"1f", b"1L", b"- 1", b"1-", b"\xef\xbc\x91", b"1.2.3", b"1e1.5", b"0e", b"-.1",
-]  # fmt: skip
-VALID_STRINGS = [
-    b'""', b'"0"', b'"1"', b'"01"', b'"-1"', b'"+1"', b'" 1"', b'"1 "', b'"1.0"', b'"1e3"', b'"\\u0031"',
-    b'"1099511627775"', b'"1099511627776"', b'"18446744073709551616"', b'"' + b"9" * 5000 + b'"', b'"\xef\xbc\x91"',
-    b'"\xd9\xa1"', b'"null"', b'"\\u0000"', b'"\\u001f\\n\\r\\t\\b\\f\\/\\\\\\""', b'"\\ud83d\\ude00"',
-    b'"\\uD83D\\uDE00"',
-    b'"a\\u0062"', b'"\\u00e9"', '"é"'.encode(), '"\u2028\ufeff\u00a0"'.encode(), b'"\x7f"', b'"\xf4\x8f\xbf\xbf"',
-    b'"\xed\x9f\xbf"', b'"\xee\x80\x80"', b'"\xc2\x80"', b'"\xe0\xa0\x80"', b'"\xf0\x90\x80\x80"', b'"\xef\xbf\xbf"',
-    b'"\\\\"', b'"{\\"user\\":\\"x\\"}"', b'"}]},:"', b'"//"', b'"\\uFFFF\\uffff"',
-]  # fmt: skip
-BAD_STRINGS = [
-    b'"\\ud800"', b'"\\udc00"', b'"\\ud800\\u0041"', b'"\\ud800x"', b'"\\ud800\\n"', b'"\\ude00\\ud83d"',
-    b'"\\ud83d\\ud83d\\ude00"', b'"\\u12"', b'"\\u12G4"', b'"\\u"', b'"\\u+123"', b'"\\u 123"', b'"\\x41"', b'"\\a"',
-    b'"\\\'"', b'"\\0"', b'"\\U0041"', b'"\\"', b"'a'", b'"a', b'a"', b'"\x00"', b'"\x01"', b'"\x1f"', b'"a\tb"',
-    b'"a\rb"',
-    b'"\x0b"', b'"\\\t"', b'"\x80"', b'"\xbf"', b'"\xc0\x80"', b'"\xc1\xbf"', b'"\xc0\xaf"', b'"\xe0\x80\x80"',
-    b'"\xe0\x9f\xbf"', b'"\xf0\x80\x80\x80"', b'"\xf0\x8f\xbf\xbf"', b'"\xed\xa0\x80"', b'"\xed\xbf\xbf"',
-    b'"\xed\xa0\xbd\xed\xb8\x80"', b'"\xf4\x90\x80\x80"', b'"\xf5\x80\x80\x80"', b'"\xf8\x88\x80\x80\x80"', b'"\xfe"',
-    b'"\xff"', b'"abc\xc3"', b'"abc\xe2\x82"', b'"abc\xe2"', b'"abc\xf0\x9f\x98"', b'"abc\xf0\x9f"', b'"\xc3("',
-    b'"\xe2\x28\xa1"', b'"\xe2\x82\x28"', b'"\xf0\x9f\x98\x28"', b'"\xc3\\u0041"', b'"\\u00\xc3\xa9"',
-    b'"\xe2\x82\\n"',
-]  # fmt: skip
-VALID_OTHERS = [
-    b"null", b"true", b"false", b"[]", b"{}", b"[1]", b'{"a":1}', b"[[]]", b'["x"]', b'{"":null}', b"[null]",
-]  # fmt: skip
-BAD_OTHERS = [
-    b"", b"nul", b"Null", b"NULL", b"tru", b"truee", b"True", b"undefined", b"[", b"]", b"{", b"}", b"[1,]",
-    b"[,]", b"[1 2]",
-    b'{"a":1,}', b"{,}", b'{"a"}', b'{"a":}', b"{a:1}", b"{1:1}", b"{'a':1}", b'{"a" 1}', b'{"a":1 "b":2}',
-    b'{"a"::1}',
-    b"/**/1", b"1//", b"[1}", b'{"a":1]', b"nulltrue", b"null null", b'""""', b"[1,,2]", b"\\u0031", b"\xff",
-    b"\x00", b"#",
-]  # fmt: skip
-BLANK_LINES = [
-    b"", b" ", b"\t", b"\r", b" \t\r ", b" " * 70, b"\x0c", b"\x0b", b"\x00", b"\xc2\xa0", b" \xe2\x80\xa8", b"\x1a",
-]  # fmt: skip
-GARBAGE = [
-    b"{}", b"[]", b"null", b"0", b'"user"', b"{}{}", b"{} {}", b"{", b"}", b'{"', b'"', b"\\", b"hello",
-    b"\xef\xbb\xbf{}", b"[{}]",
-    b"-", b"[", b"{}x", b"{},", b",{}", b"{}\x00", b"\x00{}", b"\xff\xfe{}", b'{"":""}', b"\xf0\x9f\x98", b"true",
-    b"1e400",
-    b'{"a":1}}', b"{]", b'{"a', b'{"a":"', b'{"a":"\\', b'{"a":"\\u', b"tru", b'\xef\xbb\xbf', b"{}\x0c",
-    b"\x0c{}", b"{}\xc2\xa0",
-]  # fmt: skip
-EXTRA_KEYS = [
-    b'"host"', b'"trace_id"', b'"latency_ms"', b'"messages"', b'"tags"', b'"n"', b'""', b'"x y"', b'"stream"',
-    b'"finish.reason"',
-    '"größe"'.encode(), '"キー"'.encode(), b'"esc\\u0061ped"', b'"quote\\"key"', b'"' + b"k" * 60 + b'"', b'"User"',
-    b'"user_"',
-    b'"use"', b'"input_tokens_details"', b'"timestamp2"', b'"model_"', b'"\\ud83d\\ude00"', b'"chi"', b'"chipp"',
-    b'"id "',
-]  # fmt: skip
-WORDS = [
-    "prompt", "Straße", "日本語", "naïve", "😀", "a/b", "c:\\dir",
-    'say "hi"', "tab\t", "line\nbreak", "x", "}", "{", "[,]",
-    "\u2028",
-]  # fmt: skip
-BAD_TIMES = [
-    "", "2026-11-20", "2026-11-20T10:00:00", "2026-11-20T10:00Z", "2026-11-20T10:00:00+0100",
-    "2026-11-20T10:00:00+01",
-    "2026-02-29T00:00:00Z", "2026-13-01T00:00:00Z", "2026-00-10T00:00:00Z", "2026-04-31T00:00:00Z",
-    "2026-11-20T24:00:00Z",
-    "2026-11-20T10:60:00Z", "2026-11-20T10:00:61Z", "2026-11-20T10:00:60Z", "2026-11-20T10:00:00.Z",
-    "2026-11-20T10:00:00.1234567890Z",
-    "2026-11-20T10:00:00,5Z", "2026-11-20T10:00:00+24:00", "2026-11-20T10:00:00+01:60", " 2026-11-20T10:00:00Z",
-    "2026-11-20T10:00:00Z ", "2026-11-20  10:00:00Z", "2026-11-20_10:00:00Z", "26-11-20T10:00:00Z",
-    "02026-11-20T10:00:00Z",
-    "2026-1-20T10:00:00Z", "2026-11-20T1:00:00Z", "-2026-11-20T10:00:00Z", "1795000000000", "1795000000",
-    "2026-11-20T10:00:00ZZ",
-    "2026-11-20T10:00:00UTC", "１026-11-20T10:00:00Z", "2026-11-20T10:00:00.５Z", "0000-01-01T00:00:00Z",
-    "1900-02-29T00:00:00Z",
-    "1969-12-31T23:59:59.999Z", "1970-01-01T00:00:00+00:01", "9999-12-31T23:59:59.999-00:01", "1969-12-31T23:59:60Z",
-    "2016-12-31T23:59:60+00:01", "2016-12-31T22:59:60Z", "2026-11-20T10:00:00\u221201:00",
-    "2026-11-20T10:00:00+1:00", "yesterday",
-    "2026-11-20t10:00:00 z", "2026/11/20T10:00:00Z", "2026-11-20T10:00:00+01:00Z", "2100-02-29T00:00:00Z",
-    "2026-11-20T10:00:00z\u0000",
-]  # fmt: skip
-GOOD_TIMES = [
-    "1970-01-01T00:00:00Z", "1970-01-01T00:00:00.000000001Z", "2024-02-29T12:00:00Z", "2000-02-29T00:00:00z",
-    "2016-12-31T23:59:60Z",
-    "2016-12-31T23:59:60.5Z", "2017-01-01T00:59:60+01:00", "2016-12-31T18:59:60-05:00",
-    "2016-12-31t23:59:60.999999999-00:00",
-    "1969-12-31T23:30:00-01:00", "1970-01-01T23:59:00+23:59", "9999-12-31T23:59:59.999999999Z",
-    "9999-12-31T23:59:60Z",
-    "2026-11-20 10:00:00.1Z", "2026-11-20t10:00:00.9999z", "2026-11-20T10:00:00.123456789+05:45",
-    "1969-12-31T00:01:00-23:59",
-]  # fmt: skip
 
 
 def quoted(rng: random.Random, text: str) -> bytes:
@@ -200,10 +119,24 @@ def time_text(rng: random.Random, milliseconds: int) -> str:
     return f"{year:04}-{month:02}-{day:02}{rng.choice('TTTt ')}{clock}{fraction}{zone}"
 
 
-def time_value(rng: random.Random, formats: list[str], milliseconds: int) -> bytes:
+def iso8601(rng: random.Random, text: str) -> str:
+    """A time of RFC 3339 as others write it: a comma, a shorter offset, no zone at all."""
+    if rng.random() < 0.3:
+        text = text.replace(".", ",")
+    if text[-1] in "Zz":
+        return text[:-1] + rng.choice(["Z", "z", "", "", "+0000", "+00", "-00"])
+    if rng.random() < 0.7:
+        text = text[:-3] + (text[-2:] if rng.random() < 0.7 or text[-2:] != "00" else "")
+    return text
+
+
+def time_value(rng: random.Random, formats: list[str], milliseconds: int, digits: bool = False) -> bytes:
     unit = rng.choice(formats)
-    if unit == "rfc3339":
-        return quoted(rng, time_text(rng, milliseconds))
+    if unit in ("rfc3339", "iso8601"):
+        text = time_text(rng, milliseconds)
+        return quoted(rng, iso8601(rng, text) if unit == "iso8601" else text)
+    if digits and rng.random() < 0.5:
+        return b'"' + time_value(rng, [unit], milliseconds) + b'"'
     if unit == "epoch_s_decimal":
         seconds, millis = divmod(milliseconds, 1000)
         exact = f"{seconds}.{millis:03}"
@@ -212,24 +145,62 @@ def time_value(rng: random.Random, formats: list[str], milliseconds: int) -> byt
     return str(nanoseconds // EPOCH_UNITS_NS[unit]).encode()
 
 
-def consistent_counts(rng: random.Random, mapping: dict) -> dict[str, int]:
+def drawn_conventions(rng: random.Random, mapping: dict) -> tuple[dict[str, bool], list[tuple], bool]:
+    """Which parts are beside their totals; the values that say so (`path, spec, text`); whether there is a total."""
+    has_total = rng.random() < 0.7
+    beside: dict[str, bool] = {}
+    said: dict[str, tuple] = {}  # by path: path, spec, value, what it means
+    for part, total in PARTS.items():
+        convention = mapping.get(f"{part}_are", mapping[f"{total}_are"])
+        if convention == "by_total":
+            convention = {"by_total": "inclusive"}
+        if isinstance(convention, str):
+            answer = convention
+        elif "by_total" in convention:
+            answer = rng.choice(["inclusive", "additive"]) if has_total else convention["by_total"]
+        else:
+            choices = [(value, name) for name in ("inclusive", "additive") for value in convention.get(name, [])]
+            choices.append(("another", convention.get("otherwise", "inclusive")))
+            known = said.setdefault(str(convention["path"]), (convention["path"], convention, *rng.choice(choices)))
+            answer = known[3]
+        beside[part] = answer == "additive"
+    return beside, [(path, spec, quoted(rng, value)) for path, spec, value, _ in said.values()], has_total
+
+
+def consistent_counts(rng: random.Random, beside: dict[str, bool], has_total: bool) -> dict[str, int]:
+    """Counters as the source has them, and their total, where there is one."""
     top = rng.choice([10, 1000, 100_000])
-    cached, written, reasoning = (rng.choice([0, rng.randrange(top)]) for _ in range(3))
-    fresh, visible = rng.randrange(top), rng.randrange(top)
-    additive_input = mapping["input_tokens_are"] == "additive"
-    additive_output = mapping["output_tokens_are"] == "additive"
-    total_input = fresh if additive_input else fresh + cached + written
-    total_output = visible if additive_output else visible + reasoning
-    return dict(zip(COUNTS, (total_input, cached, written, total_output, reasoning), strict=True))
+    counts = {part: rng.choice([0, rng.randrange(top)]) for part in PARTS}
+    totals = {"input_tokens": rng.randrange(top), "output_tokens": rng.randrange(top)}
+    whole = sum(totals.values()) + sum(counts.values())
+    for part, total in PARTS.items():
+        totals[total] += 0 if beside[part] else counts[part]
+    if rng.random() < 0.03:
+        whole += rng.choice([-1, 1, 1000, counts["reasoning_tokens"]])
+    return counts | totals | ({"total_tokens": max(whole, 0)} if has_total else {})
+
+
+def number_text(rng: random.Random, spec: dict, number: int) -> bytes:
+    """A count in one of the spellings that its field takes."""
+    spellings = [str(number).encode()] * 2
+    if spec.get("digits"):
+        spellings += [quoted(rng, str(number))] * 2
+    if spec.get("whole_numbers"):
+        tenth = f"{number // 10}.{number % 10}e1"
+        spellings += [f"{number}.0".encode(), f"{number}e0".encode(), f"{number}00E-2".encode(), tenth.encode()]
+    return rng.choice(spellings)
 
 
 def field_text(rng: random.Random, name: str, spec: dict, counts: dict[str, int]) -> bytes:
     if name == "timestamp":
-        return time_value(rng, spec["formats"], NOW_MS - rng.choice([0, rng.randrange(300_000), rng.randrange(10**9)]))
-    if name in COUNTS or name == "tokens":
-        number = str(counts.get(name, counts["input_tokens"]))
-        as_digits = spec.get("digits") and rng.random() < 0.5
-        return quoted(rng, number) if as_digits else number.encode()
+        before = rng.choice([0, rng.randrange(300_000), rng.randrange(10**9)])
+        return time_value(rng, spec["formats"], NOW_MS - before, spec.get("digits", False))
+    if name in COUNTS or name in ("tokens", "total_tokens"):
+        return number_text(rng, spec, counts.get(name, counts["input_tokens"]))
+    if spec.get("numbers") and rng.random() < 0.2:
+        return str(rng.randrange(-3, 30)).encode()
+    if spec.get("empty") and rng.random() < 0.2:
+        return b'""'
     if name == "request_id":
         return quoted(rng, f"req-{rng.randrange(10 ** rng.choice([1, 3, 12]))}")
     names = {
@@ -254,6 +225,8 @@ def put(record: Record, path: str | list[str], field: str, spec: dict, value: by
         above.append(entry)
         here = entry[1]
     entry = [json.dumps(keys[-1]).encode(), value]
+    if any(other[0] == entry[0] for other in here):
+        return  # several fields read this path, and it has its value
     here.append(entry)
     record.leaves.append(Leaf(field, entry, here, above, spec))
 
@@ -282,29 +255,79 @@ def extra_value(rng: random.Random, depth: int = 0) -> Tree:
     return [[key, extra_value(rng, depth + 1)] for key in keys]
 
 
+def put_addends(rng: random.Random, record: Record, name: str, spec: dict, counts: dict[str, int]) -> None:
+    """Moves some of a count to the paths that are added to it."""
+    for path in spec.get("plus", []) if name in counts else []:
+        if rng.random() < 0.7:
+            addend = rng.randrange(counts[name] + 1)
+            counts[name] -= addend
+            put(record, path, "plus", spec, number_text(rng, spec, addend))
+        elif rng.random() < 0.3:
+            put(record, path, "plus", spec, b"null")
+
+
+def put_field(rng: random.Random, record: Record, name: str, spec: dict, counts: dict[str, int]) -> None:
+    put_addends(rng, record, name, spec, counts)
+    can_miss = name not in NEEDED and not spec.get("required") or "default" in spec or "fallback" in spec
+    if (can_miss and name != "total_tokens" and rng.random() < 0.3) or (name == "total_tokens" and name not in counts):
+        if rng.random() < 0.3:
+            put(record, spec["path"], name, spec, b"null")
+        return
+    candidates = [spec["path"], *spec.get("aliases", [])]
+    chosen = rng.choice([0, rng.randrange(len(candidates))])
+    for path in candidates[:chosen]:
+        if rng.random() < 0.3:
+            put(record, path, name, spec, b"null" if "empty" not in spec else rng.choice([b"null", b'""']))
+    put(record, candidates[chosen], name, spec, field_text(rng, name, spec, counts))
+    if chosen + 1 < len(candidates) and rng.random() < 0.2:  # a later alias has a value, too: nobody looks at it
+        put(record, candidates[-1], name, spec, field_text(rng, name, spec, counts))
+    if "scope" in spec and rng.random() < 0.8:
+        put(record, spec["scope"], "scope", spec, field_text(rng, "scope", spec, counts))
+    if "by" in spec:
+        put(record, spec["by"], "by", spec, quoted(rng, rng.choice(list(spec["to"]))))
+
+
+def put_condition(rng: random.Random, record: Record, condition: dict) -> None:
+    """A value that mostly does not fit, or none."""
+    listed = [json.dumps(value).encode() for value in condition.get("in", condition.get("not_in", []))]
+    others = [b'"other"', b"8", b"true", b"false", b'"7"', b'"true"', b'"Chat"', b"-0"]
+    if listed and rng.random() < 0.8:  # of the type that the field beside it may want, where it reads the path, too
+        others = [text for text in others if (text[:1] == b'"') == (listed[0][:1] == b'"')]
+    fit = rng.random() < 0.2
+    if "in" in condition or "not_in" in condition:
+        if rng.random() < 0.9 or fit == ("absent" not in condition):
+            put(
+                record,
+                condition["path"],
+                "skip",
+                condition,
+                rng.choice(listed if ("in" in condition) == fit else others),
+            )
+    elif fit == ("present" in condition):
+        put(record, condition["path"], "skip", condition, rng.choice([*others, b"{}", b"[]", b"0.5", b'""']))
+    elif rng.random() < 0.2:
+        put(record, condition["path"], "skip", condition, b"null")
+
+
 def valid_record(rng: random.Random, mapping: dict, service: bytes) -> Record:
     record = Record([], [])
-    counts = consistent_counts(rng, mapping)
+    beside, conventions, has_total = drawn_conventions(rng, mapping)
+    counts = consistent_counts(rng, beside, has_total and "total_tokens" in mapping["fields"])
     if rng.random() < 0.9:
         record.tree.append([b'"service"', service])
+    conditions = [condition for entry in mapping.get("skip", []) for condition in (entry, *entry.get("and", []))]
+    later = [condition for condition in conditions if "in" not in condition and "not_in" not in condition]
+    for condition in conditions:
+        if condition not in later:
+            put_condition(rng, record, condition)
+    for path, spec, text in conventions:
+        if rng.random() < 0.95 or "otherwise" not in spec:
+            put(record, path, "convention", spec, text)
     for name, spec in mapping["fields"].items():
-        if "path" not in spec:
-            continue
-        can_miss = name not in NEEDED and not spec.get("required") or "default" in spec or "fallback" in spec
-        if can_miss and rng.random() < 0.3:
-            if rng.random() < 0.3:
-                put(record, spec["path"], name, spec, b"null")
-            continue
-        candidates = [spec["path"], *spec.get("aliases", [])]
-        chosen = rng.choice([0, rng.randrange(len(candidates))])
-        for path in candidates[:chosen]:
-            if rng.random() < 0.3:
-                put(record, path, name, spec, b"null")
-        put(record, candidates[chosen], name, spec, field_text(rng, name, spec, counts))
-        if "scope" in spec and rng.random() < 0.8:
-            put(record, spec["scope"], "scope", spec, field_text(rng, "scope", spec, counts))
-        if "by" in spec:
-            put(record, spec["by"], "by", spec, quoted(rng, rng.choice(list(spec["to"]))))
+        if "path" in spec:
+            put_field(rng, record, name, spec, counts)
+    for condition in later:  # its path may be that of an object, which is there by now
+        put_condition(rng, record, condition)
     objects = [record.tree, *{id(leaf.parent): leaf.parent for leaf in record.leaves}.values()]
     for entries in objects:
         for key in rng.sample(EXTRA_KEYS, rng.choice([0, 0, 1, 2, 5])):
@@ -358,7 +381,7 @@ def hostile_value(rng: random.Random, record: Record) -> None:
 
 
 def hostile_count(rng: random.Random, record: Record) -> None:
-    counts = [leaf for leaf in record.leaves if leaf.field in COUNTS or leaf.field == "tokens"]
+    counts = [leaf for leaf in record.leaves if leaf.field in (*COUNTS, "tokens", "total_tokens", "plus")]
     if not counts:
         return
     number = rng.choice(rng.choice([VALID_NUMBERS, VALID_NUMBERS, BAD_NUMBERS]))
@@ -381,7 +404,7 @@ def drop_field(rng: random.Random, record: Record) -> None:
 def border_string(rng: random.Random, record: Record) -> None:
     strings = [leaf for leaf in record.leaves if leaf.field not in COUNTS]
     if strings:
-        size = rng.choice([0, 1, 2, 63, 64, 255, 255, 256, 256, 257, 257, 300])
+        size = rng.choice([0, 1, 2, 63, 64, 255, 255, 256, 256, 257, 257, 300, 1023, 1024, 1025])
         rng.choice(strings).entry[1] = long_string(rng, size)
 
 
@@ -389,14 +412,17 @@ def border_time(rng: random.Random, record: Record) -> None:
     leaf = next((leaf for leaf in record.leaves if leaf.field == "timestamp"), None)
     if leaf is None:
         return
-    border = rng.choice([0, NOW_MS, NOW_MS + FUTURE_SKEW_MS, TIME_END_MS, 1_483_228_800_000, NOW_MS // 60_000 * 60_000])
-    formats = rng.choice([leaf.spec["formats"], leaf.spec["formats"], ["rfc3339"], ["epoch_ms"], ["epoch_s_decimal"]])
+    borders = [0, NOW_MS, NOW_MS + FUTURE_SKEW_MS, NOW_MS - PAST_MS, NOT_BEFORE_MS, TIME_END_MS, 1_483_228_800_000]
+    border = rng.choice([*borders, NOW_MS // 60_000 * 60_000])
+    others = [["rfc3339"], ["iso8601"], ["epoch_ms"], ["epoch_s_decimal"]]
+    formats = rng.choice([leaf.spec["formats"]] * 3 + others)
+    digits = rng.random() < 0.3
     leaf.entry[1] = rng.choice([
         json.dumps(rng.choice(BAD_TIMES)).encode(),
         quoted(rng, rng.choice(GOOD_TIMES)),
-        time_value(rng, formats, border + rng.choice([-60_000, -1000, -1, 0, 0, 1, 2, 999, 1000])),
-        time_value(rng, formats, border + rng.choice([-1, 0, 0, 1])),
-        rng.choice(VALID_NUMBERS),
+        time_value(rng, formats, border + rng.choice([-60_000, -1000, -1, 0, 0, 1, 2, 999, 1000]), digits),
+        time_value(rng, formats, border + rng.choice([-1, 0, 0, 1]), digits),
+        rng.choice(VALID_NUMBERS) if not digits else b'"' + rng.choice(VALID_NUMBERS) + b'"',
     ])  # fmt: skip
 
 
@@ -461,107 +487,42 @@ def unknown_type(rng: random.Random, record: Record) -> None:
         rng.choice(selectors).entry[1] = rng.choice(values)
 
 
+def another_scalar(rng: random.Random, record: Record) -> None:
+    """Where a mapping compares values: one of another type that looks the same, or none."""
+    compared = [leaf for leaf in record.leaves if leaf.field in ("skip", "convention")]
+    if not compared:
+        return
+    leaf = rng.choice(compared)
+    lists = [leaf.spec.get(name, []) for name in ("in", "not_in", "inclusive", "additive")]
+    listed = [json.dumps(value).encode() for values in lists for value in values]
+    lookalikes = [b"true", b"1", b'"1"', b"1.0", b"0", b"false", b'""', b"null", b"7", b'"7"', b"7.0", b"[]", b"{}"]
+    leaf.entry[1] = rng.choice([*listed, *lookalikes, b"18446744073709551616", b'"\\u0063hat"'])
+
+
+def number_or_nothing(rng: random.Random, record: Record) -> None:
+    """Where a string is wanted: an empty or blank one, or a number."""
+    strings = [leaf for leaf in record.leaves if leaf.field in ("request_id", "scope", "user", "model", "chip")]
+    if strings:
+        values = [b'""', b'""', b'" "', b"12345", b"0", b"-0", b"-7", b"18446744073709551615", b"18446744073709551616"]
+        rng.choice(strings).entry[1] = rng.choice([*values, b"1.0", b"1e3", b"true", b"null"])
+
+
+def whole_or_not(rng: random.Random, record: Record) -> None:
+    """Where a count is wanted: one that is spelled with a fraction or an exponent."""
+    counts = [leaf for leaf in record.leaves if leaf.field in (*COUNTS, "tokens", "total_tokens", "plus")]
+    if counts:
+        values = [b"12.0", b"1.2e3", b"1e+05", b"-0.0", b"14417.92", b"0.5", b"-1.0", b"1099511627775.0", b"1e-400"]
+        rng.choice(counts).entry[1] = rng.choice(
+            [*values, b"1099511627776.0", b"1.099511627775e12", b"1e300", b'"12.0"']
+        )
+
+
 TREE_MUTATORS: list[Callable[[random.Random, Record], None]] = [
     swap_value, swap_value, swap_above, hostile_value, hostile_count, hostile_count, hostile_extra, hostile_extra,
     hostile_key,
     drop_field, border_string, border_time, border_time, escape_key, repeat_key, repeat_key_elsewhere,
     repeat_extra, nest_deep,
-    grow_part, unknown_type,
-]  # fmt: skip
-
-
-# Breaking bytes
-
-SPACES = [b" ", b"\t", b"\r", b"  ", b"\x0c", b"\x0b", b"\x00", b"\xc2\xa0", b"\xe3\x80\x80", b"\xef\xbb\xbf", b"\x85"]
-STRUCTURE = b'{}[],:"\\'
-
-
-def span(rng: random.Random, line: bytes) -> tuple[int, int]:
-    start = rng.randrange(len(line) + 1)
-    return start, min(len(line), start + rng.choice([1, 1, 2, 3, 8, 40]))
-
-
-def flip_bit(rng: random.Random, line: bytes) -> bytes:
-    at = rng.randrange(len(line))
-    return line[:at] + bytes([line[at] ^ 1 << rng.randrange(8)]) + line[at + 1 :]
-
-
-def set_byte(rng: random.Random, line: bytes) -> bytes:
-    at = rng.randrange(len(line))
-    byte = rng.choice([rng.randrange(256), rng.choice(STRUCTURE), rng.choice(b"0123456789eE+-.")])
-    return line[:at] + bytes([byte]) + line[at + 1 :]
-
-
-def insert_byte(rng: random.Random, line: bytes) -> bytes:
-    at = rng.randrange(len(line) + 1)
-    return line[:at] + bytes([rng.choice([rng.randrange(256), rng.choice(STRUCTURE)])]) + line[at:]
-
-
-def insert_space(rng: random.Random, line: bytes) -> bytes:
-    """Mostly next to a structural character, where white space may stand."""
-    places = [at for at, byte in enumerate(line) if byte in b"{}[],:"]
-    at = rng.choice(places) + rng.randrange(2) if places and rng.random() < 0.7 else rng.randrange(len(line) + 1)
-    return line[:at] + rng.choice(SPACES) + line[at:]
-
-
-def surround(rng: random.Random, line: bytes) -> bytes:
-    return rng.choice([*SPACES, b""]) + line + rng.choice([*SPACES, b"\r", b"\r", b""])
-
-
-def delete_span(rng: random.Random, line: bytes) -> bytes:
-    start, end = span(rng, line)
-    return line[:start] + line[end:]
-
-
-def repeat_span(rng: random.Random, line: bytes) -> bytes:
-    start, end = span(rng, line)
-    return line[:end] + line[start:end] + line[end:]
-
-
-def move_span(rng: random.Random, line: bytes) -> bytes:
-    start, end = span(rng, line)
-    rest = line[:start] + line[end:]
-    at = rng.randrange(len(rest) + 1)
-    return rest[:at] + line[start:end] + rest[at:]
-
-
-def delete_structure(rng: random.Random, line: bytes) -> bytes:
-    places = [at for at, byte in enumerate(line) if byte in STRUCTURE]
-    if not places:
-        return line
-    at = rng.choice(places)
-    return line[:at] + rng.choice([b"", b"", bytes([rng.choice(STRUCTURE)])]) + line[at + 1 :]
-
-
-def edit_number(rng: random.Random, line: bytes) -> bytes:
-    places = [at for at, byte in enumerate(line) if byte in b"0123456789"]
-    if not places:
-        return line
-    at = rng.choice(places)
-    edit = rng.choice([b"0", b"-", b".", b"e", b"E+", b"e-", b".0", b"+", b"9" * 20, b"1", b"00"])
-    return line[:at] + edit + line[at:]
-
-
-def edit_string(rng: random.Random, line: bytes) -> bytes:
-    places = [at for at, byte in enumerate(line) if byte == 0x22]
-    if not places:
-        return line
-    at = rng.choice(places) + rng.randrange(2)
-    return line[:at] + rng.choice([*BAD_STRINGS, *VALID_STRINGS])[1:-1][:40] + line[at:]
-
-
-def truncate(rng: random.Random, line: bytes) -> bytes:
-    return line[: rng.randrange(len(line))] if rng.random() < 0.7 else line[: -rng.randrange(1, 4)]
-
-
-def append(rng: random.Random, line: bytes) -> bytes:
-    return line + rng.choice([b"}", b"]", b",", b"{}", b"x", b"\x00", b"null", b"//", line, b",\r", b"0", b'"'])
-
-
-BYTE_MUTATORS: list[Callable[[random.Random, bytes], bytes]] = [
-    flip_bit, flip_bit, set_byte, insert_byte, insert_space, insert_space, surround, delete_span, repeat_span,
-    move_span,
-    delete_structure, delete_structure, edit_number, edit_string, truncate, append,
+    grow_part, unknown_type, another_scalar, another_scalar, number_or_nothing, whole_or_not,
 ]  # fmt: skip
 
 

@@ -16,11 +16,17 @@ import orjson
 
 RECORD_BYTES_MAX = 1 << 20
 STRING_BYTES_MAX = 256
+ID_BYTES_MAX = 1024  # of request ids and scopes under format 2
 COUNT_END = 1 << 40
 TIME_END_MS = 253_402_300_800_000  # 10000-01-01T00:00:00Z
 
 INPUT_COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens")
 COUNTS = (*INPUT_COUNTS, "output_tokens", "reasoning_tokens")
+PARENTS = {
+    "cached_input_tokens": "input_tokens",
+    "cache_write_tokens": "input_tokens",
+    "reasoning_tokens": "output_tokens",
+}
 NEEDED = ("timestamp", "user", "model", "chip", "input_tokens", "output_tokens", "tokens")
 
 
@@ -42,7 +48,7 @@ class Canonical(NamedTuple):
 
 @dataclass(frozen=True)
 class Verdict:
-    kind: str  # "empty", "rejected" or "ok"
+    kind: str  # "empty", "rejected", "skipped" or "ok"
     reason: str | None = None
     field: str | None = None
     record: Canonical | None = None
@@ -71,12 +77,28 @@ def as_path(path: str | list[str]) -> tuple[str, ...]:
 
 
 def mapped_paths(mapping: dict) -> Iterator[tuple[str, ...]]:
-    for spec in mapping["fields"].values():
+    specs = [*mapping["fields"].values(), *(condition for entry in skip_entries(mapping) for condition in entry)]
+    specs += [convention for _, convention in conventions(mapping) if isinstance(convention, dict)]
+    for spec in specs:
         for name in ("path", "scope", "by"):
             if name in spec:
                 yield as_path(spec[name])
-        for alias in spec.get("aliases", []):
-            yield as_path(alias)
+        for path in [*spec.get("aliases", []), *spec.get("plus", [])]:
+            yield as_path(path)
+
+
+def skip_entries(mapping: dict) -> list[list[dict]]:
+    """Of each entry all its conditions."""
+    return [[entry, *entry.get("and", [])] for entry in mapping.get("skip", [])]
+
+
+def conventions(mapping: dict) -> list[tuple[str, str | dict]]:
+    """Of each of PARENTS: the field whose convention holds for it, and that convention."""
+    found = []
+    for part, total in PARENTS.items():
+        field = part if f"{part}_are" in mapping else total
+        found.append((field, mapping.get(f"{field}_are", "inclusive")))
+    return found
 
 
 STRING_OR_BRACKET = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")[ \t\r]*(:)?|[{}\[\]]', re.DOTALL)
@@ -126,26 +148,57 @@ def first_value(spec: dict, top: dict) -> Any:
         return spec["constant"]
     paths = [spec["path"]] if "path" in spec else []
     for path in [*paths, *spec.get("aliases", [])]:
-        value = value_at(top, as_path(path))
+        value = present(spec, value_at(top, as_path(path)))
         if value is not None:
             return value
     return spec.get("default")
 
 
+def present(spec: dict, value: Any) -> Any:
+    """With `empty = "absent"` an empty string is as good as null."""
+    return None if value == "" and "empty" in spec else value
+
+
+# Skip
+
+
+def fits(condition: dict, value: Any) -> bool:
+    if value is None:
+        return "absent" in condition
+    if "in" not in condition and "not_in" not in condition:
+        return "present" in condition
+    if not isinstance(value, str | bool | int):
+        raise Fault("wrong_type")
+    listed = any(type(value) is type(each) and value == each for each in condition.get("in", condition.get("not_in")))
+    return listed == ("in" in condition)
+
+
+def is_skipped(mapping: dict, top: dict) -> bool:
+    """All conditions are looked at before any decides."""
+    entries = [[fits(test, value_at(top, as_path(test["path"]))) for test in entry] for entry in skip_entries(mapping)]
+    return any(all(entry) for entry in entries)
+
+
 # Values
 
 
-def as_string(value: Any) -> str:
+def as_string(value: Any, spec: dict, bytes_max: int) -> str:
+    if spec.get("numbers") and type(value) is int:
+        value = str(value)
     if not isinstance(value, str):
         raise Fault("wrong_type")
-    if not 1 <= len(value.encode()) <= STRING_BYTES_MAX:
+    if not 1 <= len(value.encode()) <= bytes_max:
         raise Fault("bad_string")
     return value
 
 
-def as_count(value: Any, digits: bool) -> int:
-    if digits and isinstance(value, str):
+def as_count(value: Any, spec: dict) -> int:
+    if spec.get("digits") and isinstance(value, str):
         if not re.fullmatch("0|[1-9][0-9]*", value) or len(value) > 13:  # 2^40 has 13 digits
+            raise Fault("bad_count")
+        value = int(value)
+    if spec.get("whole_numbers") and isinstance(value, float):
+        if value % 1 != 0:
             raise Fault("bad_count")
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -155,28 +208,39 @@ def as_count(value: Any, digits: bool) -> int:
     return value
 
 
-RFC3339 = re.compile(
-    "([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})"
-    r"(?:\.([0-9]{1,9}))?(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
-)
+TIME_OF_DAY = "([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt ]([0-9]{2}):([0-9]{2}):([0-9]{2})"
+TEXT_TIMES = {
+    "rfc3339": re.compile(TIME_OF_DAY + r"(?:\.([0-9]{1,9}))?([Zz]|[+-][0-9]{2}:[0-9]{2})"),
+    "iso8601": re.compile(TIME_OF_DAY + r"(?:[.,]([0-9]{1,9}))?([Zz]|[+-][0-9]{2}:?[0-9]{2}|[+-][0-9]{2}|)"),
+}
 
 
-def rfc3339_ms(text: str) -> int:
-    match = RFC3339.fullmatch(text)
-    if not match:
+def offset_minutes(zone: str) -> int:
+    """Of Z, UTC, +HH, +HHMM and +HH:MM."""
+    if zone in ("Z", "z", "UTC"):
+        return 0
+    hours, minutes = int(zone[1:3]), int(zone[3:].lstrip(":") or 0)
+    if hours > 23 or minutes > 59:
+        raise Fault("bad_timestamp")
+    return -(hours * 60 + minutes) if zone[0] == "-" else hours * 60 + minutes
+
+
+def text_ms(text: str, text_format: str, zone: str | None) -> int:
+    """`zone` is that of a text that names none."""
+    match = TEXT_TIMES[text_format].fullmatch(text)
+    zone = (match[8] or zone) if match else None
+    if not match or not zone:
         raise Fault("bad_timestamp")
     year, month, day, hour, minute, second = (int(part) for part in match.groups()[:6])
-    fraction, sign, offset_hours, offset_minutes = match.groups()[6:]
-    offset = int(offset_hours or 0) * 60 + int(offset_minutes or 0)
-    if hour > 23 or minute > 59 or second > 60 or int(offset_hours or 0) > 23 or int(offset_minutes or 0) > 59:
+    if hour > 23 or minute > 59 or second > 60:
         raise Fault("bad_timestamp")
     try:
         days = datetime.date(year, month, day).toordinal() - datetime.date(1970, 1, 1).toordinal()
     except ValueError:
         raise Fault("bad_timestamp") from None
-    utc_minute = days * 1440 + hour * 60 + minute - (-offset if sign == "-" else offset)
+    utc_minute = days * 1440 + hour * 60 + minute - offset_minutes(zone)
     if second < 60:
-        return utc_minute * 60_000 + second * 1000 + int((fraction or "0").ljust(3, "0")[:3])
+        return utc_minute * 60_000 + second * 1000 + int((match[7] or "0").ljust(3, "0")[:3])
     if utc_minute % 1440 != 1439:
         raise Fault("bad_timestamp")
     return utc_minute * 60_000 + 59_999
@@ -193,12 +257,26 @@ def epoch_ms(value: int | float, unit: str) -> int:
     return {"epoch_s": value * 1000, "epoch_ms": value, "epoch_us": value // 1000, "epoch_ns": value // 1_000_000}[unit]
 
 
-def as_time(value: Any, formats: list[str]) -> int:
-    epoch_formats = [name for name in formats if name != "rfc3339"]
-    if isinstance(value, str) and "rfc3339" in formats:
-        time = rfc3339_ms(value)
-    elif isinstance(value, int | float) and not isinstance(value, bool) and epoch_formats:
-        time = epoch_ms(value, epoch_formats[0])
+def epoch_of_digits(text: str, unit: str) -> int | float | None:
+    """The number that a string of digits is, None where it is no such string."""
+    if unit == "epoch_s_decimal":
+        return float(text) if re.fullmatch(r"(0|[1-9][0-9]*)(\.[0-9]+)?", text) else None
+    if not re.fullmatch("0|[1-9][0-9]*", text):
+        return None
+    return int(text) if len(text) < 25 else 10**25  # beyond any time of any unit
+
+
+def as_time(value: Any, spec: dict) -> int:
+    unit = next((name for name in spec["formats"] if name.startswith("epoch")), None)
+    text_format = next((name for name in spec["formats"] if not name.startswith("epoch")), None)
+    if isinstance(value, str) and spec.get("digits") and epoch_of_digits(value, unit) is not None:
+        value = epoch_of_digits(value, unit)
+    if isinstance(value, str) and text_format:
+        time = text_ms(value, text_format, spec.get("zone"))
+    elif isinstance(value, str) and spec.get("digits"):
+        raise Fault("bad_timestamp")
+    elif isinstance(value, int | float) and not isinstance(value, bool) and unit:
+        time = epoch_ms(value, unit)
     else:
         raise Fault("wrong_type")
     if not 0 <= time < TIME_END_MS:
@@ -218,23 +296,40 @@ def read(name: str, spec: dict, top: dict, convert: Callable[[Any], Any], absent
     return absent
 
 
-def read_string(name: str, spec: dict, top: dict) -> str | None:
-    return read(name, spec, top, as_string, None)
+def read_string(name: str, spec: dict, top: dict, bytes_max: int = STRING_BYTES_MAX) -> str | None:
+    return read(name, spec, top, lambda value: as_string(value, spec, bytes_max), None)
 
 
-def read_count(name: str, spec: dict, top: dict) -> int:
-    return read(name, spec, top, lambda value: as_count(value, spec.get("digits", False)), 0)
+def read_scope(spec: dict, top: dict, bytes_max: int) -> str | None:
+    value = present(spec, value_at(top, as_path(spec["scope"]))) if "scope" in spec else None
+    return None if value is None else as_string(value, spec, bytes_max)
 
 
-def read_time(spec: dict, top: dict, message_time: int | None, max_future_skew_ms: int) -> int:
+def read_count(name: str, spec: dict, top: dict, absent: int | None = 0) -> int | None:
+    """With `plus`, the sum."""
+    count = read(name, spec, top, lambda value: as_count(value, spec), absent)
+    added = [value_at(top, as_path(path)) for path in spec.get("plus", [])]
+    added = [as_count(value, spec) for value in added if value is not None]
+    if count is None:
+        return None
+    if count + sum(added) >= COUNT_END:
+        raise Fault("bad_count")
+    return count + sum(added)
+
+
+def read_time(spec: dict, top: dict, message_time: int | None, bounds: "Bounds") -> int:
     value = first_value(spec, top)
     if value is not None:
-        time = as_time(value, spec["formats"])
+        time = as_time(value, spec)
     elif spec.get("fallback") == "message_time" and message_time is not None:
-        time = as_time(message_time, ["epoch_ms"])
+        time = as_time(message_time, {"formats": ["epoch_ms"]})
     else:
         raise Fault("missing_field")
-    if message_time is not None and time > message_time + max_future_skew_ms:
+    if time < bounds.not_before_ms:
+        raise Fault("past_timestamp")
+    if message_time is not None and bounds.max_past_ms is not None and time < message_time - bounds.max_past_ms:
+        raise Fault("past_timestamp")
+    if message_time is not None and time > message_time + bounds.max_future_skew_ms:
         raise Fault("future_timestamp")
     return time
 
@@ -252,7 +347,66 @@ def read_token_event(spec: dict, top: dict) -> tuple[int, dict[str, int]]:
     return requests, {spec["to"][token_type]: read_count("tokens", spec, top)}
 
 
-def judge(line: bytes, mapping: dict, message_time: int | None = None, max_future_skew_ms: int = 3_600_000) -> Verdict:
+# Totals
+
+
+def stated(convention: str | dict, top: dict) -> str:
+    """`inclusive`, `additive` or `by_total`: what the mapping says, perhaps by a value of the record."""
+    if isinstance(convention, str):
+        return convention
+    if "by_total" in convention:
+        return "by_total"
+    value = value_at(top, as_path(convention["path"]))
+    if value is not None and not isinstance(value, str):
+        raise Fault("wrong_type")
+    for answer in ("inclusive", "additive"):
+        if value in convention.get(answer, []):
+            return answer
+    if "otherwise" not in convention:
+        raise Fault("unknown_convention")
+    return convention["otherwise"]
+
+
+def with_parts_inside(source: dict[str, int], beside: dict[str, bool]) -> dict[str, int] | None:
+    """The counts with each part that is beside its total added to it; None where parts are larger than their total."""
+    counts = dict(source)
+    for part, total in PARENTS.items():
+        counts[total] += source[part] if beside[part] else 0
+    if counts["cached_input_tokens"] + counts["cache_write_tokens"] > counts["input_tokens"]:
+        return None
+    return counts if counts["reasoning_tokens"] <= counts["output_tokens"] else None
+
+
+def made_inclusive(source: dict[str, int], answers: dict[str, str], mapping: dict, total: int | None) -> dict[str, int]:
+    """The first reading of the parts that agrees with itself and, where there is one, with the total."""
+    tried = [part for part in PARENTS if answers[part] == "by_total" and total is not None]
+    for number in range(2 ** len(tried)):
+        beside = {part: answers[part] == "additive" for part in PARENTS}
+        if total is None:
+            for (_, convention), part in zip(conventions(mapping), PARENTS, strict=True):
+                if answers[part] == "by_total" and isinstance(convention, dict):
+                    beside[part] = convention["by_total"] == "additive"
+        for bit, part in enumerate(reversed(tried)):
+            beside[part] = bool(number >> bit & 1)
+        counts = with_parts_inside(source, beside)
+        if counts and total in (None, counts["input_tokens"] + counts["output_tokens"]):
+            return counts
+    raise Fault("inconsistent_counts")
+
+
+# Records
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Which times are too far ahead of a message's, or too old."""
+
+    max_future_skew_ms: int = 3_600_000
+    max_past_ms: int | None = None  # before the message's time
+    not_before_ms: int = 0
+
+
+def judge(line: bytes, mapping: dict, message_time: int | None = None, bounds: Bounds = Bounds()) -> Verdict:  # noqa: B008
     """The fate of one record, before duplicates: the first reason of RECORDS.md's table that applies."""
     if not line.strip(b" \t\r"):
         return Verdict("empty")
@@ -271,14 +425,16 @@ def judge(line: bytes, mapping: dict, message_time: int | None = None, max_futur
     values: dict[str, Any] = {}
     counts = dict.fromkeys(COUNTS, 0)
     requests = 1
-    name = "request_id"
+    name = "skip"
     try:
-        values["request_id"] = read_string(name, fields.get(name, {}), top)
-        scope_path = fields.get(name, {}).get("scope")
-        scope = None if scope_path is None else value_at(top, as_path(scope_path))
-        values["scope"] = None if scope is None else as_string(scope)
+        if is_skipped(mapping, top):
+            return Verdict("skipped")
+        name = "request_id"
+        id_bytes_max = ID_BYTES_MAX if mapping["format"] == 2 else STRING_BYTES_MAX
+        values[name] = read_string(name, fields.get(name, {}), top, id_bytes_max)
+        values["scope"] = read_scope(fields.get(name, {}), top, id_bytes_max)
         name = "timestamp"
-        values[name] = read_time(fields[name], top, message_time, max_future_skew_ms)
+        values[name] = read_time(fields[name], top, message_time, bounds)
         for name in ("user", "model", "chip", "prefill_chip"):
             values[name] = read_string(name, fields.get(name, {}), top)
         if "tokens" in fields:
@@ -288,35 +444,47 @@ def judge(line: bytes, mapping: dict, message_time: int | None = None, max_futur
         else:
             for name in COUNTS:
                 counts[name] = read_count(name, fields.get(name, {}), top)
+        name = "total_tokens"
+        total = read_count(name, fields.get(name, {}), top, absent=None)
+        answers = {}
+        for part, (field, convention) in zip(PARENTS, conventions(mapping), strict=True):
+            name = field
+            answers[part] = stated(convention, top)
+        name = None
+        counts = made_inclusive(counts, answers, mapping, total)
     except Fault as fault:
         return Verdict("rejected", fault.args[0], name)
-
-    input_parts = counts["cached_input_tokens"] + counts["cache_write_tokens"]
-    if mapping["input_tokens_are"] == "additive":
-        counts["input_tokens"] += input_parts
-    if mapping["output_tokens_are"] == "additive":
-        counts["output_tokens"] += counts["reasoning_tokens"]
-    if input_parts > counts["input_tokens"] or counts["reasoning_tokens"] > counts["output_tokens"]:
-        return Verdict("rejected", "inconsistent_counts")
     return Verdict("ok", record=Canonical(**values, requests=requests, **counts))
+
+
+def identity_of(record: Canonical, mapping: dict, partition: object) -> tuple:
+    more = [getattr(record, name) for name in mapping["fields"]["request_id"].get("with", [])]
+    return (partition, record.scope, record.request_id, *more)
 
 
 class Meter:
     """All rows, duplicates and dead letters of a log fed message by message, in offset order within each partition."""
 
     def __init__(
-        self, window_ms: int = 60_000, max_future_skew_ms: int = 3_600_000, dedup_horizon_ms: int | None = None
+        self,
+        window_ms: int = 60_000,
+        max_future_skew_ms: int = 3_600_000,
+        dedup_horizon_ms: int | None = None,
+        max_past_ms: int | None = None,
+        not_before_ms: int = 0,
     ) -> None:
         self.window_ms = window_ms
-        self.max_future_skew_ms = max_future_skew_ms
+        self.bounds = Bounds(max_future_skew_ms, max_past_ms, not_before_ms)
         self.dedup_horizon_ms = dedup_horizon_ms  # None: identities never expire
         self.rows: dict[tuple[int, str, str, str], list[int]] = {}  # -> requests, then COUNTS
-        self.read = self.counted = self.duplicates = self.rejected = self.empty = 0
+        self.read = self.counted = self.duplicates = self.rejected = self.empty = self.skipped = 0
+        self.conflicts = 0  # of the duplicates, those that say something else
         self.reasons: Counter[str] = Counter()
         self.dead_letters: list[tuple[object, int, int, str, str | None, bytes]] = []
         self.messages: Counter[object] = Counter()  # of each partition: the next message's index in it
         self.log_time: dict[object, int] = {}  # of each partition
-        self.counted_in: dict[tuple[object, str | None, str], int] = {}  # identity -> generation
+        self.said: dict[tuple, tuple] = {}  # (identity, generation) -> its first record's statement
+        self.so_far: dict[tuple, list[int]] = {}  # (identity, generation) -> greatest counters, in order of COUNTS
 
     def feed(self, mapping: dict, value: bytes | None, message_time: int | None = None, partition: object = 0) -> None:
         generation = self.generation(message_time, partition)
@@ -324,20 +492,32 @@ class Meter:
         self.messages[partition] += 1
         for line_index, line in enumerate(records(value)):
             self.read += 1
-            verdict = judge(line, mapping, message_time, self.max_future_skew_ms)
+            verdict = judge(line, mapping, message_time, self.bounds)
             if verdict.kind == "empty":
                 self.empty += 1
+            elif verdict.kind == "skipped":
+                self.skipped += 1
             elif verdict.record is None:
                 self.rejected += 1
                 self.reasons[str(verdict.reason)] += 1
                 letter = (partition, message_index, line_index, str(verdict.reason), verdict.field, line)
                 self.dead_letters.append(letter)
-            elif self.is_duplicate(verdict.record, partition, generation):
-                self.duplicates += 1
+            elif mapping.get("repeats") == "grow":
+                self.take(self.grown(verdict.record, mapping, partition, generation))
             else:
-                self.counted += 1
-                self.count(verdict.record)
-        assert self.read == self.counted + self.duplicates + self.rejected + self.empty
+                first = self.first_said(verdict.record, mapping, partition, generation)
+                self.take(verdict.record if first is None else None)
+                if first not in (None, self.statement(verdict.record)):
+                    self.conflicts += 1
+                    self.dead_letters.append(
+                        (partition, message_index, line_index, "conflicting_duplicate", None, line)
+                    )
+        assert self.read == self.counted + self.duplicates + self.rejected + self.empty + self.skipped
+
+    def fates(self) -> Counter[str]:
+        return Counter(
+            {name: getattr(self, name) for name in ("counted", "duplicates", "rejected", "empty", "skipped")}
+        )
 
     def generation(self, message_time: int | None, partition: object) -> int:
         if self.dedup_horizon_ms is None:
@@ -347,13 +527,43 @@ class Meter:
         self.log_time[partition] = max(message_time, self.log_time.get(partition, message_time))
         return self.log_time[partition] // self.dedup_horizon_ms
 
-    def is_duplicate(self, record: Canonical, partition: object, generation: int) -> bool:
+    def take(self, record: Canonical | None) -> None:
+        if record is None:
+            self.duplicates += 1
+        else:
+            self.counted += 1
+            self.count(record)
+
+    def statement(self, record: Canonical) -> tuple:
+        """All that a record says beside its identity."""
+        window = record.timestamp // self.window_ms
+        names = (record.user, record.model, record.chip, record.prefill_chip)
+        return (window, *names, record.requests, *(getattr(record, name) for name in COUNTS))
+
+    def first_said(self, record: Canonical, mapping: dict, partition: object, generation: int) -> tuple | None:
+        """What the first record of this identity in the generation before said, or else in this one; None: it is the
+        first."""
         if record.request_id is None:
-            return False
-        identity = (partition, record.scope, record.request_id)
-        last_seen = self.counted_in.get(identity, generation - 2)
-        self.counted_in[identity] = generation
-        return last_seen >= generation - 1
+            return None
+        identity = identity_of(record, mapping, partition)
+        known = self.said.get((identity, generation - 1)) or self.said.get((identity, generation))
+        self.said.setdefault((identity, generation), self.statement(record))
+        return known
+
+    def grown(self, record: Canonical, mapping: dict, partition: object, generation: int) -> Canonical | None:
+        """What the record adds to the greatest counters of its identity in this generation and the one before; None:
+        nothing."""
+        if record.request_id is None:
+            return record
+        identity, counts = identity_of(record, mapping, partition), [getattr(record, name) for name in COUNTS]
+        held = [self.so_far.get((identity, g)) for g in (generation - 1, generation)]
+        most = list(map(max, zip(*[known for known in held if known] or [[0] * len(COUNTS)], strict=True)))
+        first = held == [None, None]
+        self.so_far[identity, generation] = list(map(max, zip(held[1] or counts, counts, strict=True)))
+        added = {name: max(0, value - known) for name, value, known in zip(COUNTS, counts, most, strict=True)}
+        if not first and not any(added.values()):
+            return None
+        return record._replace(requests=record.requests if first else 0, **added)
 
     def count(self, record: Canonical) -> None:
         start = record.timestamp - record.timestamp % self.window_ms

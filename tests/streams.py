@@ -4,6 +4,7 @@
 """
 
 import datetime
+import hashlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
@@ -12,11 +13,11 @@ from typing import Any
 import numpy as np
 import orjson
 
-from kernels.engine import Engine
-from kernels.target import HostTarget
-from processor.broker import Broker, Place, Position
-from processor.meter import Clock, Meter, MeterSettings
 from tests import harness, oracle
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker import Broker, Place, Position
+from tokenometer.processor.meter.meter import Clock, Meter, MeterSettings
 
 INPUT, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
 GROUP = "billing"
@@ -115,9 +116,18 @@ def outcome(broker: Broker) -> Outcome:
         texts = {name: text.decode() for name, text in headers}
         place = Place(texts["topic"], int(texts["partition"]))
         where = int(texts["offset"]), int(texts["line"])
+        if "size" in texts:
+            value = (value, int(texts["size"]), texts["sha256"])
         result.letters.append((place, *where, texts["reason"], texts.get("field"), value))
-    result.letters.sort()
+    result.letters.sort(key=lambda letter: letter[:3])
     return result
+
+
+def said_of(record: bytes) -> bytes | tuple[bytes, int, str]:
+    """What a dead letter says of a record: all, or of one above 900 KiB its head, size and hash."""
+    if len(record) <= 900 << 10:
+        return record
+    return record[: 64 << 10], len(record), hashlib.sha256(record).hexdigest()
 
 
 def expected(
@@ -140,8 +150,10 @@ def expected(
                 ):
                     before = len(wanted.dead_letters)
                     wanted.feed(harness.shipped(mapping).oracle, value, time, place)
-                    letters += [(place, offset, *letter[2:]) for letter in wanted.dead_letters[before:]]
-    return wanted, sorted(letters)
+                    letters += [
+                        (place, offset, *letter[2:5], said_of(letter[5])) for letter in wanted.dead_letters[before:]
+                    ]
+    return wanted, sorted(letters, key=lambda letter: letter[:3])
 
 
 def assert_exact(
@@ -156,7 +168,7 @@ def assert_exact(
     assert found.rows == {key: list(row) for key, row in wanted.rows.items()}
     assert found.letters == letters
     assert found.tallies.get("read", 0) == wanted.read
-    for name in ("counted", "duplicates", "rejected", "empty"):
+    for name in ("counted", "duplicates", "rejected", "empty", "skipped", "conflicts"):
         assert found.tallies.get(name, 0) == getattr(wanted, name), name
     assert_tiled(broker, found, list(inputs or [INPUT]), partly=upto is not None)
     return found

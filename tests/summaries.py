@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import orjson
 
-from processor import hyperloglog
+from tokenometer.processor.records import hyperloglog
 
 COUNTERS = (
     "requests", "input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens",
@@ -78,7 +78,8 @@ class FakeMeter:
         frame = {
             "schema": 1, "meter": self.name, "part": self.part, "sequence": self.sequence,
             "committed_at": rfc3339(now_ms), "window_ms": self.window_ms, "device": "host",
-            "records": {"read": self.records.total()} | dict(self.records), "rejects": dict(self.rejects),
+            "records": {"read": self.records.total() - self.records["conflicts"]} | dict(self.records),
+            "rejects": dict(self.rejects),
             "partitions": [{
                 "topic": "inference-logs", "partition": self.place, "from": self.begin, "next": self.offset,
                 "end": self.offset + 3, "watermark": self.watermark, "log_time": now_ms - 40,

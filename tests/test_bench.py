@@ -8,7 +8,7 @@ import pytest
 
 from bench import bench_engine, bench_ledger, bench_peers, common, report, sanitize
 from bench.logs import RECORD_BYTES, RowsLog
-from kernels.target import HostTarget
+from tokenometer.kernels.target import HostTarget
 
 PEERS = ("duckdb", "polars", "chdb")
 

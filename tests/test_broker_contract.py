@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from processor.broker import (
+from tokenometer.processor.broker import (
     BEGINNING,
     Broker,
     BrokerError,
@@ -31,14 +31,17 @@ from processor.broker import (
     Refused,
     TopicMissing,
 )
-from processor.broker.memory import MemoryBroker
+from tokenometer.processor.broker.memory import MemoryBroker
 
 PATIENCE_SECONDS = 60
 MOST = 10_000
-STRATEGY = "partition.assignment.strategy"
-STRATEGIES = {"eager": "range,roundrobin", "cooperative": "cooperative-sticky"}
 # So that rebalances and new partitions are heard of soon.
-KAFKA_SETTINGS = {"heartbeat.interval.ms": "300", "topic.metadata.refresh.interval.ms": "500"}
+CLASSIC = {"heartbeat.interval.ms": "300", "topic.metadata.refresh.interval.ms": "500"}
+STRATEGIES = {
+    "eager": CLASSIC | {"partition.assignment.strategy": "range,roundrobin"},
+    "cooperative": CLASSIC | {"partition.assignment.strategy": "cooperative-sticky"},
+    "kip848": {"group.protocol": "consumer", "topic.metadata.refresh.interval.ms": "500"},
+}
 
 
 class KafkaAdmin:
@@ -130,23 +133,23 @@ class Cluster:
         pytest.param("kafka-eager", marks=pytest.mark.kafka),
         pytest.param("kafka-cooperative", marks=pytest.mark.kafka),
         pytest.param("kafka-cooperative-message by message", marks=pytest.mark.kafka),
+        pytest.param("kafka-kip848", marks=pytest.mark.kafka),
     ]
 )
 def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
     kind, assignor, *plain = request.param.split("-")
-    cooperative = assignor == "cooperative"
+    cooperative = assignor != "eager"
     if kind == "memory":
         memory = MemoryBroker(assignor=assignor)
         made = Cluster(memory, memory, cooperative)
     else:
-        from processor.broker import direct
-        from processor.broker.kafka import KafkaBroker
+        from tokenometer.processor.broker.kafka import KafkaBroker, direct
 
         if plain:  # as with versions of the client that are not known
             monkeypatch.setattr(direct, "supported", lambda: False)
         bootstrap = request.getfixturevalue("kafka").bootstrap
         made = Cluster(
-            KafkaBroker(bootstrap, KAFKA_SETTINGS | {STRATEGY: STRATEGIES[assignor]}),
+            KafkaBroker(bootstrap, STRATEGIES[assignor]),
             KafkaAdmin(bootstrap),
             cooperative,
         )
@@ -667,6 +670,22 @@ def test_reading_goes_on_at_the_committed_offset(cluster: Cluster) -> None:
     first.close()
     second = cluster.consumer(group, topic)
     assert poll_values(second, 6) == numbers(6, 4)
+
+
+def test_the_members_of_a_group_are_those_who_joined_with_what_they_have(cluster: Cluster) -> None:
+    topic, group = cluster.topic(partitions=2), cluster.name("group")
+    assert cluster.broker.members(group) == []
+    one, two = Heard(), Heard()
+    consumers = [cluster.consumer(group, topic, one, "one"), cluster.consumer(group, topic, two, "two")]
+    poll_until(consumers, joined(topic, 2, one, two))
+
+    def told() -> bool:
+        for consumer in consumers:
+            consumer.poll(0.01, 1)
+        found = {member.name: list(member.places) for member in cluster.broker.members(group)}
+        return found == {"one": one.held(), "two": two.held()}
+
+    eventually(told)
 
 
 def test_the_known_ends_are_where_the_partitions_ended(cluster: Cluster) -> None:

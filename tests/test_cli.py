@@ -16,20 +16,23 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from kernels.engine import Limits
-from processor import cli, report, synth
 from tests import oracle
 from tests.test_schemas import validator
+from tokenometer.kernels.engine import Limits
+from tokenometer.processor import show
+from tokenometer.processor.cli import __main__ as cli
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 
 ROOT = pathlib.Path(__file__).parents[1]
 NATIVE = tomllib.loads((ROOT / "schemas/mappings/native.toml").read_text())
-COMMAND = [sys.executable, "-m", "processor.cli"]
+COMMAND = [sys.executable, "-m", "tokenometer.processor.cli"]
 CPU = ("--device", "cpu")
 RECORDS = 5_000
 LOG = b"".join(
-    synth.generate(synth.Profile(RECORDS, seed=5, users=50, duplicates=0.02, malformed=0.02, escaped=0.02, late=0))
+    synth.generate(Profile(RECORDS, seed=5, users=50, duplicates=0.02, malformed=0.02, escaped=0.02, late=0))
 )
-CLEAN = b"".join(synth.generate(synth.Profile(500, duplicates=0, malformed=0)))
+CLEAN = b"".join(synth.generate(Profile(500, duplicates=0, malformed=0)))
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -82,7 +85,10 @@ def test_json_summary_equals_the_oracle(call: Any, log: pathlib.Path, truth: ora
     code, out, err = call("replay", log, "--json", "--top", 3, *CPU)
     summary = json.loads(out)
     assert (code, err) == (0, "")
-    tally = {name: getattr(truth, name) for name in ("read", "counted", "duplicates", "rejected", "empty")}
+    tally = {
+        name: getattr(truth, name)
+        for name in ("read", "counted", "duplicates", "rejected", "empty", "skipped", "conflicts")
+    }
     assert summary["records"] == tally
     assert sum(summary["rejects"].values()) == truth.rejected
     total = sum(row[1] + row[4] for row in truth.rows.values())
@@ -191,7 +197,7 @@ def test_memory_bounds_the_tables(call: Any, log: pathlib.Path):
     [
         (["replay"], "FILE"),
         (["replay", "LOG", "--divice", "cpu"], "--divice"),
-        (["replay", "LOG", "--device", "tpu"], "expected auto, cuda or cpu"),
+        (["replay", "LOG", "--device", "tpu"], "'tpu' is not one of 'auto', 'cuda', 'cpu'"),
         (["replay", "LOG", "--memory", "much"], "expected a size such as 2GiB"),
         (["replay", "LOG", "--memory", "1MiB"], "expected 256MiB or more"),
         (["replay", "LOG", "--window", "0"], "--window"),
@@ -324,7 +330,7 @@ def test_synth_writes_what_the_library_makes(call: Any, tmp_path: pathlib.Path):
         "--malformed",
         0.1,
     )
-    profile = synth.Profile(3_000, seed=9, users=40, compact=True, day_curve=True, future=0.1, malformed=0.1)
+    profile = Profile(3_000, seed=9, users=40, compact=True, day_curve=True, future=0.1, malformed=0.1)
     made = b"".join(synth.generate(profile))
     result = run("synth", *map(str, settings))
     assert (result.returncode, result.stdout, result.stderr) == (0, made, b"")
@@ -336,16 +342,16 @@ def test_synth_writes_what_the_library_makes(call: Any, tmp_path: pathlib.Path):
 
 def test_every_profile_setting_is_an_option(call: Any, tmp_path: pathlib.Path):
     help_text = call("synth", "--help")[1]
-    for name in synth.Profile.__dataclass_fields__.keys() - {"records", "start_ms", "lines_per_message"}:
+    for name in Profile.__dataclass_fields__.keys() - {"records", "start_ms", "lines_per_message"}:
         assert f"--{name.replace('_', '-')} " in help_text
     assert call("synth", "--count", 20_000, "-o", tmp_path / "log")[0] == 0  # the defaults are the same
-    assert (tmp_path / "log").read_bytes() == b"".join(synth.generate(synth.Profile(20_000)))
+    assert (tmp_path / "log").read_bytes() == b"".join(synth.generate(Profile(20_000)))
 
 
 def test_synth_for_a_duration(call: Any):
     code, out, _ = call("synth", "--duration", 2, "--rate", 50, "--start", "2027-01-01T00:00:00Z", "--late", 0)
     assert code == 0 and out.count("\n") == 100
-    assert report.time(orjson.loads(out.splitlines()[-1])["timestamp"]).startswith(("2026-12-31 23:5", "2027-01-01"))
+    assert show.time(orjson.loads(out.splitlines()[-1])["timestamp"]).startswith(("2026-12-31 23:5", "2027-01-01"))
 
 
 def test_synth_from_a_trace(call: Any, tmp_path: pathlib.Path):
@@ -402,7 +408,7 @@ def test_mappings_check_shows_values_and_reasons(call: Any, log: pathlib.Path, t
     ],
 )
 def test_numbers_have_units(value: float, shown: str):
-    assert report.si(value) == shown
+    assert show.si(value) == shown
 
 
 @pytest.mark.parametrize(
@@ -410,7 +416,7 @@ def test_numbers_have_units(value: float, shown: str):
     [(0, "0.00 %"), (0.0031, "0.31 %"), (0.00001, "< 0.01 %"), (0.123, "12.3 %"), (1.91, "191.0 %"), (12.5, "1,250 %")],
 )
 def test_shares_are_percent(share: float, shown: str):
-    assert report.percent(share) == shown
+    assert show.percent(share) == shown
 
 
 def test_the_installed_command_is_this_one():

@@ -15,16 +15,21 @@ import numpy as np
 import orjson
 import pytest
 
-from processor import cli, cli_live, synth
-from processor.broker import Broker
-from processor.broker.memory import MemoryBroker
-from processor.meter import Meter
 from tests import oracle, streams
 from tests.streams import INPUT, LIVE, REJECTED, USAGE
 from tests.test_cli import assert_error
+from tokenometer.processor.broker import Broker
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.cli import __main__ as cli
+from tokenometer.processor.cli import meter as cli_meter
+from tokenometer.processor.cli import running
+from tokenometer.processor.cli.options import LogFormat
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.meter.meter import Meter
 
 START_MS = 1_795_392_000_000
-LOG = b"".join(synth.generate(synth.Profile(600, seed=3, users=20, duplicates=0.05, malformed=0.05))).splitlines()
+LOG = b"".join(synth.generate(Profile(600, seed=3, users=20, duplicates=0.05, malformed=0.05))).splitlines()
 CPU = ("--device", "cpu")
 QUIET = (*CPU, "--listen", "")
 
@@ -45,7 +50,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker) -> list[tuple[
         asked.append((bootstrap, dict(settings)))
         return broker
 
-    monkeypatch.setattr(cli_live, "open_broker", open_broker)
+    monkeypatch.setattr(running, "open_broker", open_broker)
     return asked
 
 
@@ -83,7 +88,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
             for thread in (self._engine_thread, self._commit_thread):
                 thread.shutdown()
 
-    monkeypatch.setattr(cli_live, "Meter", Recorded)
+    monkeypatch.setattr(cli_meter, "Meter", Recorded)
     return found
 
 
@@ -110,7 +115,7 @@ def until_committed(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker):
             deadline = time.monotonic() + 30
             yield lambda: all_committed(broker, group) or time.monotonic() > deadline
 
-        monkeypatch.setattr(cli_live, "stop_signals", stop_signals)
+        monkeypatch.setattr(running, "stop_signals", stop_signals)
 
     return until
 
@@ -425,7 +430,10 @@ def test_a_meter_meters_until_it_is_stopped(call, broker, until_committed):
     messages = [line["message"] for line in log_lines(err)]
     assert messages[-1] == "stopped" and "committed" in messages and "serving /metrics and /healthz" in messages
     commits = [line for line in log_lines(err) if line["message"] == "committed"]
-    assert commits[-1]["records"] == wanted.read and sum(line["dead_letters"] for line in commits) == wanted.rejected
+    assert (
+        commits[-1]["records"] == wanted.read
+        and sum(line["dead_letters"] for line in commits) == wanted.rejected + wanted.conflicts
+    )
     assert commits[-1]["tokens"] == sum(row[1] + row[4] for row in wanted.rows.values())
     assert sum(line["rows"] for line in commits) >= len(wanted.rows)
 
@@ -437,7 +445,7 @@ def test_a_signal_stops_it_after_a_last_commit(call, broker, number):
 
     def stop() -> None:
         deadline = time.monotonic() + 30
-        while not broker._groups and time.monotonic() < deadline:
+        while not broker._cluster.groups and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.5)
         os.kill(os.getpid(), number)
@@ -535,7 +543,7 @@ def test_synth_goes_into_a_topic(call, broker, opened, each):
         "synth", "--count", 500, "--seed", 4, "--malformed", 0.1, "--to-kafka", INPUT, "--lines", each,
         "--bootstrap", "there:1", "--kafka", "linger.ms=5",
     )  # fmt: skip
-    made = b"".join(synth.generate(synth.Profile(500, seed=4, malformed=0.1))).splitlines()
+    made = b"".join(synth.generate(Profile(500, seed=4, malformed=0.1))).splitlines()
     assert (code, out) == (0, "") and err.startswith(f"{INPUT}: 500 records in ")
     assert lines_of(broker) == sorted(made) and opened == [("there:1", {"linger.ms": "5"})]
 
@@ -617,7 +625,7 @@ def test_help_fits_and_names_every_command(call, monkeypatch):
 
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_libraries_warn_in_the_same_form_and_failures_have_their_place(form, capsys):
-    cli_live.start_logs(form)
+    running.start_logging(LogFormat(form))
     logging.getLogger("aiokafka.consumer").info("not for operators")
     try:
         raise ValueError("odd")

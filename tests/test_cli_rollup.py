@@ -4,16 +4,18 @@ import ssl
 
 import pytest
 
-from processor import cli, cli_live, rollup
-from processor.broker import Refused
-from processor.broker.memory import MemoryBroker
-from processor.rollup import RollupSettings
+from tokenometer.processor.broker import Refused
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.cli import __main__ as cli
+from tokenometer.processor.cli import running
+from tokenometer.processor.rollup import worker as rollup
+from tokenometer.processor.rollup.worker import RollupSettings
 
 
 @pytest.fixture
 def broker(monkeypatch):
     broker = MemoryBroker()
-    monkeypatch.setattr(cli_live, "open_broker", lambda bootstrap, settings: broker)
+    monkeypatch.setattr(running, "open_broker", lambda bootstrap, settings: broker)
     return broker
 
 

@@ -5,6 +5,7 @@ and compares with the oracle at every commit, up to exactly the offsets that wer
 """
 
 import dataclasses
+import hashlib
 import itertools
 import json
 from collections import defaultdict
@@ -16,15 +17,16 @@ import pytest
 from hypothesis import HealthCheck, assume, event, example, given, settings
 from hypothesis import strategies as st
 
-from kernels.engine import Engine
-from kernels.target import HostTarget
-from kernels.values import PartitionState, Tally
-from processor import counting, emission, hyperloglog, positions
-from processor.broker import Column, Messages, Offset, Place, Position
-from processor.counting import Counting, Intake, MessageTooLarge, Snapshot, Start
 from tests import harness, oracle
 from tests.harness import TINY, shipped
 from tests.test_schemas import validator
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.target import HostTarget
+from tokenometer.kernels.values import PartitionState, Tally
+from tokenometer.processor.broker import Column, Messages, Offset, Place, Position
+from tokenometer.processor.meter import counting, emission, positions
+from tokenometer.processor.meter.counting import Counting, Intake, LineTooLarge, Snapshot, Start
+from tokenometer.processor.records import hyperloglog
 
 NATIVE = shipped("native")
 ROOMY = {
@@ -105,8 +107,9 @@ class Books:
         self.wanted = oracle.Meter(dedup_horizon_ms=self.horizon_ms)
 
     def commit(self, snapshot: Snapshot) -> None:
-        self._keep(snapshot)
-        self._check_summary(snapshot)
+        for part in (*snapshot.earlier, snapshot):  # one transaction
+            self._keep(part)
+            self._check_summary(part)
         self.check()
 
     def _keep(self, snapshot: Snapshot) -> None:
@@ -286,7 +289,7 @@ good = st.builds(
     st.tuples(st.integers(0, 5), st.integers(0, (1 << 40) - 1)),
 )  # fmt: skip
 lines = st.one_of(good, good, good, good, junk)
-values = st.lists(lines, min_size=1, max_size=3).map(b"\n".join) | st.sampled_from([None, b"", b"\n"])
+values = st.lists(lines, min_size=1, max_size=12).map(b"\n".join) | st.sampled_from([None, b"", b"\n"])
 times = st.integers(0, 3500)
 
 
@@ -302,6 +305,12 @@ def logs(draw: st.DrawFn, most: int = 24) -> Log:
             log[place].append(Message(offset, value, BASE_MS + time))
             offset += 1
     return log
+
+
+def lines_fit(log: Log) -> bool:
+    """Messages may be larger than a tiny batch."""
+    messages = (message for messages in log.values() for message in messages)
+    return all(len(line) < TINY["batch_bytes"] for message in messages for line in oracle.records(message.value))
 
 
 pieces = st.lists(st.tuples(st.sampled_from([A, B]), st.integers(1, 9), st.sampled_from([0, 0, 0, 3])), max_size=20)
@@ -329,7 +338,7 @@ def test_intakes_may_be_cut_anywhere(log, cuts, flips, horizon_ms):
 @given(log=logs(), cuts=pieces, flips=st.sets(st.integers(0, 20), max_size=6))
 def test_a_full_part_is_committed_and_another_opened(log, cuts, flips):
     driver = Driver(log, 600_000, **TINY)
-    assume(all(len(message.value or b"") < TINY["batch_bytes"] for messages in log.values() for message in messages))
+    assume(lines_fit(log))
     driver.start()
     for index, (place, count, again) in enumerate(cuts):
         driver.take(place, count, again)
@@ -394,7 +403,7 @@ def play(driver: Driver, script: Sequence[str], steps: Sequence[tuple[Place, int
 )
 def test_a_restart_changes_no_answer(log, script, steps, horizon_ms, tiny):
     limits = TINY if tiny else {}
-    assume(not tiny or all(len(m.value or b"") < TINY["batch_bytes"] for messages in log.values() for m in messages))
+    assume(not tiny or lines_fit(log))
     play(Driver(log, horizon_ms, **limits), script, steps)
 
 
@@ -649,7 +658,7 @@ def test_batches_are_few_and_of_about_the_same_size(sizes, batch_bytes):
     found = list(counting._batches(whole, batch_bytes))
     assert [int(offset) for batch in found for offset in batch.offsets] == list(range(len(sizes)))
     assert b"".join(bytes(piece) for batch in found for piece in batch.pieces) == bytes(np.concatenate(whole.pieces))
-    assert all(batch.size <= batch_bytes for batch in found)
+    assert all(batch.size <= batch_bytes or len(batch.offsets) == 1 for batch in found)
     largest = max(sizes) + 1
     assert len(found) <= -(-whole.size // max(batch_bytes // 2, batch_bytes - largest)) + 1
     if len(found) == -(-whole.size // batch_bytes):  # otherwise large messages left holes
@@ -693,7 +702,7 @@ def test_behind_a_failed_commit_nothing_is_counted_until_it_is_dropped():
 
 
 def test_letters_are_committed_before_they_fill_the_memory(monkeypatch):
-    monkeypatch.setattr(counting, "LETTER_BYTES_MAX", 200)
+    monkeypatch.setattr(counting, "LETTERS_BYTES_MAX", 200)
     log = make_log([(b"x" * 30, 0)] * 100)
     driver = Driver(log)
     driver.start()
@@ -707,7 +716,7 @@ def test_letters_are_committed_before_they_fill_the_memory(monkeypatch):
 
 
 def test_as_many_letter_bytes_as_allowed_wait(monkeypatch):
-    monkeypatch.setattr(counting, "LETTER_BYTES_MAX", 300)
+    monkeypatch.setattr(counting, "LETTERS_BYTES_MAX", 300)
     driver = Driver(make_log([(b"x" * 30, 0)] * 11))
     driver.start()
     driver.take(A, 10)
@@ -731,25 +740,70 @@ def test_a_message_may_fill_a_batch(size, before):
 
 @pytest.mark.parametrize("size", [BATCH_BYTES, BATCH_BYTES + 1, 10 * BATCH_BYTES])
 @pytest.mark.parametrize("refill", [False, True])
-def test_a_message_that_no_batch_holds_names_its_place_and_the_setting(size, refill):
-    log = make_log([(record(), 0), (b"y" * size, 0)], first=0, step=41)
+def test_a_line_that_no_batch_holds_names_its_place_and_the_setting(size, refill):
+    """Where batches are smaller than the longest record that counts, which no command allows."""
+    log = make_log([(record(), 0), (record() + b"\n" + b"y" * size, 0)], first=0, step=41)
     driver = Driver(log, **TINY)
     if refill:
         state = PartitionState(BASE_MS, BASE_MS, 0)
         driver.books.positions[A] = Position(Offset(42), positions.encode(state, TOPIC_ID))
     driver.start()
-    with pytest.raises(MessageTooLarge) as caught:
+    with pytest.raises(LineTooLarge) as caught:
         driver.counting.take(intake(A, log[A]))
     message = str(caught.value)
-    for words in (
-        "inference-logs-0",
-        "offset 41",
-        f"batch_bytes = {BATCH_BYTES}",
-        "max.message.bytes",
-    ):
+    for words in ("inference-logs-0", "offset 41", f"batch_bytes = {BATCH_BYTES}", "set it to 1048578 or more"):
         assert words in message
     if not refill:
-        assert driver.flip().positions[A].offset == 1, "what came before it is counted"
+        assert driver.flip().positions[A].offset == 1, "what came before it is counted, and nothing of it"
+
+
+def test_a_message_larger_than_any_part_is_counted_exactly_in_one_transaction():
+    """Of tables that hold a few records. Its line numbers, duplicates and dead letters are those of a whole one."""
+    lines = [record(request_id=str(k), user=f"u{k % 40}", model=f"m{k % 7}") for k in [*range(60), *range(20)]]
+    lines[10:10] = [b"{", b"", b"  "]
+    lines += [b"[]", lines[0]]
+    after = record(request_id="59")  # of the large message
+    driver = Driver(make_log([(record(), 0), (b"\n".join(lines), 0), (after, 5)]), **TINY)
+    driver.start()
+    books = driver.finish()
+    whole = [snapshot for snapshot in books.snapshots if snapshot.earlier]
+    assert len(whole) == 1 and len(whole[0].earlier) > 1
+    assert [letter[2] for letter in books.letters if letter[1] == 1] == [10, len(lines) - 2]
+    assert books.wanted.duplicates >= 21
+    driver.start()  # a restart reads its request ids in pieces, too
+    driver.log[A].append(Message(3, record(request_id="7"), BASE_MS + 6))
+    before = books.wanted.duplicates
+    assert driver.finish().wanted.duplicates == before + 1
+
+
+def test_a_message_of_20_megabytes_is_counted_exactly_whatever_lines_are_in_it():
+    """Its records that no batch holds are too long, or empty; a dead letter has the head, the size and the hash."""
+    limits = harness.LIMITS
+    long, blank = b"z" * 5_000_000, b" \t\r" * 1_700_000
+    some = [record(request_id=str(k), user=f"u{k % 50}", model=f"m{k % 3}", pad="p" * 900) for k in range(8000)]
+    some[17] = some[7900] = b"{"
+    value = b"\n".join([*some[:4000], long, blank, *some[4000:], b"x" * 2_000_000]) + b"\n"
+    assert len(value) > 20_000_000
+    driver = Driver(make_log([(record(), 0), (value, 0), (some[5], 0)]), **limits)
+    driver.books.check = lambda: None  # the dead letters are not whole
+    driver.start()
+    books = driver.finish()
+    wanted = oracle.Meter(dedup_horizon_ms=600_000)
+    for message in driver.log[A]:
+        wanted.feed(NATIVE.oracle, message.value, message.time, A)
+    assert books.rows() == wanted.rows
+    tallies = Tally()
+    for summary in books.summaries.values():
+        tallies -= Tally() - summary.tally
+    assert tallies == harness.tally_of(wanted) and tallies.empty == 1 and tallies.duplicates == 1
+    found = [letter for snapshot in books.snapshots for letter in snapshot.letters]
+    assert [(letter.line, letter.rejection.reason, letter.size) for letter in found] == [
+        (17, "invalid_json", None), (4000, "too_long", len(long)), (7902, "invalid_json", None),
+        (8002, "too_long", 2_000_000),
+    ]  # fmt: skip
+    assert found[1].value == long[: emission.LETTER_HEAD_BYTES]
+    assert found[1].sha256 == hashlib.sha256(long).hexdigest()
+    assert [name for name, _ in emission.rejected_headers(found[1])][-2:] == ["size", "sha256"]
 
 
 # --- What a commit says ---

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kernels import build
+from tokenometer.kernels import build
 
 pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="NVRTC is not installed", exc_type=ImportError)

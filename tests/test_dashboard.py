@@ -17,9 +17,20 @@ import pytest
 from openapi_spec_validator import validate
 from prometheus_client.parser import text_string_to_metric_families
 
-from processor.dashboard import DashboardError, Settings, Site, SiteThread, access, assets, metrics, openapi, server
 from tests import totals_data
 from tests.totals_data import Feed, Shape, make, nothing
+from tokenometer.processor.dashboard import (
+    DashboardError,
+    Settings,
+    Site,
+    SiteThread,
+    access,
+    assets,
+    metrics,
+    openapi,
+    server,
+)
+from tokenometer.processor.rollup.summaries import FATES
 
 TOKEN = "a-token-of-the-test-0123456789"
 HOSTILE = '<script>alert(1)</script>"\u2028\u202e\x07\r\nSet-Cookie: x=1'
@@ -466,7 +477,7 @@ def test_metrics_are_the_totals(site, feed):
             "reasoning": since["reasoning_tokens"],
         },
         "requests_total": {None: since["requests"]},
-        "records_total": {name: totals["records"][name] for name in ("counted", "duplicates", "rejected", "empty")},
+        "records_total": {name: totals["records"][name] for name in FATES},
         "active_users": {name: windows[f"last_{name}"]["active_users"] for name in ("1m", "1h", "24h")},
         "rejected_records_total": totals["rejects"],
         "lag_messages": {None: totals["lag_messages"]},

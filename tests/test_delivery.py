@@ -8,8 +8,8 @@ import pytest
 from aiokafka.errors import IllegalStateError
 from faust.types import TP
 
-from processor.broker import BrokerError, OutOfRange
-from processor.delivery import Consumer, Skipped, Transport
+from tokenometer.processor.broker import BrokerError, OutOfRange
+from tokenometer.processor.rollup.delivery import MessagesSkipped, RollupConsumer, Transport
 
 ZERO, ONE, CHANGELOG = TP("token-live", 0), TP("token-live", 1), TP("changelog", 0)
 
@@ -52,7 +52,7 @@ def on_a_loop(test):
     async def run() -> None:
         app = faust.App("delivery", broker="kafka://127.0.0.1:1", loghandlers=[], web_enabled=False)
         app.tables._changelogs = {CHANGELOG.topic: None}
-        consumer = Consumer(
+        consumer = RollupConsumer(
             Transport([app.conf.broker[0]], app),
             callback=nothing,
             on_partitions_revoked=nothing,
@@ -66,7 +66,7 @@ def on_a_loop(test):
     return lambda: asyncio.run(run())
 
 
-async def opened(consumer: Consumer, *partitions: TP) -> set[TP]:
+async def opened(consumer: RollupConsumer, *partitions: TP) -> set[TP]:
     """As Faust does it, once tables are restored."""
     consumer.resume_partitions(partitions)
     await consumer.perform_seek()
@@ -74,7 +74,7 @@ async def opened(consumer: Consumer, *partitions: TP) -> set[TP]:
     return consumer._get_active_partitions()
 
 
-async def fetch(consumer: Consumer, offsets: dict[TP, list[int]]) -> None:
+async def fetch(consumer: RollupConsumer, offsets: dict[TP, list[int]]) -> None:
     consumer._thread.fetched = offsets
     await consumer._getmany(consumer._get_active_partitions(), 0.0)
 
@@ -165,7 +165,7 @@ def test_a_lost_message_is_noticed_at_the_next(lost):
         await fetch(consumer, {ZERO: offsets[2:]})
         for offset in offsets[:lost]:
             consumer.take(ZERO, offset)
-        with pytest.raises(Skipped, match=f"token-live-0: offset {offsets[lost + 1]}"):
+        with pytest.raises(MessagesSkipped, match=f"token-live-0: offset {offsets[lost + 1]}"):
             consumer.take(ZERO, offsets[lost + 1])
 
     run()
@@ -178,7 +178,7 @@ async def test_a_partition_that_opens_again_begins_anew(consumer, thread):
     consumer.take(ZERO, 5)
     consumer.pause_partitions({ZERO})
     await opened(consumer, ZERO)
-    with pytest.raises(Skipped):
+    with pytest.raises(MessagesSkipped):
         consumer.take(ZERO, 6)  # of the time before
     await fetch(consumer, {ZERO: [5, 6]})
     consumer.take(ZERO, 5)

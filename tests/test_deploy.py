@@ -23,15 +23,16 @@ import yaml
 from prometheus_client import generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kernels.values import PartitionState, Tally
-from processor import cli, cli_rollup
-from processor.broker import Offset
-from processor.dashboard import metrics
-from processor.emission import Range
-from processor.health import Health
 from tests import totals_data
 from tests.kafka_server import KAFKA_VERSION
 from tests.test_health import NOW_MS, A, committed, summary
+from tokenometer.kernels.values import PartitionState, Tally
+from tokenometer.processor.broker import Offset
+from tokenometer.processor.cli import __main__ as cli
+from tokenometer.processor.cli.options import FileUnusable, token_file
+from tokenometer.processor.dashboard import metrics
+from tokenometer.processor.meter.emission import Range
+from tokenometer.processor.meter.health import Health
 
 ROOT = pathlib.Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
@@ -275,7 +276,6 @@ def interpolated(text: str) -> str:
 
 @pytest.mark.parametrize("name", OURS)
 def test_services_use_commands_and_options_that_exist(name, capsys):
-    cli.run(["--help"])  # all modules add their commands
     command, *arguments = command_of(OURS[name])
     known = typer.main.get_command(cli.app).commands
     assert command in known
@@ -346,6 +346,6 @@ def test_kafka_is_the_one_that_is_tested():
 def test_the_rollups_token_may_stand_in_a_file(tmp_path):
     file = tmp_path / "token"
     file.write_text("a-token-of-24-characters\n")
-    assert cli_rollup._read_token(str(file)) == "a-token-of-24-characters"
-    with pytest.raises(cli_rollup.RollupError, match="cannot be read: No such file"):
-        cli_rollup._read_token(str(tmp_path / "none"))
+    assert token_file(str(file)).reveal() == "a-token-of-24-characters"
+    with pytest.raises(FileUnusable, match="cannot be read: No such file"):
+        token_file(str(tmp_path / "none"))

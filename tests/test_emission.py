@@ -10,14 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.values import CellTotals, PartitionState, Rejection, Tally, UsageRows, WindowStartMs
-from processor import emission, hyperloglog
-from processor.broker import Column, Offset, Place
-from processor.emission import LIVE_BYTES_MAX, DeadRecord, LiveSummary, Range
-from processor.output import COUNTERS
-from processor.referee import REASONS
 from tests.test_output import expected, some_rows, usage_rows
 from tests.test_schemas import schema, validator
+from tokenometer.kernels.values import CellTotals, PartitionState, Rejection, Tally, UsageRows, WindowStartMs
+from tokenometer.processor.broker import Column, Offset, Place
+from tokenometer.processor.meter import emission
+from tokenometer.processor.meter.emission import LIVE_BYTES_MAX, DeadRecord, LiveSummary, Range
+from tokenometer.processor.records import hyperloglog
+from tokenometer.processor.records.referee import REASONS
+from tokenometer.processor.rollup.summaries import RECORDS as FATES
+from tokenometer.schemas.usage import COUNTERS, Usage
 
 U64_MAX = (1 << 64) - 1
 WINDOW_MS = 60_000
@@ -95,8 +97,8 @@ def summaries(draw: st.DrawFn) -> LiveSummary:
         tally=tally,
         rejects=draw(st.dictionaries(st.sampled_from(REASONS), st.integers(1, U64_MAX))),
         ranges=draw(st.lists(ranges(), max_size=4)),
-        totals=tuple(draw(counters())),
-        cells=[CellTotals(WindowStartMs(start), *key, tuple(draw(counters()))) for start, *key in keys],
+        totals=Usage(*draw(counters())),
+        cells=[CellTotals(WindowStartMs(start), *key, Usage(*draw(counters()))) for start, *key in keys],
         top_users=draw(st.lists(st.tuples(names, st.integers(0, U64_MAX)), max_size=5)),
         sketches={WindowStartMs(start): draw(sketches) for start, *_ in keys},
     )
@@ -119,7 +121,7 @@ PLAIN = LiveSummary(
     tally=Tally(5, 1, 2, 1),
     rejects={"invalid_json": 2},
     ranges=[Range(Place("inference-logs", 0), Offset(7), Offset(16), PartitionState(10, 20, 7))],
-    totals=(5, 10, 0, 0, 20, 0),
+    totals=Usage(5, 10, 0, 0, 20, 0),
     cells=[],
     top_users=[("ann", 30)],
     sketches={},
@@ -127,7 +129,7 @@ PLAIN = LiveSummary(
 
 
 def with_cells(count: int, name: str = "m", sketches: int = 0) -> LiveSummary:
-    cells = [CellTotals(WindowStartMs(k * WINDOW_MS), name, name, (1, 2, 0, 0, 4, 0)) for k in range(count)]
+    cells = [CellTotals(WindowStartMs(k * WINDOW_MS), name, name, Usage(1, 2, 0, 0, 4, 0)) for k in range(count)]
     users = {WindowStartMs(k * WINDOW_MS): sketch(k) for k in range(sketches)}
     return dataclasses.replace(PLAIN, cells=cells, sketches=users)
 
@@ -248,7 +250,10 @@ def test_a_summary_says_what_the_part_says(summary, committed_at_ms):
         "window_ms": WINDOW_MS, "device": summary.device,
     }  # fmt: skip
     assert message["records"].pop("read") == summary.tally.read == sum(message["records"].values())
-    assert message["records"] == dataclasses.asdict(summary.tally) and message["rejects"] == summary.rejects
+    assert (
+        message["records"] == {name: getattr(summary.tally, name) for name in FATES}
+        and message["rejects"] == summary.rejects
+    )
     for found, covered in zip(message["partitions"], summary.ranges, strict=True):
         assert (found["topic"], found["partition"]) == covered.place
         assert (found["from"], found["next"]) == (covered.first, covered.next)
@@ -304,7 +309,7 @@ def test_a_large_summary_is_several_messages_that_repeat_all_else(cells, sketche
 
 def largest(name: str, cells: int, sketches: int) -> int:
     """Bytes of the largest message of a summary whose every name and number is as long as it may be."""
-    full = (U64_MAX, U64_MAX >> 1, U64_MAX, U64_MAX, U64_MAX >> 1, U64_MAX)
+    full = Usage(U64_MAX, U64_MAX >> 1, U64_MAX, U64_MAX, U64_MAX >> 1, U64_MAX)
     rows = [CellTotals(WindowStartMs(LAST_WINDOW), name, name, full) for _ in range(cells)]
     users = {WindowStartMs(k * WINDOW_MS): np.full(hyperloglog.REGISTERS, 20, np.uint8) for k in range(sketches)}
     top = [(name, U64_MAX)] * 20

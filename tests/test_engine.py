@@ -10,17 +10,18 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import kernels.engine
-from kernels import layout
-from kernels import plan as plans
-from kernels.engine import COUNTER_MAX, RECORD_TOKENS_MAX, Engine, Limits, TablesTooSmall
-from kernels.identities import IdentityMemoryError
-from kernels.target import HostTarget
-from processor import hyperloglog
 from tests import harness, mutate, oracle
 from tests.bad_input import CASES, GOOD, TIME_MS, changed, padded
 from tests.harness import TINY, Mapping, Piece, Run, shipped
+from tokenometer.kernels import layout
+from tokenometer.kernels import plan as plans
+from tokenometer.kernels.engine import Engine, Limits, TablesTooSmall
+from tokenometer.kernels.identities import IdentityMemoryError
+from tokenometer.kernels.part import COUNTER_MAX, RECORD_TOKENS_MAX
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.records import hyperloglog
 
+SLOT_BYTES = 20  # of a request id: 16, and 4 of what its first record says
 NATIVE = shipped("native")
 COUNT_END = 1 << 40
 
@@ -397,13 +398,13 @@ def test_a_generation_begins_with_a_table_at_hand(make_engine, monkeypatch, of, 
 
 def test_what_is_held_ahead_of_need_is_given_up_for_another_partition(make_engine):
     """Of five tables' room the first partition holds three, two of them ahead. The second has one, and needs two."""
-    engine = make_engine(tile_records=16, identity_bytes=16 * 4096 * 5)
+    engine = make_engine(tile_records=16, identity_bytes=SLOT_BYTES * 4096 * 5)
     for partition, ids in ((0, 2_800), (1, 4_000)):
         for first in range(0, ids, 20):
             values = [line(request_id=f"id-{first + k}") for k in range(20)]
             engine.count(engine.load(engine.pack(values, [TIME_MS] * 20, partition), NATIVE.engine))
         if partition == 0:
-            assert engine._partition(0).identities.held_bytes == 16 * 4096 * 3
+            assert engine._partition(0).identities.held_bytes == SLOT_BYTES * 4096 * 3
     assert engine.tally().counted == 6_800
 
 
@@ -449,14 +450,14 @@ def test_too_many_ids_within_the_horizon_name_the_settings(make_engine):
 
 def test_partitions_share_the_memory_for_request_ids(make_engine):
     """Three tables of 2^14 slots fit, and those of half the size that they are leaving; no fourth one does."""
-    engine = make_engine(identity_bytes=16 * 5 * (1 << 14))
+    engine = make_engine(identity_bytes=SLOT_BYTES * 5 * (1 << 14))
     plan = NATIVE.engine
     values = [line(request_id=f"id-{n}") for n in range(9_000)]
     for partition in range(3):
         for batch in harness.batches(values):
             engine.count(engine.load(engine.pack(batch, partition=partition), plan))
     assert engine.tally().counted == 27_000
-    with pytest.raises(IdentityMemoryError, match="identity_bytes = 1310720"):
+    with pytest.raises(IdentityMemoryError, match="identity_bytes = 1638400"):
         for batch in harness.batches(values):
             engine.count(engine.load(engine.pack(batch, partition=3), plan))
 
@@ -503,7 +504,7 @@ def test_a_window_is_whole_seconds(make_engine, wrong):
 def test_a_part_closes_before_a_counter_could_wrap(make_engine, monkeypatch, counters):
     """With 64 bits that takes millions of the largest records, so the test lowers the border."""
     border = 40 * COUNT_END
-    monkeypatch.setattr(kernels.engine, "COUNTER_MAX", border)
+    monkeypatch.setattr("tokenometer.kernels.part.COUNTER_MAX", border)
     largest = COUNT_END - 1
     usage = {"input_tokens": largest, "cache_read_input_tokens": largest, "cache_creation_input_tokens": largest}
     record = {"timestamp": TIME_MS, "user": "u", "chip": "c"}
@@ -608,7 +609,7 @@ def test_a_part_begins_with_empty_tables_however_full_the_last_one_was(make_engi
 
 @pytest.mark.parametrize(("users", "sizes"), [(0, []), (3, [3]), (4, [4]), (5, [4, 1]), (8, [4, 4])])
 def test_changes_come_in_slices_of_bounded_size(make_engine, monkeypatch, users, sizes):
-    monkeypatch.setattr("kernels.engine.CHANGES_SLICE_ROWS", 4)
+    monkeypatch.setattr("tokenometer.kernels.part.CHANGES_SLICE_ROWS", 4)
     engine = make_engine()
     run = Run(engine, NATIVE)
     run.feed([line(user=f"user-{i}") for i in range(users)])
@@ -619,7 +620,7 @@ def test_changes_come_in_slices_of_bounded_size(make_engine, monkeypatch, users,
 
 
 def test_changes_given_up_half_way_come_again(make_engine, monkeypatch):
-    monkeypatch.setattr("kernels.engine.CHANGES_SLICE_ROWS", 4)
+    monkeypatch.setattr("tokenometer.kernels.part.CHANGES_SLICE_ROWS", 4)
     engine = make_engine()
     run = Run(engine, NATIVE)
     run.feed([line(user=f"user-{i}") for i in range(6)])
@@ -814,7 +815,7 @@ GARBAGE = [
 
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_a_plan_learned_from_garbage_reads_everything_equally(make_engine, monkeypatch, garbage):
-    monkeypatch.setattr(kernels.engine, "sample", lambda lines: garbage)
+    monkeypatch.setattr("tokenometer.kernels.engine.sample", lambda lines: garbage)
     rng = random.Random(4)
     for name in ("native", "vllm", "openmeter"):
         lines = list(mutate.lines(rng, name, shipped(name).oracle, 150))

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kernels.engine import Engine
-from kernels.values import PartitionState, Tally
-from processor import hyperloglog
 from tests import harness, oracle
 from tests.harness import shipped
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.values import PartitionState, Tally
+from tokenometer.processor.records import hyperloglog
 
 NATIVE = shipped("native")
 NOW_MS = 1_795_000_000_000  # a whole number of horizons
@@ -115,8 +115,9 @@ def test_remembered_ids_are_duplicates(engine):
         record(request_id="c"),
         record(request_id=None),
     ]
-    assert count(engine, again, first=3) == []
-    assert engine.tally() == Tally(counted=2, duplicates=2)
+    [letter] = count(engine, again, first=3)
+    assert (letter.rejection.reason, letter.value) == ("conflicting_duplicate", again[0])
+    assert engine.tally() == Tally(counted=2, duplicates=2, conflicts=1)
 
 
 def test_ids_of_rejected_records_are_not_remembered(engine):

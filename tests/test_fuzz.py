@@ -1,4 +1,5 @@
-"""Mutated lines of every shipped mapping: engine, referee and oracle agree on every one of them.
+"""Mutated lines of every shipped mapping, and of mappings that use each feature of format 2 alone and all together
+(tests/format2.py): engine, referee, audit and oracle agree on every one of them.
 
     TOKENOMETER_FUZZ_LINES=5000000 pytest -m fuzz tests/test_fuzz.py      that many lines
     TOKENOMETER_FUZZ_SEED=17 pytest tests/test_fuzz.py                    another seed
@@ -6,6 +7,7 @@
 A failure names the seed and the first line that is read differently.
 """
 
+import json
 import os
 import platform
 import random
@@ -14,20 +16,24 @@ from functools import partial
 
 import pytest
 
-import kernels.engine
-from kernels import layout
-from kernels import plan as plans
-from kernels.target import HostTarget
-from kernels.values import Canonical, Rejection
-from processor.referee import Referee
-from tests import harness, mutate, oracle
+import tokenometer.kernels.engine
+from tests import format2, harness, mutate, oracle
 from tests.harness import Mapping, Piece, Run, shipped
+from tokenometer.kernels import layout
+from tokenometer.kernels import plan as plans
+from tokenometer.kernels.target import HostTarget
+from tokenometer.kernels.values import SKIPPED, Canonical, Rejection, Skipped
+from tokenometer.processor.records.referee import Referee
+from tokenometer.processor.verify.judge import Judge, RefusedRecord, SkippedRecord
 
 SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
 LINES = 50_000
 FUZZ_LINES = int(os.environ.get("TOKENOMETER_FUZZ_LINES", "1000000"))
 SETTINGS = {"window_ms": 1000, "batch_bytes": 1 << 21, "tile_records": 256}  # narrow windows: seconds show in the rows
 HORIZON_MS = 1000
+FORMAT_2 = {name: Mapping.parse(format2.text(mapping), name) for name, mapping in format2.MAPPINGS.items()}
+FUZZED = {name: shipped(name) for name in harness.SHIPPED} | FORMAT_2
+BOUNDS = {"max_past_ms": mutate.PAST_MS, "not_before_ms": mutate.NOT_BEFORE_MS}
 TEXT_NAMES = ("request_id", "scope", "user", "model", "chip", "prefill_chip")
 
 
@@ -52,16 +58,39 @@ def pieces(rng: random.Random, name: str, lines: list[bytes]) -> list[Piece]:
     return made
 
 
-def judged(line: bytes, mapping: Mapping, time: int | None) -> Canonical | Rejection | None:
+def judged(line: bytes, mapping: Mapping, time: int | None, **bounds: int) -> Canonical | Rejection | Skipped | None:
     """The oracle's verdict in the referee's words; None for an empty record."""
-    verdict = oracle.judge(line, mapping.oracle, time)
+    verdict = oracle.judge(line, mapping.oracle, time, oracle.Bounds(**bounds))
     record = verdict.record
+    if verdict.kind == "skipped":
+        return SKIPPED
     if record is None:
         return None if verdict.kind == "empty" else Rejection(str(verdict.reason), verdict.field)
     texts = [b""] * layout.TEXTS
     for name in TEXT_NAMES:
         texts[getattr(layout, name.upper())] = (getattr(record, name) or "").encode()
     return Canonical(record.timestamp, tuple(texts), tuple(record[7:]))
+
+
+def audited(judge: Judge, mapping: Mapping, line: bytes, time: int | None) -> Canonical | Rejection | Skipped | None:
+    """The audit's verdict in the referee's words. It has the scope and the further fields of an identity in one text:
+    that text is taken apart here, so that every part is compared."""
+    try:
+        record = judge(line, time)
+    except SkippedRecord:
+        return SKIPPED
+    except RefusedRecord as refused:
+        return Rejection(refused.reason, refused.field)
+    if record is None:
+        return None
+    request_id, within, time_ms, user, model, chip, prefill_chip, *counters = record
+    names = mapping.oracle["fields"].get("request_id", {}).get("with", [])
+    if names:
+        within, *more = json.loads(within)
+        of_record = {"user": user, "model": model, "chip": chip, "prefill_chip": prefill_chip}
+        assert more == [of_record[name] for name in names]
+    texts = [(text or "").encode() for text in (request_id, user, model, chip, prefill_chip, within)]
+    return Canonical(time_ms, tuple(texts), tuple(counters))
 
 
 def first_difference(run: Run, mapping: Mapping, piece: Piece) -> bytes | None:
@@ -84,9 +113,9 @@ def first_difference(run: Run, mapping: Mapping, piece: Piece) -> bytes | None:
 
 def fuzz(make_engine, monkeypatch, name: str, seed: int, lines: int) -> None:
     rng = random.Random(f"{seed} {name}")
-    mapping = shipped(name)
+    mapping = FUZZED[name]
     log = list(mutate.lines(rng, name, mapping.oracle, lines))
-    monkeypatch.setattr(kernels.engine, "RELEARN_BATCHES", 1)
+    monkeypatch.setattr(tokenometer.kernels.engine, "RELEARN_BATCHES", 1)
     engine = make_engine(secret_seed=seed, dedup_horizon_ms=HORIZON_MS, **SETTINGS)
     run, referee = Run(engine, mapping), Referee()
     file, topic = oracle.Meter(1000), oracle.Meter(1000, dedup_horizon_ms=HORIZON_MS)
@@ -122,14 +151,48 @@ def sum_of(*meters: oracle.Meter) -> harness.Rows:
     return total
 
 
-@pytest.mark.parametrize("name", harness.SHIPPED)
+def judge_alike(name: str, seed: int, lines: int) -> None:
+    """Referee and audit against the oracle, line by line, with a bound in the past and without a message's time."""
+    mapping, rng = FUZZED[name], random.Random(f"{seed} {name} judges")
+    referee, judge = Referee(**BOUNDS), Judge(mapping.engine, mutate.FUTURE_SKEW_MS, **BOUNDS)
+    for line in mutate.lines(rng, name, mapping.oracle, lines):
+        time = rng.choice([None, mutate.NOW_MS])
+        want = judged(line, mapping, time, **BOUNDS)
+        assert audited(judge, mapping, line, time) == want, f"audit, {name}, seed {seed}: {line!r}"
+        if want is not None:
+            assert referee(line, mapping.engine, time) == want, f"referee, {name}, seed {seed}: {line!r}"
+
+
+@pytest.mark.parametrize("name", FUZZED)
+def test_referee_audit_and_oracle_judge_alike(name):
+    judge_alike(name, SEED, 2 * LINES // len(FUZZED))
+
+
+@pytest.mark.parametrize("name", format2.FEATURES)
+def test_each_feature_of_format_2_decides_about_some_lines(name):
+    """Else the fuzz would say nothing about it."""
+    feature, base = format2.MAPPINGS[name], format2.BASE
+    meters = oracle.Meter(dedup_horizon_ms=HORIZON_MS), oracle.Meter(dedup_horizon_ms=HORIZON_MS)
+    differ = 0
+    for line in mutate.lines(random.Random(name), name, feature, 3000):
+        before = [meter.fates() for meter in meters]
+        for meter, mapping in zip(meters, (feature, base), strict=True):
+            meter.feed(mapping, line, mutate.NOW_MS)
+        fates = [meter.fates() - then for meter, then in zip(meters, before, strict=True)]
+        verdicts = [oracle.judge(line, mapping, mutate.NOW_MS) for mapping in (feature, base)]
+        differ += fates[0] != fates[1] or verdicts[0] != verdicts[1]
+    assert differ >= 30
+    assert meters[0].counted >= 300
+
+
+@pytest.mark.parametrize("name", FUZZED)
 def test_mutated_lines_are_read_alike(target, make_engine, monkeypatch, name):
     share = 10 if "x 2" in target.name else 1  # what a line means does not depend on threads; they get a sample
-    fuzz(make_engine, monkeypatch, name, SEED, LINES // len(harness.SHIPPED) // share)
+    fuzz(make_engine, monkeypatch, name, SEED, LINES // len(FUZZED) // share)
 
 
 @pytest.mark.parametrize("flags", [("-mno-avx512f",), ("-mno-avx512f", "-mno-avx2")], ids=["avx2", "plain"])
-@pytest.mark.parametrize("name", ["native", "vllm"])
+@pytest.mark.parametrize("name", ["native", "vllm", "together"])
 def test_other_processors_read_alike(monkeypatch, name, flags):
     """Byte scans have three spellings; the plain one is the GPU's, too."""
     if platform.machine() != "x86_64":
@@ -139,8 +202,9 @@ def test_other_processors_read_alike(monkeypatch, name, flags):
 
 
 @pytest.mark.fuzz
-@pytest.mark.parametrize("name", harness.SHIPPED)
+@pytest.mark.parametrize("name", FUZZED)
 def test_a_million_mutated_lines_are_read_alike(make_engine, monkeypatch, name):
-    lines = FUZZ_LINES // len(harness.SHIPPED)
+    lines = FUZZ_LINES // len(FUZZED)
+    judge_alike(name, SEED + 1, lines)
     for begin in range(0, lines, LINES):
         fuzz(make_engine, monkeypatch, name, SEED + 1 + begin // LINES, min(LINES, lines - begin))

@@ -5,8 +5,8 @@ import platform
 import numpy as np
 import pytest
 
-from kernels import build
 from tests import harness
+from tokenometer.kernels import build
 
 PADDING = 64
 

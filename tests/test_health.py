@@ -13,20 +13,21 @@ import orjson
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from kernels.values import PartitionState, Tally
-from processor.broker import Offset, Place
-from processor.counting import Snapshot
-from processor.emission import LiveSummary, Range
-from processor.health import STALE_MS, Health
-from processor.meter import Committed
-from processor.output import COUNTERS
 from tests.test_emission import PLAIN
+from tokenometer.kernels.values import PartitionState, Tally
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.processor.meter.counting import Snapshot
+from tokenometer.processor.meter.emission import LiveSummary, Range
+from tokenometer.processor.meter.health import STALE_MS, Health
+from tokenometer.processor.meter.meter import Committed
+from tokenometer.schemas.usage import COUNTERS, Usage
 
 NOW_MS = 1_795_000_000_000
 A, B = Place("inference-logs", 0), Place("other-logs", 7)
 CATEGORIES = [name.removesuffix("_tokens") for name in COUNTERS[1:]]
 LABELS = {
     "tokenometer_records_total": {"verdict"},
+    "tokenometer_conflicts_total": set(),
     "tokenometer_rejected_records_total": {"reason"},
     "tokenometer_tokens_total": {"category"},
     "tokenometer_usage_rows_total": set(),
@@ -39,6 +40,7 @@ LABELS = {
     "tokenometer_table_fill_ratio": {"table"},
     "tokenometer_parts_opened": {"reason"},
     "tokenometer_last_commit_timestamp_seconds": set(),
+    "tokenometer_healthy": set(),
     "tokenometer_device_info": {"device"},
 }
 
@@ -98,7 +100,7 @@ def by(found: dict, name: str) -> dict[str, float]:
 
 
 def summary(part: str, tally: Tally, totals: tuple[int, ...], rejects: dict[str, int] | None = None) -> LiveSummary:
-    return dataclasses.replace(PLAIN, part=part, tally=tally, totals=totals, rejects=rejects or {})
+    return dataclasses.replace(PLAIN, part=part, tally=tally, totals=Usage(*totals), rejects=rejects or {})
 
 
 def committed(told: LiveSummary, rows: int = 0, took_ms: int = 20, **settings) -> Committed:
@@ -125,7 +127,7 @@ def test_counters_are_the_sums_over_parts(health, url):
         health.committed(committed(summary(part, tally, totals, rejects), rows))
         last[part] = tally, totals, rejects
         found = samples(url)
-        for verdict in ("counted", "duplicates", "rejected", "empty"):
+        for verdict in ("counted", "duplicates", "rejected", "empty", "skipped"):
             wanted = sum(getattr(tally, verdict) for tally, _, _ in last.values())
             assert by(found, "tokenometer_records_total")[verdict] == wanted
         tokens = [sum(column) for column in zip(*(totals for _, totals, _ in last.values()), strict=True)][1:]
@@ -147,7 +149,7 @@ def test_names_and_labels_are_stable(health, url):
     health.committed(committed(told, ends={A: Offset(3)}))
     found = samples(url)
     assert {name: {key for labels in values for key, _ in labels} for name, values in found.items()} == LABELS
-    assert set(by(found, "tokenometer_records_total")) == {"counted", "duplicates", "rejected", "empty"}
+    assert set(by(found, "tokenometer_records_total")) == {"counted", "duplicates", "rejected", "empty", "skipped"}
     assert set(by(found, "tokenometer_tokens_total")) == {
         "input", "cached_input", "cache_write", "output", "reasoning",
     }  # fmt: skip

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from processor import hyperloglog
-from processor.hyperloglog import PRECISION, RANK_MAX, REGISTERS, estimate, merge
+from tokenometer.processor.records import hyperloglog
+from tokenometer.processor.records.hyperloglog import PRECISION, RANK_MAX, REGISTERS, estimate, merge
 
 STANDARD_ERROR = 1.04 / REGISTERS**0.5
 

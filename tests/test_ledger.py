@@ -10,28 +10,28 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import schemas
-from processor import synth
-from processor.broker import BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
-from processor.broker.memory import MemoryBroker
-from processor.ledger import database as databases
-from processor.ledger import decode, intake
-from processor.ledger.database import open_database, shown
-from processor.ledger.parts import DISPUTED, MERGED, OPEN, UNPROVED, PartGoesOn
-from processor.ledger.store import Stand, Store
-from processor.ledger.values import (
-    COUNTERS,
+from tests import bad_input, books, streams
+from tokenometer.processor.broker import BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.ledger import decode, intake
+from tokenometer.processor.ledger.database import shown
+from tokenometer.processor.ledger.opening import open_database
+from tokenometer.processor.ledger.parts import DISPUTED, MERGED, OPEN, UNPROVED, PartGoesOn
+from tokenometer.processor.ledger.store import Stand, Store
+from tokenometer.processor.ledger.values import (
     BadRequest,
     Busy,
     DatabaseError,
-    Intake,
+    LedgerBatch,
     LedgerError,
     Malformed,
     UnknownSchema,
 )
-from tests import bad_input, books, streams
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
+from tokenometer.schemas.usage import COUNTERS
 
-SCHEMAS = pathlib.Path(schemas.__file__).parent
+SCHEMAS = pathlib.Path(__file__).parents[1] / "schemas"
 PLACE = Place(streams.USAGE, 0)
 IDENTITY = (books.START_MS, "alice", "llama", "H100", "meter.1")
 COUNTS = [1, 100, 40, 20, 30, 10]
@@ -54,7 +54,7 @@ def take(store: Store, values: list[bytes | None]) -> None:
         store.place({PLACE: Stand("id", Offset(0))})
     first = store.positions[PLACE].next
     batch = messages(values, first)
-    store.take(Intake(decode.usage_rows([batch]), [], {PLACE: batch.next_offset}))
+    store.take(LedgerBatch(decode.usage_rows([batch]), [], {PLACE: batch.next_offset}))
 
 
 # --- From bytes to rows ---
@@ -219,7 +219,7 @@ def test_hostile_names_stay_what_they_are(database: str) -> None:
 
 def _metered(broker: MemoryBroker, rounds: int, records: int = 300) -> None:
     """A meter that is started anew each round."""
-    profile = synth.Profile(
+    profile = Profile(
         records=rounds * records, seed=5, users=20, models=3, chips=2, start_ms=books.START_MS, duplicates=0.05,
         malformed=0.03,
     )  # fmt: skip
@@ -272,7 +272,7 @@ class Crash(Exception):
 @pytest.mark.parametrize("seed", range(4))
 def test_a_crash_anywhere_is_no_loss_and_no_double(tmp_path: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statements fail at random, the transaction is lost, and another process goes on."""
-    from processor.ledger.duck import DuckDatabase
+    from tokenometer.processor.ledger.duck import DuckDatabase
 
     broker, draw = MemoryBroker(), random.Random(seed)
     streams.make_topics(broker, 2)
@@ -401,7 +401,7 @@ def test_summaries_that_stand_in_two_partitions_prove_nothing(database: str) -> 
 
 
 def test_a_second_writer_is_kept_out(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("processor.ledger.postgres._LOCK_SECONDS", 0.2)
+    monkeypatch.setattr("tokenometer.processor.ledger.postgres._LOCK_SECONDS", 0.2)
     with books.opened(database):
         if database.startswith("postgresql"):
             with pytest.raises(Busy, match="another ledger writes to it"):
@@ -507,17 +507,6 @@ def test_partitions_that_are_added_are_read(broker: MemoryBroker, database: str)
         ledger._look()
         books.drain(ledger)
         assert books.totals(store) == books.truth(rows)
-
-
-def test_a_newer_database_is_refused_and_an_older_one_is_migrated(database: str) -> None:
-    with books.opened(database) as store:
-        take(store, [books.usage_row(IDENTITY, COUNTS)])
-        databases.migrate(store.database, False, [*databases.MIGRATIONS, ("ALTER TABLE parts ADD COLUMN note TEXT",)])
-        assert store.database.rows("SELECT note FROM parts") == [(None,)]
-    with pytest.raises(DatabaseError, match=r"tables of version 2, and this tokenometer knows 1: upgrade it"):
-        open_database(database, writer=True)
-    with pytest.raises(DatabaseError, match="version 2"):
-        open_database(database, writer=False)
 
 
 def test_a_database_that_is_not_there(tmp_path: Any) -> None:

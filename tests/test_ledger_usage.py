@@ -22,17 +22,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor import cli
-from processor.broker import Offset, Place
-from processor.ledger import periods, prices, times, usage
-from processor.ledger.database import open_database
-from processor.ledger.intake import Progress
-from processor.ledger.parts import ENDED, OPEN
-from processor.ledger.serve import Api, Server, ServeSettings
-from processor.ledger.store import Stand, Store
-from processor.ledger.values import BadRequest, Intake, LedgerError, Summary
 from tests import books, streams
 from tests.test_ledger import HOSTILE, IDENTITY, take
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.processor.cli import __main__ as cli
+from tokenometer.processor.ledger import periods, prices, times, usage
+from tokenometer.processor.ledger.intake import IntakeProgress
+from tokenometer.processor.ledger.opening import open_database
+from tokenometer.processor.ledger.parts import ENDED, OPEN
+from tokenometer.processor.ledger.serve import Api, Server, ServeSettings
+from tokenometer.processor.ledger.store import Stand, Store
+from tokenometer.processor.ledger.values import BadRequest, LedgerBatch, LedgerError, LedgerSummary
+from tokenometer.schemas.usage import Usage
 
 DAY_MS = 86_400_000
 BERLIN, HOWE = ZoneInfo("Europe/Berlin"), ZoneInfo("Australia/Lord_Howe")
@@ -50,8 +51,8 @@ def ask(store: Store, lists: prices.Prices | None = None, **given: str) -> usage
 def reach(store: Store, watermark: int) -> None:
     """Rows are complete up to there."""
     sequence = 1 + max((part.sequence or 0 for part in store.parts.in_state("open")), default=0)
-    summary = Summary("m", "m.live", sequence, 60_000, (0,) * 6, {Place(streams.INPUT, 0): watermark}, 0)  # type: ignore[arg-type]
-    store.take(Intake(None, [summary], {}))
+    summary = LedgerSummary("m", "m.live", sequence, 60_000, (0,) * 6, {Place(streams.INPUT, 0): watermark}, 0)  # type: ignore[arg-type]
+    store.take(LedgerBatch(None, [summary], {}))
     store.reach(*store.horizon())
 
 
@@ -241,13 +242,13 @@ def test_rows_are_complete_up_to_the_lowest_watermark(database: str) -> None:
         places = [Place(streams.INPUT, number) for number in range(3)]
         noon, end = ms("2026-11-23T12:00:00Z"), ms("2026-11-24T00:00:00Z")
         marks: dict[Place, int | None] = {places[0]: end + DAY_MS, places[1]: noon, places[2]: None}
-        store.take(Intake(None, [Summary("m", "m.1", 0, 60_000, (0,) * 6, marks, 0)], {}))  # type: ignore[arg-type]
+        store.take(LedgerBatch(None, [LedgerSummary("m", "m.1", 0, 60_000, (0,) * 6, marks, 0)], {}))  # type: ignore[arg-type]
         assert ask(store, **given).watermark is None, "seen, but its rows may not be in"
         store.reach(*store.horizon())
         found = ask(store, **given)
         assert (found.watermark, found.complete) == (noon, False)
         marks[places[1]] = end
-        store.take(Intake(None, [Summary("m", "m.1", 1, 60_000, (0,) * 6, marks, 0)], {}))  # type: ignore[arg-type]
+        store.take(LedgerBatch(None, [LedgerSummary("m", "m.1", 1, 60_000, (0,) * 6, marks, 0)], {}))  # type: ignore[arg-type]
         store.reach(*store.horizon())
         assert ask(store, **given).complete
 
@@ -392,7 +393,7 @@ def test_revenue_is_exact_and_charges_a_token_once(counts: list[int], late: bool
     plain, cached, written, out, reasoning = counts
     found = prices.parse(PRICES, "p.toml").revenue(
         "llama", ms("2026-11-24T00:00:00Z") - (not late),
-        (1, plain + cached + written, cached, written, out + reasoning, reasoning),
+        Usage(1, plain + cached + written, cached, written, out + reasoning, reasoning),
     )  # fmt: skip
     rates = ("0.3", "0.3", "1", "1.2", "2.000000000001") if late else ("0.15", "0.075", "0.15", "0.6", "0.6")
     wanted = sum(Fraction(rate) * count for rate, count in zip(rates, counts, strict=True)) / 1_000_000
@@ -464,7 +465,7 @@ def serving(store: Store, **options: Any) -> Iterator[str]:
         return answer
 
     made = ServeSettings(port=0, **options)
-    with contextlib.closing(Server(Api(store.database, made, at_once, Progress, lambda: 0), made)) as server:
+    with contextlib.closing(Server(Api(store.database, made, at_once, IntakeProgress, lambda: 0), made)) as server:
         yield f"http://127.0.0.1:{server.port}"
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import zstandard
 
-from processor import logs
-from processor.logs import LogError, LogReader, ReadAhead
+from tokenometer.processor.files import logs
+from tokenometer.processor.files.logs import LogError, LogReader, ReadAhead
 
 STORED = {
     "plain": lambda data: data,

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor.broker import (
+from tokenometer.processor.broker import (
     BEGINNING,
     BrokerError,
     Consumer,
@@ -23,7 +23,7 @@ from processor.broker import (
     Refused,
     TopicMissing,
 )
-from processor.broker.memory import Assignor, MemoryBroker
+from tokenometer.processor.broker.memory import Assignor, MemoryBroker
 
 TOPIC = "logs"
 MOST = 1000
@@ -279,7 +279,7 @@ def test_a_fault_may_use_the_broker(stage: Stage) -> None:
         if name == "commit.before":
             stage.broker.producer("id")
 
-    stage.broker._fault = faults
+    stage.broker._cluster.fault = faults
     with pytest.raises(Fenced):
         producer.commit()
     assert stage.committed() == []

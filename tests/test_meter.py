@@ -7,16 +7,17 @@ from collections.abc import Callable
 
 import pytest
 
-from kernels.target import HostTarget
-from processor import synth
-from processor.broker.memory import MemoryBroker
 from tests import harness, streams
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 
 START_MS = 1_795_000_000_000
 
 
 def log_lines(records: int, seed: int = 1, **shares: float) -> list[bytes]:
-    profile = synth.Profile(
+    profile = Profile(
         records=records, seed=seed, users=50, start_ms=START_MS, **{"duplicates": 0.05, "malformed": 0.03} | shares
     )
     return b"".join(synth.generate(profile)).splitlines(keepends=True)

@@ -4,13 +4,13 @@ import numpy as np
 import orjson
 import pytest
 
-from kernels.target import HostTarget
-from kernels.values import PartitionState
-from processor.broker import BrokerError, Messages, Offset, Place
-from processor.broker.memory import MemoryBroker
-from processor.counting import Counting, Intake, Start
-from processor.meter import Clock
 from tests import harness, streams
+from tokenometer.kernels.target import HostTarget
+from tokenometer.kernels.values import PartitionState
+from tokenometer.processor.broker import BrokerError, Messages, Offset, Place
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.meter.counting import Counting, Intake, Start
+from tokenometer.processor.meter.meter import Clock
 
 START_MS = 1_795_000_000_000
 PLACE = Place(streams.INPUT, 0)

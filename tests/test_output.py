@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from kernels import layout
-from kernels.values import UsageRows
-from processor import output
-from processor.output import OutputError
-from processor.replay import PlacedLetter
 from tests.test_schemas import validator
+from tokenometer.kernels import layout
+from tokenometer.kernels.values import UsageRows
+from tokenometer.processor.files import output
+from tokenometer.processor.files.output import OutputError
+from tokenometer.processor.files.replay import PlacedLetter
 
 COUNTER_MAX = (1 << 64) - 1
 NAMES = ["u", "user-000017", 'quote " and \\ slash', "tab\tnewline\nnul\x00", "é€😀", "x" * 256, "\u2028", "</script>"]

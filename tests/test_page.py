@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from selenium import webdriver
 
-from processor import report
-from processor.dashboard import Settings, SiteThread, server
-from processor.entries import Entries, read_summary
-from processor.totals import Totals
 from tests import browser, totals_data
 from tests.summaries import Fleet
 from tests.totals_data import Feed, Shape, make, nothing
+from tokenometer.processor import show
+from tokenometer.processor.dashboard import Settings, SiteThread, server
+from tokenometer.processor.rollup.entries import Entries
+from tokenometer.processor.rollup.summaries import read_summary
+from tokenometer.processor.rollup.totals import Totals
 
 pytestmark = pytest.mark.browser
 DEADLINE_SECONDS = 30
@@ -135,39 +136,39 @@ def complaints(page: Page) -> list[str]:
 def assert_shows(page: Page, totals: dict[str, Any]) -> None:
     """Every number of the page is the API's, by the rules of the terminal's reports."""
     rate, windows, hour = totals["rate"], totals["windows"], totals["windows"]["last_1h"]
-    number, _, unit = report.si(rate["tokens_per_second"]).partition(" ")
+    number, _, unit = show.si(rate["tokens_per_second"]).partition(" ")
     assert (page.field("now")[0], page.field("now-unit")[0]) == (number, unit)
-    assert page.field("per-day")[0] == report.si(rate["tokens_per_day"])
-    assert page.field("share")[0] == report.percent(rate["share_of_target"])
+    assert page.field("per-day")[0] == show.si(rate["tokens_per_day"])
+    assert page.field("share")[0] == show.percent(rate["share_of_target"])
     for name in ("today", "yesterday", "since_start"):
         tokens = windows[name]["tokens"]["total_tokens"]
-        assert page.field(name) == (report.si(tokens), f"{tokens:,} tokens")
+        assert page.field(name) == (show.si(tokens), f"{tokens:,} tokens")
     for name in ("1m", "1h", "24h"):
         users, each = windows[f"last_{name}"]["active_users"], windows[f"last_{name}"]["tokens_per_active_user"]
-        assert page.field(f"users-{name}")[0] == report.si(users) and page.field(f"each-{name}")[0] == report.si(each)
+        assert page.field(f"users-{name}")[0] == show.si(users) and page.field(f"each-{name}")[0] == show.si(each)
     assert [row[:2] for row in page.table("#categories tr")] == list(
         map(list, zip(CATEGORIES, categories(hour["tokens"]), strict=True))
     )
     records = totals["records"]
-    assert page.field("read") == (report.si(records["read"]), f"{records['read']:,}")
+    assert page.field("read") == (show.si(records["read"]), f"{records['read']:,}")
     assert page.field("rejected")[1] == f"{records['rejected']:,}"
     assert {row[0]: row[1] for row in page.table("#rejects tr")} == {
-        name: report.si(count) for name, count in totals["rejects"].items() if count
+        name: show.si(count) for name, count in totals["rejects"].items() if count
     }
     whole = hour["tokens"]["total_tokens"]
     assert page.table("#top-users tr") == [
-        [row["user"], report.si(row["total_tokens"]), report.percent(row["total_tokens"] / whole)]
+        [row["user"], show.si(row["total_tokens"]), show.percent(row["total_tokens"] / whole)]
         for row in totals["top_users"]
     ]
     assert [(row[0], row[5]) for row in page.table("#meter-rows tr")] == [
-        (meter["meter"] + meter["device"], report.si(meter["total_tokens"])) for meter in totals["meters"]
+        (meter["meter"] + meter["device"], show.si(meter["total_tokens"])) for meter in totals["meters"]
     ]
     matrix = totals["matrix"]
     assert page.table("#matrix thead tr") == [["", *matrix["chips"]]]
     assert (
         page.table("#matrix tbody tr")
         == [
-            [model, *(report.si(n) if n else "·" for n in line)]
+            [model, *(show.si(n) if n else "·" for n in line)]
             for model, line in zip(matrix["models"], matrix["total_tokens"], strict=True)
         ][: len(page.table("#matrix tbody tr"))]
         != []
@@ -177,7 +178,7 @@ def assert_shows(page: Page, totals: dict[str, Any]) -> None:
 def categories(tokens: dict[str, int]) -> list[str]:
     cached, written, reasoning = (tokens[f"{name}_tokens"] for name in ("cached_input", "cache_write", "reasoning"))
     parts = (tokens["input_tokens"] - cached - written, cached, written, tokens["output_tokens"] - reasoning, reasoning)
-    return [report.si(part) for part in parts]
+    return [show.si(part) for part in parts]
 
 
 def test_numbers_are_the_api_s_and_updates_arrive(page):
@@ -228,7 +229,7 @@ def test_totals_beyond_doubles_keep_their_last_digit(page):
     with served(feed) as site:
         page.open(site.url)
         page.until_shown(feed.totals)
-        assert page.field("since_start") == (report.si(2**63 + 1), f"{2**63 + 1:,} tokens")
+        assert page.field("since_start") == (show.si(2**63 + 1), f"{2**63 + 1:,} tokens")
         assert page.ask("document.querySelector('#top-users td').title") == f"{10**17 + 1:,}"
     assert not complaints(page)
 
@@ -261,8 +262,8 @@ def test_numbers_are_written_as_in_reports(page):
         script = """const [values, shares, done] = arguments;
             import("/static/format.js").then(f => done([values.map(f.si), shares.map(f.percent)]))"""
         numbers, percents = page.chrome.execute_async_script(script, values, shares)
-    assert numbers == [report.si(value) for value in values]
-    assert percents == [report.percent(share) for share in shares]
+    assert numbers == [show.si(value) for value in values]
+    assert percents == [show.percent(share) for share in shares]
 
 
 # --- True now? ---

@@ -8,7 +8,7 @@ import time
 import numpy as np
 import pytest
 
-from kernels import build, pages
+from tokenometer.kernels import build, pages
 
 SIZE = (1 << 24) + 5 * mmap.PAGESIZE + 1  # of several steps, and a bit
 TAKEN_SECONDS_MAX = 30  # of which a virtual machine needs a tenth of one

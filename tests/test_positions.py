@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kernels.values import PartitionState
-from processor import positions
-from processor.broker import BrokerError
-from processor.positions import UnknownMetadata
+from tokenometer.kernels.values import PartitionState
+from tokenometer.processor.broker import BrokerError
+from tokenometer.processor.meter import positions
+from tokenometer.processor.meter.positions import UnknownMetadata
 
 METADATA_BYTES_MAX = 4096  # Kafka's offset.metadata.max.bytes
 MS_MAX = (1 << 63) - 1

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor import produce
-from processor.broker.memory import MemoryBroker
-from processor.produce import Pacing, Sent, send
-from processor.referee import Referee
 from tests import harness
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.load import produce
+from tokenometer.processor.load.produce import Pacing, Sent, send
+from tokenometer.processor.records.referee import Referee
 
 TOPIC = "inference-logs"
 NATIVE = harness.shipped("native").engine

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 
-from kernels.engine import Engine
-from kernels.values import UsageRows
-from processor import logs, replay, synth
-from processor.replay import Outlets, PlacedLetter, Summary, Usage
 from tests import harness, oracle
+from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.values import UsageRows
+from tokenometer.processor.files import logs, replay
+from tokenometer.processor.files.replay import Outlets, PlacedLetter, ReplaySummary, Usage
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
 
-SYNTH = synth.Profile(
+SYNTH = Profile(
     6_000, seed=7, users=300, rate=40, duplicates=0.03, late=0.01, malformed=0.03, escaped=0.03, prefill=0.2
 )
 # Room for the whole log, and for what a batch of 4 MiB could bring.
@@ -55,7 +57,7 @@ class Results:
         return total
 
 
-def meter(engine: Engine, names: list[str], **settings: Any) -> tuple[Summary, Results]:
+def meter(engine: Engine, names: list[str], **settings: Any) -> tuple[ReplaySummary, Results]:
     results = Results()
     outlets = Outlets(rows=results.take, letters=results.letters.extend)
     mapping = harness.shipped().engine
@@ -75,11 +77,12 @@ def grouped(rows: Rows, place: Callable[[tuple[int, str, str, str]], Any]) -> di
     return {key: Usage(*counters) for key, counters in sums.items()}
 
 
-def assert_is(summary: Summary, truth: oracle.Meter) -> None:
+def assert_is(summary: ReplaySummary, truth: oracle.Meter) -> None:
     tally = summary.tally
     assert (tally.read, tally.counted) == (truth.read, truth.counted)
     assert (tally.duplicates, tally.rejected, tally.empty) == (truth.duplicates, truth.rejected, truth.empty)
-    assert summary.rejects == Counter(f"{x[3]}:{x[4]}" if x[4] else x[3] for x in truth.dead_letters)
+    rejected = [letter for letter in truth.dead_letters if letter[3] != "conflicting_duplicate"]
+    assert summary.rejects == Counter(f"{x[3]}:{x[4]}" if x[4] else x[3] for x in rejected)
     assert summary.by_model_and_chip == grouped(truth.rows, lambda key: (key[2], key[3]))
     assert summary.by_model == grouped(truth.rows, lambda key: key[2])
     assert summary.by_chip == grouped(truth.rows, lambda key: key[3])

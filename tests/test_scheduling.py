@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from kernels.scheduling import yield_to_others
+from tokenometer.kernels.scheduling import yield_to_others
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only there threads have priorities of their own")
 

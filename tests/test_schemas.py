@@ -8,8 +8,8 @@ import tomllib
 import jsonschema
 import pytest
 
-from schemas.mapping import FIELDS
 from tests import oracle
+from tokenometer.schemas.mapping import FIELDS
 
 SCHEMAS = pathlib.Path(__file__).parents[1] / "schemas"
 NAMES = ("live", "record", "rejected", "totals", "usage", "usage-key")

@@ -22,11 +22,11 @@ from typing import Any
 import orjson
 import pytest
 
-from kernels.target import HostTarget
-from processor.broker import BrokerError, Fenced, Offset, OutOfRange, Place, Producer, TopicMissing
-from processor.broker.memory import Assignor, MemoryBroker
-from processor.meter import Clock, Meter, MeterSettings
 from tests import bad_input, harness, streams
+from tokenometer.kernels.target import HostTarget
+from tokenometer.processor.broker import BrokerError, Fenced, Offset, OutOfRange, Place, Producer, TopicMissing
+from tokenometer.processor.broker.memory import Assignor, MemoryBroker
+from tokenometer.processor.meter.meter import Clock, Meter, MeterSettings
 
 START_MS = 1_795_000_000_000
 SESSION_MS, TRANSACTION_MS = 10_000, 6_000
@@ -519,7 +519,7 @@ class Schedule:
 
     def audit(self) -> None:
         """At any time: what is committed is exactly what lies before the committed offsets."""
-        transactions = self.broker._transactionals.items()
+        transactions = self.broker._cluster.transactionals.items()
         if any(state.transaction is not None for name, state in transactions if name not in self.writers):
             return  # it hides what others have committed behind it
         SEEN["audit on the way"] += 1

@@ -14,9 +14,20 @@ import orjson
 import pytest
 import zstandard
 
-from processor import synth
-from processor.synth import BLOCK_RECORDS, Profile, TraceError, from_trace, generate, messages
 from tests.oracle import Verdict, judge
+from tokenometer.processor.load import faults, lines, synth
+from tokenometer.processor.load.profile import (
+    BLOCK_RECORDS,
+    FUTURE_MS,
+    LATE_MS,
+    MODEL_NAMES,
+    RESEND_RECORDS_MAX,
+    START_MS,
+    USERS_MAX,
+    Profile,
+)
+from tokenometer.processor.load.synth import generate, messages
+from tokenometer.processor.load.trace import TraceError, from_trace
 
 ROOT = Path(__file__).parent.parent
 NATIVE = tomllib.loads((ROOT / "schemas/mappings/native.toml").read_text())
@@ -87,7 +98,7 @@ def test_records_without_a_fault_are_those_of_a_clean_log():
         clean(prefill=1.0, cached_share=1.0, cache_write_share=1.0, reasoning_share=1.0),
         clean(token_sigma=5.0, input_median=1_000_000, output_median=1),
         clean(users=1, models=1, chips=1),
-        clean(users=synth.USERS_MAX, models=100, chips=100),
+        clean(users=USERS_MAX, models=100, chips=100),
         clean(late=0.5, future=0.5, escaped=1.0),
     ],
     ids=["default", "compact", "all parts", "wild tokens", "one of each", "many of each", "late, future, escaped"],
@@ -139,7 +150,7 @@ def test_names_beyond_the_lists_are_numbered():
 @pytest.mark.parametrize("n", [1, 7, 1_000, 300_000])
 def test_zipf_follows_its_law(n, skew):
     draws = 200_000
-    ranks = synth._Zipf(n, skew).draw(np.random.default_rng(5), draws)
+    ranks = lines.Zipf(n, skew).draw(np.random.default_rng(5), draws)
     assert ranks.min() >= 0 and ranks.max() < n
     weights = np.arange(1, n + 1, dtype=float) ** -skew
     law = np.cumsum(weights) / weights.sum()
@@ -184,8 +195,8 @@ def test_late_and_future_shares():
     shift = event_times(profile) - event_times(clean())
     assert_share(int((shift < 0).sum()), N, 0.1)
     assert_share(int((shift > 0).sum()), N, 0.05)
-    assert -synth.LATE_MS[1] <= shift[shift < 0].min() and shift[shift < 0].max() <= -synth.LATE_MS[0]
-    assert synth.FUTURE_MS[0] <= shift[shift > 0].min() and shift[shift > 0].max() <= synth.FUTURE_MS[1]
+    assert -LATE_MS[1] <= shift[shift < 0].min() and shift[shift < 0].max() <= -LATE_MS[0]
+    assert FUTURE_MS[0] <= shift[shift > 0].min() and shift[shift > 0].max() <= FUTURE_MS[1]
 
 
 # Faults
@@ -207,7 +218,7 @@ def test_malform_never_leaves_a_sound_record(compact):
     rng = random.Random(7)
     for line in lines_of(log(clean(1_000, compact=compact))):
         for _ in range(20):
-            spoiled = synth.malform(line, rng)
+            spoiled = faults.malform(line, rng)
             assert b"\n" not in spoiled
             assert verdict(spoiled).kind == "rejected", spoiled
 
@@ -215,14 +226,14 @@ def test_malform_never_leaves_a_sound_record(compact):
 def test_every_listed_bad_value_is_rejected():
     """Each alone in a record without optional fields, so that nothing else can be the reason."""
     line = lines_of(log(clean(1, compact=True, prefill=0.0)))[0]
-    for field, values in synth._BAD_VALUES.items():
+    for field, values in faults._BAD_VALUES.items():
         for value in values:
-            assert verdict(synth._with(line, field, value)).kind == "rejected", (field, value)
-    for name, values in synth._BAD_OPTIONAL.items():
+            assert verdict(faults._with(line, field, value)).kind == "rejected", (field, value)
+    for name, values in faults._BAD_OPTIONAL.items():
         for value in values:
             spoiled = orjson.dumps(orjson.loads(line) | {name: value})
             assert (verdict(spoiled).kind, verdict(spoiled).field) == ("rejected", name), (name, value)
-    for make in (*synth._NOT_JSON, *synth._NOT_AN_OBJECT):
+    for make in (*faults._NOT_JSON, *faults._NOT_AN_OBJECT):
         assert verdict(make(line, random.Random(1))).reason in ("invalid_json", "not_an_object")
 
 
@@ -238,7 +249,7 @@ def test_duplicates_repeat_a_recent_request_id():
             assert record["user"] == records[first]["user"]  # so that a key by user keeps both in one partition
     assert_share(len(distances), N, 0.1)
     assert_share(same, len(distances), 0.8)
-    assert max(distances) < synth.RESEND_RECORDS_MAX + 100  # a step further back where that record is no first one
+    assert max(distances) < RESEND_RECORDS_MAX + 100  # a step further back where that record is no first one
     assert sum(distance <= 16 for distance in distances) > len(distances) / 5
     assert all(verdict(orjson.dumps(record)).kind == "ok" for record in records)
 
@@ -269,7 +280,7 @@ def test_escapes_reach_every_mapped_key_and_string():
         b'"cached_input_tokens":1,"cache_write_tokens":1,"output_tokens":2,"reasoning_tokens":1}'
     )
     rng = random.Random(3)
-    spelled = [synth.escape(line, rng) for _ in range(2_000)]
+    spelled = [faults.escape(line, rng) for _ in range(2_000)]
     assert all(orjson.loads(escaped) == orjson.loads(line) for escaped in spelled)
     for text in orjson.loads(line):
         assert any(f'"{text}"'.encode() not in escaped for escaped in spelled), text
@@ -417,7 +428,7 @@ def test_trace_users_follow_the_client_within_its_model(tmp_path):
     [
         ("azure", None, 1_700_158_623_979, 1_700_158_624_031),
         ("azure", 5_000_000, 5_000_000, 5_000_052),
-        ("mooncake", None, synth.START_MS, synth.START_MS + 27),
+        ("mooncake", None, START_MS, START_MS + 27),
         ("mooncake", 0, 0, 27),
         ("tracelab", None, 1_780_292_420_151, 1_774_087_619_000),
     ],
@@ -430,13 +441,13 @@ def test_trace_times(tmp_path, shape, start_ms, first, last):
 def test_trace_repeats_with_new_ids_and_later_times(tmp_path):
     records = trace(tmp_path, SHAPES["mooncake"], repeat=3)
     assert len({record["request_id"] for record in records}) == 9
-    assert [r["timestamp"] - synth.START_MS for r in records] == [0, 0, 27, 1_027, 1_027, 1_054, 2_054, 2_054, 2_081]
+    assert [r["timestamp"] - START_MS for r in records] == [0, 0, 27, 1_027, 1_027, 1_054, 2_054, 2_054, 2_081]
     assert [r["input_tokens"] for r in records] == [6758, 7322, 7236] * 3
 
 
 def test_trace_model_name(tmp_path):
     assert {r["model"] for r in trace(tmp_path, SHAPES["vtc"], model='odd "né"')} == {'odd "né"'}
-    assert {r["model"] for r in trace(tmp_path, SHAPES["vtc"])} == {synth.MODEL_NAMES[0]}
+    assert {r["model"] for r in trace(tmp_path, SHAPES["vtc"])} == {MODEL_NAMES[0]}
     assert "m-large" in {r["model"] for r in trace(tmp_path, SHAPES["servegen"], model="other")}
 
 
@@ -448,7 +459,7 @@ def test_trace_does_not_depend_on_blocks_or_compression(tmp_path, monkeypatch):
     packed.write_bytes(zstandard.compress(text.encode()))
     whole = list(from_trace(plain, seed=4))
     assert list(from_trace(packed, seed=4)) == whole and len(whole) == 1
-    monkeypatch.setattr(synth, "_TRACE_BLOCK_BYTES", 2_000)
+    monkeypatch.setattr("tokenometer.processor.load.trace._TRACE_BLOCK_BYTES", 2_000)
     small = list(from_trace(plain, seed=4))
     assert len(small) > 10 and b"".join(small) == whole[0]
     assert b"".join(from_trace(plain, seed=5)) != whole[0]
@@ -546,7 +557,7 @@ def test_servegen_prefix_equals_its_rows(traces):
     for row, line in zip(rows, lines, strict=True):
         found = verdict(line).record
         counts = (found.input_tokens, found.output_tokens, found.reasoning_tokens)
-        assert (str(found.timestamp - synth.START_MS), found.model) == (row[0], row[1])
+        assert (str(found.timestamp - START_MS), found.model) == (row[0], row[1])
         assert counts == tuple(map(int, row[3:]))
         assert user_of.setdefault((row[1], row[2]), found.user) == found.user
     assert len(set(user_of.values())) == len(user_of)

@@ -18,11 +18,13 @@ import orjson
 import pytest
 from rich.console import Console
 
-from processor import cli, cli_top, report, top
-from processor.dashboard import Settings, SiteThread, server
 from tests.test_cli import ROOT, assert_error
 from tests.test_page import ATTACKS, hostile
 from tests.totals_data import AT_MS, Feed, Shape, make, nothing
+from tokenometer.processor import show
+from tokenometer.processor.cli import __main__ as cli
+from tokenometer.processor.cli import top as cli_top
+from tokenometer.processor.dashboard import Settings, SiteThread, server, top
 
 TOKEN = "a-token-for-top-0123456789"
 SIZES = [(80, 24), (160, 50), (100, 30), (143, 24), (144, 24), (120, 50), (60, 16), (240, 70)]
@@ -75,17 +77,22 @@ def test_it_shows_the_numbers(width):
     rate, windows = totals["rate"], totals["windows"]
     text = "\n".join(shown(totals, width, 50))
     for words in (
-        f"{report.si(rate['tokens_per_second'])} tokens/s", f"{report.si(rate['tokens_per_day'])} a day",
-        f"{report.percent(rate['share_of_target'])} of 120 T", "live", "17:05:13 UTC", "complete to 17:05:10",
-        *(report.si(windows[name]["tokens"]["total_tokens"]) for name in ("today", "yesterday", "since_start")),
-        *(f"{report.si(windows[f'last_{name}']['active_users'])}" for name in ("1m", "1h", "24h")),
-        "uncached 44 %", "cached 34 %", "written 5 %", "output 11 %", "reasoning 6 %", "invalid_json 3.60 k",
+        f"{show.si(rate['tokens_per_second'])} tokens/s", f"{show.si(rate['tokens_per_day'])} a day",
+        f"{show.percent(rate['share_of_target'])} of 120 T", "live", "17:05:13 UTC", "complete to 17:05:10",
+        *(show.si(windows[name]["tokens"]["total_tokens"]) for name in ("today", "yesterday", "since_start")),
+        *(f"{show.si(windows[f'last_{name}']['active_users'])}" for name in ("1m", "1h", "24h")),
+        "uncached 44 %", "cached 34 %", "written 5 %", "output 11 %", "reasoning 6 %",
+        f"{show.si(totals['records']['conflicts'])} conflicting",
         *(row["model"] for row in windows["last_1h"]["by_model"]),
         *(row["chip"] for row in windows["last_1h"]["by_chip"]),
         "user-00013", "meter-2 ", "503 ms", "gpt-4o-mini",
     ):  # fmt: skip
         assert words in text, words
     assert "Model x chip" in text
+    assert f"{show.si(totals['records']['skipped'])} skipped" in "\n".join(shown(totals, 160, 50))
+    totals["records"] |= {"skipped": 0, "conflicts": 0}
+    text = "\n".join(shown(totals, width, 50))
+    assert "invalid_json 3.60 k" in text and "skipped" not in text and "conflicting" not in text
     assert "Model x chip" not in "\n".join(shown(totals))
 
 
@@ -94,7 +101,7 @@ def test_what_does_not_fit_is_added_up():
     hour = make(Shape(models=64))["windows"]["last_1h"]
     [more] = [line for line in lines if line.startswith("60 more")]
     rest = sum(row["total_tokens"] for row in hour["by_model"][4:])
-    assert report.si(rest) in more and report.percent(rest / hour["tokens"]["total_tokens"]) in more
+    assert show.si(rest) in more and show.percent(rest / hour["tokens"]["total_tokens"]) in more
 
 
 def test_stale_and_lost_say_so_first():
@@ -123,9 +130,9 @@ def test_names_cannot_steer_the_terminal():
         row[next(key for key in ("user", "model", "chip") if key in row)] = evil
     totals["meters"][0] |= {"meter": evil, "device": evil}
     totals["rejects"], totals["matrix"]["models"], totals["matrix"]["chips"] = {evil: 1}, [evil], [evil]
-    text = "\n".join(shown(totals, 200, 50, trouble=report.printable(evil)))
+    text = "\n".join(shown(totals, 200, 50, trouble=show.printable(evil)))
     assert "\x1b" not in text and "\x07" not in text and "\u202e" not in text and "[bold red]x" in text
-    assert report.printable(ATTACKS[5]) == ATTACKS[5] and report.printable(ATTACKS[7]) == ATTACKS[7]
+    assert show.printable(ATTACKS[5]) == ATTACKS[5] and show.printable(ATTACKS[7]) == ATTACKS[7]
 
 
 @pytest.mark.parametrize(
@@ -230,7 +237,7 @@ class Terminal:
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
         environment = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from processor.cli import main; main()", "top", *arguments],
+            [sys.executable, "-m", "tokenometer.processor.cli", "top", *arguments],
             stdin=slave, stdout=slave, stderr=slave, env=environment, preexec_fn=_own_terminal,
         )  # fmt: skip
         os.close(slave)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import zlib
 from collections import defaultdict
 
 import numpy as np
@@ -10,11 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from processor import entries, totals
-from processor.entries import DAY_MS, HOUR_MS, MINUTE_MS, Entries, Key, UnknownSummary, Unreadable, read_summary
-from processor.totals import Totals
 from tests.summaries import COUNTERS, FakeMeter, Fleet, named, rfc3339
 from tests.test_schemas import validator
+from tokenometer.processor.rollup import cells, entries, summaries, totals
+from tokenometer.processor.rollup.entries import DAY_MS, Entries, Key
+from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS
+from tokenometer.processor.rollup.summaries import UnknownSummary, Unreadable, read_summary
+from tokenometer.processor.rollup.totals import Totals
 
 START_MS = 1_795_453_500_000  # 17:05 UTC
 LONG = {"last_24h", "today"}
@@ -87,7 +90,7 @@ def assert_is_the_sum(answer: dict, fleet: Fleet, now_ms: int) -> None:
     assert answer["windows"]["since_start"]["tokens"] == ever
     hour = [row for row in answer["windows"]["last_1h"]["by_model"]]
     assert sum(map(sum, answer["matrix"]["total_tokens"])) == sum(row["total_tokens"] for row in hour)
-    assert answer["records"]["read"] == sum(answer["records"][name] for name in entries.RECORDS)
+    assert answer["records"]["read"] == sum(answer["records"][name] for name in summaries.RECORDS)
 
 
 def run(fleet: Fleet, steps: int, step_ms: tuple[int, ...], late_ms: int) -> None:
@@ -405,9 +408,9 @@ def test_another_version_stops():
 
 def test_counters_beyond_what_sums_can_hold_are_refused():
     cell = {"window_start": "2026-11-23T17:05:00Z", "model": "m", "chip": "c"}
-    assert read_summary(summary_with(cells=[cell | named([0, entries.COUNTER_END - 1, 0, 0, 0, 0])]))
+    assert read_summary(summary_with(cells=[cell | named([0, summaries.COUNTER_END - 1, 0, 0, 0, 0])]))
     with pytest.raises(Unreadable, match="a counter that"):
-        read_summary(summary_with(cells=[cell | named([0, entries.COUNTER_END, 0, 0, 0, 0])]))
+        read_summary(summary_with(cells=[cell | named([0, summaries.COUNTER_END, 0, 0, 0, 0])]))
 
 
 def test_a_clock_ahead_folds_nothing():
@@ -505,7 +508,7 @@ def test_no_entry_is_larger_than_its_topic_takes(model):
     sizes = []
     for number in range(4):
         meter = FakeMeter(f"meter-{number}", number)
-        for cell in range(entries.CELLS_MAX + 10):
+        for cell in range(cells.CELLS_MAX + 10):
             meter.count((START_MS, f"{model}{cell:06d}", "c" * 256), [1, 1 << 39, 0, 0, 1 << 39, 0], "u")
         for now_ms in (START_MS, late):
             for value in meter.summary(now_ms, 8):
@@ -520,9 +523,9 @@ def test_no_entry_is_larger_than_its_topic_takes(model):
 
 def test_cells_beyond_the_limit_are_in_the_totals_since_start_only():
     view, keeper, meter = Totals(), Entries(), FakeMeter("m", 0)
-    for cell in range(entries.CELLS_MAX + 1):
+    for cell in range(cells.CELLS_MAX + 1):
         meter.count((START_MS, f"{cell}", "c"), [1, 10, 0, 0, 0, 0], "u")
-        if cell + 1 == entries.CELLS_MAX:
+        if cell + 1 == cells.CELLS_MAX:
             apply_all(view, keeper, meter, START_MS, 0)
             spans = view.rolling(START_MS)["windows"]
             assert spans["last_1h"]["tokens"] == spans["since_start"]["tokens"] and keeper.left_out == 0
@@ -617,13 +620,13 @@ def test_a_shorter_window_does_not_displace_longer_cells():
 
 @pytest.mark.parametrize("kind", ["cells", "window"])
 def test_an_entry_of_another_version_is_refused(kind):
-    usage = entries.Usage()
+    usage = cells.WindowUsage()
     usage.learn(1, "m", "part", {("model", "chip"): (1, 2, 3, 4, 5, 6)})
     value = usage.encode().replace(b"[1,2,3,4,5,6]", b"[[1,2,3,4,5,6]]")
     if kind == "window":
-        value = usage.pack()[: entries._PACKED_OFFSET] + entries.zlib.compress(value)
+        value = usage.pack()[: cells.PACKED_OFFSET_BYTES] + zlib.compress(value)
     key = Key(0, kind, START_MS, "m" if kind == "cells" else "").encode()
-    with pytest.raises(entries.UnknownEntry, match="--app"):
+    with pytest.raises(cells.UnknownEntry, match="--app"):
         Totals().apply(key, value)
-    with pytest.raises(entries.UnknownEntry, match="--app"):
-        (entries.Usage.decode if kind == "cells" else entries.Usage.unpack)(value)
+    with pytest.raises(cells.UnknownEntry, match="--app"):
+        (cells.WindowUsage.decode if kind == "cells" else cells.WindowUsage.unpack)(value)

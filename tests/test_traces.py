@@ -9,10 +9,10 @@ import pathlib
 import numpy as np
 import pytest
 
-from kernels import layout
-from kernels.engine import Engine
-from processor.synth import from_trace
 from tests import harness
+from tokenometer.kernels import layout
+from tokenometer.kernels.engine import Engine
+from tokenometer.processor.load.trace import from_trace
 
 FOLDER = pathlib.Path(os.environ.get("TOKENOMETER_TRACES", pathlib.Path(__file__).parents[2] / "shared/traces"))
 BATCH_BYTES = 1 << 23

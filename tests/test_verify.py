@@ -18,13 +18,15 @@ import orjson
 import pytest
 from rich.console import Console
 
-from processor.broker import BEGINNING, Offset, Place, Position
-from processor.broker.memory import MemoryBroker
-from processor.verify import Settings, verify
-from processor.verify import tasks as verify_tasks
-from processor.verify.judge import Judge, RefusedRecord
-from processor.verify.report import render
-from processor.verify.values import (
+from tests import bad_input, harness, mutate, oracle, streams
+from tests.test_schemas import validator
+from tokenometer.processor.broker import BEGINNING, Offset, Place, Position
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.verify import Settings, verify
+from tokenometer.processor.verify import tasks as verify_tasks
+from tokenometer.processor.verify.judge import Judge, RefusedRecord
+from tokenometer.processor.verify.report import render
+from tokenometer.processor.verify.values import (
     DuckDBMissing,
     LogGone,
     NothingCommitted,
@@ -34,9 +36,7 @@ from processor.verify.values import (
     VerifyError,
     WrongWindow,
 )
-from schemas import mapping as mappings
-from tests import bad_input, harness, mutate, oracle, streams
-from tests.test_schemas import validator
+from tokenometer.schemas.mapping_model import EPOCH_FORMATS
 
 GROUP = "meters"
 LOG, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
@@ -131,7 +131,10 @@ class Writer:
 
     def state(self) -> dict[str, Any]:
         meter = self.meter
-        records = {name: getattr(meter, name) for name in ("read", "counted", "duplicates", "rejected", "empty")}
+        records = {
+            name: getattr(meter, name)
+            for name in ("read", "counted", "duplicates", "rejected", "empty", "skipped", "conflicts")
+        }
         rows = {key: tuple(counters) for key, counters in meter.rows.items()}
         return {"records": records, "rejects": dict(meter.reasons), "rows": rows}
 
@@ -289,7 +292,7 @@ def test_a_clean_stream_is_clean(name):
     records = [summary["records"] for summary in last_summaries(stream)]
     for kind in ("read", "counted", "duplicates", "rejected", "empty"):
         assert getattr(report.tally, kind) == sum(record[kind] for record in records)
-    assert report.tally.duplicates and report.tally.rejected == report.letters > 0
+    assert report.tally.duplicates and report.tally.rejected + report.tally.conflicts == report.letters > 0
     assert report.parts == 3 and report.usage_messages == len(stream.usage) > report.found_rows
 
 
@@ -361,8 +364,8 @@ def test_totals_beyond_64_bits_add_up():
 
 
 def test_other_processes_find_the_same(monkeypatch):
-    monkeypatch.setattr("processor.verify._FEW_MESSAGES", 0)
-    monkeypatch.setattr("processor.verify._CHUNK_MESSAGES", 20)
+    monkeypatch.setattr("tokenometer.processor.verify._FEW_MESSAGES", 0)
+    monkeypatch.setattr("tokenometer.processor.verify._CHUNK_MESSAGES", 20)
     stream = make_stream()
     stream.row(-1)["requests"] += 1
     here = stream.verify()
@@ -373,8 +376,9 @@ def test_other_processes_find_the_same(monkeypatch):
 
 def test_nothing_of_the_engine_is_imported():
     code = (
-        "import sys, processor.verify, duckdb; "
-        "print([m for m in sys.modules if m.startswith('kernels') or m in ('processor.referee', 'processor.replay')])"
+        "import sys, tokenometer.processor.verify, duckdb; "
+        "rooms = 'tokenometer.kernels', 'tokenometer.processor.records', 'tokenometer.processor.files'; "
+        "print([m for m in sys.modules if m.startswith(rooms)])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
@@ -931,7 +935,7 @@ default = 2
 """
 
 
-@pytest.mark.parametrize("unit", mappings.EPOCH_FORMATS)
+@pytest.mark.parametrize("unit", EPOCH_FORMATS)
 @pytest.mark.parametrize("time", MAPPINGS)
 def test_odd_mappings_are_judged_alike(unit, time):
     mapping = harness.Mapping.parse(ODD.replace("TIME", MAPPINGS[time].format(unit=unit)), "odd")

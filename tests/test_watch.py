@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from processor import watch
-from processor.broker import BrokerError, Place
-from processor.broker.memory import MemoryBroker
-from processor.entries import Entries, read_summary
-from processor.watch import Watch
 from tests.summaries import Fleet
 from tests.test_schemas import validator
+from tokenometer.processor.broker import BrokerError, Place
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.rollup import watch
+from tokenometer.processor.rollup.entries import Entries
+from tokenometer.processor.rollup.summaries import read_summary
+from tokenometer.processor.rollup.watch import Watch
 
 LIVE, CHANGELOG = "token-live", "changelog"
 TARGET = 120_000_000_000_000

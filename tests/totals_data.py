@@ -10,8 +10,8 @@ from typing import Any
 
 import orjson
 
-from processor.dashboard import Source, metrics
-from processor.output import COUNTERS
+from tokenometer.processor.dashboard import Source, metrics
+from tokenometer.schemas.usage import COUNTERS
 
 AT_MS = 1_795_453_513_204
 TARGET = 120 * 10**12
@@ -101,7 +101,7 @@ def make(shape: Shape = Shape(), at_ms: int = AT_MS, stale: bool = False) -> dic
     meters = _meters(shape, at_ms, since, stale)
     records = {
         name: sum(meter["records"][name] for meter in meters)
-        for name in ("read", "counted", "duplicates", "rejected", "empty")
+        for name in ("read", "counted", "duplicates", "rejected", "empty", "skipped", "conflicts")
     }
     live = [meter for meter in meters if meter["state"] == "live"]
     tops = sorted(
@@ -185,7 +185,8 @@ def _meter(shape: Shape, at_ms: int, tokens: int, number: int, stale: bool) -> d
         tokens // 6400,
         {"invalid_json": 1200 + number, "bad_count": 310, "future_timestamp": 17, "missing_field": 4},
     )
-    records = {"counted": counted, "duplicates": counted // 900, "rejected": sum(rejects.values()), "empty": 3}
+    records = {"counted": counted, "duplicates": counted // 900, "rejected": sum(rejects.values()), "empty": 3,
+               "skipped": counted // 500}  # fmt: skip
     lag, fresh = rng.randrange(0, 40), rng.randrange(300, 1400)
     committed_ms = at_ms - age_ms
     place = {"topic": "inference-logs", "partition": number, "next": counted, "end": counted + lag, "lag": lag,
@@ -198,7 +199,7 @@ def _meter(shape: Shape, at_ms: int, tokens: int, number: int, stale: bool) -> d
         "committed_at": instant(committed_ms),
         "age_ms": age_ms,
         "state": "stale" if stale else "live",
-        "records": {"read": sum(records.values()), **records},
+        "records": {"read": sum(records.values()), **records, "conflicts": records["duplicates"] // 7},
         "rejects": rejects,
         "total_tokens": tokens,
         "lag_messages": lag,

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple, NewType, Protocol, overload
 
 import numpy as np
 
+from tokenometer.schemas.errors import TokenometerError
+
 Offset = NewType("Offset", int)
 Headers = Sequence[tuple[str, bytes]]
 BEGINNING = Offset(0)
@@ -106,6 +108,13 @@ class Extent(NamedTuple):
     end: Offset
 
 
+class GroupMember(NamedTuple):
+    """As the group's coordinator has it. name: its static member id."""
+
+    name: str | None
+    places: Sequence[Place]
+
+
 @dataclass(frozen=True)
 class TopicState:
     """What is known of a topic. `id` differs between two topics that bore the same name one after the other."""
@@ -118,7 +127,7 @@ class TopicState:
 # --- Errors ---
 
 
-class BrokerError(Exception):
+class BrokerError(TokenometerError):
     """The broker could not do something. What follows is one of the kinds below, or this: try again from the start."""
 
 
@@ -128,6 +137,10 @@ class Fenced(BrokerError):
 
 class Lost(BrokerError):
     """This member is not in the group's current generation: its partitions belong to others now."""
+
+
+class Dead(BrokerError):
+    """This client has given up for good; every later call of it says so again: close it, and open another one."""
 
 
 class OutOfRange(BrokerError):
@@ -168,7 +181,7 @@ class Consumer(Protocol):
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
         """Up to `most` messages, consecutive ones of a partition together; none when the time is over.
 
-        Raises OutOfRange, TopicMissing, Fenced, Refused, or BrokerError for what passes when tried again.
+        Raises OutOfRange, TopicMissing, Fenced, Refused, Dead, or BrokerError for what passes when tried again.
         """
 
     def seek(self, positions: Mapping[Place, Offset]) -> None:
@@ -281,6 +294,9 @@ class Broker(Protocol):
     def committed(self, group: str, topics: Sequence[str]) -> dict[Place, Position | None]:
         """A group's committed offsets, seen from outside of it. Waits as `Consumer.committed` does, but then answers
         the older ones."""
+
+    def members(self, group: str) -> list[GroupMember]:
+        """Who is in a group, and has what; nobody is in one that does not exist."""
 
     def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
         """What is known of each; None: there is no such topic."""

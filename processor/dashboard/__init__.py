@@ -8,7 +8,7 @@ server.py    aiohttp: routes, the event stream, two ways to run it
 static/      the page: plain ES modules, no build step
 """
 
-from processor.dashboard.access import DashboardError, Settings
-from processor.dashboard.server import Site, SiteThread, Source
+from tokenometer.processor.dashboard.access import DashboardError, Settings
+from tokenometer.processor.dashboard.server import Site, SiteThread, Source
 
 __all__ = ["DashboardError", "Settings", "Site", "SiteThread", "Source"]

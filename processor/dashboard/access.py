@@ -17,6 +17,8 @@ import re
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
+from tokenometer.schemas.errors import TokenometerError
+
 TOKEN_MIN = 16  # characters; nothing slows down guessing
 COOKIE_SECONDS = 30 * 86_400
 OPEN_PATHS = ("/healthz",)  # probes hold no secrets, and it tells nothing of the usage
@@ -33,7 +35,7 @@ HEADERS = {
 }
 
 
-class DashboardError(Exception):
+class DashboardError(TokenometerError):
     """The dashboard cannot be served; the message says what to do."""
 
 

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib import resources
 
-from processor.dashboard.access import DashboardError
+from tokenometer.processor.dashboard.access import DashboardError
 
 PAGE = "index.html"
 _TYPES = {
@@ -39,7 +39,7 @@ class Asset:
 
 
 def load() -> dict[str, Asset]:
-    static = resources.files("processor.dashboard") / "static"
+    static = resources.files("tokenometer.processor.dashboard") / "static"
     files = {file.name: file.read_bytes() for file in static.iterdir() if file.name.rpartition(".")[2] in _TYPES}
     files["plotly.min.js"] = _chart_library()
     return {name: Asset(_TYPES[name.rpartition(".")[2]], content) for name, content in files.items()}

@@ -14,7 +14,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 _CATEGORIES = ("input", "cached_input", "cache_write", "output", "reasoning")
-_VERDICTS = ("counted", "duplicates", "rejected", "empty")
+_VERDICTS = ("counted", "duplicates", "rejected", "empty", "skipped")
 _ACTIVE_WINDOWS = ("1m", "1h", "24h")
 
 
@@ -52,6 +52,9 @@ def families(totals: dict[str, Any]) -> Iterator[Metric]:
     yield requests
     yield _counter("records", "Records since start, by what became of them.", "verdict",
                    {name: records[name] for name in _VERDICTS})  # fmt: skip
+    conflicts = CounterMetricFamily("tokenometer_rollup_conflicts", "Duplicates that say something else, since start.")
+    conflicts.add_metric([], records["conflicts"])
+    yield conflicts
     yield _counter("rejected_records", "Dead letters since start, by reason.", "reason", totals["rejects"])
     active = GaugeMetricFamily(
         "tokenometer_rollup_active_users", "Users with usage in the last minute, hour, day of event time (estimate).",

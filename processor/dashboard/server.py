@@ -25,8 +25,8 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from processor.dashboard import access, assets, openapi
-from processor.dashboard.access import DashboardError, Settings
+from tokenometer.processor.dashboard import access, assets, openapi
+from tokenometer.processor.dashboard.access import DashboardError, Settings
 
 log = logging.getLogger("tokenometer.dashboard")
 

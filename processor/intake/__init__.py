@@ -119,9 +119,7 @@ class Decoder:
 
     # --- Openers ---
 
-    def _open(
-        self, batch: native.Batch, values: Column, first: int, claimed: Ints, claims: Bytes
-    ) -> dict[int, str]:
+    def _open(self, batch: native.Batch, values: Column, first: int, claimed: Ints, claims: Bytes) -> dict[int, str]:
         """Replaces what is claimed; stops where the opened values are as much as one call may give."""
         failures: dict[int, str] = {}
         replaced: dict[int, bytes] = {}

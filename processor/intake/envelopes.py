@@ -58,7 +58,9 @@ def structured(value: bytes | None, headers: Headers) -> bytes:
 
 
 def _attributes(headers: Headers) -> Iterable[tuple[str, bytes]]:
-    found = {name[len(_EVENT) :]: content for name, content in headers if name.startswith(_EVENT) and content is not None}
+    found = {
+        name[len(_EVENT) :]: content for name, content in headers if name.startswith(_EVENT) and content is not None
+    }
     found.pop("data", None)
     found.pop("data_base64", None)
     return found.items()

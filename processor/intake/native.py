@@ -107,7 +107,9 @@ class Written:
 def look(data: Bytes, starts: Ints, lengths: Ints) -> tuple[Ints, Bytes]:
     """Which values an opener claims, and which one; by one look at the first byte of each."""
     claimed, claims = np.empty(len(starts) + 1, np.int64), np.empty(len(starts) + 1, np.uint8)
-    found = _library().look(_pointer(data), _pointer(starts), _pointer(lengths), len(starts), *map(_pointer, (claimed, claims)))
+    found = _library().look(
+        _pointer(data), _pointer(starts), _pointer(lengths), len(starts), *map(_pointer, (claimed, claims))
+    )
     return claimed[:found], claims[:found]
 
 

@@ -3,10 +3,10 @@
     token-usage ──┐  intake.py: batches      store.py: ONE database transaction =
     token-live  ──┴─> decode.py: columns ──> rows, names, parts, late usage, offsets
                                                     │
-            usage.py: tokens by user, model, chip ──┤── serve.py, export.py, cli_billing.py
+            usage.py: tokens by user, model, chip ──┤── serve.py, export.py
             periods.py: complete, close, statements ┤
             prices.py: decimal prices and costs ────┘
 
-Rooms: `decode` and `parts` are pure; `database` says what is needed of a database, `duck` and `postgres` give it, and
-`store` is the one place that writes.
+Rooms: `decode` and `parts` are pure; `database` says what is needed of a database, `migrations` has its tables, `duck`
+and `postgres` give it, `opening` chooses between them, and `store` is the one place that writes.
 """

@@ -20,19 +20,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from processor.broker import Messages, Place
-from processor.ledger.values import (
-    COUNTERS,
+from tokenometer.processor.broker import Messages, Place
+from tokenometer.processor.ledger.values import (
     NAME_BYTES_MAX,
-    SCHEMA,
     U64_END,
     Coded,
-    Counters,
+    LedgerSummary,
     Malformed,
-    Summary,
     UnknownSchema,
     UsageRows,
 )
+from tokenometer.schemas.usage import COUNTERS, PARENTS, SCHEMA_VERSION, TOTAL, Usage, total_of
 
 _TEXTS = ("user", "model", "chip", "part")
 _TABLE = pa.schema(
@@ -40,7 +38,7 @@ _TABLE = pa.schema(
         ("window_start", pa.string()),
         *((name, pa.string()) for name in _TEXTS),
         ("window_ms", pa.int64()),
-        *((name, pa.uint64()) for name in (*COUNTERS, "total_tokens")),
+        *((name, pa.uint64()) for name in (*COUNTERS, TOTAL)),
         ("schema", pa.int64()),
     ]
 )
@@ -103,7 +101,7 @@ def _columns(table: Any) -> UsageRows:
     if not _consistent(counters, table["total_tokens"].to_numpy()):
         raise _Doubt
     versions, windows = (table[name].to_numpy() for name in ("schema", "window_ms"))
-    if (versions != SCHEMA).any() or (windows < 1000).any() or (windows % 1000 != 0).any():
+    if (versions != SCHEMA_VERSION).any() or (windows < 1000).any() or (windows % 1000 != 0).any():
         raise _Doubt
     starts, (user, model, chip, part) = _coded(table["window_start"]), (_coded(table[name]) for name in _TEXTS)
     if not all(0 < len(name) <= NAME_BYTES_MAX for column in (user, model, chip) for name in column.names):
@@ -123,9 +121,13 @@ def _coded(column: Any) -> Coded:
 
 def _consistent(counters: list[Any], total: Any) -> bool:
     """What is a part of a number is no more than it, and sums do not wrap."""
-    _, given, cached, written, out, reasoning = counters
-    within = (cached <= given) & (written <= given - cached) & (reasoning <= out)
-    return bool((within & (given + out == total) & (total >= given)).all())
+    held = dict(zip(COUNTERS, counters, strict=True))
+    left = {name: held[name] for name in PARENTS.values()}  # of each total, once its parts are taken away
+    within = total_of(counters) == total
+    for part, parent in PARENTS.items():
+        within &= held[part] <= left[parent]
+        left[parent] = left[parent] - held[part]
+    return bool((within & (total >= held[next(iter(left))])).all())
 
 
 def _of_parts(part: Coded, windows: np.ndarray[Any, np.dtype[np.int64]]) -> list[int]:
@@ -153,7 +155,7 @@ def _row(value: bytes, where: str) -> dict[str, Any]:
     if wrong := row.keys() ^ set(_TABLE.names):
         name = min(wrong)
         raise Malformed(f"{where}: {'an unknown' if name in row else 'no'} field {name}")
-    for name in (*COUNTERS, "total_tokens", "window_ms"):
+    for name in (*COUNTERS, TOTAL, "window_ms"):
         if type(row[name]) is not int or not 0 <= row[name] < (_WINDOW_MS_END if name == "window_ms" else U64_END):
             raise Malformed(f"{where}: {name} is not an unsigned 64-bit integer")
     if row["window_ms"] < 1000 or row["window_ms"] % 1000:
@@ -170,7 +172,7 @@ def _row(value: bytes, where: str) -> dict[str, Any]:
         _window_ms(row["window_start"])
     except _Doubt:
         raise Malformed(f"{where}: window_start is not a moment such as 2026-11-23T17:05:00Z") from None
-    if not _consistent([np.array([row[name]], np.uint64) for name in COUNTERS], np.uint64(row["total_tokens"])):
+    if not _consistent([np.array([row[name]], np.uint64) for name in COUNTERS], np.uint64(row[TOTAL])):
         raise Malformed(f"{where}: the counters of tokens contradict each other")
     return row
 
@@ -178,17 +180,17 @@ def _row(value: bytes, where: str) -> dict[str, Any]:
 # --- Live summaries ---
 
 
-def summaries(polled: Sequence[Messages]) -> list[Summary]:
+def summaries(polled: Sequence[Messages]) -> list[LedgerSummary]:
     return [
         _summary(_object(value, _at(place, offset)), place.partition, _at(place, offset))
         for place, offset, value in _there(polled)
     ]
 
 
-def _summary(top: dict[str, Any], live_partition: int, where: str) -> Summary:
+def _summary(top: dict[str, Any], live_partition: int, where: str) -> LedgerSummary:
     _check_version(top, where)
     try:
-        summary = Summary(
+        summary = LedgerSummary(
             meter=_text(top["meter"]),
             part=_text(top["part"]),
             sequence=_count(top["sequence"]),
@@ -205,9 +207,8 @@ def _summary(top: dict[str, Any], live_partition: int, where: str) -> Summary:
     return summary
 
 
-def _tokens(counts: dict[str, Any]) -> Counters:
-    a, b, c, d, e, f = (_count(counts[name]) for name in COUNTERS)
-    return a, b, c, d, e, f
+def _tokens(counts: dict[str, Any]) -> Usage:
+    return Usage(*(_count(counts[name]) for name in COUNTERS))
 
 
 def _text(value: Any) -> str:
@@ -241,6 +242,8 @@ def _object(value: bytes, where: str) -> dict[str, Any]:
 
 def _check_version(top: dict[str, Any], where: str) -> None:
     version = top.get("schema")
-    if type(version) is not int or version != SCHEMA:
+    if type(version) is not int or version != SCHEMA_VERSION:
         shown = orjson.dumps(version).decode()
-        raise UnknownSchema(f"{where}: schema version {shown}; this tokenometer knows version {SCHEMA}: upgrade it")
+        raise UnknownSchema(
+            f"{where}: schema version {shown}; this tokenometer knows version {SCHEMA_VERSION}: upgrade it"
+        )

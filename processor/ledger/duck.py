@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from processor.ledger.database import COLUMNS, KEY, Database, Rows, Types, check_version, migrate
-from processor.ledger.values import COUNTERS, Busy, DatabaseError
+from tokenometer.processor.ledger.database import COLUMNS, KEY, Database, Rows, Types
+from tokenometer.processor.ledger.migrations import check_version, migrate
+from tokenometer.processor.ledger.values import Busy, DatabaseError
+from tokenometer.schemas.usage import COUNTERS
 
 if TYPE_CHECKING:
     import duckdb

@@ -10,14 +10,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from processor import output
-from processor.ledger.usage import DIMENSIONS
-from processor.ledger.values import COUNTERS, BadRequest, LedgerError
+from tokenometer.processor.files import output
+from tokenometer.processor.ledger.usage import DIMENSIONS
+from tokenometer.processor.ledger.values import BadRequest, LedgerError
+from tokenometer.schemas.usage import COUNTERS, TOTAL
 
-_COUNTS = (*COUNTERS, "total_tokens", "unpriced_tokens", "uncosted_tokens")
+_COUNTS = (*COUNTERS, TOTAL, "unpriced_tokens", "uncosted_tokens")
 _MONEY = ("revenue", "chip_cost")
 _MONEY_TYPE = pa.decimal128(38, 18)  # a price has twelve digits behind the point, and is for a million
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+# What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian keyboards too.
+_FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], header: bool = True) -> str:
@@ -31,15 +33,21 @@ def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], header: 
 
 
 def _cell(column: str, value: Any) -> Any:
-    if column in DIMENSIONS and value.startswith(_FORMULA):
+    if column in DIMENSIONS and _is_formula(value):
         return f"'{value}"
     return "" if value is None else value
+
+
+def _is_formula(value: str) -> bool:
+    """Also behind white space and invisible characters, which a spreadsheet may drop."""
+    seen = next((place for place, c in enumerate(value) if c.isprintable() and not c.isspace()), len(value))
+    return value[seen:].startswith(_FORMULA) or value.startswith(("\t", "\r", "\n"))
 
 
 def columns_of(query: Mapping[str, Any]) -> list[str]:
     """Of the rows of an answer (usage.as_json)."""
     money = ("revenue", "unpriced_tokens", "chip_cost", "uncosted_tokens") if "currency" in query else ()
-    return ["begin", "end", *query["group_by"], *COUNTERS, "total_tokens", *money]
+    return ["begin", "end", *query["group_by"], *COUNTERS, TOTAL, *money]
 
 
 def write(pages: Iterable[Sequence[Mapping[str, Any]]], columns: Sequence[str], name: str, force: bool) -> int:

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from processor.broker import (
+from tokenometer.processor.broker import (
     Broker,
     BrokerError,
     Fenced,
@@ -33,10 +33,10 @@ from processor.broker import (
     Refused,
     TopicMissing,
 )
-from processor.ledger import decode
-from processor.ledger.parts import Part
-from processor.ledger.store import Dispute, Stand, Store
-from processor.ledger.values import Intake, LedgerError
+from tokenometer.processor.ledger import decode
+from tokenometer.processor.ledger.parts import LedgerPart
+from tokenometer.processor.ledger.store import Dispute, Stand, Store
+from tokenometer.processor.ledger.values import LedgerBatch, LedgerError
 
 log = logging.getLogger("tokenometer.ledger")
 T = TypeVar("T")
@@ -78,14 +78,14 @@ class _Horizon:
 
     ends: Mapping[Place, Offset]
     watermarks: Mapping[Place, int | None]
-    ended: Sequence[Part]
+    ended: Sequence[LedgerPart]
 
     def reached(self, reached: Mapping[Place, Offset]) -> bool:
         return all(reached.get(place, Offset(0)) >= end for place, end in self.ends.items())
 
 
 @dataclass
-class Progress:
+class IntakeProgress:
     """For people and metrics; written by the loop alone."""
 
     rows: int = 0  # taken in since the start, whatever became of them
@@ -113,7 +113,7 @@ class Ledger:
         self._horizons = self._looked_ms = 0
         self._news = True  # summaries that no horizon has noted yet; at the start there may be some of before
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self.progress = Progress()
+        self.progress = IntakeProgress()
 
     def run(self, stopped: Callable[[], bool], once: bool = False) -> None:
         """`once`: until everything that is there is in. Raises BrokerError for what does not pass, and LedgerError."""
@@ -251,7 +251,7 @@ class Ledger:
         rows = decode.usage_rows(usage)
         # Of what came, not of what is only marked: that costs nothing to read again.
         reached = {each.place: each.next_offset for each in messages}
-        self._store.take(Intake(rows, summaries, reached))
+        self._store.take(LedgerBatch(rows, summaries, reached))
         self._news = self._news or bool(summaries)
         progress = self.progress
         progress.rows += len(rows) if rows is not None else 0
@@ -306,7 +306,7 @@ def _named(place: Place) -> str:
     return f"{place.topic}, partition {place.partition}"
 
 
-def view(progress: Progress) -> dict[str, Any]:
+def view(progress: IntakeProgress) -> dict[str, Any]:
     """As JSON."""
     return {
         "rows_taken": progress.rows,

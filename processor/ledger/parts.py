@@ -15,7 +15,8 @@ last one of the old part. Whatever is not merged is still right: it only takes t
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from processor.ledger.values import Counters, LedgerError, Summary
+from tokenometer.processor.ledger.values import LedgerError, LedgerSummary
+from tokenometer.schemas.usage import Usage
 
 OPEN, ENDED, MERGED, DISPUTED, UNPROVED = "open", "ended", "merged", "disputed", "unproved"
 
@@ -25,43 +26,43 @@ class PartGoesOn(LedgerError):
 
 
 @dataclass
-class Part:
+class LedgerPart:
     id: int
     name: str
     window_ms: int
     state: str = OPEN
     meter: str | None = None  # None: no summary of it was seen
     sequence: int | None = None
-    tokens: Counters | None = None
+    tokens: Usage | None = None
     live_partition: int | None = None
 
 
-class Parts:
+class LedgerParts:
     """All parts that the ledger knows. `changed`: what is to be written."""
 
-    def __init__(self, known: list[Part], next_id: int, merged: Callable[[str], Part | None]) -> None:
+    def __init__(self, known: list[LedgerPart], next_id: int, merged: Callable[[str], LedgerPart | None]) -> None:
         """known: all that are not merged. merged: looks one of the others up, of which there are ever more."""
         self._by_name = {part.name: part for part in known}
         self._current = {part.meter: part for part in known if part.meter is not None and part.state == OPEN}
         self._next_id, self._merged = next_id, merged
-        self.changed: dict[str, Part] = {}
+        self.changed: dict[str, LedgerPart] = {}
 
-    def of(self, name: str, window_ms: int) -> Part:
+    def of(self, name: str, window_ms: int) -> LedgerPart:
         """The part of this name, new if it was not known."""
         part = self._by_name.get(name) or self._merged(name)
         if part is not None:
             self._by_name[name] = part
         else:
-            part = self._by_name[name] = self.changed[name] = Part(self._next_id, name, window_ms)
+            part = self._by_name[name] = self.changed[name] = LedgerPart(self._next_id, name, window_ms)
             self._next_id += 1
         if part.window_ms != window_ms:
             raise LedgerError(f"part {name} has windows of {part.window_ms} ms, and of {window_ms} ms")
         return part
 
-    def in_state(self, state: str) -> list[Part]:
+    def in_state(self, state: str) -> list[LedgerPart]:
         return [part for part in self._by_name.values() if part.state == state]
 
-    def take(self, summary: Summary) -> None:
+    def take(self, summary: LedgerSummary) -> None:
         part = self.of(summary.part, summary.window_ms)
         if part.sequence is not None and summary.sequence <= part.sequence:
             return  # read before, or another message of the same summary
@@ -76,14 +77,14 @@ class Parts:
         if part.state == OPEN:
             self._succeed(part, summary.meter)
 
-    def _succeed(self, part: Part, meter: str) -> None:
+    def _succeed(self, part: LedgerPart, meter: str) -> None:
         before = self._current.get(meter)
         if before is not None and before is not part:
             # In another partition there may be later summaries of it that were not read yet.
             self.move(before, ENDED if before.live_partition == part.live_partition else UNPROVED)
         self._current[meter] = part
 
-    def move(self, part: Part, state: str) -> None:
+    def move(self, part: LedgerPart, state: str) -> None:
         part.state = state
         self.changed[part.name] = part
 

@@ -16,14 +16,16 @@ from dataclasses import dataclass
 from datetime import UTC, tzinfo
 from typing import Any
 
-from processor.ledger import times
-from processor.ledger.database import Database
-from processor.ledger.usage import LIMIT, decode_cursor, encode_cursor, number, watermark, window_end
-from processor.ledger.values import COUNTERS, BadRequest, Counters, LedgerError
+from tokenometer.processor.ledger import times
+from tokenometer.processor.ledger.database import Database
+from tokenometer.processor.ledger.usage import LIMIT, decode_cursor, encode_cursor, number, watermark, window_end
+from tokenometer.processor.ledger.values import BadRequest, LedgerError
+from tokenometer.schemas.usage import COUNTERS, Usage
 
 _IDS = ("user_id", "model_id", "chip_id")
 _SUMS = ", ".join(f"sum({name})" for name in COUNTERS)
 _ALL = ", ".join(COUNTERS)
+_STATEMENT = "id, begin_ms, end_ms, closed_at, complete, watermark"
 
 
 class NotComplete(LedgerError):
@@ -50,7 +52,7 @@ class Line:
     user: str
     model: str
     chip: str
-    counters: Counters
+    counters: Usage
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,13 @@ def close(database: Database, end: int, grace_ms: int, now_ms: int, anyway: bool
 def _write(database: Database, statement: Statement) -> None:
     begin = statement.begin
     database.rows(
-        "INSERT INTO statements VALUES (?, ?, ?, ?, ?, ?)",
+        f"INSERT INTO statements ({_STATEMENT}) VALUES (?, ?, ?, ?, ?, ?)",
         [statement.id, begin, statement.end, statement.closed_at, statement.complete, statement.watermark],
     )
     since, parameters = ("", []) if begin is None else ("window_start >= ? AND", [begin])
     database.rows(
-        f"INSERT INTO statement_lines SELECT CAST(? AS INTEGER), {', '.join(_IDS)}, {_SUMS} FROM usage "
+        f"INSERT INTO statement_lines (statement_id, {', '.join(_IDS)}, {_ALL}) "
+        f"SELECT CAST(? AS INTEGER), {', '.join(_IDS)}, {_SUMS} FROM usage "
         f"WHERE {since} window_start < ? GROUP BY {', '.join(_IDS)}",
         [statement.id, *parameters, statement.end],
     )
@@ -100,8 +103,7 @@ def _write(database: Database, statement: Statement) -> None:
 
 
 def statements(database: Database) -> list[Statement]:
-    names = "id, begin_ms, end_ms, closed_at, complete, watermark"
-    return [Statement(*row) for row in database.rows(f"SELECT {names} FROM statements ORDER BY id")]
+    return [Statement(*row) for row in database.rows(f"SELECT {_STATEMENT} FROM statements ORDER BY id")]
 
 
 def statement(database: Database, id: int) -> Statement:
@@ -153,8 +155,8 @@ def _page(
 
 def _line(row: Sequence[Any], windows: int) -> Line:
     user, model, chip = (bytes(name).decode() for name in row[windows : windows + 3])
-    a, b, c, d, e, f = map(int, row[windows + 3 :])
-    return Line(int(row[0]) if windows else None, user, model, chip, (a, b, c, d, e, f))
+    counters = Usage(*map(int, row[windows + 3 :]))
+    return Line(int(row[0]) if windows else None, user, model, chip, counters)
 
 
 # --- The proof ---
@@ -215,5 +217,4 @@ def page_json(database: Database, name: str, kind: str, limit: int, after: str |
 def line_json(line: Line, where: tzinfo = UTC) -> Mapping[str, Any]:
     window = {} if line.window_start is None else {"window_start": times.text(line.window_start, where)}
     names = {"user": line.user, "model": line.model, "chip": line.chip}
-    total = line.counters[1] + line.counters[4]
-    return {**window, **names, **dict(zip(COUNTERS, line.counters, strict=True)), "total_tokens": total}
+    return {**window, **names, **line.counters.with_total()}

@@ -13,8 +13,10 @@ from typing import Any
 
 import pyarrow.csv as pc
 
-from processor.ledger.database import COLUMNS, KEY, Database, Rows, Types, check_version, migrate, shown
-from processor.ledger.values import COUNTERS, Busy, DatabaseError
+from tokenometer.processor.ledger.database import COLUMNS, KEY, Database, Rows, Types, shown
+from tokenometer.processor.ledger.migrations import check_version, migrate
+from tokenometer.processor.ledger.values import Busy, DatabaseError
+from tokenometer.schemas.usage import COUNTERS
 
 _LOCK = 0x746F6B656E6F  # one ledger in one database
 _ORDER = "user_id, window_start, model_id, chip_id, part_id"  # the key's: each page of its index is visited once

@@ -22,8 +22,9 @@ from datetime import UTC, date, datetime, tzinfo
 from decimal import Decimal
 from typing import Any, NoReturn
 
-from processor.ledger import times
-from processor.ledger.values import Counters, LedgerError
+from tokenometer.processor.ledger import times
+from tokenometer.processor.ledger.values import LedgerError
+from tokenometer.schemas.usage import Usage
 
 _MILLION = Decimal(1_000_000)
 _DIGITS_MAX = 12  # behind the point, of a price; before it as many
@@ -67,18 +68,17 @@ class Prices:
         changes = {moment for entry in entries for moment in (entry.begin, entry.end) if moment is not None}
         return [begin, *sorted(moment for moment in changes if begin < moment < end)]
 
-    def revenue(self, model: str, at: int, counters: Counters) -> Decimal | None:
+    def revenue(self, model: str, at: int, counters: Usage) -> Decimal | None:
         """None: the model has no price then."""
         entry = _valid(self.models.get(model, ()), at)
         if entry is None:
             return None
-        _, given, cached, written, out, reasoning = counters
         charged = {
-            "input": given - cached - written,
-            "cached_input": cached,
-            "cache_write": written,
-            "output": out - reasoning,
-            "reasoning": reasoning,
+            "input": counters.input_tokens - counters.cached_input_tokens - counters.cache_write_tokens,
+            "cached_input": counters.cached_input_tokens,
+            "cache_write": counters.cache_write_tokens,
+            "output": counters.output_tokens - counters.reasoning_tokens,
+            "reasoning": counters.reasoning_tokens,
         }
         assert all(count >= 0 for count in charged.values()), counters
         with decimal.localcontext(_EXACT):

@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from processor.dashboard import access
-from processor.ledger import export, intake, periods, times, usage
-from processor.ledger.database import Database
-from processor.ledger.prices import Prices
-from processor.ledger.store import Store
-from processor.ledger.values import BadRequest, LedgerError
+from tokenometer.processor.dashboard import access
+from tokenometer.processor.ledger import export, intake, periods, times, usage
+from tokenometer.processor.ledger.database import Database
+from tokenometer.processor.ledger.prices import Prices
+from tokenometer.processor.ledger.store import Store
+from tokenometer.processor.ledger.values import BadRequest, LedgerError
 
 _READERS = 4  # questions that are answered at a time; others wait
 _BODY_BYTES_MAX = 1 << 16
@@ -59,7 +59,7 @@ class Api:
         database: Database,
         settings: ServeSettings,
         ask: Callable[[Callable[[Store], Any]], "Future[Any]"],
-        progress: Callable[[], intake.Progress],
+        progress: Callable[[], intake.IntakeProgress],
         now_ms: Callable[[], int],
     ) -> None:
         self._database, self._settings = database, settings

@@ -21,13 +21,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from processor.broker import Offset, Place
-from processor.ledger.database import COLUMNS, KEY, Database
-from processor.ledger.parts import DISPUTED, ENDED, MERGED, Part, Parts
-from processor.ledger.values import COUNTERS, Coded, Counters, DatabaseError, Intake, LedgerError, UsageRows
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.processor.ledger.database import COLUMNS, KEY, Database
+from tokenometer.processor.ledger.parts import DISPUTED, ENDED, MERGED, LedgerPart, LedgerParts
+from tokenometer.processor.ledger.values import Coded, DatabaseError, LedgerBatch, LedgerError, UsageRows
+from tokenometer.schemas.usage import COUNTERS, Usage
 
 NAMES_CACHED_MAX = 2_000_000  # about 300 MB of bytes and numbers; then the cache begins anew
 _SUMS = ", ".join(f"sum({name})" for name in COUNTERS)
+# Columns are named wherever they are written: a later version of the tables has more of them.
+_PLACE = "topic, partition, topic_id, next"
+_MARK = "topic, partition, seen, complete"
+_PART = ", ".join(("id", "name", "window_ms", "state", "meter", "sequence", "live_partition", *COUNTERS))
 _LATE = f"""
     INSERT INTO late ({", ".join((*KEY, *COUNTERS))})
     SELECT {", ".join(KEY)}, {", ".join(f"later.{name} - held_{name}" for name in COUNTERS)} FROM (
@@ -54,8 +59,8 @@ class Dispute:
     """An ended part whose rows do not add up to its last summary."""
 
     part: str
-    said: Counters
-    found: Counters
+    said: Usage
+    found: Usage
 
 
 class Store:
@@ -65,14 +70,14 @@ class Store:
         self.database = database
         self.ignored_rows = 0  # of merged parts: read before
         [(highest,)] = database.rows("SELECT coalesce(max(id), 0) FROM parts")
-        self.parts = Parts(_parts(database, "state <> ?", MERGED), highest + 1, self._merged_part)
+        self.parts = LedgerParts(_parts(database, "state <> ?", MERGED), highest + 1, self._merged_part)
         self._positions = {
             Place(topic, partition): Stand(topic_id, Offset(following))
-            for topic, partition, topic_id, following in database.rows("SELECT * FROM positions")
+            for topic, partition, topic_id, following in database.rows(f"SELECT {_PLACE} FROM positions")
         }
         self._watermarks: dict[Place, tuple[int | None, int | None]] = {
             Place(topic, partition): (seen, complete)
-            for topic, partition, seen, complete in database.rows("SELECT * FROM watermarks")
+            for topic, partition, seen, complete in database.rows(f"SELECT {_MARK} FROM watermarks")
         }
         self._ids: dict[bytes, int] = {}
         [(highest,)] = database.rows("SELECT coalesce(max(id), 0) FROM names")
@@ -99,17 +104,17 @@ class Store:
         """Partitions that were not read before."""
         with self.database.transaction():
             for place, stand in stands.items():
-                self.database.rows("INSERT INTO positions VALUES (?, ?, ?, ?)", [*place, stand.topic_id, stand.next])
+                self.database.rows(_insert("positions", _PLACE), [*place, stand.topic_id, stand.next])
         self._positions.update(stands)
 
     def skip(self, place: Place, following: Offset) -> None:
         """Go on behind summaries that retention has deleted."""
         self.parts.doubt_all()
-        self.take(Intake(None, (), {place: following}))
+        self.take(LedgerBatch(None, (), {place: following}))
 
     # --- Batches ---
 
-    def take(self, intake: Intake) -> None:
+    def take(self, intake: LedgerBatch) -> None:
         for summary in intake.summaries:
             self.parts.take(summary)
         seen = self._seen(intake)
@@ -179,7 +184,7 @@ class Store:
 
     # --- Parts and watermarks ---
 
-    def _merged_part(self, name: str) -> Part | None:
+    def _merged_part(self, name: str) -> LedgerPart | None:
         return next(iter(_parts(self.database, "name = ?", name)), None)
 
     def _write_parts(self) -> None:
@@ -187,11 +192,10 @@ class Store:
             self.database.rows("DELETE FROM parts WHERE id = ?", [part.id])
             tokens = part.tokens or [None] * len(COUNTERS)
             values = [part.id, part.name, part.window_ms, part.state, part.meter, part.sequence, part.live_partition]
-            marks = ", ".join("?" * (len(values) + len(COUNTERS)))
-            self.database.rows(f"INSERT INTO parts VALUES ({marks})", [*values, *tokens])
+            self.database.rows(_insert("parts", _PART), [*values, *tokens])
         self.parts.changed.clear()
 
-    def _seen(self, intake: Intake) -> dict[Place, tuple[int | None, int | None]]:
+    def _seen(self, intake: LedgerBatch) -> dict[Place, tuple[int | None, int | None]]:
         found: dict[Place, tuple[int | None, int | None]] = {}
         for summary in intake.summaries:
             for place, watermark in summary.watermarks.items():
@@ -203,13 +207,13 @@ class Store:
     def _write_watermarks(self, changed: Mapping[Place, tuple[int | None, int | None]]) -> None:
         for place, both in changed.items():
             self.database.rows("DELETE FROM watermarks WHERE topic = ? AND partition = ?", place)
-            self.database.rows("INSERT INTO watermarks VALUES (?, ?, ?, ?)", [*place, *both])
+            self.database.rows(_insert("watermarks", _MARK), [*place, *both])
 
-    def horizon(self) -> tuple[dict[Place, int | None], list[Part]]:
+    def horizon(self) -> tuple[dict[Place, int | None], list[LedgerPart]]:
         """What will be true of the rows once all is in that token-usage holds now: watermarks, and ended parts."""
         return {place: seen for place, (seen, _) in self._watermarks.items()}, self.parts.in_state(ENDED)
 
-    def reach(self, watermarks: Mapping[Place, int | None], ended: Sequence[Part]) -> list[Dispute]:
+    def reach(self, watermarks: Mapping[Place, int | None], ended: Sequence[LedgerPart]) -> list[Dispute]:
         """All that is in by now: rows are complete up to these watermarks, and these parts can be merged."""
         passed = {place: (self._watermarks[place][0], mark) for place, mark in watermarks.items()}
         passed = {place: both for place, both in passed.items() if both != self._watermarks[place]}
@@ -231,7 +235,7 @@ class Store:
         self._watermarks.update(passed)
         return disputes
 
-    def _sum(self, part: Part) -> Counters:
+    def _sum(self, part: LedgerPart) -> Usage:
         [found] = self.database.rows(f"SELECT {_SUMS} FROM open_rows WHERE part_id = ?", [part.id])
         return _counters(found)
 
@@ -239,19 +243,23 @@ class Store:
         self.database.close()
 
 
-def _parts(database: Database, condition: str, parameter: str) -> list[Part]:
-    names = "id, name, window_ms, state, meter, sequence, live_partition"
+def _insert(table: str, columns: str) -> str:
+    return f"INSERT INTO {table} ({columns}) VALUES ({', '.join('?' * (columns.count(',') + 1))})"
+
+
+def _parts(database: Database, condition: str, parameter: str) -> list[LedgerPart]:
     return [
-        Part(id, name, window_ms, state, meter, sequence, _counters(tokens) if sequence is not None else None, place)
+        LedgerPart(
+            id, name, window_ms, state, meter, sequence, _counters(tokens) if sequence is not None else None, place
+        )
         for id, name, window_ms, state, meter, sequence, place, *tokens in database.rows(
-            f"SELECT {names}, {', '.join(COUNTERS)} FROM parts WHERE {condition}", [parameter]
+            f"SELECT {_PART} FROM parts WHERE {condition}", [parameter]
         )
     ]
 
 
-def _counters(row: Sequence[Any]) -> Counters:
-    a, b, c, d, e, f = (int(value or 0) for value in row)
-    return a, b, c, d, e, f
+def _counters(row: Sequence[Any]) -> Usage:
+    return Usage(*(int(value or 0) for value in row))
 
 
 def _numbered(column: Coded, numbers: Mapping[bytes, int]) -> Any:

@@ -8,7 +8,7 @@ import re
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from processor.ledger.values import BadRequest
+from tokenometer.processor.ledger.values import BadRequest
 
 UNITS = ("hour", "day", "month", "total")
 BUCKETS_MAX = 10_000  # more than a year of hours; a bucket is a branch of a statement

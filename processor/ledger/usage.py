@@ -18,13 +18,15 @@ from datetime import UTC, tzinfo
 from decimal import Decimal
 from typing import Any
 
-from processor.ledger import times
-from processor.ledger.database import Database
-from processor.ledger.prices import Prices, money
-from processor.ledger.values import COUNTERS, NO_COUNTERS, BadRequest, Counters
+from tokenometer.processor.ledger import times
+from tokenometer.processor.ledger.database import Database
+from tokenometer.processor.ledger.prices import Prices, money
+from tokenometer.processor.ledger.values import BadRequest
+from tokenometer.schemas.usage import COUNTERS, PARENTS, TOKENS, Usage
 
 DIMENSIONS = ("user", "model", "chip")
 LIMIT, LIMIT_MAX = 1_000, 100_000  # groups of one answer
+_TOTAL = " + ".join(name for name in TOKENS if name not in PARENTS)
 _PARAMETERS = ("from", "to", "time_zone", "window", "group_by", *DIMENSIONS, "top", "limit", "after", "priced")
 
 
@@ -55,7 +57,7 @@ class Group:
     begin: int
     end: int
     names: Mapping[str, str]
-    counters: Counters = NO_COUNTERS
+    counters: Usage = Usage()
     revenue: Decimal | None = None
     unpriced: int = 0
     cost: Decimal | None = None
@@ -210,7 +212,7 @@ def _chosen(query: Query, asked: str) -> str:
     looked up for no others. By one sum, since six sums of every group took PostgreSQL twice as long."""
     return f"""
         WITH every AS (
-            SELECT {_ids(query)}, sum(input_tokens + output_tokens) AS total FROM usage {asked} GROUP BY {_ids(query)}
+            SELECT {_ids(query)}, sum({_TOTAL}) AS total FROM usage {asked} GROUP BY {_ids(query)}
         ) SELECT {_ids(query)} FROM every WHERE total >= (
             SELECT min(total) FROM (SELECT total FROM every ORDER BY total DESC LIMIT {query.top}) AS largest
         )
@@ -232,7 +234,7 @@ def _fine(database: Database, query: Query, buckets: Sequence[int], segments: Se
 
 def _plain(query: Query, keys: Sequence[str], after: str) -> str:
     """A fine row is a group."""
-    order = ["input_tokens + output_tokens DESC", *keys] if query.top else keys
+    order = [f"{_TOTAL} DESC", *keys] if query.top else keys
     return f"""
         SELECT {", ".join(keys)}, segment, NULL, NULL, {", ".join(COUNTERS)} FROM fine {_joins(query, "fine")}
         {after} ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
@@ -246,7 +248,7 @@ def _priced(query: Query, keys: Sequence[str], after: str) -> str:
     named = "".join(f'key_{name}.name AS "{name}", ' for name in query.group_by)
     return f"""
         , groups AS (
-            SELECT {", ".join(ids)}, sum(input_tokens + output_tokens) AS total FROM fine GROUP BY {", ".join(ids)}
+            SELECT {", ".join(ids)}, sum({_TOTAL}) AS total FROM fine GROUP BY {", ".join(ids)}
         ), page AS (
             SELECT {", ".join(f"groups.{name}" for name in ids)}, {named}
                 row_number() OVER (ORDER BY {", ".join(order)}) AS place
@@ -289,9 +291,9 @@ def _fold(
         shown = dict(zip(query.group_by, (name.decode() for name in names), strict=True))
         keyed[key] = Group(bucket, ends[bucket], shown)
     group = keyed[key]
-    group.counters = _as_counters([a + b for a, b in zip(group.counters, counters, strict=True)])
+    group.counters = group.counters.plus(counters)
     if query.priced and prices is not None:
-        tokens = counters[1] + counters[4]
+        tokens = counters.total_tokens
         revenue = prices.revenue(bytes(model).decode(), int(segment), counters)
         cost = prices.cost(bytes(chip).decode(), int(segment), tokens)
         group.revenue, group.unpriced = _added(group.revenue, group.unpriced, revenue, tokens)
@@ -305,9 +307,8 @@ def _added(total: Decimal | None, without: int, more: Decimal | None, tokens: in
     return more if total is None else money(total, more), without
 
 
-def _as_counters(values: Sequence[Any]) -> Counters:
-    a, b, c, d, e, f = map(int, values)
-    return a, b, c, d, e, f
+def _as_counters(values: Sequence[Any]) -> Usage:
+    return Usage(*map(int, values))
 
 
 # --- How far the rows are complete ---
@@ -351,8 +352,7 @@ def row_json(group: Group, query: Query) -> dict[str, Any]:
         "begin": times.text(group.begin, query.where),
         "end": times.text(group.end, query.where),
         **group.names,
-        **dict(zip(COUNTERS, group.counters, strict=True)),
-        "total_tokens": group.counters[1] + group.counters[4],
+        **group.counters.with_total(),
     }
     if query.priced:
         row |= {

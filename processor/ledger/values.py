@@ -6,19 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from processor.broker import Offset, Place
-from schemas.mapping import COUNTS
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.schemas.errors import TokenometerError
+from tokenometer.schemas.usage import Usage
 
-SCHEMA = 1  # of usage rows and live summaries
-COUNTERS = ("requests", *COUNTS)
 U64_END = 1 << 64
 NAME_BYTES_MAX = 256
 
-Counters = tuple[int, int, int, int, int, int]
-NO_COUNTERS: Counters = (0, 0, 0, 0, 0, 0)
 
-
-class LedgerError(Exception):
+class LedgerError(TokenometerError):
     """The ledger cannot go on, or cannot answer; the message says why and what to do."""
 
 
@@ -67,22 +63,22 @@ class UsageRows:
 
 
 @dataclass(frozen=True)
-class Summary:
+class LedgerSummary:
     """What the ledger wants of a live summary. live_partition: where it stood in token-live."""
 
     meter: str
     part: str
     sequence: int
     window_ms: int
-    tokens: Counters
+    tokens: Usage
     watermarks: Mapping[Place, int | None]
     live_partition: int
 
 
 @dataclass(frozen=True)
-class Intake:
+class LedgerBatch:
     """What one transaction takes in. reached: where each partition is to be read on, once it is in."""
 
     rows: UsageRows | None
-    summaries: Sequence[Summary]
+    summaries: Sequence[LedgerSummary]
     reached: Mapping[Place, Offset]

@@ -27,10 +27,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from processor.broker import BEGINNING, Broker, Extent, Messages, Offset, OutOfRange, Place
-from processor.verify import live, tasks
-from processor.verify.sums import Sums, require_duckdb
-from processor.verify.values import (
+from tokenometer.processor.broker import BEGINNING, Broker, Extent, Messages, Offset, OutOfRange, Place
+from tokenometer.processor.verify import live, tasks
+from tokenometer.processor.verify.sums import Sums, require_duckdb
+from tokenometer.processor.verify.values import (
     Covered,
     LogGone,
     NothingCommitted,
@@ -41,7 +41,7 @@ from processor.verify.values import (
     Tally,
     VerifyError,
 )
-from schemas import mapping as mappings
+from tokenometer.schemas import mapping as mappings
 
 __all__ = ["Report", "Settings", "VerifyError", "verify"]
 
@@ -176,6 +176,7 @@ class _Audit:
         self.usage_messages = 0
         self.counting = 0  # records that count or are duplicates
         self.empty = 0
+        self.skipped = 0
         self.rejects: Counter[str] = Counter()
         self.numbers = itertools.count()
 
@@ -207,6 +208,7 @@ class _Audit:
         for result in self._each(tasks.read_log, chunks):
             self.counting += result.counting
             self.empty += result.empty
+            self.skipped += result.skipped
             self.rejects.update(result.rejects)
 
     def _each(self, work: Callable[[_Task], _Result], chunks: Iterable[_Task]) -> Iterator[_Result]:
@@ -269,7 +271,7 @@ class _Audit:
 
     def report(self, group: str, moved: bool, started: float) -> Report:
         with Sums(self.folder, self.places, self.settings) as sums:
-            tally = self._tally(sums.duplicates())
+            tally = self._tally(sums.count("duplicates"), sums.count("conflicts"))
             self.problems.add(self._problems(tally, sums))
             most = self.settings.differences_max
             return Report(
@@ -294,8 +296,8 @@ class _Audit:
                 seconds=time.monotonic() - started,
             )
 
-    def _tally(self, duplicates: int) -> Tally:
-        return Tally(self.counting - duplicates, duplicates, self.rejects.total(), self.empty)
+    def _tally(self, duplicates: int, conflicts: int) -> Tally:
+        return Tally(self.counting - duplicates, duplicates, self.rejects.total(), self.empty, self.skipped, conflicts)
 
     def _problems(self, tally: Tally, sums: Sums) -> Iterator[Problem]:
         ranges = live.ranges_of(self.parts)

@@ -9,7 +9,7 @@ import binascii
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import orjson
 import zstandard

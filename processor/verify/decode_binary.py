@@ -125,7 +125,9 @@ class _Avro:
             self._check(depth)
         if kind == "record":
             members = [
-                quoted(field["name"].encode()) + b":" + self._value(field["type"], stream, schema["namespace"], depth + 1)
+                quoted(field["name"].encode())
+                + b":"
+                + self._value(field["type"], stream, schema["namespace"], depth + 1)
                 for field in schema["fields"]
             ]
             return b"{" + b",".join(members) + b"}"

@@ -94,9 +94,7 @@ def related(spans: Sequence["Span | bytes"]) -> list[bytes]:
 def _time(ns: int) -> str:
     days, second = divmod(ns // 10**9, 86_400)
     year, month, day = _civil(days)
-    return (
-        f"{year:04}-{month:02}-{day:02}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}.{ns % 10**9:09}Z"
-    )
+    return f"{year:04}-{month:02}-{day:02}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}.{ns % 10**9:09}Z"
 
 
 def _civil(days: int) -> tuple[int, int, int]:
@@ -239,9 +237,7 @@ def _json_time(span: Span, name: str, found: Any) -> None:
         span.add(name, _time(int(digits)))
 
 
-def _enumeration(
-    span: Span, name: str, found: Any, prefix: str, names: Sequence[str], texts: Sequence[str]
-) -> None:
+def _enumeration(span: Span, name: str, found: Any, prefix: str, names: Sequence[str], texts: Sequence[str]) -> None:
     if found is None:
         return
     known = None
@@ -504,8 +500,12 @@ def _proto_value(message: bytes, depth: int, error: Callable[[], Exception]) -> 
         case 5:
             return [_proto_value(item, depth + 1, error) for item in _each(value, 1, error)]
         case 6:
-            items = [{n: inner for n, wire, inner in fields(item, error) if wire == 2} for item in _each(value, 1, error)]
-            return _object((quoted(item.get(1, b"")), _proto_value(item.get(2, b""), depth + 1, error)) for item in items)
+            items = [
+                {n: inner for n, wire, inner in fields(item, error) if wire == 2} for item in _each(value, 1, error)
+            ]
+            return _object(
+                (quoted(item.get(1, b"")), _proto_value(item.get(2, b""), depth + 1, error)) for item in items
+            )
         case 7:
             return base64.b64encode(value).decode()
     return None

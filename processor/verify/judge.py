@@ -15,7 +15,18 @@ from typing import Any
 
 import orjson
 
-from schemas.mapping import COUNT_END, COUNTS, STRING_BYTES_MAX, Field, Mapping, Path, Selector
+from tokenometer.processor.verify.repeated import RepeatedKeys
+from tokenometer.processor.verify.values import COUNTS
+from tokenometer.schemas.mapping import (
+    COUNT_END,
+    STRING_BYTES_MAX,
+    Condition,
+    Convention,
+    Field,
+    Mapping,
+    Path,
+    Selector,
+)
 
 RECORD_BYTES_MAX = 1 << 20
 TIME_END_MS = 253_402_300_800_000  # 10000-01-01T00:00:00Z
@@ -24,7 +35,8 @@ _SURELY_SHORT = STRING_BYTES_MAX // 4  # so many characters cannot have more byt
 
 
 # A record that counts, unless it is a duplicate, as a plain tuple: a named one takes a tenth of all the time.
-# request_id, scope ("" for none), time in ms, user, model, chip, prefill_chip, and what it adds to its rows.
+# request_id, what it is unique within ("" for nothing), time in ms, user, model, chip, prefill_chip, and what it adds
+# to its rows.
 Judged = tuple[str | None, str, int, str | None, str | None, str | None, str | None, int, int, int, int, int, int]
 
 
@@ -37,32 +49,48 @@ class RefusedRecord(Exception):
         self.field = field
 
 
+class SkippedRecord(Exception):
+    """The mapping says that the record is none of those that are counted."""
+
+
 Object = dict[str, Any]
 ReadText = Callable[[Object], str | None]
 ReadCount = Callable[[Object], int]
-ReadCounters = Callable[[Object], tuple[int, int, int, int, int, int]]  # requests, then COUNTS, as the source has them
+Six = tuple[int, int, int, int, int, int]  # requests, then COUNTS
+ReadCounters = Callable[[Object], Six]  # as the source has them
+ReadTotal = Callable[[Object], int | None]
+MakeInclusive = Callable[[Object, Six, int | None], Six]
 ReadTime = Callable[[Object, int | None], int]
 
 
 class Judge:
-    """Judges the records of one mapping. `max_future_skew_ms`: how far an event may be ahead of its message."""
+    """Judges the records of one mapping.
 
-    def __init__(self, mapping: Mapping, max_future_skew_ms: int) -> None:
+    `max_future_skew_ms` and `max_past_ms` (None: no bound): how far an event may be ahead of its message, and how far
+    before it. `not_before_ms`: the earliest time of any event.
+    """
+
+    def __init__(
+        self, mapping: Mapping, max_future_skew_ms: int, max_past_ms: int | None = None, not_before_ms: int = 0
+    ) -> None:
         request_id = mapping.field("request_id")
+        self._is_skipped = _skip_reader(mapping.skip) if mapping.skip else None
         self._request_id = _text_reader(request_id)
+        self.grows = mapping.repeats == "grow"
         self._scope = _scope_reader(request_id)
-        self._time = _time_reader(mapping.field("timestamp"), max_future_skew_ms)
+        self._with = [mapping.field(name).name for name in request_id.with_fields]
+        self._time = _time_reader(mapping.field("timestamp"), max_future_skew_ms, max_past_ms, not_before_ms)
         self._user = _text_reader(mapping.field("user"))
         self._model = _text_reader(mapping.field("model"))
         self._chip = _text_reader(mapping.field("chip"))
         self._prefill_chip = _text_reader(mapping.field("prefill_chip"))
         self._counters = _counters_reader(mapping)
-        self._input_additive = mapping.input_additive
-        self._output_additive = mapping.output_additive
-        self._repeats = _Repeats(mapping)
+        self._total = _total_reader(mapping.total) if mapping.total else None
+        self._inclusive = _inclusive_maker(mapping.conventions)
+        self._repeats = RepeatedKeys(mapping)
 
     def __call__(self, line: bytes, message_time: int | None) -> Judged | None:
-        """None: the line is empty. Raises RefusedRecord."""
+        """None: the line is empty. Raises RefusedRecord and SkippedRecord."""
         if len(line) > RECORD_BYTES_MAX:
             if not line.strip(BLANKS):
                 return None
@@ -77,24 +105,21 @@ class Judge:
             raise RefusedRecord("not_an_object")
         if self._repeats(line, top):
             raise RefusedRecord("repeated_field")
+        if self._is_skipped and self._is_skipped(top):
+            raise SkippedRecord
         return self._fields(top, message_time)
 
     def _fields(self, top: Object, message_time: int | None) -> Judged:
         request_id = self._request_id(top)
-        scope = (self._scope(top) if self._scope else None) or ""
+        within = (self._scope(top) if self._scope else None) or ""
         time_ms = self._time(top, message_time)
         user, model, chip, prefill_chip = self._user(top), self._model(top), self._chip(top), self._prefill_chip(top)
-        requests, total_in, cached, written, total_out, reasoning = self._counters(top)
-        if self._input_additive:
-            total_in += cached + written
-        if self._output_additive:
-            total_out += reasoning
-        if cached + written > total_in or reasoning > total_out:
-            raise RefusedRecord("inconsistent_counts")
-        return (
-            request_id, scope, time_ms, user, model, chip, prefill_chip,
-            requests, total_in, cached, written, total_out, reasoning,
-        )  # fmt: skip
+        counters = self._counters(top)
+        counters = self._inclusive(top, counters, self._total(top) if self._total else None)
+        if self._with:
+            values = {"user": user, "model": model, "chip": chip, "prefill_chip": prefill_chip}
+            within = orjson.dumps([within, *(values[name] for name in self._with)]).decode()
+        return (request_id, within, time_ms, user, model, chip, prefill_chip, *counters)
 
 
 # --- From a mapping to functions ---
@@ -120,16 +145,16 @@ def _walker(path: Path, name: str) -> Callable[[Object], Any]:
     return walk
 
 
-def _first_of(paths: tuple[Path, ...], name: str) -> Callable[[Object], Any]:
-    """Reads the first path that has a value."""
+def _first_of(paths: tuple[Path, ...], name: str, nothing: str | None = None) -> Callable[[Object], Any]:
+    """Reads the first path that has a value; `nothing` is as good as null."""
     walks = [_walker(path, name) for path in paths]
-    if len(walks) == 1:
+    if len(walks) == 1 and nothing is None:
         return walks[0]
 
     def first(top: Object) -> Any:
         for walk in walks:
             value = walk(top)
-            if value is not None:
+            if value is not None and value != nothing:
                 return value
         return None
 
@@ -141,7 +166,7 @@ def _text_reader(field: Field) -> ReadText:
     default = None if field.default is None else str(field.default)
     if not field.paths:
         return lambda top: default
-    value_of = _first_of(field.paths, name)
+    value_of = _first_of(field.paths, name, nothing="" if field.empty_is_absent else None)
 
     def read(top: Object) -> str | None:
         value = value_of(top)
@@ -151,7 +176,7 @@ def _text_reader(field: Field) -> ReadText:
             if required:
                 raise RefusedRecord("missing_field", name)
             return default
-        return _text(value, name)
+        return _text(value, field)
 
     return read
 
@@ -159,21 +184,23 @@ def _text_reader(field: Field) -> ReadText:
 def _scope_reader(request_id: Field) -> ReadText | None:
     if request_id.scope is None:
         return None
-    value_of = _walker(request_id.scope, request_id.name)
+    value_of = _first_of((request_id.scope,), request_id.name, nothing="" if request_id.empty_is_absent else None)
 
     def read(top: Object) -> str | None:
         value = value_of(top)
-        return None if value is None else _text(value, request_id.name)
+        return None if value is None else _text(value, request_id)
 
     return read
 
 
-def _text(value: Any, name: str) -> str:
+def _text(value: Any, field: Field) -> str:
+    if type(value) is int and field.numbers:
+        return str(value)
     if type(value) is not str:
-        raise RefusedRecord("wrong_type", name)
-    if 0 < len(value.encode()) <= STRING_BYTES_MAX:
+        raise RefusedRecord("wrong_type", field.name)
+    if 0 < len(value.encode()) <= field.bytes_max:
         return value
-    raise RefusedRecord("bad_string", name)
+    raise RefusedRecord("bad_string", field.name)
 
 
 def _counters_reader(mapping: Mapping) -> ReadCounters:
@@ -208,41 +235,208 @@ def _selected_reader(selector: Selector, tokens: Field) -> ReadCounters:
 
 
 def _count_reader(field: Field) -> ReadCount:
-    name, required, digits, default = field.name, field.required, field.digits, int(field.default or 0)
+    default = int(field.default or 0)
     if not field.paths:
         return lambda top: default
-    value_of = _first_of(field.paths, name)
+    read_main = _main_count_reader(field)
+    if not field.plus:
+        return lambda top: default if (count := read_main(top)) is None else count
+    read_added = _added_reader(field)
 
     def read(top: Object) -> int:
+        count = read_main(top)
+        return _bounded((default if count is None else count) + read_added(top), field.name)
+
+    return read
+
+
+def _total_reader(field: Field) -> ReadTotal:
+    read_main, read_added = _main_count_reader(field), _added_reader(field)
+
+    def read(top: Object) -> int | None:
+        total, added = read_main(top), read_added(top)
+        return None if total is None else _bounded(total + added, field.name)
+
+    return read
+
+
+def _main_count_reader(field: Field) -> ReadTotal:
+    """Without what `plus` adds; None where it has no value."""
+    name, required, number_of = field.name, field.required, _number_reader(field)
+    value_of = _first_of(field.paths, name)
+
+    def read(top: Object) -> int | None:
         value = value_of(top)
         if type(value) is int:
-            if 0 <= value < COUNT_END:
-                return value
-            raise RefusedRecord("bad_count", name)
+            return _bounded(value, name)
         if value is None:
             if required:
                 raise RefusedRecord("missing_field", name)
-            return default
-        if digits and type(value) is str:
-            return _digits(value, name)
-        raise RefusedRecord("wrong_type", name)
+            return None
+        return number_of(value)
 
     return read
+
+
+def _added_reader(field: Field) -> ReadCount:
+    walks, number_of = [_walker(path, field.name) for path in field.plus], _number_reader(field)
+
+    def read(top: Object) -> int:
+        values = [walk(top) for walk in walks]
+        return sum([number_of(value) for value in values if value is not None])
+
+    return read
+
+
+def _number_reader(field: Field) -> Callable[[Any], int]:
+    name, digits, whole_numbers = field.name, field.digits, field.whole_numbers
+
+    def number(value: Any) -> int:
+        kind = type(value)
+        if kind is int:
+            return _bounded(value, name)
+        if kind is str and digits:
+            return _digits(value, name)
+        if kind is float and whole_numbers:
+            if 0 <= value < COUNT_END and value == math.floor(value):
+                return int(value)
+            raise RefusedRecord("bad_count", name)
+        raise RefusedRecord("wrong_type", name)
+
+    return number
+
+
+def _bounded(count: int, name: str) -> int:
+    if 0 <= count < COUNT_END:
+        return count
+    raise RefusedRecord("bad_count", name)
 
 
 def _digits(text: str, name: str) -> int:
     # 2^40 has 13 digits; a leading zero stands alone. isdigit alone would take other scripts' digits.
     if 0 < len(text) <= 13 and text.isascii() and text.isdigit() and (text[0] != "0" or text == "0"):
-        value = int(text)
-        if value < COUNT_END:
-            return value
+        return _bounded(int(text), name)
     raise RefusedRecord("bad_count", name)
+
+
+# --- Skipping ---
+
+
+def _skip_reader(skip: tuple[tuple[Condition, ...], ...]) -> Callable[[Object], bool]:
+    """Says whether a record fits an entry. Each condition is asked, so that any can refuse the record."""
+    entries = [[_condition_reader(condition) for condition in entry] for entry in skip]
+
+    def is_skipped(top: Object) -> bool:
+        skipped = False
+        for entry in entries:
+            answers = [fits(top) for fits in entry]
+            skipped = skipped or False not in answers
+        return skipped
+
+    return is_skipped
+
+
+def _condition_reader(condition: Condition) -> Callable[[Object], bool]:
+    value_of = _walker(condition.path, "skip")
+    if condition.test == "present":
+        return lambda top: value_of(top) is not None
+    if condition.test == "absent":
+        return lambda top: value_of(top) is None
+    lists: dict[type, tuple[Any, ...]] = {
+        str: condition.strings,
+        int: condition.integers,
+        bool: condition.booleans,
+    }
+    wanted, absent = condition.test == "in", condition.or_absent
+
+    def fits(top: Object) -> bool:
+        value = value_of(top)
+        if value is None:
+            return absent
+        listed = lists.get(type(value))
+        if listed is None:
+            raise RefusedRecord("wrong_type", "skip")
+        return (value in listed) is wanted
+
+    return fits
+
+
+# --- Parts and their totals ---
+
+
+def _inclusive_maker(conventions: tuple[Convention, Convention, Convention]) -> MakeInclusive:
+    """Puts the parts of a record's counters inside their totals, as the conventions of cached tokens, cache writes and
+    reasoning say."""
+    if any(convention.by_total or convention.path for convention in conventions):
+        return _by_record(conventions)
+    fixed = (bool(conventions[0].additive), bool(conventions[1].additive), bool(conventions[2].additive))
+
+    def inclusive(top: Object, counters: Six, total: int | None) -> Six:
+        answer = _put_inside(counters, *fixed, total)
+        if answer is None:
+            raise RefusedRecord("inconsistent_counts")
+        return answer
+
+    return inclusive
+
+
+def _by_record(conventions: tuple[Convention, Convention, Convention]) -> MakeInclusive:
+    cached_beside, written_beside, reasoning_beside = (_beside_reader(convention) for convention in conventions)
+
+    def inclusive(top: Object, counters: Six, total: int | None) -> Six:
+        has_total = total is not None
+        cached, written, reasoning = (
+            cached_beside(top, has_total),
+            written_beside(top, has_total),
+            reasoning_beside(top, has_total),
+        )
+        for c in cached:
+            for w in written:
+                for r in reasoning:
+                    answer = _put_inside(counters, c, w, r, total)
+                    if answer is not None:
+                        return answer
+        raise RefusedRecord("inconsistent_counts")
+
+    return inclusive
+
+
+def _beside_reader(convention: Convention) -> Callable[[Object, bool], tuple[bool, ...]]:
+    """What a part's relation to its total may be in a record, in the order of trial: True is beside it."""
+    name, path, otherwise = convention.field, convention.path, convention.additive
+    if path is None:
+        stated = (bool(otherwise),)
+        return lambda top, has_total: (False, True) if convention.by_total and has_total else stated
+    value_of, table = _walker(path, name), dict(convention.values)
+
+    def read(top: Object, has_total: bool) -> tuple[bool, ...]:
+        value = value_of(top)
+        if value is not None and type(value) is not str:
+            raise RefusedRecord("wrong_type", name)
+        beside = otherwise if value is None else table.get(value, otherwise)
+        if beside is None:
+            raise RefusedRecord("unknown_convention", name)
+        return (beside,)
+
+    return read
+
+
+def _put_inside(
+    counters: Six, cached_beside: bool, written_beside: bool, reasoning_beside: bool, total: int | None
+) -> Six | None:
+    """None where the parts are larger than their totals, or the totals do not make up the record's."""
+    requests, total_in, cached, written, total_out, reasoning = counters
+    total_in += (cached if cached_beside else 0) + (written if written_beside else 0)
+    total_out += reasoning if reasoning_beside else 0
+    if cached + written > total_in or reasoning > total_out or (total is not None and total != total_in + total_out):
+        return None
+    return requests, total_in, cached, written, total_out, reasoning
 
 
 # --- Time ---
 
 
-def _time_reader(field: Field, max_future_skew_ms: int) -> ReadTime:
+def _time_reader(field: Field, max_future_skew_ms: int, max_past_ms: int | None, not_before_ms: int) -> ReadTime:
     value_of = _first_of(field.paths, field.name)
     milliseconds_of = _milliseconds_reader(field)
 
@@ -256,8 +450,13 @@ def _time_reader(field: Field, max_future_skew_ms: int) -> ReadTime:
             raise RefusedRecord("missing_field", field.name)
         if not 0 <= time_ms < TIME_END_MS:
             raise RefusedRecord("bad_timestamp", field.name)
-        if message_time is not None and time_ms > message_time + max_future_skew_ms:
-            raise RefusedRecord("future_timestamp", field.name)
+        if time_ms < not_before_ms:
+            raise RefusedRecord("past_timestamp", field.name)
+        if message_time is not None:
+            if max_past_ms is not None and message_time - time_ms > max_past_ms:
+                raise RefusedRecord("past_timestamp", field.name)
+            if time_ms - message_time > max_future_skew_ms:
+                raise RefusedRecord("future_timestamp", field.name)
         return time_ms
 
     return read
@@ -265,42 +464,76 @@ def _time_reader(field: Field, max_future_skew_ms: int) -> ReadTime:
 
 def _milliseconds_reader(field: Field) -> Callable[[Any], int]:
     """Turns a time in one of the formats into milliseconds, which may still be out of range."""
-    epochs = [name for name in field.formats if name != "rfc3339"]
+    epochs = [name for name in field.formats if name.startswith("epoch")]
     epoch = epochs[0] if epochs else None
-    texts = "rfc3339" in field.formats
     multiply, divide = {"epoch_s": (1000, 1), "epoch_us": (1, 1000), "epoch_ns": (1, 10**6)}.get(epoch or "", (1, 1))
+    text_ms = _text_reader_of_times(field)
 
     def milliseconds(value: Any) -> int:
+        if type(value) is str and field.digits:
+            number = _number_of_digits(value, epoch == "epoch_s_decimal")
+            value = value if number is None else number
         kind = type(value)
-        if kind is str and texts:
-            return _rfc3339_ms(value, field.name)
+        if kind is str and text_ms:
+            return text_ms(value)
         if epoch == "epoch_s_decimal" and kind in (int, float):
             thousandfold = float(value) * 1000
             return round(thousandfold) if math.isfinite(thousandfold) else TIME_END_MS
         if epoch is not None and kind is int:
             return int(value) * multiply // divide
-        raise RefusedRecord("wrong_type", field.name)
+        raise RefusedRecord("bad_timestamp" if kind is str and field.digits else "wrong_type", field.name)
 
     return milliseconds
 
 
-_RFC3339 = re.compile(
-    r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]|60)(?:\.([0-9]{1,9}))?"
-    r"(?:[Zz]|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))"
+_ENDLESS = 10**30  # no unit of ours has a time so late
+
+
+def _number_of_digits(text: str, decimal: bool) -> int | float | None:
+    """As the JSON number of the same text, without a sign and an exponent; None where it is none."""
+    whole, point, fraction = text.partition(".")
+    digits = whole + fraction
+    if not digits.isascii() or not whole.isdigit() or (point and not (decimal and fraction.isdigit())):
+        return None
+    if whole[0] == "0" and whole != "0":
+        return None
+    if decimal:
+        return float(text)
+    return int(whole) if len(whole) <= 30 else _ENDLESS
+
+
+def _text_reader_of_times(field: Field) -> Callable[[str], int] | None:
+    if "rfc3339" in field.formats:
+        return lambda text: _calendar_ms(_RFC3339.fullmatch(text), None, field.name)
+    if "iso8601" in field.formats:
+        return lambda text: _calendar_ms(_ISO8601.fullmatch(text), field.zone_minutes, field.name)
+    return None
+
+
+_DAY_AND_TIME = r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]|60)"
+_RFC3339 = re.compile(_DAY_AND_TIME + r"(?:\.([0-9]{1,9}))?(?P<zone>[Zz]|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))")
+_ISO8601 = re.compile(
+    _DAY_AND_TIME + r"(?:[.,]([0-9]{1,9}))?(?P<zone>[Zz]|([+-])([01][0-9]|2[0-3])(?::?([0-5][0-9]))?)?"
 )
 _MINUTES_PER_DAY = 1440
 
 
-def _rfc3339_ms(text: str, name: str) -> int:
-    match = _RFC3339.fullmatch(text)
+def _calendar_ms(match: re.Match[str] | None, zone_minutes: int | None, name: str) -> int:
+    """`zone_minutes`: how far a time without a zone is ahead of UTC."""
     day = match and _days_since_epoch(match[1])
     if match is None or day is None:
         raise RefusedRecord("bad_timestamp", name)
-    _, hour, minute, second, fraction, sign, offset_hours, offset_minutes = match.groups()
-    utc_minute = day * _MINUTES_PER_DAY + int(hour) * 60 + int(minute)
-    if sign:
-        ahead = int(offset_hours) * 60 + int(offset_minutes)
-        utc_minute += ahead if sign == "-" else -ahead
+    _, hour, minute, second, fraction, zone, sign, offset_hours, offset_minutes = match.groups()
+    if zone is None:
+        if zone_minutes is None:
+            raise RefusedRecord("bad_timestamp", name)
+        ahead = zone_minutes
+    elif sign:
+        ahead = int(offset_hours) * 60 + int(offset_minutes or 0)
+        ahead = -ahead if sign == "-" else ahead
+    else:
+        ahead = 0
+    utc_minute = day * _MINUTES_PER_DAY + int(hour) * 60 + int(minute) - ahead
     if second != "60":
         return (utc_minute * 60 + int(second)) * 1000 + (int(fraction[:3].ljust(3, "0")) if fraction else 0)
     if utc_minute % _MINUTES_PER_DAY != _MINUTES_PER_DAY - 1:
@@ -314,83 +547,3 @@ def _days_since_epoch(date: str) -> int | None:
         return datetime.date.fromisoformat(date).toordinal() - 719_163  # 1970-01-01
     except ValueError:
         return None
-
-
-# --- Keys that stand twice; orjson keeps the last one and says nothing ---
-
-_Tree = dict[str, Any]  # a mapped key -> the mapped keys below it
-_Inner = list[tuple[str, Any]]  # the same of objects only
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]+|\\.)*+"|[{}\[\]:,]')
-
-
-class _Repeats:
-    """Whether a key on any mapped path stands twice in its object."""
-
-    def __init__(self, mapping: Mapping) -> None:
-        paths = [path for field in mapping.fields for path in field.paths]
-        paths += [field.scope for field in mapping.fields if field.scope]
-        paths += [mapping.selector.by] if mapping.selector else []
-        self._tree: _Tree = {}
-        for path in paths:
-            here = self._tree
-            for key in path:
-                here = here.setdefault(key, {})
-        self._inner = _inner_of(self._tree)
-        self._quoted = [orjson.dumps(key) for key in sorted({key for path in paths for key in path})]
-
-    def __call__(self, line: bytes, top: Object) -> bool:
-        """Two quick answers first. Every member has a colon: as many colons as different keys, and none is repeated.
-        And without a backslash a key is spelled in one way only, so that one that is repeated is found twice."""
-        keys = len(top) + (_keys_below(top, self._inner) if self._inner else 0)
-        if line.count(b":") == keys:
-            return False
-        if b"\\" not in line and not any(line.count(quoted) > 1 for quoted in self._quoted):
-            return False
-        return _stands_twice(line, self._tree)
-
-
-def _inner_of(tree: _Tree) -> _Inner:
-    return [(key, _inner_of(below)) for key, below in tree.items() if below]
-
-
-def _keys_below(here: Object, inner: _Inner) -> int:
-    """The keys of objects that lie on mapped paths."""
-    keys = 0
-    for key, below in inner:
-        value = here.get(key)
-        if type(value) is dict:
-            keys += len(value) + _keys_below(value, below)
-    return keys
-
-
-def _stands_twice(line: bytes, tree: _Tree) -> bool:
-    """Reads all of a line that is known to be JSON, with a stack of what is open."""
-    nothing: _Tree = {}
-    open_trees: list[_Tree] = []  # of each open object: the keys that matter in it; nothing matters in an array
-    open_keys: list[set[str]] = []
-    last = b""  # the string before a colon is a key
-    below = tree  # what matters in the value that comes next
-    for match in _STRING_OR_BRACKET.finditer(line):
-        token = match[0]
-        if token == b"{" or token == b"[":
-            open_trees.append(below if token == b"{" else nothing)
-            open_keys.append(set())
-            below = nothing
-        elif token == b"}" or token == b"]":
-            open_trees.pop()
-            open_keys.pop()
-        elif token == b",":
-            below = nothing
-        elif token == b":":
-            below = nothing
-            if not open_trees[-1]:
-                continue
-            key = orjson.loads(last)
-            if key in open_keys[-1]:
-                return True
-            if key in open_trees[-1]:
-                open_keys[-1].add(key)
-                below = open_trees[-1][key]
-        else:
-            last = token
-    return False

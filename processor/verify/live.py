@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, TypeGuard
 
 import orjson
 
-from processor.broker import Messages, Place
-from processor.verify.values import (
+from tokenometer.processor.broker import Messages, Place
+from tokenometer.processor.verify.values import (
     COUNTERS,
     NO_COUNTERS,
     REASONS,
@@ -28,21 +28,23 @@ from processor.verify.values import (
 
 U64_END = 1 << 64
 _DELTAS = ("cells", "users")  # what may differ between messages of one summary
-_RECORDS = ("read", "counted", "duplicates", "rejected", "empty")
+_FATES = ("counted", "duplicates", "rejected", "empty", "skipped")  # a record has one of these
+_RECORDS = ("read", *_FATES, "conflicts")  # conflicts are duplicates too
+_NEW_RECORDS = {"skipped": 0, "conflicts": 0}  # what older meters do not write
 
 
 class Malformed(Exception):
     """A message that is not what its schema says; the argument says how."""
 
 
-class Range(NamedTuple):
+class PartRange(NamedTuple):
     begin: int
     end: int
     part: str
 
 
 @dataclass(frozen=True)
-class Summary:
+class SummaryHead:
     """The head of a live summary: all but what changed since the one before."""
 
     part: str
@@ -59,11 +61,11 @@ class Summary:
 class Parts:
     """The last summary of every part, and what was wrong on the way there."""
 
-    last: dict[str, Summary] = field(default_factory=dict)
+    last: dict[str, SummaryHead] = field(default_factory=dict)
     digests: dict[str, dict[int, bytes]] = field(default_factory=dict)  # part -> sequence -> its messages' head
     problems: list[Problem] = field(default_factory=list)
 
-    def add(self, summary: Summary, where: str) -> None:
+    def add(self, summary: SummaryHead, where: str) -> None:
         digest = self.digests.setdefault(summary.part, {}).setdefault(summary.sequence, summary.digest)
         if digest != summary.digest:
             what = f"another message of sequence {summary.sequence} says otherwise"
@@ -107,7 +109,7 @@ def check_version(value: Mapping[str, Any], where: str, window_ms: int) -> None:
         )
 
 
-def _summary(value: bytes | None, where: str, window_ms: int) -> Summary:
+def _summary(value: bytes | None, where: str, window_ms: int) -> SummaryHead:
     top = object_of(value)
     check_version(top, where, window_ms)
     head = {key: item for key, item in top.items() if key not in _DELTAS}
@@ -116,10 +118,10 @@ def _summary(value: bytes | None, where: str, window_ms: int) -> Summary:
     part, sequence = top.get("part"), top.get("sequence")
     if not isinstance(part, str) or not _is_count(sequence):
         raise Malformed("no part, or no sequence")
-    return Summary(
+    return SummaryHead(
         part,
         sequence,
-        _counts(top, "records", _RECORDS),
+        _counts({"records": _NEW_RECORDS | _object(top, "records")}, "records", _RECORDS),
         _counts(top, "rejects", [reason for reason in REASONS if reason in rejects]),
         tuple(_ranges(top.get("partitions"))),
         _as_counters(tokens),
@@ -181,11 +183,11 @@ def part_problems(parts: Parts, first_is_there: bool) -> Iterator[Problem]:
             yield Problem("sequence", where, f"there is no summary {missing}, but a summary {numbers[-1]}")
 
 
-def _unconserved(summary: Summary) -> Iterator[str]:
+def _unconserved(summary: SummaryHead) -> Iterator[str]:
     records, tokens = summary.records, dict(zip(COUNTERS, summary.tokens, strict=True))
-    kinds = sum(records[name] for name in _RECORDS[1:])
+    kinds = sum(records[name] for name in _FATES)
     if records["read"] != kinds:
-        yield f"{records['read']:,} records read, but counted + duplicates + rejected + empty = {kinds:,}"
+        yield f"{records['read']:,} records read, but {' + '.join(_FATES)} = {kinds:,}"
     if sum(summary.rejects.values()) != records["rejected"]:
         yield f"{records['rejected']:,} rejected, but its reasons have {sum(summary.rejects.values()):,}"
     if tokens["input_tokens"] + tokens["output_tokens"] != summary.total_tokens:
@@ -207,18 +209,18 @@ def token_problems(parts: Parts, rows: Mapping[str, Counters]) -> Iterator[Probl
 # --- All parts together ---
 
 
-def ranges_of(parts: Parts) -> dict[Place, list[Range]]:
+def ranges_of(parts: Parts) -> dict[Place, list[PartRange]]:
     """What the parts cover, by partition, lowest offset first, without the empty ranges."""
-    ranges: dict[Place, list[Range]] = {}
+    ranges: dict[Place, list[PartRange]] = {}
     for summary in parts.last.values():
         for place, begin, end in summary.ranges:
             if begin < end:
-                ranges.setdefault(place, []).append(Range(begin, end, summary.part))
+                ranges.setdefault(place, []).append(PartRange(begin, end, summary.part))
     return {place: sorted(of_place) for place, of_place in ranges.items()}
 
 
 def tiling_problems(
-    place: Place, ranges: Sequence[Range], first_message: int | None, committed: int | None
+    place: Place, ranges: Sequence[PartRange], first_message: int | None, committed: int | None
 ) -> Iterator[Problem]:
     """first_message: the lowest offset below `committed` that has a message. committed: None if there is none."""
     where = f"{place.topic}/{place.partition}"

@@ -5,9 +5,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from processor import report as show
-from processor.broker import Place
-from processor.verify.values import COUNTERS, Counters, Difference, LetterDifference, Problem, Report
+from tokenometer.processor import show
+from tokenometer.processor.broker import Place
+from tokenometer.processor.verify.values import COUNTERS, Counters, Difference, LetterDifference, Problem, Report
 
 
 def render(report: Report) -> RenderableType:
@@ -56,7 +56,9 @@ def _facts(report: Report) -> RenderableType:
     grid.add_row(
         "Records",
         f"{tally.read:,} = {tally.counted:,} counted + {show.plural(tally.duplicates, 'duplicate')}"
-        f" + {tally.rejected:,} rejected + {tally.empty:,} empty",
+        f" + {tally.rejected:,} rejected + {tally.empty:,} empty"
+        + (f" + {tally.skipped:,} skipped" if tally.skipped else "")
+        + (f"; {tally.conflicts:,} of the duplicates say something else" if tally.conflicts else ""),
     )
     grid.add_row("Tokens", _sums(report))
     parts, published = show.plural(report.parts, "part"), show.plural(report.usage_messages, "message")

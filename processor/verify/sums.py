@@ -1,9 +1,9 @@
 """The sums of an audit, in DuckDB: columns from Parquet files in, totals, differences and counts out.
 
-    records ── duplicates ──> kept ──> expected ┐
+    records ── duplicates ──> kept ──> expected ┐     what grows is kept with what it adds
                                                 ├── differing          by window, user, model and chip
     usage ──── last of each identity ──> found ─┘
-    rejects ──────────────┐
+    rejects, conflicts ───┐
                           ├── differing_letters                        by partition, offset and line
     letters ──────────────┘
 
@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from processor.broker import Offset, Place
-from processor.verify import tasks
-from processor.verify.values import (
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.processor.verify import tasks
+from tokenometer.processor.verify.values import (
+    CONFLICTING,
     COUNTERS,
     NO_COUNTERS,
     Counters,
@@ -44,7 +45,8 @@ _OUTPUT = ("requests", "output_tokens", "reasoning_tokens")  # stay on the row o
 _DUPLICATES = """
     CREATE TABLE duplicates AS
     WITH repeated AS (
-        SELECT place, scope, request_id FROM records WHERE request_id IS NOT NULL GROUP BY ALL HAVING count(*) > 1
+        SELECT place, scope, request_id FROM records WHERE request_id IS NOT NULL AND NOT grows
+        GROUP BY ALL HAVING count(*) > 1
     ), candidates AS (
         SELECT place, scope, request_id, generation, log_offset, line,
             row_number() OVER (
@@ -61,9 +63,62 @@ _DUPLICATES = """
     )
     SELECT place, log_offset, line FROM placed WHERE nth > 1 OR age > 0
 """
+# What a duplicate is compared with: the first record of its identity in the generation before, or else in its own.
+_SAID = f'window_start, "user", model, chip, prefill_chip, {_ALL}'
+_CONFLICTS = f"""
+    CREATE TABLE conflicts AS
+    WITH said AS (
+        SELECT place, scope, request_id, generation, log_offset, line, digest, row({_SAID}) AS what
+        FROM records SEMI JOIN (
+            SELECT DISTINCT place, scope, request_id FROM records SEMI JOIN duplicates USING (place, log_offset, line)
+        ) USING (place, scope, request_id) WHERE NOT grows
+    ), firsts AS (
+        SELECT place, scope, request_id, generation, arg_min(what, (log_offset, line)) AS what FROM said
+        GROUP BY place, scope, request_id, generation
+    )
+    SELECT s.place, s.log_offset, s.line, s.digest
+    FROM said s SEMI JOIN duplicates USING (place, log_offset, line)
+    JOIN firsts own USING (place, scope, request_id, generation)
+    LEFT JOIN firsts before ON before.place = s.place AND before.scope = s.scope
+        AND before.request_id = s.request_id AND before.generation = s.generation - 1
+    WHERE s.what IS DISTINCT FROM CASE WHEN before.place IS NULL THEN own.what ELSE before.what END
+"""
+# Where a mapping's repeats grow: what each record is ahead of the greatest counters of its identity, in the generation
+# before and so far in its own. The first one counts the request.
+_TOKENS = COUNTERS[1:]
+_GROWN = f"""
+    CREATE TABLE grown AS
+    WITH growing AS (SELECT * FROM records WHERE grows AND request_id IS NOT NULL), most AS (
+        SELECT place, scope, request_id, generation, {", ".join(f"max({name}) AS {name}" for name in _TOKENS)}
+        FROM growing GROUP BY place, scope, request_id, generation
+    ), walked AS (
+        SELECT *, count(*) OVER earlier AS nth,
+            {", ".join(f"max({name}) OVER earlier AS own_{name}" for name in _TOKENS)}
+        FROM growing WINDOW earlier AS (
+            PARTITION BY place, scope, request_id, generation ORDER BY log_offset, line
+            ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING
+        )
+    )
+    SELECT w.place, w.log_offset, w.line, w.nth = 0 AND before.place IS NULL AS first,
+        CASE WHEN first THEN w.requests ELSE 0 END AS requests,
+        {", ".join(
+            f"greatest(0, w.{name} - greatest(coalesce(w.own_{name}, 0), coalesce(before.{name}, 0))) AS {name}"
+            for name in _TOKENS
+        )}
+    FROM walked w LEFT JOIN most before ON before.place = w.place AND before.scope = w.scope
+        AND before.request_id = w.request_id AND before.generation = w.generation - 1
+"""  # fmt: skip
+_NOTHING_ADDED = f"""
+    INSERT INTO duplicates SELECT place, log_offset, line FROM grown
+    WHERE NOT first AND {" AND ".join(f"{name} = 0" for name in _TOKENS)}
+"""
 _EXPECTED = f"""
     CREATE TABLE expected AS
-    WITH kept AS (SELECT * FROM records ANTI JOIN duplicates USING (place, log_offset, line)), booked AS (
+    WITH kept AS (
+        SELECT r.* REPLACE ({", ".join(f"coalesce(g.{name}, r.{name}) AS {name}" for name in COUNTERS)})
+        FROM (SELECT * FROM records ANTI JOIN duplicates USING (place, log_offset, line)) r
+        LEFT JOIN grown g USING (place, log_offset, line)
+    ), booked AS (
         SELECT {_KEY}, {", ".join(
             name if name in _OUTPUT else f"CASE WHEN prefill_chip IS NULL THEN {name} ELSE 0 END AS {name}"
             for name in COUNTERS
@@ -90,11 +145,14 @@ _DIFFERING = f"""
     FROM expected e FULL JOIN found f USING ({_KEY})
     WHERE {" OR ".join(f"e.{name} IS DISTINCT FROM f.{name}" for name in COUNTERS)}
 """
-_DIFFERING_LETTERS = """
+_DIFFERING_LETTERS = f"""
     CREATE TABLE differing_letters AS
     WITH wanted AS (
         SELECT topic, partition, log_offset, line, concat_ws(':', reason, field) AS verdict, digest
-        FROM rejects JOIN places USING (place)
+        FROM (
+            SELECT place, log_offset, line, reason, field, digest FROM rejects UNION ALL
+            SELECT place, log_offset, line, '{CONFLICTING}', NULL, digest FROM conflicts WHERE $conflict_letters
+        ) JOIN places USING (place)
     ), given AS (
         SELECT topic, partition, log_offset, line, count(*) AS times,
             min(concat_ws(':', reason, field)) AS verdict, max(concat_ws(':', reason, field)) AS other_verdict,
@@ -128,8 +186,9 @@ class Sums:
         self._rows("CREATE TABLE places (place INTEGER, topic VARCHAR, partition BIGINT)")
         for number, place in enumerate(places):
             self._rows("INSERT INTO places VALUES (?, ?, ?)", [number, *place])
-        for statement in (_DUPLICATES, _EXPECTED, _LAST, _FOUND, _DIFFERING, _DIFFERING_LETTERS):
+        for statement in (_DUPLICATES, _CONFLICTS, _GROWN, _NOTHING_ADDED, _EXPECTED, _LAST, _FOUND, _DIFFERING):
             self._rows(statement)
+        self._rows(_DIFFERING_LETTERS, {"conflict_letters": settings.conflict_letters})
 
     def __enter__(self) -> "Sums":
         return self
@@ -142,9 +201,6 @@ class Sums:
     def count(self, table: str) -> int:
         [(rows,)] = self._rows(f"SELECT count(*) FROM {table}")
         return int(rows)
-
-    def duplicates(self) -> int:
-        return self.count("duplicates")
 
     def total(self, table: str) -> Counters:
         """Of all rows of `expected` or `found`."""
@@ -176,7 +232,7 @@ class Sums:
             what = f"{count:,} rows have a message in two partitions, so nobody can say which is the last"
             yield Problem("row", "token-usage", what)
 
-    def _rows(self, query: str, parameters: list[Any] | None = None) -> list[tuple[Any, ...]]:
+    def _rows(self, query: str, parameters: list[Any] | dict[str, Any] | None = None) -> list[tuple[Any, ...]]:
         try:
             rows: list[tuple[Any, ...]] = self._database.execute(query, parameters).fetchall()
         except require_duckdb().Error as error:  # no memory, or no room in the folder

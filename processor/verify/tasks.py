@@ -20,11 +20,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from processor.broker import Headers, Place
-from processor.verify.judge import Judge, Judged, RefusedRecord
-from processor.verify.live import U64_END, Malformed, check_version, object_of
-from processor.verify.values import COUNTERS, REASONS, Problem
-from schemas.mapping import Mapping
+from tokenometer.processor.broker import Headers, Place
+from tokenometer.processor.verify.judge import Judge, Judged, RefusedRecord, SkippedRecord
+from tokenometer.processor.verify.live import U64_END, Malformed, check_version, object_of
+from tokenometer.processor.verify.values import CONFLICTING, COUNTERS, REASONS, Problem
+from tokenometer.schemas.mapping import Mapping
 
 _TEXTS = ("user", "model", "chip")
 _AT = [("place", pa.int32()), ("log_offset", pa.int64())]
@@ -37,7 +37,7 @@ _JUDGED = [
     *((name, _BYTES) for name in (*_TEXTS, "prefill_chip")),
     *((name, pa.int64()) for name in COUNTERS),
 ]  # as `Judge` answers, but for the window in place of the time
-RECORDS = pa.schema([*_WHERE, *_JUDGED])
+RECORDS = pa.schema([*_WHERE, *_JUDGED, ("grows", pa.bool_()), ("digest", _BYTES)])
 REJECTS = pa.schema([*_AT, ("line", pa.int64()), ("reason", pa.string()), ("field", pa.string()), ("digest", _BYTES)])
 USAGE = pa.schema(
     [
@@ -70,6 +70,7 @@ class LogChunk(NamedTuple):
 class LogResult(NamedTuple):
     counting: int  # records that count or are duplicates
     empty: int
+    skipped: int
     rejects: dict[str, int]
 
 
@@ -125,14 +126,18 @@ def read_log(chunk: LogChunk) -> LogResult:
     records: list[Judged] = []
     messages: list[int] = []  # of each record: its message's index in the chunk
     lines: list[int] = []
+    digests: list[bytes] = []  # a duplicate that says something else becomes a dead letter, with these bytes
     refused: list[tuple[Any, ...]] = []
-    empty = 0
+    empty = skipped = 0
     for message, (value, time) in enumerate(zip(chunk.values, chunk.times, strict=True)):
         for number, line in enumerate(lines_of(value)):
             try:
                 record = judge(line, time)
+            except SkippedRecord:
+                skipped += 1
+                continue
             except RefusedRecord as why:
-                digest = hashlib.sha256(line).digest()
+                digest = record_digest(line)
                 refused.append((chunk.place, chunk.offsets[message], number, why.reason, why.field, digest))
                 continue
             if record is None:
@@ -141,11 +146,13 @@ def read_log(chunk: LogChunk) -> LogResult:
             records.append(record)
             messages.append(message)
             lines.append(number)
+            digests.append(record_digest(line))
     if records:
-        _write(chunk.folder, "records", chunk.number, _record_columns(chunk, records, messages, lines))
+        columns = [*_record_columns(chunk, records, messages, lines), [judge.grows] * len(records), digests]
+        _write(chunk.folder, "records", chunk.number, columns)
     if refused:
         write(chunk.folder, "rejects", chunk.number, refused)
-    return LogResult(len(records), empty, dict(Counter(reason for _, _, _, reason, _, _ in refused)))
+    return LogResult(len(records), empty, skipped, dict(Counter(reason for _, _, _, reason, _, _ in refused)))
 
 
 def _record_columns(chunk: LogChunk, records: list[Judged], messages: list[int], lines: list[int]) -> list[Any]:
@@ -213,7 +220,10 @@ def _window_start_ms(text: str) -> int | None:
 
 # --- Dead letters ---
 
+_WHOLE_BYTES_MAX, _HEAD_BYTES = 900 << 10, 64 << 10  # of a letter's value; docs/RECORDS.md
+
 _HEADERS = {"reason", "topic", "partition", "offset", "line"}
+_OF_WHOLE = {"size", "sha256"}  # of a record whose letter has only its head
 
 
 def read_letters(chunk: OutputChunk) -> OutputResult:
@@ -232,13 +242,30 @@ def read_letters(chunk: OutputChunk) -> OutputResult:
 
 def _letter(value: bytes | None, headers: Headers) -> tuple[Any, ...]:
     named = {name: text.decode(errors="replace") for name, text in headers}
-    if len(named) != len(headers) or not _HEADERS <= named.keys() <= _HEADERS | {"field"}:
+    optional = named.keys() - _HEADERS - {"field"}
+    if len(named) != len(headers) or not _HEADERS <= named.keys() or optional not in (set(), _OF_WHOLE):
         raise Malformed("its headers are not those of a dead letter")
-    if named["reason"] not in REASONS:
+    if named["reason"] not in (*REASONS, CONFLICTING):
         raise Malformed("its reason is none of ours")
     numbers = [_decimal(named[name]) for name in ("partition", "offset", "line")]
-    digest = hashlib.sha256(value or b"").digest()
+    whole = (_decimal(named["size"]), named["sha256"]) if optional else None
+    digest = _letter_digest(value or b"", whole)
     return (named["topic"], *numbers, named["reason"], named.get("field"), digest)
+
+
+def record_digest(record: bytes) -> bytes:
+    """What the letter of a rejected record has to say of it: all of its bytes, or of a long one its head and the rest
+    by size and hash."""
+    if len(record) <= _WHOLE_BYTES_MAX:
+        return _letter_digest(record, None)
+    return _letter_digest(record[:_HEAD_BYTES], (len(record), hashlib.sha256(record).hexdigest()))
+
+
+def _letter_digest(value: bytes, whole: tuple[int, str] | None) -> bytes:
+    digest = hashlib.sha256(value)
+    if whole is not None:
+        digest.update(f"\n{whole[0]} {whole[1]}".encode())
+    return digest.digest()
 
 
 def _decimal(text: str) -> int:

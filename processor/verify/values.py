@@ -4,11 +4,13 @@ import os
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from processor.broker import Offset, Place
-from schemas.mapping import COUNTS
+from tokenometer.processor.broker import Offset, Place
+from tokenometer.schemas.errors import TokenometerError
 
 SCHEMA = 1  # of usage rows and live summaries: the one version that this audit reads
-COUNTERS = ("requests", *COUNTS)  # of a row, in this order everywhere
+# Of a row, in this order everywhere. A copy of schemas/usage.py on purpose: the audit shares nothing that it judges.
+COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+COUNTERS = ("requests", *COUNTS)
 REASONS = (
     "too_long",
     "invalid_json",
@@ -20,15 +22,18 @@ REASONS = (
     "bad_count",
     "bad_timestamp",
     "future_timestamp",
+    "past_timestamp",
     "unknown_token_type",
+    "unknown_convention",
     "inconsistent_counts",
 )
+CONFLICTING = "conflicting_duplicate"  # of a dead letter that is a duplicate
 
 Counters = tuple[int, int, int, int, int, int]
 NO_COUNTERS: Counters = (0, 0, 0, 0, 0, 0)
 
 
-class VerifyError(Exception):
+class VerifyError(TokenometerError):
     """The audit cannot be made; nothing is said about the stream. The message is for the person who asked for it."""
 
 
@@ -66,6 +71,7 @@ class Settings:
     window_ms: int = 60_000
     max_future_skew_ms: int = 3_600_000
     dedup_horizon_ms: int = 600_000
+    conflict_letters: bool = True  # duplicates that say something else became dead letters
     differences_max: int = 20  # that the report shows, of each kind
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     memory_bytes: int = 2 << 30  # of DuckDB; what is beyond it goes to `scratch`
@@ -116,16 +122,18 @@ class Covered(NamedTuple):
 
 @dataclass(frozen=True)
 class Tally:
-    """read = counted + duplicates + rejected + empty."""
+    """read = counted + duplicates + rejected + empty + skipped. conflicts: duplicates that say something else."""
 
     counted: int = 0
     duplicates: int = 0
     rejected: int = 0
     empty: int = 0
+    skipped: int = 0
+    conflicts: int = 0
 
     @property
     def read(self) -> int:
-        return self.counted + self.duplicates + self.rejected + self.empty
+        return self.counted + self.duplicates + self.rejected + self.empty + self.skipped
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ def test_the_spans_of_openai_v2_carry_their_usage(encoding):
 
 def test_json_and_protobuf_of_one_batch_are_the_same_lines():
     for name in ("otel", "traceloop"):
-        texts = [harness.meter(harness.sample(f"{name}.otlp_{kind}"), Value("otlp")).messages for kind in ("json", "proto")]
+        texts = [
+            harness.meter(harness.sample(f"{name}.otlp_{kind}"), Value("otlp")).messages for kind in ("json", "proto")
+        ]
         assert texts[0] == texts[1]
 
 

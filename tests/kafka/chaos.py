@@ -27,13 +27,15 @@ from dataclasses import dataclass, field
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
-from processor import synth, verify
-from processor.broker.kafka import KafkaBroker
-from processor.cli import stdout_console
-from processor.verify.report import render
-from schemas import mapping as mappings
 from tests.kafka.meter_process import MeterProcess, Spec
 from tests.kafka_server import KafkaServer
+from tokenometer.processor import verify
+from tokenometer.processor.broker.kafka import KafkaBroker
+from tokenometer.processor.cli.common import stdout_console
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.verify.report import render
+from tokenometer.schemas import mapping as mappings
 
 INPUT, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
 GROUP = "chaos"
@@ -67,8 +69,8 @@ class Plan:
     commit_seconds: float
 
     @property
-    def profile(self) -> synth.Profile:
-        return synth.Profile(
+    def profile(self) -> Profile:
+        return Profile(
             records=self.records, seed=self.seed, users=self.users, rate=200_000, compact=True, escaped=0,
             duplicates=0.02, malformed=0.01,
         )  # fmt: skip

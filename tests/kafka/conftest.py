@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from tests.kafka.stream import Stream
 from tests.kafka_server import ENVIRONMENT, KafkaServer
 
 ANSWER_SECONDS_MAX = 20
@@ -55,3 +56,24 @@ def await_leaders(admin: AdminClient, topic: str, partitions: int) -> None:
             return
         time.sleep(0.02)
     pytest.fail(f"{topic} has not {partitions} partitions with a leader after {ANSWER_SECONDS_MAX} s")
+
+
+@pytest.fixture
+def make_stream(
+    kafka: KafkaServer, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Stream]]:
+    made: list[Stream] = []
+
+    def make(partitions: int = 3, outputs: bool = True) -> Stream:
+        made.append(Stream(kafka, monkeypatch, partitions, outputs))
+        return made[-1]
+
+    yield make
+    for stream in made:
+        stream.close()
+        admin.delete_topics([stream.input, *stream.outputs])
+
+
+@pytest.fixture
+def stream(make_stream: Callable[..., Stream]) -> Stream:
+    return make_stream()

@@ -25,7 +25,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from processor.broker import Column
+from tokenometer.processor.broker import Column
 
 POINTS = ("before produce", "mid-produce", "produced", "offsets sent", "commit sent", "committed")
 FLUSH_SECONDS = 10
@@ -198,12 +198,12 @@ def main() -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda number, frame: stop.set())
-    from processor.broker import BrokerError
-    from processor.counting import MessageTooLarge
+    from tokenometer.processor.broker import BrokerError
+    from tokenometer.processor.meter.counting import LineTooLarge
 
     try:
         _run(spec, stop.is_set)
-    except (BrokerError, MessageTooLarge) as error:  # as the command does it
+    except (BrokerError, LineTooLarge) as error:  # as the command does it
         print(f"error: {type(error).__name__}: {error}", file=sys.stderr)
         return 1
     return 0
@@ -220,11 +220,11 @@ def _say(event: str, **values: Any) -> None:
 
 
 def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
-    from kernels.target import HostTarget
-    from processor.broker import Offset, Place
-    from processor.broker.kafka import KafkaBroker
-    from processor.meter import Committed, Meter, MeterSettings
     from tests import harness
+    from tokenometer.kernels.target import HostTarget
+    from tokenometer.processor.broker import Offset, Place
+    from tokenometer.processor.broker.kafka import KafkaBroker
+    from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
 
     class Telling(Meter):
         """Says what happens to it."""
@@ -259,7 +259,7 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
             part=summary.part,
             sequence=summary.sequence,
             read=summary.tally.read,
-            tokens=summary.totals[1] + summary.totals[4],
+            tokens=summary.totals.total_tokens,
             rows=done.rows,
             took_ms=done.took_ms,
             opened=dict(done.snapshot.parts_opened),

@@ -10,9 +10,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pytest
 
-from processor.broker import BEGINNING, BrokerError, Fenced, Messages, Offset, OutOfRange, Place, Position, Refused
-from processor.broker.kafka import KafkaBroker, KafkaConsumer
 from tests.kafka_server import KafkaServer
+from tokenometer.processor.broker import (
+    BEGINNING,
+    BrokerError,
+    Fenced,
+    Messages,
+    Offset,
+    OutOfRange,
+    Place,
+    Position,
+    Refused,
+)
+from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer
 
 pytestmark = pytest.mark.kafka
 

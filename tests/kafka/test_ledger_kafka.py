@@ -15,14 +15,14 @@ import orjson
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from processor import cli
-from processor.broker.kafka import KafkaBroker
-from processor.ledger import periods
-from processor.ledger.parts import DISPUTED, MERGED
 from tests import books, streams
 from tests.kafka.meter_process import POINTS, Trip
-from tests.kafka.test_meter_kafka import PATIENCE_SECONDS, SMALL, Stream, eventually
+from tests.kafka.stream import PATIENCE_SECONDS, SMALL, Stream, eventually
 from tests.kafka_server import KafkaServer, free_ports
+from tokenometer.processor.broker.kafka import KafkaBroker
+from tokenometer.processor.cli import __main__ as cli
+from tokenometer.processor.ledger import periods
+from tokenometer.processor.ledger.parts import DISPUTED, MERGED
 
 pytestmark = pytest.mark.kafka
 
@@ -43,7 +43,14 @@ class LedgerProcess:
         }  # fmt: skip
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", "from processor.cli import main; main()", "ledger", *arguments, *more],
+            [
+                sys.executable,
+                "-c",
+                "from tokenometer.processor.cli.__main__ import main; main()",
+                "ledger",
+                *arguments,
+                *more,
+            ],
             stdout=subprocess.DEVNULL,
             stderr=self._errors,
         )

@@ -5,196 +5,27 @@ Each test has topics and a group of its own. `Stream.audit` ends it: `tokenomete
 the oracle finds the same rows, dead letters and duplicates.
 """
 
-import contextlib
-import itertools
 import os
 import pathlib
 import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 import urllib.request
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import orjson
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
-from rich.console import Console
 
-from processor import synth, verify
-from processor.broker import Place
-from processor.broker.kafka import KafkaBroker
-from processor.verify.report import render
-from schemas import mapping as mappings
 from tests import bad_input, oracle, streams
-from tests.kafka.meter_process import POINTS, MeterProcess, Spec, Trip
+from tests.kafka.meter_process import POINTS, MeterProcess, Trip
+from tests.kafka.stream import CLIENT, HASTY, PATIENCE_SECONDS, SETTINGS, SMALL, Stream, eventually, key_of
 from tests.kafka_server import KafkaServer, free_ports
+from tokenometer.processor.broker.kafka import KafkaBroker
 
 pytestmark = pytest.mark.kafka
-
-PATIENCE_SECONDS = 90
-START_MS = 1_760_000_000_000  # of the records; the messages have the time of their writing
-CLIENT = {
-    "session.timeout.ms": "6000",
-    "transaction.timeout.ms": "4000",
-    "heartbeat.interval.ms": "500",
-    "topic.metadata.refresh.interval.ms": "500",
-}
-HASTY = {**CLIENT, "session.timeout.ms": "3000", "transaction.timeout.ms": "1500"}
-SETTINGS = {"commit_interval_ms": 150, "idle_interval_ms": 1000, "flush_ms": 20}
-# Tables that are full after a second or two of these streams, so that parts end by themselves as well.
-SMALL = {"rows": 512, "cells": 512, "texts": 1024, "windows": 16, "arena_bytes": 1 << 16, "batch_bytes": 1 << 13}
-
-
-class Stream:
-    """Topics, a group, an endless log with duplicates and malformed records, and the meters of a test."""
-
-    def __init__(self, kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch, partitions: int, outputs: bool) -> None:
-        stem = f"meter-{uuid.uuid4().hex[:8]}"
-        for name in ("INPUT", "USAGE", "LIVE", "REJECTED", "GROUP"):
-            monkeypatch.setattr(streams, name, f"{stem}-{getattr(streams, name)}")
-        self.input, self.group = streams.INPUT, streams.GROUP
-        self.outputs = streams.USAGE, streams.LIVE, streams.REJECTED
-        self.bootstrap = kafka.bootstrap
-        self.broker = KafkaBroker(kafka.bootstrap)
-        if outputs:
-            streams.make_topics(self.broker, partitions, [self.input])
-        else:
-            self.broker.create_topic(self.input, partitions, {})
-        self.meters: list[MeterProcess] = []
-        profile = synth.Profile(
-            records=10_000_000, seed=3, users=40, models=3, chips=2, start_ms=START_MS, duplicates=0.05, malformed=0.03
-        )
-        self.log = itertools.chain.from_iterable(chunk.splitlines() for chunk in synth.generate(profile))
-
-    def meter(self, name: str = "meter-0", trip: Trip | None = None, **options: Any) -> MeterProcess:
-        """One that runs; `options` are fields of its Spec."""
-        options = {"settings": SETTINGS, "kafka": CLIENT, **options}
-        spec = Spec(self.bootstrap, self.group, name, {self.input: "native"}, self.outputs, trip=trip, **options)
-        self.meters.append(MeterProcess(spec))
-        return self.meters[-1]
-
-    # The log
-
-    def append(self, values: Sequence[bytes | None], broker: KafkaBroker | None = None) -> None:
-        """Keyed by user, so that a re-sent request meets its first."""
-        broker = broker or self.broker
-        broker.append(self.input, values, [_key(value) for value in values])
-        broker.flush()
-
-    def lines(self, count: int) -> list[bytes]:
-        return list(itertools.islice(self.log, count))
-
-    @contextlib.contextmanager
-    def flowing(self, per_second: int = 600) -> Iterator[None]:
-        """The log goes on meanwhile. What cannot be written at the moment is written later."""
-        done = threading.Event()
-        failures: list[BaseException] = []
-
-        def flow() -> None:
-            broker = KafkaBroker(self.bootstrap)
-            try:
-                while not done.wait(0.05):
-                    self.append(self.lines(per_second // 20), broker)
-            except BaseException as error:
-                failures.append(error)
-
-        thread = threading.Thread(target=flow)
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-        assert not failures, failures
-
-    # What became of it
-
-    def behind(self) -> list[Place]:
-        """Partitions with messages that nobody has committed; transaction marks are none."""
-        committed = self.broker.committed(self.group, [self.input])
-        found = []
-        for place, extent in self.broker.extents([self.input]).items():
-            position = committed[place]
-            begin = position.offset if position else extent.begin
-            if position is None or any(True for _ in self.broker.read(place, begin, extent.end)):
-                found.append(place)
-        return found
-
-    def settle(self, seconds: float = PATIENCE_SECONDS) -> None:
-        """Wait until all that was appended is committed."""
-        eventually(lambda: not self.behind(), "all to be committed", seconds, self.meters)
-
-    def stop(self) -> None:
-        for meter in self.meters:
-            if not meter.ended:
-                meter.stop()
-
-    def audit(self) -> streams.Outcome:
-        """Stop what still runs, and look at what was committed, as others would."""
-        self.stop()
-        report = self.verify()
-        assert report.clean, _text(report)
-        found = streams.assert_exact(self.broker)
-        assert found.tallies["read"] == report.tally.read
-        return found
-
-    def verify(self) -> verify.Report:
-        wanted = {self.input: mappings.resolve("native")}
-        return verify.verify(self.broker, self.group, wanted, verify.Settings(*self.outputs, processes=1))
-
-    def close(self) -> None:
-        for meter in self.meters:
-            meter.close()
-        self.broker.close()
-
-
-def _text(report: verify.Report) -> str:
-    console = Console(width=200, color_system=None)
-    with console.capture() as captured:
-        console.print(render(report))
-    return captured.get()
-
-
-def _key(value: bytes | None) -> bytes:
-    _, found, rest = (value or b"").partition(b'"user":"')
-    return rest.partition(b'"')[0] if found else b"nobody"
-
-
-def eventually(condition: Callable[[], Any], what: str, seconds: float, meters: Sequence[MeterProcess] = ()) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        for meter in meters:
-            meter.check()
-        tails = [meter.tail() for meter in meters if not meter.ended]
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}: {tails}"
-        time.sleep(0.2)
-
-
-@pytest.fixture
-def make_stream(
-    kafka: KafkaServer, admin: AdminClient, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Stream]]:
-    made: list[Stream] = []
-
-    def make(partitions: int = 3, outputs: bool = True) -> Stream:
-        made.append(Stream(kafka, monkeypatch, partitions, outputs))
-        return made[-1]
-
-    yield make
-    for stream in made:
-        stream.close()
-        admin.delete_topics([stream.input, *stream.outputs])
-
-
-@pytest.fixture
-def stream(make_stream: Callable[..., Stream]) -> Stream:
-    return make_stream()
-
 
 # --- kill -9 ---
 
@@ -355,7 +186,7 @@ def test_input_of_aborted_transactions_is_not_counted(stream: Stream) -> None:
     producer = stream.broker.producer(f"{stream.group}-input")
     for number, block in enumerate(lines[k : k + 100] for k in range(0, 900, 100)):
         producer.begin()
-        producer.produce(stream.input, block, [_key(line) for line in block])
+        producer.produce(stream.input, block, [key_of(line) for line in block])
         if number % 3 == 1:
             producer._producer.flush(10)  # so that it is in the log
             producer.abort()
@@ -441,7 +272,7 @@ def test_the_command(make_stream: Callable[..., Stream], tmp_path: pathlib.Path)
     """`tokenometer meter` with a file, the environment and flags, on topics that it creates."""
     stream, port = make_stream(outputs=False), free_ports()[0]
     usage, live, rejected = stream.outputs
-    (tmp_path / "meter.toml").write_text(f"""
+    (tmp_path / "meter.toml").writetext_of(f"""
         bootstrap = "{stream.bootstrap}"
         input = ["{stream.input}=native"]
         name = "meter-0"
@@ -458,7 +289,7 @@ def test_the_command(make_stream: Callable[..., Stream], tmp_path: pathlib.Path)
     arguments = ["--config", f"{tmp_path}/meter.toml", "--create-topics", "2", "--listen", f"127.0.0.1:{port}"]
     with (tmp_path / "log").open("wb") as log:
         meter = subprocess.Popen(
-            [sys.executable, "-c", "from processor.cli import main; main()", "meter", *arguments],
+            [sys.executable, "-m", "tokenometer.processor.cli", "meter", *arguments],
             env={**os.environ, "TOKENOMETER_METER_GROUP": stream.group},
             stdout=log,
             stderr=log,
@@ -474,7 +305,7 @@ def test_the_command(make_stream: Callable[..., Stream], tmp_path: pathlib.Path)
     finally:
         meter.kill()
         meter.wait()
-    text = (tmp_path / "log").read_text()
+    text = (tmp_path / "log").readtext_of()
     assert "hunter2" not in text and '"sasl.password": "***"' in text and f'"setting.group": "{stream.group}"' in text
     assert health["status"] == "ok" and health["committed"]
     assert {name: metrics[name] for name in wanted} == wanted

@@ -21,16 +21,17 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
-from processor import synth
-from processor.broker import Broker, BrokerError
-from processor.broker.kafka import KafkaBroker
-from processor.output import COUNTERS
-from processor.rollup import CHANGELOG_SETTINGS
-from tests.kafka.test_meter_kafka import Stream
+from tests.kafka.stream import Stream
 from tests.kafka_server import KafkaServer
 from tests.summaries import Fleet
 from tests.test_schemas import validator
 from tests.test_totals import assert_is_the_sum
+from tokenometer.processor.broker import Broker, BrokerError
+from tokenometer.processor.broker.kafka import KafkaBroker
+from tokenometer.processor.load import synth
+from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.rollup.worker import CHANGELOG_SETTINGS
+from tokenometer.schemas.usage import COUNTERS
 
 pytestmark = pytest.mark.kafka
 PARTITIONS = 3
@@ -45,7 +46,7 @@ class Worker:
         """before: what the process does first."""
         self._errors = tempfile.TemporaryFile()
         command = [
-            sys.executable, "-c", f"{before}\nfrom processor.cli import main; main()", "rollup",
+            sys.executable, "-c", f"{before}\nfrom tokenometer.processor.cli.__main__ import main; main()", "rollup",
             "--bootstrap", bootstrap, "--app", app, "--live-topic", live, "--totals-topic", totals,
             "--create-topics", "--listen", "", "--session-timeout", str(SESSION_SECONDS),
         ]  # fmt: skip
@@ -243,7 +244,7 @@ aiokafka.AIOKafkaProducer.send = slow
 
 # What comes while a worker restores waits in queues, and a poll sees what changed since it was asked for.
 SLOW_START = """
-import asyncio, aiokafka, processor.rollup
+import asyncio, aiokafka, tokenometer.processor.rollup.worker
 from aiokafka.consumer.fetcher import Fetcher
 def delayed(owner, name, seconds):
     method = getattr(owner, name)
@@ -254,7 +255,7 @@ def delayed(owner, name, seconds):
 delayed(Fetcher, "fetched_records", 0.3)
 delayed(aiokafka.AIOKafkaConsumer, "seek_to_committed", 1.0)
 delayed(aiokafka.AIOKafkaProducer, "send", 0.005)
-processor.rollup._WRITING_MAX = 1
+tokenometer.processor.rollup.worker._WRITING_MAX = 1
 """
 
 
@@ -311,7 +312,7 @@ def stream(kafka: KafkaServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stre
 
 def test_meters_and_rollups_are_killed_and_the_totals_become_the_audits(stream: Stream) -> None:
     """The whole way: a log, meters, summaries, rollups. `verify` adds up the log itself."""
-    profile = synth.Profile(
+    profile = Profile(
         records=1_000_000, seed=5, users=40, models=3, chips=2, start_ms=time.time_ns() // 1_000_000 - 600_000,
         duplicates=0.05, malformed=0.03, late=0.0,
     )  # fmt: skip

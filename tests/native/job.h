@@ -26,16 +26,14 @@ static T* table(u64 count) {
   return (T*)memory;
 }
 
-static const u32 PREFIX = 2048, PADDING = 64;  // layout.py's PREFIX_BYTES and PADDING_BYTES
-
 // | prefix | lines, each ended by a newline | 64 newlines |, and not a byte more, so that a sanitizer sees any further
 // read
 static u8* make_buffer(const std::string& prefix, const char* lines, size_t length) {
-  u8* buffer = (u8*)malloc(PREFIX + length + PADDING);
-  memset(buffer, 0, PREFIX);
+  u8* buffer = (u8*)malloc(PREFIX_BYTES + length + PADDING_BYTES);
+  memset(buffer, 0, PREFIX_BYTES);
   memcpy(buffer, prefix.data(), prefix.size());
-  memcpy(buffer + PREFIX, lines, length);
-  memset(buffer + PREFIX + length, '\n', PADDING);
+  memcpy(buffer + PREFIX_BYTES, lines, length);
+  memset(buffer + PREFIX_BYTES + length, '\n', PADDING_BYTES);
   return buffer;
 }
 

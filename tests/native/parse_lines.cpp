@@ -22,7 +22,7 @@ int main(int argc, char** argv) {
     const size_t end = lines.find('\n', begin) + 1;
     u8* buffer = make_buffer(prefix, lines.data() + begin, end - begin);
     u32 line_start[2];
-    if (split_lines(buffer + PREFIX, (u32)(end - begin), PREFIX, line_start) != 1) return 4;
+    if (split_lines(buffer + PREFIX_BYTES, (u32)(end - begin), PREFIX_BYTES, line_start) != 1) return 4;
     job.buffer = buffer;
     job.line_start = line_start;
     job.fill[FILL_DOUBTFUL] = 0;
@@ -34,7 +34,7 @@ int main(int argc, char** argv) {
 
   u8* buffer = make_buffer(prefix, lines.data(), lines.size());
   u32* line_start = (u32*)malloc((alone.size() + 1) * sizeof(u32));
-  if (split_lines(buffer + PREFIX, (u32)lines.size(), PREFIX, line_start) != alone.size()) return 5;
+  if (split_lines(buffer + PREFIX_BYTES, (u32)lines.size(), PREFIX_BYTES, line_start) != alone.size()) return 5;
   job.records = table<Record>(alone.size());
   job.doubtful = table<u32>(alone.size());
   job.buffer = buffer;

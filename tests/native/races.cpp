@@ -60,7 +60,7 @@ int main(int argc, char** argv) {
   const u32 rounds = atoi(argv[4]), threads = atoi(argv[5]);
   u8* buffer = make_buffer(prefix, log.data(), log.size());
   u32* line_start = table<u32>(log.size() + 2);
-  const u32 lines = split_lines(buffer + PREFIX, (u32)log.size(), PREFIX, line_start);
+  const u32 lines = split_lines(buffer + PREFIX_BYTES, (u32)log.size(), PREFIX_BYTES, line_start);
 
   Job job;
   open_job(job, plan);
@@ -74,7 +74,7 @@ int main(int argc, char** argv) {
   job.rows = table<Row>(SLOTS);
   job.windows = table<Window>(WINDOWS);
   job.registers = table<u32>((u64)WINDOWS * SKETCH_REGISTERS / 4);
-  job.arena = table<u8>(log.size() + PREFIX + PADDING);
+  job.arena = table<u8>(log.size() + PREFIX_BYTES + PADDING_BYTES);
   job.text_order = table<u32>(SLOTS);
   job.cell_order = table<u32>(SLOTS);
   job.window_order = table<u32>(WINDOWS);
@@ -84,11 +84,16 @@ int main(int argc, char** argv) {
   job.windows_mask = WINDOWS - 1;
   job.windows_limit = WINDOWS / 2;
   Identity* larger = table<Identity>(SLOTS * 4);
+  u32 *notes = table<u32>(SLOTS), *larger_notes = table<u32>(SLOTS * 4);
+  job.notes = notes;
+  job.conflicts = table<u32>(lines);
 
   for (u32 round = 0; round < rounds; ++round) {
     for (u32 i = 0; i < 8; ++i) job.secret[i] = mix(job.secret[i], round + 1);
     memset((void*)job.identities, 0, SLOTS * sizeof(Identity));
     memset((void*)larger, 0, 4 * SLOTS * sizeof(Identity));
+    memset((void*)notes, 0, SLOTS * sizeof(u32));
+    memset((void*)larger_notes, 0, 4 * SLOTS * sizeof(u32));
     memset((void*)job.texts, 0, SLOTS * sizeof(TextEntry));
     memset((void*)job.cells, 0, SLOTS * sizeof(Cell));
     memset((void*)job.rows, 0, SLOTS * sizeof(Row));
@@ -96,9 +101,11 @@ int main(int argc, char** argv) {
     memset((void*)job.registers, 0, WINDOWS * SKETCH_REGISTERS);
     memset((void*)job.fill, 0, FILLS * sizeof(u64));
     count_all(job, lines, threads);
-    move_identities(job.identities, larger, 4 * SLOTS - 1, 0, SLOTS);
+    const Move move = {job.identities, notes, larger, larger_notes, 4 * SLOTS - 1, 0};
+    move_identities(&move, SLOTS);
     // The whole log once more: every id is taken, in the same generation or (odd rounds) in the one before.
     job.identities_before = round % 2 ? larger : nullptr;
+    job.notes_before = larger_notes;
     job.identities_before_mask = 4 * SLOTS - 1;
     job.sequence = lines;
     count_all(job, lines, threads);

@@ -141,7 +141,7 @@ function drawFlow(totals) {
 
 function drawRecords({ records, rejects }) {
   put("read", si(records.read), exact(records.read));
-  for (const name of ["duplicates", "rejected"]) {
+  for (const name of ["duplicates", "conflicts", "skipped", "rejected"]) {
     put(name, `${si(records[name])}  ${percent(share(records[name], records.read))}`, exact(records[name]));
   }
   const reasons = Object.entries(rejects).filter(([, count]) => count > 0).sort(([, a], [, b]) => Number(b) - Number(a));

@@ -1,0 +1,247 @@
+"""The cluster: the protocol's `Broker`, and what an administrator's client knows of topics, offsets and groups."""
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import confluent_kafka as client
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, OffsetSpec
+
+from tokenometer.processor.broker import (
+    BrokerError,
+    Extent,
+    Follower,
+    GroupMember,
+    Listener,
+    Messages,
+    Offset,
+    OutOfRange,
+    Place,
+    Position,
+    TopicMissing,
+    TopicState,
+)
+from tokenometer.processor.broker.kafka.consumer import KafkaConsumer
+from tokenometer.processor.broker.kafka.errors import error_from
+from tokenometer.processor.broker.kafka.following import KafkaFollower, assigned, read
+from tokenometer.processor.broker.kafka.messages import parts_of, places_of, positions_of
+from tokenometer.processor.broker.kafka.producer import KafkaAppender, KafkaProducer
+from tokenometer.processor.broker.kafka.settings import ANSWER_SECONDS, DEFAULTS, READY_SECONDS, check, classic, make
+
+
+class KafkaBroker:
+    """A cluster. `settings` are librdkafka's, for every client. Raises BrokerError if nobody answers."""
+
+    def __init__(self, bootstrap: str, settings: Mapping[str, str] = {}) -> None:
+        check(settings)
+        self._settings: dict[str, Any] = {**settings, "bootstrap.servers": bootstrap}
+        self._passing: str | None = None  # what goes wrong while we wait for an answer
+        self._admin = make(AdminClient, {**DEFAULTS, **self._settings, "error_cb": self._on_error})
+        self._appender = KafkaAppender(self._settings)
+        self._askers: dict[tuple[str, bool], client.Consumer] = {}
+        self._reach(bootstrap)
+
+    def _on_error(self, error: KafkaError) -> None:
+        if self._passing is None or error.code() != KafkaError._ALL_BROKERS_DOWN:  # that one does not say why
+            self._passing = error.str()
+
+    def _reach(self, bootstrap: str) -> None:
+        try:
+            self._admin.list_topics(timeout=ANSWER_SECONDS)
+        except KafkaException as error:
+            self._admin.poll(0)  # the callbacks that are due
+            why = self._passing or error.args[0].str()
+            raise BrokerError(f"Kafka at {bootstrap} gave no answer in {ANSWER_SECONDS} s: {why}") from None
+
+    def consumer(
+        self, group: str, topics: Sequence[str], listener: Listener, member: str | None = None
+    ) -> KafkaConsumer:
+        return KafkaConsumer(self._settings, group, topics, listener, member)
+
+    def producer(self, transactional_id: str) -> KafkaProducer:
+        return KafkaProducer(self._settings, transactional_id)
+
+    def append(
+        self,
+        topic: str,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None] | None = None,
+        times: Sequence[int] | None = None,
+    ) -> None:
+        self._appender.append(topic, values, keys, times)
+
+    def flush(self) -> None:
+        self._appender.flush()
+
+    # Reading without a group
+
+    def read(
+        self, place: Place, begin: Offset, end: Offset, keys: bool = False, headers: bool = False
+    ) -> Iterator[Messages]:
+        if begin >= end:
+            return
+        self._check_range(place, begin, end)
+        consumer = assigned(self._settings, {place: begin})
+        try:
+            yield from read(consumer, place, end, keys, headers)
+        except KafkaException as error:
+            raise error_from(f"reading {place.topic}-{place.partition}", error) from None
+        finally:
+            consumer.close()
+
+    def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
+        return KafkaFollower(assigned(self._settings, starts), starts, keys)
+
+    def _check_range(self, place: Place, begin: Offset, end: Offset) -> None:
+        """Else a reader would wait for what is not there."""
+        low = self._offsets([place], OffsetSpec.earliest())[place]  # type: ignore[no-untyped-call]
+        high = self._offsets([place], OffsetSpec.latest())[place]  # type: ignore[no-untyped-call]
+        if begin < low or end > high:
+            raise OutOfRange(f"{place.topic}-{place.partition} holds {low} to {high}; asked for {begin} to {end}")
+
+    # Looking at the cluster
+
+    def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
+        places = self._partitions(topics)
+        begins = self._offsets(places, OffsetSpec.earliest())  # type: ignore[no-untyped-call]
+        ends = self._offsets(places, OffsetSpec.latest())  # type: ignore[no-untyped-call]
+        return {place: Extent(begins[place], ends[place]) for place in places}
+
+    def ends(self, topics: Sequence[str]) -> dict[Place, Offset]:
+        places = self._partitions(topics)
+        return self._offsets(places, OffsetSpec.latest(), client.IsolationLevel.READ_UNCOMMITTED)  # type: ignore[no-untyped-call]
+
+    def _offsets(
+        self,
+        places: Sequence[Place],
+        spec: OffsetSpec,
+        # The latest offset is the last stable one.
+        isolation: client.IsolationLevel = client.IsolationLevel.READ_COMMITTED,
+    ) -> dict[Place, Offset]:
+        if not places:
+            return {}
+        asked = {part: spec for part in parts_of(places)}
+        answers = self._admin.list_offsets(asked, isolation_level=isolation, request_timeout=ANSWER_SECONDS)
+        return {
+            Place(part.topic, part.partition): Offset(_answer(f"offsets of {part.topic}", future).offset)
+            for part, future in answers.items()
+        }
+
+    def _partitions(self, topics: Sequence[str]) -> list[Place]:
+        counts = {name: len(described.partitions) for name, described in self._described(topics).items() if described}
+        missing = [name for name in topics if name not in counts]
+        if missing:
+            raise TopicMissing(f"no such topic: {', '.join(missing)}")
+        return [Place(name, partition) for name in topics for partition in range(counts[name])]
+
+    def committed(self, group: str, topics: Sequence[str]) -> dict[Place, Position | None]:
+        parts = parts_of(self._partitions(topics))
+        if not parts:
+            return {}
+        try:
+            return positions_of(self._asking(group, stable=True).committed(parts, timeout=READY_SECONDS))
+        except KafkaException as error:
+            if error.args[0].code() not in (KafkaError._TIMED_OUT, KafkaError.UNSTABLE_OFFSET_COMMIT):
+                raise error_from(f"committed offsets of {group}", error) from None
+        try:
+            return positions_of(self._asking(group, stable=False).committed(parts, timeout=ANSWER_SECONDS))
+        except KafkaException as error:
+            raise error_from(f"committed offsets of {group}", error) from None
+
+    def _asking(self, group: str, stable: bool) -> client.Consumer:
+        """A consumer that joins nothing. librdkafka's admin client crashes while a group's coordinator is loading:
+        it takes the answer for a member's. stable: wait for transactions that are about to commit."""
+        known = self._askers.get((group, stable))
+        if known is None:
+            own = {
+                "group.id": group,
+                "enable.auto.commit": False,
+                "isolation.level": "read_committed" if stable else "read_uncommitted",
+            }
+            known = make(client.Consumer, {**DEFAULTS, **classic(self._settings), **own})
+            self._askers[group, stable] = known
+        return known
+
+    def members(self, group: str) -> list[GroupMember]:
+        future = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group]
+        try:
+            described = future.result(timeout=2 * ANSWER_SECONDS)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+                return []
+            raise error_from(f"looking at group {group}", error) from None
+        except TimeoutError:
+            raise BrokerError(f"looking at group {group}: no answer in {2 * ANSWER_SECONDS} s") from None
+        return [
+            GroupMember(member.group_instance_id, places_of(member.assignment.topic_partitions))
+            for member in described.members
+        ]
+
+    def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
+        described = self._described(names)
+        there = [name for name, found in described.items() if found is not None]
+        resources = {name: ConfigResource(ConfigResource.Type.TOPIC, name) for name in there}
+        states: dict[str, TopicState | None] = dict.fromkeys(names)
+        if not there:
+            return states
+        settings = self._admin.describe_configs(list(resources.values()), request_timeout=ANSWER_SECONDS)
+        for name in there:
+            found = _answer(f"settings of {name}", settings[resources[name]])
+            values = {entry.name: entry.value for entry in found.values() if entry.value is not None}
+            states[name] = TopicState(str(described[name].topic_id), len(described[name].partitions), values)
+        return states
+
+    def _described(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the cluster says of each topic; None: there is none of that name."""
+        if not names:
+            return {}
+        asked = client.TopicCollection(list(names))
+        found: dict[str, Any] = {}
+        for name, future in self._admin.describe_topics(asked, request_timeout=ANSWER_SECONDS).items():
+            try:
+                found[name] = _answer(f"looking at {name}", future)
+            except TopicMissing:
+                found[name] = None
+        self._admin.poll(0)  # log lines and callbacks that are due
+        return found
+
+    def create_topic(self, name: str, partitions: int, settings: Mapping[str, str], replication: int = 1) -> None:
+        topic = NewTopic(name, num_partitions=partitions, replication_factor=replication, config=dict(settings))
+        future = self._admin.create_topics([topic], request_timeout=ANSWER_SECONDS)[name]
+        try:
+            future.result(timeout=2 * ANSWER_SECONDS)
+        except KafkaException as error:
+            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
+                return
+            raise error_from(f"creating {name}", error) from None
+        self._await_leaders(name)
+
+    def _await_leaders(self, name: str) -> None:
+        """The controller has made it, but the brokers learn of it a moment later: until they answer for it."""
+        deadline = time.monotonic() + ANSWER_SECONDS
+        while True:
+            try:
+                self.extents([name])
+                return
+            except BrokerError:
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(0.05)
+
+    def close(self) -> None:
+        self._appender.close()
+        for asking in self._askers.values():
+            asking.close()
+        self._askers.clear()
+
+
+def _answer(doing: str, future: "Future[Any]") -> Any:
+    try:
+        # librdkafka answers within request_timeout; this is for the case that it does not.
+        return future.result(timeout=2 * ANSWER_SECONDS)
+    except KafkaException as error:
+        raise error_from(doing, error) from None
+    except TimeoutError:
+        raise BrokerError(f"{doing}: no answer in {2 * ANSWER_SECONDS} s") from None

@@ -1,0 +1,371 @@
+"""A member of a group.
+
+    consume() -> [Message, ...] -> errors? -> runs of one partition -> Messages -> only where we still read -> caller
+                   ^ rebalances happen in here: a Listener is called. What it raises is kept until consume() is over,
+                     because a callback that raises makes the client drop the messages at hand, and move on past them
+
+Where librdkafka's own batch calls are at hand (direct.py), messages come through a queue of ours, and the client's
+queue has only what is left: rebalances and errors.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import confluent_kafka as client
+import numpy as np
+from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+
+from tokenometer.kernels.build import BuildError
+from tokenometer.processor.broker import BrokerError, Listener, Messages, Offset, Place, Position
+from tokenometer.processor.broker.kafka import direct
+from tokenometer.processor.broker.kafka.errors import PASSING, error_from, error_of, is_fatal
+from tokenometer.processor.broker.kafka.messages import (
+    LINGER_SECONDS,
+    between,
+    failed,
+    gather,
+    parts_of,
+    places_of,
+    positions_of,
+    times_of,
+)
+from tokenometer.processor.broker.kafka.settings import (
+    CLASSIC_ONLY,
+    CONSUMER_DEFAULTS,
+    DEFAULTS,
+    READY_SECONDS,
+    log,
+    make,
+)
+
+_SEEK_SECONDS = 5  # for a partition that was assigned a moment ago and is not fetched from yet
+_LINGER_MS = round(LINGER_SECONDS * 1000)
+_SLICE_MESSAGES = 2_000  # taken from the client at a time: they stay in the processor's cache until they are lists
+_FETCH_MESSAGES = 8_000  # taken from librdkafka at a time: one buffer, without Python for each
+
+
+class KafkaConsumer:
+    """One member of a group. All methods are called by one thread; only `group_metadata` may be called by another.
+
+    `last_error`: what librdkafka is trying to overcome; None once messages come again.
+
+    After an exception out of `poll` that is not ours (a signal handler's), messages may have been dropped: `seek` every
+    partition to where its batches ended, or `close`.
+    """
+
+    def __init__(
+        self,
+        settings: Mapping[str, Any],
+        group: str,
+        topics: Sequence[str],
+        listener: Listener,
+        member: str | None,
+    ) -> None:
+        own = {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "error",
+            "enable.partition.eof": False,
+            "error_cb": self._on_error,
+        }
+        if member is not None:
+            own["group.instance.id"] = member
+        defaults = {**DEFAULTS, **CONSUMER_DEFAULTS}
+        # librdkafka refuses to mix strategies of both kinds, so that the settings tell which kind this is.
+        self._incremental = "cooperative" in settings.get("partition.assignment.strategy", "cooperative-sticky")
+        if settings.get("group.protocol", "classic") != "classic":
+            self._incremental = True
+            defaults = {name: value for name, value in defaults.items() if name not in CLASSIC_ONLY}
+        self.last_error: str | None = None
+        self._listener = listener
+        self._topic = topics[0] if len(topics) == 1 else None
+        self._next: dict[Place, int] = {}  # what is assigned, and the lowest offset that may come next
+        self._left: set[Place] = set()  # revoked or lost during the poll that runs
+        self._again: set[Place] = set()  # of these, assigned anew in the same poll
+        self._held: list[Messages] = []  # came in a poll that had to raise
+        self._exception: BaseException | None = None  # to be raised by the poll that runs
+        self._fatal: BrokerError | None = None  # librdkafka has given this client up: every poll says so
+        self._closed = False
+        self._consumer = make(client.Consumer, {**defaults, **settings, **own})
+        try:
+            self._consumer.subscribe(
+                list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+            )
+        except KafkaException as error:
+            raise error_from(f"subscribing to {', '.join(topics)}", error) from None
+        self._reader = _reader(self._consumer)
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        """A partition may come more than once in the answer, always further on."""
+        # What was held back by a poll that had to raise goes first.
+        wait_seconds = 0.0 if self._held else timeout_seconds
+        if self._reader is not None:
+            return self._poll_queues(self._reader, wait_seconds, most)
+        while most > 0:
+            size = min(most, _SLICE_MESSAGES)
+            batch = self._consume(wait_seconds, size)
+            taken = self._take(batch)  # which may thin out what is held
+            self._held += taken
+            self._raise_kept()
+            if len(batch) < size:
+                break
+            most -= size
+            wait_seconds = 0.0
+        found, self._held = self._held, []
+        return found
+
+    def _poll_queues(self, reader: direct.Reader, timeout_seconds: float, most: int) -> list[Messages]:
+        """The client's queue has the rebalances and errors; a message there is older than any in ours."""
+        while True:
+            batch = self._consume(0.0, _SLICE_MESSAGES)
+            self._held += self._take(batch)
+            if len(batch) < _SLICE_MESSAGES:
+                break
+        wait_ms = 0 if self._held or self._exception else round(timeout_seconds * 1000)
+        while self._exception is None and most > 0:
+            size = min(most, _FETCH_MESSAGES)
+            fetched = reader.fetch(min(wait_ms, _LINGER_MS), size)
+            if not len(fetched) and wait_ms > _LINGER_MS:
+                fetched, size = reader.fetch(wait_ms - _LINGER_MS, 1), 1
+            self._held += self._still_ours(self._runs(reader, fetched))
+            most -= len(fetched)
+            wait_ms = 0
+            if len(fetched) < size:
+                break
+        self._raise_kept()
+        found, self._held = self._held, []
+        return found
+
+    def _runs(self, reader: direct.Reader, fetched: direct.Fetched) -> list[Messages]:
+        found = []
+        for begin, end in fetched.runs():
+            place = Place(reader.topic(int(fetched.topics[begin])), int(fetched.partitions[begin]))
+            if fetched.errors[begin]:
+                self._judge(KafkaError(int(fetched.errors[begin])), f"reading {place.topic}-{place.partition}")
+                continue
+            times = fetched.times[begin:end].astype(np.uint64)
+            found.append(Messages(place, fetched.values[begin:end], times, fetched.offsets[begin:end]))
+        return found
+
+    def _take(self, batch: list[Message]) -> list[Messages]:
+        found: list[Messages] = []
+        if batch:
+            times = times_of(batch)
+            # An error has no time; few messages have none, so that few batches are looked through.
+            if times.min() <= 0 and any(map(failed, batch)):
+                batch = self._sort_out(batch)
+                times = times_of(batch)
+            found = gather(batch, times, self._topic) if batch else []
+        return self._still_ours(found)
+
+    def _consume(self, timeout_seconds: float, most: int) -> list[Message]:
+        """Returns soon after the first message; consume() by itself waits for `most` of them as long as it may."""
+        consume = self._consumer.consume
+        linger = min(LINGER_SECONDS, timeout_seconds)
+        try:
+            batch = consume(most, linger)
+            if batch or timeout_seconds <= linger or self._exception is not None:
+                return batch
+            batch = consume(1, timeout_seconds - linger)
+            if batch and most > 1 and not batch[0].error():
+                batch += consume(most - 1, linger)
+            return batch
+        except KafkaException as error:
+            raise error_from("reading", error) from None
+
+    def _sort_out(self, batch: list[Message]) -> list[Message]:
+        """The messages among them. Errors that do not pass by themselves are kept for the caller."""
+        for message in filter(failed, batch):
+            error = message.error()
+            assert error is not None
+            doing = "reading" if message.topic() is None else f"reading {message.topic()}-{message.partition()}"
+            self._judge(error, doing)
+        return [message for message in batch if not message.error()]
+
+    def _judge(self, error: KafkaError, doing: str) -> None:
+        if is_fatal(error):
+            self._die(error)
+        elif error.code() in PASSING or error.retriable():
+            self._note(f"{doing}: {error.str()}")
+        else:
+            self._keep(error_of(doing, error))
+
+    def _still_ours(self, found: list[Messages]) -> list[Messages]:
+        """Without what was fetched before a partition was given up or sought.
+
+        A partition that was revoked and assigned again within one poll: nobody can say whether its messages were
+        fetched before or after, so that they are all dropped and fetched once more.
+        """
+        if found:
+            self.last_error = None
+        if self._again:
+            doubtful = self._again.intersection(messages.place for messages in found)
+            found = [messages for messages in found if messages.place not in doubtful]
+            self.seek({place: Offset(self._next[place]) for place in doubtful})
+        self._left.clear()
+        self._again.clear()
+        ours: list[Messages] = []
+        for messages in found:
+            expected = self._next.get(messages.place)
+            rest = None if expected is None else between(messages, expected)
+            if rest is not None:
+                self._next[rest.place] = rest.next_offset
+                ours.append(rest)
+        return ours
+
+    def seek(self, positions: Mapping[Place, Offset]) -> None:
+        for place, offset in positions.items():
+            self._seek(TopicPartition(place.topic, place.partition, offset))
+            self._next[place] = offset
+        self._held = [messages for messages in self._held if messages.place not in positions]
+
+    def _seek(self, part: TopicPartition) -> None:
+        deadline = time.monotonic() + _SEEK_SECONDS
+        while True:
+            try:
+                return self._consumer.seek(part)
+            except KafkaException as error:
+                # Assigned, but its fetcher has not started.
+                starting = error.args[0].code() in (KafkaError._STATE, KafkaError._PREV_IN_PROGRESS)
+                if not starting or time.monotonic() > deadline:
+                    raise error_from(f"seeking {part.topic}-{part.partition} to {part.offset}", error) from None
+            time.sleep(0.01)
+
+    def pause(self, places: Sequence[Place]) -> None:
+        try:
+            self._consumer.pause(parts_of(places))
+        except KafkaException as error:
+            raise error_from("pausing", error) from None
+
+    def resume(self, places: Sequence[Place]) -> None:
+        try:
+            self._consumer.resume(parts_of(places))
+        except KafkaException as error:
+            raise error_from("resuming", error) from None
+
+    def assignment(self) -> list[Place]:
+        return list(self._next)
+
+    def committed(self, places: Sequence[Place]) -> dict[Place, Position | None]:
+        if not places:
+            return {}
+        try:
+            # A read_committed consumer asks for stable offsets, and asks again while a transaction is open.
+            parts = self._consumer.committed(parts_of(places), timeout=READY_SECONDS)
+        except KafkaException as error:
+            raise error_from("reading committed offsets", error) from None
+        return positions_of(parts)
+
+    def known_ends(self) -> dict[Place, Offset]:
+        ends: dict[Place, Offset] = {}
+        for place in self._next:
+            _, high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
+            if high >= 0:
+                ends[place] = Offset(high)
+        return ends
+
+    def group_metadata(self) -> Any:
+        return self._consumer.consumer_group_metadata()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._held = []
+        if self._reader is not None:
+            self._reader.close()
+            self._reader = None
+        self._consumer.close()
+        if self._exception is not self._fatal:
+            self._raise_kept()
+
+    # What follows is called by librdkafka inside consume() and close(), in their thread. Nothing may be raised.
+
+    def _on_assign(self, _: client.Consumer, parts: list[TopicPartition]) -> None:
+        places = places_of(parts)
+        start: list[TopicPartition] = []
+        try:
+            offsets = self._listener.assigned(places) if places else {}
+            start = [TopicPartition(place.topic, place.partition, offsets[place]) for place in places]
+            self._next.update({place: int(offsets[place]) for place in places})
+            self._again |= self._left.intersection(places)
+        except BaseException as error:
+            self._keep(error)
+        # Also if that failed: without this call the wrapper would start at the committed offsets by itself.
+        if self._reader is not None:  # before anything is fetched, which would come through the client's queue
+            self._reader.add(Place(part.topic, part.partition) for part in start)
+        self._guard(self._consumer.incremental_assign if self._incremental else self._consumer.assign, start)
+
+    def _on_revoke(self, _: client.Consumer, parts: list[TopicPartition]) -> None:
+        self._leave(parts, self._listener.revoked)
+
+    def _on_lost(self, _: client.Consumer, parts: list[TopicPartition]) -> None:
+        self._leave(parts, self._listener.lost)
+
+    def _leave(self, parts: list[TopicPartition], tell: Callable[[Sequence[Place]], None]) -> None:
+        places = places_of(parts)
+        try:
+            if places:
+                tell(places)
+        except BaseException as error:
+            self._keep(error)
+        for place in places:
+            self._next.pop(place, None)
+        if self._reader is not None:
+            self._reader.remove(places)
+        self._left.update(places)
+        self._again.difference_update(places)
+        self._held = [messages for messages in self._held if messages.place in self._next]
+        self._guard(self._unassign, parts)
+
+    def _unassign(self, parts: list[TopicPartition]) -> None:
+        if not self._incremental:
+            return self._consumer.unassign()
+        # What a failed `assigned` has left out is not there to be taken away.
+        present = {Place(part.topic, part.partition) for part in self._consumer.assignment()}
+        self._consumer.incremental_unassign([part for part in parts if Place(part.topic, part.partition) in present])
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._note(error.str())
+        if is_fatal(error):
+            self._die(error)
+
+    def _die(self, error: KafkaError) -> None:
+        """librdkafka does nothing any more for this client, and says so once. We say it until it is closed."""
+        self._fatal = self._fatal or error_of("reading", error)
+        self._keep(self._fatal)
+
+    def _note(self, text: str) -> None:
+        self.last_error = text
+        log.warning("%s", text)
+
+    def _guard(self, action: Callable[..., None], *arguments: Any) -> None:
+        try:
+            action(*arguments)
+        except KafkaException as error:
+            if error.args[0].code() != KafkaError._DESTROY:  # closing has gone so far that there is nothing to do
+                self._keep(error_from("assigning partitions", error))
+
+    def _keep(self, error: BaseException) -> None:
+        """The first one counts: the others follow from it."""
+        if self._exception is None:
+            self._exception = error
+
+    def _raise_kept(self) -> None:
+        if self._exception is not None:
+            exception, self._exception = self._exception, self._fatal
+            raise exception
+
+
+def _reader(consumer: client.Consumer) -> direct.Reader | None:
+    """None: messages come one by one, through the client."""
+    if not direct.supported():
+        return None
+    try:
+        return direct.Reader(consumer, _FETCH_MESSAGES)
+    except BuildError as error:
+        log.warning("reading message by message: %s", error)
+        return None

@@ -1,0 +1,101 @@
+"""Reading without a group: a range of a partition, and partitions as they grow."""
+
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import confluent_kafka as client
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
+
+from tokenometer.processor.broker import BrokerError, Messages, Offset, Place
+from tokenometer.processor.broker.kafka.errors import PASSING, error_from, error_of, is_fatal
+from tokenometer.processor.broker.kafka.messages import LINGER_SECONDS, between, failed, gather, parts_of, times_of
+from tokenometer.processor.broker.kafka.settings import CONSUMER_DEFAULTS, DEFAULTS, classic, make
+
+_STALL_SECONDS = 30  # a read that gets nothing for so long has lost its broker
+_READ_MESSAGES = 10_000
+
+
+def assigned(settings: Mapping[str, Any], starts: Mapping[Place, Offset]) -> client.Consumer:
+    """A consumer in no group."""
+    own = {
+        "group.id": "tokenometer-read",  # the client wants a name; nothing is joined or committed
+        "enable.auto.commit": False,
+        "enable.auto.offset.store": False,
+        "isolation.level": "read_committed",
+        "auto.offset.reset": "error",
+        "enable.partition.eof": True,
+    }
+    given = {**DEFAULTS, **CONSUMER_DEFAULTS, **classic(settings), **own}
+    consumer = make(client.Consumer, given)
+    consumer.assign([TopicPartition(place.topic, place.partition, offset) for place, offset in starts.items()])
+    return consumer
+
+
+class KafkaFollower:
+    def __init__(self, consumer: client.Consumer, starts: Mapping[Place, Offset], keys: bool) -> None:
+        self._consumer, self._keys = consumer, keys
+        self._reached, self._parts = dict(starts), parts_of(list(starts))
+
+    def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
+        try:
+            batch = self._consumer.consume(1, timeout_seconds)
+            if batch and most > 1:
+                batch += self._consumer.consume(most - 1, LINGER_SECONDS)
+            # As in `read`: past all that was taken from the queue, markers as well.
+            positions = self._consumer.position(self._parts)
+        except KafkaException as error:
+            raise error_from("following", error) from None
+        for part in positions:
+            self._pass(part.topic, part.partition, part.offset)
+        for message in filter(failed, batch):
+            failure = message.error()
+            assert failure is not None
+            if failure.code() == KafkaError._PARTITION_EOF:
+                self._pass(message.topic(), message.partition(), message.offset())
+            elif failure.code() not in PASSING and (is_fatal(failure) or not failure.retriable()):
+                raise error_of(f"following {message.topic()}-{message.partition()}", failure)
+        found = [message for message in batch if not message.error()]
+        return gather(found, times_of(found), None, self._keys) if found else []
+
+    def _pass(self, topic: str | None, partition: int | None, offset: int | None) -> None:
+        assert topic is not None and partition is not None and offset is not None
+        place = Place(topic, partition)
+        self._reached[place] = Offset(max(self._reached[place], offset))
+
+    def reached(self) -> dict[Place, Offset]:
+        return dict(self._reached)
+
+    def close(self) -> None:
+        self._consumer.close()
+
+
+def read(consumer: client.Consumer, place: Place, end: int, keys: bool, headers: bool) -> Iterator[Messages]:
+    """Until nothing below `end` can come: aborted messages and transaction markers may be the last ones there."""
+    part = [TopicPartition(place.topic, place.partition)]
+    reached = 0
+    heard = time.monotonic()
+    while reached < end:
+        batch = consumer.consume(1, 1.0)
+        batch += consumer.consume(_READ_MESSAGES, LINGER_SECONDS) if batch else []
+        # Asked before the messages go out: it is past all that this call has taken from the queue, markers as well.
+        reached = max(reached, consumer.position(part)[0].offset)
+        for message in filter(failed, batch):
+            error = message.error()
+            assert error is not None
+            if error.code() == KafkaError._PARTITION_EOF:
+                reached = max(reached, message.offset() or 0)
+            elif error.code() not in PASSING:
+                raise error_of(f"reading {place.topic}-{place.partition}", error)
+        found = [message for message in batch if not message.error()]
+        if batch:
+            heard = time.monotonic()
+        elif time.monotonic() - heard > _STALL_SECONDS and reached < end:
+            raise BrokerError(
+                f"reading {place.topic}-{place.partition}: nothing came for {_STALL_SECONDS} s; it ends at {end},"
+                f" and offset {reached} is next"
+            )
+        for messages in gather(found, times_of(found), place.topic, keys, headers) if found else ():
+            rest = between(messages, 0, end)
+            if rest is not None:
+                yield rest

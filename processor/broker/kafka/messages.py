@@ -1,0 +1,124 @@
+"""The client's messages and partitions as ours, with as little Python for each message as possible."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+from confluent_kafka import Message, TopicPartition
+
+from tokenometer.processor.broker import Headers, Messages, Offset, Place, Position
+from tokenometer.processor.broker.kafka.errors import error_of
+
+LINGER_SECONDS = 0.005  # what poll waits for more once it has a message: fewer, larger batches for little latency
+
+
+def parts_of(places: Sequence[Place]) -> list[TopicPartition]:
+    return [TopicPartition(place.topic, place.partition) for place in places]
+
+
+def places_of(parts: Sequence[TopicPartition]) -> list[Place]:
+    return [Place(part.topic, part.partition) for part in parts]
+
+
+_value = Message.value
+_key = Message.key
+_offset = Message.offset
+_partition = Message.partition
+_topic = Message.topic
+_timestamp = Message.timestamp
+_headers = Message.headers
+failed = Message.error
+
+
+def times_of(batch: list[Message]) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """-1 or 0: the message has none."""
+    return np.fromiter((time_ms for _, time_ms in map(_timestamp, batch)), np.int64, len(batch))
+
+
+def gather(
+    batch: list[Message],
+    times: np.ndarray[Any, np.dtype[np.int64]],
+    topic: str | None,
+    keys: bool = False,
+    headers: bool = False,
+) -> list[Messages]:
+    """Runs of one partition. topic: what all of them are from, if that is known."""
+    unsigned = np.maximum(times, 0, out=times).view(np.uint64)
+    starts = _starts(batch, topic)
+    if len(starts) == 2:
+        return [_messages(batch, unsigned, topic, keys, headers)]
+    return [
+        _messages(batch[begin:end], unsigned[begin:end], topic, keys, headers)
+        for begin, end in zip(starts[:-1], starts[1:], strict=True)
+    ]
+
+
+def _starts(batch: list[Message], topic: str | None) -> list[int]:
+    """Where runs begin, and where the last ends."""
+    count = len(batch)
+    partitions = list(map(_partition, batch))
+    changes = np.zeros(count - 1, bool)
+    if partitions.count(partitions[0]) != count:
+        changes = np.diff(np.array(partitions, np.int32)) != 0
+    if topic is None:
+        topics = list(map(_topic, batch))
+        if topics.count(topics[0]) != count:
+            changes |= np.fromiter(map(operator.ne, topics[1:], topics), bool, count - 1)
+    return [0, *(np.flatnonzero(changes) + 1).tolist(), count]
+
+
+def _messages(
+    run: list[Message],
+    times: np.ndarray[Any, np.dtype[np.uint64]],
+    topic: str | None,
+    keys: bool,
+    headers: bool,
+) -> Messages:
+    count = len(run)
+    first, last = run[0].offset(), run[-1].offset()
+    place = Place(topic or str(run[0].topic()), run[0].partition() or 0)
+    assert first is not None and last is not None
+    # Offsets rise, so that without a gap between the two ends there is none inside.
+    if last - first == count - 1:
+        offsets = np.arange(first, last + 1, dtype=np.int64)
+    else:
+        offsets = np.fromiter(map(_offset, run), np.int64, count)
+    return Messages(
+        place=place,
+        values=list(map(_value, run)),
+        times=times,
+        offsets=offsets,
+        keys=list(map(_key, run)) if keys else None,
+        headers=cast(list[Headers], [found or () for found in map(_headers, run)]) if headers else None,
+    )
+
+
+def between(messages: Messages, begin: int, end: int | None = None) -> Messages | None:
+    """Those of begin <= offset < end."""
+    low = int(np.searchsorted(messages.offsets, begin))
+    high = len(messages.offsets) if end is None else int(np.searchsorted(messages.offsets, end))
+    if low >= high:
+        return None
+    if high - low == len(messages.offsets):
+        return messages
+    return Messages(
+        messages.place,
+        messages.values[low:high],
+        messages.times[low:high],
+        messages.offsets[low:high],
+        messages.keys and messages.keys[low:high],
+        messages.headers and messages.headers[low:high],
+    )
+
+
+def positions_of(parts: Sequence[TopicPartition]) -> dict[Place, Position | None]:
+    positions: dict[Place, Position | None] = {}
+    for part in parts:
+        if part.error is not None:
+            raise error_of(f"reading committed offsets of {part.topic}-{part.partition}", part.error)
+        known = part.offset >= 0
+        positions[Place(part.topic, part.partition)] = (
+            Position(Offset(part.offset), part.metadata or "") if known else None
+        )
+    return positions

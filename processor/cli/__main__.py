@@ -1,0 +1,147 @@
+"""The command `tokenometer`: which commands there are, and how each ends. `common` lists the exit statuses."""
+
+import importlib.metadata
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Annotated, Any, NoReturn
+
+import typer
+from typer import Option
+
+from tokenometer.processor.cli import (
+    demo,
+    ledger,
+    mappings,
+    meter,
+    replay,
+    rollup,
+    statement,
+    synth,
+    top,
+    usage,
+    verify,
+)
+from tokenometer.processor.cli.common import (
+    DISK_ERRORS,
+    EXIT_BROKEN_PIPE,
+    EXIT_FAILURE,
+    EXIT_INTERRUPTED,
+    EXIT_USAGE,
+    fail,
+)
+from tokenometer.processor.cli.options import register
+from tokenometer.schemas.errors import TokenometerError
+
+_NAME = "tokenometer"
+_USAGE_ERROR: Any = typer.BadParameter.__base__  # the one class of wrong arguments in every version of typer
+
+app = typer.Typer(
+    help="Exact token accounting for LLM inference logs: usage per user, model and chip.",
+    no_args_is_help=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+_COMMANDS: dict[str, Callable[[Any], None]] = {
+    "replay": replay.replay_command,
+    "synth": synth.synth_command,
+    "meter": meter.meter_command,
+    "verify": verify.verify_command,
+    "rollup": rollup.rollup_command,
+    "top": top.top_command,
+    "ledger": ledger.ledger_command,
+    "usage": usage.usage_command,
+    "close": statement.close_command,
+    "statement": statement.statement_command,
+    "demo": demo.demo_command,
+}
+for _name, _command in _COMMANDS.items():
+    register(app, _name, _command)
+app.add_typer(mappings.group, name="mappings")
+
+
+def main() -> NoReturn:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that unfinished files are removed
+    for name in ("stdout", "stderr"):  # closed by whoever started us
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open as long as the process is
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """The command line's exit status; messages of failures are one line."""
+    command: Any = typer.main.get_command(app)
+    if f"_{_NAME.upper()}_COMPLETE" in os.environ:  # the shell asks for completions; this answers and ends
+        command.main([], prog_name=_NAME)
+    _settle_environment(command)
+    try:  # typer's own main has other exit statuses
+        with command.make_context(_NAME, list(arguments), auto_envvar_prefix=_NAME.upper()) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+        return 0
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    except _USAGE_ERROR as error:
+        return fail(_without_values(error.format_message()), EXIT_USAGE)
+    except TokenometerError as error:
+        return fail(str(error), error.exit_status)
+    except (KeyboardInterrupt, typer.Abort):
+        return fail("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        _drop_output()
+        return EXIT_BROKEN_PIPE
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        _drop_output()
+        return fail(f"{error.filename or 'standard output'}: cannot be written: {error.strerror}", EXIT_FAILURE)
+
+
+def _drop_output() -> None:
+    """The interpreter flushes stdout once more when it ends."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _without_values(message: str) -> str:
+    """A word too many may be a half of a secret that has a space in it, or the value after `--kafka sasl.password`."""
+    return re.sub(r"(unexpected extra arguments?) \(.*\)", r"\1; quote a value that holds a space", message, flags=re.S)
+
+
+def _settle_environment(group: Any) -> None:
+    """Each option has a variable, TOKENOMETER_COMMAND_OPTION; --bootstrap has the one that Kafka's users know, too."""
+    for path, command in (("", group), *_commands(group, _NAME)):
+        for option in command.params:
+            option.show_envvar = False  # thirty times that makes no help
+            if option.name == "bootstrap":
+                option.envvar = [f"{path}_{option.name}".upper(), "KAFKA_BOOTSTRAP_SERVERS"]
+
+
+def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
+    for name, command in group.commands.items():
+        yield f"{path}_{name}", command
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{path}_{name}")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"{_NAME} {importlib.metadata.version(_NAME)}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _top(
+    context: typer.Context,
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help(), end="")
+        raise typer.Exit(EXIT_USAGE)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The command `demo`: the whole way in one process, with a dashboard, and its audit."""
+
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from rich.live import Live
+from typer import Option
+
+from tokenometer.processor.broker import Broker
+from tokenometer.processor.cli import running, topics
+from tokenometer.processor.cli.common import EXIT_FAILURE, needs, show_view, stdout_console, usage_error
+from tokenometer.processor.cli.options import Address, Device, DeviceName, KafkaSettings, address
+from tokenometer.processor.demo import stream
+from tokenometer.processor.demo.view import live_view
+from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.meter.meter import Clock, MeterSettings
+from tokenometer.processor.rollup import watch
+from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
+
+_LISTEN, _ANY_PORT = Address("127.0.0.1", 8321), Address("127.0.0.1", 0)
+_LOG_SECONDS = 3600.0  # the log is that of the last hour, and the charts fill as it runs by
+_WAIT_SECONDS = 0.2
+
+
+@dataclass(frozen=True)
+class DemoCommand(KafkaSettings):
+    bootstrap: Annotated[
+        str,
+        Option(
+            rich_help_panel="Kafka",
+            metavar="HOST:PORT,...",
+            help="A Kafka to use; also KAFKA_BOOTSTRAP_SERVERS. Without it, a broker in this process's memory.",
+        ),
+    ] = ""
+    count: Annotated[int, Option(min=1000, max=100_000_000, help="Records.")] = 1_000_000
+    seconds: Annotated[
+        float, Option("--seconds", min=0, max=86_400, help="How long the log takes; 0: as fast as it goes.")
+    ] = 30.0
+    lines: Annotated[int, Option(min=1, max=1000, help="Records in a message.")] = 50
+    partitions: Annotated[int, Option(min=1, max=64, help="Of the input topic.")] = 4
+    seed: Annotated[int, Option(help="The same seed gives the same log.")] = 1
+    device: DeviceName = Device.AUTO
+    listen: Annotated[
+        Address | None,
+        Option(
+            parser=address,
+            metavar="HOST:PORT",
+            help="The dashboard; empty: none. On a terminal it stays until Ctrl-C.",
+        ),
+    ] = _LISTEN
+
+    def __post_init__(self) -> None:
+        if (self.kafka or self.kafka_file) and not self.bootstrap:
+            usage_error("--kafka and --kafka-file have no meaning without --bootstrap")
+
+    def broker(self) -> Broker:
+        if self.bootstrap:
+            return running.broker_of(self)
+        from tokenometer.processor.broker.memory import MemoryBroker
+
+        return MemoryBroker()
+
+    def profile(self) -> Profile:
+        return Profile(
+            records=self.count,
+            seed=self.seed,
+            start_ms=Clock().now_ms() - round(_LOG_SECONDS * 1000),
+            rate=self.count / _LOG_SECONDS,
+            duplicates=0.02,
+            malformed=0.01,
+            escaped=0.005,
+        )
+
+
+def demo_command(command: DemoCommand) -> None:
+    """A synthetic log through a broker and a meter to a dashboard, live; then an independent audit of the result.
+
+    Examples:
+        tokenometer demo
+        tokenometer demo --count 100000 --seconds 0 --listen ''
+        tokenometer demo --bootstrap 127.0.0.1:9092
+    """
+    with needs("verify"):
+        from tokenometer.processor import verify
+        from tokenometer.processor.verify.report import render
+
+    broker = command.broker()
+    settings = _settings()
+    _make_topics(broker, settings, command.partitions)
+    engine = running.make_engine(command.device, None)
+    playing = stream.Demo(settings, f"{settings.group}.run", command.profile(), command.lines, command.seconds)
+    onlooker = watch.Watch(broker, settings.live_topic, watch.live, TARGET_TOKENS_PER_DAY).start()
+    other = _ANY_PORT if command.listen == _LISTEN else None
+    with running.dashboard(onlooker, command.listen, other=other) as url, running.stop_signals() as stopped:
+        view = _play(broker, playing, engine, onlooker, url, stopped)
+        show_view(live_view(view))
+        outputs = settings.usage_topic, settings.live_topic, settings.rejected_topic
+        audit = verify.verify(broker, settings.group, settings.inputs, verify.Settings(*outputs))
+        show_view(render(audit))
+        same = stopped() or view.totals is not None and view.tokens == audit.expected
+        if not same:
+            stdout_console().print("[bold red]The dashboard's totals are not the audit's[/]")
+        if url and sys.stdout.isatty() and not stopped():
+            stdout_console().print(f"The dashboard stays at {url} until Ctrl-C.")
+            while not stopped():
+                time.sleep(_WAIT_SECONDS)
+    onlooker.close()
+    broker.close()
+    if not (audit.clean and same):
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _settings() -> MeterSettings:
+    """Topics and a group of this run's own: a demo on a Kafka in use touches nothing of others."""
+    stem = f"demo-{secrets.token_hex(3)}"
+    inputs = {f"{stem}-{topics.INPUT}": mappings.resolve("native")}
+    usage, live, rejected = (f"{stem}-{topic}" for topic in (topics.USAGE, topics.LIVE, topics.REJECTED))
+    return MeterSettings("demo-meter", stem, inputs, usage, live, rejected)
+
+
+def _make_topics(broker: Broker, settings: MeterSettings, partitions: int) -> None:
+    for topic in settings.inputs:
+        broker.create_topic(topic, partitions, {})
+    topics.check_topics(broker, settings, 1, 1)
+
+
+def _play(
+    broker: Broker, playing: stream.Demo, engine: Any, onlooker: watch.Watch, url: str | None, stopped: Any
+) -> stream.View:
+    console = stdout_console()
+    if url:
+        console.print(f"Dashboard {url}")
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+
+        def show(view: stream.View) -> None:
+            live.update(live_view(view), refresh=True)
+
+        return stream.play(broker, playing, engine, onlooker, show, stopped)

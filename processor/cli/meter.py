@@ -1,0 +1,205 @@
+"""The command `meter`: live topics, exactly once."""
+
+import contextlib
+import logging
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated
+
+from typer import Option
+
+from tokenometer.kernels.engine import Engine
+from tokenometer.processor.cli import running, topics
+from tokenometer.processor.cli.common import usage_error
+from tokenometer.processor.cli.options import (
+    Address,
+    Config,
+    Device,
+    DeviceName,
+    KafkaSettings,
+    Listen,
+    LogSettings,
+    Memory,
+    Window,
+)
+from tokenometer.processor.meter import heap
+from tokenometer.processor.meter.health import Health
+from tokenometer.processor.meter.meter import Clock, Committed, Meter, MeterSettings
+from tokenometer.processor.meter.watching import Watch
+
+log = logging.getLogger("tokenometer")
+_NAME = r"[0-9A-Za-z._:-]{1,80}"  # parts add the time and a number, and may have 128 characters
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class BeginAt(StrEnum):
+    BEGINNING, END = "beginning", "end"
+
+
+Inputs = Annotated[
+    list[str] | None,
+    Option(
+        metavar="TOPIC[=MAPPING]",
+        help="A topic of request logs, and its mapping; may be repeated. [dim]\\[default: inference-logs=native][/]",
+    ),
+]
+DedupHorizon = Annotated[
+    int,
+    Option(min=1, max=604_800, metavar="SECONDS", help="A re-sent request is recognised for at least this long."),
+]
+FutureSkew = Annotated[
+    int,
+    Option(
+        min=0, max=31_536_000, metavar="SECONDS", help="A record this far ahead of its message's time is rejected."
+    ),
+]  # fmt: skip
+UsageTopic = Annotated[str, Option(help="Usage rows.")]
+LiveTopic = Annotated[str, Option(help="Live summaries.")]
+RejectedTopic = Annotated[str, Option(help="Dead letters.")]
+
+
+@dataclass(frozen=True)
+class MeterCommand(KafkaSettings, LogSettings):
+    config: Config = None
+    input: Inputs = None
+    group: Annotated[str, Option(help="Meters of one group share the partitions.")] = "tokenometer"
+    name: Annotated[
+        str | None,
+        Option(
+            help="This meter's own, and the same after a restart: it takes over at once what it held.  "
+            "[dim]\\[default: the host's name][/]",
+        ),
+    ] = None
+    device: DeviceName = Device.AUTO
+    memory: Memory = None
+    window: Window = 60
+    commit_interval: Annotated[
+        float, Option(min=0.05, max=60, metavar="SECONDS", help="How long one commit comes after the other.")
+    ] = 1.0
+    dedup_horizon: DedupHorizon = 600
+    max_future_skew: FutureSkew = 3600
+    sketch_seed: Annotated[int, Option(min=0, help="Of active-user sketches; all meters need the same.")] = 0
+    usage_topic: UsageTopic = topics.USAGE
+    live_topic: LiveTopic = topics.LIVE
+    rejected_topic: RejectedTopic = topics.REJECTED
+    begin_at: Annotated[BeginAt, Option(help="Where a partition begins that this group never read.")] = (
+        BeginAt.BEGINNING
+    )
+    create_topics: Annotated[
+        int,
+        Option(
+            min=0,
+            max=10_000,
+            metavar="PARTITIONS",
+            help="Create missing output topics with so many partitions; 0: only say what is missing.",
+        ),
+    ] = 0
+    replication: Annotated[int, Option(min=1, max=9, help="Copies of topics that are created.")] = 1
+    listen: Listen = Address("127.0.0.1", 9464)
+
+    def __post_init__(self) -> None:
+        outputs = self.outputs
+        if self.name is not None and not re.fullmatch(_NAME, self.name):
+            usage_error(f"--name {self.name!r}: expected 1 to 80 of the characters 0-9 A-Z a-z . _ : -")
+        if len(set(outputs)) < len(outputs):
+            usage_error(f"three topics are written, and two have one name: {', '.join(outputs)}")
+
+    @property
+    def outputs(self) -> tuple[str, str, str]:
+        return self.usage_topic, self.live_topic, self.rejected_topic
+
+    def of_meter(self) -> MeterSettings:
+        return MeterSettings(
+            self.name or socket.gethostname(),
+            self.group,
+            topics.inputs(self.input, self.outputs),
+            *self.outputs,
+            commit_interval_ms=round(self.commit_interval * 1000),
+            from_end=self.begin_at is BeginAt.END,
+        )
+
+    def engine(self) -> Engine:
+        return running.make_engine(
+            self.device,
+            self.memory,
+            window_ms=self.window * 1000,
+            max_future_skew_ms=self.max_future_skew * 1000,
+            dedup_horizon_ms=self.dedup_horizon * 1000,
+            sketch_seed=self.sketch_seed,
+        )
+
+
+def meter_command(command: MeterCommand) -> None:
+    """Meter live Kafka topics, exactly once, until SIGTERM.
+
+    Each option may also be given in the environment, --group as TOKENOMETER_METER_GROUP, or in the --config file.
+
+    Examples:
+        tokenometer meter --bootstrap kafka:9092 --group billing --create-topics 6
+        tokenometer meter --input inference-logs=openai-chat --device cuda --memory 8GiB
+        tokenometer meter --config meter.toml --kafka-file kafka.properties --log-format text
+    """
+    settings = command.of_meter()
+    heap.keep_freed_memory()
+    running.start_logs(command)
+    broker = running.broker_of(command)
+    command.log()
+    topics.check_topics(broker, settings, command.create_topics, command.replication)
+    engine = command.engine()
+    clock = Clock()
+    health = Health(clock.now_ms, engine.target.name)
+    run = f"{settings.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
+
+    def committed(done: Committed) -> None:
+        health.committed(done)
+        _log_commit(done)
+
+    meter = Meter(broker, engine, settings, run, clock=clock, on_commit=committed)
+    watch = Watch(
+        broker, settings.name, settings.group, settings.inputs, meter.standing, health.judged, clock.steady_ms,
+        settings.commit_interval_ms,
+    )  # fmt: skip
+    with _served(health, command.listen), contextlib.closing(watch), running.stop_signals() as stopped:
+        meter.run(stopped)
+    log.info("stopped", extra={"run": run})
+
+
+@contextlib.contextmanager
+def _served(health: Health, listen: Address | None) -> Iterator[None]:
+    if listen is None:
+        yield
+        return
+    try:
+        server = health.serve(listen.host, listen.port)
+    except OSError as error:
+        raise running.AddressUnusable(
+            f"--listen {listen}: {error.strerror}; choose another port, or none with --listen ''"
+        ) from None
+    if listen.host not in _LOOPBACK:
+        log.warning("metrics are served to other machines", extra={"listen": str(listen)})
+    log.info("serving /metrics and /healthz", extra={"host": listen.host, "port": server.port})
+    try:
+        yield
+    finally:
+        server.close()
+
+
+def _log_commit(done: Committed) -> None:
+    summary = done.snapshot.summary
+    log.info(
+        "committed",
+        extra={
+            "part": summary.part,
+            "sequence": summary.sequence,
+            "rows": done.rows,
+            "dead_letters": len(done.snapshot.letters),
+            "records": summary.tally.read,
+            "tokens": summary.totals.total_tokens,
+            "took_ms": done.took_ms,
+        },
+    )

@@ -1,0 +1,313 @@
+"""The options that commands share, and what their texts become: each is made here, once.
+
+A command is a function of one frozen dataclass, its settings. `register` turns the dataclass's fields into options.
+A setting comes from the command line, else from the environment (TOKENOMETER_METER_GROUP for --group), else from the
+TOML file of --config (`group = "billing"`), else it is the default that --help shows. Secrets are `Secret`s from the
+moment they are read.
+"""
+
+import dataclasses
+import inspect
+import logging
+import re
+import tomllib
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from typer import Option
+
+from tokenometer.processor import secret
+from tokenometer.processor.cli.common import usage_error
+from tokenometer.processor.secret import Secret
+from tokenometer.schemas.errors import TokenometerError
+
+log = logging.getLogger("tokenometer")
+BOOTSTRAP = "127.0.0.1:9092"
+_MEMORY_MIN = 256 << 20  # one message of 1 MiB may bring 10,000 rows and names
+_PORT_MAX = 65_535
+_TOKEN_MIN = 16  # nothing slows down guessing; the servers refuse shorter ones, too
+
+
+# --- Settings ---
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a command was told. Logs itself, with every secret as `***`."""
+
+    def shown(self) -> dict[str, Any]:
+        """By name, as texts and numbers that may be seen."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {f"setting.{name}": _plain(value) for name, value in given.items() if value is not None}
+
+    def log(self) -> None:
+        log.info("settings", extra=self.shown())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return list(map(_plain, value))
+    return value if isinstance(value, int | float) else str(value)
+
+
+_Run = Callable[[Any], None]
+_HEADING = "\n\nExamples:\n"
+
+
+def register(app: typer.Typer, name: str, run: _Run) -> None:
+    """Add a command. Its options are the fields of the dataclass that `run` takes; its help and its examples are the
+    docstring of `run`."""
+    [settings] = [kind for key, kind in typing.get_type_hints(run).items() if key != "return"]
+
+    def command(**values: Any) -> None:
+        run(settings(**values))
+
+    own = inspect.get_annotations(settings)  # these first, then what is shared with other commands
+    fields = sorted(dataclasses.fields(settings), key=lambda field: field.name not in own)
+    parameters = list(map(_parameter, fields))
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    text, _, examples = (inspect.getdoc(run) or "").partition(_HEADING)
+    lines = ["Examples:", *(escape(line.strip()) for line in examples.splitlines() if line.strip())]
+    app.command(name, help=text, epilog="\n\n".join(lines) if examples else None)(command)
+
+
+def _parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
+    default = inspect.Parameter.empty if field.default is dataclasses.MISSING else field.default
+    return inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=field.type)
+
+
+# --- Choices ---
+
+
+class Device(StrEnum):
+    AUTO, CUDA, CPU = "auto", "cuda", "cpu"
+
+
+class LogFormat(StrEnum):
+    JSON, TEXT = "json", "text"
+
+
+class LogLevel(StrEnum):
+    DEBUG, INFO, WARNING, ERROR = "debug", "info", "warning", "error"
+
+
+# --- What texts become ---
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where something is served."""
+
+    host: str  # without the brackets of IPv6
+    port: int  # 0: any that is free
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def address(text: str | Address) -> Address | None:
+    """HOST:PORT, [HOST]:PORT; an empty text: nothing is served."""
+    if isinstance(text, Address) or not text:
+        return text or None
+    host, _, port = text.rpartition(":")
+    if not host or not re.fullmatch(r"\d{1,5}", port, re.ASCII) or int(port) > _PORT_MAX:
+        usage_error(f"expected HOST:PORT, got {text!r}")
+    return Address(host.strip("[]"), int(port))
+
+
+def memory_bytes(text: str | int) -> int:
+    """Bytes of `2GiB`, `500MB`, `1073741824`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(text).strip(), re.IGNORECASE | re.ASCII)
+    if not match:
+        usage_error(f"expected a size such as 2GiB or 500MB, got {text!r}")
+    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
+    if size < _MEMORY_MIN:
+        usage_error(f"expected 256MiB or more, got {text}")
+    return size
+
+
+def http_url(text: str) -> str:
+    """Where a server of ours is. A name or password in it is refused, and not repeated."""
+    if secret.has_user(text):
+        usage_error("expected http://HOST:PORT without a name or password; give a token with --token-file")
+    if not text.startswith(("http://", "https://")):
+        usage_error(f"expected http://HOST:PORT, got {text!r}")
+    return text.rstrip("/")
+
+
+@dataclass(frozen=True)
+class KafkaSetting:
+    """One setting of librdkafka."""
+
+    name: str
+    value: str | Secret
+
+    def __str__(self) -> str:
+        return f"{self.name}={self.value}"
+
+
+def kafka_setting(text: "str | KafkaSetting") -> KafkaSetting:
+    """NAME=VALUE. What is not of this form may be a secret, and is not repeated."""
+    if isinstance(text, KafkaSetting):
+        return text
+    name, equals, value = text.partition("=")
+    if not equals or not re.fullmatch(r"[0-9A-Za-z._-]+", name.strip()):
+        usage_error("expected NAME=VALUE, such as security.protocol=SASL_SSL")
+    return KafkaSetting(name.strip(), secret.setting(name.strip(), value))
+
+
+# --- Files of settings and secrets ---
+
+
+class FileUnusable(TokenometerError):
+    """A file of settings or secrets that cannot be used; the message names it, and repeats nothing that is in it."""
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except OSError as error:
+        raise FileUnusable(f"{path}: cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise FileUnusable(f"{path}: cannot be read: it is not text in UTF-8") from None
+
+
+def token_file(path: "str | Secret") -> Secret:
+    """The token that a file holds."""
+    if isinstance(path, Secret):
+        return path
+    token = _text(path).strip()
+    if not re.fullmatch(rf"[!-~]{{{_TOKEN_MIN},}}", token):
+        raise FileUnusable(f"{path}: expected a token of {_TOKEN_MIN} characters at least, ASCII without spaces")
+    return Secret(token)
+
+
+def _kafka_file(path: str) -> Iterator[KafkaSetting]:
+    """Lines of NAME=VALUE; empty ones and those that begin with # are left out."""
+    for number, line in enumerate(_text(path).splitlines(), 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        try:
+            yield kafka_setting(text)
+        except typer.BadParameter as error:
+            raise FileUnusable(f"{path}, line {number}: {error.message}") from None
+
+
+def _load_config(context: typer.Context, path: str | None) -> str | None:
+    """Give the file's settings to the other options as their defaults."""
+    if path is None:
+        return None
+    try:
+        settings = tomllib.loads(_text(path))
+    except FileUnusable as error:
+        usage_error(str(error))
+    except tomllib.TOMLDecodeError as error:
+        usage_error(f"{path}: not TOML: {error}")
+    known = {parameter.name: parameter for parameter in context.command.params}
+    values = {name.replace("-", "_"): value for name, value in settings.items()}
+    for name, value in values.items():
+        if name not in known or name in ("config", "help"):
+            usage_error(f"{path}: no such setting: {name}; expected one of {', '.join(sorted(map(str, known)))}")
+        if isinstance(value, dict):
+            values[name] = [f"{key}={item}" for key, item in _flat(value)]
+    context.default_map = values
+    return path
+
+
+def _flat(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """`security.protocol = "SSL"` is a table in a table to TOML, and one setting to librdkafka."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{before}{key}.")
+        else:
+            yield before + key, str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# --- Options ---
+
+
+Config = Annotated[
+    str | None, Option(metavar="FILE", callback=_load_config, is_eager=True, help="A TOML file of these settings.")
+]
+Listen = Annotated[
+    Address | None,
+    Option(parser=address, metavar="HOST:PORT", help="Where /metrics and /healthz are served; empty: nowhere."),
+]
+DeviceName = Annotated[Device, Option(help="auto takes a GPU where there is one.")]
+Memory = Annotated[
+    int | None,
+    Option(parser=memory_bytes, metavar="SIZE", help="For all tables together, such as 2GiB; 256MiB or more."),
+]
+Window = Annotated[int, Option(min=1, max=86_400, metavar="SECONDS", help="Length of a usage row's window.")]
+LogForm = Annotated[LogFormat, Option(help="json for programs, text for people.")]
+LogLevels = Annotated[
+    LogLevel, Option(metavar="LEVEL", help="debug, info, warning or error: this and the more serious is logged.")
+]
+TokenFile = Annotated[Secret | None, Option(parser=token_file, metavar="FILE", help="A file that holds the token.")]
+Force = Annotated[bool, Option("--force", "-f", help="Replace files that exist.")]
+
+
+@dataclass(frozen=True)
+class LogSettings(Settings):
+    """What a service logs."""
+
+    log_format: LogForm = LogFormat.JSON
+    log_level: LogLevels = LogLevel.INFO
+
+
+# --- Kafka ---
+
+_KAFKA = "Kafka"
+
+Bootstrap = Annotated[
+    str,
+    Option(
+        rich_help_panel=_KAFKA, metavar="HOST:PORT,...", help="Kafka's addresses; also KAFKA_BOOTSTRAP_SERVERS.",
+    ),
+]  # fmt: skip
+KafkaPairs = Annotated[
+    list[KafkaSetting] | None,
+    Option(
+        "--kafka",
+        parser=kafka_setting,
+        rich_help_panel=_KAFKA,
+        metavar="NAME=VALUE",
+        help="A setting of librdkafka, such as security.protocol=SASL_SSL; may be repeated. In --config: a table "
+        "[bold]\\[kafka][/].",
+    ),
+]
+KafkaFile = Annotated[
+    str | None,
+    Option(
+        rich_help_panel=_KAFKA,
+        metavar="FILE",
+        help="A file of such settings, one NAME=VALUE a line: passwords belong there. --kafka goes before it.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class KafkaSettings(Settings):
+    """Where Kafka is, and how its clients are set."""
+
+    bootstrap: Bootstrap = BOOTSTRAP
+    kafka: KafkaPairs = None
+    kafka_file: KafkaFile = None
+
+    @property
+    def client(self) -> dict[str, str | Secret]:
+        """librdkafka's settings by name."""
+        pairs = [*(_kafka_file(self.kafka_file) if self.kafka_file else ()), *(self.kafka or ())]
+        return {pair.name: pair.value for pair in pairs}
+
+    def shown(self) -> dict[str, Any]:
+        shown = super().shown() | {"kafka": {name: str(value) for name, value in self.client.items()}}
+        return {name: value for name, value in shown.items() if name != "setting.kafka"}

@@ -1,0 +1,208 @@
+"""The command `replay`: logs in files are metered, or go into a topic."""
+
+import contextlib
+import dataclasses
+import itertools
+import os
+import re
+import secrets
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated
+
+import orjson
+import typer
+from typer import Argument, Option
+
+from tokenometer.processor import show
+from tokenometer.processor.cli import running
+from tokenometer.processor.cli.common import (
+    EXIT_INTERRUPTED,
+    EXIT_STRICT,
+    fail,
+    progress_bar,
+    show_view,
+    stdout_console,
+    usage_error,
+)
+from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory, Window
+from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send
+from tokenometer.processor.files import logs, output, report
+from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
+from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.usage import DAY_MS, TARGET_TOKENS_PER_DAY
+
+_BARS_WIDTH = 100
+
+
+@dataclass(frozen=True)
+class ReplayCommand(ToKafkaSettings):
+    files: Annotated[
+        list[str],
+        Argument(
+            help="Logs, newline-delimited JSON: plain, gzip or zstd, [bold]-[/] is standard input. Duplicates are "
+            "found across all of them.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = dataclasses.field(kw_only=True)
+    mapping: Annotated[
+        str,
+        Option(
+            "--mapping",
+            "-m",
+            help="Where the fields are: a shipped mapping (see [bold]tokenometer mappings[/]) or a .toml file.",
+        ),
+    ] = "native"
+    out: Annotated[
+        str | None,
+        Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help="Write usage rows: .parquet, .ndjson, .ndjson.zst, .ndjson.gz; [bold]-[/] is NDJSON to standard "
+            "output, the summary goes to standard error then.",
+        ),
+    ] = None
+    rejected: Annotated[
+        str | None,
+        Option("--rejected", metavar="FILE", help="Write rejected records with reason and place, as NDJSON."),
+    ] = None
+    force: Force = False
+    device: DeviceName = Device.AUTO
+    memory: Memory = None
+    window: Window = 60
+    top: Annotated[int, Option(min=0, max=10_000, metavar="N", help="Users to show.")] = 10
+    run_name: Annotated[
+        str | None,
+        Option(
+            "--run", metavar="NAME", help="Parts are named NAME-part-1, ...; default: the time and a random number."
+        ),
+    ] = None  # fmt: skip
+    json: Annotated[bool, Option("--json", help="Print the summary as one JSON object.")] = False
+    strict: Annotated[bool, Option("--strict", help="Exit with 3 if a record was rejected.")] = False
+
+    def __post_init__(self) -> None:
+        if self.run_name is not None and not re.fullmatch(r"[0-9A-Za-z._:-]{1,100}", self.run_name):
+            usage_error(f"--run {self.run_name!r}: expected 1 to 100 of the characters 0-9 A-Z a-z . _ : -")
+
+
+class _Interrupted(Exception):
+    """Leaves the files of a partial replay without their names."""
+
+    def __init__(self, summary: ReplaySummary) -> None:
+        super().__init__()
+        self.summary = summary
+
+
+def replay_command(command: ReplayCommand) -> None:
+    """Meter logs: exact usage rows, and totals by model, chip and user. Or put them into a Kafka topic.
+
+    Examples:
+        tokenometer replay requests.ndjson
+        tokenometer replay *.ndjson.zst --out usage.parquet --rejected rejected.ndjson
+        cat requests.ndjson | tokenometer replay - --mapping anthropic --json
+        tokenometer replay requests.ndjson --to-kafka inference-logs --speed 10
+    """
+    if command.to_kafka is not None:
+        logs.size_of(command.files)  # a missing one is named before the first is sent
+        every = itertools.chain.from_iterable(map(logs.read_lines, command.files))
+        return send(every, None, mappings.resolve(command.mapping), command)
+    summary, ran = _metered(command)
+    with contextlib.redirect_stdout(sys.stderr if output.STDOUT in (command.out, command.rejected) else sys.stdout):
+        _print_summary(summary, ran, command.json)
+    if summary.partial:
+        fail("interrupted: the result is partial, and no file was written", EXIT_INTERRUPTED)
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if command.strict and summary.tally.rejected:
+        raise typer.Exit(EXIT_STRICT)
+
+
+def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
+    _check_names(command)
+    total_bytes = logs.size_of(command.files)
+    chosen = mappings.resolve(command.mapping)
+    engine = running.make_engine(command.device, command.memory, window_ms=command.window * 1000)
+    name = command.run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
+    begun = time.perf_counter()
+    try:
+        with _outlets(command) as outlets, _progress(total_bytes) as progress, running.ctrl_c() as pressed:
+            outlets = dataclasses.replace(outlets, progress=progress, stopped=pressed)
+            summary = replay(engine, logs.LogReader(command.files).fill, chosen, name, outlets, command.top)
+            if summary.partial:
+                raise _Interrupted(summary)
+    except _Interrupted as interrupted:
+        summary = interrupted.summary
+    seconds = time.perf_counter() - begun
+    run = report.Run(name, command.files, chosen.name, engine.target.name, seconds, command.out, command.rejected)
+    return summary, run
+
+
+def _check_names(command: ReplayCommand) -> None:
+    """Before hours of work."""
+    results = [name for name in (command.out, command.rejected) if name]
+    for name in results:
+        same = [*map(os.path.realpath, (*command.files, *results))].count(os.path.realpath(name)) > 1
+        if same and name != output.STDOUT:
+            usage_error(f"{name} is named twice; results need files of their own")
+        output.check_free(name, command.force)
+    if results == [output.STDOUT, output.STDOUT]:
+        usage_error("--out and --rejected cannot both go to standard output")
+
+
+@contextlib.contextmanager
+def _outlets(command: ReplayCommand) -> Iterator[Outlets]:
+    with contextlib.ExitStack() as stack:
+        rows = stack.enter_context(output.open_rows(command.out, command.force)) if command.out else None
+        letters = (
+            stack.enter_context(output.open_letters(command.rejected, command.force)) if command.rejected else None
+        )
+        yield Outlets(rows=rows.write if rows else None, letters=letters.write if letters else None)
+
+
+def _print_summary(summary: ReplaySummary, ran: report.Run, json: bool) -> None:
+    if json:
+        text = orjson.dumps(report.summary_dict(summary, ran), option=orjson.OPT_INDENT_2).decode()
+        print(show.printable_json(text))
+        return
+    show_view(report.summary_view(summary, ran, bars=sys.stdout.isatty() and stdout_console().width >= _BARS_WIDTH))
+
+
+# --- Progress ---
+
+
+@contextlib.contextmanager
+def _progress(total_bytes: int | None) -> Iterator[Callable[[ReplayProgress], None] | None]:
+    with progress_bar(total_bytes) as advance:
+        yield None if advance is None else _Pace(advance)
+
+
+class _Pace:
+    """Turns snapshots into rates, a few times a second. Tokens are asked for only as often as they are cheap."""
+
+    _EVERY_SECONDS = 0.2
+    _TOKENS_COST_SHARE = 0.02
+
+    def __init__(self, advance: Callable[[int, str], None]) -> None:
+        self._advance = advance
+        self._begun = time.perf_counter()
+        self._next = self._next_tokens = self._begun + self._EVERY_SECONDS
+        self._tokens_per_second = 0.0
+
+    def __call__(self, now: ReplayProgress) -> None:
+        at = time.perf_counter()
+        if at < self._next:
+            return
+        elapsed = at - self._begun
+        if at >= self._next_tokens:
+            self._tokens_per_second = now.tokens() / elapsed
+            cost = time.perf_counter() - at
+            self._next_tokens = at + max(self._EVERY_SECONDS, cost / self._TOKENS_COST_SHARE)
+        records, size = show.si(now.records / elapsed), show.si(now.log_bytes / elapsed)
+        tokens = self._tokens_per_second
+        share = show.share_of(tokens * DAY_MS / 1000, TARGET_TOKENS_PER_DAY)
+        self._advance(now.read_bytes, f"{records} records/s  {size}B/s  {show.si(tokens)} tokens/s  {share}/day")
+        self._next = at + self._EVERY_SECONDS

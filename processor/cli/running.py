@@ -1,0 +1,176 @@
+"""What commands run on: the engine, brokers, the dashboard, signals, logs. Each is made here, once."""
+
+import contextlib
+import logging
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pythonjsonlogger.json import JsonFormatter
+
+from tokenometer.kernels.engine import Engine, Limits
+from tokenometer.kernels.target import Target, open_target
+from tokenometer.processor import show
+from tokenometer.processor.broker import Broker
+from tokenometer.processor.cli.common import needs
+from tokenometer.processor.cli.options import Address, KafkaSettings, LogFormat, LogLevel, LogSettings
+from tokenometer.processor.records.referee import Referee
+from tokenometer.processor.rollup.watch import Watch
+from tokenometer.processor.secret import Secret, reveal, scrub
+from tokenometer.schemas.errors import TokenometerError
+
+log = logging.getLogger("tokenometer")
+LOGGERS = ("tokenometer", "aiohttp", "aiokafka", "faust", "mode")  # of libraries their warnings
+_REPLAY_WINDOWS = 1 << 13  # slots for windows, 16 KB each when used: four days of minutes in one part
+_CUDA_MEMORY_MAX = 16 << 30  # tables of more than this are asked for
+
+
+class AddressUnusable(TokenometerError):
+    """Nothing can be served at the address of --listen; the message says why."""
+
+
+# --- Engine and broker ---
+
+
+def make_engine(device: str, memory: int | None, **settings: Any) -> Engine:
+    """On the wanted device, with a hash secret of its own. settings: those of `Engine`."""
+    target = open_target(device)
+    hash_secret = [secrets.randbits(64) for _ in range(8)]
+    return Engine(target, Referee(), secret=hash_secret, limits=limits(target, memory), **settings)
+
+
+def limits(target: Target, memory: int | None) -> Limits:
+    """Without --memory: half of a GPU's free memory, or modest tables on the host and half of its memory for ids."""
+    free = target.memory()[0] // 2
+    if memory is None and target.shares_memory:
+        return Limits(windows=_REPLAY_WINDOWS, identity_bytes=free)
+    return Limits.from_memory(min(free, _CUDA_MEMORY_MAX) if memory is None else memory, not target.shares_memory)
+
+
+def broker_of(settings: KafkaSettings) -> Broker:
+    """The cluster that the settings name. Raises BrokerError, also for a setting that librdkafka does not know: a
+    command opens its broker before it logs its settings, because a misspelt name may have a secret for its value."""
+    return open_broker(settings.bootstrap, reveal(settings.client))
+
+
+def open_broker(bootstrap: str, client: Mapping[str, str]) -> Broker:
+    # Only where a broker is asked for: the client is a large library.
+    from tokenometer.processor.broker.kafka import KafkaBroker
+
+    return KafkaBroker(bootstrap, client)
+
+
+# --- The dashboard ---
+
+
+@contextlib.contextmanager
+def dashboard(
+    watch: Watch, listen: Address | None, token: Secret | None = None, other: Address | None = None
+) -> Iterator[str | None]:
+    """The dashboard over what is watched, on a thread of its own; its address. listen: None serves none. other: where,
+    if that one is taken."""
+    if listen is None:
+        yield None
+        return
+    with needs("dashboard", ", or serve none with --listen ''"):
+        from tokenometer.processor.dashboard import DashboardError, Settings, SiteThread, Source, metrics
+
+    def totals() -> bytes | None:
+        return watch.latest
+
+    def at(address: Address) -> SiteThread:
+        return SiteThread(source, Settings(address.host, address.port, token.reveal() if token else None))
+
+    source = Source(totals, watch.history, watch.rate, watch.health, metrics.registry(totals))
+    try:
+        site = at(listen)
+    except DashboardError as error:
+        if other is None:
+            raise AddressUnusable(f"--listen {listen}: {error}") from None
+        site = at(other)
+    try:
+        yield site.url
+    finally:
+        site.close()
+
+
+# --- Signals ---
+
+
+@contextlib.contextmanager
+def stop_signals() -> Iterator[Callable[[], bool]]:
+    """Did SIGTERM or SIGINT come? The second one ends the process at once."""
+    stop = threading.Event()
+
+    def note(number: int, _: Any) -> None:
+        if stop.is_set():
+            sys.exit(128 + number)
+        stop.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop.is_set
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Was Ctrl-C pressed? A second time interrupts at once."""
+    pressed = False
+
+    def press(*_: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- Logs ---
+
+
+def start_logs(settings: LogSettings) -> None:
+    start_logging(settings.log_format, settings.log_level)
+
+
+def start_logging(form: LogFormat, level: LogLevel = LogLevel.INFO) -> None:
+    """From now on, to stderr. Libraries are heard from their warnings on, and at --log-level debug in full."""
+    handler = _Handler()
+    if form is LogFormat.JSON:
+        fields = "%(asctime)s %(levelname)s %(name)s %(message)s"
+        handler.setFormatter(JsonFormatter(fields, rename_fields={"levelname": "level"}))
+    else:
+        handler.setFormatter(_TextFormatter())
+    for name in LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        if name == "tokenometer" or level is not LogLevel.INFO:
+            logger.setLevel(level.upper())
+
+
+class _Handler(logging.StreamHandler[Any]):
+    """Whatever a library logs, with whatever it was given: no secret of ours is in it."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return scrub(super().format(record))
+
+
+class _TextFormatter(logging.Formatter):
+    """A line for people: time, level, message, and what JSON would say beside it."""
+
+    _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
+
+    def format(self, record: logging.LogRecord) -> str:
+        more = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in self._KNOWN)
+        line = f"{self.formatTime(record)} {record.levelname:7} {record.getMessage()}{'  ' if more else ''}{more}"
+        return show.printable_lines(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)

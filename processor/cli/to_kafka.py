@@ -1,0 +1,58 @@
+"""Logs into a topic: what `synth --to-kafka` and `replay --to-kafka` have in common."""
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated
+
+from typer import Option
+
+from tokenometer.processor import show
+from tokenometer.processor.cli import running, topics
+from tokenometer.processor.cli.common import progress_bar, say
+from tokenometer.processor.cli.options import KafkaSettings
+from tokenometer.processor.load import produce
+from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas.mapping import Mapping
+
+
+@dataclass(frozen=True)
+class ToKafkaSettings(KafkaSettings):
+    to_kafka: Annotated[
+        str | None,
+        Option(rich_help_panel="Kafka", metavar="TOPIC", help="Put the log into this topic, keyed by user."),
+    ] = None
+    lines: Annotated[int, Option(rich_help_panel="Kafka", min=1, max=10_000, help="Records in a message.")] = 1
+    speed: Annotated[
+        float | None,
+        Option(
+            rich_help_panel="Kafka",
+            min=0.001,
+            metavar="X",
+            help="Times as fast as the log's clock; else as fast as it goes.",
+            show_default=False,
+        ),
+    ] = None
+
+
+def send(lines: Iterator[bytes], records: int | None, mapping: Mapping, settings: ToKafkaSettings) -> None:
+    """records: how many there will be, where that is known."""
+    topic = settings.to_kafka
+    assert topic is not None
+    broker = running.broker_of(settings)
+    topics.check_input(broker, topic)
+    pacing = produce.Pacing(settings.speed, lambda: time.monotonic_ns() // 1_000_000, time.sleep)
+    begun = time.perf_counter()
+
+    def progress(sent: produce.Sent) -> None:
+        if advance:
+            pace = show.si(sent.records / (time.perf_counter() - begun))
+            advance(sent.records, f"{sent.records:,} records  {pace} records/s")
+
+    with progress_bar(records) as advance:
+        sent = produce.send(broker, topic, lines, mapping, Referee(), pacing, settings.lines, progress)
+    broker.close()
+    elapsed = show.seconds(time.perf_counter() - begun)
+    what = f"{show.plural(sent.records, 'record')} in {show.plural(sent.messages, 'message')}"
+    say(f"{topic}: {what}, {show.si(sent.bytes)}B in {elapsed}", sys.stderr)

@@ -1,0 +1,70 @@
+"""The topics that commands need: are they there, and which command creates them?"""
+
+import logging
+from collections.abc import Mapping
+
+from tokenometer.processor.broker import Broker, TopicMissing
+from tokenometer.processor.cli.common import usage_error
+from tokenometer.processor.meter.meter import MeterSettings
+from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.mapping import Mapping as RecordMapping
+
+log = logging.getLogger("tokenometer")
+INPUT, USAGE, LIVE, REJECTED, TOTALS = (
+    "inference-logs",
+    "token-usage",
+    "token-live",
+    "inference-logs-rejected",
+    "token-totals",
+)
+
+
+def inputs(texts: list[str] | None, outputs: tuple[str, str, str]) -> dict[str, RecordMapping]:
+    """TOPIC or TOPIC=MAPPING texts as a dict; INPUT where there is none. outputs: names that are taken."""
+    topics: dict[str, RecordMapping] = {}
+    for text in texts or [INPUT]:
+        topic, _, mapping = text.partition("=")
+        if topic in (*topics, *outputs):
+            usage_error(f"--input {text}: the topic {topic} has another use already")
+        topics[topic] = mappings.resolve(mapping or "native")
+    return topics
+
+
+def check_input(broker: Broker, topic: str) -> None:
+    if broker.topics([topic])[topic] is None:
+        raise TopicMissing(f"the topic {topic} is not there; create it: {_command(topic, 1, {})}")
+
+
+def check_topics(broker: Broker, settings: MeterSettings, partitions: int, replication: int) -> None:
+    """Are all topics there, and token-usage compacted? Creates the missing outputs if it may."""
+    outputs = {
+        settings.usage_topic: {"cleanup.policy": "compact"},
+        settings.live_topic: {"cleanup.policy": "delete"},
+        settings.rejected_topic: {"cleanup.policy": "delete"},
+    }
+    found = broker.topics([*settings.inputs, *outputs])
+    for topic in settings.inputs:
+        if found[topic] is None:
+            command = _command(topic, replication, {})
+            raise TopicMissing(f"the input topic {topic} is not there; create it: {command}")
+    for topic, wanted in outputs.items():
+        state = found[topic]
+        if state is None and partitions:
+            broker.create_topic(topic, partitions, wanted, replication)
+            log.info("topic created", extra={"topic": topic, "partitions": partitions, **wanted})
+        elif state is None:
+            command = _command(topic, replication, wanted)
+            raise TopicMissing(f"the topic {topic} is not there; use --create-topics 6, or create it: {command}")
+        elif "compact" in wanted["cleanup.policy"] and "compact" not in state.settings.get("cleanup.policy", ""):
+            log.warning(
+                "rows of %s will be deleted by retention instead of compacted; mend it: kafka-configs.sh "
+                "--bootstrap-server HOST:PORT --alter --topic %s --add-config cleanup.policy=compact", topic, topic,
+            )  # fmt: skip
+
+
+def _command(topic: str, replication: int, settings: Mapping[str, str], partitions: int = 6) -> str:
+    configs = "".join(f" --config {key}={value}" for key, value in settings.items())
+    return (
+        f"kafka-topics.sh --bootstrap-server HOST:PORT --create --topic {topic} --partitions {partitions} "
+        f"--replication-factor {replication}{configs}"
+    )

@@ -1,0 +1,134 @@
+"""The command `usage`: what was used, by whom, on what."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Annotated, Any
+
+from rich.table import Table
+from rich.text import Text
+from typer import Option
+
+from tokenometer.processor import show
+from tokenometer.processor.cli.asking import Ask, AskSettings, PriceFile, TimeZone, all_rows
+from tokenometer.processor.cli.common import needs, say, show_view, usage_error, write_csv, write_json
+from tokenometer.processor.ledger import export, usage
+from tokenometer.schemas.usage import COUNTERS, TOKENS, TOTAL
+
+
+class TableFormat(StrEnum):
+    TABLE, JSON, CSV = "table", "json", "csv"
+
+
+@dataclass(frozen=True)
+class UsageCommand(AskSettings):
+    begin: Annotated[str, Option("--from", metavar="TIME", help="A date, or RFC 3339 with its offset.")] = ""
+    end: Annotated[str, Option("--to", metavar="TIME", help="The first moment that is not asked for.")] = ""
+    user: Annotated[str | None, Option(help="Only of this user.")] = None
+    model: Annotated[str | None, Option(help="Only of this model.")] = None
+    chip: Annotated[str | None, Option(help="Only of this chip.")] = None
+    group_by: Annotated[str, Option(metavar="user,model,chip", help="A row for each of these.")] = ""
+    window: Annotated[str, Option(help="And for each hour, day or month; or one total.")] = "total"
+    time_zone: TimeZone = "UTC"
+    top: Annotated[int | None, Option(metavar="N", help="Only the rows of the most tokens.")] = None
+    limit: Annotated[int, Option(help="Rows to show; --out writes all.")] = 100
+    after: Annotated[str | None, Option(metavar="NEXT", help="Go on after an earlier answer.")] = None
+    priced: Annotated[bool, Option("--priced", help="With revenue and chip costs, by a price list.")] = False
+    price_list: PriceFile = None
+    out: Annotated[str | None, Option("--out", metavar="FILE", help="Write all rows: .csv, .ndjson or .parquet.")] = (
+        None
+    )
+    force: Annotated[bool, Option("--force", help="Replace --out.")] = False
+    form: Annotated[TableFormat, Option("--format", help="What is printed.")] = TableFormat.TABLE
+
+    def question(self) -> dict[str, str]:
+        """As /v1/usage takes it."""
+        given = {
+            "from": self.begin, "to": self.end, "time_zone": self.time_zone, "window": self.window,
+            "group_by": self.group_by, "limit": str(usage.LIMIT_MAX if self.out else self.limit),
+            "priced": "true" if self.priced else "false",
+        }  # fmt: skip
+        optional = {name: getattr(self, name) for name in ("user", "model", "chip", "top", "after")}
+        given |= {name: str(value) for name, value in optional.items() if value is not None}
+        return {name: value for name, value in given.items() if value}
+
+
+def usage_command(command: UsageCommand) -> None:
+    """What was used: tokens by user, model and chip, and whether that is all of it yet.
+
+    Examples:
+        tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user --top 20
+        tokenometer usage --from 2026-11-01 --to 2026-12-01 --window day --format csv
+        tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user,model --priced \\
+        --prices prices.toml --out november.parquet
+        tokenometer usage --from 2026-11-30 --to 2026-12-01 --url http://ledger:9465 --token-file ledger.token
+    """
+    given = command.question()
+    usage.parse(given)  # before anything is opened
+    with _asked(command) as ask:
+        first = ask(given)
+        if command.out is not None:
+            columns = export.columns_of(first)
+            rows = export.write(all_rows(ask, given, first), columns, command.out, command.force)
+            say(f"{rows:,} rows written to {command.out}; {_completeness(first)}")
+        elif command.form is TableFormat.JSON:
+            write_json(first)
+        elif command.form is TableFormat.CSV:
+            write_csv(export.csv_text(first["rows"], export.columns_of(first)))
+        else:
+            show_view(_usage_table(first))
+            say(_completeness(first))
+            if first["next"]:
+                say(f"There are more rows: --after {first['next']}, or --out FILE for all of them.")
+
+
+@contextlib.contextmanager
+def _asked(command: UsageCommand) -> Iterator[Ask]:
+    """What answers /v1/usage, of a database or of a running ledger."""
+    if command.url is not None:
+        if command.price_list is not None:
+            usage_error("the running ledger has its own price list: --prices goes with --database")
+        yield lambda given: command.fetch("/v1/usage", given)
+        return
+    with needs("ledger"):
+        from tokenometer.processor.ledger import prices
+        from tokenometer.processor.ledger.opening import open_database
+
+    price_list = None if command.price_list is None else prices.load(command.price_list)
+    with contextlib.closing(open_database(command.database_name, writer=False)) as opened:
+        with opened.snapshot() as moment:
+            yield lambda given: usage.as_json(usage.answer(moment, usage.parse(given), price_list))
+
+
+def _completeness(answer: Mapping[str, Any]) -> str:
+    if answer["complete"]:
+        return "Complete: every partition's watermark has passed the end."
+    if answer["complete_up_to"] is None:
+        return "Not known to be complete: not every partition has told how far it is."
+    return f"Complete up to {answer['complete_up_to']}; later usage may still come."
+
+
+def _usage_table(answer: Mapping[str, Any]) -> Table:
+    names = [*([] if answer["window"] == "total" else ["begin"]), *answer["group_by"]]
+    money = ["revenue", "chip_cost"] if "currency" in answer else []
+    table = Table(box=None, header_style="bold")
+    for name in names:
+        table.add_column(name, no_wrap=name == "begin")
+    for name in (*COUNTERS, TOTAL, *money):
+        shown_name = name.removesuffix("_tokens") if name in TOKENS else name
+        table.add_column(f"{shown_name} {answer['currency']}" if name in money else shown_name, justify="right")
+    for row in answer["rows"]:
+        texts = (Text(show.printable(row[name])) for name in names)
+        counts = [f"{row[name]:,}" for name in (*COUNTERS, TOTAL)]
+        table.add_row(*texts, *counts, *(_money_text(row, name) for name in money))
+    return table
+
+
+def _money_text(row: Mapping[str, Any], name: str) -> str:
+    """What has no price is said to have none."""
+    without = row["unpriced_tokens" if name == "revenue" else "uncosted_tokens"]
+    if not without:
+        return row[name] or "0"
+    label = "unpriced" if name == "revenue" else "no cost"
+    return f"{row[name]} + {without:,} {label}" if row[name] is not None else label

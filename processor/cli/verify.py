@@ -1,0 +1,72 @@
+"""The command `verify`: the audit of a metered stream."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from tokenometer.processor.cli import running, topics
+from tokenometer.processor.cli.common import EXIT_FAILURE, needs, progress_bar, show_view
+from tokenometer.processor.cli.meter import DedupHorizon, FutureSkew, Inputs, LiveTopic, RejectedTopic, UsageTopic
+from tokenometer.processor.cli.options import Config, KafkaSettings, Window
+
+
+@dataclass(frozen=True)
+class VerifyCommand(KafkaSettings):
+    config: Config = None
+    input: Inputs = None
+    group: Annotated[str, Option(help="The group whose commits are audited.")] = "tokenometer"
+    window: Window = 60
+    dedup_horizon: DedupHorizon = 600
+    max_future_skew: FutureSkew = 3600
+    usage_topic: UsageTopic = topics.USAGE
+    live_topic: LiveTopic = topics.LIVE
+    rejected_topic: RejectedTopic = topics.REJECTED
+    differences: Annotated[int, Option(min=0, max=100_000, metavar="N", help="Differing keys to show.")] = 20
+    processes: Annotated[
+        int | None, Option(min=1, max=256, help="To judge the log with; default: one for each core.")
+    ] = None
+
+
+def verify_command(command: VerifyCommand) -> None:
+    """Audit a metered stream: recompute every total from the log, without the engine, and compare.
+
+    The exit status is 1 if one token differs, and the differing keys are shown. --window, --dedup-horizon and
+    --max-future-skew must be those of the meters.
+
+    Examples:
+        tokenometer verify --bootstrap kafka:9092 --group billing
+        tokenometer verify --input inference-logs=openai-chat --differences 100
+    """
+    with needs("verify"):
+        from tokenometer.processor import verify
+        from tokenometer.processor.verify.report import render
+
+    outputs = command.usage_topic, command.live_topic, command.rejected_topic
+    inputs = topics.inputs(command.input, outputs)
+    settings = verify.Settings(
+        *outputs,
+        window_ms=command.window * 1000,
+        max_future_skew_ms=command.max_future_skew * 1000,
+        dedup_horizon_ms=command.dedup_horizon * 1000,
+        differences_max=command.differences,
+        processes=command.processes or os.cpu_count() or 1,
+    )
+    broker = running.broker_of(command)
+    with progress_bar(None) as advance:
+        audit = verify.verify(broker, command.group, inputs, settings, _progress(advance))
+    show_view(render(audit))
+    broker.close()
+    if not audit.clean:
+        raise typer.Exit(EXIT_FAILURE)
+
+
+def _progress(advance: Callable[[int, str], None] | None) -> Callable[[int, int], None]:
+    def progress(done: int, total: int) -> None:
+        if advance:
+            advance(done, f"{done:,} of at most {total:,} messages")
+
+    return progress

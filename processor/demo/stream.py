@@ -1,0 +1,141 @@
+"""The whole way in one process: a synthetic log goes into a topic, a meter counts it, and its summaries come out live.
+
+Owns: three parties on one broker (a producer, a meter, an onlooker), each as it would be on machines of its own.
+Promises: what is shown was read from `token-live`, committed; nothing is handed around the broker.
+"""
+
+import contextlib
+import itertools
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from tokenometer.kernels.engine import Engine
+from tokenometer.processor.broker import Broker
+from tokenometer.processor.load import produce, synth
+from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.meter.meter import Meter, MeterSettings
+from tokenometer.processor.records.referee import Referee
+from tokenometer.processor.rollup.watch import Watch
+from tokenometer.schemas.usage import COUNTERS, Usage
+
+_LOOK_SECONDS = 0.25
+_SEE_SECONDS = 30.0  # for the onlooker to see what was committed last
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What runs. seconds: how long the log takes; 0: as fast as it goes."""
+
+    meter: MeterSettings
+    run: str
+    profile: Profile
+    lines_per_message: int
+    seconds: float
+
+
+@dataclass
+class View:
+    """What there is to see. totals: as of schemas/totals.schema.json; None before the first."""
+
+    expected: int
+    seconds: float = 0.0
+    produced: int = 0
+    totals: dict[str, Any] | None = None
+
+    @property
+    def read(self) -> int:
+        records: int = self.totals["records"]["read"] if self.totals else 0
+        return records
+
+    @property
+    def tokens(self) -> Usage:
+        """Since start."""
+        assert self.totals is not None
+        tokens = self.totals["windows"]["since_start"]["tokens"]
+        return Usage(*(tokens[name] for name in COUNTERS))
+
+
+def play(
+    broker: Broker, demo: Demo, engine: Engine, watch: Watch, show: Callable[[View], None], stopped: Callable[[], bool]
+) -> View:
+    """Run until the whole log is metered, committed and seen. Raises what the meter or the producer raised."""
+    done, view = threading.Event(), View(demo.profile.records)
+    meter = Meter(broker, engine, demo.meter, demo.run)
+    producer = _Worker(lambda: _produce(broker, demo, view, done.is_set))
+    metering = _Worker(lambda: meter.run(done.is_set))
+    began = time.monotonic()
+
+    def look() -> None:
+        time.sleep(_LOOK_SECONDS)
+        view.seconds = time.monotonic() - began
+        view.totals = orjson.loads(watch.latest) if watch.latest else None
+        show(view)
+
+    try:
+        while not (producer.ended() and _all_committed(broker, demo)) and not metering.ended() and not stopped():
+            look()
+    finally:
+        done.set()
+        metering.join()
+        producer.join()
+    deadline = time.monotonic() + _SEE_SECONDS
+    while view.read < view.produced and time.monotonic() < deadline and not stopped():
+        look()
+    return view
+
+
+class _Worker:
+    """A thread whose failure comes out where it is joined."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(work,), daemon=True)
+        self._thread.start()
+
+    def _run(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except BaseException as error:  # raised again by `join`
+            self._failure = error
+
+    def ended(self) -> bool:
+        return not self._thread.is_alive()
+
+    def join(self) -> None:
+        self._thread.join()
+        if self._failure:
+            raise self._failure
+
+
+class _Stopped(Exception):
+    pass
+
+
+def _produce(broker: Broker, demo: Demo, view: View, stopped: Callable[[], bool]) -> None:
+    began = time.monotonic()
+
+    def progress(sent: produce.Sent) -> None:
+        view.produced = sent.records
+        if stopped():
+            raise _Stopped
+        ahead = began + demo.seconds * sent.records / demo.profile.records - time.monotonic()
+        time.sleep(max(0.0, ahead))
+
+    lines = itertools.chain.from_iterable(chunk.splitlines() for chunk in synth.generate(demo.profile))
+    topic, mapping = next(iter(demo.meter.inputs.items()))
+    pacing = produce.Pacing(None, lambda: 0, time.sleep)
+    with contextlib.suppress(_Stopped):
+        produce.send(broker, topic, lines, mapping, Referee(), pacing, demo.lines_per_message, progress)
+
+
+def _all_committed(broker: Broker, demo: Demo) -> bool:
+    """Nothing but transaction marks lies behind the committed offsets; the input has none."""
+    topics = list(demo.meter.inputs)
+    committed, extents = broker.committed(demo.meter.group, topics), broker.extents(topics)
+    positions = {place: position.offset if position else extents[place].begin for place, position in committed.items()}
+    return all(positions.get(place, extent.begin) >= extent.end for place, extent in extents.items())

@@ -1,0 +1,22 @@
+"""Which database a name means, and who may open it. The databases do not import this room."""
+
+from tokenometer.processor.ledger.database import POSTGRES_SCHEMES, Database, shown
+from tokenometer.processor.ledger.values import BadRequest
+
+
+def open_database(name: str, writer: bool) -> Database:
+    """`postgresql://...`, or the name of a DuckDB file. A writer is alone: Busy says that there is one already."""
+    if name.startswith(POSTGRES_SCHEMES):
+        from tokenometer.processor.ledger.postgres import PostgresDatabase
+
+        return PostgresDatabase(name, writer)
+    if "://" in name:
+        raise BadRequest(f"{shown(name)}: expected postgresql://... or the name of a file")
+    from tokenometer.processor.ledger.duck import DuckDatabase
+
+    return DuckDatabase(name, writer)
+
+
+def open_clerk(name: str) -> Database:
+    """To close a period without a ledger. PostgreSQL lets it work beside one; a file is one process's at a time."""
+    return open_database(name, writer=not name.startswith(POSTGRES_SCHEMES))

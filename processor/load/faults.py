@@ -1,0 +1,160 @@
+"""Rewrites the few records of a made-up log that have a fault: malformed, sent again, or spelled with escapes."""
+
+import random
+import re
+from typing import Any
+
+import numpy as np
+import orjson
+
+from tokenometer.processor.load.lines import Block, Bools, stream
+from tokenometer.processor.load.profile import BLOCK_RECORDS, RESEND_RECORDS_MAX, Profile
+
+
+class Spoiler:
+    """Rewrites the records of a block that have a fault. Remembers one block, for the records that are sent again."""
+
+    def __init__(self, profile: Profile) -> None:
+        self.profile = profile
+        self.fates, self.escapes = stream(profile.seed, "fates"), stream(profile.seed, "escapes")
+        # Python's generator is the faster one for single draws.
+        self.malforming = random.Random(f"{profile.seed}/malform")
+        self.resending = random.Random(f"{profile.seed}/resend")
+        self.escaping = random.Random(f"{profile.seed}/escape")
+        self.before = Block(b"", np.zeros(1, np.int64))
+        self.before_sound = np.zeros(0, np.bool_)
+
+    def spoil(self, block: Block) -> bytes:
+        profile = self.profile
+        fate = self.fates.random(BLOCK_RECORDS)[: len(block)]
+        malformed = fate < profile.malformed
+        resent = ~malformed & (fate < profile.malformed + profile.duplicates)
+        edits = {row: malform(block.line(row), self.malforming) for row in np.flatnonzero(malformed).tolist()}
+        if profile.duplicates:
+            self._resend(block, resent, ~malformed & ~resent, edits)
+        if profile.escaped:
+            escaped = (self.escapes.random(BLOCK_RECORDS)[: len(block)] < profile.escaped) & ~malformed
+            for row in np.flatnonzero(escaped).tolist():
+                edits[row] = escape(edits.get(row) or block.line(row), self.escaping)
+        return _splice(block, edits)
+
+    def _resend(self, block: Block, resent: Bools, sound: Bools, edits: dict[int, bytes]) -> None:
+        """A record that is sent again takes the place of a fresh one. Where nothing was sent before, that one stays."""
+        first = len(self.before)
+        known = np.concatenate((self.before_sound, sound))
+        source_of = np.maximum.accumulate(np.where(known, np.arange(len(known)), -1))
+        for row in np.flatnonzero(resent).tolist():
+            back = int(RESEND_RECORDS_MAX ** self.resending.random())  # most retries come soon
+            source = int(source_of[max(first + row - back, 0)])
+            if source >= 0:
+                line = self.before.line(source) if source < first else block.line(source - first)
+                edits[row] = resend(line, self.resending)
+        self.before, self.before_sound = block, sound
+
+
+def _splice(block: Block, edits: dict[int, bytes]) -> bytes:
+    if not edits:
+        return block.data
+    pieces, at = [], 0
+    for row in sorted(edits):
+        pieces += [block.data[at : block.ends[row]], edits[row], b"\n"]
+        at = int(block.ends[row + 1])
+    return b"".join((*pieces, block.data[at:]))
+
+
+def resend(line: bytes, rng: random.Random) -> bytes:
+    """The record again, with the same request id, mostly byte for byte."""
+    choice = rng.random()
+    if choice < 0.8:
+        return line
+    if choice < 0.9:
+        return _with(line, b"timestamp", b"%d" % (_value(line, b"timestamp") + rng.randrange(1, 30_000)))
+    return _with(line, b"output_tokens", b"%d" % (_value(line, b"output_tokens") + rng.randrange(1, 100)))
+
+
+_MAPPED = re.compile(
+    rb'"(request_id|timestamp|user|model|chip|prefill_chip|input_tokens|cached_input_tokens|cache_write_tokens'
+    rb'|output_tokens|reasoning_tokens)":(?:"([^"]*)")?'
+)
+
+
+def escape(line: bytes, rng: random.Random) -> bytes:
+    """The same record, with a character or two of mapped keys and strings spelled as JSON escapes."""
+    spans = [match.span(group) for match in _MAPPED.finditer(line) for group in (1, 2) if match.group(group)]
+    for start, end in sorted(rng.sample(spans, rng.randint(1, min(3, len(spans)))), reverse=True):
+        at = rng.randrange(start, end)
+        code = b"\\u%04x" if rng.random() < 0.5 else b"\\u%04X"
+        line = line[:at] + code % line[at] + line[at + 1 :]
+    return line
+
+
+# Every case is refused by RECORDS.md, whatever the record's other fields say.
+_NOT_JSON = (
+    lambda line, rng: line[: rng.randrange(1, len(line))],  # truncated
+    lambda line, rng: line[:-1] + b",}",
+    lambda line, rng: line + b"}",
+    lambda line, rng: line + line,  # a lost newline
+    lambda line, rng: line.replace(b'"', b"'"),
+    lambda line, rng: line.replace(b":", b"=", 1),
+    lambda line, rng: line.replace(b",", b"", 1),
+    lambda line, rng: line.replace(b'"user":', b"user:"),
+    lambda line, rng: b"\xef\xbb\xbf" + line,
+    lambda line, rng: b"2026-11-23T00:00:00Z INFO " + line,
+    lambda line, rng: bytes(rng.randrange(0x80, 0xC0) for _ in range(rng.randrange(1, 200))),
+)
+_NOT_AN_OBJECT = (
+    lambda line, rng: b"[" + line + b"]",
+    lambda line, rng: b"null",
+    lambda line, rng: orjson.dumps(line.decode()),  # encoded twice
+    lambda line, rng: b"%d" % rng.randrange(1 << 40),
+)
+_BAD_VALUES = {
+    b"timestamp": (b"null", b"true", b"-1", b"253402300800000", b"1795392000000.0", b'"yesterday"', b'"1795392000000"',
+                   b'"2026-02-30T00:00:00Z"', b'"2026-11-23T00:00:00"', b"{}"),
+    b"user": (b"null", b'""', b"17", b"false", b'["user-000017"]', b'{"id":"user-000017"}', b'"' + b"u" * 257 + b'"',
+              b'"user\\ud800"', b'"user\t17"', b'"user\xff17"', b'"user\\x17"'),
+    b"model": (b"null", b'""', b"4.1", b"true", b"[]", b'"' + b"\xc3\xa9" * 129 + b'"'),
+    b"chip": (b"null", b'""', b"0", b"{}", b'"' + b"c" * 1_000 + b'"'),
+    b"input_tokens": (b"null", b"-1", b"1.0", b"1e3", b"1099511627776", b"18446744073709551616", b'"12"', b"true",
+                      b"[12]", b"007", b"NaN", b"1.", b"+1"),
+    b"output_tokens": (b"null", b"-17", b"0.5", b"1E2", b"1099511627776", b"9223372036854775808", b'""', b"false",
+                       b"{}", b"00", b"Infinity", b".5", b"0x10"),
+}  # fmt: skip
+_BAD_OPTIONAL: dict[str, tuple[Any, ...]] = {
+    "request_id": ("", 17, True, ["a"], "i" * 257),
+    "prefill_chip": ("", 0, {}),
+    "cached_input_tokens": (-1, 1.5, "0", True, 1 << 40),
+    "cache_write_tokens": (-1, 0.0, "1", [], 1 << 40),
+    "reasoning_tokens": (-1, 2.0, "", False, 1 << 40),
+}
+
+
+def malform(line: bytes, rng: random.Random) -> bytes:
+    """A record that RECORDS.md rejects, made from a sound one."""
+    kind = rng.random()
+    if kind < 0.25:
+        return bytes(rng.choice(_NOT_JSON)(line, rng))
+    if kind < 0.30:
+        return bytes(rng.choice(_NOT_AN_OBJECT)(line, rng))
+    field = rng.choice(tuple(_BAD_VALUES))
+    if kind < 0.65:
+        return _with(line, field, rng.choice(_BAD_VALUES[field]))
+    if kind < 0.75:  # missing
+        return orjson.dumps({name: value for name, value in orjson.loads(line).items() if name != field.decode()})
+    if kind < 0.80:  # repeated
+        return line[:-1] + rng.choice((b',"%s":1}', b',"%s":"x"}', b',"%s":null}')) % field
+    record = orjson.loads(line)
+    if kind < 0.90:
+        name = rng.choice(tuple(_BAD_OPTIONAL))
+        return orjson.dumps(record | {name: rng.choice(_BAD_OPTIONAL[name])})
+    part, total = rng.choice((("cached_input_tokens", "input_tokens"), ("cache_write_tokens", "input_tokens"),
+                              ("reasoning_tokens", "output_tokens")))  # fmt: skip
+    return orjson.dumps(record | {part: record[total] + rng.randrange(1, 1_000)})
+
+
+def _with(line: bytes, field: bytes, value: bytes) -> bytes:
+    return re.sub(rb'"%s":("[^"]*"|[0-9]+)' % field, lambda _: b'"%s":%s' % (field, value), line, count=1)
+
+
+def _value(line: bytes, field: bytes) -> int:
+    return int(line.partition(b'"%s":' % field)[2].partition(b",")[0].rstrip(b"}"))

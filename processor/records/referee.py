@@ -1,0 +1,446 @@
+"""The referee: what the kernels would not decide goes to orjson, and comes back canonical, skipped or with a reason.
+
+The rules are those of docs/RECORDS.md, in their order. The kernels accept only what is certain, so their records and
+these rulings together are orjson plus the field rules, on every line.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, timezone
+from itertools import product
+from typing import Any
+
+import orjson
+
+from tokenometer.kernels.layout import RECORD_BYTES_MAX
+from tokenometer.kernels.values import SKIPPED, Canonical, EventTimeMs, Rejection, Skipped
+from tokenometer.schemas.mapping import COUNT_END, PARTS, Condition, Convention, Field, Mapping, Path
+from tokenometer.schemas.usage import PARENTS, Usage, part_sums
+
+TIME_END_MS = 253_402_300_800_000  # 10000-01-01T00:00:00Z
+REASONS = (
+    "too_long",
+    "invalid_json",
+    "not_an_object",
+    "repeated_field",
+    "wrong_type",
+    "missing_field",
+    "bad_string",
+    "bad_count",
+    "bad_timestamp",
+    "past_timestamp",
+    "future_timestamp",
+    "unknown_token_type",
+    "unknown_convention",
+    "inconsistent_counts",
+)
+_DIGITS = re.compile(r"0|[1-9][0-9]*", re.ASCII)
+_DECIMAL = re.compile(r"(?:0|[1-9][0-9]*)(?:\.[0-9]+)?", re.ASCII)
+_DATE_TIME = r"(\d{4})-(\d\d)-(\d\d)[Tt ](\d\d):(\d\d):(\d\d)"
+_RFC3339 = re.compile(_DATE_TIME + r"(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d))", re.ASCII)
+_ISO8601 = re.compile(_DATE_TIME + r"(?:[.,](\d{1,9}))?(?:([Zz])|([+-])(\d\d)(?::?(\d\d))?)?", re.ASCII)
+_EPOCH_PER_MS = {"epoch_s": (1000, 1), "epoch_ms": (1, 1), "epoch_us": (1, 1000), "epoch_ns": (1, 1_000_000)}
+_EPOCH_DIGITS_MAX = 21  # more are beyond the year 9999 in every unit
+_CONTAINERS = (dict, list)
+_KEY_END = re.compile(rb'"[ \t\r]*:')
+_TOKEN = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
+
+
+class Rejected(Exception):
+    """Ends the judgement of a record; carries the ruling."""
+
+    def __init__(self, reason: str, field: str | None = None) -> None:
+        super().__init__(reason, field)
+        self.rejection = Rejection(reason, field)
+
+
+class Referee:
+    """Judges single records.
+
+    `max_future_skew_ms` and `max_past_ms` (None: no bound) say how far an event may be ahead of its message and how far
+    before it; `not_before_ms` is the earliest time of an event, with or without a message time.
+    """
+
+    def __init__(
+        self, max_future_skew_ms: int = 3_600_000, max_past_ms: int | None = None, not_before_ms: int = 0
+    ) -> None:
+        self._skew_ms = max_future_skew_ms
+        self._past_ms = max_past_ms
+        self._not_before_ms = not_before_ms
+        self._trees: dict[str, tuple[Mapping, _Tree]] = {}
+
+    def __call__(self, record: bytes, mapping: Mapping, message_time: int | None) -> Canonical | Rejection | Skipped:
+        try:
+            return self._judge(record, mapping, message_time)
+        except Rejected as rejected:
+            return rejected.rejection
+
+    def _judge(self, record: bytes, mapping: Mapping, message_time: int | None) -> Canonical | Skipped:
+        if len(record) > RECORD_BYTES_MAX:
+            raise Rejected("too_long")
+        try:
+            value = orjson.loads(record)
+        except orjson.JSONDecodeError:
+            raise Rejected("invalid_json") from None
+        if not isinstance(value, dict):
+            raise Rejected("not_an_object")
+        tree = self._tree(mapping)
+        if _could_repeat(record, value, tree) and _repeats(record, tree.root):
+            raise Rejected("repeated_field")
+        if mapping.skip and _is_skipped(value, mapping.skip):
+            return SKIPPED
+        return self._canonical(value, mapping, message_time)
+
+    def _canonical(self, value: dict[str, Any], mapping: Mapping, message_time: int | None) -> Canonical:
+        texts: dict[str, bytes] = {}
+        counts: dict[str, int] = {}
+        time_ms = 0
+        for field in mapping.fields:
+            if field.kind == "time":
+                time_ms = self._time(value, field, message_time)
+            elif field.kind == "string":
+                texts[field.name] = _text(_read(value, field), field) or _default_text(field)
+                if field.scope:
+                    texts["scope"] = _text(_present(_walk(value, field.scope, field.name), field), field) or b""
+            elif mapping.selector:
+                counts = _selected_counts(value, field, mapping)
+            else:
+                counts[field.name] = _count(value, field) or 0
+        total = _count(value, mapping.total) if mapping.total else None
+        usage = _inclusive(value, Usage(**({"requests": 1} | counts)), mapping, total)
+        return Canonical(
+            EventTimeMs(time_ms),
+            (
+                texts.get("request_id", b""),
+                texts.get("user", b""),
+                texts.get("model", b""),
+                texts.get("chip", b""),
+                texts.get("prefill_chip", b""),
+                texts.get("scope", b""),
+            ),
+            usage,
+        )
+
+    def _time(self, record: dict[str, Any], field: Field, message_time: int | None) -> int:
+        raw = _value(record, field)
+        if raw is None and field.message_time_fallback:
+            raw_ms = message_time
+            if raw_ms is None:
+                raise Rejected("missing_field", field.name)
+        else:
+            raw_ms = _time_ms(raw if raw is not None else _read(record, field), field)
+        if not 0 <= raw_ms < TIME_END_MS:
+            raise Rejected("bad_timestamp", field.name)
+        earliest = self._not_before_ms
+        if message_time is not None and self._past_ms is not None:
+            earliest = max(earliest, message_time - self._past_ms)
+        if raw_ms < earliest:
+            raise Rejected("past_timestamp", field.name)
+        if message_time is not None and raw_ms > message_time + self._skew_ms:
+            raise Rejected("future_timestamp", field.name)
+        return raw_ms
+
+    def _tree(self, mapping: Mapping) -> "_Tree":
+        known = self._trees.get(mapping.source)
+        if known is None or (known[0] is not mapping and known[0] != mapping):
+            known = self._trees[mapping.source] = mapping, _tree_of(mapping)
+        return known[1]
+
+
+# --- Values ---
+
+
+def _walk(record: dict[str, Any], path: Path, name: str) -> Any:
+    """The value at a path; None where it, or an object above it, is absent or null."""
+    value: Any = record
+    for key in path:
+        if value is None:
+            return None
+        if not isinstance(value, dict):
+            raise Rejected("wrong_type", name)
+        value = value.get(key)
+    return value
+
+
+def _present(value: Any, field: Field) -> Any:
+    """None also for an empty string, where the mapping says so."""
+    return None if field.empty_is_absent and value == "" else value
+
+
+def _value(record: dict[str, Any], field: Field) -> Any:
+    """The value of the first path that has one."""
+    for path in field.paths:
+        value = record.get(path[0]) if len(path) == 1 else _walk(record, path, field.name)
+        value = _present(value, field)
+        if value is not None:
+            return value
+    return None
+
+
+def _read(record: dict[str, Any], field: Field) -> Any:
+    value = _value(record, field)
+    if value is None and field.required:
+        raise Rejected("missing_field", field.name)
+    return value
+
+
+def _text(value: Any, field: Field) -> bytes | None:
+    if value is None:
+        return None
+    if field.numbers and type(value) is int:
+        value = str(value)
+    if not isinstance(value, str):
+        raise Rejected("wrong_type", field.name)
+    text = value.encode()
+    if not 1 <= len(text) <= field.bytes_max:
+        raise Rejected("bad_string", field.name)
+    return text
+
+
+def _default_text(field: Field) -> bytes:
+    return b"" if field.default is None else str(field.default).encode()
+
+
+def _is_skipped(record: dict[str, Any], skip: tuple[tuple[Condition, ...], ...]) -> bool:
+    """Every condition is looked at, so that a value of a wrong type is refused wherever it is."""
+    fits = [[_fits(_walk(record, test.path, "skip"), test) for test in entry] for entry in skip]
+    return any(map(all, fits))
+
+
+def _fits(value: Any, condition: Condition) -> bool:
+    if value is None:
+        return condition.fits_absent
+    if condition.only_presence:
+        return condition.test == "present"
+    listed: tuple[Any, ...]
+    if isinstance(value, str):
+        listed = condition.strings
+    elif isinstance(value, bool):
+        listed = condition.booleans
+    elif isinstance(value, int):
+        listed = condition.integers
+    else:
+        raise Rejected("wrong_type", "skip")
+    return (value in listed) == (condition.test == "in")
+
+
+# --- Counts ---
+
+
+def _count(record: dict[str, Any], field: Field) -> int | None:
+    """None where it has neither a value nor a default."""
+    value = _read(record, field)
+    count = field.default if value is None else _number(value, field)
+    if not field.plus:
+        return None if count is None else int(count)
+    addends = [_walk(record, path, field.name) for path in field.plus]
+    added = sum(_number(addend, field) for addend in addends if addend is not None)
+    if count is None:
+        return None
+    if int(count) + added >= COUNT_END:
+        raise Rejected("bad_count", field.name)
+    return int(count) + added
+
+
+def _number(value: Any, field: Field) -> int:
+    if isinstance(value, str) and field.digits:
+        if not _DIGITS.fullmatch(value) or len(value) > 13:  # 2^40 has 13 digits
+            raise Rejected("bad_count", field.name)
+        value = int(value)
+    if isinstance(value, float) and field.whole_numbers:
+        if not value.is_integer():
+            raise Rejected("bad_count", field.name)
+        value = int(value)
+    if type(value) is not int:
+        raise Rejected("wrong_type", field.name)
+    if not 0 <= value < COUNT_END:
+        raise Rejected("bad_count", field.name)
+    return value
+
+
+def _selected_counts(record: dict[str, Any], field: Field, mapping: Mapping) -> dict[str, int]:
+    """The counters of a source with one event for each token type."""
+    assert mapping.selector
+    kind = _walk(record, mapping.selector.by, field.name)
+    if kind is None:
+        raise Rejected("missing_field", field.name)
+    if not isinstance(kind, str):
+        raise Rejected("wrong_type", field.name)
+    counter = dict(mapping.selector.to).get(kind)
+    if counter is None:
+        raise Rejected("unknown_token_type", field.name)
+    return {counter: _count(record, field) or 0, "requests": int(mapping.selector.requests in (None, kind))}
+
+
+def _inclusive(record: dict[str, Any], source: Usage, mapping: Mapping, total: int | None) -> Usage:
+    """The source's counters with every part inside its total, by the first reading that adds up."""
+    readings = [_readings(record, convention, total) for convention in mapping.conventions]
+    for additive in product(*readings):
+        usage = source
+        for part, beside in zip(PARTS, additive, strict=True):
+            if beside:
+                parent = PARENTS[part]
+                usage = usage._replace(**{parent: getattr(usage, parent) + getattr(usage, part)})
+        if total not in (None, usage.total_tokens):
+            continue
+        if all(parts <= whole for parts, whole in part_sums(usage)):
+            return usage
+    raise Rejected("inconsistent_counts")
+
+
+def _readings(record: dict[str, Any], convention: Convention, total: int | None) -> tuple[bool, ...]:
+    """Whether the part is beside its total: one answer, or both in the order of trial."""
+    if convention.by_total and total is not None:
+        return False, True
+    additive = convention.additive
+    if convention.path:
+        value = _walk(record, convention.path, convention.field)
+        if value is not None and not isinstance(value, str):
+            raise Rejected("wrong_type", convention.field)
+        if value is not None:
+            additive = dict(convention.values).get(value, additive)
+    if additive is None:
+        raise Rejected("unknown_convention", convention.field)
+    return (additive,)
+
+
+# --- Times ---
+
+
+def _time_ms(value: Any, field: Field) -> int:
+    epoch = next((name for name in field.formats if name.startswith("epoch")), None)
+    if isinstance(value, str):
+        return _text_ms(value, field, epoch)
+    if epoch == "epoch_s_decimal" and type(value) in (int, float):
+        return _decimal_ms(float(value), field)
+    if epoch in _EPOCH_PER_MS and type(value) is int:
+        times, per = _EPOCH_PER_MS[epoch]
+        return value * times // per
+    raise Rejected("wrong_type", field.name)
+
+
+def _decimal_ms(seconds: float, field: Field) -> int:
+    if not 0 <= seconds + 1 <= TIME_END_MS:  # keeps the product finite; the caller checks the range itself
+        raise Rejected("bad_timestamp", field.name)
+    return round(seconds * 1000)
+
+
+def _text_ms(value: str, field: Field, epoch: str | None) -> int:
+    if field.digits and epoch == "epoch_s_decimal" and _DECIMAL.fullmatch(value):
+        return _decimal_ms(float(value), field)
+    if field.digits and epoch in _EPOCH_PER_MS and _DIGITS.fullmatch(value):
+        times, per = _EPOCH_PER_MS[epoch]
+        return int(value) * times // per if len(value) <= _EPOCH_DIGITS_MAX else TIME_END_MS
+    if "rfc3339" in field.formats:
+        match = _RFC3339.fullmatch(value)
+        zone = match and (match[8], match[9], match[10])
+    elif "iso8601" in field.formats:
+        match = _ISO8601.fullmatch(value)
+        zone = match and (match[9], match[10], match[11])
+        if match and not match[8] and not match[9]:
+            zone = _zone_texts(field)
+    else:
+        raise Rejected("bad_timestamp" if field.digits else "wrong_type", field.name)
+    if not match or not zone:
+        raise Rejected("bad_timestamp", field.name)
+    return _calendar_ms(match, zone, field.name)
+
+
+def _zone_texts(field: Field) -> tuple[str, str, str] | None:
+    """The mapping's zone as if a text had named it."""
+    if field.zone_minutes is None:
+        return None
+    hours, minutes = divmod(abs(field.zone_minutes), 60)
+    return "-" if field.zone_minutes < 0 else "+", str(hours), str(minutes)
+
+
+def _calendar_ms(match: re.Match[str], zone: tuple[str | None, str | None, str | None], name: str) -> int:
+    year, month, day, hour, minute, second = map(int, match.groups()[:6])
+    fraction = int((match[7] or "0")[:3].ljust(3, "0"))
+    sign, hours, minutes = zone[0], int(zone[1] or 0), int(zone[2] or 0)
+    if second > 60 or hours > 23 or minutes > 59:
+        raise Rejected("bad_timestamp", name)
+    offset = timedelta(hours=hours, minutes=minutes) * (-1 if sign == "-" else 1)
+    leap = second == 60
+    try:
+        local = datetime(year, month, day, hour, minute, 59 if leap else second, tzinfo=timezone(offset))
+        utc = local.astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise Rejected("bad_timestamp", name) from None
+    if leap and (utc.hour, utc.minute) != (23, 59):
+        raise Rejected("bad_timestamp", name)
+    milliseconds = (utc - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+    return milliseconds + (999 if leap else fraction)
+
+
+# --- Repeated keys: orjson keeps the last one silently ---
+
+_Node = dict[str, Any]  # key -> what matters below it; a leaf's is empty
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """The keys of all mapped paths."""
+
+    root: _Node
+    quoted: tuple[bytes, ...]  # each distinct key as it is mostly spelled
+
+
+def _tree_of(mapping: Mapping) -> _Tree:
+    root: _Node = {}
+    for path in mapping.paths:
+        node = root
+        for key in path:
+            node = node.setdefault(key, {})
+    return _Tree(root, tuple(orjson.dumps(key) for key in {key for path in mapping.paths for key in path}))
+
+
+def _could_repeat(record: bytes, value: dict[str, Any], tree: _Tree) -> bool:
+    """A quick no for most records: a key that stands twice is spelled twice, if without an escape; else one is lost.
+
+    A string may hold what looks like a key's end, so the count of those may be too large, never too small.
+    """
+    if b"\\" in record:
+        return len(_KEY_END.findall(record)) > _key_count(value)
+    return any(record.count(key) > 1 for key in tree.quoted)
+
+
+def _key_count(value: dict[str, Any]) -> int:
+    """Of an object and all that it holds."""
+    count = 0
+    held: list[Any] = [value]
+    while held:
+        inside = held.pop()
+        values = inside
+        if isinstance(inside, dict):
+            count += len(inside)
+            values = inside.values()
+        held += [x for x in values if isinstance(x, _CONTAINERS)]
+    return count
+
+
+def _repeats(record: bytes, root: _Node) -> bool:
+    """Does a key on a mapped path stand twice in its object? `record` is valid JSON and an object."""
+    places: list[_Node] = []  # of open objects and arrays: the keys that matter inside
+    seen: list[set[str]] = []
+    below: _Node = root  # what matters inside the next value
+    for match in _TOKEN.finditer(record):
+        token = match.group()
+        if token == b"{" or token == b"[":
+            places.append(below if token == b"{" else {})
+            seen.append(set())
+            below = {}
+        elif token == b"}" or token == b"]":
+            places.pop()
+            seen.pop()
+            below = {}
+        elif match[2]:
+            below = {}
+            if places[-1]:
+                key = orjson.loads(match[1])
+                if key in seen[-1]:
+                    return True
+                if key in places[-1]:
+                    seen[-1].add(key)
+                    below = places[-1][key]
+    return False

@@ -1,0 +1,502 @@
+"""Rolling totals from the rollup's entries (entries.py): what an operator wants to know now.
+
+    entry ─> this window's usage by cell ─> the window's sums ─> every span that holds the window
+                    difference to what the entry said before
+
+Owns: usage by window and cell since yesterday, sums of the spans shown, the latest word of each meter.
+Promises: pure; `now_ms` is an argument. An entry counts once, however often it is told; an older one of the same key
+changes nothing. Memory is bounded by windows (two days), cells (CELLS_MAX) and meters.
+
+A span of event time begins at the start of a window, and ends a day ahead: records ahead of the clock are in it. So all
+sums are integers of whole windows, equal to those of the usage rows.
+"""
+
+import zlib
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from tokenometer.kernels.values import Bytes
+from tokenometer.processor.records import hyperloglog
+from tokenometer.processor.rollup.cells import OTHERS
+from tokenometer.processor.rollup.entries import AHEAD_MS, USERS_AGE_MS, Key, decode_registers, kept_from, read_usage
+from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS, MeterState, largest, merged
+from tokenometer.processor.rollup.summaries import FATES, RECORDS, CoveredPartition, PartSums
+from tokenometer.schemas.usage import COUNTERS, DAY_MS, TARGET_TOKENS_PER_DAY, Usage, total_of
+
+SCHEMA = 1
+CELLS_MAX = 4096  # model x chip: 64 x 32 twice; what a log names beyond that is counted as `others`
+NAMES_MAX, MATRIX_MODELS_MAX, MATRIX_CHIPS_MAX, TOP_USERS, SERIES_MAX = 100, 64, 32, 20, 12
+STALE_MS = 30_000  # three commits of a meter without news
+GONE_MS = DAY_MS  # a meter silent for so long is not shown any more; what it counted stays
+RATE_SPAN_MS = 60_000
+_RATE_SAMPLES_MAX = 600
+_OTHERS = 0  # a cell's number
+
+Table = np.ndarray[Any, np.dtype[np.int64]]  # a row for each cell, columns as COUNTERS
+
+
+@dataclass
+class _Said:
+    """What an entry said of its window. cells: each once. held: the counters, packed where the window is old and seldom
+    changes."""
+
+    offset: int
+    cells: np.ndarray[Any, np.dtype[np.uint16]]
+    held: Table | bytes
+
+    @property
+    def counters(self) -> Table:
+        if isinstance(self.held, bytes):
+            return np.frombuffer(zlib.decompress(self.held), np.int64).reshape(len(self.cells), len(COUNTERS))
+        return self.held
+
+
+@dataclass
+class _Window:
+    """said: by partition and meter; '' is the partition's `window`, which is all its meters."""
+
+    table: Table = field(default_factory=lambda: np.zeros((0, len(COUNTERS)), np.int64))
+    said: dict[tuple[int, str], _Said] = field(default_factory=dict)
+
+
+@dataclass
+class _Span:
+    """Windows of begin_ms <= start < end_ms, added up."""
+
+    begin_ms: int = 0
+    end_ms: int = 0
+    table: Table = field(default_factory=lambda: np.zeros((0, len(COUNTERS)), np.int64))
+
+    def holds(self, window: int) -> bool:
+        return self.begin_ms <= window < self.end_ms
+
+
+class _Cells:
+    """Numbers for (model, chip), while there are any left."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[tuple[str, str], int] = {OTHERS: _OTHERS}
+        self.names: list[tuple[str | None, str | None]] = [(None, None)]
+        self._free: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def full(self) -> bool:
+        return len(self.names) >= CELLS_MAX and not self._free
+
+    def numbers(self, cells: list[tuple[str, str]]) -> np.ndarray[Any, np.dtype[np.uint16]]:
+        found = list(map(self._numbers.get, cells))
+        if None in found:
+            found = [self._number(cell) for cell in cells]
+        return np.array(found, np.uint16)
+
+    def _number(self, cell: tuple[str, str]) -> int:
+        number = self._numbers.get(cell)
+        if number is None:
+            if self.full:
+                return _OTHERS
+            number = self._numbers[cell] = self._free.pop() if self._free else len(self.names)
+            self.names[number : number + 1] = [cell]
+        return number
+
+    def keep(self, used: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        """Numbers of cells that nobody used any more are given again."""
+        for cell, number in list(self._numbers.items()):
+            if number != _OTHERS and (number >= len(used) or not used[number]):
+                del self._numbers[cell]
+                self.names[number] = None, None
+                self._free.append(number)
+
+
+class Totals:
+    """`apply` entries as they are written, ask for `rolling` totals once a second."""
+
+    def __init__(self, target_tokens_per_day: int = TARGET_TOKENS_PER_DAY) -> None:
+        self._target = target_tokens_per_day
+        self._cells = _Cells()
+        self._windows: dict[int, _Window] = {}
+        self._spans = {name: _Span() for name in ("last_1m", "last_5m", "last_1h", "last_24h", "today", "yesterday")}
+        self._meters: dict[tuple[int, str], MeterState] = {}
+        self._users: dict[int, Bytes] = {}
+        self._hours: dict[int, Bytes] = {}
+        self._kept_from = 0
+        self._forgot = False  # windows, since unused cells were looked for
+        self._samples: deque[tuple[int, int, int]] = deque(maxlen=_RATE_SAMPLES_MAX)  # time, tokens, requests
+
+    # --- Entries in ---
+
+    def apply(self, key: bytes, value: bytes | None) -> bool:
+        """An entry as it was written; None: it was deleted. False: an older one than is known, of a writer that was
+        overtaken."""
+        name = Key.decode(key)
+        if value is None:
+            return True  # replaced by what was written before, or too old; `rolling` forgets by time
+        match name.kind:
+            case "meter":
+                return self._apply_meter(name, MeterState.decode(value))
+            case "users":
+                self._merge(self._users, name.time_ms, decode_registers(value))
+            case "hour":
+                self._merge(self._hours, name.time_ms, decode_registers(value))
+            case _:
+                return name.time_ms < self._kept_from or self._apply_usage(name, value)
+        return True
+
+    def _apply_meter(self, name: Key, meter: MeterState) -> bool:
+        known = self._meters.get((name.partition, name.meter))
+        if known is not None and meter.offset < known.offset:
+            return False
+        self._meters[name.partition, name.meter] = meter
+        return True
+
+    def _merge(self, table: dict[int, Bytes], start: int, registers: Bytes) -> None:
+        known = table.get(start)
+        table[start] = registers if known is None else np.maximum(known, registers)
+
+    def _apply_usage(self, name: Key, value: bytes) -> bool:
+        offset, names, values = read_usage(name, value)
+        window = self._windows.setdefault(name.time_ms, _Window())
+        if name.meter and (name.partition, "") in window.said:
+            return True  # a `window` has it
+        known = window.said.get((name.partition, name.meter))
+        if known is not None and offset < known.offset:
+            return False
+        of_partition = [place for place in window.said if place[0] == name.partition and place[1]]
+        if not name.meter and any(window.said[place].offset > offset for place in of_partition):
+            return False  # they were not folded by who is ahead
+        if known is not None:
+            self._add(name.time_ms, window, known.cells, -known.counters)
+        if not name.meter:
+            for place in of_partition:
+                gone = window.said.pop(place)
+                self._add(name.time_ms, window, gone.cells, -gone.counters)
+        cells, counters = self._table_of(names, values)
+        held = counters if name.meter else zlib.compress(counters.tobytes(), 1)
+        window.said[name.partition, name.meter] = _Said(offset, cells, held)
+        self._add(name.time_ms, window, cells, counters)
+        return True
+
+    def _table_of(self, names: list[str], counters: list[int]) -> tuple[np.ndarray[Any, np.dtype[np.uint16]], Table]:
+        """A row for each cell; what several parts have of it is added up."""
+        if self._cells.full and self._forgot:
+            self._reuse_cells()
+        numbers = self._cells.numbers(list(zip(names[::2], names[1::2], strict=True)))
+        rows = np.array(counters, np.int64).reshape(len(numbers), len(COUNTERS))
+        cells, places = np.unique(numbers, return_inverse=True)
+        if len(cells) == len(numbers):
+            return numbers, rows
+        sums = np.zeros((len(cells), len(COUNTERS)), np.int64)
+        np.add.at(sums, places, rows)
+        return cells, sums
+
+    def _add(self, start: int, window: _Window, cells: np.ndarray[Any, Any], counters: Table) -> None:
+        window.table = self._added(window.table, cells, counters)
+        for span in self._spans.values():
+            if span.holds(start):
+                span.table = self._added(span.table, cells, counters)
+
+    def _added(self, table: Table, cells: np.ndarray[Any, Any], counters: Table) -> Table:
+        rows = int(cells.max(initial=_OTHERS)) + 1
+        if len(table) < rows:
+            table, small = np.zeros((rows, len(COUNTERS)), np.int64), table
+            table[: len(small)] = small
+        table[cells] += counters  # each cell comes once
+        return table
+
+    def _reuse_cells(self) -> None:
+        used = np.zeros(len(self._cells), bool)
+        for window in self._windows.values():
+            for said in window.said.values():
+                used[said.cells] = True
+        self._cells.keep(used)
+        self._forgot = False
+
+    # --- Time goes on ---
+
+    def _forget(self, now_ms: int, window_ms: int) -> None:
+        self._kept_from = kept_from(now_ms)
+        users_since = now_ms - window_ms - USERS_AGE_MS - HOUR_MS  # an hour longer than they are entries
+        tables: list[tuple[dict[int, Any], int]] = [
+            (self._windows, self._kept_from), (self._hours, self._kept_from), (self._users, users_since),
+        ]  # fmt: skip
+        for table, since in tables:
+            for start in [start for start in table if start < since]:
+                del table[start]
+                self._forgot = True
+
+    def _move_spans(self, now_ms: int, window_ms: int) -> None:
+        day = now_ms // DAY_MS * DAY_MS
+        begins = {
+            "last_1m": MINUTE_MS, "last_5m": 5 * MINUTE_MS, "last_1h": HOUR_MS, "last_24h": DAY_MS,
+        }  # fmt: skip
+        end = now_ms // window_ms * window_ms + AHEAD_MS + window_ms
+        wanted = {name: ((now_ms - span) // window_ms * window_ms, end) for name, span in begins.items()}
+        wanted |= {"today": (day, day + DAY_MS), "yesterday": (day - DAY_MS, day)}
+        for name, (begin_ms, end_ms) in wanted.items():
+            before = self._spans[name]
+            if (before.begin_ms, before.end_ms) != (begin_ms, end_ms):
+                self._spans[name] = self._sum(begin_ms, end_ms)
+
+    def _sum(self, begin_ms: int, end_ms: int) -> _Span:
+        span = _Span(begin_ms, end_ms, np.zeros((len(self._cells), len(COUNTERS)), np.int64))
+        for start, window in self._windows.items():
+            if span.holds(start):
+                span.table[: len(window.table)] += window.table
+        return span
+
+    # --- Totals out ---
+
+    def rolling(self, now_ms: int) -> dict[str, Any]:
+        """The totals of schemas/totals.schema.json."""
+        shown = {place: meter for place, meter in self._meters.items() if now_ms - meter.committed_at_ms < GONE_MS}
+        window_ms = max((meter.window_ms for meter in shown.values()), default=None)
+        self._forget(now_ms, window_ms or MINUTE_MS)
+        self._move_spans(now_ms, window_ms or MINUTE_MS)
+        since_start = _sum_of(meter.total() for meter in self._meters.values())
+        covered = list(_latest(shown.values()).values())
+        live = [meter for meter in shown.values() if now_ms - meter.committed_at_ms < STALE_MS]
+        watermarks = [one.watermark_ms for one in covered if one.watermark_ms is not None]
+        return {
+            "schema": SCHEMA,
+            "at": _instant(now_ms),
+            "window_ms": window_ms,
+            "rate": self._rate(now_ms, since_start.tokens),
+            "windows": {
+                **{name: self._rolling(name, now_ms) for name in self._spans},
+                "since_start": {
+                    "from": None, "to": _instant(now_ms), "tokens": _counters(since_start.tokens),
+                    "tokens_per_second": None, "active_users": None, "tokens_per_active_user": None,
+                },
+            },
+            "matrix": self._matrix(self._spans["last_1h"].table),
+            "top_users": self._top_users(now_ms),
+            "records": _records(since_start),
+            "rejects": {reason: count for reason, count in since_start.rejects.items() if count},
+            "lag_messages": _total(_lag(one) for one in covered),
+            "freshness_ms": _worst(one.freshness_ms for meter in live for one in meter.covered),
+            "complete_up_to": _instant_or_none(min(watermarks, default=None)),
+            "meters": [_meter(name, shown[place], now_ms) for name, place in sorted((p[1], p) for p in shown)],
+            "stale": not live,
+        }  # fmt: skip
+
+    def _rate(self, now_ms: int, tokens: tuple[int, ...]) -> dict[str, Any]:
+        """By commits, since that is when tokens become known."""
+        total, requests = total_of(tokens), tokens[0]
+        if self._samples and now_ms < self._samples[-1][0]:
+            self._samples.clear()  # the clock was set back
+        self._samples.append((now_ms, total, requests))
+        then = next(sample for sample in self._samples if sample[0] >= now_ms - RATE_SPAN_MS)
+        seconds = (now_ms - then[0]) / 1000
+        speed = (total - then[1]) / seconds if seconds else None
+        return {
+            "tokens_per_second": speed,
+            "requests_per_second": (requests - then[2]) / seconds if seconds else None,
+            "tokens_per_day": None if speed is None else speed * 86_400,
+            "target_tokens_per_day": self._target,
+            "share_of_target": None if speed is None else speed * 86_400 / self._target,
+        }
+
+    def rate_history(self) -> dict[str, list[Any]]:
+        """Tokens per second, sample by sample of `rolling`, each over the five seconds before it."""
+        times, speeds = [], []
+        samples = list(self._samples)
+        for (then, before, _), (now, total, _) in zip(samples, samples[5:], strict=False):
+            times.append(now)
+            speeds.append((total - before) / (now - then) * 1000 if now > then else 0.0)
+        return {"times": times, "tokens_per_second": speeds}
+
+    def _rolling(self, name: str, now_ms: int) -> dict[str, Any]:
+        span = self._spans[name]
+        to_ms = min(now_ms, span.end_ms)
+        tokens = span.table.sum(axis=0)
+        total = int(total_of(tokens))
+        users = None if name == "yesterday" else self._active_users(span, with_hours=name in ("last_24h", "today"))
+        answer = {
+            "from": _instant(span.begin_ms),
+            "to": _instant(to_ms),
+            "tokens": _counters(tokens.tolist()),
+            "tokens_per_second": total * 1000 / (to_ms - span.begin_ms) if to_ms > span.begin_ms else 0.0,
+            "active_users": users,
+            "tokens_per_active_user": total / users if users else None,
+        }
+        if name == "yesterday":
+            return answer
+        models, model_others = self._named(span.table, 0)
+        chips, _ = self._named(span.table, 1)
+        return answer | {
+            "by_model": [{"model": model} | counters for model, counters in models[:NAMES_MAX]],
+            "by_chip": [{"chip": chip} | counters for chip, counters in chips[:NAMES_MAX]],
+            "others": model_others,
+        }
+
+    def _named(self, table: Table, column: int) -> tuple[list[tuple[str, dict[str, int]]], dict[str, int]]:
+        """Counters by model (column 0) or chip (1), most tokens first, and what has no name here."""
+        names, sums = self._by_name(table, column)
+        found = [(name, _counters(row)) for name, row in zip(names, sums.tolist(), strict=True) if name is not None]
+        others = _counters(table[_OTHERS].tolist() if len(table) else [0] * len(COUNTERS))
+        used = [(name, counters) for name, counters in found if any(counters.values())]
+        return sorted(used, key=lambda item: (-item[1]["total_tokens"], item[0])), others
+
+    def _by_name(self, table: Table, column: int) -> tuple[list[str | None], Table]:
+        names: dict[str | None, int] = {}
+        index = [names.setdefault(cell[column], len(names)) for cell in self._cells.names[: len(table)]]
+        sums = np.zeros((len(names), len(COUNTERS)), np.int64)
+        np.add.at(sums, index, table)
+        return list(names), sums
+
+    def _matrix(self, table: Table) -> dict[str, Any]:
+        models = [name for name, _ in self._named(table, 0)[0][:MATRIX_MODELS_MAX]]
+        chips = [name for name, _ in self._named(table, 1)[0][:MATRIX_CHIPS_MAX]]
+        rows, columns = ({name: place for place, name in enumerate(names)} for names in (models, chips))
+        tokens = np.zeros((len(models), len(chips)), np.int64)
+        for (model, chip), counters in zip(self._cells.names, _tokens(table), strict=False):
+            if model in rows and chip in columns:
+                tokens[rows[model], columns[chip]] += counters
+        return {"models": models, "chips": chips, "total_tokens": tokens.tolist()}
+
+    def _active_users(self, span: _Span, with_hours: bool) -> float | None:
+        """Hours are whole ones: a day's users may be those of up to an hour more."""
+        sketches = [registers for start, registers in self._users.items() if span.holds(start)]
+        if with_hours:
+            first = span.begin_ms // HOUR_MS * HOUR_MS
+            sketches += [registers for start, registers in self._hours.items() if first <= start < span.end_ms]
+        return round(hyperloglog.estimate(hyperloglog.merge(sketches)), 1) if sketches else None
+
+    def _top_users(self, now_ms: int) -> list[dict[str, Any]]:
+        tables = [table for meter in self._meters.values() for table in meter.top_users(now_ms - HOUR_MS)]
+        return [{"user": user, "total_tokens": tokens} for user, tokens in largest(merged(tables), TOP_USERS)]
+
+    def history(self, now_ms: int, span_ms: int, step_ms: int, by: str) -> dict[str, Any]:
+        """Tokens by steps of event time. by: total, model, chip or category. A name of None is all others."""
+        end = now_ms // step_ms * step_ms + step_ms
+        begin = end - span_ms
+        times = list(range(begin, end, step_ms))
+        tables: list[Table] = [np.zeros((len(self._cells), len(COUNTERS)), np.int64) for _ in times]
+        for start, window in self._windows.items():
+            if begin <= start < end:
+                tables[(start - begin) // step_ms][: len(window.table)] += window.table
+        series = _SERIES[by](self, tables)
+        return {"from": _instant(begin), "to": _instant(end), "step_ms": step_ms, "times": times, "series": series}
+
+    def _total_series(self, tables: list[Table]) -> list[dict[str, Any]]:
+        return [{"name": "total", "tokens": [int(_tokens(table).sum()) for table in tables]}]
+
+    def _category_series(self, tables: list[Table]) -> list[dict[str, Any]]:
+        sums = np.array([table.sum(axis=0) for table in tables])
+        held = dict(zip(COUNTERS, sums.T, strict=True))
+        columns = {
+            "uncached_input": held["input_tokens"] - held["cached_input_tokens"] - held["cache_write_tokens"],
+            "cached_input": held["cached_input_tokens"],
+            "cache_write": held["cache_write_tokens"],
+            "output": held["output_tokens"] - held["reasoning_tokens"],
+            "reasoning": held["reasoning_tokens"],
+        }
+        return [{"name": name, "tokens": column.tolist()} for name, column in columns.items()]
+
+    def _named_series(self, tables: list[Table], column: int) -> list[dict[str, Any]]:
+        rows = []
+        for table in tables:
+            names, sums = self._by_name(table, column)
+            rows.append(_tokens(sums))
+        steps = np.array(rows)
+        order = sorted((n for n, name in enumerate(names) if name is not None), key=lambda n: (-steps[:, n].sum(), n))
+        shown = [n for n in order[:SERIES_MAX] if steps[:, n].any()]
+        rest = steps.sum(axis=1) - steps[:, shown].sum(axis=1)
+        series = [{"name": names[n], "tokens": steps[:, n].tolist()} for n in shown]
+        return series + ([{"name": None, "tokens": rest.tolist()}] if rest.any() else [])
+
+
+_SERIES: Mapping[str, Callable[[Totals, list[Table]], list[dict[str, Any]]]] = {
+    "total": Totals._total_series,
+    "category": Totals._category_series,
+    "model": lambda totals, tables: totals._named_series(tables, 0),
+    "chip": lambda totals, tables: totals._named_series(tables, 1),
+}
+HISTORIES = tuple(_SERIES)
+
+
+# --- Small ones ---
+
+
+def _tokens(table: Table) -> Any:
+    return total_of(list(table.T))
+
+
+def _counters(counters: Iterable[int]) -> dict[str, int]:
+    return Usage(*counters).with_total()
+
+
+def _records(sums: PartSums) -> dict[str, int]:
+    records = dict(zip(RECORDS, sums.records, strict=True))
+    return {"read": sum(records[name] for name in FATES)} | records
+
+
+def _sum_of(sums: Iterable[PartSums]) -> PartSums:
+    total = PartSums()
+    for one in sums:
+        total = total + one
+    return total
+
+
+def _latest(meters: Iterable[MeterState]) -> dict[tuple[str, int], CoveredPartition]:
+    """Who has come furthest in a partition, reads it."""
+    found: dict[tuple[str, int], CoveredPartition] = {}
+    for meter in sorted(meters, key=lambda meter: meter.committed_at_ms):
+        for one in meter.covered:
+            known = found.get((one.topic, one.partition))
+            if known is None or one.next >= known.next:
+                found[one.topic, one.partition] = one
+    return found
+
+
+def _lag(one: CoveredPartition) -> int | None:
+    return None if one.end is None else one.end - one.next
+
+
+def _total(numbers: Iterable[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None
+
+
+def _worst(numbers: Iterable[int | None]) -> int | None:
+    return max((number for number in numbers if number is not None), default=None)
+
+
+def _meter(name: str, meter: MeterState, now_ms: int) -> dict[str, Any]:
+    total, age_ms = meter.total(), max(0, now_ms - meter.committed_at_ms)
+    return {
+        "meter": name,
+        "device": meter.device,
+        "part": meter.part,
+        "parts": meter.parts,
+        "committed_at": _instant(meter.committed_at_ms),
+        "age_ms": age_ms,
+        "state": "live" if age_ms < STALE_MS else "stale",
+        "records": _records(total),
+        "rejects": {reason: count for reason, count in total.rejects.items() if count},
+        "total_tokens": total_of(total.tokens),
+        "lag_messages": _total(map(_lag, meter.covered)),
+        "freshness_ms": _worst(one.freshness_ms for one in meter.covered),
+        "partitions": [
+            {
+                "topic": one.topic, "partition": one.partition, "next": one.next, "end": one.end, "lag": _lag(one),
+                "watermark": _instant_or_none(one.watermark_ms), "freshness_ms": one.freshness_ms,
+            }
+            for one in meter.covered
+        ],
+    }  # fmt: skip
+
+
+def _instant(ms: int) -> str:
+    return f"{datetime.fromtimestamp(ms // 1000, UTC):%Y-%m-%dT%H:%M:%S}.{ms % 1000:03d}Z"
+
+
+def _instant_or_none(ms: int | None) -> str | None:
+    return None if ms is None else _instant(ms)

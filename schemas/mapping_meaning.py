@@ -1,0 +1,171 @@
+"""What format 2 says about whole records: which ones to skip, and how the parts of a count relate to its total."""
+
+from typing import Any, Literal
+
+from tokenometer.schemas.mapping_errors import Place
+from tokenometer.schemas.mapping_model import (
+    PARTS,
+    SKIP_AND_MAX,
+    SKIP_ENTRIES_MAX,
+    VALUES_MAX,
+    Condition,
+    Convention,
+    Field,
+    Path,
+    Test,
+)
+from tokenometer.schemas.mapping_values import Reads, check_keys, path_of, values_of
+from tokenometer.schemas.usage import PARENTS
+
+_TESTS: tuple[Test, ...] = ("in", "not_in", "present", "absent")
+_CONVENTION = '"inclusive", "additive", "by_total", or a table with by_total or path'
+_STATED = ("inclusive", "additive")
+
+
+# --- Skip ---
+
+
+def skip_of(value: Any, here: Place, reads: Reads) -> tuple[tuple[Condition, ...], ...]:
+    """The entries of `[[skip]]`, each with all its conditions."""
+    if not isinstance(value, list) or not 1 <= len(value) <= SKIP_ENTRIES_MAX:
+        here.fail(f"1 to {SKIP_ENTRIES_MAX} tables, each written as [[skip]]", value)
+    return tuple(_entry(table, here[index], reads) for index, table in enumerate(value))
+
+
+def _entry(table: Any, here: Place, reads: Reads) -> tuple[Condition, ...]:
+    conditions = [_condition(table, here, reads, here.where, ("path", *_TESTS, "and"))]
+    more = table.get("and", [])
+    if not isinstance(more, list) or ("and" in table and not 1 <= len(more) <= SKIP_AND_MAX):
+        (here / "and").fail(f"a list of 1 to {SKIP_AND_MAX} tables", more)
+    for index, further in enumerate(more):
+        place = (here / "and")[index]
+        conditions.append(_condition(further, place, reads, here.where, ("path", *_TESTS)))
+    _check_it_can_fit(conditions, here)
+    return tuple(conditions)
+
+
+def _condition(table: Any, here: Place, reads: Reads, reader: str, known: tuple[str, ...]) -> Condition:
+    if not isinstance(table, dict):
+        here.fail("a table with a path and one test", table)
+    check_keys(table, known, here)
+    path = path_of(table.get("path"), here / "path")
+    for name in ("present", "absent"):
+        if name in table and table[name] is not True:
+            (here / name).fail("true", table[name])
+    tests = [name for name in _TESTS if name in table]
+    or_absent = len(tests) == 2 and tests[1] == "absent" and tests[0] in ("in", "not_in")
+    if len(tests) != 1 and not or_absent:
+        expected = "exactly one of in, not_in, present = true and absent = true (absent may be beside in and not_in)"
+        here.fail(expected, " and ".join(tests) if tests else None)
+    test, listed = tests[0], []
+    if test in ("in", "not_in"):
+        listed = values_of(table[test], (here / test), (str, bool, int), "strings, booleans or integers")
+    reads.add(here / "path", path, reader, object_too=test in ("present", "absent"))
+    return Condition(
+        path,
+        test,
+        strings=tuple(value for value in listed if type(value) is str),
+        integers=tuple(value for value in listed if type(value) is int),
+        booleans=tuple(value for value in listed if type(value) is bool),
+        or_absent=or_absent,
+    )
+
+
+def _check_it_can_fit(conditions: list[Condition], here: Place) -> None:
+    """Where a value is absent, so is everything below it."""
+    for above in conditions:
+        for below in conditions:
+            under = below.path[: len(above.path)] == above.path and len(below.path) > len(above.path)
+            if under and above.test == "absent" and not below.fits_absent:
+                here.error("can never fit: one condition wants a value below another that must be absent")
+
+
+def check_skip(skip: tuple[tuple[Condition, ...], ...], fields: tuple[Field, ...], here: Place) -> None:
+    """An entry that fits every record that could be counted is a mistake."""
+    for index, entry in enumerate(skip):
+        if len(entry) != 1 or entry[0].test != "present":
+            continue
+        for field in fields:
+            if field.required and all(path[: len(entry[0].path)] == entry[0].path for path in field.paths):
+                here[index].error(f"would skip every record that can be counted: {field.name} is required there")
+
+
+# --- Conventions ---
+
+
+def conventions_of(
+    top: dict[str, Any], file_format: int, here: Place, reads: Reads, has_total: bool
+) -> tuple[Convention, Convention, Convention]:
+    """Of PARTS; a part without one of its own has its total's."""
+    stated = {
+        name: _stated(top, f"{name}_are", file_format, here, has_total) for name in ("input_tokens", "output_tokens")
+    }
+    found = []
+    for part in PARTS:
+        key = f"{part}_are"
+        found.append(_stated(top, key, file_format, here, has_total) if key in top else stated[PARENTS[part]])
+    for name, convention in stated.items():
+        if (convention.path or convention.by_total) and convention not in found:
+            (here / f"{name}_are").error("has no effect: each of its parts has a convention of its own")
+    for convention in dict.fromkeys(found):
+        if convention.path:
+            place = here / f"{convention.field}_are"
+            reads.add(place / "path", convention.path, place.where)
+    return found[0], found[1], found[2]
+
+
+def _stated(top: dict[str, Any], key: str, file_format: int, here: Place, has_total: bool) -> Convention:
+    value, place, field = top.get(key), here / key, key.removesuffix("_are")
+    if value in _STATED:
+        return Convention(value == "additive", field=field)
+    if file_format == 1:
+        place.fail('"inclusive" or "additive"', value)
+    if value == "by_total":
+        value = {"by_total": "inclusive"}
+    if not isinstance(value, dict):
+        place.fail(_CONVENTION, value)
+    check_keys(value, ("by_total", "path", *_STATED, "otherwise"), place)
+    if ("by_total" in value) == ("path" in value):
+        place.fail("a table with either by_total or path", " and ".join(value) if value else "an empty table")
+    if "path" in value:
+        return _by_value(value, place, field)
+    check_keys(value, ("by_total",), place)
+    if not has_total:
+        place.error("by_total needs the total: map fields.total_tokens")
+    return Convention(_is_additive(value, "by_total", place), by_total=True, field=field)
+
+
+def _by_value(table: dict[str, Any], here: Place, field: str) -> Convention:
+    path: Path = path_of(table["path"], here / "path")
+    values: list[tuple[str, bool]] = []
+    for name in _STATED:
+        if name in table:
+            values += [(value, name == "additive") for value in values_of(table[name], here / name, (str,), "strings")]
+    if not values:
+        here.fail("a list of values under inclusive or additive", None)
+    if len({value for value, _ in values}) != len(values):
+        here.error("the same value is listed under inclusive and under additive")
+    if len(values) > VALUES_MAX:
+        here.fail(f"at most {VALUES_MAX} values in both lists", f"{len(values)} values")
+    otherwise = _is_additive(table, "otherwise", here) if "otherwise" in table else None
+    return Convention(otherwise, path=path, values=tuple(values), field=field)
+
+
+def _is_additive(table: dict[str, Any], key: str, here: Place) -> bool:
+    if table[key] not in _STATED:
+        (here / key).fail('"inclusive" or "additive"', table[key])
+    return bool(table[key] == "additive")
+
+
+# --- Repeats ---
+
+
+def repeats_of(top: dict[str, Any], has_id: bool, here: Place) -> Literal["first", "grow"]:
+    value = top.get("repeats", "first")
+    if value == "first":
+        return "first"
+    if value != "grow":
+        here.fail('"first" or "grow"', value)
+    if not has_id:
+        here.error("grow needs to know which records belong together: map fields.request_id")
+    return "grow"

@@ -1,0 +1,163 @@
+"""What a mapping says, as values: the model of docs/RECORDS.md, section "Mapping files", and its limits.
+
+Everything that only format 2 can say has a default that means what format 1 means. So a reader of a `Mapping` needs no
+case for the format.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tokenometer.schemas.usage import TOKENS
+
+Path = tuple[str, ...]  # keys from the top level down
+Kind = Literal["string", "count", "time"]
+Test = Literal["in", "not_in", "present", "absent"]
+
+FIELDS = (
+    "request_id",
+    "timestamp",
+    "user",
+    "model",
+    "chip",
+    "prefill_chip",
+    *TOKENS,
+)
+TOTAL_TOKENS = "total_tokens"  # of format 2: it is checked, and it is in no row
+STRINGS = ("request_id", "user", "model", "chip", "prefill_chip")
+NEEDED = ("timestamp", "user", "model", "chip", "input_tokens", "output_tokens", "tokens")
+PARTS = ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens")  # each may have its own convention
+
+EPOCH_FORMATS = ("epoch_s", "epoch_ms", "epoch_us", "epoch_ns", "epoch_s_decimal")
+TEXT_FORMATS = ("rfc3339", "iso8601")  # iso8601 only under format 2
+
+FORMATS = (1, 2)  # of the mapping file itself
+STRING_BYTES_MAX = 256
+ID_BYTES_MAX = 1024  # of request ids and scopes under format 2: gateways write ids of 400 bytes
+COUNT_END = 1 << 40
+KEY_BYTES_MAX = 48
+PATH_KEYS_MAX = 6
+PLACES_MAX = 48  # distinct keys-in-place: the nodes of the tree that all paths form together
+SELECTOR_ENTRIES_MAX = 8
+SKIP_ENTRIES_MAX = 8
+SKIP_AND_MAX = 3  # further conditions of an entry
+VALUES_MAX = 16  # that a condition, or the lists of a convention together, compare with
+VALUE_BYTES_MAX = 48
+PLUS_MAX = 4
+
+
+@dataclass(frozen=True)
+class Field:
+    """How one canonical field is read from a record."""
+
+    name: str
+    kind: Kind
+    paths: tuple[Path, ...]  # path, then aliases; () for a constant and for an optional field that is not mapped
+    required: bool  # absent and null are `missing_field`
+    default: str | int | None  # where all paths are absent or null; a constant is stored here too
+    digits: bool = False  # a count, or an epoch time, may also be a string of digits
+    formats: tuple[str, ...] = ()  # of a time
+    message_time_fallback: bool = False
+    scope: Path | None = None  # of request_id: the identity is (scope, id)
+    plus: tuple[Path, ...] = ()  # of a count: what is added to it
+    whole_numbers: bool = False  # a count may also be written as 12.0 or 1.2e3
+    empty_is_absent: bool = False  # of a string (and of a scope): "" is as good as null
+    numbers: bool = False  # a string (and a scope) may also be a JSON integer: its decimal text
+    zone_minutes: int | None = None  # of iso8601: how far local time is ahead of UTC in a text without a zone
+    with_fields: tuple[str, ...] = ()  # of request_id: string fields that identify the request together with it
+    bytes_max: int = STRING_BYTES_MAX  # of a string (and of a scope)
+
+
+@dataclass(frozen=True)
+class Selector:
+    """Which counter an event of one token type belongs to. The count itself is the field `tokens`."""
+
+    by: Path
+    to: tuple[tuple[str, str], ...]  # source value, counter
+    requests: str | None  # the source value whose events count as requests; None: every event does
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One test of a value. The three tuples are what `in` or `not_in` lists, by type: JSON's true is not its 1."""
+
+    path: Path
+    test: Test
+    strings: tuple[str, ...] = ()
+    integers: tuple[int, ...] = ()
+    booleans: tuple[bool, ...] = ()
+    or_absent: bool = False  # of `in` and `not_in`: an absent value fits too
+
+    @property
+    def fits_absent(self) -> bool:
+        return self.or_absent or self.test == "absent"
+
+    @property
+    def only_presence(self) -> bool:
+        """A value of any type will do, so the path may also lead to an object on the way to other fields."""
+        return self.test in ("present", "absent")
+
+
+@dataclass(frozen=True)
+class Convention:
+    """Whether a part is inside its total as the source counts it ("inclusive") or beside it ("additive")."""
+
+    additive: bool | None  # as stated; with `by_total` for a record without a total; with `path` for other values
+    by_total: bool = False  # the record's total_tokens tells
+    path: Path | None = None  # or this string does
+    values: tuple[tuple[str, bool], ...] = ()  # of the string at `path`: is it additive
+    field: str = "input_tokens"  # the canonical field whose `..._are` this is: named where a value is refused
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """A checked mapping. `fields` has every canonical field in canonical order, without `total_tokens`.
+
+    With a selector `tokens` takes the place of `input_tokens` and the other four counts are left out.
+    """
+
+    name: str
+    description: str
+    conventions: tuple[Convention, Convention, Convention]  # of PARTS
+    fields: tuple[Field, ...]
+    selector: Selector | None
+    source: str  # the file's path, or a shipped mapping's name
+    total: Field | None = None  # total_tokens
+    skip: tuple[tuple[Condition, ...], ...] = ()  # of each entry: all its conditions must fit
+    repeats: Literal["first", "grow"] = "first"
+    format: int = 1
+
+    def field(self, name: str) -> Field:
+        for field in self.fields:
+            if field.name == name:
+                return field
+        raise KeyError(name)
+
+    @property
+    def paths(self) -> tuple[Path, ...]:
+        """Every path that is read, in the order of judgement; one that is read twice stands twice."""
+        read = [condition.path for entry in self.skip for condition in entry]
+        for field in (*self.fields, *([self.total] if self.total else [])):
+            read += [*field.paths, *([field.scope] if field.scope else []), *field.plus]
+            if field.name == "tokens" and self.selector:
+                read.append(self.selector.by)
+        read += [convention.path for convention in self.conventions if convention.path]
+        return tuple(read)
+
+    @property
+    def plain(self) -> bool:
+        """Every part has the convention that is stated for its total, as under format 1."""
+        cached, write, reasoning = self.conventions
+        decided = not any(each.by_total or each.path for each in (cached, write, reasoning))
+        return decided and cached.additive == write.additive
+
+    @property
+    def input_additive(self) -> bool:
+        """Of a plain mapping."""
+        assert self.plain, "each part has a convention of its own"
+        return bool(self.conventions[0].additive)
+
+    @property
+    def output_additive(self) -> bool:
+        """Of a plain mapping."""
+        assert self.plain, "each part has a convention of its own"
+        return bool(self.conventions[2].additive)

@@ -1,0 +1,70 @@
+"""The counters of a usage row: their one home.
+
+Names, order, what is part of what, the total, and the version of what carries them. Everything but the oracle, the
+audit and the C++ imports this module. The first two keep copies of their own on purpose, because they judge the rest;
+the C++ is compared with it when it is loaded (kernels/layout.py).
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+SCHEMA_VERSION = 1  # of usage rows and live summaries
+TARGET_TOKENS_PER_DAY = 120 * 10**12
+DAY_MS = 86_400_000
+
+
+class Usage(NamedTuple):
+    """The counters of a row, a cell, a part or a day, in the order in which everything lists them.
+
+    Totals are inclusive: `PARENTS` says which counter is part of which.
+    """
+
+    requests: int = 0
+    input_tokens: int = 0
+    cached_input_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+    @property
+    def total_tokens(self) -> int:
+        return int(total_of(self))
+
+    def plus(self, other: Sequence[int]) -> "Usage":
+        """The sums, counter by counter."""
+        return Usage(*(a + b for a, b in zip(self, other, strict=True)))
+
+    @classmethod
+    def sum_of(cls, usages: Iterable["Usage"]) -> "Usage":
+        """The sums over all of them; zeros where there are none."""
+        return cls(*map(sum, zip(*usages, strict=True)))
+
+    def with_total(self) -> dict[str, int]:
+        """By name, the total included, as rows and summaries show them."""
+        return self._asdict() | {TOTAL: self.total_tokens}
+
+
+COUNTERS = Usage._fields
+TOKENS = COUNTERS[1:]  # all but the requests
+TOTAL = "total_tokens"
+PARENTS = {  # a part -> the total that holds it
+    "cached_input_tokens": "input_tokens",
+    "cache_write_tokens": "input_tokens",
+    "reasoning_tokens": "output_tokens",
+}
+_ADDENDS = [COUNTERS.index(name) for name in TOKENS if name not in PARENTS]
+
+
+def total_of(columns: Sequence[Any]) -> Any:
+    """`total_tokens` of counters in the order of COUNTERS: integers, arrays or columns of a table."""
+    first, second = _ADDENDS
+    return columns[first] + columns[second]
+
+
+def part_sums(columns: Sequence[Any]) -> list[tuple[Any, Any]]:
+    """For each counter that has parts, the sum of the parts and the counter itself: the first is never the larger."""
+    sums: dict[str, Any] = {}
+    for part, parent in PARENTS.items():
+        value = columns[COUNTERS.index(part)]
+        sums[parent] = sums[parent] + value if parent in sums else value
+    return [(total, columns[COUNTERS.index(parent)]) for parent, total in sums.items()]

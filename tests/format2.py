@@ -1,0 +1,148 @@
+"""Mappings of format 2 for the fuzz: each feature alone, upon one base, and all of them together.
+
+A mapping is written as the dict that tomllib would make of it; `text` makes the file. `tests/test_fuzz.py` holds every
+feature against the base on the same lines: a feature that changed no verdict would not be tested at all.
+"""
+
+import copy
+import json
+from typing import Any
+
+BASE: dict[str, Any] = {
+    "format": 2,
+    "name": "base",
+    "description": "Plain fields, read as under format 1.",
+    "input_tokens_are": "inclusive",
+    "output_tokens_are": "inclusive",
+    "fields": {
+        "request_id": {"path": ["meta", "id"], "scope": "source"},
+        "timestamp": {"path": "time", "formats": ["epoch_ms", "rfc3339"]},
+        "user": {"path": ["meta", "user"], "aliases": ["user"], "default": "unknown"},
+        "model": {"path": "model"},
+        "chip": {"path": "chip", "default": "none"},
+        "prefill_chip": {"path": "prefill"},
+        "input_tokens": {"path": ["usage", "in"]},
+        "cached_input_tokens": {"path": ["usage", "cached"]},
+        "cache_write_tokens": {"path": ["usage", "written"]},
+        "output_tokens": {"path": ["usage", "out"], "default": 0},
+        "reasoning_tokens": {"path": ["usage", "more", "reasoning"], "aliases": [["usage", "thinking"]]},
+    },
+}
+TOTAL = {"fields": {"total_tokens": {"path": ["usage", "total"]}}}
+BY_PROVIDER = {"path": "provider", "inclusive": ["openai", ""], "additive": ["anthropic", "bedrock"]}
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "skip-in": {"skip": [{"path": "kind", "in": ["chat", "", True, 7, -1]}, {"path": ["meta", "kind"], "in": ["é"]}]},
+    "skip-not-in": {
+        "skip": [
+            {"path": "kind", "not_in": ["chat", False, 0], "absent": True},
+            {"path": ["meta", "op"], "not_in": ["x", 1]},
+        ]
+    },
+    "skip-presence": {"skip": [{"path": "error", "present": True}, {"path": ["meta", "sent"], "absent": True}]},
+    "skip-objects": {
+        "skip": [
+            {"path": "usage", "absent": True},
+            {"path": ["usage", "more"], "absent": True, "and": [{"path": "kind", "in": ["chat"]}]},
+        ]
+    },
+    "skip-and": {
+        "skip": [
+            {"path": "model", "in": ["qwen3"], "and": [{"path": "chip", "absent": True}]},
+            {
+                "path": "kind",
+                "in": ["chat", 8],
+                "and": [{"path": "cached", "in": [True, False], "absent": True}, {"path": "error", "present": True}],
+            },
+        ]
+    },
+    "total": TOTAL,
+    "total-required": {"fields": {"total_tokens": {"path": ["usage", "total"], "required": True}}},
+    "by-total": TOTAL | {"input_tokens_are": "by_total", "output_tokens_are": "by_total"},
+    "by-total-additive": TOTAL
+    | {"input_tokens_are": {"by_total": "additive"}, "output_tokens_are": {"by_total": "additive"}},
+    "by-total-of-parts": TOTAL
+    | {"cached_input_tokens_are": "by_total", "reasoning_tokens_are": {"by_total": "additive"}},
+    "own-conventions": {"cache_write_tokens_are": "additive", "reasoning_tokens_are": "additive"},
+    "by-provider": {"input_tokens_are": BY_PROVIDER | {"otherwise": "inclusive"}, "output_tokens_are": "additive"},
+    "by-provider-only": {"cached_input_tokens_are": BY_PROVIDER, "reasoning_tokens_are": BY_PROVIDER},
+    "plus": {
+        "fields": {
+            "input_tokens": {"plus": [["usage", "tools"], "system"]},
+            "output_tokens": {"plus": [["usage", "thoughts"]]},
+            "cached_input_tokens": {"plus": [["usage", "cached2"]], "digits": True},
+            "total_tokens": {"path": ["usage", "total"], "plus": [["usage", "total2"]]},
+        }
+    },
+    "whole-numbers": {
+        "fields": {
+            "input_tokens": {"whole_numbers": True},
+            "output_tokens": {"whole_numbers": True, "digits": True},
+            "reasoning_tokens": {"whole_numbers": True},
+        }
+    },
+    "strings": {
+        "fields": {
+            "request_id": {"empty": "absent", "numbers": True},
+            "user": {"empty": "absent", "numbers": True},
+            "model": {"numbers": True},
+            "chip": {"empty": "absent"},
+        }
+    },
+    "iso8601": {"fields": {"timestamp": {"formats": ["iso8601", "epoch_ms"], "zone": "+08:00", "digits": True}}},
+    "iso8601-utc": {"fields": {"timestamp": {"formats": ["iso8601"], "zone": "UTC"}}},
+    "iso8601-with-a-zone": {"fields": {"timestamp": {"formats": ["iso8601", "epoch_s_decimal"]}}},
+    "digits-of-epochs": {"fields": {"timestamp": {"formats": ["epoch_ns"], "digits": True}}},
+    "digits-of-seconds": {"fields": {"timestamp": {"formats": ["epoch_s_decimal", "rfc3339"], "digits": True}}},
+    "identity": {"fields": {"request_id": {"with": ["user", "prefill_chip"]}}},
+    "shared-paths": {
+        "skip": [{"path": "model", "in": ["gpt-x"]}, {"path": ["usage", "out"], "absent": True}],
+        "reasoning_tokens_are": {"path": "model", "additive": ["qwen3"], "otherwise": "inclusive"},
+        "fields": {
+            "chip": {"aliases": ["model"]},
+            "prefill_chip": {"path": "chip", "empty": "absent"},
+            "output_tokens": {"plus": [["usage", "thinking"]]},
+        },
+    },
+}
+
+
+def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
+    """Tables are merged, and everything else is replaced."""
+    result = copy.deepcopy(below)
+    for key, value in above.items():
+        both = key in ("fields", *BASE["fields"], "total_tokens") and isinstance(result.get(key), dict)
+        result[key] = merged(result[key], value) if both else copy.deepcopy(value)
+    return result
+
+
+def _together() -> dict[str, Any]:
+    mapping = BASE
+    for name in ("plus", "whole-numbers", "strings", "iso8601", "identity", "by-total-of-parts"):
+        mapping = merged(mapping, FEATURES[name])
+    skip = [
+        *FEATURES["skip-in"]["skip"][:1],
+        *FEATURES["skip-and"]["skip"],
+        {"path": "error", "present": True},
+    ]
+    return merged(mapping, {"skip": skip, "cache_write_tokens_are": BY_PROVIDER | {"otherwise": "additive"}})
+
+
+MAPPINGS: dict[str, dict[str, Any]] = {
+    "base": BASE,
+    **{name: merged(BASE, feature) | {"name": name} for name, feature in FEATURES.items()},
+    "together": _together() | {"name": "together"},
+}
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{json.dumps(key)} = {_value(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_value, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def text(mapping: dict[str, Any]) -> str:
+    """The mapping as TOML."""
+    return "".join(f"{json.dumps(key)} = {_value(value)}\n" for key, value in mapping.items())

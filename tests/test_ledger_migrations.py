@@ -1,0 +1,116 @@
+"""A ledger's tables from version to version: what was released stays as it is, and an old ledger answers as before."""
+
+import gzip
+import hashlib
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import psycopg
+import pytest
+
+from tests import books
+from tests.ledgers import make
+from tests.test_ledger import COUNTS, IDENTITY, take
+from tokenometer.processor.ledger import migrations, periods
+from tokenometer.processor.ledger.duck import DuckDatabase
+from tokenometer.processor.ledger.opening import open_database
+from tokenometer.processor.ledger.postgres import PostgresDatabase
+from tokenometer.processor.ledger.values import DatabaseError
+
+LEDGERS = pathlib.Path(make.__file__).parent
+# Of the statements of each released version. A line is added for a new version; none is ever changed.
+DIGESTS = {
+    ("duckdb", 1): "aa2f8f453d227b207b6622f081bff1fd477f52cf8e6dba3d75d6f4fc6f680584",
+    ("postgres", 1): "e0ef57f80cea503dfeb48a9266e1b5cd3897d8970d649abe13c8d15765638d72",
+}
+# What a counter more would be.
+LATER = (
+    "ALTER TABLE parts ADD COLUMN audio_tokens {u64}",
+    "ALTER TABLE open_rows ADD COLUMN audio_tokens {u64} DEFAULT 0",
+    *(
+        f"ALTER TABLE {table} ADD COLUMN audio_tokens {{total}} DEFAULT 0"
+        for table in ("merged_rows", "statement_lines", "late")
+    ),
+    "CREATE OR REPLACE VIEW usage AS SELECT window_start, user_id, model_id, chip_id, "
+    + ", ".join(f"CAST({name} AS {{total}}) AS {name}" for name in (*books.COUNTERS, "audio_tokens"))
+    + " FROM open_rows UNION ALL SELECT window_start, user_id, model_id, chip_id, "
+    + ", ".join((*books.COUNTERS, "audio_tokens"))
+    + " FROM merged_rows",
+)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "types", "indexed"),
+    [("duckdb", DuckDatabase.types, False), ("postgres", PostgresDatabase.types, True)],
+)
+def test_a_released_migration_never_changes(dialect: str, types: Any, indexed: bool) -> None:
+    for number, statements in enumerate(migrations.MIGRATIONS, 1):
+        text = "\n".join(line for each in statements for line in migrations.filled(each, types, indexed))
+        assert DIGESTS[dialect, number] == hashlib.sha256(text.encode()).hexdigest(), f"version {number} of {dialect}"
+
+
+@pytest.fixture
+def old(database: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A ledger that the first version made, and what it answered."""
+    if database.startswith("postgresql"):
+        with psycopg.connect(database, autocommit=True) as connection:
+            connection.execute((LEDGERS / "version-1.sql").read_text())  # type: ignore[arg-type]
+    else:
+        pathlib.Path(database).write_bytes(gzip.decompress((LEDGERS / "version-1.duckdb.gz").read_bytes()))
+    told = json.loads((LEDGERS / "version-1.json").read_text())
+    if database.startswith("postgresql"):  # its topics are of another broker
+        positions = told["positions"]
+        with psycopg.connect(database) as connection:
+            for topic, partition, topic_id, _ in positions:
+                connection.execute(
+                    "UPDATE positions SET topic_id = %s WHERE topic = %s AND partition = %s",
+                    [topic_id, topic, partition],
+                )
+    yield database, told
+
+
+def test_an_old_ledger_answers_as_before(old: tuple[str, dict[str, Any]]) -> None:
+    name, told = old
+    with books.opened(name) as store:
+        assert make.answers(store) == told
+
+
+def test_an_old_ledger_is_taken_through_the_migration_of_a_later_counter(
+    old: tuple[str, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, told = old
+    monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, LATER))
+    with pytest.raises(DatabaseError, match="tables of version 1, .* reads version 2: start `tokenometer ledger`"):
+        open_database(name, writer=False)
+    with books.opened(name) as store:
+        assert make.answers(store) == told
+        assert store.database.rows("SELECT sum(audio_tokens) FROM usage") == [(0,)]
+    with books.opened(name) as store:  # a second start migrates nothing
+        assert store.database.rows("SELECT version FROM schema_version ORDER BY version") == [(1,), (2,)]
+        _go_on(store, books.totals(store))
+        assert periods.reconcile(store.database) == []
+
+
+def _go_on(store: books.Store, before: Any) -> None:
+    """Every statement that writes does so into the tables with a column more."""
+    part = next(part for part in store.parts.in_state("open"))
+    identity = (*IDENTITY[:4], "meter.9")
+    take(store, [books.usage_row(identity, COUNTS)])
+    with store.database.transaction():
+        store.database.merge_part(part.id)
+    periods.close(store.database, books.START_MS + 9 * make.DAY_MS, 0, 0, anyway=True)
+    take(store, [books.usage_row(identity, books.add(COUNTS, COUNTS))])
+    books.harness.add_rows(before, {IDENTITY[:4]: books.add(COUNTS, COUNTS)})
+    assert books.totals(store) == before
+
+
+def test_a_newer_database_is_refused(database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as later:
+        later.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, LATER))
+        with books.opened(database):
+            pass
+    for writer in (True, False):
+        with pytest.raises(DatabaseError, match=r"tables of version 2, and this tokenometer knows 1: upgrade it"):
+            open_database(database, writer)

@@ -1,0 +1,168 @@
+"""Whether a meter does what it is for: each way in which it may not, how soon it is said, and that nothing else is."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from tests import streams
+from tokenometer.processor.broker import BrokerError, Extent, GroupMember, Offset, Place
+from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.meter import watching
+from tokenometer.processor.meter.health import Health
+from tokenometer.processor.meter.watching import LOOK_SECONDS, PATIENCE_MS, Judge, Outside, Standing, Verdict, Watch
+
+A, B = Place("logs", 0), Place("logs", 1)
+ME, OTHER = GroupMember("me", [A]), GroupMember("other", [B])
+BOTH = {A: Extent(Offset(0), Offset(10)), B: Extent(Offset(0), Offset(10))}
+AT_END = Standing({A: Offset(10)}, {})
+
+
+def after(judge: Judge, standing: Standing, outside: Outside | BrokerError, ms: int, step_ms: int = 2500) -> Verdict:
+    """Look at the same for so long."""
+    for now_ms in range(0, ms, step_ms):
+        judge.look(now_ms, standing, outside)
+    return judge.look(ms, standing, outside)
+
+
+def judge(has_message: Callable[[Place, Offset, Offset], bool] = lambda place, begin, end: True) -> Judge:
+    return Judge("me", "group", has_message)
+
+
+def test_patience_and_a_look_are_below_15_seconds() -> None:
+    assert PATIENCE_MS + 1000 * LOOK_SECONDS < 15_000
+
+
+@pytest.mark.parametrize(
+    ("standing", "outside", "reason"),
+    [
+        (AT_END, Outside([ME, OTHER], BOTH), None),
+        (Standing({}, {}), Outside([GroupMember("me", []), OTHER, GroupMember("third", [A])], BOTH), None),  # a spare
+        (Standing({}, {}), Outside([GroupMember("me", []), OTHER], BOTH), "no partition, though the group group has 2"),
+        (AT_END, Outside([OTHER], BOTH), "me is in no group: group has 1 other members"),
+        (AT_END, Outside([], BOTH), "me is in no group"),
+        (Standing({A: Offset(4)}, {}), Outside([ME, OTHER], BOTH), "logs, partition 0: messages wait at offset 4"),
+        (Standing({A: Offset(10)}, {}, "the client died"), Outside([ME, OTHER], BOTH), "the client died"),
+        (AT_END, BrokerError("timed out"), "Kafka does not answer: timed out"),
+    ],
+)  # fmt: skip
+def test_what_lasts_is_said_and_what_passes_is_not(
+    standing: Standing, outside: Outside | BrokerError, reason: str | None
+) -> None:
+    assert not after(judge(), standing, outside, PATIENCE_MS - 2500).reasons
+    found = after(judge(), standing, outside, PATIENCE_MS).reasons
+    assert len(found) == (reason is not None), found
+    assert reason is None or found[0].startswith(reason)
+
+
+def test_one_good_look_begins_the_count_anew() -> None:
+    watching_one = judge()
+    after(watching_one, AT_END, Outside([OTHER], BOTH), PATIENCE_MS - 2500)
+    watching_one.look(PATIENCE_MS - 1000, AT_END, Outside([ME, OTHER], BOTH))
+    assert not watching_one.look(PATIENCE_MS, AT_END, Outside([OTHER], BOTH)).reasons
+
+
+def test_a_partition_that_advances_or_is_read_again_is_no_trouble() -> None:
+    moving, refilling = judge(), judge()
+    for step in range(20):
+        standing = Standing({A: Offset(step // 2)}, {})
+        assert not moving.look(step * 2500, standing, Outside([ME, OTHER], BOTH)).reasons
+        standing = Standing({A: Offset(9)}, {A: Offset(step // 2)})
+        assert not refilling.look(step * 2500, standing, Outside([ME, OTHER], BOTH)).reasons
+
+
+def test_transaction_marks_at_the_end_are_no_messages_that_wait() -> None:
+    asked: list[tuple[Offset, Offset]] = []
+
+    def has_message(place: Place, begin: Offset, end: Offset) -> bool:
+        asked.append((begin, end))
+        return False
+
+    one = judge(has_message)
+    assert not after(one, Standing({A: Offset(9)}, {}), Outside([ME, OTHER], BOTH), 60_000).reasons
+    assert asked == [(9, 10)], "it is asked once"
+
+
+def test_a_meter_without_partitions_tells_the_lag_of_those_that_nobody_has() -> None:
+    outside = Outside([GroupMember("me", [])], BOTH, {A: Offset(3), B: None})
+    assert judge().look(0, Standing({}, {}), outside).lags == {A: 7, B: 10}
+    assert judge().look(0, Standing({A: Offset(4)}, {}), outside).lags == {A: 6}
+
+
+# --- A real meter, on the model of Kafka ---
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watching, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(watching, "PATIENCE_MS", 500)
+
+
+class Run:
+    """A meter, its health and its watch."""
+
+    def __init__(self, broker: MemoryBroker) -> None:
+        self.health = Health(lambda: time.monotonic_ns() // 1_000_000, "cpu")
+        self.meter = streams.make_meter(broker, "m", commit_interval_ms=50, inline=False)
+        self.meter._on_commit = self.health.committed
+        settings = self.meter._settings
+        self.watch = Watch(
+            broker, "m", settings.group, settings.inputs, self.meter.standing, self.health.judged,
+            lambda: time.monotonic_ns() // 1_000_000,
+        )  # fmt: skip
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self.meter.run, args=(self._stop.is_set,))
+        self._thread.start()
+
+    def until(self, wanted: str) -> str:
+        deadline = time.monotonic() + 30
+        while wanted not in (state := self.health.status()[1]["status"]):
+            assert time.monotonic() < deadline, state
+            time.sleep(0.02)
+        assert self.health.status()[0] == (wanted == "ok")
+        return state
+
+    def close(self) -> None:
+        self.watch.close()
+        self._stop.set()
+        self._thread.join()
+
+
+@pytest.fixture
+def stage(hasty: None) -> Iterator[dict[str, Any]]:
+    """`faults`: what happens at an operation of the broker."""
+    known: dict[str, Any] = {"faults": lambda name: None}
+    known["broker"] = MemoryBroker(faults=lambda name: known["faults"](name))
+    streams.make_topics(known["broker"], 1, [streams.INPUT])
+    known["run"] = Run(known["broker"])
+    yield known
+    known["faults"] = lambda name: None
+    known["run"].close()
+
+
+def test_a_commit_that_hangs_is_heard_of_and_its_end_too(
+    stage: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    run, let = stage["run"], threading.Event()
+    stage["broker"].append(streams.INPUT, [b"{}"])
+    run.until("ok")
+    stage["faults"] = lambda name: let.wait(30) if name == "commit.before" else None
+    stage["broker"].append(streams.INPUT, [b"{}"] * 3)
+    run.until(f"{streams.INPUT}, partition 0: messages wait at offset")
+    assert [record.message for record in caplog.records if record.message.startswith("not healthy: ")]
+    let.set()
+    run.until("ok")
+    assert "healthy again" in caplog.text
+
+
+def test_brokers_that_refuse_everything_are_the_reason(stage: dict[str, Any]) -> None:
+    stage["run"].until("ok")
+
+    def refuse(name: str) -> None:
+        raise BrokerError(f"{name}: all brokers are down")
+
+    stage["faults"] = refuse
+    assert "all brokers are down" in stage["run"].until("Kafka does not answer")
