@@ -11,6 +11,8 @@ from typing import Any, Literal, NoReturn, Protocol, cast, get_args
 Path = tuple[str, ...]
 Encoding = Literal["json", "otlp", "zipkin", "jaeger", "cloudevents", "debezium", "avro", "protobuf"]
 ENCODINGS: tuple[str, ...] = get_args(Encoding)
+Frame = Literal["confluent", "single_object", "none"]
+FRAMES: tuple[str, ...] = get_args(Frame)
 
 # Members that intake puts into a record. Paths of a mapping's fields name them like any other.
 KEY_MEMBER = "@key"  # the message's key
@@ -33,6 +35,7 @@ _ALLOWED: dict[str, tuple[str, ...]] = {  # the encodings that a key is for
     "schema": ("avro", "protobuf"),
     "message": ("protobuf",),
     "registry": ("avro", "protobuf"),
+    "frame": ("avro",),
 }
 
 
@@ -44,7 +47,8 @@ class Value:
     json_in: paths in a record of strings that hold JSON. prefix: text before a document; ANYTHING in it is any text.
     whole: a message is one document, newlines and all; else each line is one. schema: the path of an Avro schema (JSON)
     or of a protobuf descriptor set. message: the full name of a protobuf message in it; None: the first one. registry:
-    schemas come from a Schema Registry.
+    schemas come from a Schema Registry. frame: what comes before an Avro datum; never guessed, because a datum that is cut
+    off can look like one without a frame. Protobuf needs no such key: no message begins with the frame's 00.
     outer, key, headers: what the mapping's fields ask for, which `[value]` does not say: paths that begin with OUTER,
     the message's key, and headers by name.
     """
@@ -57,6 +61,7 @@ class Value:
     schema: str | None = None
     message: str | None = None
     registry: bool = False
+    frame: Frame = "confluent"
     outer: tuple[Path, ...] = ()
     key: bool = False
     headers: tuple[str, ...] = ()
@@ -93,6 +98,7 @@ def value_of(table: Any, fail: Fail) -> Value:
         schema=_text(table, "schema", "the path of a schema file", fail),
         message=_text(table, "message", "the full name of a protobuf message", fail),
         registry=_typed(table, "registry", bool, "true or false", False, fail),
+        frame=_frame(table, fail),
     )
     _check_schema(value, fail)
     return value
@@ -105,6 +111,8 @@ def _check_schema(value: Value, fail: Fail) -> None:
         fail("schema", f"schema or registry = true: {value.encoding} cannot be read without a schema", None)
     if value.schema is not None and value.registry:
         fail("registry", "no registry = true beside schema: which of them should count?", True)
+    if value.frame != "confluent" and value.registry:
+        fail("frame", "no frame but confluent beside registry = true", value.frame)
     if value.message is not None and value.registry:
         fail("message", "no message beside registry = true: each value names its own", value.message)
 
@@ -126,6 +134,13 @@ def _text(table: dict[str, Any], key: str, expected: str, fail: Fail) -> str | N
     if found == "":
         fail(key, expected, found)
     return cast("str | None", found)
+
+
+def _frame(table: dict[str, Any], fail: Fail) -> Frame:
+    frame = table.get("frame", "confluent")
+    if frame not in FRAMES:
+        fail("frame", f"one of {', '.join(FRAMES)}{_hint(frame, FRAMES)}", frame)
+    return cast(Frame, frame)
 
 
 def _path(found: Any, where: str, expected: str, fail: Fail) -> Path:

@@ -38,6 +38,7 @@ REASONS = (
     "bad_header",
 )
 _BAD = b"?"  # the value in place of one that cannot be read
+_FRAME_BYTES = {"confluent": openers.FRAME_BYTES, "single_object": 10, "none": 0}
 _CALL_BYTES = 256 << 20  # lines of one call: messages may grow, memory must not
 
 SchemaError = (avro.SchemaError, protobuf.SchemaError)
@@ -219,8 +220,8 @@ class Decoder:
             for index, guid in guids.items():
                 which[index] = self._schemas.place(guid)
             batch.skip(ids >= 0, openers.FRAME_BYTES)
-        tables = self._schemas.avro
-        return native.avro(batch, tables, which, not self._value.registry, self._limit, first, _CALL_BYTES)
+        frame_bytes = 0 if self._value.registry else _FRAME_BYTES[self._value.frame]
+        return native.avro(batch, self._schemas.avro, which, frame_bytes, self._limit, first, _CALL_BYTES)
 
     def _protobuf(
         self, batch: native.Batch, first: int, headers: Sequence[Headers] | None, failures: dict[int, str]
@@ -277,11 +278,12 @@ class _Schemas:
         self.avro: list[native.AvroTables] = []
         self._places: dict[_Reference, int] = {}
         self._types: dict[_Reference, Any] = {}
-        self._file_class: Any = None
+        self._types_of_file: protobuf.MessageTypes | None = None
         if schema is not None and value.encoding == "avro":
             self.avro.append(avro.compile_schema(schema))
         elif schema is not None:
-            self._file_class = protobuf.MessageTypes(schema).by_name(value.message)
+            self._types_of_file = protobuf.MessageTypes(schema)
+            self._types_of_file.by_name(value.message)  # which must be there
 
     def place(self, reference: _Reference) -> int:
         """The index of an Avro schema; -1: there is none."""
@@ -299,8 +301,12 @@ class _Schemas:
 
     def protobuf(self, value: bytes, reference: _Reference | None) -> bytes:
         """The line of one message, after its schema's id. Raises Undecodable."""
-        if self._file_class is not None:
-            return protobuf.line_of(self._file_class, value)
+        if self._types_of_file is not None:
+            if value[:1] != b"\0":  # no protobuf message begins with a tag of 0
+                return protobuf.line_of(self._types_of_file.by_name(self._value.message), value)
+            indexes, at = openers.after_indexes(value, openers.FRAME_BYTES)
+            found = self._types_of_file.by_indexes(indexes)
+            return protobuf.line_of(found, value[at:])
         if reference is None:
             raise Undecodable("unknown_schema")
         if reference not in self._types:

@@ -52,6 +52,7 @@ class Avro {
       return false;
     }
     out_.put((u8)'\n');
+    if (out_.size - begin_ > limit_) throw TooLarge();
     return true;
   }
 
@@ -97,7 +98,6 @@ class Avro {
       if (!integer(&branch) || (u64)branch >= node.count) return false;
       return value(schema_->children[node.first + branch].node, depth + 1);
     }
-    if (out_.size - begin_ > limit_) throw TooLarge();
     if (node.kind == AVRO_RECORD) return record(node, depth);
     if (node.kind == AVRO_ARRAY || node.kind == AVRO_MAP) return blocks(node, depth);
     u8* to = out_.room(64);

@@ -26,13 +26,14 @@ def compile_schema(text: str | bytes) -> AvroTables:
     """Raises SchemaError."""
     try:
         schema = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise SchemaError(f"the Avro schema is not JSON: {error}") from None
-    compiler = _Compiler()
-    try:
+        compiler = _Compiler()
         compiler.node(schema, "")
     except RecursionError:
         raise SchemaError("the Avro schema is nested too deeply") from None
+    except SchemaError:
+        raise
+    except ValueError as error:
+        raise SchemaError(f"the Avro schema is not JSON: {error}") from None
     return compiler.tables()
 
 

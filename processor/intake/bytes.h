@@ -287,14 +287,16 @@ HD u8* write_integer(u8* to, Integer value) {
   return (u8*)std::to_chars((char*)to, (char*)to + 24, value).ptr;
 }
 
-// A whole number below 2^53 as an integer, as OTLP's own JSON has it; what JSON has no number for as a string.
+// A whole number below 2^63 as an integer, as OTLP's own JSON has it; a larger one in a form that is none; what JSON has
+// no number for as a string.
 template <class Float>
 inline u8* write_float(u8* to, Float value) {
   if (value != value) return write(to, "\"NaN\"");
   const double wide = value;
   if (wide - wide != 0) return wide > 0 ? write(to, "\"Infinity\"") : write(to, "\"-Infinity\"");
-  if (wide > -9007199254740992.0 && wide < 9007199254740992.0 && wide == (double)(i64)wide)
-    return write_integer(to, (i64)wide);
+  const bool small = wide > -0x1p63 && wide < 0x1p63;
+  if (small && wide == (double)(i64)wide) return write_integer(to, (i64)wide);
+  if (!small) return (u8*)std::to_chars((char*)to, (char*)to + 40, value, std::chars_format::scientific).ptr;
   return (u8*)std::to_chars((char*)to, (char*)to + 40, value).ptr;
 }
 

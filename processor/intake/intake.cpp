@@ -144,21 +144,18 @@ ENTRY int decode_lines(Task* task, const u8* packed_recipe) {
   }
 }
 
-// Avro data: schemas[which[i]] is of message i, -1: none is known. framed: a value that begins with a schema's id or
-// fingerprint is first read without it. Returns 0, or 1: no memory.
-ENTRY int decode_avro(Task* task, const AvroSchema* schemas, const int* which, u32 framed, u64 limit) {
+// Avro data: schemas[which[i]] is of message i, -1: none is known. Each begins with frame_bytes: none, five
+// of a Confluent frame, ten of a single object's. Returns 0, or 1: no memory.
+ENTRY int decode_avro(Task* task, const AvroSchema* schemas, const int* which, u32 frame_bytes, u64 limit) {
   Out out, scratch;
   Avro avro(out, limit);
   return run(task, out, [&](Text value, u64 i) {
     if (which[i] < 0) return UNKNOWN_SCHEMA;
     const u8 *p = as_padded(scratch, value).p, *end = p + value.n;
-    const u64 frame = !framed                                                ? 0
-                      : value.n >= 5 && p[0] == 0                            ? 5
-                      : value.n >= 10 && p[0] == 0xc3 && p[1] == 0x01 ? 10
-                                                                             : 0;
-    const AvroSchema& schema = schemas[which[i]];
-    if (frame && avro.datum(schema, p + frame, end)) return NONE;
-    return avro.datum(schema, p, end) ? NONE : BAD_ENCODING;
+    if (value.n < frame_bytes || (frame_bytes == 5 && p[0]) ||
+        (frame_bytes == 10 && (p[0] != 0xc3 || p[1] != 0x01)))
+      return BAD_ENCODING;
+    return avro.datum(schemas[which[i]], p + frame_bytes, end) ? NONE : BAD_ENCODING;
   });
 }
 

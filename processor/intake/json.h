@@ -161,7 +161,9 @@ COLD void unescape(Text content, std::string& out) {
 HD Text plain_key(Text raw, std::string& kept) {
   if (LIKELY(!memchr(raw.p, '\\', raw.n))) return raw;
   unescape(raw, kept);
-  return {(const u8*)kept.data(), kept.size()};
+  const u64 n = kept.size();
+  kept.append(SLACK, '\0');  // who writes it reads past it
+  return {(const u8*)kept.data(), n};
 }
 
 // Calls on(key, value) for each member of the object at p; `on` returns the end of the value. Past the object; null: not

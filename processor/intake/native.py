@@ -126,19 +126,19 @@ def avro(
     batch: Batch,
     schemas: Sequence[AvroTables],
     which: np.ndarray[Any, np.dtype[np.int32]],
-    framed: bool,
+    frame_bytes: int,
     limit: int,
     first: int,
     stop_bytes: int,
 ) -> Written:
-    """One datum a message. which: the index of each message's schema; -1: none is known. framed: a value may begin with
-    a schema's id or fingerprint."""
+    """One datum a message. which: the index of each message's schema; -1: none is known. frame_bytes: that each value
+    begins with."""
     array = (_AvroSchema * max(1, len(schemas)))()
     for index, schema in enumerate(schemas):
         array[index] = _AvroSchema(*(part.ctypes.data for part in (schema.nodes, schema.children, schema.texts)))
     call = _library().decode_avro
     return _run(
-        batch, first, stop_bytes, lambda task: call(task, array, _pointer(which), int(framed), ctypes.c_uint64(limit))
+        batch, first, stop_bytes, lambda task: call(task, array, _pointer(which), frame_bytes, ctypes.c_uint64(limit))
     )
 
 

@@ -70,6 +70,9 @@ HD bool is_integer(Text t) {
   return true;
 }
 
+// A line is at most this many times as long as what it is made of: `{},` in a resource gives `"resource.":null,`.
+constexpr u64 GROWTH_MAX = 6;
+
 class OtlpJson {
  public:
   explicit OtlpJson(SpanLines& lines) : lines_(lines) {}
@@ -158,7 +161,7 @@ class OtlpJson {
       return json_end(value);
     });
     if (!end) return nullptr;
-    u8* to = out.room(2 * (u64)(end - p) + 64);
+    u8* to = out.room(GROWTH_MAX * (u64)(end - p) + 64);
     if (at[0] && !string(at[0], NAMED("scope.name"), to)) return nullptr;
     if (at[1] && !string(at[1], NAMED("scope.version"), to)) return nullptr;
     prefix_ = which == SCOPE ? PADDED("scope.") : PADDED("resource.");
@@ -172,7 +175,7 @@ class OtlpJson {
 
   const u8* record(const u8* p) {
     const SpanLines::Place place = lines_.here();
-    const u64 room = 2 * (u64)(end_ - p) + head_[RESOURCE].size + head_[SCOPE].size + 1024;
+    const u64 room = GROWTH_MAX * (u64)(end_ - p) + head_[RESOURCE].size + head_[SCOPE].size + 1024;
     u8* to = lines_.begin_line(room);
     u32 seen = 0;
     bool twice = false;
@@ -395,9 +398,10 @@ class OtlpJson {
       if (is(name, "value")) *value = at;
       return json_end(at);
     });
-    static const u8 nothing[SLACK] = "null\n";
+    static const u8 nothing[SLACK] = "null\n", no_name[SLACK] = "\"\"\n";
     if (!*value) *value = nothing;
-    return end && *key && **key == '"' ? end : nullptr;
+    if (!*key || is_null(*key)) *key = no_name;
+    return end && **key == '"' ? end : nullptr;
   }
 
   // The value of {"stringValue":...} and its like; what is in it is valid JSON already, or becomes so here.

@@ -51,8 +51,7 @@ class Wire {
     u64 read = 0;
     for (u32 shift = 0; shift < 70 && p_ != end_; shift += 7) {
       const u8 c = *p_++;
-      if (shift == 63 && c > 1) return false;
-      read |= (u64)(c & 0x7f) << shift;
+      read |= (u64)(c & 0x7f) << shift;  // bits past the 64th are dropped, as protobuf does
       if (c < 0x80) {
         *value = read;
         return true;

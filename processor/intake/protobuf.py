@@ -1,7 +1,7 @@
 """Protobuf messages of a schema, one JSON line each, with the names of the .proto file.
 
 Numbers, booleans and enumerations (by name) are always there, as proto3 means it; strings, bytes (base64) and messages
-where they are set. A Timestamp is RFC 3339, a wrapper is its value, a double that is a whole number below 2^53 is an
+where they are set. A Timestamp is RFC 3339, a wrapper is its value, a double that is a whole number below 2^63 is an
 integer. The library is google.protobuf, which is imported only where a mapping asks for it.
 """
 
@@ -15,7 +15,7 @@ import orjson
 
 from tokenometer.processor.intake.openers import Undecodable
 
-_WHOLE_END = 1 << 53
+_WHOLE_END = 1 << 63
 _WRAPPERS = {
     f"google.protobuf.{name}Value"
     for name in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
@@ -111,7 +111,7 @@ def _repeated(field: Any, values: Any) -> Any:
     if entry is None or not entry.GetOptions().map_entry:
         return [_one(field, value) for value in values]
     value_field = entry.fields_by_name["value"]
-    return {_key(key): _one(value_field, values[key]) for key in values}
+    return {_key(key): _one(value_field, values[key]) for key in sorted(values)}  # a map has no order of its own
 
 
 def _key(key: Any) -> str:

@@ -26,7 +26,7 @@ class Traces {
  private:
   void record(const u8* p, const u8* end) {
     const SpanLines::Place place = lines_.here();
-    u8* to = lines_.begin_line(2 * (u64)(end_ - p) + 1024);
+    u8* to = lines_.begin_line(GROWTH_MAX * (u64)(end_ - p) + 1024);
     ids_ = {};
     integer_ = false;
     const bool read = recipe_.mode == ZIPKIN ? zipkin(p, end, to) : jaeger(p, end, to);

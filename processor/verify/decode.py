@@ -48,7 +48,7 @@ class AuditDecoder:
         self._value, self._limit = value, min(limit, BYTES_MAX)
         self._binary = None
         if value.encoding in ("avro", "protobuf"):
-            self._binary = decode_binary.reader(value, schemas or {}, schema)
+            self._binary = decode_binary.reader(value, schemas or {}, schema, self._limit)
 
     def __call__(
         self, value: bytes | None, key: bytes | None = None, headers: Sequence[tuple[str, bytes | None]] = ()

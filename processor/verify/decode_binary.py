@@ -17,7 +17,7 @@ _Headers = Sequence[tuple[str, bytes | None]]
 Reader = Callable[[bytes, _Headers], list[bytes]]
 
 
-def reader(value: Value, schemas: Mapping[int | str, str | bytes], schema: bytes | None) -> Reader:
+def reader(value: Value, schemas: Mapping[int | str, str | bytes], schema: bytes | None, limit: int) -> Reader:
     """Reads a message's value into its one line; raises Misread."""
     known: dict[Any, Any] = {}
 
@@ -27,7 +27,7 @@ def reader(value: Value, schemas: Mapping[int | str, str | bytes], schema: bytes
             raise Misread("unknown_schema")
         if reference not in known:
             try:
-                known[reference] = _Avro(text) if value.encoding == "avro" else _Protobuf(text)
+                known[reference] = _Avro(text, limit) if value.encoding == "avro" else _Protobuf(text)
             except (ValueError, KeyError, TypeError):
                 raise Misread("unknown_schema") from None
         return known[reference]
@@ -37,13 +37,9 @@ def reader(value: Value, schemas: Mapping[int | str, str | bytes], schema: bytes
             reference, payload = _named(message, headers)
             return [compiled(reference).framed(payload)]
         if value.encoding == "protobuf":
-            return [compiled(None).line(message, value.message)]
-        for start in _starts(message):
-            try:
-                return [compiled(None).framed(message[start:])]
-            except Misread:
-                continue
-        raise Misread("bad_encoding")
+            types = compiled(None)
+            return [types.framed(message[5:]) if message[:1] == b"\0" else types.line(message, value.message)]
+        return [compiled(None).framed(_unframed(message, value.frame))]
 
     return read
 
@@ -58,18 +54,19 @@ def _named(message: bytes, headers: _Headers) -> tuple[int | str, bytes]:
     return struct.unpack(">I", message[1:5])[0], message[5:]
 
 
-def _starts(message: bytes) -> list[int]:
-    """Where an Avro datum may begin: after a schema's id, after a fingerprint, at once."""
-    if len(message) >= 5 and message[0] == 0:
-        return [5, 0]
-    return [10, 0] if len(message) >= 10 and message[:2] == b"\xc3\x01" else [0]
+def _unframed(message: bytes, frame: str) -> bytes:
+    mark, size = {"confluent": (b"\0", 5), "single_object": (b"\xc3\x01", 10), "none": (b"", 0)}[frame]
+    if len(message) < size or not message.startswith(mark):
+        raise Misread("bad_encoding")
+    return message[size:]
 
 
 # --- Avro ---
 
 
 class _Avro:
-    def __init__(self, text: str | bytes) -> None:
+    def __init__(self, text: str | bytes, limit: int) -> None:
+        self._limit = limit
         self._names: dict[str, Any] = {}
         self._schema = json.loads(text)
         self._resolve(self._schema, "")
@@ -79,10 +76,12 @@ class _Avro:
         if isinstance(schema, list):
             for branch in schema:
                 self._resolve(branch, namespace)
+        if isinstance(schema, str) and schema not in _PRIMITIVES:
+            self._named(schema, namespace)
         if not isinstance(schema, dict):
             return
         kind = schema["type"]
-        if isinstance(kind, (dict, list)):
+        if kind not in _COMPLEX:
             self._resolve(kind, namespace)
         if kind in ("record", "enum", "fixed"):
             full = schema["name"]
@@ -97,6 +96,10 @@ class _Avro:
         for field in schema.get("fields", ()):
             self._resolve(field["type"], namespace)
 
+    def _named(self, name: str, namespace: str) -> Any:
+        full = f"{namespace}.{name}" if namespace and "." not in name else name
+        return self._names[full if full in self._names else name]
+
     def framed(self, payload: bytes) -> bytes:
         stream = _Stream(payload)
         text = self._value(self._schema, stream, "", 0)
@@ -107,8 +110,7 @@ class _Avro:
     def _value(self, schema: Any, stream: "_Stream", namespace: str, depth: int) -> bytes:
         if isinstance(schema, str):
             if schema not in _PRIMITIVES:
-                named = self._names.get(f"{namespace}.{schema}" if namespace and "." not in schema else schema)
-                return self._value(named or self._names[schema], stream, namespace, depth)
+                return self._value(self._named(schema, namespace), stream, namespace, depth)
             schema = {"type": schema}
         if isinstance(schema, list):
             self._check(depth)
@@ -117,7 +119,7 @@ class _Avro:
                 raise Misread("bad_encoding")
             return self._value(schema[which], stream, namespace, depth + 1)
         kind = schema["type"]
-        if not isinstance(kind, str) or kind not in (*_PRIMITIVES, "record", "enum", "fixed", "array", "map"):
+        if not isinstance(kind, str) or kind not in (*_PRIMITIVES, *_COMPLEX):
             return self._value(kind, stream, namespace, depth)
         if kind not in ("int", "long", "string"):
             self._check(depth)
@@ -147,7 +149,7 @@ class _Avro:
                 key = quoted(stream.take(stream.long())) + b":" if keyed else b""
                 items.append(key + self._value(schema["values" if keyed else "items"], stream, namespace, depth + 1))
                 size += len(items[-1]) + 1
-                if size > 64 << 20:
+                if size > self._limit:
                     raise Misread("too_large")
         return (b"{%b}" if keyed else b"[%b]") % b",".join(items)
 
@@ -182,6 +184,7 @@ class _Avro:
 
 
 _PRIMITIVES = ("null", "boolean", "int", "long", "float", "double", "bytes", "string")
+_COMPLEX = ("record", "enum", "fixed", "array", "map")
 _EXACT = decimal.Context(prec=60)
 
 
@@ -245,6 +248,10 @@ def indexes(value: bytes) -> tuple[list[int], int]:
     return [number() for _ in range(count)] or [0], at
 
 
+def _misread() -> Exception:
+    return Misread("bad_encoding")
+
+
 class _Protobuf:
     """Messages by the descriptors of a FileDescriptorSet, which are protobuf messages themselves."""
 
@@ -295,7 +302,7 @@ class _Protobuf:
         """What a message says; parts that came one after the other are merged."""
         said: dict[int, list[Any]] = {}
         for part in parts:
-            for number, wire, value in fields(part, lambda: Misread("bad_encoding")):
+            for number, wire, value in fields(part, _misread, groups=True):
                 field = message.fields.get(number)
                 if field is not None and (values := _values(field, wire, value)) is not None:
                     for other in message.fields.values():
@@ -316,23 +323,30 @@ class _Protobuf:
             if not said:
                 return []
             if entry is not None and entry.is_map:
-                pairs = [self._pair(entry, part) for part in said]
-                return [dict(pairs)]
+                pairs = dict(pair for part in said if (pair := self._pair(entry, part)) is not None)
+                if not pairs:
+                    return []
+                numbers = entry.fields[1].type not in (8, 9)
+                return [dict(sorted(pairs.items(), key=lambda pair: int(pair[0]) if numbers else pair[0]))]
             return [[self._single(field, [value]) for value in said]]
         if field.presence:
             return [self._single(field, said)] if said else []
-        value = said[-1] if said else (b"" if field.type in (9, 12) else 0)
+        value = said[-1] if said else _zero(field.type)
         return [] if field.type in (9, 12) and not value else [self._single(field, [value])]
 
-    def _pair(self, entry: "_Message", part: bytes) -> tuple[str, Any]:
+    def _pair(self, entry: "_Message", part: bytes) -> tuple[str, Any] | None:
+        """An entry of a map; None: it has an unknown field, and the library keeps it as an unknown field itself."""
         said: dict[int, list[Any]] = {}
-        for number, wire, value in fields(part, lambda: Misread("bad_encoding")):
-            if number in entry.fields and (values := _values(entry.fields[number], wire, value)) is not None:
-                said.setdefault(number, []).extend(values)
+        unknown = False
+        for number, wire, value in fields(part, _misread, groups=True):
+            values = _values(entry.fields[number], wire, value) if number in entry.fields else None
+            unknown |= values is None
+            said.setdefault(number, []).extend(values or ())
+        if unknown:
+            return None
         key_field, value_field = entry.fields[1], entry.fields[2]
-        key = self._single(key_field, said.get(1) or [b"" if key_field.type == 9 else 0])
-        default: Any = b"" if value_field.type in (9, 11, 12) else 0
-        value = self._single(value_field, said.get(2) or [default])
+        key = self._single(key_field, said.get(1) or [_zero(key_field.type)])
+        value = self._single(value_field, said.get(2) or [_zero(value_field.type)])
         return {True: "true", False: "false"}[key] if isinstance(key, bool) else str(key), value
 
     def _single(self, field: "_Field", said: list[Any]) -> Any:
@@ -387,10 +401,17 @@ def _int32(value: int) -> int:
 _WIRES = {1: 1, 2: 5, 6: 1, 7: 5, 9: 2, 11: 2, 12: 2, 15: 5, 16: 1}  # of types; all others are varints
 
 
+def _zero(kind: int) -> Any:
+    """What the wire would say of a field that was left out."""
+    return {0: 0, 1: bytes(8), 5: bytes(4), 2: b""}[_WIRES.get(kind, 0)]
+
+
 def _values(field: _Field, wire: int, value: Any) -> list[Any] | None:
     """The values of one field on the wire; None: of another type than the schema says, and so unknown."""
     expected = _WIRES.get(field.type, 0)
     if wire == expected:
+        if field.type == 9:
+            _utf8(value)  # each must be, also one that a later one replaces
         return [value]
     if not field.repeated or wire != 2 or expected == 2:
         return None
@@ -404,6 +425,13 @@ def _values(field: _Field, wire: int, value: Any) -> list[Any] | None:
         signed = stream.long()
         numbers.append(signed << 1 if signed >= 0 else (-signed << 1) - 1)
     return numbers
+
+
+def _utf8(value: bytes) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        raise Misread("bad_encoding") from None
 
 
 def _scalar(kind: int, value: Any) -> Any:
@@ -426,10 +454,7 @@ def _scalar(kind: int, value: Any) -> Any:
         case 8:
             return bool(value)
         case 9:
-            try:
-                return value.decode()
-            except UnicodeDecodeError:
-                raise Misread("bad_encoding") from None
+            return _utf8(value)
         case 12:
             return base64.b64encode(value).decode()
     return value

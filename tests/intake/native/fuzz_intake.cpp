@@ -1,0 +1,129 @@
+// Every decoder on messages that went wrong, for AddressSanitizer and UBSan. The first byte of an input names the
+// decoder, the rest is the message, which lies in memory of exactly its size.
+//
+// Built with -DLIBFUZZER it is a target of libFuzzer; without, a small fuzzer of its own: SETUP SEED_FILE MUTANTS.
+#include "intake.cpp"
+
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+
+typedef std::vector<u8> Buffer;
+
+static std::vector<Buffer> recipes;
+static Buffer avro_parts[3];  // nodes, children, texts
+
+static Buffer read_file(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  return Buffer(std::istreambuf_iterator<char>(file), {});
+}
+
+// Parts of a file, each after its length in four bytes
+static std::vector<Buffer> parts_of(const Buffer& file) {
+  std::vector<Buffer> parts;
+  for (u64 at = 0; at + 4 <= file.size();) {
+    u32 n;
+    memcpy(&n, file.data() + at, 4);
+    parts.emplace_back(file.begin() + (i64)at + 4, file.begin() + (i64)(at + 4 + n));
+    at += 4 + n;
+  }
+  return parts;
+}
+
+static void set_up(const char* path) {
+  std::vector<Buffer> parts = parts_of(read_file(path));
+  for (u32 i = 0; i < 3; ++i) avro_parts[i] = parts[i];
+  recipes.assign(parts.begin() + 3, parts.end());
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const u8* input, size_t size) {
+  if (!size) return 0;
+  u8* message = (u8*)malloc(size - 1 ? size - 1 : 1);
+  memcpy(message, input + 1, size - 1);
+  const u64 address = (u64)message;
+  const i64 length = (i64)size - 1, inject_ends[2] = {0, 10};
+  i64 end = 0;
+  u8 failure = 0;
+  Task task = {&address, &length, 0, 1, ~0ull, nullptr, inject_ends, &end, &failure, nullptr, 0, 0};
+  if (input[0] & 0x80) task.inject = (const u8*)"\"@key\":\"k\",";
+  const u32 which = (input[0] & 0x7f) % (recipes.size() + 3);
+  int failed;
+  if (which < recipes.size()) {
+    failed = decode_lines(&task, recipes[which].data());
+  } else {
+    const AvroSchema schema = {(const AvroNode*)avro_parts[0].data(), (const AvroChild*)avro_parts[1].data(),
+                               avro_parts[2].data()};
+    const int first = 0;
+    static const u32 frames[] = {0, 5, 10};
+    failed = decode_avro(&task, &schema, &first, frames[which - recipes.size()], 1 << 16);
+  }
+  // What every decoder promises: whole lines, at least one.
+  if (failed || task.done != 1 || !task.size || task.lines[task.size - 1] != '\n' || end != (i64)task.size) abort();
+  release(task.lines);
+  i64 claimed[2];
+  u8 claims[2];
+  const i64 start = 0;
+  look(message, &start, &length, 1, claimed, claims);
+  free(message);
+  return 0;
+}
+
+#if defined(LIBFUZZER)
+
+extern "C" int LLVMFuzzerInitialize(int*, char***) {
+  set_up(getenv("INTAKE_SETUP"));
+  return 0;
+}
+
+#else
+
+static u64 state = 88172645463325252ull;
+static u64 random_below(u64 n) {
+  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+  return n ? state % n : 0;
+}
+
+static void mutate(Buffer& message, const std::vector<Buffer>& seeds) {
+  static const char pieces[] = "[]{},:\"\\\n\r 0-1e9.\x0a\x12\x1a\x22\x2a\x7f\x80\xff\xc3";
+  const u64 at = random_below(message.size() + 1);
+  const auto place = message.begin() + (i64)at;
+  switch (random_below(6)) {
+    case 0:
+      message.insert(place, (u8)pieces[random_below(sizeof pieces - 1)]);
+      break;
+    case 1:
+      message.erase(place, place + (i64)random_below(1 + (message.size() - at < 40 ? message.size() - at : 40)));
+      break;
+    case 2:
+      if (at < message.size()) message[at] = (u8)random_below(256);
+      break;
+    case 3:
+      message.resize(at);
+      break;
+    case 4:
+      if (at < message.size()) message[at] ^= (u8)(1u << random_below(8));
+      break;
+    default: {
+      const Buffer& other = seeds[random_below(seeds.size())];
+      const u64 begin = random_below(other.size() + 1), n = random_below(other.size() - begin + 1) % 80;
+      message.insert(place, other.begin() + (i64)begin, other.begin() + (i64)(begin + n));
+    }
+  }
+}
+
+int main(int, char** argv) {
+  set_up(argv[1]);
+  const std::vector<Buffer> seeds = parts_of(read_file(argv[2]));
+  const u64 mutants = strtoull(argv[3], nullptr, 10);
+  for (u64 i = 0; i < mutants + seeds.size(); ++i) {
+    Buffer message = i < seeds.size() ? seeds[i] : seeds[random_below(seeds.size())];
+    const u64 changes = i < seeds.size() ? 0 : 1 + random_below(6);
+    for (u64 k = 0; k < changes; ++k) mutate(message, seeds);
+    if (random_below(4) == 0) message.insert(message.begin(), (u8)random_below(256));
+    LLVMFuzzerTestOneInput(message.data(), message.size());
+  }
+  printf("%llu messages\n", mutants + (u64)seeds.size());
+  return 0;
+}
+
+#endif

@@ -1,0 +1,75 @@
+"""The `[value]` table of a mapping: what it may say, and how it is told what is wrong."""
+
+import pytest
+
+from tokenometer.schemas.value import PLAIN, Value, asks_for_headers, value_of, with_fields
+
+
+class Wrong(Exception):
+    pass
+
+
+def fail(where, expected, found):
+    raise Wrong(f"value.{where}: expected {expected}, found {found!r}")
+
+
+@pytest.mark.parametrize(
+    ("table", "value"),
+    [
+        (None, PLAIN),
+        ({}, PLAIN),
+        ({"encoding": "otlp"}, Value("otlp")),
+        ({"records": ["records", "*"]}, Value(records=("records", "*"))),
+        ({"records": "records"}, Value(records=("records",))),
+        ({"json_in": ["ai_log", ["a", "b"]]}, Value(json_in=(("ai_log",), ("a", "b")))),
+        ({"prefix": "[...] "}, Value(prefix="[...] ")),
+        ({"whole": True}, Value(whole=True)),
+        ({"encoding": "avro", "schema": "a.avsc", "frame": "none"}, Value("avro", schema="a.avsc", frame="none")),
+        ({"encoding": "protobuf", "schema": "a.desc", "message": "x.Y"}, Value("protobuf", schema="a.desc", message="x.Y")),
+        ({"encoding": "avro", "registry": True}, Value("avro", registry=True)),
+    ],
+)
+def test_a_table_is_a_value(table, value):
+    assert value_of(table, fail) == value
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        (5, "value.: expected a table"),
+        ({"encoding": "otpl"}, "did you mean otlp"),
+        ({"encoding": ["otlp"]}, "value.encoding: expected one of"),
+        ({"record": ["x"]}, "did you mean records"),
+        ({"encoding": "otlp", "records": ["x"]}, "no such key with encoding = otlp; it is for json"),
+        ({"schema": "x"}, "no such key with encoding = json"),
+        ({"records": []}, "a list of 1 to 6 keys"),
+        ({"records": ["a"] * 7}, "a list of 1 to 6 keys"),
+        ({"records": ["a", 5]}, "found 5"),
+        ({"records": ["*"]}, "arrays are opened anyway"),
+        ({"records": ["^", "a"]}, "is for the paths of fields"),
+        ({"json_in": "x"}, "a list of 1 to 8 paths"),
+        ({"json_in": [[]]}, r"value.json_in\[0\]: expected a path"),
+        ({"json_in": ["x"] * 9}, "a list of 1 to 8 paths"),
+        ({"prefix": ""}, "a string of 1 to 256 bytes"),
+        ({"prefix": "x" * 257}, "a string of 1 to 256 bytes"),
+        ({"prefix": "x..."}, "does not end with"),
+        ({"whole": "yes"}, "true or false"),
+        ({"encoding": "avro"}, "cannot be read without a schema"),
+        ({"encoding": "avro", "registry": False}, "cannot be read without a schema"),
+        ({"encoding": "avro", "schema": "a", "registry": True}, "which of them should count"),
+        ({"encoding": "avro", "schema": ""}, "the path of a schema file"),
+        ({"encoding": "avro", "schema": "a", "frame": "confluence"}, "did you mean confluent"),
+        ({"encoding": "avro", "registry": True, "frame": "none"}, "no frame but confluent"),
+        ({"encoding": "protobuf", "registry": True, "message": "x"}, "each value names its own"),
+    ],
+)
+def test_a_wrong_table_is_told_what_is_wrong(table, words):
+    with pytest.raises(Wrong, match=words):
+        value_of(table, fail)
+
+
+def test_fields_say_what_is_wanted_beside_the_value():
+    paths = [("user",), ("@key",), ("@header.team",), ("^", "tenant"), ("^", "tenant")]
+    assert with_fields(PLAIN, paths) == Value(outer=(("^", "tenant"),), key=True, headers=("team",))
+    assert asks_for_headers(with_fields(PLAIN, paths)) and not asks_for_headers(PLAIN)
+    assert asks_for_headers(Value("cloudevents"))
