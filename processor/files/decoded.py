@@ -218,7 +218,7 @@ def _parquet(name: str) -> Iterator[Any]:
 
 
 def _csv(name: str) -> Iterator[Any]:
-    """Every cell is a string, as it stands there; an empty one is null. Guessing a type would turn the user 007 into 7."""
+    """Every cell is a string, as it stands there; an empty one is null. A guessed type would make 7 of the user 007."""
     try:
         with open(name, "rb") as file:
             columns = file.readline().decode().strip().split(",")
