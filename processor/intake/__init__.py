@@ -87,7 +87,7 @@ class Decoder:
         lines = Value(json_in=value.json_in)
         self._second_recipe = native.recipe(lines, self._limit)
 
-    def _openers_of(self, value: Value) -> dict[int, Callable[[bytes, int], bytes]]:
+    def _openers_of(self, value: Value) -> dict[int, openers.Opener]:
         if value.encoding in ("avro", "protobuf"):
             return openers.COMPRESSION
         known = openers.OTLP if value.encoding == "otlp" else openers.JSON

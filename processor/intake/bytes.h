@@ -6,7 +6,7 @@
 #include <new>
 #include <string>
 #include <vector>
-#include "scan.h"
+#include "../../kernels/scan.h"
 
 namespace tokenometer {
 
@@ -23,8 +23,7 @@ HD Text text(const char (&literal)[N]) {
   return {(const u8*)literal, N - 1};
 }
 // The same, and 32 bytes after it can be read
-#define PADDED(literal) \
-  Text { (const u8*)(literal "                                "), sizeof(literal) - 1 }
+#define PADDED(literal) Text{(const u8*)(literal "                                "), sizeof(literal) - 1}
 // Do n bytes equal a literal's? Constant lengths, compared as one or two words without a call.
 template <u64 N>
 HD bool starts(const u8* p, const char (&literal)[N]) {
@@ -287,8 +286,8 @@ HD u8* write_integer(u8* to, Integer value) {
   return (u8*)std::to_chars((char*)to, (char*)to + 24, value).ptr;
 }
 
-// A whole number below 2^63 as an integer, as OTLP's own JSON has it; a larger one in a form that is none; what JSON has
-// no number for as a string.
+// A whole number below 2^63 as an integer, as OTLP's own JSON has it; a larger one in a form that is none; what JSON
+// has no number for as a string.
 template <class Float>
 inline u8* write_float(u8* to, Float value) {
   if (value != value) return write(to, "\"NaN\"");

@@ -66,7 +66,8 @@ ENTRY void frames(const u64* addresses, const i64* lengths, u64 count, i64* ids)
   }
 }
 
-// Runs decode(message, i) for each; it answers with a Failure, may throw TooLarge, and may leave lines behind when it fails.
+// Runs decode(message, i) for each; it answers with a Failure, may throw TooLarge, and may leave lines behind when it
+// fails.
 template <class Decode>
 static int run(Task* task, Out& out, Decode&& decode) {
   try {
@@ -79,9 +80,7 @@ static int run(Task* task, Out& out, Decode&& decode) {
           out.put((u8)'\n');
         else
           failure = decode(Text{(const u8*)task->addresses[i], (u64)task->lengths[i]}, i);
-      } catch (const TooLarge&) {
-        failure = TOO_LARGE;
-      }
+      } catch (const TooLarge&) { failure = TOO_LARGE; }
       if (failure) {
         out.size = begin;
         out.put(text(BAD_LINE));
@@ -93,9 +92,7 @@ static int run(Task* task, Out& out, Decode&& decode) {
     task->size = out.size;
     task->lines = out.release();
     return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
+  } catch (const std::bad_alloc&) { return 1; }
 }
 
 static int spans(Task* task, const Recipe& recipe, Out& out) {
@@ -139,9 +136,7 @@ ENTRY int decode_lines(Task* task, const u8* packed_recipe) {
       records.message(value, inject);
       return NONE;
     });
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
+  } catch (const std::bad_alloc&) { return 1; }
 }
 
 // Avro data: schemas[which[i]] is of message i, -1: none is known. Each begins with frame_bytes: none, five
@@ -152,8 +147,7 @@ ENTRY int decode_avro(Task* task, const AvroSchema* schemas, const int* which, u
   return run(task, out, [&](Text value, u64 i) {
     if (which[i] < 0) return UNKNOWN_SCHEMA;
     const u8 *p = as_padded(scratch, value).p, *end = p + value.n;
-    if (value.n < frame_bytes || (frame_bytes == 5 && p[0]) ||
-        (frame_bytes == 10 && (p[0] != 0xc3 || p[1] != 0x01)))
+    if (value.n < frame_bytes || (frame_bytes == 5 && p[0]) || (frame_bytes == 10 && (p[0] != 0xc3 || p[1] != 0x01)))
       return BAD_ENCODING;
     return avro.datum(schemas[which[i]], p + frame_bytes, end) ? NONE : BAD_ENCODING;
   });

@@ -1,5 +1,5 @@
-// JSON as decoders read it. Texts are lines: a newline ends them, 64 bytes after it can be read, and every scan stops at
-// it. The strict half accepts what orjson accepts, for whatever is copied into another text must be one whole value.
+// JSON as decoders read it. Texts are lines: a newline ends them, 64 bytes after it can be read, and every scan stops
+// at it. The strict half accepts what orjson accepts, for whatever is copied into another text must be one whole value.
 // The lenient half only finds where values end, so that bad values go on as their own lines and are judged there.
 #pragma once
 #include "bytes.h"
@@ -166,8 +166,8 @@ HD Text plain_key(Text raw, std::string& kept) {
   return {(const u8*)kept.data(), n};
 }
 
-// Calls on(key, value) for each member of the object at p; `on` returns the end of the value. Past the object; null: not
-// an object, or `on` said null.
+// Calls on(key, value) for each member of the object at p; `on` returns the end of the value. Past the object; null:
+// not an object, or `on` said null.
 template <class On>
 HD const u8* members(const u8* p, On&& on) {
   if (*p != '{') return nullptr;
@@ -216,8 +216,8 @@ HD const u8* after_string(const u8* p) {
   }
 }
 
-// Past whatever stands at p: a string, brackets and what is in them (of whichever kind), or all up to a comma, a closing
-// bracket or white space. Null: the line ends first.
+// Past whatever stands at p: a string, brackets and what is in them (of whichever kind), or all up to a comma, a
+// closing bracket or white space. Null: the line ends first.
 inline const u8* after_value(const u8* p) {
   if (*p == '"') return after_string(p + 1);
   if ((*p | 0x20) != '{') {

@@ -19,8 +19,7 @@ import orjson
 from tokenometer.kernels import build
 from tokenometer.schemas.value import ANYTHING, OUTER, Path, Value
 
-_HERE = pathlib.Path(__file__).parent
-_KERNELS = pathlib.Path(build.__file__).parent
+_SOURCE = pathlib.Path(__file__).with_name("intake.cpp")
 _MODES = {"json": 0, "debezium": 1, "cloudevents": 2, "zipkin": 3, "jaeger": 4, "otlp": 5}  # enum Mode in records.h
 
 PLAIN, ARRAY, TEXT, FRAME, MARK, GZIP, ZSTD = range(7)  # enum Claim in intake.cpp
@@ -107,9 +106,8 @@ class Written:
 def look(data: Bytes, starts: Ints, lengths: Ints) -> tuple[Ints, Bytes]:
     """Which values an opener claims, and which one; by one look at the first byte of each."""
     claimed, claims = np.empty(len(starts) + 1, np.int64), np.empty(len(starts) + 1, np.uint8)
-    found = _library().look(
-        _pointer(data), _pointer(starts), _pointer(lengths), len(starts), *map(_pointer, (claimed, claims))
-    )
+    columns = [_pointer(column) for column in (data, starts, lengths)]
+    found = _library().look(*columns, len(starts), _pointer(claimed), _pointer(claims))
     return claimed[:found], claims[:found]
 
 
@@ -165,7 +163,8 @@ def _owned(address: int, size: int) -> Bytes:
     """The library's memory as an array, which frees it in the end."""
     buffer = (ctypes.c_uint8 * size).from_address(address)
     weakref.finalize(buffer, _library().release, ctypes.c_void_p(address))
-    return np.frombuffer(buffer, np.uint8)
+    data: Bytes = np.frombuffer(memoryview(buffer), np.uint8)
+    return data
 
 
 def recipe(value: Value, limit: int) -> bytes:
@@ -199,15 +198,9 @@ def _pointer(array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
-def sources() -> str:
-    """Everything that the library is made of: what its cache is keyed by."""
-    files = [*sorted(_HERE.glob("*.h")), *(_KERNELS / name for name in ("portable.h", "scan.h")), _HERE / "intake.cpp"]
-    return "".join(file.read_text(encoding="utf-8") for file in files)
-
-
 @functools.cache
 def _library() -> Any:
-    library = ctypes.CDLL(str(build.build_shared(_HERE / "intake.cpp", sources(), ("-I", str(_KERNELS)))))
+    library = ctypes.CDLL(str(build.build_shared(_SOURCE)))
     library.look.restype = ctypes.c_uint64
     library.look.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_uint64, *[ctypes.c_void_p] * 2]
     library.release.restype = None

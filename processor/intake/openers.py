@@ -19,6 +19,9 @@ GZIP_MEMBERS_MAX = 64  # one after the other in a value; each costs a copy of wh
 _JSON_STARTS = b'{["' + b" \t\r\n"
 
 
+Opener = Callable[[bytes, int], bytes]  # of a value and the limit of what may come out; raises Undecodable
+
+
 class Undecodable(Exception):
     """A message that cannot be read at all; the argument is the reason of its dead letter."""
 
@@ -40,7 +43,7 @@ def claim(value: bytes) -> int:
     return {b"[": native.ARRAY, b'"': native.TEXT}.get(value[:1], native.PLAIN)
 
 
-def opened(value: bytes, limit: int, openers: dict[int, Callable[[bytes, int], bytes]]) -> bytes:
+def opened(value: bytes, limit: int, openers: dict[int, Opener]) -> bytes:
     """The value without what these openers take off. Raises Undecodable."""
     for _ in range(NESTED_MAX):
         opener = openers.get(claim(value))
@@ -150,6 +153,11 @@ def _held(line: bytes) -> bytes | None:
     return held.replace("\n", "\r").encode()
 
 
-COMPRESSION = {native.GZIP: gunzip, native.ZSTD: unzstd}
-JSON = {**COMPRESSION, native.MARK: without_mark, native.FRAME: json_of_frame, native.TEXT: json_of_string}
-OTLP = {**JSON, native.FRAME: otlp_of_frame}
+COMPRESSION: dict[int, Opener] = {native.GZIP: gunzip, native.ZSTD: unzstd}
+JSON: dict[int, Opener] = {
+    **COMPRESSION,
+    native.MARK: without_mark,
+    native.FRAME: json_of_frame,
+    native.TEXT: json_of_string,
+}
+OTLP: dict[int, Opener] = {**JSON, native.FRAME: otlp_of_frame}

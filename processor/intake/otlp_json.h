@@ -1,8 +1,8 @@
 // OTLP/JSON: resources -> scopes -> spans or log records, each of the latter one line.
 //
 // The usual order of members is decoded as it is read; another order, or a member that is there twice (the last one
-// counts), is read anew from where it began. A span of a wrong shape is a bad record, and its neighbours count; anything
-// else that is wrong spoils the message.
+// counts), is read anew from where it began. A span of a wrong shape is a bad record, and its neighbours count;
+// anything else that is wrong spoils the message.
 #pragma once
 #include "spans.h"
 
@@ -43,10 +43,8 @@ static const Field LOG_FIELDS[] = {
     {text("spanId"), SPAN_ID, NAMED("span_id")},
     {text("attributes"), ATTRIBUTES, {}},
 };
-static const Signal SPANS = {text("resourceSpans"), text("scopeSpans"), text("spans"), SPAN_FIELDS, 9,
-                             Row::SPAN};
-static const Signal LOGS = {text("resourceLogs"), text("scopeLogs"), text("logRecords"), LOG_FIELDS, 8,
-                            Row::LOG};
+static const Signal SPANS = {text("resourceSpans"), text("scopeSpans"), text("spans"), SPAN_FIELDS, 9, Row::SPAN};
+static const Signal LOGS = {text("resourceLogs"), text("scopeLogs"), text("logRecords"), LOG_FIELDS, 8, Row::LOG};
 
 CONSTANT char* const KIND_NAMES[] = {"UNSPECIFIED", "INTERNAL", "SERVER", "CLIENT", "PRODUCER", "CONSUMER"};
 CONSTANT char* const KIND_TEXTS[] = {"", "internal", "server", "client", "producer", "consumer"};
@@ -326,7 +324,8 @@ class OtlpJson {
       return json_end(value);
     });
     if (!end) return nullptr;
-    if (code && !is_null(code) && !name(code, NAMED("status"), text("STATUS_CODE_"), names, texts, 3, to)) return nullptr;
+    if (code && !is_null(code) && !name(code, NAMED("status"), text("STATUS_CODE_"), names, texts, 3, to))
+      return nullptr;
     if (message && !string(message, NAMED("status_message"), to)) return nullptr;
     return end;
   }
@@ -346,11 +345,11 @@ class OtlpJson {
     if (!key_end || !starts(key_end, "\",\"value\":{\"")) return nullptr;
     const u8* type = key_end + 12;
     const bool integer = *type == 'i';
-    const u8* value = starts(type, "stringValue\":")                ? type + 13
-                      : integer && starts(type, "intValue\":")      ? type + 10
+    const u8* value = starts(type, "stringValue\":")                 ? type + 13
+                      : integer && starts(type, "intValue\":")       ? type + 10
                       : *type == 'b' && starts(type, "boolValue\":") ? type + 11
-                      : starts(type, "doubleValue\":")              ? type + 13
-                                                                    : nullptr;
+                      : starts(type, "doubleValue\":")               ? type + 13
+                                                                     : nullptr;
     if (!value || *value == '{' || *value == '[') return nullptr;
     const u8* end = scalar_end(value);
     if (!end || end[0] != '}' || end[1] != '}') return nullptr;
@@ -470,9 +469,9 @@ class OtlpJson {
 
   SpanLines& lines_;
   const Signal* signal_ = nullptr;
-  Out head_[2];      // of the resource, of the scope: members, each with its comma
-  Text prefix_;      // of attributes' names, where they are of a resource or scope
-  SpanIds ids_;      // of the record at hand
+  Out head_[2];  // of the resource, of the scope: members, each with its comma
+  Text prefix_;  // of attributes' names, where they are of a resource or scope
+  SpanIds ids_;  // of the record at hand
   const u8* end_ = nullptr;
 };
 

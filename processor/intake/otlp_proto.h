@@ -1,6 +1,6 @@
-// OTLP/protobuf: the same lines from the wire format. A length that leads out of its message spoils it: for a span it is
-// a bad record, for what is around spans the whole message. Unknown fields are skipped. Of a field that is there twice
-// the last one counts.
+// OTLP/protobuf: the same lines from the wire format. A length that leads out of its message spoils it: for a span it
+// is a bad record, for what is around spans the whole message. Unknown fields are skipped. Of a field that is there
+// twice the last one counts.
 #pragma once
 #include "otlp_json.h"
 
@@ -323,8 +323,8 @@ class OtlpProto {
     Text value;
     Wire wire(bytes);
     while (wire.next()) {
-      static const u8 types[] = {9, Wire::BYTES, Wire::VARINT, Wire::VARINT, Wire::FIXED64, Wire::BYTES, Wire::BYTES,
-                                 Wire::BYTES};
+      static const u8 types[] = {9,           Wire::BYTES, Wire::VARINT, Wire::VARINT, Wire::FIXED64,
+                                 Wire::BYTES, Wire::BYTES, Wire::BYTES};
       if (wire.field > 7 || wire.type != types[wire.field]) continue;
       field = wire.field, number = wire.number, value = wire.bytes;
     }

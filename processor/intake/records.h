@@ -2,8 +2,8 @@
 //
 //     message -> documents (its lines; or all of it) -> prefix off -> elements of an array -> record -> one line
 //
-// A record that nothing is to be done to is copied. What cannot be read as asked is handed on as it is, and is judged as
-// a record like any other.
+// A record that nothing is to be done to is copied. What cannot be read as asked is handed on as it is, and is judged
+// as a record like any other.
 #pragma once
 #include "json.h"
 #include "split.h"
@@ -20,7 +20,7 @@ enum Mode : u32 { JSON, DEBEZIUM, CLOUDEVENTS, ZIPKIN, JAEGER, OTLP };
 typedef std::vector<std::string> Path;
 
 struct Outer {
-  u32 level;  // 1: the object around the record
+  u32 level;                // 1: the object around the record
   std::string key, quoted;  // itself, and as JSON
 };
 
@@ -106,8 +106,8 @@ inline const u8* after_prefix(Text doc, const Path& pieces) {
   return p;
 }
 
-// Calls element(text) for each record candidate of a document: itself, or each element of an array. An array that is not
-// closed has one more, which is bad; what follows an array is a document again.
+// Calls element(text) for each record candidate of a document: itself, or each element of an array. An array that is
+// not closed has one more, which is bad; what follows an array is a document again.
 template <class Element, class Bad>
 void each_element(Text doc, Element&& element, Bad&& bad) {
   for (;;) {
@@ -115,9 +115,7 @@ void each_element(Text doc, Element&& element, Bad&& bad) {
     while (doc.n && is_blank(doc.p[doc.n - 1])) --doc.n;
     if (!doc.n) return;
     if (*doc.p != '[') return element(doc);
-    const Split split = split_array(doc, [&](u64 from, u64 to) {
-      element(Text{doc.p + from, to - from});
-    });
+    const Split split = split_array(doc, [&](u64 from, u64 to) { element(Text{doc.p + from, to - from}); });
     if (!split.closed) bad();
     doc.p += split.after, doc.n -= split.after;
   }
@@ -216,9 +214,7 @@ class Records {
     }
     if (k + 1 == path.size()) write_outer();
     if (*p != '[') return walk(p, end, k + 1);
-    const Split split = split_array({p, (u64)(end - p)}, [&](u64 from, u64 to) {
-      walk(p + from, p + to, k + 1);
-    });
+    const Split split = split_array({p, (u64)(end - p)}, [&](u64 from, u64 to) { walk(p + from, p + to, k + 1); });
     if (!split.closed) bad();
   }
 
@@ -331,7 +327,7 @@ class Records {
   u64 begin_ = 0;
   Text inject_;
   Out line_, inner_, probe_, spare_[2];  // the record itself is in line_ or spare_[which_]
-  const u8* end_ = nullptr;  // of the line in line_
+  const u8* end_ = nullptr;              // of the line in line_
   u32 which_ = 0;
   std::vector<const u8*> parents_;  // the objects on the way to the record
   std::string outer_, held_;

@@ -1,9 +1,9 @@
-// A span is one line. Its own fields come first under fixed names, then every attribute under its own name, then those of
-// its scope and of its resource with `scope.` and `resource.` before their names.
+// A span is one line. Its own fields come first under fixed names, then every attribute under its own name, then those
+// of its scope and of its resource with `scope.` and `resource.` before their names.
 //
 //     {"trace_id":"..","span_id":"..","parent_span_id":"..","name":"..","kind":"client","start_time":"..","end_time":"..",
-//      "status":"error","status_message":"..", attributes, "scope.name":"..","scope.version":"..", "scope.*", "resource.*",
-//      "parent.has_usage":true,"child.has_usage":true}
+//      "status":"error","status_message":"..", attributes, "scope.name":"..","scope.version":"..", "scope.*",
+//      "resource.*", "parent.has_usage":true,"child.has_usage":true}
 //
 // A member that is not known is left out, and so is an attribute that has the name of a fixed one. One call that two
 // instrumentations report, or an agent's span that repeats the sum of its calls, is told by the last two: the parent in
@@ -156,9 +156,8 @@ class SpanLines {
   u32 parent_of(u32 i) const {
     const SpanIds& ids = marks_[i].ids;
     if (!ids.parent.n || same(ids.parent, ids.span)) return NONE;
-    const auto found = std::lower_bound(sorted_.begin(), sorted_.end(), 0u, [&](u32 a, u32) {
-      return compare_ids(a, ids.trace, ids.parent) < 0;
-    });
+    const auto found = std::lower_bound(sorted_.begin(), sorted_.end(), 0u,
+                                        [&](u32 a, u32) { return compare_ids(a, ids.trace, ids.parent) < 0; });
     return found == sorted_.end() || compare_ids(*found, ids.trace, ids.parent) ? NONE : *found;
   }
 

@@ -95,8 +95,8 @@ inline Split split_array(Text text, On&& on) {
   return scan_array(text, slices);
 }
 
-// Writes each element as a line while the array is scanned. `to` has room for the text and 64 bytes more, and moves past
-// the lines.
+// Writes each element as a line while the array is scanned. `to` has room for the text and 64 bytes more, and moves
+// past the lines.
 class LineWriter {
  public:
   LineWriter(Text text, u8* to) : text_(text), to_(to) { begin(1); }

@@ -1,5 +1,5 @@
-// Zipkin's v2 spans and Jaeger's, as lines like those of OTLP. Tags keep their types: Zipkin has strings only. A span that
-// cannot be read is a bad record; its neighbours count.
+// Zipkin's v2 spans and Jaeger's, as lines like those of OTLP. Tags keep their types: Zipkin has strings only. A span
+// that cannot be read is a bad record; its neighbours count.
 #pragma once
 #include "otlp_json.h"
 
@@ -14,12 +14,13 @@ class Traces {
     end_ = copy + value.n;
     each_document(value, recipe_.whole, [&](Text doc) {
       const u8* p = after_prefix(doc, recipe_.prefix);
-      each_element({p, doc.n - (u64)(p - doc.p)},
-                   [&](Text element) {
-                     const u8* at = copy + (element.p - value.p);
-                     record(at, at + element.n);
-                   },
-                   [&] { lines_.bad_line(); });
+      each_element(
+          {p, doc.n - (u64)(p - doc.p)},
+          [&](Text element) {
+            const u8* at = copy + (element.p - value.p);
+            record(at, at + element.n);
+          },
+          [&] { lines_.bad_line(); });
     });
   }
 
@@ -102,7 +103,7 @@ class Traces {
   bool tags(const u8* p, Text prefix, u8*& to) {
     if (!p) return true;
     return elements(p, [&](const u8* item) -> const u8* {
-      static const Text names[] = {text("key"),    text("vType"),    text("vStr"),    text("vBool"), text("vInt64"),
+      static const Text names[] = {text("key"),      text("vType"),   text("vStr"), text("vBool"), text("vInt64"),
                                    text("vFloat64"), text("vBinary"), text("type"), text("value")};
       const u8* at[9] = {};
       if (!find(item, nullptr, names, at) || !at[0] || *at[0] != '"') return nullptr;
@@ -119,9 +120,9 @@ class Traces {
     static const u8 nothing[5][SLACK] = {"\"\"\n", "false\n", "0\n", "0\n", "\"\"\n"};
     if (at[8]) return at[8];
     for (u32 i = 0; i < 5; ++i) {
-      const bool is_it = !at[1]            ? i == 0
+      const bool is_it = !at[1]          ? i == 0
                          : *at[1] == '"' ? same(content(at[1]), {(const u8*)types[i], strlen(types[i])})
-                                           : *at[1] == '0' + i;
+                                         : *at[1] == '0' + i;
       if (is_it) return at[2 + i] ? at[2 + i] : nothing[i];
     }
     return nothing[0];

@@ -6,7 +6,6 @@ same order, and the same reason where it gives none. Slow on purpose: each rule 
 
 import base64
 import binascii
-import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
@@ -14,19 +13,13 @@ from typing import NamedTuple
 import orjson
 import zstandard
 
-from tokenometer.processor.verify import decode_binary, decode_spans
-from tokenometer.processor.verify.decode_spans import BAD, Misread
+from tokenometer.processor.verify import decode_binary, decode_spans, decode_traces
+from tokenometer.processor.verify.decode_json import BAD, BLANK, Misread, is_json, member, opened_string, split
 from tokenometer.schemas.value import Value
 
 BYTES_MAX = 64 << 20
 _OPENERS_MAX = 4
 _GZIP_MEMBERS_MAX = 64
-_BLANK = b" \t\r\n"
-_SPACE = re.compile(rb"[ \t\r]*")
-_STRING = re.compile(rb'"(?:[^"\\]|\\.)*+"', re.DOTALL)
-_SCALAR = re.compile(rb'[^,\]} \t\r\n"]+')
-# What matters to the structure: strings (the last one may be open), a backslash with what it takes along, brackets.
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|\\.|[\[\]{},]', re.DOTALL)
 
 
 class Decoded(NamedTuple):
@@ -113,7 +106,7 @@ class AuditDecoder:
         if self._value.encoding == "otlp":
             return decode_spans.otlp(value)
         if self._value.encoding in ("zipkin", "jaeger"):
-            read = decode_spans.zipkin if self._value.encoding == "zipkin" else decode_spans.jaeger
+            read = decode_traces.zipkin if self._value.encoding == "zipkin" else decode_traces.jaeger
             return decode_spans.related([BAD if text is BAD else read(text) for text in self._elements(value)])
         if not self._transforms() and self._value.encoding == "json" and value[:1] != b"[":
             lines = value.split(b"\n")
@@ -127,12 +120,12 @@ class AuditDecoder:
             yield from self._document(self._without_prefix(document))
 
     def _document(self, document: bytes) -> Iterator[bytes]:
-        while document := document.strip(_BLANK):
+        while document := document.strip(BLANK):
             if document[:1] != b"[":
                 documents = [document] if self._value.whole else document.split(b"\n")
-                yield from (found.strip(_BLANK).replace(b"\n", b"\r") for found in documents if found.strip(_BLANK))
+                yield from (found.strip(BLANK).replace(b"\n", b"\r") for found in documents if found.strip(BLANK))
                 return
-            elements, document = _split(document)
+            elements, document = split(document)
             yield from elements
 
     def _without_prefix(self, document: bytes) -> bytes:
@@ -164,7 +157,7 @@ class AuditDecoder:
         if path is not self._value.records and element[:4] == b"null":
             return
         if path[0] != "*":
-            found = _member(element, path[0])
+            found = member(element, path[0])
             if found is None:
                 yield self._finished(element, [])
             else:
@@ -173,7 +166,7 @@ class AuditDecoder:
         if element[:1] != b"[":
             yield from self._walked(element, path[1:], around)
             return
-        elements, _ = _split(element)
+        elements, _ = split(element)
         for inner in elements:
             if inner is BAD:
                 yield BAD
@@ -181,15 +174,15 @@ class AuditDecoder:
                 yield from self._walked(inner, path[1:], around)
 
     def _changed_row(self, element: bytes) -> Iterator[bytes]:
-        payload = _member(element, "payload")
+        payload = member(element, "payload")
         if payload is not None and payload[:4] == b"null":
             return
         event, around = element, list[bytes]()
         if payload is not None and payload[:1] == b"{":
             event, around = payload, [element]
-        row = _member(event, "after")
+        row = member(event, "after")
         if row is None:
-            if _member(event, "op") is None or _member(event, "source") is None:
+            if member(event, "op") is None or member(event, "source") is None:
                 yield self._finished(event, [])
         elif row[:1] == b"{":
             yield self._finished(row, [event, *around])
@@ -201,7 +194,7 @@ class AuditDecoder:
         if record[:1] != b"{":
             return record
         for path in (*extra, *(path for path in self._value.json_in if path not in extra)):
-            record = _opened_string(record, path)
+            record = opened_string(record, path)
         return _with_members(record, _outer(self._value.outer, around))
 
     # --- Beside the value ---
@@ -240,7 +233,7 @@ def _outer(wanted: Sequence[tuple[str, ...]], around: list[bytes]) -> bytes:
         inside = [
             orjson.dumps(key) + b":" + value
             for key in keys
-            if (value := _member(around[level - 1], key)) is not None and _is_json(value)
+            if (value := member(around[level - 1], key)) is not None and is_json(value)
         ]
         text = b'"^":{' + b",".join([*inside, *([text[:-1]] if text else [])]) + b"},"
     return text
@@ -291,7 +284,7 @@ def _unframed(inner: bytes, encoding: str) -> bytes:
         return inner if inner[:1] in (b"{", b"") else inner[decode_binary.indexes(inner)[1] :]
     known = (b"\x1f\x8b\x08", b"\x28\xb5\x2f\xfd", b"\xef\xbb\xbf")
     framed = inner[:1] == b"\0" and len(inner) >= 5
-    if inner and inner[0] not in b'{["' + _BLANK and not inner.startswith(known) and not framed:
+    if inner and inner[0] not in b'{["' + BLANK and not inner.startswith(known) and not framed:
         raise Misread("unknown_schema")
     return inner
 
@@ -325,7 +318,7 @@ def _binary_event(headers: Sequence[tuple[str, bytes | None]]) -> dict[str, byte
 def _structured(value: bytes, attributes: Mapping[str, bytes]) -> bytes:
     parts = []
     if value:
-        if not _is_json(value):
+        if not is_json(value):
             raise Misread("bad_encoding")
         parts.append(b'"data":' + value.replace(b"\n", b"\r"))
     for name, content in attributes.items():
@@ -334,141 +327,11 @@ def _structured(value: bytes, attributes: Mapping[str, bytes]) -> bytes:
 
 
 def _with_decoded_data(event: bytes) -> bytes:
-    encoded = _member(event, "data_base64")
-    if encoded is None or encoded[:1] != b'"' or _member(event, "data") is not None:
+    encoded = member(event, "data_base64")
+    if encoded is None or encoded[:1] != b'"' or member(event, "data") is not None:
         return event
     try:
         data = base64.b64decode(orjson.loads(encoded), validate=True).replace(b"\n", b"\r")
     except (orjson.JSONDecodeError, binascii.Error, ValueError):
         return event
-    return _with_members(event, b'"data":' + data + b",") if _is_json(data) else event
-
-
-# --- Pieces of JSON texts ---
-
-
-def _is_json(text: bytes) -> bool:
-    try:
-        orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return False
-    return True
-
-
-def _split(text: bytes) -> tuple[list[bytes], bytes]:
-    """The elements of the array that opens at text[0], and what follows it; an array that is not closed has a bad one
-    more."""
-    elements, depth, start = list[bytes](), 0, 1
-
-    def add(end: int) -> None:
-        if element := text[start:end].strip(_BLANK):
-            elements.append(element.replace(b"\n", b"\r"))
-
-    for match in _TOKEN.finditer(text):
-        token = match[0]
-        if token in (b"[", b"{"):
-            depth += 1
-        elif token in (b"]", b"}"):
-            if depth > 1:
-                depth -= 1
-            elif token == b"]":
-                add(match.start())
-                return elements, text[match.end() :]
-        elif token == b"," and depth == 1:
-            add(match.start())
-            start = match.end()
-    add(len(text))
-    return [*elements, BAD], b""
-
-
-def _end_of_value(text: bytes, at: int) -> int | None:
-    if text[at : at + 1] == b'"':
-        match = _STRING.match(text, at)
-        return match.end() if match else None
-    if text[at : at + 1] not in (b"{", b"["):
-        match = _SCALAR.match(text, at)
-        return match.end() if match else None
-    depth = 0
-    for match in _TOKEN.finditer(text, at):
-        token = match[0]
-        if token in (b"[", b"{"):
-            depth += 1
-        elif token in (b"]", b"}"):
-            depth -= 1
-            if not depth:
-                return match.end()
-        elif token[:1] == b'"' and (len(token) == 1 or not _STRING.fullmatch(token)):
-            return None
-    return None
-
-
-def _member_at(text: bytes, at: int, name: str) -> int | None:
-    """Where the value of the last member of that name is, as far as the object at `at` can be read."""
-    if text[at : at + 1] != b"{":
-        return None
-    found, at = None, _skipped(text, at + 1)
-    while match := _STRING.match(text, at):
-        key = match[0][1:-1]
-        if b"\\" in key:
-            try:
-                key = orjson.loads(match[0]).encode()
-            except orjson.JSONDecodeError:
-                break
-        at = _skipped(text, match.end())
-        if text[at : at + 1] != b":":
-            break
-        at = _skipped(text, at + 1)
-        if key == name.encode():
-            found = at
-        end = _end_of_value(text, at)
-        if end is None:
-            break
-        at = _skipped(text, end)
-        if text[at : at + 1] != b",":
-            break
-        at = _skipped(text, at + 1)
-    return found
-
-
-def _skipped(text: bytes, at: int) -> int:
-    match = _SPACE.match(text, at)
-    assert match is not None
-    return match.end()
-
-
-def _member(text: bytes, name: str) -> bytes | None:
-    at = _member_at(text, 0, name)
-    if at is None:
-        return None
-    end = _end_of_value(text, at)
-    return text[at:] if end is None else text[at:end]
-
-
-def _opened_string(record: bytes, path: Sequence[str]) -> bytes:
-    at: int | None = 0
-    for key in path:
-        at = _member_at(record, at or 0, key)
-        if at is None:
-            return record
-    match = _STRING.match(record, at or 0)
-    if match is None:
-        return record
-    try:
-        held = orjson.loads(match[0]).encode().replace(b"\n", b"\r")
-    except orjson.JSONDecodeError:
-        return record
-    if held.lstrip(b" \t\r")[:1] not in (b"{", b"[") or not _is_json(held):
-        return record
-    return record[: match.start()] + held + record[match.end() :]
-
-
-def documents(text: bytes) -> Iterator[bytes]:
-    """JSON texts, one after the other. Raises Misread."""
-    text = text.replace(b"\n", b"\r")
-    at = _skipped(text, 0)
-    while at < len(text):
-        end = _end_of_value(text, at)
-        if end is None:
-            raise Misread("bad_encoding")
-        yield text[at:end]
-        at = _skipped(text, end)
+    return _with_members(event, b'"data":' + data + b",") if is_json(data) else event

@@ -1,6 +1,7 @@
 """The audit's reading of Avro and protobuf: by their specifications, one value at a time."""
 
 import base64
+import datetime
 import decimal
 import json
 import struct
@@ -9,7 +10,8 @@ from typing import Any
 
 import orjson
 
-from tokenometer.processor.verify.decode_spans import Misread, fields, number_of, quoted
+from tokenometer.processor.verify.decode_json import Misread
+from tokenometer.processor.verify.decode_spans import fields, number_of, quoted
 from tokenometer.schemas.value import Value
 
 _DEPTH_MAX = 64
@@ -390,7 +392,8 @@ def _one(message: bytes, number: int) -> bytes:
 
 
 def _number(message: bytes, number: int) -> int:
-    return ([0] + [value for found, wire, value in fields(message, ValueError) if (found, wire) == (number, 0)])[-1]
+    numbers = [int(value) for found, wire, value in fields(message, ValueError) if (found, wire) == (number, 0)]
+    return ([0] + numbers)[-1]
 
 
 def _int32(value: int) -> int:
@@ -461,8 +464,6 @@ def _scalar(kind: int, value: Any) -> Any:
 
 
 def _timestamp(found: dict[str, Any]) -> str:
-    import datetime
-
     seconds, nanos = found.get("seconds", 0), found.get("nanos", 0)
     if not 0 <= nanos < 10**9:
         raise Misread("bad_encoding")

@@ -1,10 +1,7 @@
-"""The audit's reading of spans: OTLP in JSON and protobuf, Zipkin, Jaeger."""
+"""The audit's reading of OTLP, in JSON and protobuf, and what all spans have in common."""
 
 import base64
-import binascii
-import contextlib
 import datetime
-import json
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
@@ -13,28 +10,25 @@ from typing import Any
 
 import orjson
 
-BAD = b"?"
+from tokenometer.processor.verify.decode_json import BAD, Misread, documents
+
 _DEPTH_MAX = 64
-_SPAN_NAMES = {
+SPAN_NAMES = {
     *("trace_id", "span_id", "parent_span_id", "name", "kind", "start_time", "end_time", "status", "status_message"),
     *("scope.name", "scope.version", "parent.has_usage", "child.has_usage"),
 }
 _LOG_NAMES = {
     *("time", "observed_time", "event_name", "severity", "body", "trace_id", "span_id", "scope.name", "scope.version"),
 }
-_USAGE = ("gen_ai.usage.", "llm.token_count.", "llm.usage.")
+USAGE = ("gen_ai.usage.", "llm.token_count.", "llm.usage.")
 _KINDS = ("", "internal", "server", "client", "producer", "consumer")
 _STATUSES = ("", "ok", "error")
 _STATUS_NAMES = ("UNSET", "OK", "ERROR")
 _NANOSECONDS = re.compile(r"0|[1-9][0-9]{0,18}")
-_INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
+INTEGER = re.compile(r"-?(?:0|[1-9][0-9]*)")
 
 
-class Misread(Exception):
-    """A message that cannot be read; the argument is the reason."""
-
-
-class _BadRecord(Exception):
+class BadRecord(Exception):
     pass
 
 
@@ -91,7 +85,7 @@ def related(spans: Sequence["Span | bytes"]) -> list[bytes]:
     return lines
 
 
-def _time(ns: int) -> str:
+def time_of(ns: int) -> str:
     days, second = divmod(ns // 10**9, 86_400)
     year, month, day = _civil(days)
     return f"{year:04}-{month:02}-{day:02}T{second // 3600:02}:{second // 60 % 60:02}:{second % 60:02}.{ns % 10**9:09}Z"
@@ -107,7 +101,6 @@ def _civil(days: int) -> tuple[int, int, int]:
 
 def otlp(value: bytes) -> list[bytes]:
     """Raises Misread."""
-    from tokenometer.processor.verify.decode import documents
 
     def json_spans() -> list[bytes]:
         return related([span for text in documents(value) for span in _json_message(text)])
@@ -141,7 +134,7 @@ def _json_message(text: bytes) -> Iterator["Span | bytes"]:
                 for record in _list(scope.get("logRecords" if logs else "spans")):
                     try:
                         span = (_json_log if logs else _json_span)(record)
-                    except _BadRecord:
+                    except BadRecord:
                         yield BAD
                         continue
                     span.members += of_scope + of_resource
@@ -165,58 +158,58 @@ def _described(head: Any, prefix: str) -> list[tuple[bytes, bytes]]:
     span = Span()
     try:
         if prefix == "scope.":
-            _text(span, "scope.name", head.get("name"))
-            _text(span, "scope.version", head.get("version"))
+            add_text(span, "scope.name", head.get("name"))
+            add_text(span, "scope.version", head.get("version"))
         _expect(head.get("attributes") is None or isinstance(head["attributes"], list))
         taken = {"name", "version"} if prefix == "scope." else set()
         _attributes(span, head.get("attributes"), taken, prefix)
-    except _BadRecord:
+    except BadRecord:
         raise Misread("bad_encoding") from None
     return span.members
 
 
 def _json_span(record: Any) -> Span:
     if not isinstance(record, dict):
-        raise _BadRecord
+        raise BadRecord
     span = Span()
-    span.trace = _text(span, "trace_id", record.get("traceId"))
-    span.id = _text(span, "span_id", record.get("spanId"))
-    span.parent = _text(span, "parent_span_id", record.get("parentSpanId"))
-    _text(span, "name", record.get("name"))
+    span.trace = add_text(span, "trace_id", record.get("traceId"))
+    span.id = add_text(span, "span_id", record.get("spanId"))
+    span.parent = add_text(span, "parent_span_id", record.get("parentSpanId"))
+    add_text(span, "name", record.get("name"))
     _enumeration(span, "kind", record.get("kind"), "SPAN_KIND_", ("UNSPECIFIED", *map(str.upper, _KINDS[1:])), _KINDS)
     _json_time(span, "start_time", record.get("startTimeUnixNano"))
     _json_time(span, "end_time", record.get("endTimeUnixNano"))
-    _attributes(span, record.get("attributes"), _SPAN_NAMES)
+    _attributes(span, record.get("attributes"), SPAN_NAMES)
     status = record.get("status")
     if status is not None:
         if not isinstance(status, dict):
-            raise _BadRecord
+            raise BadRecord
         _enumeration(span, "status", status.get("code"), "STATUS_CODE_", _STATUS_NAMES, _STATUSES)
-        _text(span, "status_message", status.get("message"))
+        add_text(span, "status_message", status.get("message"))
     return span
 
 
 def _json_log(record: Any) -> Span:
     if not isinstance(record, dict):
-        raise _BadRecord
+        raise BadRecord
     span = Span()
     _json_time(span, "time", record.get("timeUnixNano"))
     _json_time(span, "observed_time", record.get("observedTimeUnixNano"))
-    _text(span, "event_name", record.get("eventName"))
-    _text(span, "severity", record.get("severityText"))
+    add_text(span, "event_name", record.get("eventName"))
+    add_text(span, "severity", record.get("severityText"))
     if record.get("body") is not None:
         span.add("body", _any_value(record["body"], 1))
-    span.trace = _text(span, "trace_id", record.get("traceId"))
-    span.id = _text(span, "span_id", record.get("spanId"))
+    span.trace = add_text(span, "trace_id", record.get("traceId"))
+    span.id = add_text(span, "span_id", record.get("spanId"))
     _attributes(span, record.get("attributes"), _LOG_NAMES)
     return span
 
 
-def _text(span: Span, name: str, found: Any) -> str:
+def add_text(span: Span, name: str, found: Any) -> str:
     if found is None or found == "":
         return ""
     if not isinstance(found, str):
-        raise _BadRecord
+        raise BadRecord
     span.add(name, found)
     return found
 
@@ -229,12 +222,12 @@ def _json_time(span: Span, name: str, found: Any) -> None:
     if found is None:
         return
     if not isinstance(found, str) and not _is_number(found):
-        raise _BadRecord
+        raise BadRecord
     digits = found if isinstance(found, str) else str(found) if isinstance(found, int) else ""
     if not _NANOSECONDS.fullmatch(digits):
         span.add(name, found)
     elif int(digits):
-        span.add(name, _time(int(digits)))
+        span.add(name, time_of(int(digits)))
 
 
 def _enumeration(span: Span, name: str, found: Any, prefix: str, names: Sequence[str], texts: Sequence[str]) -> None:
@@ -244,7 +237,7 @@ def _enumeration(span: Span, name: str, found: Any, prefix: str, names: Sequence
     if isinstance(found, str):
         known = next((text for word, text in zip(names, texts, strict=True) if found == prefix + word), None)
     elif not _is_number(found):
-        raise _BadRecord
+        raise BadRecord
     elif isinstance(found, int) and 0 <= found < len(texts):
         known = texts[found]
     if known is None:
@@ -257,22 +250,22 @@ def _attributes(span: Span, found: Any, taken: set[str], prefix: str = "") -> No
     if found is None:
         return
     if not isinstance(found, list):
-        raise _BadRecord
+        raise BadRecord
     for item in found:
         key, value = _key_and_value(item)
         value = _any_value(value, 1)
         if key in taken:
             continue
         span.add(prefix + key, value)
-        span.usage |= not prefix and key.startswith(_USAGE)
+        span.usage |= not prefix and key.startswith(USAGE)
 
 
 def _key_and_value(item: Any) -> tuple[str, Any]:
     if not isinstance(item, dict):
-        raise _BadRecord
+        raise BadRecord
     key = "" if item.get("key") is None else item["key"]
     if not isinstance(key, str):
-        raise _BadRecord
+        raise BadRecord
     return key, item.get("value")
 
 
@@ -280,20 +273,20 @@ def _any_value(found: Any, depth: int) -> Any:
     if found is None:
         return None
     if not isinstance(found, dict) or depth > _DEPTH_MAX:
-        raise _BadRecord
+        raise BadRecord
     kinds = ("stringValue", "boolValue", "doubleValue", "bytesValue", "intValue", "arrayValue", "kvlistValue")
     said = [kind for kind in kinds if found.get(kind) is not None]
     if len(said) > 1:
-        raise _BadRecord
+        raise BadRecord
     if not said:
         return None
     kind, value = said[0], found[said[0]]
-    if kind == "intValue" and isinstance(value, str) and _INTEGER.fullmatch(value):
+    if kind == "intValue" and isinstance(value, str) and INTEGER.fullmatch(value):
         return orjson.Fragment(value)
     if kind not in ("arrayValue", "kvlistValue"):
         return value
     if not isinstance(value, dict) or not (value.get("values") is None or isinstance(value["values"], list)):
-        raise _BadRecord
+        raise BadRecord
     items = value.get("values") or []
     if kind == "arrayValue":
         return [_any_value(item, depth + 1) for item in items]
@@ -308,9 +301,7 @@ def _object(pairs: Any) -> orjson.Fragment:
 # --- OTLP/protobuf ---
 
 
-def fields(
-    message: bytes, error: Callable[[], Exception], groups: bool = False
-) -> Iterator[tuple[int, int, Any]]:
+def fields(message: bytes, error: Callable[[], Exception], groups: bool = False) -> Iterator[tuple[int, int, Any]]:
     """Number, wire type and value of each field; raises what `error` makes where the message is malformed. groups: skip
     those of protobuf 2 and what is in them; else they are malformed."""
     at, end = 0, len(message)
@@ -385,7 +376,7 @@ def _proto_message(value: bytes) -> Iterator["Span | bytes"]:
             for record in _each(scope, 2, _misread):
                 try:
                     span = (_proto_log if _is_log(record) else _proto_span)(record)
-                except _BadRecord:
+                except BadRecord:
                     yield BAD
                     continue
                 span.members += of_scope.members + of_resource.members
@@ -394,16 +385,16 @@ def _proto_message(value: bytes) -> Iterator["Span | bytes"]:
 
 def _is_log(record: bytes) -> bool:
     try:
-        for number, wire, _ in fields(record, _BadRecord):
+        for number, wire, _ in fields(record, BadRecord):
             if number in (1, 2, 6, 11):
                 return wire == {1: 1, 2: 0, 6: 2, 11: 1}[number]
-    except _BadRecord:
+    except BadRecord:
         pass
     return False
 
 
 def _proto_fields(record: bytes) -> dict[tuple[int, int], Any]:
-    return {(number, wire): value for number, wire, value in fields(record, _BadRecord)}
+    return {(number, wire): value for number, wire, value in fields(record, BadRecord)}
 
 
 def _proto_span(record: bytes) -> Span:
@@ -416,7 +407,7 @@ def _proto_span(record: bytes) -> Span:
     _proto_enumeration(span, "kind", last.get((6, 0), 0), _KINDS)
     _proto_time(span, "start_time", last.get((7, 1)))
     _proto_time(span, "end_time", last.get((8, 1)))
-    _proto_attributes(span, record, 9, "", {name.encode() for name in _SPAN_NAMES}, _BadRecord)
+    _proto_attributes(span, record, 9, "", {name.encode() for name in SPAN_NAMES}, BadRecord)
     status = _proto_fields(last.get((15, 2), b""))
     _proto_enumeration(span, "status", status.get((3, 0), 0), _STATUSES)
     _proto_text(span, "status_message", status.get((2, 2), b""))
@@ -431,10 +422,10 @@ def _proto_log(record: bytes) -> Span:
     _proto_text(span, "event_name", last.get((12, 2), b""))
     _proto_text(span, "severity", last.get((3, 2), b""))
     if (5, 2) in last:
-        span.add_raw(b'"body"', orjson.dumps(_proto_value(last[5, 2], 1, _BadRecord)))
+        span.add_raw(b'"body"', orjson.dumps(_proto_value(last[5, 2], 1, BadRecord)))
     _proto_id(span, "trace_id", last.get((9, 2), b""))
     _proto_id(span, "span_id", last.get((10, 2), b""))
-    _proto_attributes(span, record, 6, "", {name.encode() for name in _LOG_NAMES}, _BadRecord)
+    _proto_attributes(span, record, 6, "", {name.encode() for name in _LOG_NAMES}, BadRecord)
     return span
 
 
@@ -464,7 +455,7 @@ def _proto_enumeration(span: Span, name: str, found: int, texts: Sequence[str]) 
 
 def _proto_time(span: Span, name: str, found: bytes | None) -> None:
     if found is not None and (ns := int.from_bytes(found, "little")):
-        span.add(name, _time(ns))
+        span.add(name, time_of(ns))
 
 
 def _proto_attributes(
@@ -477,14 +468,17 @@ def _proto_attributes(
         if key in taken:
             continue
         span.add_raw(quoted(prefix.encode() + key), orjson.dumps(value))
-        span.usage |= not prefix and key.startswith(tuple(name.encode() for name in _USAGE))
+        span.usage |= not prefix and key.startswith(tuple(name.encode() for name in USAGE))
+
+
+_NOTHING: Any = None
 
 
 def _proto_value(message: bytes, depth: int, error: Callable[[], Exception]) -> Any:
     if depth > _DEPTH_MAX:
         raise error()
     kinds = {1: 2, 2: 0, 3: 0, 4: 1, 5: 2, 6: 2, 7: 2}
-    kind, value = 0, None
+    kind, value = 0, _NOTHING
     for number, wire, found in fields(message, error):
         if kinds.get(number) == wire:
             kind, value = number, found
@@ -517,160 +511,3 @@ def number_of(value: float) -> int | float | str:
     if value in (float("inf"), float("-inf")):
         return "Infinity" if value > 0 else "-Infinity"
     return int(value) if value == int(value) and -(2**63) < value < 2**63 else value
-
-
-# --- Zipkin and Jaeger ---
-
-
-def zipkin(text: bytes) -> "Span | bytes":
-    try:
-        record = _loaded(text)
-        span = Span()
-        span.trace = _text(span, "trace_id", record.get("traceId"))
-        span.id = _text(span, "span_id", record.get("id"))
-        span.parent = _text(span, "parent_span_id", record.get("parentId"))
-        _text(span, "name", record.get("name"))
-        kind = record.get("kind")
-        _text(span, "kind", kind.translate(_LOWER) if isinstance(kind, str) else kind)
-        _microseconds(span, record.get("timestamp"), record.get("duration"))
-        tags = record.get("tags")
-        if tags is not None and not isinstance(tags, dict):
-            return BAD
-        for key, value in _said(tags):
-            _tag(span, key, value)
-        endpoint = record.get("localEndpoint")
-        if endpoint is not None and not isinstance(endpoint, dict):
-            return BAD
-        _text(span, "resource.service.name", (endpoint or {}).get("serviceName"))
-        return span
-    except _BadRecord:
-        return BAD
-
-
-_LOWER = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
-
-
-def jaeger(text: bytes) -> "Span | bytes":
-    try:
-        record = _loaded(text)
-        span = Span()
-        span.trace = _jaeger_id(span, "trace_id", _either(record, "traceId", "traceID"))
-        span.id = _jaeger_id(span, "span_id", _either(record, "spanId", "spanID"))
-        span.parent = _jaeger_id(span, "parent_span_id", _cause(record.get("references")))
-        _text(span, "name", record.get("operationName"))
-        start = record.get("startTime")
-        if isinstance(start, str):
-            span.add("start_time", start)
-        else:
-            _microseconds(span, start, record.get("duration"))
-        _jaeger_tags(span, record.get("tags"), "")
-        process = record.get("process")
-        if process is not None:
-            if not isinstance(process, dict):
-                return BAD
-            _jaeger_tags(span, process.get("tags"), "resource.")
-            _text(span, "resource.service.name", process.get("serviceName"))
-        return span
-    except _BadRecord:
-        return BAD
-
-
-def _loaded(text: bytes) -> dict[str, Any]:
-    try:
-        record = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        raise _BadRecord from None
-    if not isinstance(record, dict):
-        raise _BadRecord
-    with contextlib.suppress(RecursionError):  # deeper than Python's own reader goes: a name that is there twice is lost
-        record = json.loads(text, object_pairs_hook=_Object, parse_int=_integer)
-    return record
-
-
-class _Object(dict[str, Any]):
-    """An object, and its members as often as they were said: a name that is there twice is for the judge to see."""
-
-    def __init__(self, pairs: list[tuple[str, Any]]) -> None:
-        super().__init__(pairs)
-        self.pairs = pairs
-
-
-def _said(tags: Any) -> list[tuple[str, Any]]:
-    return tags.pairs if isinstance(tags, _Object) else list((tags or {}).items())
-
-
-def _integer(text: str) -> int | float:
-    number = int(text)
-    return number if -(1 << 63) <= number < 1 << 64 else float(text)
-
-
-def _either(record: dict[str, Any], first: str, second: str) -> Any:
-    return record.get(second) if record.get(first) is None else record[first]
-
-
-def _microseconds(span: Span, start: Any, duration: Any) -> None:
-    def usable(found: Any) -> bool:
-        return type(found) is int and 0 <= found < 1 << 52
-
-    if start is None:
-        return
-    if not usable(start):
-        span.add("start_time", start)
-        return
-    span.add("start_time", _time(start * 1000))
-    if usable(duration):
-        span.add("end_time", _time((start + duration) * 1000))
-
-
-def _tag(span: Span, key: str, value: Any, prefix: str = "") -> None:
-    if prefix or key not in _SPAN_NAMES:
-        span.add(prefix + key, value)
-        span.usage |= not prefix and key.startswith(_USAGE)
-
-
-def _cause(references: Any) -> Any:
-    if references is None:
-        return None
-    if not isinstance(references, list):
-        raise _BadRecord
-    found = None
-    for reference in references:
-        if not isinstance(reference, dict):
-            raise _BadRecord
-        if found is None and reference.get("refType") in (None, 0, "CHILD_OF"):
-            found = _either(reference, "spanId", "spanID")
-    return found
-
-
-def _jaeger_id(span: Span, name: str, found: Any) -> str:
-    if isinstance(found, str) and len(found) in (12, 24) and found.endswith("="):
-        try:
-            span.add(name, base64.b64decode(found, validate=True).hex())
-            return found
-        except (binascii.Error, ValueError):
-            pass
-    return _text(span, name, found)
-
-
-def _jaeger_tags(span: Span, tags: Any, prefix: str) -> None:
-    if tags is None:
-        return
-    if not isinstance(tags, list):
-        raise _BadRecord
-    types = ("STRING", "BOOL", "INT64", "FLOAT64", "BINARY")
-    for tag in tags:
-        if not isinstance(tag, dict) or not isinstance(tag.get("key"), str):
-            raise _BadRecord
-        value = tag.get("value")
-        integer = value is not None and tag.get("type") == "int64"
-        if value is None:
-            kind = tag.get("vType")
-            which = types.index(kind) if kind in types else kind if kind in range(5) and type(kind) is int else 0
-            names = ("vStr", "vBool", "vInt64", "vFloat64", "vBinary")
-            value = tag.get(names[which]) if kind is None or kind in types or kind in range(5) else ""
-            if value is None:
-                value = ("", False, 0, 0, "")[which]
-            integer = which == 2
-        if integer and isinstance(value, str) and _INTEGER.fullmatch(value):
-            value = orjson.Fragment(value)
-        _tag(span, tag["key"], value, prefix)

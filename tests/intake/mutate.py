@@ -5,7 +5,19 @@ from collections.abc import Iterator
 
 _PIECES = (
     *(b"[", b"]", b"{", b"}", b",", b":", b'"', b"\\", b'\\"', b"\n", b"\r", b" ", b"null", b"0", b"-1", b"1e400"),
-    *(b"\xff", b"\x00", b"\x80", b"\xc3\x28", b"[]", b"{}", b'""', b"true", b"12345678901234567890123", b"1.0", b"\\u0041"),
+    *(
+        b"\xff",
+        b"\x00",
+        b"\x80",
+        b"\xc3\x28",
+        b"[]",
+        b"{}",
+        b'""',
+        b"true",
+        b"12345678901234567890123",
+        b"1.0",
+        b"\\u0041",
+    ),
     *(b'"key":', b'"value":', b'"intValue":', b'"stringValue":', b'"attributes":', b'"spans":', b'"resource":{},'),
     *(b"\x0a", b"\x12", b"\x7f", b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", b"\x1a\x00", b"\x2a", b"\x32"),
 )

@@ -14,7 +14,10 @@ from tokenometer.schemas.value import PLAIN, Value
 OTLP = ["otel.otlp_json", "otel.otlp_proto", "traceloop.otlp_json", "traceloop.otlp_proto"]
 NESTED = b'{"tenant":"t","region":{"a":1},"batches":[{"host":"h","records":[{"a":1},{"b":"x"}]},{"records":[]}]}'
 CASES = {
-    "plain": (PLAIN, ["framing-array.json", "framing-confluent-json.bin", "framing-json-string.json", "envoy-aigw.jsonl"]),
+    "plain": (
+        PLAIN,
+        ["framing-array.json", "framing-confluent-json.bin", "framing-json-string.json", "envoy-aigw.jsonl"],
+    ),
     "gzip": (PLAIN, ["framing-gzip.json"]),
     "otlp json": (Value("otlp"), OTLP[:1]),
     "otlp protobuf": (Value("otlp"), OTLP[1:2]),
@@ -86,7 +89,11 @@ def test_a_message_gives_the_same_wherever_it_is():
 
 
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**64 - 1)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=12,
 )

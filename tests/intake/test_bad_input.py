@@ -205,7 +205,10 @@ def array(*elements):
         (b'[{"a":\n1},\n{"b":"x\ny"}\n]', [b'{"a":\r1}', b'{"b":"x\ry"}']),
         (array(b"", GOOD, b"", b""), [GOOD]),
         (b"[" * 1000 + b"]" * 1000, [b"[" * 999 + b"]" * 999]),
-        (b'[{"a":"' + b"\\\\" * 200 + b'"},{"b":"' + b"\\" * 63 + b'"}]', [b'{"a":"' + b"\\\\" * 200 + b'"}', b'{"b":"' + b"\\" * 63 + b'"}]', b"?"]),
+        (
+            b'[{"a":"' + b"\\\\" * 200 + b'"},{"b":"' + b"\\" * 63 + b'"}]',
+            [b'{"a":"' + b"\\\\" * 200 + b'"}', b'{"b":"' + b"\\" * 63 + b'"}]', b"?"],
+        ),
     ],
 )
 def test_an_array_is_its_elements(message, lines):
@@ -242,7 +245,9 @@ def test_a_string_cannot_put_members_into_its_record():
     assert harness.check([record], Value(json_in=(("x",), ("y",)))).messages == [[record]]
 
 
-@pytest.mark.parametrize("number", [b"1e308", b"-1.5e-320", b"0e999", b"1" * 300, b"0." + b"0" * 400 + b"1", b"1e-9999"])
+@pytest.mark.parametrize(
+    "number", [b"1e308", b"-1.5e-320", b"0e999", b"1" * 300, b"0." + b"0" * 400 + b"1", b"1e-9999"]
+)
 @pytest.mark.parametrize("refused", [b"1e309", b"1" * 310, b"-2e308", b"01", b"1.", b"1e", b".5", b"1e+"])
 def test_numbers_are_read_as_far_as_orjson_reads_them(number, refused):
     texts = [b'{"x":"{\\"n\\":%b}"}' % text for text in (number, refused)]

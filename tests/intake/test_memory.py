@@ -16,7 +16,7 @@ from tokenometer.schemas.value import Value
 
 SOURCE = pathlib.Path(__file__).parent / "native" / "fuzz_intake.cpp"
 FLAGS = ("-std=c++17", "-g1", "-O0", "-march=native", "-fno-omit-frame-pointer", "-fno-sanitize-recover=all")
-INCLUDES = ("-I", str(pathlib.Path(native.__file__).parent), "-I", str(pathlib.Path(build.__file__).parent))
+INCLUDES = ("-I", str(pathlib.Path(native.__file__).resolve().parent))
 SANITIZERS = "address,undefined"
 MUTANTS = 30_000  # a few seconds
 LIBFUZZER_SECONDS = 5

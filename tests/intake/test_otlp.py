@@ -146,7 +146,9 @@ def test_spans_say_what_the_library_reads(data):
 
 
 def attribute(key, value):
-    return KeyValue(key=key, value=AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=value))
+    return KeyValue(
+        key=key, value=AnyValue(int_value=value) if isinstance(value, int) else AnyValue(string_value=value)
+    )
 
 
 def traces(*spans, resource=()):
@@ -211,7 +213,17 @@ def test_a_line_has_the_form_that_mappings_read():
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(2006.0, 2006), (-0.0, 0), (0.5, 0.5), (2.0**60, 2**60), (2.0**63, 2.0**63), (1e22, 1e22), (math.inf, "Infinity"), (-math.inf, "-Infinity"), (math.nan, "NaN")],
+    [
+        (2006.0, 2006),
+        (-0.0, 0),
+        (0.5, 0.5),
+        (2.0**60, 2**60),
+        (2.0**63, 2.0**63),
+        (1e22, 1e22),
+        (math.inf, "Infinity"),
+        (-math.inf, "-Infinity"),
+        (math.nan, "NaN"),
+    ],
 )
 def test_a_double_that_is_a_whole_number_is_an_integer(number, expected):
     data = traces(Span(attributes=[KeyValue(key="x", value=AnyValue(double_value=number))]))
@@ -326,7 +338,9 @@ def test_values_nest_64_deep(depth):
     neighbour = part(b"\x12", b"\x2a\x01n")
     spans = part(b"\x12", part(b"\x4a", b"\x0a\x01x" + part(b"\x12", value))) + neighbour
     proto = part(b"\x0a", part(b"\x12", spans))
-    text = b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"attributes":[{"key":"x","value":%b}]},{"name":"n"}]}]}]}' % text
+    text = (
+        b'{"resourceSpans":[{"scopeSpans":[{"spans":[{"attributes":[{"key":"x","value":%b}]},{"name":"n"}]}]}]}' % text
+    )
     for message in (proto, text):
         (lines,) = harness.check([message], OTLP).messages
         assert (lines[0] == b"?") == (depth > 64)
@@ -348,7 +362,9 @@ def test_log_records_are_lines_too():
         attributes=[attribute("input_tokens", 5)],
         trace_id=b"\1" * 16,
     )
-    data = LogsData(resource_logs=[ResourceLogs(scope_logs=[ScopeLogs(log_records=[record, LogRecord(body=AnyValue())])])])
+    data = LogsData(
+        resource_logs=[ResourceLogs(scope_logs=[ScopeLogs(log_records=[record, LogRecord(body=AnyValue())])])]
+    )
     text = json_format.MessageToJson(data, indent=None).replace('"AQEBAQEBAQEBAQEBAQEBAQ=="', f'"{"01" * 16}"')
     expected = {
         "time": "2026-11-29T03:28:36.155419936Z",

@@ -15,7 +15,7 @@ F = descriptor_pb2.FieldDescriptorProto
 
 
 def descriptor_set():
-    """syntax = "proto3"; package llm; message Call { ... message Part {...} } message Batch { repeated Call calls = 1; }"""
+    """Package llm: `message Call { ... message Part { ... } }` and `message Batch { repeated Call calls = 1; }`"""
     file = descriptor_pb2.FileDescriptorProto(name="llm.proto", package="llm", syntax="proto3")
     imported = (timestamp_pb2, wrappers_pb2)
     file.dependency.extend(module.DESCRIPTOR.name for module in imported)
@@ -63,7 +63,9 @@ VALUE = Value("protobuf", schema="llm.desc")
 
 
 def call():
-    message = CALL(request_id="r-1", input_tokens=1 << 40, delta=-5, seconds=2.0, kind=1, counts=[1, 300], raw=b"\0\1", text="t")
+    message = CALL(
+        request_id="r-1", input_tokens=1 << 40, delta=-5, seconds=2.0, kind=1, counts=[1, 300], raw=b"\0\1", text="t"
+    )
     message.at.seconds, message.at.nanos = 1795922916, 155419936
     message.cached.value = 0
     message.tags["a"], message.tags["b"] = -1, 2
@@ -100,7 +102,10 @@ def test_numbers_that_are_left_out_are_zero():
 
 def test_unknown_fields_are_skipped():
     unknown = b"\xf8\x3f\x05" + b"\xfd\x3fabcd" + b"\xf9\x3fabcdefgh" + b"\xfa\x3f\x03abc"
-    assert harness.check([call() + unknown], VALUE, schema=SET).messages == harness.meter([call()], VALUE, schema=SET).messages
+    assert (
+        harness.check([call() + unknown], VALUE, schema=SET).messages
+        == harness.meter([call()], VALUE, schema=SET).messages
+    )
 
 
 @pytest.mark.parametrize("bad", [call()[:-1], b"\x0a\x05ab", b"\x0a\x02\xff\xfe", b"\xff" * 11, b"\x07"])
@@ -115,7 +120,13 @@ def test_a_frame_names_the_schema_and_the_message():
     part = b"\x0a\x01p\x10\x07"
     messages = [
         b"\0" + struct.pack(">I", 3) + indexes + payload
-        for indexes, payload in ((b"\0", call()), (b"\2\2", inner), (b"\4\0\2", part), (b"\2\x10", call()), (b"\x09", b""))
+        for indexes, payload in (
+            (b"\0", call()),
+            (b"\2\2", inner),
+            (b"\4\0\2", part),
+            (b"\2\x10", call()),
+            (b"\x09", b""),
+        )
     ]
     messages.append(b"\0" + struct.pack(">I", 4) + b"\0" + call())
     messages.append(call())

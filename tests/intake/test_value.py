@@ -25,7 +25,10 @@ def fail(where, expected, found):
         ({"prefix": "[...] "}, Value(prefix="[...] ")),
         ({"whole": True}, Value(whole=True)),
         ({"encoding": "avro", "schema": "a.avsc", "frame": "none"}, Value("avro", schema="a.avsc", frame="none")),
-        ({"encoding": "protobuf", "schema": "a.desc", "message": "x.Y"}, Value("protobuf", schema="a.desc", message="x.Y")),
+        (
+            {"encoding": "protobuf", "schema": "a.desc", "message": "x.Y"},
+            Value("protobuf", schema="a.desc", message="x.Y"),
+        ),
         ({"encoding": "avro", "registry": True}, Value("avro", registry=True)),
     ],
 )
