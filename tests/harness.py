@@ -7,7 +7,7 @@ on from the first message that is not in. The truth for a row is the sum over pa
 import pathlib
 import random
 import tomllib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -17,7 +17,9 @@ from tokenometer.kernels.engine import Engine, Limits
 from tokenometer.kernels.target import Target
 from tokenometer.kernels.values import Progress, Tally, UsageRows
 from tokenometer.processor.records.referee import Referee
+from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.value import PLAIN, Value
 
 MAPPINGS = pathlib.Path(mappings.__file__).parent / "mappings"
 SHIPPED = mappings.shipped()
@@ -73,6 +75,18 @@ class Piece:
     times: Sequence[int] | None = None
     partition: Hashable = 0
     mapping: Mapping | None = None  # None: the run's own
+
+
+@cache
+def decode_of(value: Value = PLAIN) -> Callable[[bytes | None], tuple[list[bytes], str | None]]:
+    """For the oracle: records of a message's value, by the audit's decoder, which shares nothing with the engine's."""
+    decoder = AuditDecoder(value)
+
+    def decode(content: bytes | None) -> tuple[list[bytes], str | None]:
+        decoded = decoder(content)
+        return decoded.lines or [b""], decoded.failure
+
+    return decode
 
 
 def secret(seed: int = 1) -> list[int]:

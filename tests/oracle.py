@@ -462,6 +462,12 @@ def identity_of(record: Canonical, mapping: dict, partition: object) -> tuple:
     return (partition, record.scope, record.request_id, *more)
 
 
+def kept(value: bytes | None, number: int, record: bytes) -> bytes:
+    """What a dead letter holds: the record, where it is a line of its message as it stands there, else the message."""
+    lines = (value or b"").split(b"\n")
+    return record if number < len(lines) and lines[number] == record else value or b""
+
+
 class Meter:
     """All rows, duplicates and dead letters of a log fed message by message, in offset order within each partition."""
 
@@ -472,7 +478,9 @@ class Meter:
         dedup_horizon_ms: int | None = None,
         max_past_ms: int | None = None,
         not_before_ms: int = 0,
+        decode: Callable[[bytes | None], tuple[list[bytes], str | None]] = lambda value: (records(value), None),
     ) -> None:
+        self.lines_of = decode  # of a message's value: its records, and why they are one that cannot be read
         self.window_ms = window_ms
         self.bounds = Bounds(max_future_skew_ms, max_past_ms, not_before_ms)
         self.dedup_horizon_ms = dedup_horizon_ms  # None: identities never expire
@@ -490,9 +498,11 @@ class Meter:
         generation = self.generation(message_time, partition)
         message_index = self.messages[partition]
         self.messages[partition] += 1
-        for line_index, line in enumerate(records(value)):
+        lines, failure = self.lines_of(value)
+        for line_index, line in enumerate(lines):
             self.read += 1
-            verdict = judge(line, mapping, message_time, self.bounds)
+            verdict = Verdict("rejected", failure) if failure else judge(line, mapping, message_time, self.bounds)
+            line = kept(value, line_index, line)
             if verdict.kind == "empty":
                 self.empty += 1
             elif verdict.kind == "skipped":

@@ -138,7 +138,7 @@ def expected(
 ) -> tuple[oracle.Meter, list]:
     """The oracle over everything that the input topics hold (`upto` the group's positions), and its dead letters by
     offset."""
-    wanted = oracle.Meter(dedup_horizon_ms=horizon_ms)
+    wanted = oracle.Meter(dedup_horizon_ms=horizon_ms, decode=harness.decode_of())
     letters = []
     for topic, mapping in (inputs or {INPUT: "native"}).items():
         for place, extent in broker.extents([topic]).items():

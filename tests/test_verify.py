@@ -117,7 +117,7 @@ class Writer:
 
     def __init__(self, broker: MemoryBroker, mapping: harness.Mapping) -> None:
         self.stream = Stream(broker, mapping)
-        self.meter = oracle.Meter(WINDOW_MS, dedup_horizon_ms=HORIZON_MS)
+        self.meter = oracle.Meter(WINDOW_MS, dedup_horizon_ms=HORIZON_MS, decode=harness.decode_of())
         self.offsets: dict[Place, list[int]] = defaultdict(list)  # of each partition's messages
         self.part = -1
         self.open_part()

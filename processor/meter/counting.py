@@ -351,10 +351,9 @@ class Counting:
 
     def _resumable(self, place: Place) -> PartitionState:
         """With nothing remembered yet, a restart has nothing to refill before the next message."""
-        state = self._state(place)
-        if state.dedup_from is not None:
-            return state
-        return PartitionState(state.watermark_ms, state.log_time_ms, self._partitions[place].next)
+        state, next_ = self._state(place), self._partitions[place].next
+        dedup_from = next_ if state.dedup_from is None else min(state.dedup_from, next_)
+        return PartitionState(state.watermark_ms, state.log_time_ms, dedup_from)
 
     def _summary(self) -> LiveSummary:
         engine, part = self._engine, self._part
