@@ -8,6 +8,7 @@ An error names the file, the place in it, what was expected and what was found.
     mapping_fields     reads [fields.NAME]
     mapping_meaning    reads [[skip]], conventions and repeats
     mapping_values     reads paths, lists and flags
+    value              reads [value]: how a message's value holds records
     mapping_errors     the words of an error
 """
 
@@ -15,7 +16,8 @@ import os
 import pathlib
 import re
 import tomllib
-from typing import Any
+from dataclasses import replace
+from typing import Any, NoReturn
 
 from tokenometer.schemas.mapping_errors import MappingError, Place, did_you_mean, show, toml_error
 from tokenometer.schemas.mapping_fields import fields_of
@@ -38,6 +40,7 @@ from tokenometer.schemas.mapping_model import (
     Selector,
 )
 from tokenometer.schemas.mapping_values import Reads, unknown_key
+from tokenometer.schemas.value import Value, value_of, with_fields
 
 __all__ = [
     "COUNT_END",
@@ -61,7 +64,7 @@ __all__ = [
 ]
 
 _TOP_KEYS_1 = ("format", "name", "description", "input_tokens_are", "output_tokens_are", "fields")
-_TOP_KEYS_2 = (*_TOP_KEYS_1, *(f"{part}_are" for part in PARTS), "skip", "repeats")
+_TOP_KEYS_2 = (*_TOP_KEYS_1, *(f"{part}_are" for part in PARTS), "skip", "repeats", "value")
 _TOP_KEYS = {1: _TOP_KEYS_1, 2: _TOP_KEYS_2}
 _SHIPPED = pathlib.Path(__file__).parent / "mappings"
 
@@ -134,7 +137,15 @@ def _mapping(top: dict[str, Any], source: str) -> Mapping:
     check_skip(skip, fields, here / "skip")
     reads.check(here / "fields", shared=file_format == 2, places_max=PLACES_MAX)
     repeats = repeats_of(top, "request_id" in top["fields"], here / "repeats")
-    return Mapping(name, description, conventions, fields, selector, source, total, skip, repeats, file_format)
+    mapping = Mapping(name, description, conventions, fields, selector, source, total, skip, repeats, file_format)
+    return replace(mapping, value=with_fields(_value(top, here / "value"), mapping.paths))
+
+
+def _value(top: dict[str, Any], here: Place) -> Value:
+    def fail(where: str, expected: str, found: Any) -> NoReturn:
+        (here / where if where else here).fail(expected, found)
+
+    return value_of(top.get("value"), fail)
 
 
 def _check_top_keys(top: dict[str, Any], file_format: int, here: Place) -> None:

@@ -8,6 +8,7 @@ from tokenometer.schemas.mapping_model import (
     EPOCH_FORMATS,
     FIELDS,
     ID_BYTES_MAX,
+    KEY_BYTES_MAX,
     NEEDED,
     PLUS_MAX,
     SELECTOR_ENTRIES_MAX,
@@ -23,6 +24,7 @@ from tokenometer.schemas.mapping_model import (
 )
 from tokenometer.schemas.mapping_values import Reads, flag, path_of, paths_of, stand_in, unknown_key
 from tokenometer.schemas.usage import TOKENS
+from tokenometer.schemas.value import HEADER_PREFIX, KEY_MEMBER
 
 _STRING_KEYS = ("path", "aliases", "required", "default", "constant")
 _COUNT_KEYS = (*_STRING_KEYS, "digits")
@@ -35,11 +37,12 @@ _KEYS_1: dict[str, tuple[str, ...]] = {
     **{name: _COUNT_KEYS for name in TOKENS},
     "tokens": ("path", "aliases", "required", "default", "digits", "by", "requests", "to"),
 }
+_MESSAGE = ("key", "header")  # in place of a path: the message's key, or one of its headers
 _MORE_2 = {
-    "request_id": ("empty", "numbers", "with"),
-    "timestamp": ("digits", "zone"),
-    **{name: ("empty", "numbers") for name in STRINGS if name != "request_id"},
-    **{name: ("whole_numbers", "plus") for name in TOKENS},
+    "request_id": ("empty", "numbers", "with", *_MESSAGE),
+    "timestamp": ("digits", "zone", *_MESSAGE),
+    **{name: ("empty", "numbers", *_MESSAGE) for name in STRINGS if name != "request_id"},
+    **{name: ("whole_numbers", "plus", *_MESSAGE) for name in TOKENS},
     "tokens": ("whole_numbers",),
 }
 _KEYS_2: dict[str, tuple[str, ...]] = {
@@ -48,7 +51,10 @@ _KEYS_2: dict[str, tuple[str, ...]] = {
     TOTAL_TOKENS: ("path", "aliases", "required", "digits", "whole_numbers", "plus"),
 }
 _KEYS = {1: _KEYS_1, 2: _KEYS_2}
-_EXCLUDED_BY_CONSTANT = ("path", "aliases", "default", "required", "empty", "numbers", "whole_numbers", "plus")
+_EXCLUDED_BY_CONSTANT = (
+    *("path", "aliases", "default", "required", "empty", "numbers", "whole_numbers", "plus"),
+    *_MESSAGE,
+)
 
 
 def fields_of(
@@ -157,12 +163,30 @@ def _required(name: str, table: dict[str, Any], here: Place) -> bool:
 
 def _paths(table: dict[str, Any], file_format: int, here: Place, reads: Reads) -> tuple[Path, ...]:
     name = here.where.rpartition(".")[2]
-    if "path" not in table and "constant" in _KEYS[file_format][name]:
+    sources = [key for key in ("path", *_MESSAGE) if key in table]
+    if len(sources) > 1:
+        (here / sources[1]).error(f"excluded by {sources[0]}")
+    if not sources and "constant" in _KEYS[file_format][name]:
         here.fail("path or constant", None)
-    places = [(here / "path", path_of(table.get("path"), here / "path")), *paths_of(table, "aliases", here)]
+    places = [_source(table, sources[0] if sources else "path", here), *paths_of(table, "aliases", here)]
     for place, path in places:
         reads.add(place, path, here.where)
     return tuple(path for _, path in places)
+
+
+def _source(table: dict[str, Any], key: str, here: Place) -> tuple[Place, Path]:
+    """What stands first: a path into the record, or the member that intake makes of the message's key or a header."""
+    place = here / key
+    if key == "path":
+        return place, path_of(table.get(key), place)
+    if key == "key":
+        if table[key] is not True:
+            place.fail("true", table[key])
+        return place, (KEY_MEMBER,)
+    header, most = table[key], KEY_BYTES_MAX - len(HEADER_PREFIX)
+    if not isinstance(header, str) or not 1 <= len(header.encode()) <= most:
+        place.fail(f"a header's name of 1 to {most} bytes", header)
+    return place, (HEADER_PREFIX + header,)
 
 
 def _scope(table: dict[str, Any], here: Place, reads: Reads) -> Path | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from tokenometer.schemas.usage import TOKENS
+from tokenometer.schemas.value import PLAIN, Value
 
 Path = tuple[str, ...]  # keys from the top level down
 Kind = Literal["string", "count", "time"]
@@ -125,6 +126,7 @@ class Mapping:
     skip: tuple[tuple[Condition, ...], ...] = ()  # of each entry: all its conditions must fit
     repeats: Literal["first", "grow"] = "first"
     format: int = 1
+    value: Value = PLAIN  # how a message's value holds records
 
     def field(self, name: str) -> Field:
         for field in self.fields:

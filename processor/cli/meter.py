@@ -114,13 +114,15 @@ class MeterCommand(KafkaSettings, LogSettings):
         return self.usage_topic, self.live_topic, self.rejected_topic
 
     def of_meter(self) -> MeterSettings:
+        inputs = topics.inputs(self.input, self.outputs)
         return MeterSettings(
             self.name or socket.gethostname(),
             self.group,
-            topics.inputs(self.input, self.outputs),
+            inputs,
             *self.outputs,
             commit_interval_ms=round(self.commit_interval * 1000),
             from_end=self.begin_at is BeginAt.END,
+            schemas=topics.schemas(inputs),
         )
 
     def engine(self) -> Engine:

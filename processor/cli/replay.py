@@ -30,7 +30,7 @@ from tokenometer.processor.cli.common import (
 )
 from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory, Window
 from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send
-from tokenometer.processor.files import logs, output, report
+from tokenometer.processor.files import decoded, logs, output, report
 from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.usage import DAY_MS, TARGET_TOKENS_PER_DAY
@@ -43,8 +43,8 @@ class ReplayCommand(ToKafkaSettings):
     files: Annotated[
         list[str],
         Argument(
-            help="Logs, newline-delimited JSON: plain, gzip or zstd, [bold]-[/] is standard input. Duplicates are "
-            "found across all of them.",
+            help="Logs: newline-delimited JSON (plain, gzip or zstd; [bold]-[/] is standard input), a JSON array, CSV, "
+            "Parquet, or what the mapping reads. Duplicates are found across all of them.",
             metavar="FILE",
             show_default=False,
         ),
@@ -82,6 +82,9 @@ class ReplayCommand(ToKafkaSettings):
             "--run", metavar="NAME", help="Parts are named NAME-part-1, ...; default: the time and a random number."
         ),
     ] = None  # fmt: skip
+    whole: Annotated[
+        bool, Option("--whole", help="Each file is the value of one message, as a topic would hold it.")
+    ] = False
     json: Annotated[bool, Option("--json", help="Print the summary as one JSON object.")] = False
     strict: Annotated[bool, Option("--strict", help="Exit with 3 if a record was rejected.")] = False
 
@@ -131,7 +134,8 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     try:
         with _outlets(command) as outlets, _progress(total_bytes) as progress, running.ctrl_c() as pressed:
             outlets = dataclasses.replace(outlets, progress=progress, stopped=pressed)
-            summary = replay(engine, logs.LogReader(command.files).fill, chosen, name, outlets, command.top)
+            reader = decoded.reader_of(command.files, chosen.value, running.decoder_of(chosen), command.whole)
+            summary = replay(engine, reader.fill, chosen, name, outlets, command.top)
             if summary.partial:
                 raise _Interrupted(summary)
     except _Interrupted as interrupted:

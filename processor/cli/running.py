@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import pathlib
 import secrets
 import signal
 import sys
@@ -17,10 +18,13 @@ from tokenometer.processor import show
 from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.options import Address, KafkaSettings, LogFormat, LogLevel, LogSettings
+from tokenometer.processor.intake import Decoder, SchemaError
 from tokenometer.processor.records.referee import Referee
 from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal, scrub
 from tokenometer.schemas.errors import TokenometerError
+from tokenometer.schemas.mapping import Mapping as RecordMapping
+from tokenometer.schemas.mapping import MappingError
 
 log = logging.getLogger("tokenometer")
 LOGGERS = ("tokenometer", "aiohttp", "aiokafka", "faust", "mode")  # of libraries their warnings
@@ -61,6 +65,27 @@ def open_broker(bootstrap: str, client: Mapping[str, str]) -> Broker:
     from tokenometer.processor.broker.kafka import KafkaBroker
 
     return KafkaBroker(bootstrap, client)
+
+
+def decoder_of(mapping: RecordMapping) -> Callable[[], Decoder]:
+    """Makes what reads this mapping's values. Raises MappingError where its schema file cannot be read."""
+    value = mapping.value
+
+    def make() -> Decoder:
+        schema = None
+        if value.schema is not None:
+            try:
+                schema = pathlib.Path(value.schema).read_bytes()
+            except OSError as error:
+                raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error.strerror}") from None
+        if value.registry:
+            raise MappingError(f"{mapping.source}: value.registry: this command has no Schema Registry; name a schema")
+        try:
+            return Decoder(value, None, schema)
+        except SchemaError as error:
+            raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error}") from None
+
+    return make
 
 
 # --- The dashboard ---

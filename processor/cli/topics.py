@@ -1,6 +1,7 @@
 """The topics that commands need: are they there, and which command creates them?"""
 
 import logging
+import pathlib
 from collections.abc import Mapping
 
 from tokenometer.processor.broker import Broker, TopicMissing
@@ -8,6 +9,8 @@ from tokenometer.processor.cli.common import usage_error
 from tokenometer.processor.meter.meter import MeterSettings
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.mapping import Mapping as RecordMapping
+from tokenometer.schemas.mapping import MappingError
+from tokenometer.schemas.value import asks_for_headers
 
 log = logging.getLogger("tokenometer")
 INPUT, USAGE, LIVE, REJECTED, TOTALS = (
@@ -28,6 +31,24 @@ def inputs(texts: list[str] | None, outputs: tuple[str, str, str]) -> dict[str, 
             usage_error(f"--input {text}: the topic {topic} has another use already")
         topics[topic] = mappings.resolve(mapping or "native")
     return topics
+
+
+def schemas(inputs_: Mapping[str, RecordMapping]) -> dict[str, bytes]:
+    """The contents of the mappings' schema files. Raises MappingError."""
+    found = {}
+    for topic, mapping in inputs_.items():
+        value = mapping.value
+        if value.registry or value.key or asks_for_headers(value):
+            raise MappingError(
+                f"{mapping.source}: a meter reads neither a Schema Registry nor the keys and headers of messages yet; "
+                f"name a schema file, or take the fields from the value"
+            )
+        if value.schema is not None:
+            try:
+                found[topic] = pathlib.Path(value.schema).read_bytes()
+            except OSError as error:
+                raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error.strerror}") from None
+    return found
 
 
 def check_input(broker: Broker, topic: str) -> None:

@@ -45,6 +45,7 @@ class Chunk:
     length: int
     message_end: np.ndarray[Any, np.dtype[np.uint32]]
     read_bytes: int  # of all logs so far, as they lie on disk
+    origins: Any = None  # decoded.Origins, where lines were made of values
 
 
 def size_of(names: Iterable[str]) -> int | None:

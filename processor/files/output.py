@@ -192,7 +192,8 @@ def open_letters(name: str, force: bool = False) -> Iterator["LetterWriter"]:
 
 @dataclass(frozen=True)
 class LetterWriter:
-    """One JSON object a line: reason, field, file, line, offset, and the record as `value` or `value_base64`."""
+    """One JSON object a line: reason, field, file, line, offset, and the record as `value` or `value_base64`; where a
+    mapping's decoder made several records of a value, the whole value, and `record`, the number in it."""
 
     file: Any
 
@@ -208,6 +209,8 @@ def _letter_line(letter: PlacedLetter) -> bytes:
         "line": letter.line,
         "offset": letter.offset,
     }
+    if letter.record is not None:
+        place["record"] = letter.record
     return orjson.dumps(place | _value(letter.value), option=orjson.OPT_APPEND_NEWLINE)
 
 

@@ -29,7 +29,10 @@ _WAIT_SECONDS = 0.2  # between looks at `stopped` while a pipe has nothing to re
 
 @dataclass(frozen=True)
 class PlacedLetter:
-    """A rejected record and where it stood in its log."""
+    """A rejected record and where it stood in its log.
+
+    record: its number in its value, from 0, where a value holds several; `value` is the whole one then.
+    """
 
     file: str
     line: int  # the first is 1
@@ -37,6 +40,7 @@ class PlacedLetter:
     reason: str
     field: str | None
     value: bytes
+    record: int | None = None
 
 
 @dataclass(frozen=True)
@@ -260,6 +264,10 @@ _STOPPED = Chunk("", 0, 0, np.zeros(0, np.uint32), 0)
 
 def _placed(chunk: Chunk, lines_before: int, letter: DeadLetter) -> PlacedLetter:
     """From line and byte of a batch to line and byte of a log."""
+    if chunk.origins is not None:
+        value, record, failure = chunk.origins.of(letter.batch_line)
+        reason, field = (failure, None) if failure else (letter.rejection.reason, letter.rejection.field)
+        return PlacedLetter(chunk.file, value.number, value.offset, reason, field, value.data, record)
     return PlacedLetter(
         file=chunk.file,
         line=lines_before + letter.batch_line + 1,

@@ -19,8 +19,9 @@ import numpy as np
 
 from tokenometer.kernels.engine import CONFLICTING, Engine, Loaded, joined
 from tokenometer.kernels.layout import RECORD_BYTES_MAX
-from tokenometer.kernels.values import Bytes, PartitionState, Progress, Tally, UsageRows
+from tokenometer.kernels.values import Bytes, PartitionState, Progress, Rejection, Tally, UsageRows
 from tokenometer.processor.broker import Column, Messages, Offset, Place, Position
+from tokenometer.processor.intake import Decoder
 from tokenometer.processor.meter import positions
 from tokenometer.processor.meter.emission import DeadRecord, LiveSummary, Range
 from tokenometer.schemas.errors import TokenometerError
@@ -40,7 +41,8 @@ class LineTooLarge(TokenometerError):
 class Intake:
     """Consecutive messages of one partition, on their way to the engine.
 
-    pieces: their values, each ended by one newline, one piece behind the other. ends: past these newlines.
+    pieces: their lines, each ended by one newline, one piece after the other. ends: past each message's last newline.
+    sources: the values that a decoder made these lines of, none where lines are the values.
     """
 
     place: Place
@@ -48,14 +50,30 @@ class Intake:
     ends: np.ndarray[Any, np.dtype[np.int64]]
     times: np.ndarray[Any, np.dtype[np.uint64]]  # ms
     offsets: np.ndarray[Any, np.dtype[np.int64]]
+    sources: tuple["_Source", ...] = ()
 
     @classmethod
-    def of(cls, messages: Messages) -> "Intake":
+    def of(cls, messages: Messages, decoder: Decoder | None = None) -> "Intake":
         values = messages.values
-        if isinstance(values, Column) and values.lines is not None:
+        if not isinstance(values, Column) or values.lines is None:
+            values = _column(values)
+        assert values.lines is not None
+        if decoder is None or not len(values):
             return cls(messages.place, [values.data], values.lines, messages.times, messages.offsets)
-        data, ends = joined(values)
-        return cls(messages.place, [data], ends, messages.times, messages.offsets)
+        pieces: list[Bytes] = []
+        ends: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        failures: dict[int, str] = {}
+        first = before = 0
+        while first < len(values):
+            lines = decoder(values, first)
+            if lines.data is values.data:  # as they are
+                return cls(messages.place, [values.data], values.lines, messages.times, messages.offsets)
+            pieces.append(lines.data)
+            ends.append(lines.ends + before)
+            failures |= lines.failures
+            first, before = first + len(lines.ends), before + int(lines.ends[-1])
+        source = _Source(messages.offsets, values, failures)
+        return cls(messages.place, pieces, np.concatenate(ends), messages.times, messages.offsets, (source,))
 
     @classmethod
     def together(cls, intakes: "Sequence[Intake]") -> "Intake":
@@ -69,6 +87,7 @@ class Intake:
             np.concatenate([intake.ends + shift for intake, shift in zip(intakes, before, strict=True)]),
             np.concatenate([intake.times for intake in intakes]),
             np.concatenate([intake.offsets for intake in intakes]),
+            tuple(source for intake in intakes for source in intake.sources),
         )
 
     def part(self, begin: int, end: int) -> "Intake":
@@ -78,11 +97,38 @@ class Intake:
         first = int(self.ends[begin - 1]) if begin else 0
         ends = self.ends[begin:end] - first
         pieces = list(_cut(self.pieces, first, first + (int(ends[-1]) if len(ends) else 0)))
-        return Intake(self.place, pieces, ends, self.times[begin:end], self.offsets[begin:end])
+        return Intake(self.place, pieces, ends, self.times[begin:end], self.offsets[begin:end], self.sources)
+
+    def rejected(self, offset: Offset, line: int, record: bytes, rejection: Rejection) -> tuple[bytes, Rejection]:
+        """What a dead letter holds, and why. A record that is a line of its message as it stands there is kept by
+        itself; else the whole message is, untouched."""
+        for source in self.sources:
+            index = int(np.searchsorted(source.offsets, offset))
+            if index < len(source.offsets) and int(source.offsets[index]) == offset:
+                value, failure = source.values[index] or b"", source.failures.get(index)
+                lines = value.split(b"\n", line + 1)
+                kept = record if line < len(lines) and lines[line] == record else value
+                return kept, Rejection(failure) if failure else rejection
+        return record, rejection
 
     @property
     def size(self) -> int:
         return sum(map(len, self.pieces))
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Messages as they came. failures: why some of them, by index, could not be decoded."""
+
+    offsets: np.ndarray[Any, np.dtype[np.int64]]
+    values: Column
+    failures: Mapping[int, str]
+
+
+def _column(values: Sequence[bytes | None]) -> Column:
+    data, ends = joined(values)
+    starts = np.concatenate((np.zeros(1, np.int64), ends[:-1])) if len(ends) else ends
+    return Column(data, starts, np.array([-1 if value is None else len(value) for value in values], np.int64), ends)
 
 
 @dataclass(frozen=True)
@@ -270,13 +316,12 @@ class Counting:
         """Dead letters belong to the open part, as the counters do."""
         for letter in progress.dead_letters:
             offset = Offset(int(piece.intake.offsets[letter.message]))
-            record = letter.value if piece.whole is None else piece.whole
-            self._letters.append(
-                DeadRecord.of(piece.intake.place, offset, piece.line + letter.line, letter.rejection, record)
-            )
+            record, line = letter.value if piece.whole is None else piece.whole, piece.line + letter.line
+            value, rejection = piece.intake.rejected(offset, line, record, letter.rejection)
+            self._letters.append(DeadRecord.of(piece.intake.place, offset, line, rejection, value))
             self._letter_bytes += len(self._letters[-1].value)
-            if letter.rejection != CONFLICTING:  # a duplicate, not a reject
-                self._part.rejects[letter.rejection.reason] += 1
+            if rejection != CONFLICTING:  # a duplicate, not a reject
+                self._part.rejects[rejection.reason] += 1
         self.has_news = self.has_news or progress.next_message > 0
 
     def _book(self, intake: Intake, after: int, partition: _Partition) -> None:
@@ -426,4 +471,4 @@ def _stand_in(message: Intake, record: bytes, batch_bytes: int) -> Bytes:
 
 
 def _piece(message: Intake, data: Bytes) -> Intake:
-    return Intake(message.place, [data], np.array([len(data)]), message.times, message.offsets)
+    return Intake(message.place, [data], np.array([len(data)]), message.times, message.offsets, message.sources)

@@ -40,6 +40,7 @@ from tokenometer.processor.broker import (
     Refused,
     TopicMissing,
 )
+from tokenometer.processor.intake import Decoder
 from tokenometer.processor.meter import emission, positions
 from tokenometer.processor.meter.counting import Counting, Intake, Snapshot, Start
 from tokenometer.processor.meter.watching import TROUBLE_MS, Standing
@@ -72,6 +73,7 @@ class MeterSettings:
     flush_bytes: int = 6 << 20  # this much goes at once: an engine's batch
     part_age_ms: int = 600_000  # then the part is closed, so that who adds up parts can be done with it
     from_end: bool = False  # where a partition begins that the group has never committed
+    schemas: Mapping[str, bytes] = field(default_factory=dict)  # topic -> its mapping's schema file, read
 
 
 @dataclass
@@ -121,6 +123,10 @@ class Meter:
         # Counting goes first: it is one thread's work, and a commit's can fill the time in which that one waits.
         self._engine_thread, self._commit_thread = threads(lambda: None), threads(yield_to_others)
         self.counting = Counting(engine, settings.name, run, self._commit_full)
+        self._decoders = {
+            topic: Decoder(mapping.value, None, settings.schemas.get(topic))
+            for topic, mapping in settings.inputs.items()
+        }
         self._pending: dict[Place, _Pending] = {}
         self._intakes: deque[Future[None]] = deque()
         self._commit: Future[Future[None]] | None = None
@@ -209,7 +215,7 @@ class Meter:
     # --- Messages in ---
 
     def _receive(self, messages: Messages) -> None:
-        intake = Intake.of(messages)
+        intake = Intake.of(messages, self._decoders[messages.place.topic])
         pending = self._pending.setdefault(messages.place, _Pending(self._clock.steady_ms()))
         pending.intakes.append(intake)
         pending.bytes += intake.size

@@ -15,6 +15,7 @@ import contextlib
 import gc
 import itertools
 import multiprocessing
+import pathlib
 import signal
 import tempfile
 import time
@@ -136,6 +137,15 @@ def _committed(broker: Broker, group: str, topics: list[str]) -> dict[Place, Off
 # --- 2. to 4. Reading ---
 
 
+def _schema(mapping: mappings.Mapping) -> bytes | None:
+    if mapping.value.schema is None:
+        return None
+    try:
+        return pathlib.Path(mapping.value.schema).read_bytes()
+    except OSError as error:
+        raise VerifyError(f"{mapping.source}: value.schema: {mapping.value.schema}: {error.strerror}") from None
+
+
 class _Problems:
     """All of them are counted, the first ones kept."""
 
@@ -171,6 +181,7 @@ class _Audit:
         self.done = 0
         self.problems = _Problems()
         self.parts = live.Parts()
+        self.schemas = {topic: _schema(mapping) for topic, mapping in topics.items()}
         self.places = sorted(cut.committed)  # the columns name a partition by its number here
         self.first_messages: dict[Place, int] = {}
         self.usage_messages = 0
@@ -256,6 +267,7 @@ class _Audit:
                 self.topics[place.topic],
                 self.settings.window_ms,
                 self.settings.max_future_skew_ms,
+                self.schemas[place.topic],
             )
 
     def _log(self, place: Place) -> Iterator[Messages]:

@@ -21,10 +21,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.processor.broker import Headers, Place
+from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.processor.verify.judge import Judge, Judged, RefusedRecord, SkippedRecord
 from tokenometer.processor.verify.live import U64_END, Malformed, check_version, object_of
 from tokenometer.processor.verify.values import CONFLICTING, COUNTERS, REASONS, Problem
 from tokenometer.schemas.mapping import Mapping
+from tokenometer.schemas.value import Value
 
 _TEXTS = ("user", "model", "chip")
 _AT = [("place", pa.int32()), ("log_offset", pa.int64())]
@@ -65,6 +67,7 @@ class LogChunk(NamedTuple):
     mapping: Mapping
     window_ms: int
     max_future_skew_ms: int
+    schema: bytes | None = None  # of the mapping's values
 
 
 class LogResult(NamedTuple):
@@ -113,6 +116,11 @@ def _judge(mapping: Mapping, max_future_skew_ms: int) -> Judge:
     return Judge(mapping, max_future_skew_ms)
 
 
+@lru_cache(maxsize=16)
+def _decoder(value: Value, schema: bytes | None) -> AuditDecoder:
+    return AuditDecoder(value, None, schema)
+
+
 def lines_of(value: bytes | None) -> list[bytes]:
     """A newline ends a record, and so does the end of the message."""
     lines = (value or b"").split(b"\n")
@@ -121,8 +129,14 @@ def lines_of(value: bytes | None) -> list[bytes]:
     return lines
 
 
+def _kept(value: bytes | None, lines: list[bytes], number: int, line: bytes) -> bytes:
+    """What a dead letter holds: the record where it is a line of its message as it stands there, else the message."""
+    return line if number < len(lines) and lines[number] == line else value or b""
+
+
 def read_log(chunk: LogChunk) -> LogResult:
     judge = _judge(chunk.mapping, chunk.max_future_skew_ms)
+    decode = _decoder(chunk.mapping.value, chunk.schema)
     records: list[Judged] = []
     messages: list[int] = []  # of each record: its message's index in the chunk
     lines: list[int] = []
@@ -130,14 +144,18 @@ def read_log(chunk: LogChunk) -> LogResult:
     refused: list[tuple[Any, ...]] = []
     empty = skipped = 0
     for message, (value, time) in enumerate(zip(chunk.values, chunk.times, strict=True)):
-        for number, line in enumerate(lines_of(value)):
+        plain = lines_of(value)
+        decoded = decode(value)
+        for number, line in enumerate(decoded.lines or [b""]):
             try:
+                if decoded.failure is not None:
+                    raise RefusedRecord(decoded.failure)
                 record = judge(line, time)
             except SkippedRecord:
                 skipped += 1
                 continue
             except RefusedRecord as why:
-                digest = record_digest(line)
+                digest = record_digest(_kept(value, plain, number, line))
                 refused.append((chunk.place, chunk.offsets[message], number, why.reason, why.field, digest))
                 continue
             if record is None:
@@ -146,7 +164,7 @@ def read_log(chunk: LogChunk) -> LogResult:
             records.append(record)
             messages.append(message)
             lines.append(number)
-            digests.append(record_digest(line))
+            digests.append(record_digest(_kept(value, plain, number, line)))
     if records:
         columns = [*_record_columns(chunk, records, messages, lines), [judge.grows] * len(records), digests]
         _write(chunk.folder, "records", chunk.number, columns)

@@ -1,0 +1,252 @@
+"""Logs that are no JSON lines: values that a mapping's decoder turns into lines, whole files, arrays, CSV and Parquet.
+
+Owns: what is one value of a file, and where each record came from.
+Promises: memory holds a few values, not a file, except where a file is one value. A dead letter has the value's bytes
+as they stand in the file, and the record's number in it.
+
+    file ── by its bytes ──> a JSON array, or --whole:   the file is one value
+                             Parquet, CSV:               each row is one value, a JSON object
+                             else:                       each line is one value
+    values ── intake ──> lines ──> space
+"""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
+from tokenometer.kernels.engine import joined
+from tokenometer.kernels.values import Bytes
+from tokenometer.processor.broker import Column
+from tokenometer.processor.files.logs import STDIN, Chunk, LogError, LogReader, message_ends
+from tokenometer.processor.intake import MESSAGE_BYTES_MAX, Decoder
+from tokenometer.schemas.value import PLAIN, Value
+
+_VALUES_BYTES = 1 << 20  # decoded together
+_VALUES_MAX = 4096
+_ROWS = 4096  # of a table, read together
+_HEAD_BYTES = 4096
+_PARQUET = b"PAR1"
+_CSV_HEADER = re.compile(rb"\w[\w .-]*(,\w[\w .-]*)+\r?\n", re.ASCII)
+
+
+class SourceValue(NamedTuple):
+    """number: of the line or row in its file, the first is 1. offset: of its first byte, as far as lines have one."""
+
+    number: int
+    offset: int
+    data: bytes
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Lines of one chunk that come from one value. first: the number in the value of the first of these lines."""
+
+    value: SourceValue
+    first: int
+    failure: str | None
+
+
+class Origins:
+    """Where the lines of a chunk come from."""
+
+    def __init__(self, origins: Sequence[_Origin], line_ends: Sequence[int]) -> None:
+        self._origins, self._ends = origins, np.array(line_ends, np.int64)
+
+    def of(self, line: int) -> tuple[SourceValue, int, str | None]:
+        """The value, the record's number in it (from 0), and why the value could not be read."""
+        index = int(np.searchsorted(self._ends, line, side="right"))
+        before = int(self._ends[index - 1]) if index else 0
+        origin = self._origins[index]
+        return origin.value, origin.first + line - before, origin.failure
+
+
+class _Lines(NamedTuple):
+    """What is left of the lines of one value."""
+
+    file: str
+    origin: _Origin
+    data: bytes
+
+
+class DecodedReader:
+    """Several logs, one after the other, as `LogReader`; for a mapping whose values are not plain lines."""
+
+    def __init__(self, names: Iterable[str], value: Value, decoder: Decoder, whole: bool = False) -> None:
+        self._decoder, self._value, self._whole = decoder, value, whole
+        self._lines = self._decoded(names)
+        self._held: deque[_Lines] = deque()
+        self._read_bytes = 0
+
+    def fill(self, space: Bytes) -> Chunk | None:
+        """The next whole lines, at most as many as fit; None after the last. A chunk never spans two logs."""
+        length, lines, file = 0, 0, None
+        origins: list[_Origin] = []
+        ends: list[int] = []
+        while (held := self._next()) is not None and file in (None, held.file):
+            room = len(space) - length
+            cut = len(held.data) if len(held.data) <= room else held.data.rfind(b"\n", 0, room) + 1
+            if cut == 0:
+                break
+            part = held.data[:cut]
+            space[length : length + cut] = np.frombuffer(part, np.uint8)
+            count = part.count(b"\n")
+            length, lines, file = length + cut, lines + count, held.file
+            origins.append(held.origin)
+            ends.append(lines)
+            self._held.popleft()
+            if cut < len(held.data):
+                origin = _Origin(held.origin.value, held.origin.first + count, held.origin.failure)
+                self._held.appendleft(_Lines(held.file, origin, held.data[cut:]))
+        if file is None:
+            if self._held:
+                raise LogError(f"{self._held[0].file}: a record of more than {len(space)} bytes")
+            return None
+        first = origins[0].value.offset
+        return Chunk(file, first, length, message_ends(space, length), self._read_bytes, Origins(origins, ends))
+
+    def _next(self) -> _Lines | None:
+        if not self._held:
+            self._held.extend(next(self._lines, ()))
+        return self._held[0] if self._held else None
+
+    def _decoded(self, names: Iterable[str]) -> Iterator[list[_Lines]]:
+        for name in names:
+            for values in _together(self._values(name)):
+                yield list(self._decode("(standard input)" if name == STDIN else name, values))
+
+    def _decode(self, file: str, values: list[SourceValue]) -> Iterator[_Lines]:
+        data, ends = joined([value.data for value in values])
+        starts = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
+        lengths = np.array([len(value.data) for value in values], np.int64)
+        column = Column(data, starts, lengths, ends)
+        first = 0
+        while first < len(values):
+            decoded = self._decoder(column, first)
+            begin = 0
+            for index, end in enumerate(decoded.ends.tolist(), first):
+                origin = _Origin(values[index], 0, decoded.failures.get(index))
+                yield _Lines(file, origin, decoded.data[begin:end].tobytes())
+                begin = end
+            first += len(decoded.ends)
+
+    def _values(self, name: str) -> Iterator[SourceValue]:
+        if self._whole:
+            return iter([SourceValue(1, 0, _content(name))])
+        head = b"" if name == STDIN else _head(name)
+        if head.startswith(_PARQUET):
+            return _rows(_parquet(name))
+        if self._value == PLAIN and _CSV_HEADER.match(head):
+            return _rows(_csv(name))
+        if self._value.encoding == "json" and head.lstrip().startswith(b"["):
+            return iter([SourceValue(1, 0, _content(name))])
+        return _file_lines(name)
+
+
+def is_plain(name: str) -> bool:
+    """Does the file hold plain lines, which need no decoder where the mapping asks for none?"""
+    if name == STDIN:
+        return True
+    head = _head(name)
+    return not (head.startswith(_PARQUET) or _CSV_HEADER.match(head) or head.lstrip().startswith(b"["))
+
+
+def _head(name: str) -> bytes:
+    """The first bytes, after decompression. What cannot be read is said where the log is read."""
+    reader, space = LogReader([name]), np.zeros(1 << 22, np.uint8)
+    try:
+        with open(name, "rb") as file:
+            raw = file.read(_HEAD_BYTES)
+        if raw.startswith((_PARQUET, b"[")) or not raw.startswith((b"\x1f\x8b", b"\x28\xb5\x2f\xfd")):
+            return raw
+        chunk = reader.fill(space)
+        return b"" if chunk is None else space[: min(chunk.length, _HEAD_BYTES)].tobytes()
+    except (OSError, LogError):
+        return b""
+    finally:
+        reader.close()
+
+
+def _content(name: str) -> bytes:
+    try:
+        with open(0 if name == STDIN else name, "rb", closefd=name != STDIN) as file:
+            content = file.read(MESSAGE_BYTES_MAX + 1)
+    except OSError as error:
+        raise LogError(f"{name}: {error.strerror}") from None
+    if len(content) > MESSAGE_BYTES_MAX:
+        raise LogError(
+            f"{name}: one value of more than {MESSAGE_BYTES_MAX} bytes; write each record on a line of its own"
+        )
+    return content
+
+
+def _file_lines(name: str) -> Iterator[SourceValue]:
+    reader, space = LogReader([name]), np.zeros(MESSAGE_BYTES_MAX, np.uint8)
+    number = 0
+    try:
+        while chunk := reader.fill(space):
+            offset = chunk.offset
+            for line in space[: chunk.length].tobytes()[:-1].split(b"\n"):
+                number += 1
+                yield SourceValue(number, offset, line)
+                offset += len(line) + 1
+    finally:
+        reader.close()
+
+
+def _rows(batches: Iterator[Any]) -> Iterator[SourceValue]:
+    number = 0
+    for batch in batches:
+        for row in batch.to_pylist():
+            number += 1
+            yield SourceValue(number, 0, orjson.dumps(row, default=str, option=orjson.OPT_UTC_Z))
+
+
+def _parquet(name: str) -> Iterator[Any]:
+    try:
+        with pq.ParquetFile(name) as file:
+            yield from file.iter_batches(_ROWS)
+    except (pa.ArrowException, OSError) as error:
+        raise LogError(f"{name}: not a Parquet file that can be read: {error}") from None
+
+
+def _csv(name: str) -> Iterator[Any]:
+    """Every cell is a string, as it stands there; an empty one is null. A guessed type would make 7 of the user 007."""
+    try:
+        with open(name, "rb") as file:
+            columns = file.readline().decode().strip().split(",")
+        convert = pa_csv.ConvertOptions(
+            column_types={column: pa.string() for column in columns}, strings_can_be_null=True, null_values=[""]
+        )
+        with pa_csv.open_csv(name, convert_options=convert) as reader:
+            yield from reader
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise LogError(f"{name}: not a CSV file that can be read: {error}") from None
+
+
+def _together(values: Iterator[SourceValue]) -> Iterator[list[SourceValue]]:
+    """A few values at a time: as many as make a MiB."""
+    held: list[SourceValue] = []
+    size = 0
+    for value in values:
+        held.append(value)
+        size += len(value.data)
+        if size >= _VALUES_BYTES or len(held) == _VALUES_MAX:
+            yield held
+            held, size = [], 0
+    if held:
+        yield held
+
+
+def reader_of(names: Sequence[str], value: Value, make_decoder: Callable[[], Decoder], whole: bool = False) -> Any:
+    """The reader that these logs need: the fast one for plain lines."""
+    if value == PLAIN and not whole and all(map(is_plain, names)):
+        return LogReader(names)
+    return DecodedReader(names, value, make_decoder(), whole)
