@@ -174,14 +174,22 @@ class OtlpProto {
   bool span(Text bytes) {
     row_ = Row::SPAN;
     Fixed f;
+    attributes_.clear();
     Wire wire(bytes);
     while (wire.next()) {
       if (wire.type == Wire::BYTES) {
-        if (wire.field == 1) f.trace = wire.bytes;
-        if (wire.field == 2) f.span = wire.bytes;
-        if (wire.field == 4) f.parent = wire.bytes;
-        if (wire.field == 5) f.name = wire.bytes;
-        if (wire.field == 15) f.status = wire.bytes;
+        if (LIKELY(wire.field == 9))
+          attributes_.push_back(wire.bytes);
+        else if (wire.field == 1)
+          f.trace = wire.bytes;
+        else if (wire.field == 2)
+          f.span = wire.bytes;
+        else if (wire.field == 4)
+          f.parent = wire.bytes;
+        else if (wire.field == 5)
+          f.name = wire.bytes;
+        else if (wire.field == 15)
+          f.status = wire.bytes;
       } else if (wire.type == Wire::FIXED64) {
         if (wire.field == 7) f.start = wire.number;
         if (wire.field == 8) f.end = wire.number;
@@ -198,7 +206,9 @@ class OtlpProto {
     enumeration(NAMED("kind"), f.kind, KIND_TEXTS, 6);
     time(NAMED("start_time"), f.start);
     time(NAMED("end_time"), f.end);
-    return attributes(bytes, 9, {}, out_) && status(f.status);
+    for (const Text& one : attributes_)
+      if (!attribute(one, {}, out_)) return false;
+    return status(f.status);
   }
 
   bool log(Text bytes) {
@@ -378,6 +388,7 @@ class OtlpProto {
   SpanLines& lines_;
   Out& out_;
   Out resource_, scope_;
+  std::vector<Text> attributes_;  // of the span at hand
   SpanIds ids_;
   Row row_ = Row::SPAN;
 };
