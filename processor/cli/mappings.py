@@ -9,7 +9,7 @@ from typer import Argument, Option
 
 from tokenometer.processor.cli.common import EXIT_STRICT, show_view
 from tokenometer.processor.cli.options import Settings, register
-from tokenometer.processor.files import logs, report
+from tokenometer.processor.files import logs, mapping_report, report
 from tokenometer.processor.records import mapping_check
 from tokenometer.schemas import mapping as mappings
 
@@ -24,7 +24,7 @@ group = typer.Typer(help="List, explain and check mappings: where a log's JSON h
 def mappings_list(context: typer.Context) -> None:
     """List, explain and check mappings: where a log's JSON holds each field."""
     if context.invoked_subcommand is None:
-        show_view(report.mappings_view(map(mappings.resolve, mappings.shipped())))
+        show_view(mapping_report.mappings_view(map(mappings.resolve, mappings.shipped())))
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def show_command(command: ShowCommand) -> None:
         tokenometer mappings show anthropic
         tokenometer mappings show ./mine.toml
     """
-    show_view(report.mapping_view(mappings.resolve(command.name)))
+    show_view(mapping_report.mapping_view(mappings.resolve(command.name)))
 
 
 @dataclass(frozen=True)

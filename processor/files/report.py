@@ -3,8 +3,6 @@
 Pure: values in, Rich renderables or plain dicts out; the command line prints them.
 """
 
-import json
-from collections.abc import Iterable
 from collections.abc import Mapping as Dict
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -19,7 +17,7 @@ from rich.text import Text
 from tokenometer.processor import show
 from tokenometer.processor.files.replay import ReplaySummary
 from tokenometer.processor.records.mapping_check import Check
-from tokenometer.schemas.mapping import Field, Mapping
+from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import DAY_MS, TARGET_TOKENS_PER_DAY, Usage
 
 SUMMARY_SCHEMA = 1
@@ -271,73 +269,6 @@ def _rejects_table(summary: ReplaySummary) -> Table:
     return table
 
 
-# --- Mappings ---
-
-
-def mappings_view(mappings: Iterable[Mapping]) -> RenderableType:
-    table = _plain_table()
-    table.add_column("Mapping", no_wrap=True)
-    table.add_column("Input", no_wrap=True)
-    table.add_column("Output", no_wrap=True)
-    table.add_column("Description")
-    for mapping in mappings:
-        table.add_row(mapping.name, _additive(mapping.input_additive), _additive(mapping.output_additive),
-                      Text(show.printable(mapping.description)))  # fmt: skip
-    return table
-
-
-def _additive(additive: bool) -> str:
-    return "additive" if additive else "inclusive"
-
-
-def mapping_view(mapping: Mapping) -> RenderableType:
-    totals = {
-        ("input", False): "input_tokens includes cached and cache-write tokens",
-        ("input", True): "cached and cache-write tokens are added to input_tokens",
-        ("output", False): "output_tokens includes reasoning tokens",
-        ("output", True): "reasoning tokens are added to output_tokens",
-    }
-    table = _plain_table()
-    table.add_column("Field", no_wrap=True)
-    table.add_column("Read from", overflow="fold")
-    table.add_column("Rule")
-    for field in mapping.fields:
-        texts = (Text(show.printable_lines(text)) for text in (_source(field), _rule(field, mapping)))
-        table.add_row(field.name, *texts)
-    kinds = (totals["input", mapping.input_additive], totals["output", mapping.output_additive])
-    head = Text.assemble((mapping.name, "bold"), f": {show.printable(mapping.description)}\n{kinds[0]}; {kinds[1]}.\n")
-    return Group(head, table)
-
-
-def _source(field: Field) -> str:
-    paths = [" > ".join(path) for path in field.paths]
-    if paths:
-        return "\nelse ".join(paths)
-    return "-" if not field.default else f"constant {json.dumps(field.default, ensure_ascii=False)}"
-
-
-def _rule(field: Field, mapping: Mapping) -> str:
-    if not field.paths:
-        return "not in this source" if not field.default else ""
-    rules = ["required" if field.required else "optional"]
-    if field.default:
-        rules.append(f"default {json.dumps(field.default, ensure_ascii=False)}")
-    if field.formats:
-        rules.append(" or ".join(field.formats))
-    if field.message_time_fallback:
-        rules.append("else the message's time")
-    if field.digits:
-        rules.append("digit strings too")
-    if field.scope:
-        rules.append(f"unique within {' > '.join(field.scope)}")
-    if field.name == "tokens" and mapping.selector:
-        kinds = ", ".join(f"{value} = {counter}" for value, counter in mapping.selector.to)
-        rules.append(f"counted by {' > '.join(mapping.selector.by)}: {kinds}")
-        if mapping.selector.requests:
-            rules.append(f"{mapping.selector.requests} counts as the request")
-    return "; ".join(rules)
-
-
 # --- What a mapping makes of a log ---
 
 _EXAMPLE_WIDTH = 16
@@ -350,7 +281,8 @@ def check_view(check: Check, mapping: Mapping, log: str) -> RenderableType:
             "bold green" if not check.rejects else "bold yellow",
         ),
         f" of {show.printable(log)} would be counted with {mapping.name}, "
-        f"{check.rejected:,} rejected, {check.empty:,} empty\n",
+        f"{check.rejected:,} rejected, {check.empty:,} empty"
+        + (f", {check.skipped:,} skipped\n" if check.skipped else "\n"),
     )
     parts: list[RenderableType] = [head]
     if check.counted:

@@ -1,0 +1,142 @@
+"""A mapping in words: the tables of `tokenometer mappings` and `tokenometer mappings show`."""
+
+import json
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from tokenometer.processor import show
+from tokenometer.schemas.mapping import PARTS, Condition, Convention, Field, Mapping, Path
+from tokenometer.schemas.usage import PARENTS
+
+
+def mappings_view(mappings: Iterable[Mapping]) -> RenderableType:
+    table = _table()
+    table.add_column("Mapping", no_wrap=True)
+    table.add_column("Input", no_wrap=True)
+    table.add_column("Output", no_wrap=True)
+    table.add_column("Description")
+    for mapping in mappings:
+        cached, write, reasoning = map(_kind, mapping.conventions)
+        kinds = cached if cached == write else f"{cached}, {write}"
+        table.add_row(mapping.name, kinds, reasoning, Text(show.printable(mapping.description)))
+    return table
+
+
+def mapping_view(mapping: Mapping) -> RenderableType:
+    """What is read for each field, which records are skipped, and how parts and repeats count."""
+    table = _table()
+    table.add_column("Field", no_wrap=True)
+    table.add_column("Read from", overflow="fold")
+    table.add_column("Rule")
+    for field in (*mapping.fields, *([mapping.total] if mapping.total else [])):
+        texts = (Text(show.printable_lines(text)) for text in (_source(field), _rule(field, mapping)))
+        table.add_row(field.name, *texts)
+    notes = ["; ".join(_conventions(mapping)) + "."]
+    notes += [f"Skipped where {' and '.join(map(_condition, entry))}." for entry in mapping.skip]
+    if mapping.repeats == "grow":
+        notes.append("Records of one request carry the usage so far: each counter counts up to its greatest value.")
+    text = show.printable_lines("\n".join([f": {show.printable(mapping.description)}", *notes]))
+    return Group(Text.assemble((mapping.name, "bold"), text + "\n"), table)
+
+
+def _table() -> Table:
+    return Table(box=box.SIMPLE_HEAD, header_style="bold", border_style="dim", pad_edge=False, show_edge=False)
+
+
+def _kind(convention: Convention) -> str:
+    if convention.by_total:
+        return "by total"
+    if convention.path:
+        return f"by {show.printable(_path(convention.path))}"
+    return "additive" if convention.additive else "inclusive"
+
+
+def _conventions(mapping: Mapping) -> list[str]:
+    if mapping.plain:
+        return [
+            "cached and cache-write tokens are added to input_tokens"
+            if mapping.input_additive
+            else "input_tokens includes cached and cache-write tokens",
+            "reasoning tokens are added to output_tokens"
+            if mapping.output_additive
+            else "output_tokens includes reasoning tokens",
+        ]
+    return [
+        f"{part} are {_convention(convention, PARENTS[part])}"
+        for part, convention in zip(PARTS, mapping.conventions, strict=True)
+    ]
+
+
+def _convention(convention: Convention, parent: str) -> str:
+    stated = {True: f"added to {parent}", False: f"included in {parent}", None: "refused"}
+    if convention.by_total:
+        without = stated[convention.additive]
+        return f"included in {parent} or added to it as total_tokens tells, without a total {without}"
+    if convention.path:
+        values = [f"{stated[additive]} where it is {_json(value)}" for value, additive in convention.values]
+        return f"by {_path(convention.path)}: {', '.join(values)}, otherwise {stated[convention.additive]}"
+    return stated[convention.additive]
+
+
+def _condition(condition: Condition) -> str:
+    path = _path(condition.path)
+    if condition.only_presence:
+        return f"{path} is {condition.test}"
+    values = ", ".join(map(_json, (*condition.strings, *condition.integers, *condition.booleans)))
+    is_in = "is" if condition.test == "in" else "is none of"
+    return f"{path} {is_in} {values}{' or absent' if condition.or_absent else ''}"
+
+
+def _path(path: Path) -> str:
+    return " > ".join(path)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _source(field: Field) -> str:
+    if not field.paths:
+        return "-" if not field.default else f"constant {_json(field.default)}"
+    return "\n".join(["\nelse ".join(map(_path, field.paths)), *(f"plus {_path(path)}" for path in field.plus)])
+
+
+def _rule(field: Field, mapping: Mapping) -> str:
+    if not field.paths:
+        return "not in this source" if not field.default else ""
+    rules = ["required" if field.required else "optional"]
+    if field.default:
+        rules.append(f"default {_json(field.default)}")
+    rules += _spellings(field)
+    if field.scope:
+        rules.append(f"unique within {_path(field.scope)}")
+    if field.with_fields:
+        rules.append(f"unique with {', '.join(field.with_fields)}")
+    if field.name == "tokens" and mapping.selector:
+        kinds = ", ".join(f"{value} = {counter}" for value, counter in mapping.selector.to)
+        rules.append(f"counted by {_path(mapping.selector.by)}: {kinds}")
+        if mapping.selector.requests:
+            rules.append(f"{mapping.selector.requests} counts as the request")
+    if field is mapping.total:
+        rules.append("must be input + output")
+    return "; ".join(rules)
+
+
+def _spellings(field: Field) -> list[str]:
+    """What else is taken as a value of the field."""
+    rules = [" or ".join(field.formats)] if field.formats else []
+    if field.zone_minutes is not None:
+        sign, minutes = "-" if field.zone_minutes < 0 else "+", abs(field.zone_minutes)
+        rules.append(f"at {sign}{minutes // 60:02}:{minutes % 60:02} where no zone is named")
+    said = {
+        "else the message's time": field.message_time_fallback,
+        "digit strings too": field.digits,
+        "12.0 and 1e+05 too": field.whole_numbers,
+        '"" is absent': field.empty_is_absent,
+        "numbers too": field.numbers,
+    }
+    return [*rules, *(words for words, holds in said.items() if holds)]
