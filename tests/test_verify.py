@@ -24,7 +24,7 @@ from tokenometer.processor.broker import BEGINNING, Offset, Place, Position
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.verify import Settings, verify
 from tokenometer.processor.verify import tasks as verify_tasks
-from tokenometer.processor.verify.judge import Judge, RefusedRecord
+from tokenometer.processor.verify.judge import Judge, RefusedRecord, SkippedRecord
 from tokenometer.processor.verify.report import render
 from tokenometer.processor.verify.values import (
     DuckDBMissing,
@@ -848,14 +848,20 @@ def judged(judge: Callable, line: bytes, time: int | None) -> tuple:
         record = judge(line, time)
     except RefusedRecord as refused:
         return ("rejected", refused.reason, refused.field)
+    except SkippedRecord:
+        return ("skipped",)
     return ("empty",) if record is None else ("ok", *record)
 
 
 def wanted(line: bytes, mapping: harness.Mapping, time: int | None) -> tuple:
     verdict = oracle.judge(line, mapping.oracle, time)
     if verdict.record is not None:
-        return ("ok", *verdict.record._replace(scope=verdict.record.scope or ""))
-    return (verdict.kind,) if verdict.kind == "empty" else (verdict.kind, verdict.reason, verdict.field)
+        within = verdict.record.scope or ""
+        names = mapping.oracle["fields"].get("request_id", {}).get("with")
+        if names:
+            within = orjson.dumps([within, *(getattr(verdict.record, name) for name in names)]).decode()
+        return ("ok", *verdict.record._replace(scope=within))
+    return (verdict.kind,) if verdict.kind in ("empty", "skipped") else (verdict.kind, verdict.reason, verdict.field)
 
 
 @pytest.mark.parametrize("case", bad_input.CASES, ids=lambda case: case.name)
