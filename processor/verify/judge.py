@@ -238,14 +238,31 @@ def _count_reader(field: Field) -> ReadCount:
     default = int(field.default or 0)
     if not field.paths:
         return lambda top: default
-    read_main = _main_count_reader(field)
     if not field.plus:
-        return lambda top: default if (count := read_main(top)) is None else count
-    read_added = _added_reader(field)
+        return _plain_count_reader(field, default)
+    read_main, read_added = _main_count_reader(field), _added_reader(field)
 
     def read(top: Object) -> int:
         count = read_main(top)
         return _bounded((default if count is None else count) + read_added(top), field.name)
+
+    return read
+
+
+def _plain_count_reader(field: Field, default: int) -> ReadCount:
+    """One function for what most mappings ask of a count: five of these are called for every record."""
+    name, required, number_of = field.name, field.required, _number_reader(field)
+    value_of = _first_of(field.paths, name)
+
+    def read(top: Object) -> int:
+        value = value_of(top)
+        if type(value) is int and 0 <= value < COUNT_END:
+            return value
+        if value is None:
+            if required:
+                raise RefusedRecord("missing_field", name)
+            return default
+        return number_of(value)
 
     return read
 
@@ -369,10 +386,10 @@ def _inclusive_maker(conventions: tuple[Convention, Convention, Convention]) -> 
     reasoning say."""
     if any(convention.by_total or convention.path for convention in conventions):
         return _by_record(conventions)
-    fixed = (bool(conventions[0].additive), bool(conventions[1].additive), bool(conventions[2].additive))
+    cached_beside, written_beside, reasoning_beside = (bool(convention.additive) for convention in conventions)
 
     def inclusive(top: Object, counters: Six, total: int | None) -> Six:
-        answer = _put_inside(counters, *fixed, total)
+        answer = _put_inside(counters, cached_beside, written_beside, reasoning_beside, total)
         if answer is None:
             raise RefusedRecord("inconsistent_counts")
         return answer
@@ -426,8 +443,12 @@ def _put_inside(
 ) -> Six | None:
     """None where the parts are larger than their totals, or the totals do not make up the record's."""
     requests, total_in, cached, written, total_out, reasoning = counters
-    total_in += (cached if cached_beside else 0) + (written if written_beside else 0)
-    total_out += reasoning if reasoning_beside else 0
+    if cached_beside:
+        total_in += cached
+    if written_beside:
+        total_in += written
+    if reasoning_beside:
+        total_out += reasoning
     if cached + written > total_in or reasoning > total_out or (total is not None and total != total_in + total_out):
         return None
     return requests, total_in, cached, written, total_out, reasoning
