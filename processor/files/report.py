@@ -350,7 +350,8 @@ def check_view(check: Check, mapping: Mapping, log: str) -> RenderableType:
             "bold green" if not check.rejects else "bold yellow",
         ),
         f" of {show.printable(log)} would be counted with {mapping.name}, "
-        f"{check.rejected:,} rejected, {check.empty:,} empty\n",
+        f"{check.rejected:,} rejected, {check.empty:,} empty"
+        + (f", {check.skipped:,} skipped\n" if check.skipped else "\n"),
     )
     parts: list[RenderableType] = [head]
     if check.counted:
