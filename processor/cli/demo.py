@@ -10,18 +10,15 @@ import typer
 from rich.live import Live
 from typer import Option
 
-from tokenometer.processor import verify
 from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli import running, topics
-from tokenometer.processor.cli.common import EXIT_FAILURE, show_view, stdout_console, usage_error
+from tokenometer.processor.cli.common import EXIT_FAILURE, needs, show_view, stdout_console, usage_error
 from tokenometer.processor.cli.options import Address, Device, DeviceName, KafkaSettings, address
 from tokenometer.processor.demo import stream
 from tokenometer.processor.demo.view import live_view
 from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter.meter import Clock, MeterSettings
 from tokenometer.processor.rollup import watch
-from tokenometer.processor.verify.report import render
-from tokenometer.processor.verify.sums import require_duckdb
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
 
@@ -88,6 +85,11 @@ def demo_command(command: DemoCommand) -> None:
         tokenometer demo --count 100000 --seconds 0 --listen ''
         tokenometer demo --bootstrap 127.0.0.1:9092
     """
+    with needs("verify"):
+        from tokenometer.processor import verify
+        from tokenometer.processor.verify.report import render
+        from tokenometer.processor.verify.sums import require_duckdb
+
     require_duckdb()  # of the audit at the end
     broker = command.broker()
     settings = _settings()

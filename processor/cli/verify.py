@@ -8,13 +8,10 @@ from typing import Annotated
 import typer
 from typer import Option
 
-from tokenometer.processor import verify
 from tokenometer.processor.cli import running, topics
-from tokenometer.processor.cli.common import EXIT_FAILURE, progress_bar, show_view
+from tokenometer.processor.cli.common import EXIT_FAILURE, needs, progress_bar, show_view
 from tokenometer.processor.cli.meter import DedupHorizon, FutureSkew, Inputs, LiveTopic, RejectedTopic, UsageTopic
 from tokenometer.processor.cli.options import Config, KafkaSettings, Window
-from tokenometer.processor.verify.report import render
-from tokenometer.processor.verify.sums import require_duckdb
 
 
 @dataclass(frozen=True)
@@ -44,6 +41,11 @@ def verify_command(command: VerifyCommand) -> None:
         tokenometer verify --bootstrap kafka:9092 --group billing
         tokenometer verify --input inference-logs=openai-chat --differences 100
     """
+    with needs("verify"):
+        from tokenometer.processor import verify
+        from tokenometer.processor.verify.report import render
+        from tokenometer.processor.verify.sums import require_duckdb
+
     require_duckdb()  # before a log of hours is read
     outputs = command.usage_topic, command.live_topic, command.rejected_topic
     inputs = topics.inputs(command.input, outputs)
