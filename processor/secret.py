@@ -46,6 +46,9 @@ class Secret:
     def __repr__(self) -> str:
         return f"Secret({self._shown})"
 
+    def __format__(self, form: str) -> str:
+        return format(self._shown, form)
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Secret) and other._value == self._value
 

@@ -1,19 +1,25 @@
 """The command as a Unix user meets it: exit codes, streams, messages, files."""
 
+import contextlib
 import gzip
 import json
 import os
 import pathlib
+import pty
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 import tomllib
+from collections.abc import Iterator
 from typing import Any
 
 import orjson
 import pyarrow.parquet as pq
 import pytest
+import typer
 import zstandard
 
 from tests import oracle
@@ -425,3 +431,202 @@ def test_the_installed_command_is_this_one():
         pytest.skip("tokenometer is not installed beside this Python")
     result = subprocess.run([command, "--version"], capture_output=True, timeout=60, check=False, env=os.environ)
     assert (result.returncode, result.stdout) == (0, b"tokenometer 0.1.0\n")
+
+
+# Help and completion
+
+
+def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
+        yield (*path, name)
+        if hasattr(command, "commands"):
+            yield from commands(command, (*path, name))
+
+
+@pytest.mark.parametrize("command", list(commands()), ids=" ".join)
+def test_every_help_has_examples_that_parse(
+    call: Any, command: tuple[str, ...], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, err = call(*command, "--help")
+    assert (code, err) == (0, "") and "Examples:" in out and max(map(len, out.splitlines())) <= 80
+    monkeypatch.chdir(tmp_path)
+    for name, text in (
+        ("ledger.token", "t" * 16),
+        ("dashboard.token", "t" * 16),
+        ("meter.toml", ""),
+        ("ledger.toml", ""),
+    ):
+        (tmp_path / name).write_text(text)
+    heading, *examples = known_command(command).epilog.split("\n\n")
+    assert heading == "Examples:" and examples
+    for example in examples:
+        words = shlex.split(example.replace("\\[", "[").split(" > ")[0].split(" | ")[-1])
+        assert words[: len(command) + 1] == ["tokenometer", *command], example
+        with known_command(command).make_context(command[-1], words[1 + len(command) :]):
+            pass
+
+
+def known_command(path: tuple[str, ...]) -> Any:
+    command: Any = typer.main.get_command(cli.app)
+    for name in path:
+        command = command.commands[name]
+    return command
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_shell_completes_commands_options_and_choices(shell: str):
+    def completed(words: str) -> str:
+        asked = {
+            "_TOKENOMETER_COMPLETE": f"complete_{shell}",
+            "COMP_WORDS": words, "COMP_CWORD": str(len(words.split(" ")) - 1),
+            "_TYPER_COMPLETE_ARGS": words, "_TYPER_COMPLETE_FISH_ACTION": "get-args",
+        }  # fmt: skip
+        result = subprocess.run(COMMAND, env={**os.environ, **asked}, capture_output=True, timeout=60, check=False)
+        assert result.stderr == b""
+        return result.stdout.decode()
+
+    assert "replay" in completed("tokenometer re")
+    assert "--rejected" in completed("tokenometer replay --rej")
+    assert "cuda" in completed("tokenometer replay --device cu")
+
+
+def test_completion_can_be_shown_and_installed(call: Any):
+    out = call("--help")[1]
+    assert "--install-completion" in out and "--show-completion" in out
+
+
+# Surroundings that fail
+
+
+def test_a_full_standard_output_is_said_in_one_line(tmp_path: pathlib.Path):
+    log = tmp_path / "log.ndjson"
+    log.write_bytes(CLEAN)
+    for arguments in (["replay", str(log), *CPU], ["replay", str(log), "--out", "-", *CPU], ["mappings"], ["--help"],
+                      ["--version"], ["synth", "--count", "100"], ["synth", "--count", "100000"],
+                      ["replay", str(log), "--json", *CPU]):  # fmt: skip
+        with open("/dev/full", "wb") as full:
+            result = subprocess.run(
+                [*COMMAND, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=60, cwd=ROOT, check=False
+            )
+        assert result.returncode == 1, arguments
+        assert result.stderr == b"tokenometer: error: standard output: cannot be written: No space left on device\n"
+
+
+def test_a_full_disk_names_the_file(call: Any, log: pathlib.Path):
+    code, out, err = call("replay", log, "--rejected", "/dev/full", *CPU)
+    assert (code, out) == (
+        1,
+        "",
+    ) and err == "tokenometer: error: /dev/full: cannot be written: No space left on device\n"
+
+
+def test_closed_streams_are_no_traceback():
+    for close in ("1>&-", "1>&- 2>&-"):
+        command = " ".join(map(shlex.quote, COMMAND))
+        result = subprocess.run(
+            ["sh", "-c", f"{command} mappings {close}"], capture_output=True, timeout=60, check=False
+        )
+        assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_a_cache_that_cannot_be_written_names_the_way_out(call: Any, log: pathlib.Path, monkeypatch: Any):
+    """Below a file, because a directory without permission is none to root."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(log))
+    assert_error(call("replay", log, *CPU), 1, "the kernels cannot be kept here: Not a directory; name another")
+
+
+@pytest.mark.parametrize(
+    ("module", "extra", "arguments"),
+    [
+        ("duckdb", "verify", ["verify"]),
+        ("duckdb", "verify", ["demo", "--listen", ""]),
+        ("duckdb", "ledger", ["usage", "--from", "2026-11-01", "--to", "2026-12-01"]),
+        ("duckdb", "ledger", ["ledger"]),
+        ("faust", "rollup", ["rollup"]),
+        ("plotly", "dashboard", ["demo", "--count", "1000"]),
+    ],
+)
+def test_an_extra_that_is_missing_is_named(tmp_path: pathlib.Path, module: str, extra: str, arguments: list[str]):
+    program = f"import sys; sys.modules['{module}'] = None; from tokenometer.processor.cli.__main__ import main; main()"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, timeout=60, cwd=tmp_path, check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or str(ROOT) for path in sys.path)},
+    )  # fmt: skip
+    said = result.stderr.decode().splitlines()
+    assert result.returncode == 1 and said[-1].startswith("tokenometer: error: "), said
+    assert f"pip install 'tokenometer[{extra}]'" in said[-1]
+
+
+# Terminals
+
+
+EVIL = "\x1b]0;owned\x07\x1b[2J\u202e\x9b31m\x7f"
+
+
+def on_a_terminal(*arguments: str) -> tuple[int, str]:
+    """Standard output is a terminal; what it was sent."""
+    master, slave = pty.openpty()
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=slave, stderr=subprocess.STDOUT, cwd=ROOT,
+                               env={**os.environ, "TERM": "dumb", "NO_COLOR": "1"})  # fmt: skip
+    os.close(slave)
+    pieces = []
+    with contextlib.suppress(OSError):  # the end of a terminal
+        while piece := os.read(master, 1 << 16):
+            pieces.append(piece)
+    os.close(master)
+    return process.wait(60), b"".join(pieces).decode()
+
+
+def assert_harmless(text: str) -> None:
+    for line in text.replace("\r\n", "\n").split("\n"):
+        assert re.sub(r"\x1b\[[0-9;]*m", "", line).isprintable(), repr(line)  # colours are ours
+
+
+@pytest.fixture
+def evil_log(tmp_path: pathlib.Path) -> pathlib.Path:
+    record = {"timestamp": 1_795_000_000_000, "user": EVIL, "model": EVIL, "chip": EVIL, "input_tokens": 1,
+              "output_tokens": 1}  # fmt: skip
+    log = tmp_path / f"{EVIL}.ndjson"
+    log.write_text(json.dumps(record, ensure_ascii=False) + "\n{" + EVIL + "\n", encoding="utf-8")
+    return log
+
+
+@pytest.mark.parametrize("more", [[], ["--json"], ["--out", "-"], ["--rejected", "-"], ["--out", "OUT"]])
+def test_replay_sends_a_terminal_no_control_character(evil_log: pathlib.Path, tmp_path: pathlib.Path, more: list[str]):
+    more = [str(tmp_path / f"{EVIL}.parquet") if word == "OUT" else word for word in more]
+    code, out = on_a_terminal("replay", str(evil_log), *more, *CPU)
+    assert code == 0 and "owned" in out, out
+    assert_harmless(out)
+
+
+def test_names_of_files_in_errors_are_harmless(evil_log: pathlib.Path):
+    for arguments in (["replay", f"{evil_log}x"], ["synth", "-o", str(evil_log)], ["mappings", "show", EVIL],
+                      ["replay", str(evil_log), "--out", f"{EVIL}.csv"], ["meter", "--config", EVIL],
+                      ["mappings", "check", "native", "--sample", f"{evil_log}x"]):  # fmt: skip
+        code, out = on_a_terminal(*arguments)
+        assert code in (1, 2) and "owned" in out
+        assert_harmless(out)
+
+
+def test_rows_on_a_terminal_say_the_same_as_in_a_file(evil_log: pathlib.Path):
+    _, shown = on_a_terminal("replay", str(evil_log), "--out", "-", "--run", "r", *CPU)
+    [line] = [line for line in shown.split("\r\n") if line.startswith("{")]
+    piped = run("replay", str(evil_log), "--out", "-", "--run", "r", *CPU).stdout
+    assert orjson.loads(line) == orjson.loads(piped) and orjson.loads(line)["user"] == EVIL
+
+
+def test_a_hundred_thousand_models_are_summed_in_one_pass(call: Any, tmp_path: pathlib.Path):
+    """One pass for each model took minutes."""
+    log = tmp_path / "models.ndjson"
+    lines = (
+        b'{"request_id":"r%d","timestamp":1795000000000,"user":"u","model":"m%d","chip":"c%d","input_tokens":%d,'
+        b'"output_tokens":1}\n' % (number, number, number % 3, number % 7)
+        for number in range(100_000)
+    )
+    log.write_bytes(b"".join(lines))
+    code, out, _ = call("replay", log, *CPU)
+    assert code == 0 and "(99,981 others)" in out and "100,000 requests" in out
+    summary = json.loads(call("replay", log, "--json", *CPU)[1])
+    assert len(summary["by_model"]) == 100_000 and len(summary["by_chip"]) == 3
+    assert sum(item["total_tokens"] for item in summary["by_model"]) == summary["usage"]["total_tokens"]

@@ -57,7 +57,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, broker: MemoryBroker) -> list[tuple[
 @pytest.fixture(autouse=True)
 def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in list(os.environ):
-        if name.startswith("TOKENOMETER_"):
+        if name.startswith(("TOKENOMETER_", "KAFKA_")):
             monkeypatch.delenv(name)
     yield
 
@@ -203,6 +203,28 @@ def test_the_environment(call, broker, built, opened, monkeypatch):
     assert opened == [("env:1", {"client.id": "x"})]
 
 
+@pytest.mark.parametrize("command", ["meter", "verify", "rollup", "ledger", "synth", "replay", "demo"])
+def test_the_variable_that_kafkas_users_know_is_honoured(call, opened, monkeypatch, tmp_path, command):
+    (tmp_path / "log").write_text("{}\n")
+    (tmp_path / "config").write_text('bootstrap = "config:1"\n')
+    arguments = {
+        "replay": [tmp_path / "log", "--to-kafka", "t"],
+        "synth": ["--count", 1, "--to-kafka", "t"],
+        "demo": ["--count", 1000, "--seconds", 0, *QUIET],
+        "meter": QUIET,
+        "ledger": ["--listen", "", "--database", tmp_path / "ledger.duckdb"],
+        "rollup": ["--listen", ""],
+    }.get(command, [])
+    monkeypatch.setenv("KAFKA_BOOTSTRAP_SERVERS", "known:1,known:2")
+    call(command, *arguments)
+    config = [] if command in ("synth", "replay", "demo") else ["--config", tmp_path / "config"]
+    call(command, *arguments, *config)
+    monkeypatch.setenv(f"TOKENOMETER_{command.upper()}_BOOTSTRAP", "ours:1")
+    call(command, *arguments, *config)
+    call(command, *arguments, *config, "--bootstrap", "line:1")
+    assert [bootstrap for bootstrap, _ in opened] == ["known:1,known:2"] * 2 + ["ours:1", "line:1"]
+
+
 def test_the_command_line_then_the_environment_then_the_file(call, broker, built, monkeypatch, tmp_path):
     some_topics(broker)
     path = tmp_path / "meter.toml"
@@ -283,6 +305,7 @@ def test_a_file_that_cannot_be_read_is_named(call, tmp_path, text, message):
         (["--create-topics", "-1"], "--create-topics"),
         (["--replication", "0"], "--replication"),
         (["--log-format", "xml"], "--log-format"),
+        (["--log-level", "loud"], "--log-level"),
         (["--kafka", "novalue"], "--kafka"),
         (["--kafka", "=x"], "--kafka"),
         (["--input", "inference-logs", "--input", "inference-logs=native"], "--input"),

@@ -544,7 +544,9 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, said.out, said.err
 
 
-def test_the_command_usage(database: str, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
+def test_the_command_usage(
+    database: str, capsys: pytest.CaptureFixture[str], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     price_file = tmp_path / "prices.toml"
     price_file.write_text(PRICES)
     with books.opened(database) as store:
@@ -554,6 +556,7 @@ def test_the_command_usage(database: str, capsys: pytest.CaptureFixture[str], tm
     asked = ["usage", "--database", database, "--from", "2026-11-23", "--to", "2026-11-24", "--group-by", "user"]
     code, out, _ = run(capsys, *asked, "--top", "2", "--priced", "--prices", str(price_file))
     assert code == 0 and "user-119" in out and "0.15001785" in out and "user-117" not in out
+    monkeypatch.setenv("COLUMNS", "200")
     code, out, _ = run(capsys, *asked, "--priced", "--prices", str(price_file))
     assert "\x1b" not in out and "[31m[red]" in out and "unpriced" in out and "--after" in out
     code, out, _ = run(capsys, *asked, "--format", "json", "--limit", "1")

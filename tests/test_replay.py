@@ -81,6 +81,7 @@ def assert_is(summary: ReplaySummary, truth: oracle.Meter) -> None:
     tally = summary.tally
     assert (tally.read, tally.counted) == (truth.read, truth.counted)
     assert (tally.duplicates, tally.rejected, tally.empty) == (truth.duplicates, truth.rejected, truth.empty)
+    assert (tally.skipped, tally.conflicts) == (truth.skipped, truth.conflicts)
     rejected = [letter for letter in truth.dead_letters if letter[3] != "conflicting_duplicate"]
     assert summary.rejects == Counter(f"{x[3]}:{x[4]}" if x[4] else x[3] for x in rejected)
     assert summary.by_model_and_chip == grouped(truth.rows, lambda key: (key[2], key[3]))

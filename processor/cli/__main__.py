@@ -106,7 +106,8 @@ def _drop_output() -> None:
 
 def _without_values(message: str) -> str:
     """A word too many may be a half of a secret that has a space in it, or the value after `--kafka sasl.password`."""
-    return re.sub(r"(unexpected extra arguments?) \(.*\)", r"\1; quote a value that holds a space", message, flags=re.S)
+    too_many = r"(unexpected extra argument)(?:s|\(s\))? \(.*\)"
+    return re.sub(too_many, r"\1; quote a value that holds a space", message, flags=re.DOTALL)
 
 
 def _settle_environment(group: Any) -> None:

@@ -88,7 +88,9 @@ def demo_command(command: DemoCommand) -> None:
     with needs("verify"):
         from tokenometer.processor import verify
         from tokenometer.processor.verify.report import render
+        from tokenometer.processor.verify.sums import require_duckdb
 
+    require_duckdb()  # of the audit at the end
     broker = command.broker()
     settings = _settings()
     _make_topics(broker, settings, command.partitions)

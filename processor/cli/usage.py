@@ -60,8 +60,8 @@ def usage_command(command: UsageCommand) -> None:
     Examples:
         tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user --top 20
         tokenometer usage --from 2026-11-01 --to 2026-12-01 --window day --format csv
-        tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user,model --priced \\
-        --prices prices.toml --out november.parquet
+        tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user,model --out november.parquet
+        tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user --priced --prices prices.toml
         tokenometer usage --from 2026-11-30 --to 2026-12-01 --url http://ledger:9465 --token-file ledger.token
     """
     given = command.question()

@@ -44,7 +44,9 @@ def verify_command(command: VerifyCommand) -> None:
     with needs("verify"):
         from tokenometer.processor import verify
         from tokenometer.processor.verify.report import render
+        from tokenometer.processor.verify.sums import require_duckdb
 
+    require_duckdb()  # before a log of hours is read
     outputs = command.usage_topic, command.live_topic, command.rejected_topic
     inputs = topics.inputs(command.input, outputs)
     settings = verify.Settings(

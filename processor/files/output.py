@@ -74,8 +74,8 @@ class _TerminalFile:
 
     file: Any
 
-    def write(self, lines: bytes) -> None:
-        self.file.write(show.printable_json(lines.decode(errors="backslashreplace")).encode())
+    def write(self, lines: bytes | memoryview) -> None:
+        self.file.write(show.printable_json(bytes(lines).decode(errors="backslashreplace")).encode())
 
 
 def check_free(name: str, force: bool) -> None:
