@@ -1,6 +1,5 @@
 """The dashboard's server: what it answers, whom, with which headers; its stream, its metrics, its two ways to run."""
 
-import asyncio
 import contextlib
 import gzip
 import http.client
@@ -19,17 +18,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests import totals_data
 from tests.totals_data import Feed, Shape, make, nothing
-from tokenometer.processor.dashboard import (
-    DashboardError,
-    Settings,
-    Site,
-    SiteThread,
-    access,
-    assets,
-    metrics,
-    openapi,
-    server,
-)
+from tokenometer.processor.dashboard import DashboardError, Settings, SiteThread, assets, metrics, openapi, server
+from tokenometer.processor.http import access
 from tokenometer.processor.rollup.summaries import FATES
 
 TOKEN = "a-token-of-the-test-0123456789"
@@ -159,7 +149,7 @@ def test_the_description_is_openapi():
 
 
 def test_the_description_names_every_route(site):
-    routes = {resource.canonical for resource in site.site._app().router.resources()}
+    routes = {resource.canonical for resource in site.site.application().router.resources()}
     described = set(openapi.describe()["paths"])
     assert described == routes - {"/", "/static/{name}", "/api/openapi.json"}
 
@@ -500,19 +490,7 @@ def test_what_is_unknown_has_no_sample():
     assert all(family.documentation for family in families.values())
 
 
-# --- Two ways to run ---
-
-
-def test_on_a_loop_of_somebody_else(feed):
-    async def run() -> tuple[int, bytes]:
-        site = Site(feed.source(), Settings(port=0))
-        await site.start()
-        answer = await asyncio.to_thread(lambda: urlopen(f"{site.url}/api/totals"))
-        await site.stop()
-        return answer
-
-    status, body = asyncio.run(run())
-    assert status == 200 and orjson.loads(body) == feed.totals
+# --- Running ---
 
 
 def urlopen(url: str) -> tuple[int, bytes]:

@@ -262,7 +262,8 @@ def test_an_idle_meter_is_healthy(health, url, clock):
 @pytest.mark.parametrize("path", ["/", "/metric", "/metrics/", "/healthz/x", "/favicon.ico", "/../etc/passwd"])
 def test_other_paths_are_not_found_and_say_what_is(url, path):
     status, content_type, body = get(url + path)
-    assert (status, content_type) == (404, "text/plain") and b"/metrics" in body and b"/healthz" in body
+    assert (status, content_type) == (404, "application/json")
+    assert orjson.loads(body) == {"error": "here are /metrics and /healthz"}
 
 
 def test_a_query_changes_nothing(url):

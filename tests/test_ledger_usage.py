@@ -30,7 +30,7 @@ from tokenometer.processor.ledger import periods, prices, times, usage
 from tokenometer.processor.ledger.intake import IntakeProgress
 from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.parts import ENDED, OPEN
-from tokenometer.processor.ledger.serve import Api, Server, ServeSettings
+from tokenometer.processor.ledger.serve import Api, LedgerServer, ServeSettings
 from tokenometer.processor.ledger.store import Stand, Store
 from tokenometer.processor.ledger.values import BadRequest, LedgerBatch, LedgerError, LedgerSummary
 from tokenometer.schemas.usage import Usage
@@ -465,7 +465,8 @@ def serving(store: Store, **options: Any) -> Iterator[str]:
         return answer
 
     made = ServeSettings(port=0, **options)
-    with contextlib.closing(Server(Api(store.database, made, at_once, IntakeProgress, lambda: 0), made)) as server:
+    api = Api(store.database, made, at_once, IntakeProgress, lambda: 0)
+    with contextlib.closing(LedgerServer(api, made)) as server:
         yield f"http://127.0.0.1:{server.port}"
 
 
@@ -527,7 +528,7 @@ def test_a_page_whose_name_resolves_to_this_machine_is_refused(tmp_path: Any) ->
 
 
 def test_other_machines_need_a_token(tmp_path: Any) -> None:
-    with pytest.raises(BadRequest, match="with a token only"):
+    with pytest.raises(BadRequest, match="without a token.*--token-file"):
         ServeSettings(host="0.0.0.0")
     with books.opened(str(tmp_path / "ledger.duckdb")) as store, serving(store, token="a" * 20) as url:
         assert fetch(f"{url}/v1/status")[0] == 401

@@ -86,12 +86,12 @@ def _served(ledger: "Ledger", store: "Store", command: LedgerCommand, prices: "P
         yield
         return
     with needs("ledger", ", or serve nothing with --listen ''"):
-        from tokenometer.processor.ledger.serve import Api, Server, ServeSettings
+        from tokenometer.processor.ledger.serve import Api, LedgerServer, ServeSettings
 
     host, token = command.listen.host, command.token_file
     settings = ServeSettings(host, command.listen.port, token.reveal() if token else None, command.grace * 1000, prices)
     api = Api(store.database, settings, ledger.ask, lambda: ledger.progress, now_ms)
-    with contextlib.closing(Server(api, settings)) as server:
+    with contextlib.closing(LedgerServer(api, settings)) as server:
         log.info("serving /v1/usage", extra={"host": host, "port": server.port})
         yield
 

@@ -10,7 +10,7 @@ import hashlib
 from dataclasses import dataclass, field
 from importlib import resources
 
-from tokenometer.processor.dashboard.access import DashboardError
+from tokenometer.processor.http.access import ServeError
 
 PAGE = "index.html"
 _TYPES = {
@@ -49,6 +49,6 @@ def _chart_library() -> bytes:
     try:
         return (resources.files("plotly") / "package_data" / "plotly.min.js").read_bytes()
     except (ModuleNotFoundError, FileNotFoundError):
-        raise DashboardError(
+        raise ServeError(
             "the page's chart library is missing: python -m pip install 'tokenometer[dashboard]'"
         ) from None

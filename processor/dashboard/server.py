@@ -12,10 +12,9 @@ read at all is dropped.
 import asyncio
 import contextlib
 import logging
-import threading
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,10 +22,12 @@ from typing import Any
 import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
-from prometheus_client.exposition import choose_encoder
 
-from tokenometer.processor.dashboard import access, assets, openapi
-from tokenometer.processor.dashboard.access import DashboardError, Settings
+from tokenometer.processor.dashboard import assets, openapi
+from tokenometer.processor.http import access, answers
+from tokenometer.processor.http.access import ServeAddress, ServeError
+from tokenometer.processor.http.answers import Refused
+from tokenometer.processor.http.server import Server, application, connections_max
 
 log = logging.getLogger("tokenometer.dashboard")
 
@@ -35,10 +36,7 @@ HEARTBEAT_SECONDS = 10.0  # of a stream without news; proxies close silent conne
 SEND_SECONDS = 30.0  # for one event; then nobody reads
 STREAMS_MAX = 1000  # each may hold an event in the socket's buffer
 HISTORY_SECONDS = 1.0  # an answer serves all who ask within
-_STOP_SECONDS = 2.0  # for open requests
-_COMPRESS_FROM = 1024  # bytes; smaller answers fit a packet
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # RFC 1952: deflate, no name, no time
-_JSON = "application/json"
 
 
 @dataclass(frozen=True)
@@ -74,18 +72,11 @@ def pack(text: bytes) -> bytes:
     return squeeze.compress(text) + squeeze.flush(zlib.Z_FULL_FLUSH)
 
 
-class _Refused(Exception):
-    def __init__(self, status: int, message: str, **headers: str) -> None:
-        super().__init__(message)
-        self.status, self.message = status, message
-        self.headers = {name.replace("_", "-"): value for name, value in headers.items()}
-
-
 class Site:
-    """Runs on the loop of whoever awaits `start`."""
+    """What is served, as an application; it lives on the loop of whoever serves it."""
 
-    def __init__(self, source: Source, settings: Settings) -> None:
-        """Raises DashboardError where the page's files are missing."""
+    def __init__(self, source: Source, settings: ServeAddress) -> None:
+        """Raises ServeError where the page's files are missing."""
         self._source, self._settings = source, settings
         self._assets = assets.load()
         self._description = orjson.dumps(openapi.describe())
@@ -95,55 +86,49 @@ class Site:
         self._ending = False
         self._streams = 0
         self._ticker: asyncio.Task[None] | None = None
-        self._runner: web.AppRunner | None = None
-        self.port = settings.port
+        self._room = connections_max() * 5 // 6  # for streams; the others are for all else
+        self.port = settings.port  # as it is bound
 
     @property
     def url(self) -> str:
         host = self._settings.host
         return f"http://{f'[{host}]' if ':' in host else host}:{self.port}"
 
-    async def start(self) -> None:
-        """Raises DashboardError where the address cannot be taken."""
-        host, port = self._settings.host, self._settings.port
-        self._runner = web.AppRunner(self._app(), access_log=None, shutdown_timeout=_STOP_SECONDS)
-        await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, host or None, port).start()
-        except OSError as error:
-            await self._runner.cleanup()
-            raise DashboardError(f"{host}:{port}: {error.strerror}; choose another address for the dashboard") from None
-        self.port = self._runner.addresses[0][1]
+    def application(self) -> web.Application:
+        routes = [
+            # A stream has no head alone.
+            web.get(path, handler, allow_head=path != "/api/stream")
+            for path, handler in {
+                "/": self._page,
+                "/static/{name}": self._static,
+                "/api/totals": self._totals,
+                "/api/history": self._history,
+                "/api/rate": self._rate,
+                "/api/stream": self._stream,
+                "/api/openapi.json": self._openapi,
+                "/healthz": self._healthz,
+                "/metrics": self._metrics,
+            }.items()
+        ]
+        app = application(routes, self._check)
+        app.on_response_prepare.append(self._give_cookie)
+        app.on_startup.append(self._start)
+        app.on_shutdown.append(self._end)
+        return app
+
+    # --- Totals, once a second ---
+
+    async def _start(self, app: web.Application) -> None:
         await self._take()
         self._ticker = asyncio.create_task(self._tick())
 
-    async def stop(self) -> None:
+    async def _end(self, app: web.Application) -> None:
+        """Open streams end here, before they are waited for."""
         self._ending = True
         if self._ticker:
             self._ticker.cancel()
         async with self._news:
             self._news.notify_all()
-        if self._runner:
-            await self._runner.cleanup()
-
-    def _app(self) -> web.Application:
-        app = web.Application(middlewares=[self._guard])
-        app.on_response_prepare.append(self._finish)
-        for path, handler in {
-            "/": self._page,
-            "/static/{name}": self._static,
-            "/api/totals": self._totals,
-            "/api/history": self._history,
-            "/api/rate": self._rate,
-            "/api/stream": self._stream,
-            "/api/openapi.json": self._openapi,
-            "/healthz": self._healthz,
-            "/metrics": self._metrics,
-        }.items():
-            app.router.add_get(path, handler, allow_head=path != "/api/stream")  # a stream has no head alone
-        return app
-
-    # --- Totals, once a second ---
 
     async def _tick(self) -> None:
         while True:
@@ -162,26 +147,13 @@ class Site:
         async with self._news:
             self._news.notify_all()
 
-    # --- Who may ask, and what every answer carries ---
-
-    @web.middleware
-    async def _guard(
-        self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-    ) -> web.StreamResponse:
-        try:
-            self._check(request)
-            return await handler(request)
-        except _Refused as refused:
-            return _error(refused.status, refused.message, refused.headers)
-        except web.HTTPException as error:
-            allow = {"Allow": error.headers["Allow"]} if "Allow" in error.headers else {}
-            return _error(error.status, error.reason, allow)
+    # --- Who may ask ---
 
     def _check(self, request: web.Request) -> None:
         token = self._settings.token
         if token is None:
             if not access.is_own_host(request.headers.get("Host")):
-                raise _Refused(
+                raise Refused(
                     403, "the Host header names another machine; open the dashboard by 127.0.0.1 or localhost"
                 )
             return
@@ -189,17 +161,14 @@ class Site:
         allowed = access.may_ask(token, request.headers.get("Authorization"), query, cookie)
         if not allowed and request.path not in access.OPEN_PATHS:
             message = "a token is needed: open /?token=TOKEN once, or send the header Authorization: Bearer TOKEN"
-            raise _Refused(401, message, WWW_Authenticate="Bearer")
+            raise Refused(401, message, WWW_Authenticate="Bearer")
 
     @property
     def _cookie_name(self) -> str:
         """A browser sends a cookie to all ports of a host, so each port has one of its own."""
         return f"tokenometer_{self.port}"
 
-    async def _finish(self, request: web.Request, response: web.StreamResponse) -> None:
-        response.headers.update(access.HEADERS)
-        response.headers.setdefault("Cache-Control", "no-store")
-        response.headers.pop("Server", None)
+    async def _give_cookie(self, request: web.Request, response: web.StreamResponse) -> None:
         token, query = self._settings.token, request.query.get("token")
         if token and query and access.may_ask(token, None, query, None):
             secure = "; Secure" if request.secure else ""
@@ -217,7 +186,7 @@ class Site:
     async def _static(self, request: web.Request) -> web.StreamResponse:
         asset = self._assets.get(request.match_info["name"])
         if asset is None:
-            raise _Refused(404, "no such file")
+            raise Refused(404, "no such file")
         return await self._send_asset(request, asset)
 
     async def _send_asset(self, request: web.Request, asset: assets.Asset) -> web.StreamResponse:
@@ -232,8 +201,8 @@ class Site:
 
     async def _totals(self, request: web.Request) -> web.StreamResponse:
         if self._frame is None:
-            raise _Refused(503, "no totals yet", Retry_After="1")
-        return _json(self._frame.totals)
+            raise Refused(503, "no totals yet", Retry_After="1")
+        return answers.answer(self._frame.totals)
 
     async def _history(self, request: web.Request) -> web.StreamResponse:
         span = _choice(request, "span", tuple(openapi.SPANS))
@@ -243,27 +212,26 @@ class Site:
         if now - taken >= HISTORY_SECONDS:
             answer = orjson.dumps(self._source.history(*openapi.SPANS[span], by))
             self._histories[span, by] = now, answer
-        return _json(answer)
+        return answers.answer(answer)
 
     async def _rate(self, request: web.Request) -> web.StreamResponse:
-        return _json(orjson.dumps(self._source.rate()))
+        return answers.answer(orjson.dumps(self._source.rate()))
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
-        return _json(self._description)
+        return answers.answer(self._description)
 
     async def _healthz(self, request: web.Request) -> web.StreamResponse:
         healthy, state = self._source.healthy()
-        return _json(orjson.dumps(state, option=orjson.OPT_APPEND_NEWLINE), 200 if healthy else 503)
+        return answers.answer(orjson.dumps(state, option=orjson.OPT_APPEND_NEWLINE), 200 if healthy else 503)
 
     async def _metrics(self, request: web.Request) -> web.StreamResponse:
-        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
-        return _compressed(web.Response(body=encode(self._source.registry), headers={"Content-Type": content_type}))
+        return answers.metrics(request, self._source.registry)
 
     # --- The event stream ---
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
-        if self._streams >= STREAMS_MAX:
-            raise _Refused(503, f"there are {STREAMS_MAX:,} streams already", Retry_After="10")
+        if self._streams >= min(STREAMS_MAX, self._room):
+            raise Refused(503, f"there are {self._streams:,} streams already", Retry_After="10")
         packed = _takes_gzip(request)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         if packed:
@@ -319,47 +287,25 @@ def _takes_gzip(request: web.Request) -> bool:
 def _choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:
     value = request.query.get(name, allowed[0])
     if value not in allowed:
-        raise _Refused(400, f"{name}: expected one of {', '.join(allowed)}")
+        raise Refused(400, f"{name}: expected one of {', '.join(allowed)}")
     return value
 
 
-def _json(body: bytes, status: int = 200) -> web.Response:
-    return _compressed(web.Response(body=body, status=status, content_type=_JSON))
-
-
-def _compressed(response: web.Response) -> web.Response:
-    if isinstance(response.body, bytes) and len(response.body) >= _COMPRESS_FROM:
-        response.enable_compression()
-    return response
-
-
-def _error(status: int, message: str, headers: dict[str, str]) -> web.Response:
-    return web.Response(body=orjson.dumps({"error": message}), status=status, headers=headers, content_type=_JSON)
-
-
 class SiteThread:
-    """A site on a thread and a loop of its own, for a process without one. Raises what starting raises."""
+    """A site that is served, on a thread and a loop of its own. Raises ServeError."""
 
-    def __init__(self, source: Source, settings: Settings) -> None:
+    def __init__(self, source: Source, settings: ServeAddress) -> None:
         self.site = Site(source, settings)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="dashboard", daemon=True)
-        self._thread.start()
+        host, port = settings.host, settings.port
         try:
-            asyncio.run_coroutine_threadsafe(self.site.start(), self._loop).result()
-        except BaseException:
-            self._end()
-            raise
+            self._server = Server(self.site.application(), host, port, "dashboard")
+        except OSError as error:
+            raise ServeError(f"{host}:{port}: {error.strerror}; choose another address for the dashboard") from None
+        self.site.port = self._server.port
 
     @property
     def url(self) -> str:
         return self.site.url
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self.site.stop(), self._loop).result()
-        self._end()
-
-    def _end(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._server.close()

@@ -5,6 +5,7 @@
     GET  /v1/statements                                  what is closed
     GET  /v1/statements/3/lines | /v1/statements/3/adjustments | /v1/statements/next/adjustments
     POST /v1/close        {"to": "2026-12-01", "time_zone": "Europe/Berlin"}
+    GET  /v1/openapi.json                                the description of all this
     GET  /healthz
 
 Promises: what is wrong with a question is said with status 400, and changes nothing; every answer is of one moment of
@@ -13,8 +14,8 @@ of another origin cannot close a period, because a body that is not application/
 """
 
 import asyncio
-import threading
-from collections.abc import Awaitable, Callable, Mapping
+import json
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC
@@ -22,18 +23,18 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from tokenometer.processor.dashboard import access
-from tokenometer.processor.ledger import export, intake, periods, times, usage
+from tokenometer.processor.http import access, answers
+from tokenometer.processor.http.answers import Refused
+from tokenometer.processor.http.server import Handler, Server, application, body
+from tokenometer.processor.ledger import export, intake, openapi, periods, times, usage
 from tokenometer.processor.ledger.database import Database
 from tokenometer.processor.ledger.prices import Prices
 from tokenometer.processor.ledger.store import Store
 from tokenometer.processor.ledger.values import BadRequest, LedgerError
 
 _READERS = 4  # questions that are answered at a time; others wait
-_BODY_BYTES_MAX = 1 << 16
 _CLOSE_SECONDS = 300  # a batch may be on its way, and a month has many rows
 T = TypeVar("T")
-_Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ class ServeSettings:
     prices: Prices | None = None
 
     def __post_init__(self) -> None:
-        if self.token is None and not access.is_loopback(self.host):
-            raise BadRequest(f"{self.host}: usage is served to other machines with a token only: use --token-file")
+        try:
+            access.check(self.host, self.token)
+        except access.ServeError as error:
+            raise BadRequest(f"{error} (--token-file)") from None
 
 
 class Api:
@@ -111,78 +114,59 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-class Server:
-    """Serves on a thread of its own until it is closed. Raises LedgerError where the address cannot be taken."""
+class LedgerServer:
+    """Serves until it is closed. Raises LedgerError where the address cannot be taken."""
 
     def __init__(self, api: Api, settings: ServeSettings) -> None:
         self._api, self._settings = api, settings
+        self._description = openapi.describe()
         self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="usage")
-        self._runner = web.AppRunner(self._application(), access_log=None)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="http", daemon=True)
-        self._thread.start()
         try:
-            self.port = asyncio.run_coroutine_threadsafe(self._start(), self._loop).result()
+            self._server = Server(self._application(), settings.host, settings.port, "ledger")
         except OSError as error:
-            self.close()
+            self._pool.shutdown()
             raise LedgerError(
                 f"{settings.host}:{settings.port}: {error.strerror or error}; choose another port with --listen"
             ) from None
-
-    async def _start(self) -> int:
-        await self._runner.setup()
-        site = web.TCPSite(self._runner, self._settings.host, self._settings.port)
-        await site.start()
-        port: int = self._runner.addresses[0][1]
-        return port
+        self.port = self._server.port
 
     def close(self) -> None:
-        asyncio.run_coroutine_threadsafe(self._runner.cleanup(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
+        self._server.close()
         self._pool.shutdown(cancel_futures=True)
 
     # --- Requests ---
 
     def _application(self) -> web.Application:
-        @web.middleware
-        async def guard(request: web.Request, handler: _Handler) -> web.StreamResponse:
-            return await self._guard(request, handler)
+        gets = {
+            "/healthz": self._health,
+            "/v1/usage": self._usage,
+            "/v1/status": self._status,
+            "/v1/statements": self._statements,
+            "/v1/statements/{name}/{kind}": self._page,
+            "/v1/openapi.json": self._openapi,
+        }
+        routes = [web.get(path, _told(handler)) for path, handler in gets.items()]
+        return application([*routes, web.post("/v1/close", _told(self._close))], self._check)
 
-        app = web.Application(middlewares=[guard], client_max_size=_BODY_BYTES_MAX)
-        app.router.add_get("/healthz", self._health)
-        app.router.add_get("/v1/usage", self._usage)
-        app.router.add_get("/v1/status", self._status)
-        app.router.add_get("/v1/statements", self._statements)
-        app.router.add_get("/v1/statements/{name}/{kind}", self._page)
-        app.router.add_post("/v1/close", self._close)
-        return app
-
-    async def _guard(self, request: web.Request, handler: _Handler) -> web.StreamResponse:
-        """Who may ask, and what becomes of errors."""
+    def _check(self, request: web.Request) -> None:
         token = self._settings.token
-        if token is None and not access.is_own_host(request.headers.get("Host")):
-            return web.json_response({"error": "the Host header names another machine"}, status=403)
-        if token is not None and not access.may_ask(token, request.headers.get("Authorization"), None, None):
-            return web.json_response({"error": "a bearer token is wanted"}, status=401)
-        try:
-            return await handler(request)
-        except BadRequest as error:
-            return web.json_response({"error": str(error)}, status=400)
-        except periods.NotComplete as error:
-            return web.json_response({"error": str(error)}, status=409)
-        except LedgerError as error:
-            return web.json_response({"error": str(error)}, status=503)
+        if token is None:
+            if not access.is_own_host(request.headers.get("Host")):
+                raise Refused(403, "the Host header names another machine")
+        elif not access.may_ask(token, request.headers.get("Authorization")) and request.path not in access.OPEN_PATHS:
+            raise Refused(401, "a bearer token is wanted", WWW_Authenticate="Bearer")
 
     async def _answer(self, question: Callable[[], dict[str, Any]]) -> web.Response:
-        return web.json_response(await self._ask(question))
+        return answers.of(await self._ask(question))
 
     async def _ask(self, question: Callable[[], T]) -> T:
-        return await self._loop.run_in_executor(self._pool, question)
+        return await asyncio.get_running_loop().run_in_executor(self._pool, question)
 
     async def _health(self, request: web.Request) -> web.Response:
-        return web.json_response({"status": "ok"})
+        return answers.of({"status": "ok"})
+
+    async def _openapi(self, request: web.Request) -> web.Response:
+        return answers.of(self._description)
 
     async def _status(self, request: web.Request) -> web.Response:
         return await self._answer(self._api.status)
@@ -197,7 +181,7 @@ class Server:
             raise BadRequest(f"format {form!r}: expected json or csv")
         found = await self._ask(lambda: self._api.usage(given))
         if form == "json":
-            return web.json_response(found)
+            return answers.of(found)
         text = export.csv_text(found["rows"], export.columns_of(found))
         following = {"X-Next": found["next"]} if found["next"] else {}
         return web.Response(text=text, content_type="text/csv", charset="utf-8", headers=following)
@@ -210,10 +194,26 @@ class Server:
         if request.content_type != "application/json":
             raise BadRequest("expected a body of application/json")
         try:
-            body = await request.json()
-        except ValueError:
+            asked = json.loads(await body(request))
+        except (ValueError, RecursionError):
             raise BadRequest("the body is not JSON") from None
-        return await self._answer(lambda: self._api.close(body))
+        return await self._answer(lambda: self._api.close(asked))
+
+
+def _told(handler: Handler) -> Handler:
+    """The ledger's own errors, as statuses."""
+
+    async def told(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except BadRequest as error:
+            raise Refused(400, str(error)) from None
+        except periods.NotComplete as error:
+            raise Refused(409, str(error)) from None
+        except LedgerError as error:
+            raise Refused(503, str(error)) from None
+
+    return told
 
 
 def _once(request: web.Request) -> dict[str, str]:

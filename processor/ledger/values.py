@@ -30,6 +30,10 @@ class Busy(DatabaseError):
     """Another process has the database."""
 
 
+class Damaged(DatabaseError):
+    """What the database has on its disk is not what it wrote there."""
+
+
 class UnknownSchema(LedgerError):
     """A message of a schema version that this program does not know."""
 

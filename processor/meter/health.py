@@ -6,16 +6,16 @@ agree with the topics.
 """
 
 import contextlib
-import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
-from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-import orjson
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, make_wsgi_app
+from aiohttp import web
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tokenometer.kernels.values import Tally
 from tokenometer.processor.broker import Place
+from tokenometer.processor.http import answers
+from tokenometer.processor.http.server import Server, application
 from tokenometer.processor.meter.emission import LiveSummary, Range
 from tokenometer.processor.meter.meter import Committed
 from tokenometer.processor.meter.watching import Verdict
@@ -158,41 +158,18 @@ class Health:
 
     # --- Over HTTP ---
 
-    def serve(self, host: str, port: int) -> "HealthServer":
+    def serve(self, host: str, port: int) -> Server:
         """Raises OSError where the address cannot be taken."""
-        return HealthServer(make_server(host, port, self._answer, WSGIServer, _Silent))
+        routes = [web.get("/metrics", self._metrics), web.get("/healthz", self._healthz)]
+        return Server(application(routes, hint="here are /metrics and /healthz"), host, port, "health")
 
-    def _answer(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        path = environ["PATH_INFO"]
-        if path == "/metrics":
-            metrics: Iterable[bytes] = make_wsgi_app(self.registry)(environ, start_response)
-            return metrics
-        if path == "/healthz":
-            healthy, state = self.status()
-            line = "200 OK" if healthy else "503 Service Unavailable"
-            start_response(line, [("Content-Type", "application/json")])
-            return [orjson.dumps(state, option=orjson.OPT_APPEND_NEWLINE)]
-        start_response("404 Not Found", [("Content-Type", "text/plain")])
-        return [b"here are /metrics and /healthz\n"]
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return answers.metrics(request, self.registry)
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        healthy, state = self.status()
+        return answers.of(state, 200 if healthy else 503)
 
 
 def _labels(place: Place) -> tuple[str, str]:
     return place.topic, str(place.partition)
-
-
-class HealthServer:
-    def __init__(self, server: WSGIServer) -> None:
-        self._server = server
-        self.port = server.server_port
-        threading.Thread(target=server.serve_forever, name="health", daemon=True).start()
-
-    def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-
-
-class _Silent(WSGIRequestHandler):
-    """A scrape is not worth a line in the log."""
-
-    def log_message(self, format: str, *arguments: Any) -> None:
-        pass

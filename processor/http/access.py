@@ -1,9 +1,9 @@
-"""Where the dashboard may be bound, who may ask it, and the headers that every answer carries.
+"""Where a face may be bound, who may ask it, and the headers that every answer carries.
 
-Owns: the settings and their checks, comparing tokens, the Content-Security-Policy.
+Owns: the address and its checks, comparing tokens, the Content-Security-Policy.
 Promises: no I/O; a secret is compared in constant time and occurs in no message and no repr.
 
-Three ways in, where there is a token:
+Ways in, where there is a token; the last two only where people open a page:
 
     Authorization: Bearer TOKEN     programs, Prometheus
     ?token=TOKEN                    once, by a person; answered with the cookie
@@ -35,26 +35,33 @@ HEADERS = {
 }
 
 
-class DashboardError(TokenometerError):
-    """The dashboard cannot be served; the message says what to do."""
+class ServeError(TokenometerError):
+    """A face cannot be served; the message says what to do."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class ServeAddress:
+    """Raises ServeError for an address that needs a token and has none, and for a weak token."""
+
     host: str = "127.0.0.1"
     port: int = 8321  # 0: any that is free
     token: str | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        if self.token is None and not is_loopback(self.host):
-            raise DashboardError(
-                f"refusing to serve on {self.host or 'all addresses'} without a token: everybody who reaches it could "
-                "read users and usage; give a token (openssl rand -hex 24), or bind 127.0.0.1"
-            )
-        if self.token is not None and not re.fullmatch(rf"[!-~]{{{TOKEN_MIN},}}", self.token):
-            raise DashboardError(
-                f"the token must have {TOKEN_MIN} or more visible ASCII characters; make one: openssl rand -hex 24"
-            )
+        check(self.host, self.token)
+
+
+def check(host: str, token: str | None) -> None:
+    """Usage is served to this machine, or to those who hold a token that cannot be guessed. Raises ServeError."""
+    if token is None and not is_loopback(host):
+        raise ServeError(
+            f"refusing to serve on {host or 'all addresses'} without a token: everybody who reaches it could "
+            "read users and usage; give a token (openssl rand -hex 24), or bind 127.0.0.1"
+        )
+    if token is not None and not re.fullmatch(rf"[!-~]{{{TOKEN_MIN},}}", token):
+        raise ServeError(
+            f"the token must have {TOKEN_MIN} or more visible ASCII characters; make one: openssl rand -hex 24"
+        )
 
 
 def is_loopback(host: str) -> bool:
@@ -82,7 +89,7 @@ def cookie_of(token: str) -> str:
     return hmac.new(token.encode(), b"tokenometer dashboard cookie", hashlib.sha256).hexdigest()
 
 
-def may_ask(token: str, authorization: str | None, query: str | None, cookie: str | None) -> bool:
+def may_ask(token: str, authorization: str | None, query: str | None = None, cookie: str | None = None) -> bool:
     scheme, _, bearer = (authorization or "").partition(" ")
     given = (
         (bearer.strip() if scheme.lower() == "bearer" else "", token),
@@ -93,4 +100,4 @@ def may_ask(token: str, authorization: str | None, query: str | None, cookie: st
 
 
 def _equal(given: str, wanted: str) -> bool:
-    return hmac.compare_digest(given.encode(errors="surrogateescape"), wanted.encode())
+    return hmac.compare_digest(given.encode(errors="surrogatepass"), wanted.encode())

@@ -1,0 +1,7 @@
+"""What all HTTP faces share: a meter's health, the rollup's dashboard, the ledger's API.
+
+access.py    pure: where one may bind, who may ask, the headers of every answer
+answers.py   answers: JSON, errors (always JSON), metrics
+server.py    aiohttp on a thread of its own, with limits that no client can pass
+openapi.py   pure: the pieces of an API's description
+"""
