@@ -1,5 +1,6 @@
 """Whether a meter does what it is for: each way in which it may not, how soon it is said, and that nothing else is."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -113,8 +114,12 @@ class Run:
             lambda: time.monotonic_ns() // 1_000_000,
         )  # fmt: skip
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.meter.run, args=(self._stop.is_set,))
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(BrokerError):  # where it is told to end while it tries again
+            self.meter.run(self._stop.is_set)
 
     def until(self, wanted: str) -> str:
         deadline = time.monotonic() + 30
