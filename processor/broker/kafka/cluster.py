@@ -20,6 +20,7 @@ from tokenometer.processor.broker import (
     OutOfRange,
     Place,
     Position,
+    Refused,
     TopicMissing,
     TopicState,
 )
@@ -157,7 +158,7 @@ class KafkaBroker:
         if not parts:
             return {}
         if (group, True) not in self._askers:
-            self.members(group)  # says who may not ask; the client below would only wait for a coordinator
+            self._check_allowed(group)
         access = self._access(
             group=f"DESCRIBE on the group {group}", topic=f"DESCRIBE on the topics {', '.join(topics)}"
         )
@@ -170,6 +171,15 @@ class KafkaBroker:
             return positions_of(self._asking(group, stable=False).committed(parts, timeout=ANSWER_SECONDS), access)
         except KafkaException as error:
             raise error_from(f"committed offsets of {group}", error, access) from None
+
+    def _check_allowed(self, group: str) -> None:
+        """Raises Refused where this principal may not ask; the client that asks would only wait for a coordinator."""
+        try:
+            self.members(group)
+        except Refused:
+            raise
+        except BrokerError:
+            pass  # what passes by itself is waited for by the client
 
     def _asking(self, group: str, stable: bool) -> client.Consumer:
         """A consumer that joins nothing. librdkafka's admin client crashes while a group's coordinator is loading:
