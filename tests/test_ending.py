@@ -12,7 +12,8 @@ PROGRAM = """
 import ctypes, logging, signal, threading
 from tokenometer.processor.cli.ending import ends_in_time
 logging.basicConfig()
-signal.signal(signal.SIGTERM, lambda number, frame: None)
+told = threading.Event()
+signal.signal(signal.SIGTERM, lambda number, frame: told.set())
 with ends_in_time(0.3):
     print("ready", flush=True)
     WAIT
@@ -22,7 +23,7 @@ print("ended by itself", flush=True)
 WAITS = {
     "python": "threading.Event().wait()",
     "c": "libc = ctypes.CDLL(None)\n    while True: libc.poll(None, 0, 60_000)",
-    "not for long": "told = threading.Event(); signal.signal(signal.SIGTERM, lambda *_: told.set()); told.wait()",
+    "not for long": "told.wait()",
 }
 
 
