@@ -65,6 +65,10 @@ def test_one_good_look_begins_the_count_anew() -> None:
     assert not watching_one.look(PATIENCE_MS, AT_END, Outside([OTHER], BOTH)).reasons
 
 
+def test_a_question_that_was_not_answered_began_when_it_was_asked() -> None:
+    assert judge().look(PATIENCE_MS, AT_END, BrokerError("no answer"), asked_ms=0).reasons
+
+
 def test_a_partition_that_advances_or_is_read_again_is_no_trouble() -> None:
     moving, refilling = judge(), judge()
     for step in range(20):
