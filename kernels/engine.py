@@ -42,6 +42,7 @@ from tokenometer.kernels.values import (
     WindowStartMs,
 )
 from tokenometer.schemas.errors import TokenometerError
+from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import Usage
 
@@ -265,7 +266,7 @@ class Engine:
             if needed > slots * FILL_LIMIT:
                 raise TablesTooSmall(
                     f"{name} = {slots} slots: a message of batch_bytes = {size} may bring {needed}, more "
-                    f"than {FILL_LIMIT:.0%} of them; give the meter more memory"
+                    f"than {FILL_LIMIT:.0%} of them; give the meter more memory, or smaller batches"
                 )
         if self.limits.arena_bytes < 2 * self.limits.batch_bytes + layout.PREFIX_BYTES:
             raise TablesTooSmall(

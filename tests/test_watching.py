@@ -1,5 +1,6 @@
 """Whether a meter does what it is for: each way in which it may not, how soon it is said, and that nothing else is."""
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -64,6 +65,10 @@ def test_one_good_look_begins_the_count_anew() -> None:
     assert not watching_one.look(PATIENCE_MS, AT_END, Outside([OTHER], BOTH)).reasons
 
 
+def test_a_question_that_was_not_answered_began_when_it_was_asked() -> None:
+    assert judge().look(PATIENCE_MS, AT_END, BrokerError("no answer"), asked_ms=0).reasons
+
+
 def test_a_partition_that_advances_or_is_read_again_is_no_trouble() -> None:
     moving, refilling = judge(), judge()
     for step in range(20):
@@ -113,8 +118,12 @@ class Run:
             lambda: time.monotonic_ns() // 1_000_000,
         )  # fmt: skip
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self.meter.run, args=(self._stop.is_set,))
+        self._thread = threading.Thread(target=self._run)
         self._thread.start()
+
+    def _run(self) -> None:
+        with contextlib.suppress(BrokerError):  # where it is told to end while it tries again
+            self.meter.run(self._stop.is_set)
 
     def until(self, wanted: str) -> str:
         deadline = time.monotonic() + 30

@@ -18,6 +18,7 @@ from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.common import usage_error
 from tokenometer.processor.cli.options import (
     Address,
+    BatchBytes,
     Config,
     Device,
     DeviceName,
@@ -77,6 +78,7 @@ class MeterCommand(KafkaSettings, LogSettings):
     ] = None
     device: DeviceName = Device.AUTO
     memory: Memory = None
+    batch_bytes: BatchBytes = None
     window: Window = 60
     commit_interval: Annotated[
         float, Option(min=0.05, max=60, metavar="SECONDS", help="How long one commit comes after the other.")
@@ -129,6 +131,7 @@ class MeterCommand(KafkaSettings, LogSettings):
         return running.make_engine(
             self.device,
             self.memory,
+            self.batch_bytes,
             window_ms=self.window * 1000,
             max_future_skew_ms=self.max_future_skew * 1000,
             dedup_horizon_ms=self.dedup_horizon * 1000,

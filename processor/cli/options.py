@@ -29,6 +29,7 @@ from tokenometer.schemas.errors import TokenometerError
 log = logging.getLogger("tokenometer")
 BOOTSTRAP = "127.0.0.1:9092"
 _MEMORY_MIN = 256 << 20  # one message of 1 MiB may bring 10,000 rows and names
+_BATCH_MIN, _BATCH_MAX = 2 << 20, 1 << 30  # above the longest record; positions in a batch are 32 bits
 _PORT_MAX = 65_535
 _TOKEN_MIN = 16  # nothing slows down guessing; the servers refuse shorter ones, too
 
@@ -122,13 +123,24 @@ def address(text: str | Address) -> Address | None:
 
 
 def memory_bytes(text: str | int) -> int:
+    size = _bytes(text)
+    if size < _MEMORY_MIN:
+        usage_error(f"expected 256MiB or more, got {text}")
+    return size
+
+
+def _bytes(text: str | int) -> int:
     """Bytes of `2GiB`, `500MB`, `1073741824`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(text).strip(), re.IGNORECASE | re.ASCII)
     if not match:
         usage_error(f"expected a size such as 2GiB or 500MB, got {text!r}")
-    size = int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
-    if size < _MEMORY_MIN:
-        usage_error(f"expected 256MiB or more, got {text}")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** " kmgt".index(match[2].lower() or " "))
+
+
+def batch_bytes(text: str | int) -> int:
+    size = _bytes(text)
+    if not _BATCH_MIN <= size <= _BATCH_MAX:
+        usage_error(f"expected 2MiB to 1GiB, got {text}")
     return size
 
 
@@ -245,6 +257,15 @@ DeviceName = Annotated[Device, Option(help="auto takes a GPU where there is one.
 Memory = Annotated[
     int | None,
     Option(parser=memory_bytes, metavar="SIZE", help="For all tables together, such as 2GiB; 256MiB or more."),
+]
+BatchBytes = Annotated[
+    int | None,
+    Option(
+        parser=batch_bytes,
+        metavar="SIZE",
+        help="What goes to the engine at once; a larger message goes in pieces. [dim]\\[default: 6MiB or, with a small "
+        "--memory, less; on a GPU more][/]",
+    ),
 ]
 Window = Annotated[int, Option(min=1, max=86_400, metavar="SECONDS", help="Length of a usage row's window.")]
 LogForm = Annotated[LogFormat, Option(help="json for programs, text for people.")]

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
@@ -17,6 +18,7 @@ from tokenometer.kernels.target import Target, open_target
 from tokenometer.processor import show
 from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli.common import needs
+from tokenometer.processor.cli.ending import ends_in_time
 from tokenometer.processor.cli.options import Address, KafkaSettings, LogFormat, LogLevel, LogSettings
 from tokenometer.processor.intake import Decoder, SchemaError
 from tokenometer.processor.records.referee import Referee
@@ -39,11 +41,15 @@ class AddressUnusable(TokenometerError):
 # --- Engine and broker ---
 
 
-def make_engine(device: str, memory: int | None, **settings: Any) -> Engine:
+def make_engine(device: str, memory: int | None, batch_bytes: int | None = None, **settings: Any) -> Engine:
     """On the wanted device, with a hash secret of its own. settings: those of `Engine`."""
     target = open_target(device)
     hash_secret = [secrets.randbits(64) for _ in range(8)]
-    return Engine(target, Referee(), secret=hash_secret, limits=limits(target, memory), **settings)
+    sizes = limits(target, memory)
+    if batch_bytes is not None:
+        arena_bytes = max(sizes.arena_bytes, 3 * batch_bytes)
+        sizes = replace(sizes, batch_bytes=batch_bytes, arena_bytes=arena_bytes)
+    return Engine(target, Referee(), secret=hash_secret, limits=sizes, **settings)
 
 
 def limits(target: Target, memory: int | None) -> Limits:
@@ -127,7 +133,7 @@ def dashboard(
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Did SIGTERM or SIGINT come? The second one ends the process at once."""
+    """Did SIGTERM or SIGINT come? The second one ends the process at once, and time does (ending.py)."""
     stop = threading.Event()
 
     def note(number: int, _: Any) -> None:
@@ -137,7 +143,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
 
     before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield stop.is_set
+        with ends_in_time():
+            yield stop.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -196,6 +196,10 @@ class Counting:
         self._failed = False  # an intake was taken in part only
         self._part = self._new_part("start")
 
+    @property
+    def batch_bytes(self) -> int:
+        return self._engine.limits.batch_bytes
+
     # --- Partitions come and go ---
 
     def begin(self, starts: Mapping[Place, Start]) -> None:
@@ -255,12 +259,12 @@ class Counting:
         self._failed = True  # until all of it is in: behind a failure everything is dropped
         partition.taken = Offset(int(intake.offsets[-1]) + 1)
         known = int(np.searchsorted(intake.offsets, partition.start.offset))
-        for batch in _batches(intake.part(0, known), self._engine.limits.batch_bytes):
+        for batch in _batches(intake.part(0, known), self.batch_bytes):
             self._remember(batch, partition)
         if known < len(intake.offsets):
             self._end_refill(intake.place, partition)
-        for batch in _batches(intake.part(known, len(intake.offsets)), self._engine.limits.batch_bytes):
-            if batch.size <= self._engine.limits.batch_bytes:
+        for batch in _batches(intake.part(known, len(intake.offsets)), self.batch_bytes):
+            if batch.size <= self.batch_bytes:
                 self._count(batch, partition)
             else:
                 self._count_in_pieces(batch, partition)
@@ -274,7 +278,7 @@ class Counting:
         return engine.load(batch, partition.start.mapping)
 
     def _remember(self, intake: Intake, partition: _Partition) -> None:
-        for piece in _pieces(intake, self._engine.limits.batch_bytes):
+        for piece in _pieces(intake, self.batch_bytes):
             self._engine.remember(self._load(piece.intake, partition))
         if int(intake.offsets[-1]) + 1 >= partition.start.offset:
             self._end_refill(intake.place, partition)
@@ -302,7 +306,7 @@ class Counting:
 
     def _count_in_pieces(self, message: Intake, partition: _Partition) -> None:
         # All of them are made before any is counted: a line that cannot be, leaves no message by half.
-        for piece in list(_pieces(message, self._engine.limits.batch_bytes)):
+        for piece in list(_pieces(message, self.batch_bytes)):
             loaded = self._load(piece.intake, partition)
             progress = self._engine.count(loaded)
             if progress.next_message == 0:

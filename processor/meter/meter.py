@@ -39,6 +39,7 @@ from tokenometer.processor.broker import (
     Producer,
     Refused,
     TopicMissing,
+    TopicState,
 )
 from tokenometer.processor.intake import Decoder
 from tokenometer.processor.meter import emission, positions
@@ -383,10 +384,21 @@ class Meter:
             state = states[place.topic]
             if state is None or place not in extents:
                 raise TopicMissing(f"{_named(place)} is assigned and not there: was the topic deleted?")
+            if place.topic not in self._topic_ids:
+                self._tell_of_sizes(place.topic, state)
             if self._topic_ids.setdefault(place.topic, state.id) != state.id:
                 raise OutOfRange(f"{place.topic} was deleted and made anew since this meter began to read it")
             starts[place] = self._start(place, committed[place], extents[place], state.id)
         return starts
+
+    def _tell_of_sizes(self, topic: str, state: TopicState) -> None:
+        """A small --memory makes small batches: that must not be a surprise."""
+        most, batch = int(state.settings.get("max.message.bytes", 0)), self.counting.batch_bytes
+        if most > batch:
+            log.info(
+                "%s takes messages of up to %d bytes; those above --batch-bytes, %d here, are counted in pieces of "
+                "whole lines, which is as exact", topic, most, batch,
+            )  # fmt: skip
 
     def _start(self, place: Place, position: Position | None, extent: Extent, topic_id: str) -> Start:
         mapping = self._settings.inputs[place.topic]

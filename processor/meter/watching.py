@@ -66,15 +66,19 @@ class Judge:
         self._progress: dict[Place, tuple[tuple[Offset, Offset | None], int]] = {}  # and since when
         self._empty: dict[Place, tuple[Offset, Offset]] = {}  # ranges without a message
 
-    def look(self, now_ms: int, standing: Standing, outside: Outside | BrokerError) -> Verdict:
+    def look(
+        self, now_ms: int, standing: Standing, outside: Outside | BrokerError, asked_ms: int | None = None
+    ) -> Verdict:
+        """asked_ms: when the brokers were asked, if that is a while ago: what is wrong now was wrong then."""
+        began_ms = now_ms if asked_ms is None else asked_ms
         wrong: dict[str, str] = {}
         if standing.trouble is not None:
             wrong["trouble"] = standing.trouble
         if isinstance(outside, BrokerError):
             wrong["outside"] = f"Kafka does not answer: {outside}"
-            return Verdict(self._lasting(now_ms, wrong), {})
+            return Verdict(self._lasting(now_ms, wrong, began_ms), {})
         wrong |= self._of_group(standing, outside)
-        reasons = self._lasting(now_ms, wrong)
+        reasons = self._lasting(now_ms, wrong, began_ms)
         reasons += self._standing_still(now_ms, standing, outside)
         return Verdict(reasons, _lags(standing, outside))
 
@@ -87,8 +91,8 @@ class Judge:
             return {"idle": f"no partition, though the group {self._group} has {members} members for {partitions}"}
         return {}
 
-    def _lasting(self, now_ms: int, wrong: Mapping[str, str]) -> list[str]:
-        self._since = {kind: self._since.get(kind, now_ms) for kind in wrong}
+    def _lasting(self, now_ms: int, wrong: Mapping[str, str], began_ms: int) -> list[str]:
+        self._since = {kind: self._since.get(kind, began_ms) for kind in wrong}
         lasted = {kind: now_ms - since for kind, since in self._since.items()}
         return [
             f"{text}, for {lasted[kind] // 1000} s" for kind, text in wrong.items() if lasted[kind] >= self._patience_ms
@@ -157,11 +161,12 @@ class Watch:
 
     def _run(self) -> None:
         while not self._end.wait(LOOK_SECONDS):
+            asked_ms, standing = self._now_ms(), self._standing()
             try:
-                standing = self._standing()
-                verdict = self._judge.look(self._now_ms(), standing, self._look(standing))
+                outside: Outside | BrokerError = self._look(standing)
+                verdict = self._judge.look(self._now_ms(), standing, outside, asked_ms)
             except BrokerError as error:
-                verdict = self._judge.look(self._now_ms(), self._standing(), error)
+                verdict = self._judge.look(self._now_ms(), self._standing(), error, asked_ms)
             if not self._end.is_set():
                 self._told(verdict)
                 self._log(verdict.reasons)

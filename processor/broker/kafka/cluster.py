@@ -20,15 +20,24 @@ from tokenometer.processor.broker import (
     OutOfRange,
     Place,
     Position,
+    Refused,
     TopicMissing,
     TopicState,
 )
 from tokenometer.processor.broker.kafka.consumer import KafkaConsumer
-from tokenometer.processor.broker.kafka.errors import error_from
-from tokenometer.processor.broker.kafka.following import KafkaFollower, assigned, read
+from tokenometer.processor.broker.kafka.errors import Access, error_from
+from tokenometer.processor.broker.kafka.following import KafkaFollower, access_of, assigned, read
 from tokenometer.processor.broker.kafka.messages import parts_of, places_of, positions_of
 from tokenometer.processor.broker.kafka.producer import KafkaAppender, KafkaProducer
-from tokenometer.processor.broker.kafka.settings import ANSWER_SECONDS, DEFAULTS, READY_SECONDS, check, classic, make
+from tokenometer.processor.broker.kafka.settings import (
+    ANSWER_SECONDS,
+    DEFAULTS,
+    READY_SECONDS,
+    check,
+    classic,
+    make,
+    principal_of,
+)
 
 
 class KafkaBroker:
@@ -83,16 +92,16 @@ class KafkaBroker:
         if begin >= end:
             return
         self._check_range(place, begin, end)
-        consumer = assigned(self._settings, {place: begin})
+        consumer, access = assigned(self._settings, {place: begin}), access_of(self._settings, [place])
         try:
-            yield from read(consumer, place, end, keys, headers)
+            yield from read(consumer, place, end, access, keys, headers)
         except KafkaException as error:
-            raise error_from(f"reading {place.topic}-{place.partition}", error) from None
+            raise error_from(f"reading {place.topic}-{place.partition}", error, access) from None
         finally:
             consumer.close()
 
     def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
-        return KafkaFollower(assigned(self._settings, starts), starts, keys)
+        return KafkaFollower(self._settings, starts, keys)
 
     def _check_range(self, place: Place, begin: Offset, end: Offset) -> None:
         """Else a reader would wait for what is not there."""
@@ -125,9 +134,17 @@ class KafkaBroker:
         asked = {part: spec for part in parts_of(places)}
         answers = self._admin.list_offsets(asked, isolation_level=isolation, request_timeout=ANSWER_SECONDS)
         return {
-            Place(part.topic, part.partition): Offset(_answer(f"offsets of {part.topic}", future).offset)
+            Place(part.topic, part.partition): Offset(
+                _answer(f"offsets of {part.topic}", future, self._describing(part.topic)).offset
+            )
             for part, future in answers.items()
         }
+
+    def _access(self, **needed: str) -> Access:
+        return Access(principal_of(self._settings), **needed)
+
+    def _describing(self, topic: str) -> Access:
+        return self._access(topic=f"DESCRIBE on the topic {topic}")
 
     def _partitions(self, topics: Sequence[str]) -> list[Place]:
         counts = {name: len(described.partitions) for name, described in self._described(topics).items() if described}
@@ -140,15 +157,29 @@ class KafkaBroker:
         parts = parts_of(self._partitions(topics))
         if not parts:
             return {}
+        if (group, True) not in self._askers:
+            self._check_allowed(group)
+        access = self._access(
+            group=f"DESCRIBE on the group {group}", topic=f"DESCRIBE on the topics {', '.join(topics)}"
+        )
         try:
-            return positions_of(self._asking(group, stable=True).committed(parts, timeout=READY_SECONDS))
+            return positions_of(self._asking(group, stable=True).committed(parts, timeout=READY_SECONDS), access)
         except KafkaException as error:
             if error.args[0].code() not in (KafkaError._TIMED_OUT, KafkaError.UNSTABLE_OFFSET_COMMIT):
-                raise error_from(f"committed offsets of {group}", error) from None
+                raise error_from(f"committed offsets of {group}", error, access) from None
         try:
-            return positions_of(self._asking(group, stable=False).committed(parts, timeout=ANSWER_SECONDS))
+            return positions_of(self._asking(group, stable=False).committed(parts, timeout=ANSWER_SECONDS), access)
         except KafkaException as error:
-            raise error_from(f"committed offsets of {group}", error) from None
+            raise error_from(f"committed offsets of {group}", error, access) from None
+
+    def _check_allowed(self, group: str) -> None:
+        """Raises Refused where this principal may not ask; the client that asks would only wait for a coordinator."""
+        try:
+            self.members(group)
+        except Refused:
+            raise
+        except BrokerError:
+            pass  # what passes by itself is waited for by the client
 
     def _asking(self, group: str, stable: bool) -> client.Consumer:
         """A consumer that joins nothing. librdkafka's admin client crashes while a group's coordinator is loading:
@@ -171,7 +202,8 @@ class KafkaBroker:
         except KafkaException as error:
             if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
                 return []
-            raise error_from(f"looking at group {group}", error) from None
+            access = self._access(group=f"DESCRIBE on the group {group}")
+            raise error_from(f"looking at group {group}", error, access) from None
         except TimeoutError:
             raise BrokerError(f"looking at group {group}: no answer in {2 * ANSWER_SECONDS} s") from None
         return [
@@ -188,7 +220,8 @@ class KafkaBroker:
             return states
         settings = self._admin.describe_configs(list(resources.values()), request_timeout=ANSWER_SECONDS)
         for name in there:
-            found = _answer(f"settings of {name}", settings[resources[name]])
+            access = self._access(topic=f"DESCRIBE_CONFIGS on the topic {name}")
+            found = _answer(f"settings of {name}", settings[resources[name]], access)
             values = {entry.name: entry.value for entry in found.values() if entry.value is not None}
             states[name] = TopicState(str(described[name].topic_id), len(described[name].partitions), values)
         return states
@@ -201,7 +234,7 @@ class KafkaBroker:
         found: dict[str, Any] = {}
         for name, future in self._admin.describe_topics(asked, request_timeout=ANSWER_SECONDS).items():
             try:
-                found[name] = _answer(f"looking at {name}", future)
+                found[name] = _answer(f"looking at {name}", future, self._describing(name))
             except TopicMissing:
                 found[name] = None
         self._admin.poll(0)  # log lines and callbacks that are due
@@ -215,7 +248,8 @@ class KafkaBroker:
         except KafkaException as error:
             if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
                 return
-            raise error_from(f"creating {name}", error) from None
+            access = self._access(topic=f"CREATE on the topic {name}", cluster="CREATE on the cluster")
+            raise error_from(f"creating {name}", error, access) from None
         self._await_leaders(name)
 
     def _await_leaders(self, name: str) -> None:
@@ -237,11 +271,11 @@ class KafkaBroker:
         self._askers.clear()
 
 
-def _answer(doing: str, future: "Future[Any]") -> Any:
+def _answer(doing: str, future: "Future[Any]", access: Access) -> Any:
     try:
         # librdkafka answers within request_timeout; this is for the case that it does not.
         return future.result(timeout=2 * ANSWER_SECONDS)
     except KafkaException as error:
-        raise error_from(doing, error) from None
+        raise error_from(doing, error, access) from None
     except TimeoutError:
         raise BrokerError(f"{doing}: no answer in {2 * ANSWER_SECONDS} s") from None

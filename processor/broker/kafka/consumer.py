@@ -19,7 +19,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 from tokenometer.kernels.build import BuildError
 from tokenometer.processor.broker import BrokerError, Listener, Messages, Offset, Place, Position
 from tokenometer.processor.broker.kafka import direct
-from tokenometer.processor.broker.kafka.errors import PASSING, error_from, error_of, is_fatal
+from tokenometer.processor.broker.kafka.errors import PASSING, Access, error_from, error_of, is_fatal
 from tokenometer.processor.broker.kafka.messages import (
     LINGER_SECONDS,
     between,
@@ -37,6 +37,7 @@ from tokenometer.processor.broker.kafka.settings import (
     READY_SECONDS,
     log,
     make,
+    principal_of,
 )
 
 _SEEK_SECONDS = 5  # for a partition that was assigned a moment ago and is not fetched from yet
@@ -79,6 +80,9 @@ class KafkaConsumer:
         if settings.get("group.protocol", "classic") != "classic":
             self._incremental = True
             defaults = {name: value for name, value in defaults.items() if name not in CLASSIC_ONLY}
+        self._access = Access(
+            principal_of(settings), topic=f"READ on the topics {', '.join(topics)}", group=f"READ on the group {group}"
+        )
         self.last_error: str | None = None
         self._listener = listener
         self._topic = topics[0] if len(topics) == 1 else None
@@ -95,7 +99,7 @@ class KafkaConsumer:
                 list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
             )
         except KafkaException as error:
-            raise error_from(f"subscribing to {', '.join(topics)}", error) from None
+            raise error_from(f"subscribing to {', '.join(topics)}", error, self._access) from None
         self._reader = _reader(self._consumer)
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
@@ -174,7 +178,7 @@ class KafkaConsumer:
                 batch += consume(most - 1, linger)
             return batch
         except KafkaException as error:
-            raise error_from("reading", error) from None
+            raise error_from("reading", error, self._access) from None
 
     def _sort_out(self, batch: list[Message]) -> list[Message]:
         """The messages among them. Errors that do not pass by themselves are kept for the caller."""
@@ -191,7 +195,7 @@ class KafkaConsumer:
         elif error.code() in PASSING or error.retriable():
             self._note(f"{doing}: {error.str()}")
         else:
-            self._keep(error_of(doing, error))
+            self._keep(error_of(doing, error, self._access))
 
     def _still_ours(self, found: list[Messages]) -> list[Messages]:
         """Without what was fetched before a partition was given up or sought.
@@ -256,8 +260,8 @@ class KafkaConsumer:
             # A read_committed consumer asks for stable offsets, and asks again while a transaction is open.
             parts = self._consumer.committed(parts_of(places), timeout=READY_SECONDS)
         except KafkaException as error:
-            raise error_from("reading committed offsets", error) from None
-        return positions_of(parts)
+            raise error_from("reading committed offsets", error, self._access) from None
+        return positions_of(parts, self._access)
 
     def known_ends(self) -> dict[Place, Offset]:
         ends: dict[Place, Offset] = {}
@@ -335,7 +339,7 @@ class KafkaConsumer:
 
     def _die(self, error: KafkaError) -> None:
         """librdkafka does nothing any more for this client, and says so once. We say it until it is closed."""
-        self._fatal = self._fatal or error_of("reading", error)
+        self._fatal = self._fatal or error_of("reading", error, self._access)
         self._keep(self._fatal)
 
     def _note(self, text: str) -> None:

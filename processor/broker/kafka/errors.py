@@ -1,5 +1,7 @@
 """What librdkafka's errors mean to the protocol, and what a reader of the message can do about each."""
 
+from dataclasses import dataclass
+
 from confluent_kafka import KafkaError, KafkaException
 
 from tokenometer.processor.broker import BrokerError, Dead, Fenced, Lost, OutOfRange, Refused, TopicMissing
@@ -27,10 +29,6 @@ _TOPIC_MISSING = {
     KafkaError._UNKNOWN_PARTITION,
 }
 _REFUSED = {
-    KafkaError.TOPIC_AUTHORIZATION_FAILED: "grant this principal access to the topic",
-    KafkaError.GROUP_AUTHORIZATION_FAILED: "grant this principal READ on the group",
-    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "grant this principal access to the cluster",
-    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "grant this principal WRITE on the transactional id",
     KafkaError.SASL_AUTHENTICATION_FAILED: "check the sasl.* settings",
     KafkaError.UNSUPPORTED_SASL_MECHANISM: "check sasl.mechanisms",
     KafkaError._AUTHENTICATION: "check the sasl.* and ssl.* settings",
@@ -59,6 +57,12 @@ _DEAD = {
     KafkaError.UNRELEASED_INSTANCE_ID: "a member of this name is gone, and its session has not ended"
     " (group.consumer.session.timeout.ms), or another process has its name",
 }
+_RESOURCES = {
+    KafkaError.TOPIC_AUTHORIZATION_FAILED: "topic",
+    KafkaError.GROUP_AUTHORIZATION_FAILED: "group",
+    KafkaError.CLUSTER_AUTHORIZATION_FAILED: "cluster",
+    KafkaError.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: "transactional id",
+}
 # librdkafka mends these itself, sooner or later. Exceeding max.poll.interval.ms is followed by a rebalance.
 PASSING = {
     KafkaError._ALL_BROKERS_DOWN,
@@ -83,7 +87,26 @@ PASSING = {
 }
 
 
-_FATAL_CAUSES = {KafkaError(code).str(): code for code in _FENCED | _LOST | set(_REFUSED) | set(_DEAD)}
+_FATAL_CAUSES = {KafkaError(code).str(): code for code in _FENCED | _LOST | {*_REFUSED, *_RESOURCES, *_DEAD}}
+
+
+@dataclass(frozen=True)
+class Access:
+    """What a client has to be allowed, for the error that says that it is not. principal: as far as its settings tell.
+    The others: the operation and its resource, `READ on the topic logs`."""
+
+    principal: str
+    topic: str | None = None
+    group: str | None = None
+    cluster: str | None = None
+    transactional_id: str | None = None
+
+    def wanted(self, resource: str) -> str:
+        needed = getattr(self, resource.replace(" ", "_")) or f"its operations on the {resource}"
+        return f"allow {self.principal} {needed} (kafka-acls.sh, docs/OPERATIONS.md)"
+
+
+_UNKNOWN = Access("this principal")
 
 
 def is_fatal(error: KafkaError) -> bool:
@@ -98,7 +121,7 @@ def _code(error: KafkaError) -> int:
     return next((code for text, code in _FATAL_CAUSES.items() if text in error.str()), KafkaError._FATAL)
 
 
-def error_of(doing: str, error: KafkaError) -> BrokerError:
+def error_of(doing: str, error: KafkaError, access: Access = _UNKNOWN) -> BrokerError:
     """What a KafkaError means to the protocol."""
     code = _code(error)
     text = f"{doing}: {error.str()} ({error.name()})"
@@ -110,6 +133,8 @@ def error_of(doing: str, error: KafkaError) -> BrokerError:
         return OutOfRange(f"{text}: retention has passed the offset, or the topic was made anew")
     if code in _TOPIC_MISSING:
         return TopicMissing(text)
+    if code in _RESOURCES:
+        return Refused(f"{text}: {access.wanted(_RESOURCES[code])}")
     if code in _REFUSED:
         return Refused(f"{text}: {_REFUSED[code]}")
     if code in _DEAD:
@@ -117,5 +142,5 @@ def error_of(doing: str, error: KafkaError) -> BrokerError:
     return Dead(text) if is_fatal(error) else BrokerError(text)
 
 
-def error_from(doing: str, error: KafkaException) -> BrokerError:
-    return error_of(doing, error.args[0])
+def error_from(doing: str, error: KafkaException, access: Access = _UNKNOWN) -> BrokerError:
+    return error_of(doing, error.args[0], access)

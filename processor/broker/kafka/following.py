@@ -1,19 +1,28 @@
 """Reading without a group: a range of a partition, and partitions as they grow."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import confluent_kafka as client
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from tokenometer.processor.broker import BrokerError, Messages, Offset, Place
-from tokenometer.processor.broker.kafka.errors import PASSING, error_from, error_of, is_fatal
+from tokenometer.processor.broker.kafka.errors import PASSING, Access, error_from, error_of, is_fatal
 from tokenometer.processor.broker.kafka.messages import LINGER_SECONDS, between, failed, gather, parts_of, times_of
-from tokenometer.processor.broker.kafka.settings import CONSUMER_DEFAULTS, DEFAULTS, classic, make
+from tokenometer.processor.broker.kafka.settings import CONSUMER_DEFAULTS, DEFAULTS, classic, make, principal_of
 
 _STALL_SECONDS = 30  # a read that gets nothing for so long has lost its broker
 _READ_MESSAGES = 10_000
+
+
+# The client looks for its group's coordinator, whom nobody needs here: it may be refused.
+_PASSING = PASSING | {KafkaError.GROUP_AUTHORIZATION_FAILED}
+
+
+def access_of(settings: Mapping[str, Any], places: Iterable[Place]) -> Access:
+    topics = ", ".join(sorted({place.topic for place in places}))
+    return Access(principal_of(settings), topic=f"READ on the topic {topics}")
 
 
 def assigned(settings: Mapping[str, Any], starts: Mapping[Place, Offset]) -> client.Consumer:
@@ -33,8 +42,9 @@ def assigned(settings: Mapping[str, Any], starts: Mapping[Place, Offset]) -> cli
 
 
 class KafkaFollower:
-    def __init__(self, consumer: client.Consumer, starts: Mapping[Place, Offset], keys: bool) -> None:
-        self._consumer, self._keys = consumer, keys
+    def __init__(self, settings: Mapping[str, Any], starts: Mapping[Place, Offset], keys: bool) -> None:
+        self._consumer, self._keys = assigned(settings, starts), keys
+        self._access = access_of(settings, starts)
         self._reached, self._parts = dict(starts), parts_of(list(starts))
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
@@ -45,7 +55,7 @@ class KafkaFollower:
             # As in `read`: past all that was taken from the queue, markers as well.
             positions = self._consumer.position(self._parts)
         except KafkaException as error:
-            raise error_from("following", error) from None
+            raise error_from("following", error, self._access) from None
         for part in positions:
             self._pass(part.topic, part.partition, part.offset)
         for message in filter(failed, batch):
@@ -53,8 +63,8 @@ class KafkaFollower:
             assert failure is not None
             if failure.code() == KafkaError._PARTITION_EOF:
                 self._pass(message.topic(), message.partition(), message.offset())
-            elif failure.code() not in PASSING and (is_fatal(failure) or not failure.retriable()):
-                raise error_of(f"following {message.topic()}-{message.partition()}", failure)
+            elif failure.code() not in _PASSING and (is_fatal(failure) or not failure.retriable()):
+                raise error_of(f"following {message.topic()}-{message.partition()}", failure, self._access)
         found = [message for message in batch if not message.error()]
         return gather(found, times_of(found), None, self._keys) if found else []
 
@@ -70,7 +80,9 @@ class KafkaFollower:
         self._consumer.close()
 
 
-def read(consumer: client.Consumer, place: Place, end: int, keys: bool, headers: bool) -> Iterator[Messages]:
+def read(
+    consumer: client.Consumer, place: Place, end: int, access: Access, keys: bool, headers: bool
+) -> Iterator[Messages]:
     """Until nothing below `end` can come: aborted messages and transaction markers may be the last ones there."""
     part = [TopicPartition(place.topic, place.partition)]
     reached = 0
@@ -85,10 +97,10 @@ def read(consumer: client.Consumer, place: Place, end: int, keys: bool, headers:
             assert error is not None
             if error.code() == KafkaError._PARTITION_EOF:
                 reached = max(reached, message.offset() or 0)
-            elif error.code() not in PASSING:
-                raise error_of(f"reading {place.topic}-{place.partition}", error)
+            elif error.code() not in _PASSING:
+                raise error_of(f"reading {place.topic}-{place.partition}", error, access)
         found = [message for message in batch if not message.error()]
-        if batch:
+        if found:
             heard = time.monotonic()
         elif time.monotonic() - heard > _STALL_SECONDS and reached < end:
             raise BrokerError(

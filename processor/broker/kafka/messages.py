@@ -8,7 +8,7 @@ import numpy as np
 from confluent_kafka import Message, TopicPartition
 
 from tokenometer.processor.broker import Headers, Messages, Offset, Place, Position
-from tokenometer.processor.broker.kafka.errors import error_of
+from tokenometer.processor.broker.kafka.errors import Access, error_of
 
 LINGER_SECONDS = 0.005  # what poll waits for more once it has a message: fewer, larger batches for little latency
 
@@ -112,11 +112,11 @@ def between(messages: Messages, begin: int, end: int | None = None) -> Messages 
     )
 
 
-def positions_of(parts: Sequence[TopicPartition]) -> dict[Place, Position | None]:
+def positions_of(parts: Sequence[TopicPartition], access: Access) -> dict[Place, Position | None]:
     positions: dict[Place, Position | None] = {}
     for part in parts:
         if part.error is not None:
-            raise error_of(f"reading committed offsets of {part.topic}-{part.partition}", part.error)
+            raise error_of(f"reading committed offsets of {part.topic}-{part.partition}", part.error, access)
         known = part.offset >= 0
         positions[Place(part.topic, part.partition)] = (
             Position(Offset(part.offset), part.metadata or "") if known else None

@@ -10,7 +10,7 @@ from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from tokenometer.processor.broker import BrokerError, Column, Fenced, Headers, Place, Position
 from tokenometer.processor.broker.kafka import direct
-from tokenometer.processor.broker.kafka.errors import error_from, error_of, is_fatal
+from tokenometer.processor.broker.kafka.errors import Access, error_from, error_of, is_fatal
 from tokenometer.processor.broker.kafka.settings import (
     ANSWER_SECONDS,
     DEFAULTS,
@@ -20,6 +20,7 @@ from tokenometer.processor.broker.kafka.settings import (
     TRANSACTION_TIMEOUT_MS,
     make,
     milliseconds,
+    principal_of,
 )
 
 _APPEND_TIMEOUT_MS = 60_000
@@ -33,6 +34,8 @@ class KafkaProducer:
             milliseconds(settings, "transaction.timeout.ms", TRANSACTION_TIMEOUT_MS) / 1000 + ANSWER_SECONDS
         )
         self._id = transactional_id
+        self._principal = principal_of(settings)
+        self._written: set[str] = set()  # topics; a commit fails without saying at which
         self._deadline: float | None = None  # when the broker gives the transaction up
         own = {
             "transactional.id": transactional_id,
@@ -59,6 +62,7 @@ class KafkaProducer:
         headers: Sequence[Headers] | None = None,
     ) -> None:
         assert self._producer is not None, "produce after close"
+        self._written.add(topic)
         assert keys is None or len(keys) == len(values)
         assert headers is None or len(headers) == len(values)
         produce, poll = self._producer.produce, self._producer.poll
@@ -83,6 +87,7 @@ class KafkaProducer:
         if not direct.supported():
             return self.produce(topic, values.tolist(), keys.tolist())
         assert self._producer is not None, "produce after close"
+        self._written.add(topic)
         assert len(keys) == len(values)
         known = self._topics.get(topic) or self._topics.setdefault(topic, direct.Topic(self._producer, topic))
         try:
@@ -129,13 +134,20 @@ class KafkaProducer:
             raise self._raised(f"{doing} the transaction of {self._id}", error) from None
 
     def _raised(self, doing: str, error: KafkaException) -> BrokerError:
-        raised = error_from(doing, error)
+        access = Access(
+            self._principal,
+            topic=f"WRITE on the topics {', '.join(sorted(self._written))}, and READ on those whose offsets it commits",
+            group="READ on the group whose offsets it commits",
+            transactional_id=f"WRITE on the transactional id {self._id}",
+            cluster="IDEMPOTENT_WRITE on the cluster",
+        )
+        raised = error_from(doing, error, access)
         if error.args[0].code() == KafkaError._FATAL and self._producer is not None:
             # produce() does not say what was fatal; after that, every call of a transaction does.
             try:
                 self._producer.begin_transaction()
             except KafkaException as cause:
-                raised = error_from(doing, cause)
+                raised = error_from(doing, cause, access)
         # The broker gives the same answer to a producer whose transaction timed out as to one that was replaced. After
         # the timeout the first is the likely one; if it was the second, the next producer is told so before long.
         if isinstance(raised, Fenced) and self._deadline is not None and time.monotonic() >= self._deadline:
@@ -149,7 +161,7 @@ class KafkaAppender:
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = settings
         self._producer: client.Producer | None = None
-        self._unwritten: list[KafkaError] = []
+        self._unwritten: list[tuple[str, KafkaError]] = []  # with their topics
 
     def append(
         self,
@@ -173,7 +185,11 @@ class KafkaAppender:
             producer.poll(0)
         except KafkaException as error:
             self._discard_if_fatal(error.args[0])
-            raise error_from(f"writing to {topic}", error) from None
+            raise error_from(f"writing to {topic}", error, self._access(topic)) from None
+
+    def _access(self, topic: str) -> Access:
+        allowed = f"WRITE on the topic {topic}"
+        return Access(principal_of(self._settings), topic=allowed, cluster="IDEMPOTENT_WRITE on the cluster")
 
     def _discard_if_fatal(self, error: KafkaError) -> None:
         """The next message makes another client."""
@@ -192,9 +208,9 @@ class KafkaAppender:
         settings = {name: value for name, value in self._settings.items() if name not in transactional}
         return make(client.Producer, {**defaults, **settings, **own})
 
-    def _on_delivery(self, error: KafkaError | None, _: Message) -> None:
+    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
         if error is not None:
-            self._unwritten.append(error)
+            self._unwritten.append((message.topic() or "", error))
 
     def flush(self) -> None:
         if self._producer is None:
@@ -203,8 +219,9 @@ class KafkaAppender:
         left = self._producer.flush(timeout_ms / 1000 + ANSWER_SECONDS)
         unwritten, self._unwritten = self._unwritten, []
         if unwritten:
-            self._discard_if_fatal(unwritten[0])
-            raise error_of(f"{len(unwritten)} messages were not written", unwritten[0])
+            topic, error = unwritten[0]
+            self._discard_if_fatal(error)
+            raise error_of(f"{len(unwritten)} messages to {topic} were not written", error, self._access(topic))
         if left:
             raise BrokerError(f"{left} messages were not written: no answer from Kafka")
 

@@ -105,6 +105,15 @@ def milliseconds(settings: Mapping[str, str], name: str, default: int) -> int:
         raise Refused(f"librdkafka setting {name}: expected a number of milliseconds, got {text!r}") from None
 
 
+def principal_of(settings: Mapping[str, Any]) -> str:
+    """As the brokers call who has these settings; a certificate or a ticket has its name in itself."""
+    protocol = str(settings.get("security.protocol", "plaintext")).lower()
+    if protocol.startswith("sasl"):
+        name = settings.get("sasl.username")
+        return f"User:{name}" if name else "the principal of these credentials"
+    return "User:ANONYMOUS" if protocol == "plaintext" else "the principal of ssl.certificate.location"
+
+
 def make(kind: Callable[..., _T], settings: Mapping[str, Any]) -> _T:
     """A client; its log lines go where all others of the process go."""
     try:
