@@ -42,7 +42,6 @@ from tokenometer.kernels.values import (
     WindowStartMs,
 )
 from tokenometer.schemas.errors import TokenometerError
-from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import Usage
 

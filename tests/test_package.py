@@ -20,7 +20,11 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS = ("kernels", "processor", "schemas")
-NOT_INSTALLED = ("schemas/examples/*", "schemas/mappings/examples/*.expected.json", "*.md")  # for readers and tests of the repository
+NOT_INSTALLED = (
+    "schemas/examples/*",
+    "schemas/mappings/examples/*.expected.json",
+    "*.md",
+)  # for readers and tests of the repository
 RECORD = {"timestamp": 1_795_000_000_000, "request_id": "r", "user": "ann", "model": "m", "chip": "c",
           "input_tokens": 30, "output_tokens": 12}  # fmt: skip
 
