@@ -6,6 +6,9 @@ import pytest
 
 from tests import harness, oracle
 from tests.harness import Piece, shipped
+from tokenometer.kernels.values import SKIPPED, Canonical, Rejection
+from tokenometer.processor.records.referee import Referee
+from tokenometer.processor.verify.judge import Judge, RefusedRecord, SkippedRecord
 
 EXAMPLES = harness.MAPPINGS / "examples"
 COUNTERS = ("requests", *oracle.COUNTS)
@@ -45,6 +48,9 @@ def test_each_example_line_alone_has_its_expected_result(make_engine, name):
             assert (letter.rejection.reason, letter.rejection.field) == (result["rejected"], result["field"])
             assert (verdict.reason, verdict.field) == (result["rejected"], result["field"])
             assert letter.value == line and fate.rejected == fate.read == 1
+        elif "skipped" in result:
+            assert not letters and fate.skipped == fate.read == 1
+            assert verdict.kind == "skipped"
         else:
             assert not letters and fate.counted == fate.read == 1
             assert run.rows() == rows_of_result(result)
@@ -54,18 +60,37 @@ def test_each_example_line_alone_has_its_expected_result(make_engine, name):
 
 
 @pytest.mark.parametrize("name", harness.SHIPPED)
+def test_referee_and_audit_say_the_same_of_each_example_line(name):
+    mapping = shipped(name)
+    referee, audit = Referee(), Judge(mapping.engine, 3_600_000)
+    for line, result in zip(*example(name), strict=True):
+        ruling = referee(line, mapping.engine, None)
+        try:
+            audited = audit(line, None)
+        except RefusedRecord as refused:
+            assert ruling == Rejection(refused.reason, refused.field) == Rejection(result["rejected"], result["field"])
+        except SkippedRecord:
+            assert ruling == SKIPPED and result == {"skipped": True}
+        else:
+            assert isinstance(ruling, Canonical) and audited is not None
+            assert list(ruling.counters) == list(audited[7:]) == [result[name] for name in COUNTERS]
+            assert ruling.time_ms == audited[2] == result["timestamp"]
+
+
+@pytest.mark.parametrize("name", harness.SHIPPED)
 def test_an_example_file_adds_up(make_engine, name):
     """As one message and as one message a line; nothing in the examples is a duplicate unless its id says so."""
     lines, results = example(name)
     for values in (lines, [b"\n".join(lines)]):
         run = harness.check(make_engine(), shipped(name), [Piece(values)])
         assert run.engine.tally().rejected == sum("rejected" in result for result in results)
+        assert run.engine.tally().skipped == sum("skipped" in result for result in results)
         assert [letter[3:5] for letter in run.letters] == [
             (result["rejected"], result["field"]) for result in results if "rejected" in result
         ]
         if not run.engine.tally().duplicates:
             total: harness.Rows = {}
             for result in results:
-                if "rejected" not in result:
+                if "requests" in result:
                     harness.add_rows(total, rows_of_result(result))
             assert run.rows() == total
