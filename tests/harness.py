@@ -83,7 +83,8 @@ def secret(seed: int = 1) -> list[int]:
 def make_engine(target: Target, secret_seed: int = 1, **settings: Any) -> Engine:
     """An engine of moderate size; `settings` are fields of Limits and arguments of Engine."""
     limits = Limits(**{name: settings.pop(name, size) for name, size in {**LIMITS, "identity_bytes": 1 << 30}.items()})
-    referee = Referee(settings.get("max_future_skew_ms", 3_600_000))
+    bounds = ("max_future_skew_ms", "max_past_ms", "not_before_ms")
+    referee = Referee(**{name: settings[name] for name in bounds if name in settings})
     return Engine(target, referee, secret=secret(secret_seed), limits=limits, **settings)
 
 
