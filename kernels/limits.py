@@ -41,8 +41,10 @@ class Limits:
 
     @classmethod
     def from_memory(cls, memory_bytes: int, cuda: bool = False) -> "Limits":
-        """Half of a budget for request ids, a quarter for rows, the rest for names, cells and sketches. From 256 MiB on a
-        batch holds the longest record that counts, one byte more, and its newline."""
+        """Half of a budget for request ids, a quarter for rows, the rest for names, cells and sketches.
+
+        From 256 MiB on a batch holds the longest record that counts, one byte more, and its newline.
+        """
         rows = _power_of_two(memory_bytes // 4 // 68)
         return cls(
             rows=rows,
