@@ -30,7 +30,8 @@ HOST_FLAGS = (
 THREADS_FLAG = "-DTOKENOMETER_THREADS"
 DEVICE_FLAGS = ("-std=c++17",)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data centre cards
-ENTRIES = ("parse", "adopt", "claim", "grow", "recall", "settle", "count", "export_rows")
+_PARSING = "parse", "finish", "look_again", "adopt"
+ENTRIES = (*_PARSING, "claim", "grow", "recall", "settle", "count", "export_rows")
 
 
 class BuildError(TokenometerError, RuntimeError):

@@ -103,23 +103,27 @@ class _Line(NamedTuple):
 
 CONFLICTING = Rejection("conflicting_duplicate")
 _IDENTITY_SLOT_WORD = layout.RECORD.fields["identity_slot"][1] // 4  # type: ignore[index]
-_NO_FIELDS = ((0,) * layout.COUNTERS, (0,) * layout.TEXTS, (0,) * layout.TEXTS)  # of a ruling that rejects
+_NO_FIELDS = ((0,) * layout.COUNTERS, (0,) * layout.TEXTS, (0,) * layout.TEXTS)  # of a ruling that does not accept
+_NO_PAST_MS = 1 << 62  # no bound
 
 
 def _place_texts(plan: Plan, record: Canonical, at: int, texts: list[bytes]) -> tuple[list[int], list[int], int]:
     """Where the record's strings stand in the buffer, their lengths, and where the next one goes.
 
-    Defaults stand in the prefix; all else came out of the line, so space as large as the batch's is enough for what is
-    added to `texts`.
+    Defaults stand in the prefix; all else came out of the line, and what two fields read is placed once. So space as
+    large as the batch's is enough for what is added to `texts`.
     """
-    places = []
+    places: list[int] = []
+    placed: dict[bytes, int] = {}
     for text, (default, place) in zip(record.texts, plan.defaults, strict=True):
         if text == default:
             places.append(place)
-        else:
-            places.append(at)
+            continue
+        if text not in placed:
+            placed[text] = at
             texts.append(text)
             at += len(text)
+        places.append(placed[text])
     return places, [len(text) for text in record.texts], at
 
 
@@ -135,6 +139,8 @@ class Engine:
         limits: Limits | None = None,
         window_ms: int = 60_000,
         max_future_skew_ms: int = 3_600_000,
+        max_past_ms: int | None = None,
+        not_before_ms: int = 0,
         dedup_horizon_ms: int = 600_000,
         sketch_seed: int = 0,
         conflict_letters: bool = True,
@@ -156,6 +162,8 @@ class Engine:
         self._job["sketch_seed"] = sketch_seed
         self._job["window_ms"], self._job["windows_per_ms"] = window_ms, 1 / window_ms
         self._job["future_skew_ms"] = max_future_skew_ms
+        self._job["past_ms"] = _NO_PAST_MS if max_past_ms is None else max_past_ms
+        self._job["not_before_ms"] = not_before_ms
         self._records = target.zeros(self.limits.tile_records, layout.RECORD)
         self._doubtful = target.zeros(self.limits.tile_records, np.uint32)
         self._conflicts = target.zeros(self.limits.tile_records if conflict_letters else 0, np.uint32)
@@ -367,6 +375,9 @@ class Engine:
         launch, job = self.target.launch, self._job
         identities.reserve(count, job)
         launch("parse", job, first, count)
+        if loaded.plan.table["has_rules"] and not self.target.in_order:
+            launch("finish", job, first, count)
+            launch("look_again", job, first, count)
         doubtful = int(self._fill.read()[layout.FILL_DOUBTFUL])
         if doubtful:
             letters = self._ask_referee(loaded, ends, first, doubtful)

@@ -30,6 +30,14 @@ ENTRY void parse(const Job* shared, u32 first, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) parse_line(job, first, i);
 }
+ENTRY void finish(const Job* shared, u32 first, u32 begin, u32 end) {
+  const Job job = *shared;
+  for (u32 i = begin; i < end; ++i) finish_line(job, first, i);
+}
+ENTRY void look_again(const Job* shared, u32 first, u32 begin, u32 end) {
+  const Job job = *shared;
+  for (u32 i = begin; i < end; ++i) look_at_line_again(job, first, i);
+}
 ENTRY void adopt(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) adopt_ruling(job, i);

@@ -19,7 +19,18 @@
 
 namespace tokenometer {
 
-enum Verdict : u32 { EMPTY = 0, ACCEPTED = 1, DOUBTFUL = 2, REJECTED = 3, DUPLICATE = 4, SKIPPED = 5, VERDICTS = 6 };
+// The last two are none yet: what is deferred has to be read; the fields leave doubt, and the mapping may skip the
+// record.
+enum Verdict : u32 {
+  EMPTY = 0,
+  ACCEPTED = 1,
+  DOUBTFUL = 2,
+  REJECTED = 3,
+  DUPLICATE = 4,
+  SKIPPED = 5,
+  UNFINISHED = 6,
+  UNREAD = 7
+};
 
 // Strings of a record
 enum Text : u32 { REQUEST_ID = 0, USER = 1, MODEL = 2, CHIP = 3, PREFILL_CHIP = 4, SCOPE = 5, TEXTS = 6 };
@@ -32,20 +43,22 @@ enum Counter : u32 {
   CACHE_WRITE = 3,
   OUTPUT = 4,
   REASONING = 5,
-  COUNTERS = 6
+  COUNTERS = 6,
+  TOTAL = 6  // of a record, to be checked; it waits where the window comes
 };
 // `have` bits: texts at 0..5, the time, counters from 8
 constexpr u32 HAVE_TIME = 1u << 6;
 constexpr u32 HAVE_SELECTOR = 1u << 7;
 constexpr u32 HAVE_COUNTER = 8;
 // Marks: one bit for each mapped key; above them the `have` bit of its field.
-constexpr u32 HAVE_SHIFT = 32;
-constexpr u64 KEY_MARKS = 0xffffffffull;
+constexpr u32 HAVE_SHIFT = 48;
+constexpr u64 KEY_MARKS = 0xffffffffffffull;
 
 constexpr u32 PREFIX_BYTES = 2048;  // of a batch buffer: the mapping's default strings
 constexpr u32 PADDING_BYTES = 64;   // of newlines after the messages, and again after the referee's text
 
 constexpr u32 TEXT_BYTES_MAX = 256;
+constexpr u32 ID_BYTES_MAX = 1024;               // of request ids and scopes under format 2
 constexpr u64 COUNT_MAX = 1ull << 40;            // counts are below
 constexpr u64 TIME_MAX_MS = 253402300800000ull;  // 10000-01-01T00:00:00Z; times are below
 constexpr u32 RECORD_BYTES_MAX = 1u << 20;
@@ -56,7 +69,7 @@ constexpr u32 IDENTITIES_MAX = 1u << 29;  // slots of a table, so that a slot wi
 
 // --- Plan: a mapping, compiled by plan.py for the parser ---
 
-constexpr u32 KEYS_MAX = 64;  // keys in place: at most 32 mapped, the others learned from the log
+constexpr u32 KEYS_MAX = 64;  // keys in place: at most 48 mapped, the others learned from the log
 constexpr u32 KEY_BYTES_MAX = 48;
 constexpr u32 LITERAL_BYTES_MAX = 64;
 constexpr u32 BUCKETS = 256;    // of the perfect hash of keys
@@ -65,7 +78,28 @@ constexpr u32 CHOICES_MAX = 8;  // token types of a selector
 constexpr u32 ROOT = 254;       // the object of the top level's keys
 constexpr u32 END = 255;        // the step behind a record's last value
 
-enum Kind : u32 { ORDINARY = 0, OBJECT = 1, TEXT = 2, COUNT = 3, TIME = 4, SELECTOR = 5, QUOTED = 8 };
+// A DEFERRED value is not read where it stands: the parser keeps the spot where it begins, and rules.h reads it after
+// the record's end, for every field and condition that wants it. DEFERRED_OBJECT is an object on the way to others
+// whose presence is asked for: only its null is kept.
+enum Kind : u32 {
+  ORDINARY = 0,
+  OBJECT = 1,
+  TEXT = 2,
+  COUNT = 3,
+  TIME = 4,
+  SELECTOR = 5,
+  DEFERRED = 6,
+  DEFERRED_OBJECT = 7,
+  QUOTED = 8
+};
+constexpr u32 SPOT_BITS = 21;       // one more than a position in a record has
+constexpr u32 SPOTS_MAX = 30;       // deferred values of a record: three in each word of its hashes
+constexpr u32 RULES_MAX = 13;       // one for each field: six strings, the time, the selector, five counts
+constexpr u32 CONDITIONS_MAX = 32;  // eight `skip` entries of four
+constexpr u32 VALUES_MAX = 128;     // that conditions and conventions compare with
+// Bits of the parts, in the order in which readings of a total are tried
+enum Part : u32 { REASONING_PART = 1, WRITE_PART = 2, CACHED_PART = 4 };
+constexpr u32 PARTS = 3;
 
 // One predicted move from the end of a value to the next value: these bytes stand between them. Whatever the parser
 // must know of that value's key is here too, so that a right prediction touches nothing else.
@@ -95,6 +129,51 @@ struct Choice {
   u32 requests;  // such an event counts as a request
   u32 spare;
 };
+// How a field whose values are deferred is read.
+enum RuleFlag : u32 {
+  DIGITS = 1,         // a count's digit strings
+  WHOLE_NUMBERS = 2,  // 12.0 and 1.2e3 are counts
+  EMPTY_IS_ABSENT = 4,
+  NUMBERS = 8,    // a string may be an integer
+  OPTIONAL = 16,  // a count that is absent has its default
+  REQUIRED = 32
+};
+struct Rule {
+  u32 kind;
+  u32 slot;
+  u32 flags;
+  u32 paths;                // how many spots are alternatives, the first listed first
+  u32 plus;                 // how many after them are addends
+  u8 spots[SPOTS_MAX + 2];  // whole words
+};
+enum Test : u32 { IN = 0, NOT_IN = 1, PRESENT = 2, ABSENT = 3 };
+struct Condition {
+  u32 test;
+  u32 fits_absent;
+  u32 spot;
+  u32 key;    // whose value it is
+  u32 first;  // of its values
+  u32 count;
+  u32 last;  // of an entry: all conditions up to it must fit
+};
+// What a string (quoted) or another scalar is compared with, as JSON spells it without escapes.
+struct Value {
+  u64 text[KEY_BYTES_MAX / 8];
+  u32 length;
+  u32 quoted;
+  u32 additive;  // of a convention: what this value means
+  u32 spare;
+};
+enum Stated : u32 { INCLUSIVE = 0, ADDITIVE = 1, UNKNOWN = 2 };
+// What a string's values say of a part
+struct Convention {
+  u32 otherwise;  // Stated: where they say nothing
+  u32 spot;
+  u32 first;  // of its values
+  u32 count;
+};
+// Texts that are times
+enum TimeText : u32 { RFC3339 = 1, ISO8601 = 2, DIGIT_TIMES = 4, ZONE = 8 };
 enum Epoch : u32 {
   NO_EPOCH = 0,
   SECONDS = 1,
@@ -116,11 +195,29 @@ struct Plan {
   u32 needed;                 // `have` bits
   u32 defaulted;              // `have` bits of texts and counters with a default other than none and zero
   u32 epoch;
-  u32 rfc3339;
+  u32 time_texts;  // TimeText bits
   u32 message_time_fallback;
   u32 input_additive;
   u32 output_additive;
   u32 choice_count;  // 0 = no selector
+  // --- From here on what only format 2 says; all zeros where it does not. ---
+  u32 has_rules;        // what is deferred has to be read
+  u32 has_conventions;  // the parts' conventions differ, or a total is to be checked
+  u32 undecided;        // every record is for the referee: the mapping says more than fits in here
+  u32 long_ids;         // up to ID_BYTES_MAX
+  u32 additive;         // parts that are stated to be beside their total, if the below do not say otherwise
+  u32 by_total;         // parts of which the record's total tells
+  u32 by_value;         // parts of which a string tells
+  u32 identity_with;    // `have` bits of the strings that belong to a request's identity
+  i32 zone_minutes;     // of times without a zone
+  u32 rule_count;
+  u32 condition_count;
+  u32 spare;
+  Rule rules[RULES_MAX];
+  Rule total;  // without paths: there is none
+  Condition conditions[CONDITIONS_MAX];
+  Convention conventions[PARTS];
+  Value values[VALUES_MAX];
 };
 
 // --- The tile ---
@@ -264,7 +361,9 @@ struct Job {
   u64 window_ms;
   double windows_per_ms;  // 1 / window_ms
   u64 future_skew_ms;
-  u64 sequence;  // of the tile's first record, in its partition's current generation
+  u64 past_ms;        // how far a time may be before its message's
+  u64 not_before_ms;  // no time may be before
+  u64 sequence;       // of the tile's first record, in its partition's current generation
   u32 identities_mask;
   u32 identities_before_mask;
   u32 texts_mask;
@@ -279,7 +378,10 @@ struct Job {
   u32 grown_count;  // records in grown_order
 };
 
+static_assert(SPOTS_MAX == 3 * 2 * HASHES && 3 * SPOT_BITS <= 64 && RECORD_BYTES_MAX < 1u << SPOT_BITS,
+              "see SPOTS_MAX");
 static_assert(sizeof(Record) == 192 && sizeof(Step) == 128, "whole cache lines");
+static_assert(OFFSET_OF(Record, window) == OFFSET_OF(Record, counters) + 8 * TOTAL, "see TOTAL");
 static_assert(sizeof(Identity) == 16 && sizeof(TextEntry) == 32 && sizeof(Window) == 16, "see the drawing above");
 static_assert(sizeof(Cell) == 128 && sizeof(Row) == 64, "one cache line for each record that is counted");
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenometer.schemas.usage import COUNTERS as _COUNTERS
 
-EMPTY, ACCEPTED, DOUBTFUL, REJECTED, DUPLICATE, SKIPPED, VERDICTS = range(7)
+EMPTY, ACCEPTED, DOUBTFUL, REJECTED, DUPLICATE, SKIPPED, UNFINISHED, UNREAD = range(8)
 REQUEST_ID, USER, MODEL, CHIP, PREFILL_CHIP, SCOPE, TEXTS = range(7)
 HASHES = 5
 REQUESTS = _COUNTERS.index("requests")
@@ -18,14 +18,21 @@ CACHED_INPUT = _COUNTERS.index("cached_input_tokens")
 CACHE_WRITE = _COUNTERS.index("cache_write_tokens")
 OUTPUT = _COUNTERS.index("output_tokens")
 REASONING = _COUNTERS.index("reasoning_tokens")
-COUNTERS = len(_COUNTERS)
+COUNTERS = TOTAL = len(_COUNTERS)
 HAVE_TIME, HAVE_SELECTOR, HAVE_COUNTER = 1 << 6, 1 << 7, 8
-HAVE_SHIFT, KEY_MARKS = 32, (1 << 32) - 1  # of a mark
+HAVE_SHIFT, KEY_MARKS = 48, (1 << 48) - 1  # of a mark
 PREFIX_BYTES, PADDING_BYTES = 2048, 64  # of a batch buffer
-TEXT_BYTES_MAX, COUNT_MAX, TIME_MAX_MS, RECORD_BYTES_MAX = 256, 1 << 40, 253_402_300_800_000, 1 << 20
+TEXT_BYTES_MAX, ID_BYTES_MAX, RECORD_BYTES_MAX = 256, 1024, 1 << 20
+COUNT_MAX, TIME_MAX_MS = 1 << 40, 253_402_300_800_000
 KEYS_MAX, KEY_BYTES_MAX, LITERAL_BYTES_MAX, BUCKETS, STEPS, CHOICES_MAX = 64, 48, 64, 256, 2, 8
 ROOT, END, NONE = 254, 255, 0xFFFFFFFF
-ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR, QUOTED = *range(6), 8
+ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR, DEFERRED, DEFERRED_OBJECT, QUOTED = range(9)
+SPOT_BITS, SPOTS_MAX, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 30, 13, 32, 128, 3
+DIGITS, WHOLE_NUMBERS, EMPTY_IS_ABSENT, NUMBERS, OPTIONAL, REQUIRED = 1, 2, 4, 8, 16, 32
+IN, NOT_IN, PRESENT, ABSENT = range(4)
+INCLUSIVE, ADDITIVE, UNKNOWN = range(3)
+REASONING_PART, WRITE_PART, CACHED_PART = 1, 2, 4
+RFC3339, ISO8601, DIGIT_TIMES, ZONE = 1, 2, 4, 8
 NO_EPOCH, SECONDS, MILLISECONDS, MICROSECONDS, NANOSECONDS, DECIMAL_SECONDS = range(6)
 SKETCH_BITS, SKETCH_RANK_BITS, LENGTH_BITS, OFFSET_SHIFT, SKETCH_REGISTERS = 14, 6, 9, 29, 1 << 14
 SEQUENCE_BITS, SEQUENCE_MASK = 40, (1 << 40) - 1
@@ -49,6 +56,12 @@ KEY = np.dtype(
     ]
 )
 CHOICE = np.dtype([("text", "V48"), ("length", "u4"), ("counter", "u4"), ("requests", "u4"), ("spare", "u4")])
+RULE = np.dtype(
+    [*((name, "u4") for name in ("kind", "slot", "flags", "paths", "plus")), ("spots", "u1", SPOTS_MAX + 2)]
+)
+CONDITION = np.dtype([(name, "u4") for name in ("test", "fits_absent", "spot", "key", "first", "count", "last")])
+VALUE = np.dtype([("text", "V48"), *((name, "u4") for name in ("length", "quoted", "additive", "spare"))])
+CONVENTION = np.dtype([(name, "u4") for name in ("otherwise", "spot", "first", "count")])
 PLAN = np.dtype(
     [
         ("next", STEP, (KEYS_MAX, STEPS)),
@@ -63,12 +76,21 @@ PLAN = np.dtype(
         ("needed", "u4"),
         ("defaulted", "u4"),
         ("epoch", "u4"),
-        ("rfc3339", "u4"),
+        ("time_texts", "u4"),
         ("message_time_fallback", "u4"),
         ("input_additive", "u4"),
         ("output_additive", "u4"),
         ("choice_count", "u4"),
-        ("padding", "V120"),
+        *((name, "u4") for name in ("has_rules", "has_conventions", "undecided", "long_ids")),
+        *((name, "u4") for name in ("additive", "by_total", "by_value", "identity_with")),
+        ("zone_minutes", "i4"),
+        *((name, "u4") for name in ("rule_count", "condition_count", "spare")),
+        ("rules", RULE, RULES_MAX),
+        ("total", RULE),
+        ("conditions", CONDITION, CONDITIONS_MAX),
+        ("conventions", CONVENTION, PARTS),
+        ("values", VALUE, VALUES_MAX),
+        ("padding", "V64"),
     ]
 )
 RECORD = np.dtype(
@@ -129,7 +151,7 @@ JOB = np.dtype(
         ("secret", "u8", 8),
         *((name, "u8") for name in ("sketch_seed", "window_ms")),
         ("windows_per_ms", "f8"),
-        *((name, "u8") for name in ("future_skew_ms", "sequence")),
+        *((name, "u8") for name in ("future_skew_ms", "past_ms", "not_before_ms", "sequence")),
         *((name, "u4") for name in _NUMBERS),
     ]
 )
@@ -139,6 +161,10 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "Step": STEP,
     "Key": KEY,
     "Choice": CHOICE,
+    "Rule": RULE,
+    "Condition": CONDITION,
+    "Value": VALUE,
+    "Convention": CONVENTION,
     "Plan": PLAN,
     "Record": RECORD,
     "Identity": IDENTITY,

@@ -2,20 +2,24 @@
 
 The tree and the hash decide what is read. The steps only predict which bytes stand between two values, so learning them
 from any sample, or from none, changes speed and nothing else.
+
+A path that one field reads, and that holds what a field of format 1 may hold, is read where it stands. Every other
+value is *deferred* and read by a rule after the record's end (rules.h).
 """
 
-import random
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import orjson
 
 from tokenometer.kernels import layout
-from tokenometer.schemas.mapping import Field, Mapping, Path
+from tokenometer.kernels.nodes import Node, add_path, write_nodes
+from tokenometer.kernels.steps import Steps, is_object
+from tokenometer.kernels.steps import sample as sample
+from tokenometer.schemas.mapping import STRING_BYTES_MAX, Condition, Convention, Field, Mapping, Path
 from tokenometer.schemas.usage import COUNTERS
 
 _TEXT_SLOTS = {
@@ -34,21 +38,13 @@ _EPOCHS = {
     "epoch_ns": layout.NANOSECONDS,
     "epoch_s_decimal": layout.DECIMAL_SECONDS,
 }
-_U64 = (1 << 64) - 1
-_SAMPLE_LINES = 64
-_SAMPLE_BYTES = 1 << 17
-
-
-@dataclass(frozen=True)
-class _Node:
-    """A key in its place: the key `name` in the object of node `parent`."""
-
-    name: bytes
-    parent: int
-    kind: int = layout.ORDINARY
-    slot: int = 0
-    digits: bool = False
-    mark: int = 0
+_KINDS = {"string": layout.TEXT, "count": layout.COUNT, "time": layout.TIME}
+_TESTS = {"in": layout.IN, "not_in": layout.NOT_IN, "present": layout.PRESENT, "absent": layout.ABSENT}
+_PARTS = layout.CACHED_PART, layout.WRITE_PART, layout.REASONING_PART  # in the order of a mapping's conventions
+_ESCAPED = re.compile(rb'["\\\x00-\x1f]')  # JSON has another spelling for these, and that is doubt
+_STATED = {False: layout.INCLUSIVE, True: layout.ADDITIVE, None: layout.UNKNOWN}
+# Of two alternatives the parser may have to read both; a rule reads one of them, but each for a second time.
+_ALTERNATIVES_MAX = 2
 
 
 @dataclass
@@ -61,23 +57,23 @@ class Plan:
     record_bytes_min: int  # no accepted record is shorter
     # Each string's default, empty where there is none, and its place in the prefix
     defaults: list[tuple[bytes, int]] = field(default_factory=lambda: [(b"", 0)] * layout.TEXTS)
-    nodes: list[_Node] = field(default_factory=list)
+    nodes: list[Node] = field(default_factory=list)
 
     def learn(self, lines: Iterable[bytes]) -> bool:
         """Predict steps from sample lines; False, and no change, if none of them is a JSON object.
 
         Only valid JSON teaches: a literal that matched is not checked again.
         """
-        objects = [line for line in lines if _is_object(line)]
+        objects = [line for line in lines if is_object(line)]
         if not objects:
             return False
-        learned = _Steps(self.nodes)
+        learned = Steps(self.nodes)
         learned.read(objects)
-        _write_nodes(self.table, learned.nodes)
+        write_nodes(self.table, learned.nodes)
         for node, counts in learned.counts.items():
             steps = self.table["start"] if node is None else self.table["next"][node]
             for i, ((literal, marks, key, quoted), _) in enumerate(counts.most_common(layout.STEPS)):
-                to = _Node(b"", layout.ROOT) if key == layout.END else learned.nodes[key]
+                to = Node(b"", layout.ROOT) if key == layout.END else learned.nodes[key]
                 kind = to.kind | (layout.QUOTED if quoted else 0)
                 steps[i] = (literal, marks, len(literal), key, kind, to.slot, to.digits, b"")
         return True
@@ -88,48 +84,229 @@ class Plan:
 
 
 def compile_mapping(mapping: Mapping) -> Plan:
-    table = np.zeros((), layout.PLAN)
-    plan = Plan(mapping, table, b"", record_bytes_min=2)
-    needed = 0
-    for spec in mapping.fields:
-        kind = {"string": layout.TEXT, "count": layout.COUNT, "time": layout.TIME}[spec.kind]
-        have = _have_bit(kind, _slot(spec))
-        if spec.required or (spec.name == "timestamp" and spec.message_time_fallback):
-            needed |= have
-        if spec.required:
-            # The shortest way to write it: comma, quoted key, colon, and a digit or two quotes and a byte.
-            shortest = min(len(path[-1].encode()) for path in spec.paths)
-            plan.record_bytes_min += shortest + (5 if spec.kind == "count" else 6)
-        for path in spec.paths:
-            _add_path(plan.nodes, path, kind, _slot(spec), spec.digits)
-        if spec.scope:
-            _add_path(plan.nodes, spec.scope, layout.TEXT, layout.SCOPE, False)
-        if spec.kind == "string" and spec.default is not None:
-            text = str(spec.default).encode()
-            plan.defaults[_slot(spec)] = text, len(plan.prefix)
-            table["default_start"][_slot(spec)] = len(plan.prefix)
-            table["default_length"][_slot(spec)] = len(text)
-            table["defaulted"] |= have
-            plan.prefix += text
-        if spec.kind == "count" and spec.default:
-            table["default_count"][_slot(spec)] = spec.default
-            table["defaulted"] |= have
-    if mapping.selector:
-        needed |= layout.HAVE_SELECTOR
-        _add_path(plan.nodes, mapping.selector.by, layout.SELECTOR, 0, False)
-        for i, (value, counter) in enumerate(mapping.selector.to):
-            counts = mapping.selector.requests in (None, value)
-            table["choices"][i] = (value.encode(), len(value.encode()), _COUNTER_SLOTS[counter], counts, 0)
-        table["choice_count"] = len(mapping.selector.to)
-    time = mapping.field("timestamp")
-    table["needed"] = needed
-    table["epoch"] = next((_EPOCHS[name] for name in time.formats if name in _EPOCHS), layout.NO_EPOCH)
-    table["rfc3339"] = "rfc3339" in time.formats
-    table["message_time_fallback"] = time.message_time_fallback
-    table["input_additive"], table["output_additive"] = mapping.input_additive, mapping.output_additive
+    """The plan of a mapping. Where that says more than a plan holds, every record is left to the referee."""
+    plan = Plan(mapping, np.zeros((), layout.PLAN), b"", record_bytes_min=2)
+    try:
+        _Compiler(plan).compile()
+    except _TooMuch:
+        plan.table["has_rules"] = plan.table["undecided"] = True
     assert len(plan.prefix) <= layout.PREFIX_BYTES
-    _write_nodes(table, plan.nodes)
+    write_nodes(plan.table, plan.nodes)
     return plan
+
+
+class _TooMuch(Exception):
+    """More than a plan holds."""
+
+
+class _Compiler:
+    def __init__(self, plan: Plan) -> None:
+        self.plan, self.mapping, self.table, self.nodes = plan, plan.mapping, plan.table, plan.nodes
+        self._readers = Counter(plan.mapping.paths)
+        self._spots: dict[Path, int] = {}
+        self._values = 0
+
+    def compile(self) -> None:
+        table, mapping = self.table, self.mapping
+        # What the referee's records need comes first.
+        self.plan.record_bytes_min = _shortest_record(mapping)
+        for spec in mapping.fields:
+            self._needs(spec)
+            self._default(spec)
+        self._time(mapping.field("timestamp"))
+        identity = mapping.field("request_id")
+        table["identity_with"] = sum(1 << _TEXT_SLOTS[name] for name in identity.with_fields)
+        table["long_ids"] = identity.bytes_max > STRING_BYTES_MAX
+        for spec in mapping.fields:
+            self._field(spec)
+        self._selector()
+        if mapping.plain:
+            table["input_additive"], table["output_additive"] = mapping.input_additive, mapping.output_additive
+        if mapping.total or not mapping.plain:
+            self._conventions()
+        self._skip()
+        table["has_rules"] = bool(self._spots or table["has_conventions"])
+
+    # --- Fields ---
+
+    def _needs(self, spec: Field) -> None:
+        fallback = spec.name == "timestamp" and spec.message_time_fallback
+        if spec.required or fallback:
+            self.table["needed"] |= _have_bit(_KINDS[spec.kind], _slot(spec))
+
+    def _default(self, spec: Field) -> None:
+        if spec.default is None or spec.default == 0:
+            return
+        slot, plan = _slot(spec), self.plan
+        self.table["defaulted"] |= _have_bit(_KINDS[spec.kind], slot)
+        if spec.kind == "count":
+            self.table["default_count"][slot] = spec.default
+            return
+        text = str(spec.default).encode()
+        plan.defaults[slot] = text, len(plan.prefix)
+        self.table["default_start"][slot], self.table["default_length"][slot] = len(plan.prefix), len(text)
+        plan.prefix += text
+
+    def _time(self, spec: Field) -> None:
+        texts = {"rfc3339": layout.RFC3339, "iso8601": layout.ISO8601}
+        table = self.table
+        table["epoch"] = next((_EPOCHS[name] for name in spec.formats if name in _EPOCHS), layout.NO_EPOCH)
+        table["time_texts"] = sum(texts.get(name, 0) for name in spec.formats)
+        table["time_texts"] |= layout.DIGIT_TIMES if spec.digits else 0
+        if spec.zone_minutes is not None:
+            table["time_texts"] |= layout.ZONE
+            table["zone_minutes"] = spec.zone_minutes
+        table["message_time_fallback"] = spec.message_time_fallback
+
+    def _field(self, spec: Field) -> None:
+        kind, slot = _KINDS[spec.kind], _slot(spec)
+        if self._is_direct(spec):
+            for path in spec.paths:
+                self._read(path, kind, slot, spec.digits)
+        else:
+            self._rule(kind, slot, spec.paths, spec)
+        if spec.scope:
+            if self._readers[spec.scope] == 1 and not (spec.empty_is_absent or spec.numbers):
+                self._read(spec.scope, layout.TEXT, layout.SCOPE)
+            else:
+                self._rule(layout.TEXT, layout.SCOPE, (spec.scope,), spec)
+
+    def _is_direct(self, spec: Field) -> bool:
+        """Is it read where it stands? A mapping of format 1 has no other fields."""
+        special = spec.plus or spec.whole_numbers or spec.empty_is_absent or spec.numbers
+        special = special or (spec.kind == "time" and (spec.digits or "iso8601" in spec.formats))
+        many = self.mapping.format > 1 and len(spec.paths) > _ALTERNATIVES_MAX
+        return not special and not many and all(self._readers[path] == 1 for path in spec.paths)
+
+    def _read(self, path: Path, kind: int, slot: int, digits: bool = False) -> None:
+        add_path(self.nodes, path, kind, slot, digits, _have_bit(kind, slot))
+
+    def _rule(self, kind: int, slot: int, paths: tuple[Path, ...], spec: Field) -> None:
+        rule = self.table["rules"][int(self.table["rule_count"])]
+        self._write_rule(rule, kind, slot, paths, spec)
+        self.table["rule_count"] += 1
+
+    def _write_rule(self, rule: Any, kind: int, slot: int, paths: tuple[Path, ...], spec: Field) -> None:
+        flags = {
+            layout.DIGITS: spec.digits,
+            layout.WHOLE_NUMBERS: spec.whole_numbers,
+            layout.EMPTY_IS_ABSENT: spec.empty_is_absent,
+            layout.NUMBERS: spec.numbers,
+            layout.OPTIONAL: spec.default is not None,
+            layout.REQUIRED: spec.required,
+        }
+        spots = [self._spot(path) for path in (*paths, *spec.plus)]
+        rule["kind"], rule["slot"], rule["paths"], rule["plus"] = kind, slot, len(paths), len(spec.plus)
+        rule["flags"] = sum(flag for flag, on in flags.items() if on)
+        rule["spots"][: len(spots)] = spots
+
+    def _selector(self) -> None:
+        selector = self.mapping.selector
+        if selector is None:
+            return
+        self.table["needed"] |= layout.HAVE_SELECTOR
+        for i, (value, counter) in enumerate(selector.to):
+            counts = selector.requests in (None, value)
+            self.table["choices"][i] = (value.encode(), len(value.encode()), _COUNTER_SLOTS[counter], counts, 0)
+        self.table["choice_count"] = len(selector.to)
+        if self._readers[selector.by] == 1:
+            self._read(selector.by, layout.SELECTOR, 0)
+        else:
+            self._rule(layout.SELECTOR, 0, (selector.by,), Field("tokens", "string", (), False, None))
+
+    # --- Whole records ---
+
+    def _spot(self, path: Path) -> int:
+        """The number of the spot that keeps where the value at the path begins."""
+        if path not in self._spots:
+            if len(self._spots) == layout.SPOTS_MAX:
+                raise _TooMuch
+            self._spots[path] = len(self._spots)
+            key = add_path(self.nodes, path, layout.DEFERRED, self._spots[path])
+            if self.nodes[key].kind == layout.OBJECT:  # on the way to others: only its presence is asked for
+                self.nodes[key] = replace(self.nodes[key], kind=layout.DEFERRED_OBJECT, slot=self._spots[path])
+        return self._spots[path]
+
+    def _value(self, text: bytes, quoted: bool, additive: bool = False) -> None:
+        if _ESCAPED.search(text):
+            return
+        if self._values == layout.VALUES_MAX:
+            raise _TooMuch
+        self.table["values"][self._values] = (text, len(text), quoted, additive, 0)
+        self._values += 1
+
+    def _conventions(self) -> None:
+        self.table["has_conventions"] = True
+        if total := self.mapping.total:
+            if self._is_direct(total):
+                self.table["needed"] |= _have_bit(layout.COUNT, layout.TOTAL) if total.required else 0
+                for path in total.paths:
+                    self._read(path, layout.COUNT, layout.TOTAL, total.digits)
+            else:
+                self._write_rule(self.table["total"], layout.COUNT, layout.TOTAL, total.paths, total)
+        for part, convention in zip(_PARTS, self.mapping.conventions, strict=True):
+            self._convention(part, convention)
+
+    def _convention(self, part: int, convention: Convention) -> None:
+        table = self.table
+        if not convention.path:
+            table["additive"] |= part if convention.additive else 0
+            table["by_total"] |= part if convention.by_total else 0
+            return
+        table["by_value"] |= part
+        out = table["conventions"][part.bit_length() - 1]
+        out["otherwise"], out["spot"] = _STATED[convention.additive], self._spot(convention.path)
+        out["first"] = self._values
+        for text, additive in convention.values:
+            self._value(text.encode(), True, additive)
+        out["count"] = self._values - int(out["first"])
+
+    def _skip(self) -> None:
+        conditions = [(condition, condition is entry[-1]) for entry in self.mapping.skip for condition in entry]
+        # The deepest paths first: an object above another path is known as such when its own turn comes.
+        for condition, _ in sorted(conditions, key=lambda item: -len(item[0].path)):
+            self._spot(condition.path)
+        for out, (condition, last) in zip(self.table["conditions"], conditions, strict=False):
+            self._condition(out, condition)
+            out["last"] = last
+        self.table["condition_count"] = len(conditions)
+
+    def _condition(self, out: Any, condition: Condition) -> None:
+        out["test"], out["fits_absent"] = _TESTS[condition.test], condition.fits_absent
+        out["spot"], out["key"] = self._spot(condition.path), add_path(self.nodes, condition.path, layout.DEFERRED, 0)
+        out["first"] = self._values
+        for text in condition.strings:
+            self._value(text.encode(), True)
+        for number in condition.integers:
+            self._value(str(number).encode(), False)
+        for boolean in condition.booleans:
+            self._value(b"true" if boolean else b"false", False)
+        out["count"] = self._values - int(out["first"])
+
+
+def _shortest_record(mapping: Mapping) -> int:
+    """No accepted record has fewer bytes, its newline included.
+
+    Each key costs a comma, two quotes and a colon, and then a digit, two quotes and a byte, or two braces. The first of
+    an object has no comma; the record's newline and the byte that an empty object would not hold make up for that.
+    """
+    needed = [spec for spec in mapping.fields if spec.required]
+    costs: dict[Path, int] = {}  # of keys that every record has
+    for spec in needed:
+        if len(spec.paths) == 1:
+            [path] = spec.paths
+            above = {path[:end]: len(path[end - 1].encode()) + 5 for end in range(1, len(path))}
+            costs = above | costs | {path: max(costs.get(path, 0), _leaf_bytes(path, spec))}
+    for spec in needed:
+        # Only if none of its alternatives serves another field: then it is a key beside all others.
+        if len(spec.paths) > 1 and all(mapping.paths.count(path) == 1 for path in spec.paths):
+            costs[("", *spec.paths[0])] = min(_leaf_bytes(path, spec) for path in spec.paths)
+    return 2 + sum(costs.values())
+
+
+def _leaf_bytes(path: Path, spec: Field) -> int:
+    quoted = spec.kind == "string" and not spec.numbers
+    return len(path[-1].encode()) + (7 if quoted else 5)
 
 
 def _slot(spec: Field) -> int:
@@ -139,185 +316,11 @@ def _slot(spec: Field) -> int:
 
 
 def _have_bit(kind: int, slot: int) -> int:
-    """Says that a field has a value; none of an object."""
+    """Says that a field has a value."""
     bits = {
         layout.TEXT: 1 << slot,
         layout.COUNT: 1 << (slot + layout.HAVE_COUNTER),
         layout.TIME: layout.HAVE_TIME,
         layout.SELECTOR: layout.HAVE_SELECTOR,
     }
-    return bits.get(kind, 0)
-
-
-def _add_path(nodes: list[_Node], path: Path, kind: int, slot: int, digits: bool) -> None:
-    parent = layout.ROOT
-    for depth, key in enumerate(path):
-        place = (key.encode(), parent)
-        known = next((i for i, node in enumerate(nodes) if (node.name, node.parent) == place), None)
-        if known is None:
-            leaf = depth == len(path) - 1
-            known = len(nodes)
-            mark = 1 << known | (_have_bit(kind, slot) << layout.HAVE_SHIFT if leaf else 0)
-            nodes.append(_Node(*place, kind, slot, digits, mark) if leaf else _Node(*place, layout.OBJECT, mark=mark))
-        parent = known
-
-
-# --- The perfect hash: find_key in parse.h ---
-
-
-def _hash(node: _Node, multiplier: int) -> int:
-    value = (len(node.name) << 8 | node.parent) * multiplier & _U64
-    for i in range(0, len(node.name), 8):
-        value = ((value << 29 | value >> 35) & _U64) ^ int.from_bytes(node.name[i : i + 8], "little")
-        value = value * multiplier & _U64
-    return value >> 56
-
-
-def _write_nodes(table: np.ndarray[Any, Any], nodes: list[_Node]) -> None:
-    """Put nodes into the table under a multiplier that gives each a bucket of its own; forget all steps."""
-    table["keys"] = np.zeros(layout.KEYS_MAX, layout.KEY)
-    table["start"], table["next"] = _NO_STEP, _NO_STEP
-    for i, node in enumerate(nodes):
-        key = table["keys"][i]
-        key["text"], key["length"], key["object"] = node.name, len(node.name), node.parent
-        key["kind"], key["slot"], key["digits"], key["mark"] = node.kind, node.slot, node.digits, node.mark
-    draw = random.Random(len(nodes))
-    while True:  # 64 keys in 256 buckets: one draw in 3,000 succeeds, fewer keys sooner
-        multiplier = draw.getrandbits(64) | 1
-        buckets: dict[int, int] = {}
-        for i, node in enumerate(nodes):
-            if buckets.setdefault(_hash(node, multiplier), i) != i:
-                break
-        else:
-            break
-    table["multiplier"] = multiplier
-    table["buckets"] = 255
-    for bucket, i in buckets.items():
-        table["buckets"][bucket] = i
-
-
-# --- Learning steps ---
-
-# Matches no JSON: a NUL before the record's end, and even there it only leads to doubt, one byte past that end.
-_NO_STEP = np.array((b"\0\n", 0, 2, layout.END, 0, 0, 0, b""), layout.STEP)
-
-_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
-_LEARNED_MAX = 40  # keys in all; each ordinary key costs a bucket, and long records are not worth more
-_STEADY_SHARE = 0.95
-_STEADY_BYTES_MAX = 40  # of a literal that ends in a steady value, so that the next key still fits
-_Step = tuple[bytes, int, int, bool]  # literal, marks, key, quoted
-_Value = tuple[int | None, int, int, int]  # key (None if unknown, or END), marks since the last value, start, end
-
-
-class _Steps:
-    """Counts which literal leads from the end of one known value to the start of the next.
-
-    A value that is nearly always the same, such as `"status":200`, is part of the literal around it.
-    """
-
-    def __init__(self, mapped: list[_Node]) -> None:
-        self.nodes = list(mapped)
-        self.index = {(node.name, node.parent): i for i, node in enumerate(mapped)}
-        self.counts: dict[int | None, Counter[_Step]] = {}
-
-    def read(self, lines: list[bytes]) -> None:
-        walks = [(line, list(self._values(line))) for line in lines]
-        steady = self._steady(walks)
-        for line, walk in walks:
-            before: int | None = None  # the last known value's key; None at the record's start
-            end: int | None = 0  # where its value ended; None behind a value of an unknown key
-            passed = 0  # marks of the keys since
-            for key, marks, start, value_end in walk:
-                if passed & marks:
-                    break  # likewise, over a steady value
-                passed |= marks
-                if key in steady and (end is None or value_end - end < _STEADY_BYTES_MAX):
-                    continue
-                if end is not None and key is not None:
-                    quoted = line[start : start + 1] == b'"'
-                    self._count(before, (line[end : start + quoted], passed, key, quoted))
-                before, end, passed = key, value_end if key is not None else None, 0
-
-    def _steady(self, walks: list[tuple[bytes, list[_Value]]]) -> set[int]:
-        """Ordinary keys of which as many values as steps are predicted make up nearly all."""
-        seen: dict[int, Counter[bytes]] = {}
-        for line, walk in walks:
-            for key, _, start, end in walk:
-                if key is not None and key != layout.END and not self.nodes[key].mark:
-                    seen.setdefault(key, Counter())[line[start:end]] += 1
-        return {
-            key
-            for key, values in seen.items()
-            if sum(count for _, count in values.most_common(layout.STEPS)) >= _STEADY_SHARE * values.total()
-        }
-
-    def _count(self, before: int | None, step: _Step) -> None:
-        if len(step[0]) <= layout.LITERAL_BYTES_MAX:
-            self.counts.setdefault(before, Counter())[step] += 1
-
-    def _values(self, line: bytes) -> Iterator[_Value]:
-        """Each value in a tracked object, and END."""
-        tokens = [(match.group(), match.start(), match.end()) for match in _TOKEN.finditer(line)]
-        objects = [layout.ROOT]
-        marks = 0
-        at = 1
-        if not tokens or tokens[0][0] != b"{":
-            return
-        while at + 2 < len(tokens) or (at < len(tokens) and tokens[at][0] == b"}"):
-            text = tokens[at][0]
-            if text == b"}":
-                objects.pop()
-                if not objects:
-                    yield layout.END, marks, len(line), len(line)
-                    return
-                at += 1
-            elif text == b",":
-                at += 1
-            else:
-                key = self._key(text[1:-1], objects[-1])
-                node = self.nodes[key] if key is not None else None
-                if node and node.mark & marks:
-                    return  # a mapped key twice: nothing to learn from
-                marks |= node.mark if node else 0
-                at += 2
-                if node and node.kind == layout.OBJECT and tokens[at][0] == b"{":
-                    assert key is not None
-                    objects.append(key)
-                    at += 1
-                    continue
-                last = _value_last(tokens, at)
-                if last is None:
-                    return
-                yield key, marks, tokens[at][1], tokens[last][2]
-                marks = 0
-                at = last + 1
-
-    def _key(self, name: bytes, parent: int) -> int | None:
-        known = self.index.get((name, parent))
-        if known is None and len(self.nodes) < _LEARNED_MAX and len(name) <= layout.KEY_BYTES_MAX and b"\\" not in name:
-            known = self.index[name, parent] = len(self.nodes)
-            self.nodes.append(_Node(name, parent))
-        return known
-
-
-def _is_object(line: bytes) -> bool:
-    try:
-        return isinstance(orjson.loads(line), dict)
-    except orjson.JSONDecodeError:
-        return False
-
-
-def _value_last(tokens: list[tuple[bytes, int, int]], at: int) -> int | None:
-    """The index of a value's last token; None where the line ends before."""
-    depth = 0
-    for i in range(at, len(tokens)):
-        depth += (tokens[i][0] in (b"{", b"[")) - (tokens[i][0] in (b"}", b"]"))
-        if depth <= 0:
-            return i
-    return None
-
-
-def sample(data: np.ndarray[Any, Any]) -> list[bytes]:
-    """Some of the lines that a batch begins with."""
-    lines = data[:_SAMPLE_BYTES].tobytes().split(b"\n")[:-1]
-    return lines[:: max(1, len(lines) // _SAMPLE_LINES)][:_SAMPLE_LINES]
+    return bits[kind]

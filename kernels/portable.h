@@ -17,6 +17,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;  // what atomicAdd takes; `unsigned long` it refuses
+typedef int i32;
 typedef long long i64;
 
 #else
@@ -37,6 +38,7 @@ typedef unsigned char u8;
 typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
+typedef int i32;
 typedef long long i64;
 
 #endif

@@ -1,0 +1,284 @@
+// What format 2 says beyond one key, one field: values that several fields read, alternatives that may be empty, sums,
+// numbers that are strings and the other way, records to be skipped, conventions that a record tells.
+//
+// While the parser goes through a record it only spots where such values begin. They are read here, after the record's
+// end, so a mapping without them pays for one look at its plan. As everywhere: what is not certain is doubt.
+#pragma once
+#include "layout.h"
+#include "scan.h"
+#include "hash.h"
+#include "times.h"
+
+namespace tokenometer {
+
+// What is known of one record on the way; copied when it leaves the predicted path, so that on it all stays in
+// registers. Values go straight to `record`.
+struct Reader {
+  const Plan* plan;
+  const u8* buffer;
+  Record* record;
+  u32 begin;    // of the record, in the buffer
+  const u8* p;  // after the last value; null for doubt
+  u64 seen;     // marks: mapped keys, of which none may stand twice, and fields that have a value
+  u64 time_ms;
+  u32 key;  // of the last value: NONE before the first, END after the record
+  u32 choice;
+};
+
+// --- Spots: where values begin, counted from 1 at the record's start; 0 where the key did not come. Three share a
+// word, and the words are those of the record's hashes, which come last. ---
+
+HD void clear_spots(Record& record) {
+  for (u32 i = 0; i < HASHES; ++i) record.low[i] = record.high[i] = 0;
+}
+HD u64& spot_word(Record& record, u32 spot) {
+  const u32 word = spot % (2 * HASHES);
+  return word < HASHES ? record.low[word] : record.high[word - HASHES];
+}
+HD u32 spot_shift(u32 spot) { return spot / (2 * HASHES) * SPOT_BITS; }
+HD void keep_spot(const Reader& reader, u32 spot, const u8* p) {
+  spot_word(*reader.record, spot) |= (u64)(p - reader.buffer - reader.begin + 1) << spot_shift(spot);
+}
+// The value's first byte; null where the key did not come.
+HD const u8* spot_start(const Reader& reader, u32 spot) {
+  const u32 at = (u32)(spot_word(*reader.record, spot) >> spot_shift(spot)) & ((1u << SPOT_BITS) - 1);
+  return at ? reader.buffer + reader.begin + at - 1 : nullptr;
+}
+HD const u8* spot_value(const Reader& reader, u32 spot) {  // null also for JSON's null
+  const u8* p = spot_start(reader, spot);
+  return p && !is_null(p) ? p : nullptr;
+}
+// The first alternative that has a value, or null
+HD const u8* first_value(const Reader& reader, const Rule& rule) {
+  ROLLED for (u32 i = 0; i < rule.paths; ++i) {
+    const u8* p = spot_value(reader, rule.spots[i]);
+    if (p && !(rule.flags & EMPTY_IS_ABSENT && p[0] == '"' && p[1] == '"')) return p;
+  }
+  return nullptr;
+}
+
+// --- Values ---
+
+HD u64* count_place(Record& record, u32 slot) { return (u64*)((u8*)&record + OFFSET_OF(Record, counters)) + slot; }
+
+HD const u8* read_count(const u8* p, u64* count) {
+  p = read_digits(p, count);
+  return p && *count < COUNT_MAX ? p : nullptr;
+}
+
+HD u32 find_choice(const Plan& plan, const u8* text, u32 length) {
+  ROLLED for (u32 i = 0; i < plan.choice_count; ++i) {
+    const Choice& choice = plan.choices[i];
+    if (choice.length == length && same_bytes(text, (const u8*)choice.text, length)) return i;
+  }
+  return NONE;
+}
+
+HD bool is_long_id(const Plan& plan, u32 slot, u32 length) {
+  return plan.long_ids && (slot == REQUEST_ID || slot == SCOPE) && length <= ID_BYTES_MAX;
+}
+
+// After the digits of a deferred number, whose grammar is known: does it go on?
+HD bool goes_on(const u8* p) { return *p == '.' || (*p | 0x20) == 'e'; }
+
+// A number with a fraction or an exponent that is exactly a whole count: its double is that count.
+HD bool read_whole(const u8* p, u64* count) {
+  u64 value = 0;
+  i32 exponent = 0;
+  ROLLED for (; is_digit(*p); ++p) {
+    value = value * 10 + (*p - '0');
+    if (value >= COUNT_MAX) return false;
+  }
+  if (*p == '.') {
+    ROLLED for (++p; is_digit(*p); ++p, --exponent) {
+      if (value >= 100000000000000000ull) return false;
+      value = value * 10 + (*p - '0');
+    }
+  }
+  if ((*p | 0x20) == 'e') {
+    const bool negative = p[1] == '-';
+    i32 stated = 0;
+    ROLLED for (p += p[1] == '-' || p[1] == '+' ? 2 : 1; is_digit(*p); ++p) stated = stated * 10 + (*p - '0');
+    exponent += negative ? -stated : stated;
+  }
+  ROLLED for (; exponent > 0; --exponent) {
+    if (value >= COUNT_MAX) return false;
+    value *= 10;
+  }
+  ROLLED for (; exponent < 0; ++exponent) {
+    if (value % 10) return false;
+    value /= 10;
+  }
+  *count = value;
+  return value < COUNT_MAX;
+}
+
+HD bool read_deferred_count(const u8* p, u32 flags, u64* count) {
+  if (*p == '"') {
+    const u8* after = flags & DIGITS ? read_count(p + 1, count) : nullptr;
+    return after && *after == '"';
+  }
+  const u8* after = read_count(p, count);
+  if (after && !goes_on(after)) return true;
+  return after && flags & WHOLE_NUMBERS && read_whole(p, count);
+}
+
+// A count with its addends. False is doubt; *has says whether there is one.
+HD bool read_sum(const Reader& reader, const Rule& rule, u64* count, bool* has) {
+  const u8* p = first_value(reader, rule);
+  *has = p || rule.flags & OPTIONAL;
+  if (!*has && rule.flags & REQUIRED) return false;
+  *count = 0;
+  if (p && !read_deferred_count(p, rule.flags, count)) return false;
+  if (!p && rule.flags & OPTIONAL) *count = reader.plan->default_count[rule.slot];
+  ROLLED for (u32 i = rule.paths; i < rule.paths + rule.plus; ++i) {
+    u64 addend;
+    p = spot_value(reader, rule.spots[i]);
+    if (!p) continue;
+    if (!read_deferred_count(p, rule.flags, &addend)) return false;
+    *count += addend;
+  }
+  return *count < COUNT_MAX;
+}
+
+HD bool read_deferred_text(const Reader& reader, const Rule& rule, const u8* p) {
+  const u8* end;
+  if (*p == '"') {
+    end = string_end(++p, false);
+    if (!end) return false;
+  } else {
+    u64 number;
+    end = rule.flags & NUMBERS ? read_digits(p, &number) : nullptr;
+    if (!end || goes_on(end)) return false;
+  }
+  const u32 length = (u32)(end - p);
+  if (length - 1 >= TEXT_BYTES_MAX && !(length && is_long_id(*reader.plan, rule.slot, length))) return false;
+  reader.record->start[rule.slot] = (u32)(p - reader.buffer);
+  reader.record->length[rule.slot] = (u16)length;
+  return true;
+}
+
+// --- Comparisons ---
+
+// May c follow a string's content, or a number or a literal? None of these is the beginning of another then.
+HD bool ends_value(u8 c, bool quoted) { return quoted ? c == '"' : c == ',' || c == '}' || is_space(c); }
+
+enum Answer : u32 { NO = 0, YES = 1, UNSURE = 2 };
+constexpr u32 UNSURE_VALUE = NONE - 1;
+
+// Which of these values is the string, integer or boolean at p? NONE, or UNSURE_VALUE for doubt, as an escape is. A
+// value's text has no byte that JSON would escape, so bytes that are the same are the same string.
+HD u32 find_value(const Plan& plan, const u8* p, u32 first, u32 count) {
+  const bool quoted = *p == '"';
+  p += quoted;
+  u32 found = NONE;
+  ROLLED for (u32 i = first; i < first + count; ++i) {  // to the end: which one it is cannot be predicted
+    const Value& value = plan.values[i];
+    const bool ends = (value.quoted == quoted) & ends_value(p[value.length], quoted);
+    found = ends & same_bytes(p, (const u8*)value.text, value.length) ? i : found;
+  }
+  if (found != NONE) return found;
+  if (quoted) return string_end(p, false) ? NONE : UNSURE_VALUE;
+  if (!is_digit(*p) && *p != '-') return NONE;
+  const u8* end = after_digits(p + 1);
+  return goes_on(end) || end - p > 18 || (p[0] == '-' && p[1] == '0') ? UNSURE_VALUE : NONE;
+}
+
+HD Answer fits(const Reader& reader, const Condition& condition) {
+  const u8* p = spot_start(reader, condition.spot);
+  const bool present = p ? !is_null(p) : reader.seen >> condition.key & 1;  // an object on the way leaves no spot
+  if (!present) return condition.fits_absent ? YES : NO;
+  if (condition.test >= PRESENT) return condition.test == PRESENT ? YES : NO;
+  if (*p == '{' || *p == '[') return UNSURE;
+  const u32 found = find_value(*reader.plan, p, condition.first, condition.count);
+  if (found == UNSURE_VALUE) return UNSURE;
+  return (found != NONE) == (condition.test == IN) ? YES : NO;
+}
+
+// Does an entry of the mapping's `skip` fit? Every condition is looked at, for a value of a wrong type is refused.
+HD Answer is_skipped(const Reader& reader) {
+  const Plan& plan = *reader.plan;
+  Answer answer = NO, entry = YES;
+  ROLLED for (u32 i = 0; i < plan.condition_count; ++i) {
+    const Answer one = fits(reader, plan.conditions[i]);
+    if (one == UNSURE) return UNSURE;
+    if (one == NO) entry = NO;
+    if (!plan.conditions[i].last) continue;
+    if (entry == YES) answer = YES;
+    entry = YES;
+  }
+  return answer;
+}
+
+// --- After the record's end ---
+
+HD bool apply_rule(Reader& reader, const Rule& rule) {
+  const Plan& plan = *reader.plan;
+  if (rule.kind == COUNT) {
+    bool has;
+    if (!read_sum(reader, rule, &reader.record->counters[rule.slot], &has)) return false;
+    if (has) reader.seen |= 1ull << (HAVE_SHIFT + HAVE_COUNTER + rule.slot);
+    return true;
+  }
+  const u8* p = first_value(reader, rule);
+  if (!p) return true;
+  if (rule.kind == TEXT) {
+    reader.seen |= 1ull << (HAVE_SHIFT + rule.slot);
+    return read_deferred_text(reader, rule, p);
+  }
+  if (rule.kind == TIME) {
+    reader.seen |= (u64)HAVE_TIME << HAVE_SHIFT;
+    p = *p == '"' ? read_any_text(plan, p + 1, &reader.time_ms) : read_epoch(plan, p, &reader.time_ms);
+    return p && !goes_on(p);
+  }
+  const u8* end = *p == '"' ? string_end(p + 1, false) : nullptr;
+  reader.choice = end ? find_choice(plan, p + 1, (u32)(end - p - 1)) : NONE;
+  reader.seen |= (u64)HAVE_SELECTOR << HAVE_SHIFT;
+  return reader.choice != NONE;
+}
+
+// Fills in what the spots say. False is doubt.
+HD bool apply_rules(Reader& reader) {
+  ROLLED for (u32 i = 0; i < reader.plan->rule_count; ++i) if (!apply_rule(reader, reader.plan->rules[i])) return false;
+  return true;
+}
+
+// What the value of a string says of one part: INCLUSIVE, ADDITIVE, or UNKNOWN, which is doubt.
+HD u32 stated_by(const Reader& reader, const Convention& convention) {
+  const u8* p = spot_value(reader, convention.spot);
+  if (!p) return convention.otherwise;
+  const u32 found = *p == '"' ? find_value(*reader.plan, p, convention.first, convention.count) : UNSURE_VALUE;
+  if (found == UNSURE_VALUE) return UNKNOWN;
+  return found == NONE ? convention.otherwise : reader.plan->values[found].additive;
+}
+
+// Makes the totals inclusive by the first reading that adds up. A reading has a bit for each part that is beside its
+// total; they are tried in the order of their numbers. False is doubt.
+HD bool settle_conventions(const Reader& reader) {
+  const Plan& plan = *reader.plan;
+  u64 total = reader.record->window;  // TOTAL, if it was read where it stands
+  bool has_total = reader.seen >> (HAVE_SHIFT + HAVE_COUNTER + TOTAL) & 1;
+  if (plan.total.paths && !read_sum(reader, plan.total, &total, &has_total)) return false;
+  const u32 open = has_total ? plan.by_total : 0;
+  u32 additive = plan.additive & ~open;
+  ROLLED for (u32 rest = plan.by_value; rest; rest &= rest - 1) {
+    const u32 stated = stated_by(reader, plan.conventions[trailing_zeros(rest)]);
+    if (stated == UNKNOWN) return false;
+    if (stated == ADDITIVE) additive |= rest & -rest;
+  }
+  u64* counters = reader.record->counters;
+  const u64 cached = counters[CACHED_INPUT], write = counters[CACHE_WRITE], reasoning = counters[REASONING];
+  for (u32 more = 0;; more = (more - open) & open) {  // the next subset of `open`; the last is followed by none
+    const u32 reading = additive | more;
+    const u64 input = counters[INPUT] + (reading & CACHED_PART ? cached : 0) + (reading & WRITE_PART ? write : 0);
+    const u64 output = counters[OUTPUT] + (reading & REASONING_PART ? reasoning : 0);
+    if ((!has_total || input + output == total) && cached + write <= input && reasoning <= output) {
+      counters[INPUT] = input;
+      counters[OUTPUT] = output;
+      return true;
+    }
+    if (more == open) return false;
+  }
+}
+
+}  // namespace tokenometer

@@ -1,0 +1,170 @@
+"""What format 2 says, read by the kernels: the oracle's answers, and hardly a record for the referee.
+
+The fuzz (test_fuzz.py) sends hostile lines, of which the kernels leave nearly all to the referee. These records are
+what a decent producer writes: no escapes, no broken JSON, but every type, absence and spelling that the features are
+about.
+"""
+
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests import format2, harness, oracle
+from tests.harness import Mapping, Run
+from tokenometer.kernels.engine import Engine, Limits
+from tokenometer.kernels.plan import compile_mapping
+from tokenometer.kernels.target import Target
+from tokenometer.kernels.values import Canonical, Rejection, Skipped
+from tokenometer.processor.records.referee import Referee
+
+TEXTS = ("request_id", "user", "model", "chip", "prefill_chip")
+NOW_MS = 1_795_000_000_000
+BOUNDS = {"max_past_ms": 400 * 86_400_000, "not_before_ms": 1_420_070_400_000}
+RECORDS = 4000
+LIMITS = Limits(**{**harness.LIMITS, "texts": 1 << 20, "identity_bytes": 1 << 30, "tile_records": 256})
+NEEDED_SHARE_MAX = 0.02  # of what is counted or skipped: escapes aside, numbers that only the referee reads
+
+STRINGS = ["a", "bb", "gpt-x", "qwen3", "openai", "anthropic", "chat", "x" * 256]
+ODD_TEXTS = ["", "", None, 7, 12345, 0, 1.5, True, "i" * 300]
+ODD_COUNTS = [None, None, 1 << 40, 1e3, 1.2e3, 0.5, "07", "12"]
+EPOCHS = {
+    "epoch_ms": [NOW_MS, NOW_MS - 1000], "epoch_ns": [NOW_MS * 10**6, NOW_MS * 10**6 - 1],
+    "epoch_s_decimal": [NOW_MS // 1000, NOW_MS / 1000, 1_794_999_999.25],
+}  # fmt: skip
+TEXT_TIMES = ["2026-11-18T11:06:40Z", "2026-11-18T11:06:40.123+08:00"]
+ISO_TIMES = [
+    *TEXT_TIMES, "2026-11-18 11:06:40,5+0800", "2026-11-18T11:06:40-03", "2026-11-18T11:06:40", "2026-11-18 11:06:40.25"
+]  # fmt: skip
+ODD_TIMES = ["1795000000000", "1795000000.5", "1795000000000000000", "0", 5, None, NOW_MS * 2, *ISO_TIMES]
+
+
+def at(record: dict[str, Any], path: Any, value: Any) -> None:
+    """Puts a value at a path; an object on the way is made where there is none."""
+    keys = [path] if isinstance(path, str) else path
+    for key in keys[:-1]:
+        below = record.setdefault(key, {})
+        if not isinstance(below, dict):
+            return
+        record = below
+    record[keys[-1]] = value
+
+
+def text_value(rng: random.Random) -> Any:
+    return rng.choice(STRINGS if rng.random() < 0.93 else ODD_TEXTS)
+
+
+def count_value(rng: random.Random, is_total: bool, whole: bool) -> Any:
+    if rng.random() < 0.05:
+        return rng.choice(ODD_COUNTS)
+    number = rng.randrange(100, 300) if is_total else rng.randrange(20)
+    return float(number) if whole and rng.random() < 0.3 else number
+
+
+def time_value(rng: random.Random, spec: dict[str, Any]) -> Any:
+    if rng.random() < 0.05:
+        return rng.choice(ODD_TIMES)
+    made = rng.choice(spec["formats"])
+    if made not in EPOCHS:
+        return rng.choice(ISO_TIMES if "zone" in spec else TEXT_TIMES)
+    value = rng.choice(EPOCHS[made])
+    return str(value) if spec.get("digits") and rng.random() < 0.5 else value
+
+
+def condition_value(rng: random.Random, condition: dict[str, Any]) -> Any:
+    if "present" in condition or ("absent" in condition and len(condition) == 2):
+        return rng.choice([{}, None])
+    listed = condition.get("in", condition.get("not_in", ["x"]))
+    return rng.choice([*listed, "other", 1, True, None]) if rng.random() < 0.95 else rng.choice([{}, [], 1.5])
+
+
+def read(record: dict[str, Any], path: Any) -> int:
+    """A whole number's value, 0 for anything else."""
+    value: Any = record
+    for key in [path] if isinstance(path, str) else path:
+        value = value.get(key) if isinstance(value, dict) else None
+    return int(value) if isinstance(value, int | float) else 0
+
+
+def add_total(rng: random.Random, record: dict[str, Any], fields: dict[str, Any]) -> None:
+    """The total that the counts make, if not always, as a producer counts that has a part inside or beside them."""
+    if "total_tokens" not in fields or rng.random() < 0.2:
+        return
+    sums = {
+        name: sum(read(record, path) for path in (fields[name]["path"], *fields[name].get("plus", [])))
+        for name in ("input_tokens", "output_tokens", "cached_input_tokens", "reasoning_tokens")
+    }
+    total = sums["input_tokens"] + sums["output_tokens"]
+    total += rng.choice([0, 0, 0, 0, 1, sums["cached_input_tokens"], sums["reasoning_tokens"]])
+    total -= sum(read(record, path) for path in fields["total_tokens"].get("plus", []))
+    at(record, fields["total_tokens"]["path"], max(total, 0))
+
+
+def record_of(rng: random.Random, spec: dict[str, Any]) -> bytes:
+    record: dict[str, Any] = {"service": "s"}
+    for name, field in spec["fields"].items():
+        paths = [field.get("path"), field.get("scope"), *field.get("aliases", []), *field.get("plus", [])]
+        for path in filter(None, paths):
+            if rng.random() > 0.9:
+                continue
+            if name == "timestamp":
+                value = time_value(rng, field)
+            elif name in TEXTS:
+                value = text_value(rng)
+            else:
+                value = count_value(rng, name in ("input_tokens", "output_tokens"), field.get("whole_numbers", False))
+            at(record, path, value)
+    for entry in spec.get("skip", []):
+        for condition in [entry, *entry.get("and", [])]:
+            if rng.random() < 0.3:
+                at(record, condition["path"], condition_value(rng, condition))
+    for key, stated in spec.items():
+        if key.endswith("_are") and isinstance(stated, dict) and "path" in stated and rng.random() < 0.9:
+            at(record, stated["path"], rng.choice(["openai", "anthropic", "bedrock", "other", ""]))
+    add_total(rng, record, spec["fields"])
+    keys = list(record)
+    if rng.random() < 0.2:
+        rng.shuffle(keys)
+    separators = (",", ":") if rng.random() < 0.7 else (", ", ": ")
+    return json.dumps({key: record[key] for key in keys}, separators=separators, ensure_ascii=False).encode()
+
+
+def log_of(name: str, count: int) -> Iterator[bytes]:
+    rng = random.Random(name)
+    return (record_of(rng, format2.MAPPINGS[name]) for _ in range(count))
+
+
+class CountingReferee:
+    """The real one, and how often it was asked for something that it then accepted or skipped."""
+
+    def __init__(self) -> None:
+        self.needed = 0
+        self._judge = Referee(3_600_000, **BOUNDS)
+
+    def __call__(self, record: bytes, mapping: Any, time: int | None) -> Canonical | Rejection | Skipped:
+        ruling = self._judge(record, mapping, time)
+        self.needed += not isinstance(ruling, Rejection)
+        return ruling
+
+
+@pytest.mark.parametrize("name", format2.MAPPINGS)
+def test_the_kernels_read_what_format_2_says(target: Target, name: str) -> None:
+    """Verdicts, reasons and rows are the oracle's, and the kernels decide nearly all that is counted or skipped."""
+    mapping = Mapping.parse(format2.text(format2.MAPPINGS[name]), f"{name}.toml")
+    assert not compile_mapping(mapping.engine).table["undecided"]
+    referee = CountingReferee()
+    engine = Engine(target, referee, secret=harness.secret(), limits=LIMITS, window_ms=1000, **BOUNDS)
+    run, wanted = Run(engine, mapping), oracle.Meter(1000, **BOUNDS)
+    log = list(log_of(name, RECORDS))
+    for begin in range(0, len(log), 500):
+        batch = log[begin : begin + 500]
+        times = [NOW_MS] * len(batch) if begin % 1000 else None
+        for line in batch:
+            wanted.feed(mapping.oracle, line, times and NOW_MS, "topic" if times else "file")
+        run.feed(batch, times, "topic" if times else "file")
+    harness.assert_same(run, wanted)
+    certain = wanted.counted + wanted.duplicates + wanted.skipped
+    assert certain > RECORDS // 40, "the records are decent"
+    assert referee.needed <= NEEDED_SHARE_MAX * certain
