@@ -168,3 +168,105 @@ def test_the_kernels_read_what_format_2_says(target: Target, name: str) -> None:
     certain = wanted.counted + wanted.duplicates + wanted.skipped
     assert certain > RECORDS // 40, "the records are decent"
     assert referee.needed <= NEEDED_SHARE_MAX * certain
+
+
+# --- Single rules ---
+
+FIELDS = """
+[fields.timestamp]
+path = "time"
+formats = ["epoch_ms"]
+[fields.model]
+path = "model"
+[fields.chip]
+constant = "c"
+[fields.output_tokens]
+path = "out"
+default = 0
+"""
+
+
+def mapping_of(head: str, fields: str, file_format: int = 2) -> Mapping:
+    top = f'format = {file_format}\nname = "rules"\ndescription = "d"\n'
+    conventions = 'input_tokens_are = "inclusive"\noutput_tokens_are = "inclusive"\n'
+    return Mapping.parse(top + conventions + head + FIELDS + fields, "rules.toml")
+
+
+def counted(target: Target, mapping: Mapping, log: list[bytes]) -> tuple[Run, int]:
+    """The run, equal to the oracle's, and how often the referee was needed."""
+    referee = CountingReferee()
+    engine = Engine(target, referee, secret=harness.secret(), limits=LIMITS, **BOUNDS)
+    run, wanted = Run(engine, mapping), oracle.Meter(**BOUNDS)
+    run.feed(log, None, "file")
+    for line in log:
+        wanted.feed(mapping.oracle, line, None, "file")
+    harness.assert_same(run, wanted)
+    return run, referee.needed
+
+
+def line(**values: Any) -> bytes:
+    return json.dumps({"time": NOW_MS, "model": "m", "user": "u", "in": 5} | values, separators=(",", ":")).encode()
+
+
+@pytest.mark.parametrize("file_format", [1, 2])
+def test_two_alternatives_that_have_values_need_no_referee(target: Target, file_format: int) -> None:
+    """The first listed counts, whichever comes first; what the other is does not matter."""
+    fields = (
+        '[fields.user]\npath = "user"\naliases = ["name"]\n[fields.input_tokens]\npath = "in"\naliases = ["prompt"]\n'
+    )
+    log = [line(name="n", prompt=7), line(name=[1], prompt="x"), line(user=None, name="n", prompt=None)]
+    log += [b'{"prompt":7,"name":"n",' + one[1:] for one in (line(), line(user=None), line(**{"in": None}))]
+    run, needed = counted(target, mapping_of("", fields, file_format), log * 20)
+    assert needed == 0
+    assert {(user, counters[1]) for (_, user, *_), counters in run.rows().items()} == {
+        ("u", 5 * 60 + 7 * 20),
+        ("n", 5 * 40),
+    }
+
+
+@pytest.mark.parametrize(("size", "fate"), [(1, 1), (256, 1), (257, 1), (1024, 1), (1025, 0)])
+@pytest.mark.parametrize("scope", ["", 'scope = "scope"'])
+def test_an_id_has_1_to_1024_bytes(target: Target, size: int, fate: int, scope: str) -> None:
+    fields = (
+        f'[fields.user]\npath = "user"\n[fields.input_tokens]\npath = "in"\n[fields.request_id]\npath = "id"\n{scope}\n'
+    )
+    log = [line(id="i" * size, scope="s" * size), line(id="i" * size + "j", scope="s")] + [line(id="j", scope="s")]
+    run, needed = counted(target, mapping_of("", fields), log)
+    assert run.engine.tally().counted >= fate and needed == 0
+
+
+def test_an_identity_is_the_tuple_of_its_strings(target: Target) -> None:
+    """Strings that are split elsewhere, an absent one, and the same strings in other places are all different."""
+    fields = (
+        '[fields.user]\npath = "user"\n[fields.input_tokens]\npath = "in"\n[fields.prefill_chip]\npath = "prefill"\n'
+        '[fields.request_id]\npath = "id"\nscope = "scope"\nwith = ["user", "model", "prefill_chip"]\n'
+    )
+    distinct = [
+        {"id": "1", "user": "a", "model": "bc"},
+        {"id": "1", "user": "ab", "model": "c"},
+        {"id": "1", "user": "bc", "model": "a"},
+        {"id": "1", "user": "a", "model": "bc", "prefill": "p"},
+        {"id": "1", "user": "a", "model": "bc", "prefill": "bc"},
+        {"id": "1", "user": "a", "model": "bc", "scope": "s"},
+        {"id": "2", "user": "a", "model": "bc"},
+    ]
+    run, needed = counted(target, mapping_of("", fields), [line(**one) for one in distinct * 2])
+    assert (run.engine.tally().counted, run.engine.tally().duplicates, needed) == (len(distinct), len(distinct), 0)
+
+
+@pytest.mark.parametrize(("entries", "undecided"), [(5, False), (6, True)])
+def test_a_mapping_that_says_more_than_a_plan_holds_is_left_to_the_referee(
+    target: Target, entries: int, undecided: bool
+) -> None:
+    """Five sums of five are 25 deferred values; a plan holds 30."""
+    sums = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "reasoning_tokens", "total_tokens")
+    fields = '[fields.user]\npath = "user"\n' + "".join(
+        f'[fields.{name}]\npath = "{name}"\nplus = {json.dumps([f"{name}{k}" for k in range(4)])}\n' for name in sums
+    )
+    skip = "".join(f'[[skip]]\npath = "kind{k}"\nin = ["x", 1, true]\n' for k in range(entries))
+    mapping = mapping_of(skip, fields)
+    assert compile_mapping(mapping.engine).table["undecided"] == undecided
+    log = [line(input_tokens=3, input_tokens1=4), line(kind0="x"), line(kind4=1), line(input_tokens=1, total_tokens=9)]
+    run, needed = counted(target, mapping, log)
+    assert (run.engine.tally().counted, run.engine.tally().skipped) == (1, 2)
+    assert needed == (3 if undecided else 0)
