@@ -291,6 +291,7 @@ def _shortest_record(mapping: Mapping) -> int:
     an object has no comma; the record's newline and the byte that an empty object would not hold make up for that.
     """
     needed = [spec for spec in mapping.fields if spec.required]
+    readers = Counter(path for spec in needed for path in spec.paths)
     costs: dict[Path, int] = {}  # of keys that every record has
     for spec in needed:
         if len(spec.paths) == 1:
@@ -298,8 +299,8 @@ def _shortest_record(mapping: Mapping) -> int:
             above = {path[:end]: len(path[end - 1].encode()) + 5 for end in range(1, len(path))}
             costs = above | costs | {path: max(costs.get(path, 0), _leaf_bytes(path, spec))}
     for spec in needed:
-        # Only if none of its alternatives serves another field: then it is a key beside all others.
-        if len(spec.paths) > 1 and all(mapping.paths.count(path) == 1 for path in spec.paths):
+        # Only if none of its alternatives serves another needed field: then it is a key beside all others.
+        if len(spec.paths) > 1 and all(readers[path] == 1 for path in spec.paths):
             costs[("", *spec.paths[0])] = min(_leaf_bytes(path, spec) for path in spec.paths)
     return 2 + sum(costs.values())
 
