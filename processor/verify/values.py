@@ -70,6 +70,7 @@ class Settings:
     rejected_topic: str = "inference-logs-rejected"
     window_ms: int = 60_000
     max_future_skew_ms: int = 3_600_000
+    max_past_ms: int | None = None  # None: no bound
     dedup_horizon_ms: int = 600_000
     conflict_letters: bool = True  # duplicates that say something else became dead letters
     differences_max: int = 20  # that the report shows, of each kind
