@@ -149,7 +149,9 @@ def test_a_long_log_of_mixed_mappings(make_engine, tile_records, small):
             mapping = shipped(name)
             lines = [text for text in mutate.lines(rng, name, mapping.oracle, 150) if len(text) < batch_bytes]
             for batch in harness.batches(lines, batch_bytes):
-                pieces.append(Piece(batch, [mutate.NOW_MS] * len(batch), rng.choice("ab"), mapping))
+                # What grows keeps other notes beside its ids, so it has partitions of its own, as every topic has.
+                partition = rng.choice("ab") + mapping.engine.repeats
+                pieces.append(Piece(batch, [mutate.NOW_MS] * len(batch), partition, mapping))
     engine = make_engine(tile_records=min(tile_records, 128) if small else tile_records, **limits)
     run = harness.check(engine, NATIVE, pieces)
     assert (run.parts > 1) == small
