@@ -139,19 +139,19 @@ def test_generations_turn_by_log_time_wherever_batches_are_cut(make_engine, log,
 @pytest.mark.parametrize("tile_records", [1, 7, 64, 4096])
 @pytest.mark.parametrize("small", [False, True], ids=["one part", "many parts"])
 def test_a_long_log_of_mixed_mappings(make_engine, tile_records, small):
-    """Every shipped mapping in turn in one engine, each with the same partitions' ids."""
+    """Every shipped mapping in turn in one engine; those of the same rule for repeats share the partitions' ids."""
     rng = random.Random(tile_records)
     batch_bytes = 1 << 13
-    limits = {"rows": 1 << 9, "cells": 1 << 9, "texts": 1 << 11, "batch_bytes": batch_bytes} if small else {}
+    limits = {"rows": 1 << 9, "cells": 1 << 9, "texts": 1 << 11, "batch_bytes": batch_bytes}
+    limits = limits if small else {"windows": 1 << 11}
     pieces = []
     for _ in range(2):
         for name in harness.SHIPPED:
             mapping = shipped(name)
             lines = [text for text in mutate.lines(rng, name, mapping.oracle, 150) if len(text) < batch_bytes]
             for batch in harness.batches(lines, batch_bytes):
-                # What grows keeps other notes beside its ids, so it has partitions of its own, as every topic has.
-                partition = rng.choice("ab") + mapping.engine.repeats
-                pieces.append(Piece(batch, [mutate.NOW_MS] * len(batch), partition, mapping))
+                partitions = "ab" if mapping.engine.repeats == "first" else "cd"  # a partition keeps to one rule
+                pieces.append(Piece(batch, [mutate.NOW_MS] * len(batch), rng.choice(partitions), mapping))
     engine = make_engine(tile_records=min(tile_records, 128) if small else tile_records, **limits)
     run = harness.check(engine, NATIVE, pieces)
     assert (run.parts > 1) == small
