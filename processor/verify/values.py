@@ -12,6 +12,15 @@ SCHEMA = 1  # of usage rows and live summaries: the one version that this audit 
 COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 COUNTERS = ("requests", *COUNTS)
 REASONS = (
+    # Of a whole message
+    "too_large",
+    "too_deep",
+    "bad_compression",
+    "bad_encoding",
+    "unknown_schema",
+    "bad_key",
+    "bad_header",
+    # Of a record
     "too_long",
     "invalid_json",
     "not_an_object",
