@@ -4,9 +4,10 @@ BIN := .venv/bin
 TREE := .venv/tree/tokenometer# the folders as one package, for tools that read files and import nothing
 SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/*/*.cpp processor/*/*/*.cpp tests/native/*.h tests/native/*.cpp
 DEMO_RECORDS ?= 1000000
+WORKERS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka replay-demo test check format kafka chaos fuzz bench gpu up clean
+.PHONY: help demo demo-kafka replay-demo test test-fast check format kafka chaos fuzz bench gpu up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -23,8 +24,11 @@ replay-demo: .venv/installed ## write a log of 3 million requests, meter the fil
 		--force --output demo/requests.ndjson
 	$(BIN)/tokenometer replay demo/requests.ndjson --out demo/usage.parquet --rejected demo/rejected.ndjson --force
 
-test: .venv/installed-dev ## install with test tools, run the whole test suite (23 minutes on two cores, a third of it on a real Kafka)
-	$(BIN)/python -m pytest
+test: .venv/installed-dev ## install with test tools, run the whole test suite; WORKERS=3 shares it among so many processes
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+
+test-fast: .venv/installed-dev ## what needs no Kafka, PostgreSQL or browser, and is not slow, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not (kafka or postgres or browser or slow or fuzz)"
 
 check: .venv/installed-dev ## lint, types, C++ format and warnings
 	$(BIN)/ruff check .

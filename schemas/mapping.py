@@ -61,6 +61,7 @@ __all__ = [
     "parse",
     "resolve",
     "shipped",
+    "shipped_text",
 ]
 
 _TOP_KEYS_1 = ("format", "name", "description", "input_tokens_are", "output_tokens_are", "fields")
@@ -86,6 +87,14 @@ def parse(text: str, source: str) -> Mapping:
 def shipped() -> tuple[str, ...]:
     """The names of the mappings that come with Tokenometer, sorted."""
     return tuple(sorted(file.stem for file in _SHIPPED.glob("*.toml")))
+
+
+def shipped_text(name: str) -> bytes:
+    """The file of a shipped mapping as it is, comments and all."""
+    if name not in shipped():
+        hint = did_you_mean(name, shipped())
+        raise MappingError(f"{name}: expected the name of a shipped mapping ({', '.join(shipped())}){hint}")
+    return (_SHIPPED / f"{name}.toml").read_bytes()
 
 
 def resolve(name_or_path: str) -> Mapping:

@@ -287,7 +287,7 @@ def test_at_the_limit_who_asks_stays_and_who_waits_gives_way(echo: Server) -> No
     echo.connections.limit = 4
     asked = b"GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n"
     with crowd(echo.port, 3, asked) as askers, crowd(echo.port, 1) as (silent,):
-        wait_until(lambda: len(echo.connections._waiting) == 1)
+        wait_until(lambda: len(echo.connections) == 4 and len(echo.connections._waiting) == 1)
         assert get(echo.port, "/none")[0] == 404
         assert ended(silent)
         wait_until(lambda: len(echo.connections) == 3)

@@ -129,7 +129,8 @@ def test_it_replays_a_log_with_kernels_built_from_what_is_installed(installed: I
 @pytest.mark.slow
 def test_it_is_imported_beside_another_package_named_kernels(installed: Installed):
     program = (
-        "import importlib.util as u, tokenometer, tokenometer.kernels.engine as ours, tokenometer.processor.meter.meter\n"
+        "import importlib.util as u, tokenometer, tokenometer.kernels.engine as ours\n"
+        "import tokenometer.processor.meter.meter\n"
         "print(tokenometer.__version__, ours.__file__, u.find_spec('kernels').origin, u.find_spec('processor'), "
         "u.find_spec('schemas'))"
     )

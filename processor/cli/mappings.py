@@ -1,28 +1,35 @@
-"""The commands `mappings`, `mappings show` and `mappings check`."""
+"""The command `mappings` and what is below it: show, check, guess and init."""
 
 import itertools
+import pathlib
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import typer
 from typer import Argument, Option
 
-from tokenometer.processor.cli.common import EXIT_STRICT, show_view
+from tokenometer.processor.cli import running
+from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view
 from tokenometer.processor.cli.options import Settings, register
-from tokenometer.processor.files import logs, mapping_report, report
-from tokenometer.processor.records import mapping_check
+from tokenometer.processor.files import decoded, logs, mapping_report, output, report
+from tokenometer.processor.intake import Decoder
+from tokenometer.processor.records import guess, mapping_check
 from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.value import Value
 
-group = typer.Typer(help="List, explain and check mappings: where a log's JSON holds each field.")
+group = typer.Typer(help="List, explain, check and guess mappings: where a log's JSON holds each field.")
 
 
 @group.callback(
     invoke_without_command=True,
     epilog="Examples:\n\ntokenometer mappings\n\ntokenometer mappings show anthropic\n\n"
-    "tokenometer mappings check mine.toml --sample requests.ndjson",
+    "tokenometer mappings check mine.toml --sample requests.ndjson\n\ntokenometer mappings guess requests.ndjson",
 )
 def mappings_list(context: typer.Context) -> None:
-    """List, explain and check mappings: where a log's JSON holds each field."""
+    """List, explain, check and guess mappings: where a log's JSON holds each field."""
     if context.invoked_subcommand is None:
         show_view(mapping_report.mappings_view(map(mappings.resolve, mappings.shipped())))
 
@@ -58,13 +65,69 @@ def check_command(command: CheckCommand) -> None:
         zcat requests.ndjson.gz | tokenometer mappings check native --sample - --strict
     """
     chosen = mappings.resolve(command.name)
-    logs.size_of([command.sample])
-    found = mapping_check.check(itertools.islice(logs.read_lines(command.sample), command.records), chosen)
+    lines = decoded.sample_lines(_first_lines(command.sample, command.records), running.decoder_of(chosen)())
+    found = mapping_check.check(lines, chosen)
     name = "standard input" if command.sample == logs.STDIN else command.sample
     show_view(report.check_view(found, chosen, name))
     if command.strict and found.rejects:
         raise typer.Exit(EXIT_STRICT)
 
 
+def _first_lines(log: str, most: int) -> Iterator[bytes]:
+    logs.size_of([log])  # a log that is not there is refused before anything is read
+    return itertools.islice(logs.read_lines(log), most)
+
+
+@dataclass(frozen=True)
+class GuessCommand(Settings):
+    sample: Annotated[str, Argument(metavar="LOG", help="A log of lines; [bold]-[/] is standard input.")]
+    name: Annotated[str | None, Option("--name", metavar="N", help="Of the mapping; the log's own by default.")] = None
+    records: Annotated[int, Option("--records", "-n", min=1, max=100_000, help="Of its beginning.")] = 10_000
+
+
+def guess_command(command: GuessCommand) -> None:
+    """Write a mapping for a log that no mapping describes, with every doubt marked: # CHECK.
+
+    Examples:
+        tokenometer mappings guess requests.ndjson --name mine > mine.toml
+        zcat requests.ndjson.gz | tokenometer mappings guess - --name mine > mine.toml
+    """
+
+    def opened(lines: Sequence[bytes], value: Value) -> list[bytes]:
+        return list(decoded.sample_lines(lines, Decoder(value)))
+
+    name = command.name or _name_of(command.sample)
+    found = guess.guess(_first_lines(command.sample, command.records), name, opened)
+    print(found.text, end="")  # nothing in it steers a terminal
+    doubts = f"{len(found.doubts)} places to check (# CHECK)" if found.doubts else "nothing to check"
+    say(f"{name}: {found.check.counted:,} of {found.check.read:,} records would be counted; {doubts}", sys.stderr)
+
+
+def _name_of(log: str) -> str:
+    """A mapping's name is made of a-z, 0-9 and -."""
+    return re.sub(r"[^a-z0-9]+", "-", pathlib.PurePath(log).name.partition(".")[0].lower()).strip("-") or "guessed"
+
+
+@dataclass(frozen=True)
+class InitCommand(Settings):
+    name: Annotated[str, Argument(metavar="NAME", help="A shipped mapping.")]
+    force: Annotated[bool, Option("--force", help="Replace a file that is there.")] = False
+
+
+def init_command(command: InitCommand) -> None:
+    """Write a shipped mapping to NAME.toml in this directory, to start from.
+
+    Examples:
+        tokenometer mappings init openai-chat
+    """
+    text = mappings.shipped_text(command.name)
+    name = f"{command.name}.toml"
+    with output.create(name, command.force) as file:
+        file.write(text)
+    say(f"{name} written; use it as ./{name}")
+
+
+register(group, "guess", guess_command)
+register(group, "init", init_command)
 register(group, "show", show_command)
 register(group, "check", check_command)

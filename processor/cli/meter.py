@@ -32,6 +32,7 @@ from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.health import Health
 from tokenometer.processor.meter.meter import Clock, Committed, Meter, MeterSettings
 from tokenometer.processor.meter.watching import Watch
+from tokenometer.schemas.usage import DAY_MS
 
 log = logging.getLogger("tokenometer")
 _NAME = r"[0-9A-Za-z._:-]{1,80}"  # parts add the time and a number, and may have 128 characters
@@ -52,6 +53,21 @@ Inputs = Annotated[
 DedupHorizon = Annotated[
     int,
     Option(min=1, max=604_800, metavar="SECONDS", help="A re-sent request is recognised for at least this long."),
+]
+MAX_PAST_DAYS = 400  # logs are replayed after a year, and hardly later
+MaxPast = Annotated[
+    int,
+    Option(
+        min=0, max=36_500, metavar="DAYS",
+        help="How far an event may be before its message: what is further has a wrong unit of time, and is rejected.",
+    ),
+]  # fmt: skip
+ConflictLetters = Annotated[
+    bool,
+    Option(
+        "--conflicts-to-letters/--no-conflicts-to-letters",
+        help="Duplicates that say something else than the record that counted become dead letters.",
+    ),
 ]
 FutureSkew = Annotated[
     int,
@@ -85,6 +101,8 @@ class MeterCommand(KafkaSettings, LogSettings):
     ] = 1.0
     dedup_horizon: DedupHorizon = 600
     max_future_skew: FutureSkew = 3600
+    max_past: MaxPast = MAX_PAST_DAYS
+    conflict_letters: ConflictLetters = True
     sketch_seed: Annotated[int, Option(min=0, help="Of active-user sketches; all meters need the same.")] = 0
     usage_topic: UsageTopic = topics.USAGE
     live_topic: LiveTopic = topics.LIVE
@@ -134,6 +152,8 @@ class MeterCommand(KafkaSettings, LogSettings):
             self.batch_bytes,
             window_ms=self.window * 1000,
             max_future_skew_ms=self.max_future_skew * 1000,
+            max_past_ms=self.max_past * DAY_MS,
+            conflict_letters=self.conflict_letters,
             dedup_horizon_ms=self.dedup_horizon * 1000,
             sketch_seed=self.sketch_seed,
         )

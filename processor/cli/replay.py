@@ -82,6 +82,13 @@ class ReplayCommand(ToKafkaSettings):
             "--run", metavar="NAME", help="Parts are named NAME-part-1, ...; default: the time and a random number."
         ),
     ] = None  # fmt: skip
+    not_before: Annotated[
+        str,
+        Option(
+            metavar="DATE",
+            help="The earliest date of an event: what is earlier has a wrong unit of time, and is rejected.",
+        ),
+    ] = "2015-01-01"
     whole: Annotated[
         bool, Option("--whole", help="Each file is the value of one message, as a topic would hold it.")
     ] = False
@@ -91,6 +98,13 @@ class ReplayCommand(ToKafkaSettings):
     def __post_init__(self) -> None:
         if self.run_name is not None and not re.fullmatch(r"[0-9A-Za-z._:-]{1,100}", self.run_name):
             usage_error(f"--run {self.run_name!r}: expected 1 to 100 of the characters 0-9 A-Z a-z . _ : -")
+
+
+def _date_ms(text: str) -> int:
+    try:
+        return max(0, int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000))
+    except ValueError:
+        usage_error(f"--not-before {text!r}: expected a date such as 2015-01-01")
 
 
 class _Interrupted(Exception):
@@ -128,7 +142,9 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     _check_names(command)
     total_bytes = logs.size_of(command.files)
     chosen = mappings.resolve(command.mapping)
-    engine = running.make_engine(command.device, command.memory, window_ms=command.window * 1000)
+    engine = running.make_engine(
+        command.device, command.memory, window_ms=command.window * 1000, not_before_ms=_date_ms(command.not_before)
+    )
     name = command.run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()
     try:

@@ -49,7 +49,13 @@ def make_engine(device: str, memory: int | None, batch_bytes: int | None = None,
     if batch_bytes is not None:
         arena_bytes = max(sizes.arena_bytes, 3 * batch_bytes)
         sizes = replace(sizes, batch_bytes=batch_bytes, arena_bytes=arena_bytes)
-    return Engine(target, Referee(), secret=hash_secret, limits=sizes, **settings)
+    return Engine(target, _referee(settings), secret=hash_secret, limits=sizes, **settings)
+
+
+def _referee(settings: Mapping[str, Any]) -> Referee:
+    """With the engine's bounds of time."""
+    bounds = ("max_future_skew_ms", "max_past_ms", "not_before_ms")
+    return Referee(**{name: settings[name] for name in bounds if name in settings})
 
 
 def limits(target: Target, memory: int | None) -> Limits:

@@ -114,7 +114,7 @@ def _usage_table(answer: Mapping[str, Any]) -> Table:
     money = ["revenue", "chip_cost"] if "currency" in answer else []
     table = Table(box=None, header_style="bold")
     for name in names:
-        table.add_column(name, no_wrap=name == "begin")
+        table.add_column(name, no_wrap=name == "begin", overflow="fold")
     for name in (*COUNTERS, TOTAL, *money):
         shown_name = name.removesuffix("_tokens") if name in TOKENS else name
         table.add_column(f"{shown_name} {answer['currency']}" if name in money else shown_name, justify="right")

@@ -10,8 +10,19 @@ from typer import Option
 
 from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, progress_bar, show_view
-from tokenometer.processor.cli.meter import DedupHorizon, FutureSkew, Inputs, LiveTopic, RejectedTopic, UsageTopic
+from tokenometer.processor.cli.meter import (
+    MAX_PAST_DAYS,
+    ConflictLetters,
+    DedupHorizon,
+    FutureSkew,
+    Inputs,
+    LiveTopic,
+    MaxPast,
+    RejectedTopic,
+    UsageTopic,
+)
 from tokenometer.processor.cli.options import Config, KafkaSettings, Window
+from tokenometer.schemas.usage import DAY_MS
 
 
 @dataclass(frozen=True)
@@ -22,6 +33,8 @@ class VerifyCommand(KafkaSettings):
     window: Window = 60
     dedup_horizon: DedupHorizon = 600
     max_future_skew: FutureSkew = 3600
+    max_past: MaxPast = MAX_PAST_DAYS
+    conflict_letters: ConflictLetters = True
     usage_topic: UsageTopic = topics.USAGE
     live_topic: LiveTopic = topics.LIVE
     rejected_topic: RejectedTopic = topics.REJECTED
@@ -53,6 +66,8 @@ def verify_command(command: VerifyCommand) -> None:
         *outputs,
         window_ms=command.window * 1000,
         max_future_skew_ms=command.max_future_skew * 1000,
+        max_past_ms=command.max_past * DAY_MS,
+        conflict_letters=command.conflict_letters,
         dedup_horizon_ms=command.dedup_horizon * 1000,
         differences_max=command.differences,
         processes=command.processes or os.cpu_count() or 1,

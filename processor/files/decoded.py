@@ -123,19 +123,9 @@ class DecodedReader:
                 yield list(self._decode("(standard input)" if name == STDIN else name, values))
 
     def _decode(self, file: str, values: list[SourceValue]) -> Iterator[_Lines]:
-        data, ends = joined([value.data for value in values])
-        starts = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
-        lengths = np.array([len(value.data) for value in values], np.int64)
-        column = Column(data, starts, lengths, ends)
-        first = 0
-        while first < len(values):
-            decoded = self._decoder(column, first)
-            begin = 0
-            for index, end in enumerate(decoded.ends.tolist(), first):
-                origin = _Origin(values[index], 0, decoded.failures.get(index))
-                yield _Lines(file, origin, decoded.data[begin:end].tobytes())
-                begin = end
-            first += len(decoded.ends)
+        decoded = _decoded_values([value.data for value in values], self._decoder)
+        for value, (lines, failure) in zip(values, decoded, strict=True):
+            yield _Lines(file, _Origin(value, 0, failure), lines)
 
     def _values(self, name: str) -> Iterator[SourceValue]:
         if self._whole:
@@ -148,6 +138,28 @@ class DecodedReader:
         if self._value.encoding == "json" and head.lstrip().startswith(b"["):
             return iter([SourceValue(1, 0, _content(name))])
         return _file_lines(name)
+
+
+def _decoded_values(values: list[bytes], decoder: Decoder) -> Iterator[tuple[bytes, str | None]]:
+    """Of each value its lines, each with a newline, and why it could not be read."""
+    data, ends = joined(values)
+    starts = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
+    column = Column(data, starts, np.array([len(value) for value in values], np.int64), ends)
+    first = 0
+    while first < len(values):
+        decoded = decoder(column, first)
+        begin = 0
+        for index, end in enumerate(decoded.ends.tolist(), first):
+            yield decoded.data[begin:end].tobytes(), decoded.failures.get(index)
+            begin = end
+        first += len(decoded.ends)
+
+
+def sample_lines(values: Iterable[bytes], decoder: Decoder) -> Iterator[bytes]:
+    """The records of a sample's values, each without its newline."""
+    values = list(values)
+    for lines, _ in _decoded_values(values, decoder) if values else ():
+        yield from lines[:-1].split(b"\n")
 
 
 def is_plain(name: str) -> bool:

@@ -281,15 +281,27 @@ def check_view(check: Check, mapping: Mapping, log: str) -> RenderableType:
             "bold green" if not check.rejects else "bold yellow",
         ),
         f" of {show.printable(log)} would be counted with {mapping.name}, "
-        f"{check.rejected:,} rejected, {check.empty:,} empty"
-        + (f", {check.skipped:,} skipped\n" if check.skipped else "\n"),
+        f"{check.rejected:,} rejected, {check.empty:,} empty{_repeats(check)}\n",
     )
     parts: list[RenderableType] = [head]
+    if check.hints:
+        parts.append(Text("\n".join(f"{show.printable(hint)}." for hint in check.hints) + "\n", "yellow"))
     if check.counted:
         parts.append(Padding(_fields_table(check), (0, 0, 1, 0)))
     if check.rejects:
         parts.append(_examples_table(check))
     return Group(*parts)
+
+
+def _repeats(check: Check) -> str:
+    """Only where there are any: most samples have none."""
+    skipped = f", {check.skipped:,} skipped" if check.skipped else ""
+    if not check.duplicates:
+        return skipped
+    duplicates = f"{skipped}, {show.plural(check.duplicates, 'duplicate')}"
+    if check.first_conflict is None:
+        return duplicates
+    return f"{duplicates}, of which {check.conflicts:,} say something else (the first is line {check.first_conflict:,})"
 
 
 def _fields_table(check: Check) -> Table:

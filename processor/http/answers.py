@@ -32,12 +32,13 @@ def answer(body: bytes, status: int = 200) -> web.Response:
 
 
 def of(value: Any, status: int = 200) -> web.Response:
-    """Of a plain value. All beyond ASCII is escaped: half a surrogate pair, which clients do send, can be said."""
+    """Of a plain value."""
     return answer(json.dumps(value).encode() + b"\n", status)
 
 
 def error(status: int, message: str, headers: Mapping[str, str] | None = None) -> web.Response:
-    found = of({"error": message}, status)
+    # What a client sent may come back in it, and half a surrogate pair is no text to a strict reader of JSON.
+    found = of({"error": message.encode(errors="backslashreplace").decode()}, status)
     found.headers.update(access.HEADERS)
     found.headers.update(headers or {})
     return found

@@ -30,12 +30,9 @@ def zone(name: str) -> tzinfo:
 def moment(text: str, where: tzinfo) -> int:
     """A date is its beginning in the zone; a time says its offset itself."""
     try:
-        if _DATE.fullmatch(text):
-            return _midnight(date.fromisoformat(text), where)
-        if match := _MOMENT.fullmatch(text):
-            day, clock, _, _, offset = match.groups()
-            parsed = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if offset in 'Zz' else offset}")
-            return (parsed - _EPOCH) // timedelta(milliseconds=1)
+        if (found := _parsed(text, where)) is not None:
+            _local(found, UTC), _local(found, where)  # at either end of the calendar one of them may not exist
+            return found
     except (ValueError, OverflowError):
         pass
     raise BadRequest(
@@ -43,9 +40,26 @@ def moment(text: str, where: tzinfo) -> int:
     )
 
 
+def _parsed(text: str, where: tzinfo) -> int | None:
+    if _DATE.fullmatch(text):
+        return _midnight(date.fromisoformat(text), where)
+    if match := _MOMENT.fullmatch(text):
+        day, clock, _, _, offset = match.groups()
+        parsed = datetime.fromisoformat(f"{day}T{clock}{'+00:00' if offset in 'Zz' else offset}")
+        return (parsed - _EPOCH) // timedelta(milliseconds=1)
+    return None
+
+
+def _local(ms: int, where: tzinfo) -> datetime:
+    return (_EPOCH + timedelta(milliseconds=ms)).astimezone(where)
+
+
 def text(ms: int, where: tzinfo) -> str:
-    """RFC 3339 in the zone."""
-    shown = (_EPOCH + timedelta(milliseconds=ms)).astimezone(where)
+    """RFC 3339 in the zone; of what is beyond the calendar (a watermark may be any number), the calendar's end."""
+    try:
+        shown = _local(ms, where)
+    except (ValueError, OverflowError):
+        return "9999-12-31T23:59:59Z" if ms > 0 else "0001-01-01T00:00:00Z"
     precision = "milliseconds" if ms % 1000 else "seconds"
     written = shown.isoformat(timespec=precision)
     return written.removesuffix("+00:00") + "Z" if where is UTC else written
@@ -64,15 +78,15 @@ def bounds(begin: int, end: int, unit: str, where: tzinfo) -> list[int]:
 
 def _next(ms: int, unit: str, where: tzinfo) -> int:
     """The next beginning of a unit behind a moment."""
-    local = (_EPOCH + timedelta(milliseconds=ms)).astimezone(where)
+    local = _local(ms, where)
     try:
         if unit == "day":
             return _midnight(local.date() + timedelta(days=1), where)
         if unit == "month":
             return _midnight((local.date().replace(day=1) + timedelta(days=32)).replace(day=1), where)
+        return _next_hour(ms, local, where)
     except OverflowError:
         raise BadRequest("the year 9999 is the last one") from None
-    return _next_hour(ms, local, where)
 
 
 def _next_hour(ms: int, local: datetime, where: tzinfo) -> int:
@@ -92,7 +106,7 @@ def _fixed(where: tzinfo) -> bool:
 
 
 def _offset(ms: int, where: tzinfo) -> timedelta:
-    offset = (_EPOCH + timedelta(milliseconds=ms)).astimezone(where).utcoffset()
+    offset = _local(ms, where).utcoffset()
     assert offset is not None
     return offset
 

@@ -26,6 +26,7 @@ from tokenometer.schemas.usage import COUNTERS, PARENTS, TOKENS, Usage
 
 DIMENSIONS = ("user", "model", "chip")
 LIMIT, LIMIT_MAX = 1_000, 100_000  # groups of one answer
+_MS_END = 1 << 53  # of milliseconds, in a cursor: far beyond the calendar, and within any database's integers
 _TOTAL = " + ".join(name for name in TOKENS if name not in PARENTS)
 _PARAMETERS = ("from", "to", "time_zone", "window", "group_by", *DIMENSIONS, "top", "limit", "after", "priced")
 
@@ -139,10 +140,11 @@ def decode_cursor(text: str, numbers: int, names: int) -> tuple[Any, ...]:
     """A key of so many numbers and names."""
     try:
         plain = json.loads(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
-        if len(plain) != numbers + names or not all(type(each) is int for each in plain[:numbers]):
+        moments, hex_names = plain[:numbers], plain[numbers:]
+        if len(plain) != numbers + names or not all(type(each) is int and abs(each) < _MS_END for each in moments):
             raise ValueError
-        return (*plain[:numbers], *map(bytes.fromhex, plain[numbers:]))
-    except (ValueError, TypeError, binascii.Error):
+        return (*moments, *map(bytes.fromhex, hex_names))
+    except (ValueError, TypeError, RecursionError, binascii.Error):
         raise BadRequest("after is not the next of an answer to the same question") from None
 
 

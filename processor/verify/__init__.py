@@ -267,6 +267,7 @@ class _Audit:
                 self.topics[place.topic],
                 self.settings.window_ms,
                 self.settings.max_future_skew_ms,
+                self.settings.max_past_ms,
                 self.schemas[place.topic],
             )
 

@@ -67,6 +67,7 @@ class LogChunk(NamedTuple):
     mapping: Mapping
     window_ms: int
     max_future_skew_ms: int
+    max_past_ms: int | None
     schema: bytes | None = None  # of the mapping's values
 
 
@@ -112,8 +113,8 @@ def _write(folder: str, kind: str, number: int, columns: Sequence[Any]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _judge(mapping: Mapping, max_future_skew_ms: int) -> Judge:
-    return Judge(mapping, max_future_skew_ms)
+def _judge(mapping: Mapping, max_future_skew_ms: int, max_past_ms: int | None) -> Judge:
+    return Judge(mapping, max_future_skew_ms, max_past_ms)
 
 
 @lru_cache(maxsize=16)
@@ -135,7 +136,7 @@ def _kept(value: bytes | None, lines: list[bytes], number: int, line: bytes) -> 
 
 
 def read_log(chunk: LogChunk) -> LogResult:
-    judge = _judge(chunk.mapping, chunk.max_future_skew_ms)
+    judge = _judge(chunk.mapping, chunk.max_future_skew_ms, chunk.max_past_ms)
     decode = _decoder(chunk.mapping.value, chunk.schema)
     records: list[Judged] = []
     messages: list[int] = []  # of each record: its message's index in the chunk

@@ -12,6 +12,15 @@ SCHEMA = 1  # of usage rows and live summaries: the one version that this audit 
 COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 COUNTERS = ("requests", *COUNTS)
 REASONS = (
+    # Of a whole message
+    "too_large",
+    "too_deep",
+    "bad_compression",
+    "bad_encoding",
+    "unknown_schema",
+    "bad_key",
+    "bad_header",
+    # Of a record
     "too_long",
     "invalid_json",
     "not_an_object",
@@ -70,6 +79,7 @@ class Settings:
     rejected_topic: str = "inference-logs-rejected"
     window_ms: int = 60_000
     max_future_skew_ms: int = 3_600_000
+    max_past_ms: int | None = None  # None: no bound
     dedup_horizon_ms: int = 600_000
     conflict_letters: bool = True  # duplicates that say something else became dead letters
     differences_max: int = 20  # that the report shows, of each kind

@@ -108,7 +108,13 @@ def test_unknown_fields_are_skipped():
     )
 
 
-@pytest.mark.parametrize("bad", [call()[:-1], b"\x0a\x05ab", b"\x0a\x02\xff\xfe", b"\xff" * 11, b"\x07"])
+MALFORMED = {
+    "ends early": call()[:-1], "text ends early": b"\x0a\x05ab", "not UTF-8": b"\x0a\x02\xff\xfe",
+    "no tag": b"\xff" * 11, "no type": b"\x07",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bad", MALFORMED.values(), ids=MALFORMED)
 def test_a_malformed_message_is_refused(bad):
     result = harness.check([call(), bad, call()], VALUE, schema=SET)
     assert result.failures == {1: "bad_encoding"}

@@ -1,5 +1,6 @@
 """What only a real Kafka can show of processor/broker/kafka.py. What the model shows too: test_broker_contract.py."""
 
+import ctypes
 import gc
 import logging
 import socket
@@ -7,13 +8,16 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import pytest
+from confluent_kafka import KafkaError
 
 from tests.kafka_server import KafkaServer
 from tokenometer.processor.broker import (
     BEGINNING,
     BrokerError,
+    Dead,
     Fenced,
     Messages,
     Offset,
@@ -22,7 +26,7 @@ from tokenometer.processor.broker import (
     Position,
     Refused,
 )
-from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer
+from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer, direct
 
 pytestmark = pytest.mark.kafka
 
@@ -421,3 +425,38 @@ def test_offsets_of_an_open_transaction_are_waited_for(broker: KafkaBroker, topi
     assert broker.committed(group, [topic]) == {place: Position(Offset(7), "seven")}
     consumer.close()
     producer.close()
+
+
+# --- Clients that librdkafka gives up ---
+
+
+def give_up(client: Any, code: int) -> None:
+    """librdkafka's own way to try it."""
+    direct._library().rd_kafka_test_fatal_error(direct._handle(client), ctypes.c_int(code), b"as a test")
+
+
+def test_a_consumer_with_any_fatal_error_is_dead(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic = topics()
+    fill(broker, topic, 10)
+    consumer = broker.consumer(new_name(), [topic], Starter())
+    poll_offsets(consumer, 10)
+    give_up(consumer._consumer, KafkaError.UNKNOWN)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    with pytest.raises(Dead):
+        while time.monotonic() < deadline:
+            consumer.poll(0.1, MOST)
+    for _ in range(3):
+        with pytest.raises(Dead):
+            consumer.poll(0.1, MOST)
+    consumer.close()
+
+
+def test_an_appender_with_a_fatal_error_is_followed_by_another(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    topic = topics()
+    fill(broker, topic, 10)
+    give_up(broker._appender._producer, KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER)
+    with pytest.raises(BrokerError):
+        fill(broker, topic, 10)
+    fill(broker, topic, 10)
+    place = Place(topic, 0)
+    assert broker.extents([topic])[place].end == 20

@@ -8,6 +8,7 @@ Where librdkafka's own batch calls are at hand (direct.py), messages come throug
 queue has only what is left: rebalances and errors.
 """
 
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -40,6 +41,7 @@ from tokenometer.processor.broker.kafka.settings import (
     principal_of,
 )
 
+_BURY_SECONDS = 2  # a dead client that closes at all does at once
 _SEEK_SECONDS = 5  # for a partition that was assigned a moment ago and is not fetched from yet
 _LINGER_MS = round(LINGER_SECONDS * 1000)
 _SLICE_MESSAGES = 2_000  # taken from the client at a time: they stay in the processor's cache until they are lists
@@ -279,12 +281,25 @@ class KafkaConsumer:
             return
         self._closed = True
         self._held = []
+        if self._fatal is not None and self._next:  # librdkafka tells of nothing any more
+            self._on_lost(self._consumer, parts_of(list(self._next)))
         if self._reader is not None:
             self._reader.close()
             self._reader = None
-        self._consumer.close()
+        if self._fatal is None:
+            self._consumer.close()
+        else:
+            self._bury()
         if self._exception is not self._fatal:
             self._raise_kept()
+
+    def _bury(self) -> None:
+        """Closing a client that librdkafka gave up while it had partitions never ends. That thread keeps it then."""
+        closing = threading.Thread(target=self._consumer.close, name="closing", daemon=True)
+        closing.start()
+        closing.join(_BURY_SECONDS)
+        if closing.is_alive():
+            log.warning("a consumer that died does not close; it is left behind until this process ends")
 
     # What follows is called by librdkafka inside consume() and close(), in their thread. Nothing may be raised.
 
@@ -311,6 +326,8 @@ class KafkaConsumer:
 
     def _leave(self, parts: list[TopicPartition], tell: Callable[[Sequence[Place]], None]) -> None:
         places = places_of(parts)
+        if self._fatal is not None and self._closed:  # in another thread; and what there was is given up already
+            places = [place for place in places if place in self._next]
         try:
             if places:
                 tell(places)

@@ -55,6 +55,8 @@ DEFAULTS = {
 }
 CONSUMER_DEFAULTS = {
     "partition.assignment.strategy": "cooperative-sticky",
+    # A rebalance begins when the last member has heard of it, which is with its next heartbeat.
+    "heartbeat.interval.ms": "500",
     # A full queue is looked at again after this; with the default of a second, a fast reader starves.
     "fetch.queue.backoff.ms": "10",
     # Of each partition. Of 100,000, the default, most have left the cache when they are read: a meter counts 6 % less.

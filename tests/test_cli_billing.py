@@ -1,0 +1,72 @@
+"""The commands that ask a ledger: what a terminal is sent, and what a spreadsheet is given."""
+
+import csv
+import io
+import json
+import pathlib
+from typing import Any
+
+import pytest
+
+from tests import books
+from tests.test_cli import EVIL, assert_harmless, on_a_terminal, run
+from tests.test_ledger_usage import IDENTITY, take
+from tokenometer.processor.ledger import export
+
+ASKED = ("--from", "2026-11-23", "--to", "2026-11-24", "--group-by", "user")
+
+
+@pytest.fixture
+def ledger(tmp_path: pathlib.Path) -> str:
+    """One that holds usage of a user whose name would steer a terminal."""
+    name = str(tmp_path / "ledger.duckdb")
+    with books.opened(name) as store:
+        take(store, [books.usage_row((IDENTITY[0], EVIL, *IDENTITY[2:]), [1, 2, 0, 0, 3, 0])])
+    return name
+
+
+@pytest.mark.parametrize("form", ["table", "json", "csv"])
+def test_usage_sends_a_terminal_no_control_character(ledger: str, form: str):
+    code, out = on_a_terminal("usage", "--database", ledger, *ASKED, "--format", form)
+    assert code == 0 and "0;o" in out, "a narrow column folds the name"
+    assert_harmless(out)
+    if form == "json":
+        assert json.loads(out)["rows"][0]["user"] == EVIL, "it says the same"
+
+
+def test_csv_in_a_pipe_is_exact(ledger: str):
+    out = run("usage", "--database", ledger, *ASKED, "--format", "csv").stdout.decode()
+    [row] = csv.DictReader(io.StringIO(out, newline=""))
+    assert row["user"] == EVIL
+
+
+def test_statements_send_a_terminal_no_control_character(ledger: str):
+    assert on_a_terminal("close", "--database", ledger, "--to", "2026-11-24", "--anyway")[0] == 0
+    code, out = on_a_terminal("statement", "1", "--database", ledger)
+    assert code == 0 and json.loads(out)["user"] == EVIL
+    assert_harmless(out)
+
+
+def test_a_files_name_is_harmless(ledger: str, tmp_path: pathlib.Path):
+    code, out = on_a_terminal("usage", "--database", ledger, *ASKED, "--out", str(tmp_path / f"{EVIL}.csv"))
+    assert code == 0 and "1 rows written" in out
+    assert_harmless(out)
+
+
+@pytest.mark.parametrize(
+    ("name", "guarded"),
+    [
+        *((f"{before}{sign}1+1", True) for before in ("", " ", "\t", "\xa0", "\u200b", "\ufeff", " \u2060 ", "\n", "\0")
+          for sign in "=+-@"),
+        ("\uff1d1+1", True), ("\uff0b1", True), ("\uff0d1", True), ("\uff20A1", True),
+        ("\tname", True), ("\rname", True),
+        ("name", False), (" name", False), ("a=1", False), ("", False), ("\u200b", False), ("user-1", False),
+        ("1-1", False), ("'=1", False),
+    ],
+)  # fmt: skip
+def test_a_cell_that_a_spreadsheet_would_run_is_guarded(name: str, guarded: bool):
+    row: dict[str, Any] = {"user": name, "input_tokens": -5}
+    text = export.csv_text([row], ["user", "input_tokens"], header=False)
+    [[cell, count]] = csv.reader(io.StringIO(text, newline=""))
+    assert cell == (f"'{name}" if guarded else name)
+    assert count == "-5", "a number of ours is one"
