@@ -453,7 +453,7 @@ class Engine:
             yield _Line(message, in_message, value, line, start - layout.PREFIX_BYTES)
 
     def _write_texts(self, loaded: Loaded, texts: bytes) -> None:
-        """Put the strings of rulings behind the batch, where `_place_texts` said."""
+        """Put the strings of rulings after the batch, where `_place_texts` said."""
         written = slice(loaded.referee_at, loaded.referee_at + len(texts))
         loaded.slot.memory[written] = np.frombuffer(texts, np.uint8)
         self.target.send_behind(loaded.slot.memory[written], loaded.slot.device[written])
@@ -535,13 +535,13 @@ def _latest(a: int | None, b: int | None) -> int | None:
 
 
 def joined(values: Sequence[bytes | None]) -> tuple[Bytes, np.ndarray[Any, np.dtype[np.int64]]]:
-    """All values, each ended by one newline (its own, if it has one), and the places behind these."""
+    """All values, each ended by one newline (its own, if it has one), and the places after these."""
     try:
         data, ends = _lines(values)  # type: ignore[arg-type]
     except TypeError:
         return joined([value or b"" for value in values])
     doubled = data[np.maximum(ends, 2) - 2] == 0x0A
-    if not doubled.any():  # an empty value behind another one looks doubled too: no harm
+    if not doubled.any():  # an empty value after another one looks doubled too: no harm
         return data, ends
     return _lines([(value or b"").removesuffix(b"\n") for value in values])
 

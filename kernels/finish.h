@@ -117,8 +117,8 @@ HD u32 finish_record(const Job& job, const Reader& reader, u32 line) {
   return ACCEPTED;
 }
 
-// --- A record with spots is finished in a step of its own. What the parser knows waits in fields that are filled
-// later. ---
+// --- A record with deferred values is finished in a step of its own. What the parser knows waits in fields that are
+// filled later. ---
 
 HD u32 leave_unfinished(const Reader& reader) {
   if (reader.time_ms >= TIME_MAX_MS) return DOUBTFUL;
@@ -137,7 +137,7 @@ HD Reader take_up(const Job& job, Record& record, u32 line) {
   return {job.plan, job.buffer, &record, job.line_start[line], job.buffer, seen, time_ms, END, choice};
 }
 
-// The referee's ruling on a doubtful record; its strings stand behind the batch's messages.
+// The referee's ruling on a doubtful record; its strings stand after the batch's messages.
 HD void adopt_ruling(const Job& job, u32 k) {
   const Ruling& ruling = job.rulings[k];
   Record& record = job.records[ruling.record];

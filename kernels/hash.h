@@ -8,7 +8,7 @@ struct Hash {
   u64 low, high;
 };
 
-// 128 bits of the n bytes at p, 16 at a time. The length goes in first, so the zeros behind the last block are no
+// 128 bits of the n bytes at p, 16 at a time. The length goes in first, so the zeros after the last block are no
 // second spelling. `salt` separates scopes. Values differ between targets (portable.h) and never leave a process.
 HD Hash hash_text(const u8* p, u32 n, const u64* secret, u64 salt) {
   Block state = block(secret[0] ^ n ^ salt, secret[1] ^ rotate(salt, 32) ^ (u64)n << 32);

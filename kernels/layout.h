@@ -76,9 +76,9 @@ constexpr u32 BUCKETS = 256;    // of the perfect hash of keys
 constexpr u32 STEPS = 2;        // successors predicted for each key
 constexpr u32 CHOICES_MAX = 8;  // token types of a selector
 constexpr u32 ROOT = 254;       // the object of the top level's keys
-constexpr u32 END = 255;        // the step behind a record's last value
+constexpr u32 END = 255;        // the step after a record's last value
 
-// A DEFERRED value is not read where it stands: the parser keeps the spot where it begins, and rules.h reads it after
+// A DEFERRED value is not read where it is: the parser keeps the spot where it begins, and rules.h reads it after
 // the record's end, for every field and condition that wants it. DEFERRED_OBJECT is an object on the way to others
 // whose presence is asked for: only its null is kept.
 enum Kind : u32 {
@@ -116,7 +116,7 @@ struct Key {
   u64 text[KEY_BYTES_MAX / 8];  // zero padded
   u64 mark;                     // 0 for an ordinary key
   u32 length;
-  u32 object;  // that the key stands in
+  u32 object;  // that the key is in
   u32 kind;
   u32 slot;
   u32 digits;
@@ -183,7 +183,7 @@ enum Epoch : u32 {
   DECIMAL_SECONDS = 5
 };
 struct Plan {
-  Step next[KEYS_MAX][STEPS];  // behind the value of each key
+  Step next[KEYS_MAX][STEPS];  // after the value of each key
   Step start[STEPS];
   Key keys[KEYS_MAX];
   Choice choices[CHOICES_MAX];
@@ -328,7 +328,7 @@ struct Move {
 // Everything a kernel may touch. Pointers are to device memory (or the host's, in the host build).
 struct Job {
   const u8* buffer;
-  const u32* line_start;  // line i is [line_start[i], line_start[i + 1] - 1), its newline behind it
+  const u32* line_start;  // line i is [line_start[i], line_start[i + 1] - 1), its newline after it
   const Plan* plan;
   const u32* message_end;   // past each message's last newline
   const u64* message_time;  // ms, or null

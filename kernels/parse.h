@@ -32,7 +32,7 @@ HD u32 find_key(const Plan& plan, const u8* text, u32 length, u32 object) {
 
 // --- The record ---
 
-// Reads a mapped key's string; p is behind its opening quote.
+// Reads a mapped key's string; p is after its opening quote.
 HD const u8* read_text(Reader& reader, u32 kind, u32 slot, const u8* p) {
   const u8* end = string_end(p, false);
   if (!end) return nullptr;
@@ -54,7 +54,7 @@ HD const u8* read_null(Reader& reader, u64 marks, const u8* p) {
   return p + 4;
 }
 
-// Reads any value; with QUOTED in `kind` p is behind the opening quote of a string. Its marks are in `seen`.
+// Reads any value; with QUOTED in `kind` p is after the opening quote of a string. Its marks are in `seen`.
 // `digits` is loaded only where a count is quoted.
 HD const u8* read_value(Reader& reader, u64 marks, u32 kind, u32 slot, const u32& digits, const u8* p) {
   const u8* after;
@@ -100,17 +100,17 @@ HD const u8* read_value(Reader& reader, u64 marks, u32 kind, u32 slot, const u32
   }
 }
 
-// The step whose literal stands at p, or null
+// The step whose literal is at p, or null
 HD const Step* predicted(const Step* steps, const u8* p) {
   if (LIKELY(same_bytes(p, steps[0].literal, steps[0].length))) return &steps[0];
   return same_bytes(p, steps[1].literal, steps[1].length) ? &steps[1] : nullptr;
 }
 
-// Where the parser stands between two values.
+// Where the parser is between two values.
 enum Place : u32 { BEFORE_RECORD = 0, AFTER_OPEN = 1, AFTER_VALUE = 2 };
 
-// From p to the next key: closes finished objects, reads `,` and `"key":`. Returns past the colon and the space behind
-// it; *key is NONE for an unknown key and END behind the record's last brace.
+// From p to the next key: closes finished objects, reads `,` and `"key":`. Returns past the colon and the space after
+// it; *key is NONE for an unknown key and END after the record's last brace.
 HD const u8* next_key(const Plan& plan, const u8* p, Place place, u32* object, u32* key) {
   p = skip_space(p);
   if (place == BEFORE_RECORD) {
@@ -154,8 +154,8 @@ HD u32 only_rival(const Plan& plan, u64 seen, u64 mark) {
   return rival;
 }
 
-// Key by key, from behind the last known value to behind the next one. This is where objects are looked up.
-// Without FIELDS only spots are taken, and what stands where a field is read may be anything.
+// Key by key, from after the last known value to after the next one. This is where objects are looked up.
+// Without FIELDS only spots are kept, and a field may have any value.
 template <bool FIELDS>
 COLD Reader read_unpredicted(Reader reader) {
   const Plan& plan = *reader.plan;

@@ -3,7 +3,7 @@
 The tree and the hash decide what is read. The steps only predict which bytes stand between two values, so learning them
 from any sample, or from none, changes speed and nothing else.
 
-A path that one field reads, and that holds what a field of format 1 may hold, is read where it stands. Every other
+A path that one field reads, and that holds what a field of format 1 may hold, is read where it is. Every other
 value is *deferred* and read by a rule after the record's end (rules.h).
 """
 
@@ -172,7 +172,7 @@ class _Compiler:
                 self._rule(layout.TEXT, layout.SCOPE, (spec.scope,), spec)
 
     def _is_direct(self, spec: Field) -> bool:
-        """Is it read where it stands? A mapping of format 1 has no other fields."""
+        """Is it read where it is? A mapping of format 1 has no other fields."""
         special = spec.plus or spec.whole_numbers or spec.empty_is_absent or spec.numbers
         special = special or (spec.kind == "time" and (spec.digits or "iso8601" in spec.formats))
         many = self.mapping.format > 1 and len(spec.paths) > _ALTERNATIVES_MAX

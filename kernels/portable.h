@@ -223,7 +223,7 @@ HD bool same_bytes(const u8* p, const u8* literal, u32 n) {
   return differing_bytes(p, literal) == 0 && _bzhi_u32(differing_bytes(p + 32, literal + 32), n - 32) == 0;
 }
 CONSTANT u8 KEPT[32] = {255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255, 255};
-// The first n <= 16 bytes at p, zeros behind them: no branch depends on n.
+// The first n <= 16 bytes at p, zeros after them: no branch depends on n.
 HD Block load_some(const u8* p, u32 n) {
   const __m128i kept = _mm_loadu_si128((const __m128i*)(KEPT + 16 - n));
   const __m128i bytes = _mm_and_si128(_mm_loadu_si128((const __m128i*)p), kept);

@@ -256,7 +256,7 @@ HD u32 stated_by(const Reader& reader, const Convention& convention) {
 // total; they are tried in the order of their numbers. False is doubt.
 HD bool settle_conventions(const Reader& reader) {
   const Plan& plan = *reader.plan;
-  u64 total = reader.record->window;  // TOTAL, if it was read where it stands
+  u64 total = reader.record->window;  // TOTAL, if it was read where it is
   bool has_total = reader.seen >> (HAVE_SHIFT + HAVE_COUNTER + TOTAL) & 1;
   if (plan.total.paths && !read_sum(reader, plan.total, &total, &has_total)) return false;
   const u32 open = has_total ? plan.by_total : 0;

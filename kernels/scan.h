@@ -193,7 +193,7 @@ HD const u8* read_digits(const u8* p, u64* value) {
     *value = digits_value(word, count);
     return p + count;
   }
-  // Up to 16 are the last eight and what stands before them.
+  // Up to 16 are the last eight and what is before them.
   const u32 more = digit_run(load_word(p + 8));
   const u64 high = more ? digits_value(word, more) : 0;
   u64 total = high * 100000000 + digits_value(load_word(p + more), 8);

@@ -39,7 +39,7 @@ class Steps:
         steady = self._steady(walks)
         for line, walk in walks:
             before: int | None = None  # the last known value's key; None at the record's start
-            end: int | None = 0  # where its value ended; None behind a value of an unknown key
+            end: int | None = 0  # where its value ended; None after a value of an unknown key
             passed = 0  # marks of the keys since
             for key, marks, start, value_end in walk:
                 if passed & marks:

@@ -116,7 +116,7 @@ HD const u8* read_any_text(const Plan& plan, const u8* p, u64* time_ms) {
   return read_calendar(p, plan.time_texts & ISO8601, plan.time_texts & ZONE, plan.zone_minutes, time_ms);
 }
 
-// One that is read where it stands: of format 1.
+// One that is read where it is: of format 1.
 HD const u8* read_time(const Plan& plan, const u8* p, u64* time_ms) {
   if (*p == '"') return plan.time_texts ? read_rfc3339(p + 1, time_ms) : nullptr;
   return read_epoch(plan, p, time_ms);
