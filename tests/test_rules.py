@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from tests import format2, harness, oracle
-from tests.harness import Mapping, Run
+from tests.harness import Mapping, Piece, Run
 from tokenometer.kernels.engine import Engine, Limits
 from tokenometer.kernels.plan import compile_mapping
 from tokenometer.kernels.target import Target
@@ -233,6 +233,23 @@ def test_an_id_has_1_to_1024_bytes(target: Target, size: int, fate: int, scope: 
     log = [line(id="i" * size, scope="s" * size), line(id="i" * size + "j", scope="s")] + [line(id="j", scope="s")]
     run, needed = counted(target, mapping_of("", fields), log)
     assert run.engine.tally().counted >= fate and needed == 0
+
+
+@pytest.mark.parametrize(
+    ("before_ms", "reason"), [(1000, None), (1001, "past_timestamp"), (-2000, None), (-2001, "future_timestamp")]
+)
+def test_a_time_is_near_its_messages_and_not_before_the_bound(
+    target: Target, before_ms: int, reason: str | None
+) -> None:
+    """Under both formats: the native mapping is of format 1. A file has no message time."""
+    bounds = {"max_future_skew_ms": 2000, "max_past_ms": 1000, "not_before_ms": NOW_MS - 5000}
+    found = []
+    for message_time, time in ((NOW_MS, NOW_MS - before_ms), (None, NOW_MS - 5000), (None, NOW_MS - 5001)):
+        value = line(timestamp=time, chip="c", input_tokens=1, output_tokens=1)
+        pieces = [Piece([value], None if message_time is None else [message_time])]
+        run = harness.check(harness.make_engine(target, **bounds), harness.shipped("native"), pieces, **bounds)
+        found.append(run.letters[0][3] if run.letters else None)
+    assert found == [reason, None, "past_timestamp"]
 
 
 def test_an_identity_is_the_tuple_of_its_strings(target: Target) -> None:
