@@ -47,7 +47,8 @@ class Value:
     json_in: paths in a record of strings that hold JSON; an empty one is null. prefix: text before a document;
     ANYTHING in it is any text. whole: a message is one document, newlines and all; else each line is one. schema: the
     path of an Avro schema (JSON) or of a protobuf descriptor set. message: the full name of a protobuf message in it;
-    None: the first one. registry: schemas come from a Schema Registry. frame: what comes before an Avro datum; never guessed, because a datum that is
+    None: the first one. registry: schemas come from a Schema Registry.
+    frame: what comes before an Avro datum; never guessed, because a datum that is
     cut off can look like one without a frame. Protobuf needs no such key: no message begins with the frame's 00.
     outer, key, headers: what the mapping's fields ask for, which `[value]` does not say: paths that begin with OUTER,
     the message's key, and headers by name.

@@ -95,7 +95,9 @@ def test_a_provider_s_body_gives_its_counters(make_engine, tmp_path, name, mappi
 
 def test_the_avro_sample_is_read_by_a_copy_of_native_with_its_schema(make_engine, tmp_path):
     """No shipped mapping can name a schema's file."""
-    text = (harness.MAPPINGS / "native.toml").read_text().replace("format = 1", "format = 2").replace("\"native\"", "\"avro\"")
+    text = (
+        (harness.MAPPINGS / "native.toml").read_text().replace("format = 1", "format = 2").replace('"native"', '"avro"')
+    )
     text += f'\n[value]\nencoding = "avro"\nschema = "{SAMPLES / "framing-confluent-avro.avsc"}"\n'
     (tmp_path / "avro.toml").write_text(text)
     mapping = mappings.resolve(str(tmp_path / "avro.toml"))
