@@ -257,8 +257,11 @@ class _Compiler:
         out = table["conventions"][part.bit_length() - 1]
         out["otherwise"], out["spot"] = _STATED[convention.additive], self._spot(convention.path)
         out["first"] = self._values
-        for text, additive in convention.values:
-            self._value(text.encode(), True, additive)
+        for value, additive in sorted(convention.values, key=lambda item: isinstance(item[0], bool)):  # strings first
+            if isinstance(value, str):
+                self._value(value.encode(), True, additive)
+            else:
+                self._value(b"true" if value else b"false", False, additive)
         out["count"] = self._values - int(out["first"])
 
     def _skip(self) -> None:

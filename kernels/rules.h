@@ -243,13 +243,18 @@ HD bool apply_rules(Reader& reader) {
   return true;
 }
 
-// What the value of a string says of one part: INCLUSIVE, ADDITIVE, or UNKNOWN, which is doubt.
+// What the value of a string or boolean says of one part: INCLUSIVE, ADDITIVE, or UNKNOWN, which is doubt. A value of a
+// type that is not listed is refused; strings are listed first, booleans last.
 HD u32 stated_by(const Reader& reader, const Convention& convention) {
   const u8* p = spot_value(reader, convention.spot);
   if (!p) return convention.otherwise;
-  const u32 found = *p == '"' ? find_value(*reader.plan, p, convention.first, convention.count) : UNSURE_VALUE;
+  const bool quoted = *p == '"';
+  if ((!quoted && *p != 't' && *p != 'f') || !convention.count) return UNKNOWN;
+  const Value* values = reader.plan->values;
+  if (values[quoted ? convention.first : convention.first + convention.count - 1].quoted != quoted) return UNKNOWN;
+  const u32 found = find_value(*reader.plan, p, convention.first, convention.count);
   if (found == UNSURE_VALUE) return UNKNOWN;
-  return found == NONE ? convention.otherwise : reader.plan->values[found].additive;
+  return found == NONE ? convention.otherwise : values[found].additive;
 }
 
 // Makes the totals inclusive by the first reading that adds up. A reading has a bit for each part that is beside its

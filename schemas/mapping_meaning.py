@@ -137,10 +137,11 @@ def _stated(top: dict[str, Any], key: str, file_format: int, here: Place, has_to
 
 def _by_value(table: dict[str, Any], here: Place, field: str) -> Convention:
     path: Path = path_of(table["path"], here / "path")
-    values: list[tuple[str, bool]] = []
+    values: list[tuple[str | bool, bool]] = []
     for name in _STATED:
         if name in table:
-            values += [(value, name == "additive") for value in values_of(table[name], here / name, (str,), "strings")]
+            listed = values_of(table[name], here / name, (str, bool), "strings or booleans")
+            values += [(value, name == "additive") for value in listed]
     if not values:
         here.fail("a list of values under inclusive or additive", None)
     if len({value for value, _ in values}) != len(values):

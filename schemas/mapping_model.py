@@ -104,8 +104,8 @@ class Convention:
 
     additive: bool | None  # as stated; with `by_total` for a record without a total; with `path` for other values
     by_total: bool = False  # the record's total_tokens tells
-    path: Path | None = None  # or this string does
-    values: tuple[tuple[str, bool], ...] = ()  # of the string at `path`: is it additive
+    path: Path | None = None  # or this value does
+    values: tuple[tuple[str | bool, bool], ...] = ()  # of the string or boolean at `path`: is it additive
     field: str = "input_tokens"  # the canonical field whose `..._are` this is: named where a value is refused
 
 

@@ -66,6 +66,10 @@ FEATURES: dict[str, dict[str, Any]] = {
     "own-conventions": {"cache_write_tokens_are": "additive", "reasoning_tokens_are": "additive"},
     "by-provider": {"input_tokens_are": BY_PROVIDER | {"otherwise": "inclusive"}, "output_tokens_are": "additive"},
     "by-provider-only": {"cached_input_tokens_are": BY_PROVIDER, "reasoning_tokens_are": BY_PROVIDER},
+    "by-flag": {
+        "input_tokens_are": {"path": "cached", "additive": [True], "otherwise": "inclusive"},
+        "output_tokens_are": {"path": "kind", "inclusive": [True, ""], "additive": [False, "chat"]},
+    },
     "plus": {
         "fields": {
             "input_tokens": {"plus": [["usage", "tools"], "system"]},

@@ -160,11 +160,17 @@ def drawn_conventions(rng: random.Random, mapping: dict) -> tuple[dict[str, bool
             answer = rng.choice(["inclusive", "additive"]) if has_total else convention["by_total"]
         else:
             choices = [(value, name) for name in ("inclusive", "additive") for value in convention.get(name, [])]
-            choices.append(("another", convention.get("otherwise", "inclusive")))
+            flags = all(isinstance(value, bool) for value, _ in choices)
+            choices.append((not choices[0][0] if flags else "another", convention.get("otherwise", "inclusive")))
             known = said.setdefault(str(convention["path"]), (convention["path"], convention, *rng.choice(choices)))
             answer = known[3]
         beside[part] = answer == "additive"
-    return beside, [(path, spec, quoted(rng, value)) for path, spec, value, _ in said.values()], has_total
+    texts = [(path, spec, compared(rng, value)) for path, spec, value, _ in said.values()]
+    return beside, texts, has_total
+
+
+def compared(rng: random.Random, value: str | bool) -> bytes:
+    return quoted(rng, value) if isinstance(value, str) else json.dumps(value).encode()
 
 
 def consistent_counts(rng: random.Random, beside: dict[str, bool], has_total: bool) -> dict[str, int]:

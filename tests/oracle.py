@@ -357,7 +357,8 @@ def stated(convention: str | dict, top: dict) -> str:
     if "by_total" in convention:
         return "by_total"
     value = value_at(top, as_path(convention["path"]))
-    if value is not None and not isinstance(value, str):
+    known = [*convention.get("inclusive", []), *convention.get("additive", [])]
+    if value is not None and not any(type(value) is type(one) for one in known):
         raise Fault("wrong_type")
     for answer in ("inclusive", "additive"):
         if value in convention.get(answer, []):

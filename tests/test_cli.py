@@ -292,7 +292,8 @@ def interrupt(arguments: list[str], stdin: bytes, signal_number: int) -> tuple[i
         return process.returncode, out.decode(), err.decode()
 
 
-def test_ctrl_c_shows_a_partial_result_and_writes_none(tmp_path: pathlib.Path):
+def test_ctrl_c_shows_a_partial_result_and_writes_none(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "300")  # the name of a test's folder is long, and would be folded
     arguments = ["replay", "-", "-o", str(tmp_path / "usage.parquet"), *CPU]
     code, out, err = interrupt(arguments, THREE_BATCHES, signal.SIGINT)
     assert code == 130

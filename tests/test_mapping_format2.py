@@ -239,7 +239,7 @@ ERRORS = {
     ),
     "are_values_number": (
         toml2({"output_tokens_are": '{ path = "p", additive = [7] }'}),
-        ["output_tokens_are.additive[0]: expected strings, found 7"],
+        ["output_tokens_are.additive[0]: expected strings or booleans, found 7"],
     ),
     "are_values_twice": (
         toml2({"output_tokens_are": '{ path = "p", additive = ["x"], inclusive = ["x"] }'}),

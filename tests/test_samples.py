@@ -1,54 +1,113 @@
-"""Records as real producers write them, read by `replay` with shipped mappings, give their known counters."""
+"""What real producers write, through `replay`: each sample gives the counters that its own records say.
 
-import pathlib
+The samples and what they are: tests/intake/samples. Counters: requests, input, cached, cache write, output, reasoning.
+"""
 
+from pathlib import Path
+
+import orjson
 import pytest
 
 from tests import harness
-from tokenometer.kernels.target import HostTarget
-from tokenometer.processor.files.decoded import reader_of
-from tokenometer.processor.files.replay import Outlets, replay
+from tests.intake.harness import SAMPLES
+from tokenometer.processor.files import decoded
+from tokenometer.processor.files.replay import Outlets, ReplaySummary, replay
 from tokenometer.processor.intake import Decoder
-from tokenometer.schemas.mapping import resolve
-from tokenometer.schemas.usage import Usage
+from tokenometer.schemas import mapping as mappings
 
-SAMPLES = pathlib.Path(__file__).parent / "intake" / "samples"
-SPANS = Usage(3, 4020, 0, 0, 600, 0)
-AGENTS = Usage(6, 15600, 12788, 200, 810, 128)
-NATIVE = Usage(1, 2006, 1920, 0, 300, 0)
-WHOLE = {
-    "otel.otlp_json": ("otlp", SPANS),
-    "otel.otlp_proto": ("otlp", SPANS),
-    "otel.zipkin_json": ("zipkin", SPANS),
-    "traceloop.otlp_json": ("otlp", AGENTS),
-    "traceloop.otlp_proto": ("otlp", AGENTS),
-    "framing-array.json": ("native", NATIVE),
-    "framing-gzip.json": ("native", NATIVE),
-    "framing-json-string.json": ("native", NATIVE),
-    "framing-confluent-json.bin": ("native", NATIVE),
-    "framing-confluent-json-headerid.bin": ("native", NATIVE),
-    "framing-debezium.json": ("debezium", NATIVE),
-    "framing-debezium-update.json": ("debezium", NATIVE),
-    "framing-cloudevents-structured.bin": ("cloudevents", NATIVE),
-}
-LINES = {"traceloop.jaeger_json": ("jaeger", AGENTS)}
+WHOLE, LINES = True, False
+NATIVE = (1, 2006, 1920, 0, 300, 0)
+OPENAI_V2 = (3, 4020, 0, 0, 600, 0)
+TRACELOOP = (6, 15600, 12788, 200, 810, 128)  # the first of two spans in the log says 50 output tokens, the other 51
+MIXED = (2, 6077, 5882, 100, 350)
+
+# sample, mapping, is the file one message, counters, records that are skipped, duplicates
+CASES = [
+    ("litellm-slp.jsonl", "litellm-cache-hits", LINES, (14, 28695, 25030, 300, 2180, 518), 0, 0),
+    ("litellm-slp.jsonl", "litellm", LINES, (13, 26689, 23110, 300, 1880, 454), 1, 0),  # one is LiteLLM's cache's
+    ("litellm-generic-api.json", "litellm", WHOLE, (9, 23109, 17774, 300, 970, 256), 0, 0),
+    ("otel.otlp_json", "otlp", WHOLE, OPENAI_V2, 2, 0),
+    ("otel.otlp_proto", "otlp", WHOLE, OPENAI_V2, 2, 0),
+    ("traceloop.otlp_json", "otlp", WHOLE, TRACELOOP, 2, 2),
+    ("traceloop.otlp_proto", "otlp", WHOLE, TRACELOOP, 2, 2),
+    ("otel.zipkin_json", "zipkin", WHOLE, OPENAI_V2, 2, 0),
+    ("traceloop.jaeger_json", "jaeger", LINES, TRACELOOP, 2, 2),
+    ("apisix-default-array.json", "apisix", WHOLE, (*MIXED, 64), 1, 0),
+    ("apisix-batch1.jsonl", "apisix", LINES, (*MIXED, 64), 1, 0),
+    ("kong-kafka-log.jsonl", "kong", LINES, (1, 2006, 0, 0, 300, 0), 1, 0),
+    ("higress-ai-log.jsonl", "higress", LINES, (1, 2006, 0, 0, 300, 0), 0, 0),
+    ("newapi-debezium.jsonl", "new-api", LINES, (*MIXED, 0), 1, 0),
+    ("bedrock-invocation-log.jsonl", "bedrock-log", LINES, (1, 4071, 3962, 100, 50, 0), 0, 0),
+    ("sglang-metrics-file.jsonl", "sglang-metrics", LINES, (1, 2006, 1920, 0, 300, 64), 0, 0),
+    ("sglang-request-log.txt", "sglang-log", LINES, (1, 2006, 1920, 0, 300, 64), 0, 0),
+    ("envoy-aigw.jsonl", "envoy-ai-gateway", LINES, (1, 2006, 0, 0, 300, 64), 1, 0),
+    ("framing-array.json", "native", WHOLE, NATIVE, 0, 1),
+    ("framing-confluent-json.bin", "native", WHOLE, NATIVE, 0, 0),
+    ("framing-confluent-json-headerid.bin", "native", WHOLE, NATIVE, 0, 0),
+    ("framing-gzip.json", "native", WHOLE, NATIVE, 0, 0),
+    ("framing-json-string.json", "native", WHOLE, NATIVE, 0, 0),
+    ("framing-debezium.json", "debezium", WHOLE, NATIVE, 0, 0),
+    ("framing-debezium-update.json", "debezium", WHOLE, NATIVE, 0, 0),
+    ("framing-cloudevents-structured.bin", "cloudevents", WHOLE, NATIVE, 0, 0),
+]
+
+# A body, its mapping, its counters
+BODIES = [
+    ("sdk-ark-chat.json", "openai-chat", (1, 2006, 1920, 0, 300, 64)),
+    ("sdk-google-camel.json", "gemini", (1, 1000, 600, 0, 120, 70)),
+    ("sdk-cohere.json", "cohere", (1, 215, 80, 0, 420, 0)),
+    ("sdk-dashscope.json", "dashscope", (1, 1024, 512, 0, 300, 64)),
+    ("sdk-ollama.json", "ollama", (1, 26, 0, 0, 290, 0)),
+    ("sdk-bedrock-converse.json", "bedrock-converse", (1, 4071, 3962, 100, 50, 0)),
+    ("sdk-deepseek-openai.json", "openai-chat", (1, 2006, 1920, 0, 300, 64)),
+]
 
 
-def read(name: str, mapping_name: str, whole: bool) -> Usage:
-    mapping = resolve(mapping_name)
-    reader = reader_of([str(SAMPLES / name)], mapping.value, lambda: Decoder(mapping.value), whole)
-    summary = replay(harness.make_engine(HostTarget(), batch_bytes=1 << 20), reader.fill, mapping, "r", Outlets())
+def counted(make_engine, file: Path, name: str, whole: bool) -> ReplaySummary:
+    mapping = mappings.resolve(name)
+    reader = decoded.reader_of([str(file)], mapping.value, lambda: Decoder(mapping.value), whole)
+    return replay(make_engine(), reader.fill, mapping, "samples", Outlets())
+
+
+def counters(summary: ReplaySummary) -> tuple[int, ...]:
+    return summary.usage[:6]
+
+
+@pytest.mark.parametrize(("name", "mapping", "whole", "expected", "skipped", "duplicates"), CASES)
+def test_a_sample_gives_the_counters_that_its_records_say(
+    make_engine, name, mapping, whole, expected, skipped, duplicates
+):
+    summary = counted(make_engine, SAMPLES / name, mapping, whole)
+    assert counters(summary) == expected
+    assert (summary.tally.rejected, summary.rejects) == (0, {})
+    assert (summary.tally.skipped, summary.tally.duplicates) == (skipped, duplicates)
+
+
+@pytest.mark.parametrize(("name", "mapping", "expected"), BODIES)
+def test_a_provider_s_body_gives_its_counters(make_engine, tmp_path, name, mapping, expected):
+    body = orjson.loads((SAMPLES / name).read_bytes())
+    record = {"request_id": "r", "timestamp": 1795922600123, "user": "alice", "chip": "H100", "model": "m"}
+    (tmp_path / "body.json").write_bytes(orjson.dumps(record | {"response": body}))
+    summary = counted(make_engine, tmp_path / "body.json", mapping, whole=True)
+    assert counters(summary) == expected
     assert summary.tally.rejected == 0
-    return summary.usage
 
 
-@pytest.mark.parametrize("name", WHOLE)
-def test_a_message_gives_its_counters(name: str):
-    mapping, wanted = WHOLE[name]
-    assert read(name, mapping, whole=True) == wanted
+def test_the_avro_sample_is_read_by_a_copy_of_native_with_its_schema(make_engine, tmp_path):
+    """No shipped mapping can name a schema's file."""
+    text = (
+        (harness.MAPPINGS / "native.toml").read_text().replace("format = 1", "format = 2").replace('"native"', '"avro"')
+    )
+    text += f'\n[value]\nencoding = "avro"\nschema = "{SAMPLES / "framing-confluent-avro.avsc"}"\n'
+    (tmp_path / "avro.toml").write_text(text)
+    mapping = mappings.resolve(str(tmp_path / "avro.toml"))
+    schema = (SAMPLES / "framing-confluent-avro.avsc").read_bytes()
+    file = str(SAMPLES / "framing-confluent-avro.bin")
+    reader = decoded.reader_of([file], mapping.value, lambda: Decoder(mapping.value, schema=schema), whole=True)
+    assert counters(replay(make_engine(), reader.fill, mapping, "samples", Outlets())) == NATIVE
 
 
-@pytest.mark.parametrize("name", LINES)
-def test_lines_give_their_counters(name: str):
-    mapping, wanted = LINES[name]
-    assert read(name, mapping, whole=False) == wanted
+def test_every_sample_has_a_test():
+    """sdk-ark-bot.json waits for a mapping: its usage is an array, one entry for each model that was called."""
+    tested = {case[0] for case in (*CASES, *BODIES)} | {"framing-confluent-avro.bin", "framing-confluent-avro.avsc"}
+    assert tested | {"sdk-ark-bot.json"} == {file.name for file in SAMPLES.iterdir()}

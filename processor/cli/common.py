@@ -12,6 +12,7 @@ import contextlib
 import errno
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TextIO
@@ -92,6 +93,27 @@ def show_view(view: RenderableType) -> None:
         console.print(view)
     # Rich pads lines to their full width, which a file need not keep.
     print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+# --- Ctrl-C ---
+
+
+@contextlib.contextmanager
+def ctrl_c() -> Iterator[Callable[[], bool]]:
+    """Was Ctrl-C pressed? A second time interrupts at once."""
+    pressed = False
+
+    def press(*_: Any) -> None:
+        nonlocal pressed
+        if pressed:
+            raise KeyboardInterrupt
+        pressed = True
+
+    before = signal.signal(signal.SIGINT, press)
+    try:
+        yield lambda: pressed
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # --- Progress: on stderr, where that is a terminal ---

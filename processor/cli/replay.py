@@ -22,6 +22,7 @@ from tokenometer.processor.cli import running
 from tokenometer.processor.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_STRICT,
+    ctrl_c,
     fail,
     progress_bar,
     show_view,
@@ -148,7 +149,7 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     name = command.run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()
     try:
-        with _outlets(command) as outlets, _progress(total_bytes) as progress, running.ctrl_c() as pressed:
+        with _outlets(command) as outlets, _progress(total_bytes) as progress, ctrl_c() as pressed:
             outlets = dataclasses.replace(outlets, progress=progress, stopped=pressed)
             reader = decoded.reader_of(command.files, chosen.value, running.decoder_of(chosen), command.whole)
             summary = replay(engine, reader.fill, chosen, name, outlets, command.top)

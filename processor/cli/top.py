@@ -25,7 +25,7 @@ from typer import Option
 
 from tokenometer.processor import show
 from tokenometer.processor.cli.client import open_url
-from tokenometer.processor.cli.common import show_view, stdout_console
+from tokenometer.processor.cli.common import ctrl_c, show_view, stdout_console
 from tokenometer.processor.cli.options import Settings, TokenFile, http_url
 from tokenometer.processor.dashboard import top
 from tokenometer.processor.secret import Secret
@@ -187,9 +187,10 @@ def _watch(server: _Server, feed: _Feed) -> None:
     with (
         _keys() as pressed,
         Live(console=console, screen=True, auto_refresh=False) as live,
-        contextlib.suppress(KeyboardInterrupt),
+        # A flag, because an interrupt that is raised in a callback of the interpreter is dropped.
+        ctrl_c() as interrupted,
     ):
-        while pressed() != "q":
+        while pressed() != "q" and not interrupted():
             size = console.size
             live.update(top.view(feed.totals, feed.link(server.url), size.width, size.height), refresh=True)
 

@@ -299,7 +299,8 @@ class Records {
     if (out_.size - begin_ > recipe_.limit) throw TooLarge();
   }
 
-  // The record with the string at this path replaced by the JSON that it holds; as it is where it holds none.
+  // The record with the string at this path replaced by the JSON that it holds; as it is where it holds none. An empty
+  // string is no JSON either, but it is what producers write for nothing: null.
   Text opened(Text record, const Path& path) {
     const u8* p = as_line(probe_, record);
     const u8* at = p;
@@ -307,10 +308,14 @@ class Records {
       if (!(at = member(at, tokenometer::text(key)))) return record;
     const u8* close = *at == '"' ? string_end(at + 1, true) : nullptr;
     if (!close) return record;
-    unescape({at + 1, (u64)(close - at - 1)}, held_);
+    const bool empty = close == at + 1;
+    if (empty)
+      held_ = "null";
+    else
+      unescape({at + 1, (u64)(close - at - 1)}, held_);
     const u8* inner = as_line(inner_, tokenometer::text(held_));
     const u8* start = skip_space(inner);
-    if ((*start != '{' && *start != '[') || !is_json(inner)) return record;
+    if (!empty && ((*start != '{' && *start != '[') || !is_json(inner))) return record;
     which_ = 1 - which_;
     Out& made = spare_[which_];
     made.size = 0;

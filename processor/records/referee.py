@@ -295,7 +295,7 @@ def _readings(record: dict[str, Any], convention: Convention, total: int | None)
     additive = convention.additive
     if convention.path:
         value = _walk(record, convention.path, convention.field)
-        if value is not None and not isinstance(value, str):
+        if value is not None and type(value) not in {type(listed) for listed, _ in convention.values}:
             raise Rejected("wrong_type", convention.field)
         if value is not None:
             additive = dict(convention.values).get(value, additive)

@@ -124,6 +124,8 @@ def opened_string(record: bytes, path: Sequence[str]) -> bytes:
     match = _STRING.match(record, at or 0)
     if match is None:
         return record
+    if match[0] == b'""':  # what producers write for no JSON at all
+        return record[: match.start()] + b"null" + record[match.end() :]
     try:
         held: bytes = orjson.loads(match[0]).encode().replace(b"\n", b"\r")
     except orjson.JSONDecodeError:

@@ -425,10 +425,11 @@ def _beside_reader(convention: Convention) -> Callable[[Object, bool], tuple[boo
         stated = (bool(otherwise),)
         return lambda top, has_total: (False, True) if convention.by_total and has_total else stated
     value_of, table = _walker(path, name), dict(convention.values)
+    types = set(map(type, table))
 
     def read(top: Object, has_total: bool) -> tuple[bool, ...]:
         value = value_of(top)
-        if value is not None and type(value) is not str:
+        if value is not None and type(value) not in types:
             raise RefusedRecord("wrong_type", name)
         beside = otherwise if value is None else table.get(value, otherwise)
         if beside is None:
