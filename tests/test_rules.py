@@ -122,7 +122,8 @@ def record_of(rng: random.Random, spec: dict[str, Any]) -> bytes:
                 at(record, condition["path"], condition_value(rng, condition))
     for key, stated in spec.items():
         if key.endswith("_are") and isinstance(stated, dict) and "path" in stated and rng.random() < 0.9:
-            at(record, stated["path"], rng.choice(["openai", "anthropic", "bedrock", "other", ""]))
+            listed = [*stated.get("inclusive", []), *stated.get("additive", [])]
+            at(record, stated["path"], rng.choice([*listed * 3, "other", "", True]))
     add_total(rng, record, spec["fields"])
     keys = list(record)
     if rng.random() < 0.2:
