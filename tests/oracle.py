@@ -463,9 +463,9 @@ def identity_of(record: Canonical, mapping: dict, partition: object) -> tuple:
     return (partition, record.scope, record.request_id, *more)
 
 
-def kept(value: bytes | None, number: int, record: bytes) -> bytes:
-    """What a dead letter holds: the record, where it is a line of its message as it stands there, else the message."""
-    lines = (value or b"").split(b"\n")
+def kept(value: bytes | None, lines: list[bytes], number: int, record: bytes) -> bytes:
+    """What a dead letter holds: the record, where it is a line of its message as it stands there, else the message.
+    lines: the message's."""
     return record if number < len(lines) and lines[number] == record else value or b""
 
 
@@ -500,10 +500,11 @@ class Meter:
         message_index = self.messages[partition]
         self.messages[partition] += 1
         lines, failure = self.lines_of(value)
+        as_they_stand = (value or b"").split(b"\n")
         for line_index, line in enumerate(lines):
             self.read += 1
             verdict = Verdict("rejected", failure) if failure else judge(line, mapping, message_time, self.bounds)
-            line = kept(value, line_index, line)
+            line = kept(value, as_they_stand, line_index, line)
             if verdict.kind == "empty":
                 self.empty += 1
             elif verdict.kind == "skipped":

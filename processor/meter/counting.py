@@ -105,8 +105,7 @@ class Intake:
         for source in self.sources:
             index = int(np.searchsorted(source.offsets, offset))
             if index < len(source.offsets) and int(source.offsets[index]) == offset:
-                value, failure = source.values[index] or b"", source.failures.get(index)
-                lines = value.split(b"\n", line + 1)
+                (value, lines), failure = source.lines(index), source.failures.get(index)
                 kept = record if line < len(lines) and lines[line] == record else value
                 return kept, Rejection(failure) if failure else rejection
         return record, rejection
@@ -123,6 +122,15 @@ class _Source:
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     values: Column
     failures: Mapping[int, str]
+    _last: dict[int, tuple[bytes, list[bytes]]] = field(default_factory=dict, compare=False)
+
+    def lines(self, index: int) -> tuple[bytes, list[bytes]]:
+        """The value and its lines; the last one is kept, since a message that is all rejects is asked for each."""
+        if index not in self._last:
+            self._last.clear()
+            value = self.values[index] or b""
+            self._last[index] = value, value.split(b"\n")
+        return self._last[index]
 
 
 def _column(values: Sequence[bytes | None]) -> Column:

@@ -31,6 +31,12 @@ LETTER_HEAD_BYTES = 64 << 10  # which says what it was; the input has the rest
 _ROWS_PER_PIECE = 1 << 12  # formatted and handed over while they are in the processor's cache
 
 
+@functools.lru_cache(maxsize=1)
+def _head(record: bytes) -> tuple[bytes, int, str]:
+    """What a letter says of a long record; kept, since one long message may be what many letters are about."""
+    return record[:LETTER_HEAD_BYTES], len(record), hashlib.sha256(record).hexdigest()
+
+
 @dataclass(frozen=True)
 class DeadRecord:
     """A rejected record and where in Kafka it stands. size, sha256: of the whole record, where `value` is its head."""
@@ -47,8 +53,7 @@ class DeadRecord:
     def of(cls, place: Place, offset: Offset, line: int, rejection: Rejection, record: bytes) -> "DeadRecord":
         if len(record) <= LETTER_BYTES_MAX:
             return cls(place, offset, line, rejection, record)
-        whole = hashlib.sha256(record).hexdigest()
-        return cls(place, offset, line, rejection, record[:LETTER_HEAD_BYTES], len(record), whole)
+        return cls(place, offset, line, rejection, *_head(record))
 
 
 @dataclass(frozen=True)

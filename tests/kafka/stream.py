@@ -23,7 +23,9 @@ from tokenometer.processor.verify.report import render
 from tokenometer.schemas import mapping as mappings
 
 PATIENCE_SECONDS = 90
-START_MS = 1_760_000_000_000  # of the records; the messages have the time of their writing
+START_MS = (
+    int(time.time()) // 86_400 - 1
+) * 86_400_000  # of the records: yesterday, which no bound of the past rejects
 CLIENT = {
     "session.timeout.ms": "6000",
     "transaction.timeout.ms": "4000",

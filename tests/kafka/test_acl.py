@@ -42,7 +42,8 @@ OPERATIONS_BY_NAME = {
     "DescribeConfigs": AclOperation.DESCRIBE_CONFIGS,
 }
 PATIENCE_SECONDS = 60
-LINE = b'{"timestamp":1760000000000,"user":"u","model":"m","chip":"c","input_tokens":5,"output_tokens":2}'
+NOW_MS = int(time.time() * 1000)
+LINE = b'{"timestamp":%d,"user":"u","model":"m","chip":"c","input_tokens":5,"output_tokens":2}' % NOW_MS
 
 
 class Grant(NamedTuple):

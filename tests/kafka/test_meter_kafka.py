@@ -272,7 +272,7 @@ def test_the_command(make_stream: Callable[..., Stream], tmp_path: pathlib.Path)
     """`tokenometer meter` with a file, the environment and flags, on topics that it creates."""
     stream, port = make_stream(outputs=False), free_ports()[0]
     usage, live, rejected = stream.outputs
-    (tmp_path / "meter.toml").writetext_of(f"""
+    (tmp_path / "meter.toml").write_text(f"""
         bootstrap = "{stream.bootstrap}"
         input = ["{stream.input}=native"]
         name = "meter-0"
@@ -305,7 +305,7 @@ def test_the_command(make_stream: Callable[..., Stream], tmp_path: pathlib.Path)
     finally:
         meter.kill()
         meter.wait()
-    text = (tmp_path / "log").readtext_of()
+    text = (tmp_path / "log").read_text()
     assert "hunter2" not in text and '"sasl.password": "***"' in text and f'"setting.group": "{stream.group}"' in text
     assert health["status"] == "ok" and health["committed"]
     assert {name: metrics[name] for name in wanted} == wanted

@@ -154,7 +154,8 @@ def test_a_meter_that_is_told_to_end_while_kafka_is_frozen_ends(
         stream.append(stream.lines(300))
         stream.settle()
         assert server.pid is not None
-        stream.append(stream.lines(300))
+        # Between two commits: between a commit's decision and its markers, a broker that is alone and loses its
+        # session (Kafka 4.4.0) never writes them.
         os.kill(server.pid, signal.SIGSTOP)
         try:
             eventually(lambda: service.health()[0] == 503, "it to be not healthy", 20)
@@ -163,6 +164,7 @@ def test_a_meter_that_is_told_to_end_while_kafka_is_frozen_ends(
         finally:
             os.kill(server.pid, signal.SIGCONT)
         again = start(stream)
+        stream.append(stream.lines(300))
         eventually(lambda: caught_up(stream), "all to be committed", PATIENCE_SECONDS)
         again.process.send_signal(signal.SIGTERM)
         assert again.process.wait(PATIENCE_SECONDS) == 0
