@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
 
+for _name in ("COLUMNS", "LINES"):  # readline puts them into the environment that a worker of xdist inherits
+    os.environ.pop(_name, None)
+
 
 @pytest.fixture(autouse=True)
 def own_logs() -> Iterator[None]:

@@ -27,7 +27,7 @@ from tokenometer.processor.broker import (
 from tokenometer.processor.broker.kafka.consumer import KafkaConsumer
 from tokenometer.processor.broker.kafka.errors import Access, error_from
 from tokenometer.processor.broker.kafka.following import KafkaFollower, access_of, assigned, read
-from tokenometer.processor.broker.kafka.messages import parts_of, places_of, positions_of
+from tokenometer.processor.broker.kafka.messages import committed, parts_of, places_of, positions_of
 from tokenometer.processor.broker.kafka.producer import KafkaAppender, KafkaProducer
 from tokenometer.processor.broker.kafka.settings import (
     ANSWER_SECONDS,
@@ -163,12 +163,12 @@ class KafkaBroker:
             group=f"DESCRIBE on the group {group}", topic=f"DESCRIBE on the topics {', '.join(topics)}"
         )
         try:
-            return positions_of(self._asking(group, stable=True).committed(parts, timeout=READY_SECONDS), access)
+            return positions_of(committed(self._asking(group, stable=True), parts, READY_SECONDS), access)
         except KafkaException as error:
             if error.args[0].code() not in (KafkaError._TIMED_OUT, KafkaError.UNSTABLE_OFFSET_COMMIT):
                 raise error_from(f"committed offsets of {group}", error, access) from None
         try:
-            return positions_of(self._asking(group, stable=False).committed(parts, timeout=ANSWER_SECONDS), access)
+            return positions_of(committed(self._asking(group, stable=False), parts, ANSWER_SECONDS), access)
         except KafkaException as error:
             raise error_from(f"committed offsets of {group}", error, access) from None
 

@@ -24,6 +24,7 @@ from tokenometer.processor.broker.kafka.errors import PASSING, Access, error_fro
 from tokenometer.processor.broker.kafka.messages import (
     LINGER_SECONDS,
     between,
+    committed,
     failed,
     gather,
     parts_of,
@@ -260,7 +261,7 @@ class KafkaConsumer:
             return {}
         try:
             # A read_committed consumer asks for stable offsets, and asks again while a transaction is open.
-            parts = self._consumer.committed(parts_of(places), timeout=READY_SECONDS)
+            parts = committed(self._consumer, parts_of(places), READY_SECONDS)
         except KafkaException as error:
             raise error_from("reading committed offsets", error, self._access) from None
         return positions_of(parts, self._access)

@@ -1,16 +1,18 @@
 """The client's messages and partitions as ours, with as little Python for each message as possible."""
 
 import operator
+import time
 from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
 
 from tokenometer.processor.broker import Headers, Messages, Offset, Place, Position
-from tokenometer.processor.broker.kafka.errors import Access, error_of
+from tokenometer.processor.broker.kafka.errors import COORDINATOR_MOVES, Access, error_of
 
 LINGER_SECONDS = 0.005  # what poll waits for more once it has a message: fewer, larger batches for little latency
+_PAUSE_SECONDS = 0.1
 
 
 def parts_of(places: Sequence[Place]) -> list[TopicPartition]:
@@ -110,6 +112,18 @@ def between(messages: Messages, begin: int, end: int | None = None) -> Messages 
         messages.keys and messages.keys[low:high],
         messages.headers and messages.headers[low:high],
     )
+
+
+def committed(consumer: Consumer, parts: list[TopicPartition], seconds: float) -> list[TopicPartition]:
+    """Asks again while another broker takes the group over: librdkafka hands that error out."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return consumer.committed(parts, timeout=max(_PAUSE_SECONDS, deadline - time.monotonic()))
+        except KafkaException as error:
+            if error.args[0].code() not in COORDINATOR_MOVES or time.monotonic() > deadline:
+                raise
+        time.sleep(_PAUSE_SECONDS)
 
 
 def positions_of(parts: Sequence[TopicPartition], access: Access) -> dict[Place, Position | None]:
