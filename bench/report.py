@@ -13,6 +13,7 @@ from typing import Any
 from bench import bench_engine, common
 
 RESULTS_MD = common.ROOT / "bench" / "RESULTS.md"
+NOTES = "notes.md"  # beside the results: what was measured by hand
 GOAL_BYTES_PER_S, MARK_RECORDS_PER_S, GOAL_MEMORY_RATIO = 1.5e9, 8e6, 1.5
 RECORD_BYTES = (200, 350)  # of the goal
 LATE_FRAMES_MAX = 0.01  # nobody sees one frame of a hundred that comes a sixtieth of a second later
@@ -23,8 +24,8 @@ def report(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Markdown; `results` are file names and their contents, in the order wanted."""
     parts = [
         "# Results",
-        "Written by `python -m bench.report` from the files in `bench/results/`; do not edit. What is timed and what "
-        "is not stands at the top of each `bench/bench_*.py`. Figures are medians; GB are powers of ten, MiB and GiB "
+        "`python -m bench.report` writes this file from the files in `bench/results/`; do not edit it. The head of each "
+        "`bench/bench_*.py` says what is timed and what is not. Figures are medians; GB are powers of ten, MiB and GiB "
         "powers of two.",
     ]
     parts += ["## Goals", _goals([content for _, content in results])]
@@ -411,9 +412,11 @@ def main(arguments: Sequence[str]) -> int:
         print(f"{options.results}: no *.json; run the benchmarks with --json first", file=sys.stderr)
         return 2
     results = [(file.name, json.loads(file.read_text(encoding="utf-8"))) for file in files]
-    options.out.write_text(
-        report([(name, content) for name, content in results if content.get("kind") in _SECTIONS]), encoding="utf-8"
-    )
+    text = report([(name, content) for name, content in results if content.get("kind") in _SECTIONS])
+    notes = options.results / NOTES
+    if notes.exists():
+        text += "\n" + notes.read_text(encoding="utf-8")
+    options.out.write_text(text, encoding="utf-8")
     return 0
 
 
