@@ -91,6 +91,11 @@ class Tally:
     def read(self) -> int:
         return self.counted + self.duplicates + self.rejected + self.empty + self.skipped
 
+    @property
+    def judged(self) -> int:
+        """What a mapping was asked to read: neither empty nor skipped."""
+        return self.counted + self.duplicates + self.rejected
+
     def __sub__(self, other: "Tally") -> "Tally":
         return Tally(*(a - b for a, b in zip(astuple(self), astuple(other), strict=True)))
 

@@ -29,6 +29,7 @@ from tokenometer.processor.cli.options import (
     Window,
 )
 from tokenometer.processor.meter import heap
+from tokenometer.processor.meter.fitting import FitSettings
 from tokenometer.processor.meter.health import Health
 from tokenometer.processor.meter.meter import Clock, Committed, Meter, MeterSettings
 from tokenometer.processor.meter.watching import Watch
@@ -103,6 +104,24 @@ class MeterCommand(KafkaSettings, LogSettings):
     max_future_skew: FutureSkew = 3600
     max_past: MaxPast = MAX_PAST_DAYS
     conflict_letters: ConflictLetters = True
+    alarm_share: Annotated[
+        float,
+        Option(
+            min=0, max=1, metavar="SHARE",
+            help="A topic with a larger share of rejects does not fit its mapping, and the meter says so aloud; "
+            "1: it never does.",
+        ),
+    ] = 0.5  # fmt: skip
+    alarm_records: Annotated[
+        int, Option(min=1, max=1_000_000_000, metavar="N", help="Records of a topic, below which it is not judged.")
+    ] = 1000
+    alarm_interval: Annotated[
+        int,
+        Option(
+            min=1, max=86_400, metavar="SECONDS",
+            help="The share is that of the last so many seconds, and it is logged this often.",
+        ),
+    ] = 60  # fmt: skip
     sketch_seed: Annotated[int, Option(min=0, help="Of active-user sketches; all meters need the same.")] = 0
     usage_topic: UsageTopic = topics.USAGE
     live_topic: LiveTopic = topics.LIVE
@@ -143,6 +162,7 @@ class MeterCommand(KafkaSettings, LogSettings):
             commit_interval_ms=round(self.commit_interval * 1000),
             from_end=self.begin_at is BeginAt.END,
             schemas=topics.schemas(inputs),
+            fit=FitSettings(self.alarm_share, self.alarm_records, self.alarm_interval * 1000),
         )
 
     def engine(self) -> Engine:

@@ -161,6 +161,7 @@ class Snapshot:
     positions: dict[Place, Position]
     fill: Mapping[str, tuple[int, int]]  # used and usable, of each table
     parts_opened: Mapping[str, int]  # by reason, since the meter began
+    judged: Mapping[str, int] = field(default_factory=dict)  # topic -> records that are neither empty nor skipped
     earlier: "Sequence[Snapshot]" = ()  # of parts that were full in the middle of a message: only together with this
 
 
@@ -199,6 +200,8 @@ class Counting:
         self._letters: list[DeadRecord] = []
         self._letter_bytes = 0
         self._aside: list[Snapshot] = []
+        self._judged: Counter[str] = Counter()  # by topic, since the last flip
+        self._tally = engine.tally()  # as it was then noted in _judged
         self.parts_opened: Counter[str] = Counter()  # by reason
         self.has_news = False
         self._failed = False  # an intake was taken in part only
@@ -236,6 +239,7 @@ class Counting:
             self._engine.forget(place)
         self._partitions.clear()
         self._letters, self._letter_bytes, self._aside = [], 0, []
+        self._judged, self._tally = Counter(), self._engine.tally()
         self._failed = False
         self._engine.open_part()
         self._part = self._new_part("failure")
@@ -326,6 +330,8 @@ class Counting:
 
     def _note(self, piece: _Piece, progress: Progress) -> None:
         """Dead letters belong to the open part, as the counters do."""
+        before, self._tally = self._tally, self._engine.tally()
+        self._judged[piece.intake.place.topic] += (self._tally - before).judged
         for letter in progress.dead_letters:
             offset = Offset(int(piece.intake.offsets[letter.message]))
             record, line = letter.value if piece.whole is None else piece.whole, piece.line + letter.line
@@ -355,8 +361,10 @@ class Counting:
             if not known.refilling
         }
         opened, earlier = dict(self.parts_opened), tuple(self._aside)
-        snapshot = Snapshot(rows, self._summary(), letters, positions_, self._engine.fill(), opened, earlier)
-        self._letters, self._letter_bytes, self._aside = [], 0, []
+        snapshot = Snapshot(
+            rows, self._summary(), letters, positions_, self._engine.fill(), opened, self._judged, earlier
+        )
+        self._letters, self._letter_bytes, self._aside, self._judged = [], 0, [], Counter()
         self._part.sequence += 1
         self.has_news = False
         return snapshot

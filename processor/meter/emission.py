@@ -67,6 +67,24 @@ class Range:
 
 
 @dataclass(frozen=True)
+class Misfit:
+    """A topic most of whose last records were rejected (fitting.py): how many were judged, and the most frequent fault
+    with the keys of a record that has it."""
+
+    topic: str
+    judged: int
+    rejected: int
+    reason: str
+    field: str | None
+    most: int  # of the rejected ones, for that reason
+    keys: tuple[str, ...]
+
+    @property
+    def fault(self) -> tuple[str, str | None]:
+        return self.reason, self.field
+
+
+@dataclass(frozen=True)
 class LiveSummary:
     """A part as a commit finds it. Counters are absolute within the part; cells and sketches are those that changed."""
 
@@ -82,6 +100,7 @@ class LiveSummary:
     cells: Sequence[CellTotals]
     top_users: Sequence[tuple[str, int]]
     sketches: Mapping[WindowStartMs, Bytes]
+    misfits: Sequence[Misfit] = ()  # as the commit before has left them
 
 
 def usage_messages(rows: UsageRows, part: str) -> Iterator[tuple[Column, Column]]:
@@ -174,6 +193,7 @@ def _frame(summary: LiveSummary, committed_at_ms: int, ends: Mapping[Place, Offs
         "partitions": [_range(covered, ends.get(covered.place)) for covered in summary.ranges],
         "tokens": summary.totals.with_total(),
         "top_users": [{"user": user, "total_tokens": tokens} for user, tokens in summary.top_users],
+        **({"misfits": [asdict(misfit) for misfit in summary.misfits]} if summary.misfits else {}),
     }
 
 

@@ -6,7 +6,7 @@ agree with the topics.
 """
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -16,7 +16,8 @@ from tokenometer.kernels.values import Tally
 from tokenometer.processor.broker import Place
 from tokenometer.processor.http import answers
 from tokenometer.processor.http.server import Server, application
-from tokenometer.processor.meter.emission import LiveSummary, Range
+from tokenometer.processor.meter import fitting
+from tokenometer.processor.meter.emission import LiveSummary, Misfit, Range
 from tokenometer.processor.meter.meter import Committed
 from tokenometer.processor.meter.watching import Verdict
 from tokenometer.schemas.usage import TOKENS, Usage
@@ -40,6 +41,7 @@ class Health:
         self._free: set[Place] = set()  # that nobody has, and whose lag is told here
         self._verdict: Verdict | None = None
         self._looked_ms = self._began_ms
+        self._misfits: Sequence[Misfit] = ()
         registry = self.registry = CollectorRegistry()
         self._records = Counter(
             "tokenometer_records", "Committed records, by what became of them.", ["verdict"], registry=registry
@@ -51,6 +53,10 @@ class Health:
         self._rejected = Counter(
             "tokenometer_rejected_records", "Committed dead letters, by reason.", ["reason"], registry=registry
         )
+        self._fits = Gauge(
+            "tokenometer_log_fits", "0 while most records of a topic are rejected: a wrong mapping, or a changed producer.",
+            ["topic"], registry=registry,
+        )  # fmt: skip
         self._tokens = Counter(
             "tokenometer_tokens", "Committed tokens; input includes cached and cache-write ones, output reasoning.",
             ["category"], registry=registry,
@@ -93,6 +99,7 @@ class Health:
         self._commit_seconds.observe(committed.took_ms / 1000)
         self._last_commit.set(committed.began_ms / 1000)
         self._place(summary, committed)
+        self._fit(committed)
         for reason, count in committed.snapshot.parts_opened.items():
             self._parts.labels(reason).set(count)
         for table, (used, usable) in committed.snapshot.fill.items():
@@ -124,6 +131,13 @@ class Health:
             if covered.place in held:
                 self._show(covered, committed)
 
+    def _fit(self, committed: Committed) -> None:
+        self._misfits = committed.misfits
+        unfit = {misfit.topic for misfit in committed.misfits}
+        self._fits.clear()
+        for topic in {place.topic for place in self._shown} | unfit:
+            self._fits.labels(topic).set(float(topic not in unfit))
+
     def _show(self, covered: Range, committed: Committed) -> None:
         labels = _labels(covered.place)
         if covered.place in committed.ends:
@@ -145,7 +159,8 @@ class Health:
 
     def status(self) -> tuple[bool, dict[str, Any]]:
         """Healthy while the watch finds nothing wrong, and commits come; a meter without news commits every ten
-        seconds."""
+        seconds. A log that does not fit is told and is no reason to end the meter: another one would do no better, so
+        it is healthy and degraded."""
         now_ms = self._now_ms()
         age_ms = now_ms - (self._last_ms or self._began_ms)
         reasons = list(self._verdict.reasons) if self._verdict else []
@@ -153,7 +168,8 @@ class Health:
             reasons.append(f"Kafka has not answered for {(now_ms - self._looked_ms) // 1000} s")
         if age_ms >= STALE_MS:
             reasons.append("no commit for too long: see the meter's log")
-        state = "; ".join(reasons) or "ok"
+        unfit = [f"degraded: {fitting.sentence(misfit)}" for misfit in self._misfits]
+        state = "; ".join([*reasons, *unfit]) or "ok"
         return not reasons, {"status": state, "since_last_commit_ms": age_ms, "committed": self._last_ms is not None}
 
     # --- Over HTTP ---

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from tokenometer.kernels.engine import Engine
@@ -44,6 +44,8 @@ from tokenometer.processor.broker import (
 from tokenometer.processor.intake import Decoder
 from tokenometer.processor.meter import emission, positions
 from tokenometer.processor.meter.counting import Counting, Intake, Snapshot, Start
+from tokenometer.processor.meter.emission import Misfit
+from tokenometer.processor.meter.fitting import FitSettings, Fitting
 from tokenometer.processor.meter.watching import TROUBLE_MS, Standing
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 
@@ -75,6 +77,7 @@ class MeterSettings:
     part_age_ms: int = 600_000  # then the part is closed, so that who adds up parts can be done with it
     from_end: bool = False  # where a partition begins that the group has never committed
     schemas: Mapping[str, bytes] = field(default_factory=dict)  # topic -> its mapping's schema file, read
+    fit: FitSettings = FitSettings()
 
 
 @dataclass
@@ -95,6 +98,7 @@ class Committed:
     took_ms: int
     rows: int
     ends: Mapping[Place, Offset]  # of the partitions, as last heard
+    misfits: Sequence[Misfit] = ()  # topics that do not fit their mappings
 
 
 @dataclass
@@ -124,6 +128,7 @@ class Meter:
         # Counting goes first: it is one thread's work, and a commit's can fill the time in which that one waits.
         self._engine_thread, self._commit_thread = threads(lambda: None), threads(yield_to_others)
         self.counting = Counting(engine, settings.name, run, self._commit_full)
+        self._fitting = Fitting(settings.fit, settings.inputs)
         self._decoders = {
             topic: Decoder(mapping.value, None, settings.schemas.get(topic))
             for topic, mapping in settings.inputs.items()
@@ -310,7 +315,9 @@ class Meter:
         self._committed.update({place: position.offset for place, position in snapshot.positions.items()})
         took_ms = self._clock.steady_ms() - began
         for part, count in zip(snapshots, rows, strict=True):
-            self._on_commit(Committed(part, began_ms, took_ms, count, self._ends))
+            held = {place.topic for place in part.positions}
+            self._fitting.committed(began_ms, held, part.judged, part.letters)
+            self._on_commit(Committed(part, began_ms, took_ms, count, self._ends, self._fitting.misfits))
 
     def _produce(self, snapshot: Snapshot, began_ms: int) -> int:
         count = self._produce_usage(snapshot)
@@ -336,7 +343,8 @@ class Meter:
 
     def _produce_live(self, snapshot: Snapshot, began_ms: int) -> None:
         """Keyed by meter, so that its parts follow one another: behind a new part's summary the one before is final."""
-        values = emission.live_messages(snapshot.summary, began_ms, self._ends)
+        summary = replace(snapshot.summary, misfits=self._fitting.misfits)
+        values = emission.live_messages(summary, began_ms, self._ends)
         self._producer.produce(self._settings.live_topic, values, [snapshot.summary.meter.encode()] * len(values))
 
     def _produce_rejected(self, snapshot: Snapshot) -> None:
