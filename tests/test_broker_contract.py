@@ -92,10 +92,18 @@ class Cluster:
     def name(self, kind: str) -> str:
         return f"contract-{kind}-{uuid.uuid4().hex[:12]}"
 
-    def consumer(self, group: str, topic: str, listener: "Heard | None" = None, member: str | None = None) -> Consumer:
+    def consumer(
+        self,
+        group: str,
+        topic: str | Sequence[str],
+        listener: "Heard | None" = None,
+        member: str | None = None,
+        **beside: Sequence[str],
+    ) -> Consumer:
         """Positions come from the group, or else from the partition's beginning."""
         heard = listener or Heard()
-        consumer = self.broker.consumer(group, [topic], heard, member)
+        topics = [topic] if isinstance(topic, str) else list(topic)
+        consumer = self.broker.consumer(group, topics, heard, member, **beside)
         heard.consumer = consumer
         self._closing.append(consumer)
         return consumer
@@ -459,13 +467,34 @@ def with_transaction(
 
 def test_a_transaction_becomes_visible_with_its_headers(cluster: Cluster, broker: Broker) -> None:
     topic = cluster.topic()
-    headers = [[("reason", b"bad \xff"), ("line", b"7")], [], [("reason", b"")]]
+    headers: list[Headers] = [[("reason", b"bad \xff"), ("line", b"7")], [], [("reason", b""), ("none", None)]]
     with_transaction(cluster, topic, numbers(3), headers=headers)
     place = Place(topic, 0)
     cluster.shows(place, numbers(3))
     messages = whole(broker.read(place, *broker.extents([topic])[place], headers=True))
     assert list(messages.values) == numbers(3)
     assert [list(pairs) for pairs in messages.headers or ()] == headers
+
+
+def test_a_member_gets_the_keys_and_headers_of_the_topics_that_it_asks_for(cluster: Cluster) -> None:
+    both, keyed, plain = cluster.topic(), cluster.topic(), cluster.topic()
+    keys = [b"a", b"", b"\xff"]
+    headers: list[Headers] = [[("x", b"\xff\x00"), ("\u00fc", b""), ("x", b"2")], [], [("none", None)]]
+    for topic in (both, keyed, plain):
+        with_transaction(cluster, topic, numbers(3), keys, headers)
+    cluster.put(both, [b"3", None], [b"later", None])
+    consumer = cluster.consumer(cluster.name("group"), [both, keyed, plain], keys=[both, keyed], headers=[both])
+    found = poll_until([consumer], lambda found: len(values_of(found)) == 11)
+    beside = {topic: [messages for messages in found if messages.place.topic == topic] for topic in (both, keyed)}
+    assert [key for messages in beside[both] for key in messages.keys or ()] == [*keys, b"later", None]
+    assert [list(pairs) for messages in beside[both] for pairs in messages.headers or ()] == [*headers, [], []]
+    assert [key for messages in beside[keyed] for key in messages.keys or ()] == keys
+    assert all(messages.headers is None for messages in beside[keyed])
+    assert all((messages.keys, messages.headers) == (None, None) for messages in found if messages.place.topic == plain)
+    consumer.seek({Place(both, 0): Offset(1)})  # keys and headers follow their messages where some are left out
+    again = poll_until([consumer], lambda found: len(values_of(found)) == 4)
+    assert [key for messages in again for key in messages.keys or ()] == [*keys[1:], b"later", None]
+    assert [list(pairs) for messages in again for pairs in messages.headers or ()] == [*headers[1:], [], []]
 
 
 def test_aborted_messages_are_never_seen(cluster: Cluster, broker: Broker) -> None:

@@ -12,7 +12,7 @@ What both promise
 - A member is told of partitions that it gets, gives up or has lost inside `poll`, in the thread that called it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NewType, Protocol, overload
 
@@ -21,7 +21,7 @@ import numpy as np
 from tokenometer.schemas.errors import TokenometerError
 
 Offset = NewType("Offset", int)
-Headers = Sequence[tuple[str, bytes]]
+Headers = Sequence[tuple[str, bytes | None]]
 BEGINNING = Offset(0)
 
 
@@ -78,8 +78,8 @@ class Column(Sequence[bytes | None]):
 class Messages:
     """Messages of one partition, lowest offset first; never none.
 
-    times: ms since the epoch, as the broker has them. A value of None is a tombstone. keys: only where they were
-    asked for.
+    times: ms since the epoch, as the broker has them. A value of None is a tombstone. keys, headers: only where they
+    were asked for; a name that is not UTF-8 has replacement characters.
     """
 
     place: Place
@@ -258,8 +258,17 @@ class Producer(Protocol):
 
 
 class Broker(Protocol):
-    def consumer(self, group: str, topics: Sequence[str], listener: Listener, member: str | None = None) -> Consumer:
-        """Join a group. `member`: a static member id, which a restarted process takes over at once."""
+    def consumer(
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: Listener,
+        member: str | None = None,
+        keys: Collection[str] = (),
+        headers: Collection[str] = (),
+    ) -> Consumer:
+        """Join a group. member: a static member id, which a restarted process takes over at once. keys, headers: the
+        topics whose messages come with them; others do not pay for it."""
 
     def producer(self, transactional_id: str) -> Producer:
         """A transactional producer, ready to begin: older ones of this id are fenced, their transactions ended."""

@@ -260,7 +260,7 @@ def read_letters(chunk: OutputChunk) -> OutputResult:
 
 
 def _letter(value: bytes | None, headers: Headers) -> tuple[Any, ...]:
-    named = {name: text.decode(errors="replace") for name, text in headers}
+    named = {name: (text or b"").decode(errors="replace") for name, text in headers}
     optional = named.keys() - _HEADERS - {"field"}
     if len(named) != len(headers) or not _HEADERS <= named.keys() or optional not in (set(), _OF_WHOLE):
         raise Malformed("its headers are not those of a dead letter")

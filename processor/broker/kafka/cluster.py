@@ -1,7 +1,7 @@
 """The cluster: the protocol's `Broker`, and what an administrator's client knows of topics, offsets and groups."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -27,7 +27,7 @@ from tokenometer.processor.broker import (
 from tokenometer.processor.broker.kafka.consumer import KafkaConsumer
 from tokenometer.processor.broker.kafka.errors import Access, error_from
 from tokenometer.processor.broker.kafka.following import KafkaFollower, access_of, assigned, read
-from tokenometer.processor.broker.kafka.messages import committed, parts_of, places_of, positions_of
+from tokenometer.processor.broker.kafka.messages import Beside, committed, parts_of, places_of, positions_of
 from tokenometer.processor.broker.kafka.producer import KafkaAppender, KafkaProducer
 from tokenometer.processor.broker.kafka.settings import (
     ANSWER_SECONDS,
@@ -65,9 +65,15 @@ class KafkaBroker:
             raise BrokerError(f"Kafka at {bootstrap} gave no answer in {ANSWER_SECONDS} s: {why}") from None
 
     def consumer(
-        self, group: str, topics: Sequence[str], listener: Listener, member: str | None = None
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: Listener,
+        member: str | None = None,
+        keys: Collection[str] = (),
+        headers: Collection[str] = (),
     ) -> KafkaConsumer:
-        return KafkaConsumer(self._settings, group, topics, listener, member)
+        return KafkaConsumer(self._settings, group, topics, listener, member, Beside.of(keys, headers))
 
     def producer(self, transactional_id: str) -> KafkaProducer:
         return KafkaProducer(self._settings, transactional_id)

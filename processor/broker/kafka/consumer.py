@@ -23,6 +23,8 @@ from tokenometer.processor.broker.kafka import direct
 from tokenometer.processor.broker.kafka.errors import PASSING, Access, error_from, error_of, is_fatal
 from tokenometer.processor.broker.kafka.messages import (
     LINGER_SECONDS,
+    PLAIN,
+    Beside,
     between,
     committed,
     failed,
@@ -65,6 +67,7 @@ class KafkaConsumer:
         topics: Sequence[str],
         listener: Listener,
         member: str | None,
+        beside: Beside = PLAIN,
     ) -> None:
         own = {
             "group.id": group,
@@ -87,7 +90,7 @@ class KafkaConsumer:
             principal_of(settings), topic=f"READ on the topics {', '.join(topics)}", group=f"READ on the group {group}"
         )
         self.last_error: str | None = None
-        self._listener = listener
+        self._listener, self._beside = listener, beside
         self._topic = topics[0] if len(topics) == 1 else None
         self._next: dict[Place, int] = {}  # what is assigned, and the lowest offset that may come next
         self._left: set[Place] = set()  # revoked or lost during the poll that runs
@@ -103,7 +106,7 @@ class KafkaConsumer:
             )
         except KafkaException as error:
             raise error_from(f"subscribing to {', '.join(topics)}", error, self._access) from None
-        self._reader = _reader(self._consumer)
+        self._reader = _reader(self._consumer, beside)
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
         """A partition may come more than once in the answer, always further on."""
@@ -154,7 +157,9 @@ class KafkaConsumer:
                 self._judge(KafkaError(int(fetched.errors[begin])), f"reading {place.topic}-{place.partition}")
                 continue
             times = fetched.times[begin:end].astype(np.uint64)
-            found.append(Messages(place, fetched.values[begin:end], times, fetched.offsets[begin:end]))
+            keys = fetched.keys[begin:end] if fetched.keys and place.topic in self._beside.keys else None
+            headers = fetched.headers[begin:end] if fetched.headers and place.topic in self._beside.headers else None
+            found.append(Messages(place, fetched.values[begin:end], times, fetched.offsets[begin:end], keys, headers))
         return found
 
     def _take(self, batch: list[Message]) -> list[Messages]:
@@ -165,7 +170,7 @@ class KafkaConsumer:
             if times.min() <= 0 and any(map(failed, batch)):
                 batch = self._sort_out(batch)
                 times = times_of(batch)
-            found = gather(batch, times, self._topic) if batch else []
+            found = gather(batch, times, self._topic, self._beside) if batch else []
         return self._still_ours(found)
 
     def _consume(self, timeout_seconds: float, most: int) -> list[Message]:
@@ -382,12 +387,12 @@ class KafkaConsumer:
             raise exception
 
 
-def _reader(consumer: client.Consumer) -> direct.Reader | None:
+def _reader(consumer: client.Consumer, beside: Beside) -> direct.Reader | None:
     """None: messages come one by one, through the client."""
     if not direct.supported():
         return None
     try:
-        return direct.Reader(consumer, _FETCH_MESSAGES)
+        return direct.Reader(consumer, _FETCH_MESSAGES, beside)
     except BuildError as error:
         log.warning("reading message by message: %s", error)
         return None

@@ -13,16 +13,18 @@ import ctypes
 import functools
 import importlib.metadata
 import pathlib
-from collections.abc import Iterable, Iterator
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, overload
 
 import confluent_kafka
 import numpy as np
 
 from tokenometer.kernels import build
-from tokenometer.processor.broker import Column, Place
+from tokenometer.processor.broker import Column, Headers, Place
+from tokenometer.processor.broker.kafka.messages import PLAIN, Beside
 
 TESTED = ("2.16",)  # of confluent-kafka
 _COPY = 0x2  # RD_KAFKA_MSG_F_COPY: without it, a producer that is given up might read freed values
@@ -114,9 +116,56 @@ class _Columns(ctypes.Structure):
     ]
 
 
+_LENGTHS = struct.Struct("=ii")  # of a header's name and value
+
+
+@dataclass(frozen=True)
+class HeaderColumn(Sequence[Headers]):
+    """The headers of many messages, those of message i in `data` before ends[i]; made into Python's only when asked."""
+
+    data: bytes
+    begins: np.ndarray[Any, np.dtype[np.int64]]
+    ends: np.ndarray[Any, np.dtype[np.int64]]
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> Headers: ...
+    @overload
+    def __getitem__(self, index: slice) -> "HeaderColumn": ...
+    def __getitem__(self, index: int | slice) -> "Headers | HeaderColumn":
+        if isinstance(index, slice):
+            return HeaderColumn(self.data, self.begins[index], self.ends[index])
+        at, end, found = int(self.begins[index]), int(self.ends[index]), list[tuple[str, bytes | None]]()
+        while at < end:
+            name_length, length = _LENGTHS.unpack_from(self.data, at)
+            value = at + _LENGTHS.size + name_length
+            name = self.data[at + _LENGTHS.size : value].decode(errors="replace")
+            at = value + max(length, 0)
+            found.append((name, None if length < 0 else self.data[value:at]))
+        return found
+
+
+class _Beside(ctypes.Structure):
+    """As in gather.cpp."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("key_lengths", "key_ends", "header_ends")]
+
+
+class _Calls(ctypes.Structure):
+    """As `Librdkafka` in gather.cpp."""
+
+    _fields_ = [(name, ctypes.c_void_p) for name in ("headers_of", "header_at")]
+
+
+_KEY, _HEADERS = 1, 2  # enum Wanted
+
+
 @dataclass(frozen=True)
 class Fetched:
-    """Messages in order of arrival, those of a partition in the order of their offsets. errors: librdkafka's codes."""
+    """Messages in order of arrival, those of a partition in the order of their offsets. errors: librdkafka's codes.
+    keys, headers: None where no topic's were asked for; those of other topics are empty."""
 
     values: Column
     times: np.ndarray[Any, np.dtype[np.int64]]
@@ -124,6 +173,8 @@ class Fetched:
     topics: np.ndarray[Any, np.dtype[np.uint64]]
     partitions: np.ndarray[Any, np.dtype[np.int32]]
     errors: np.ndarray[Any, np.dtype[np.int32]]
+    keys: Column | None = None
+    headers: HeaderColumn | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -144,7 +195,7 @@ class Reader:
     an earlier assignment in any queue. Raises kernels.build.BuildError where there is no compiler.
     """
 
-    def __init__(self, consumer: confluent_kafka.Consumer, most: int) -> None:
+    def __init__(self, consumer: confluent_kafka.Consumer, most: int, beside: Beside = PLAIN) -> None:
         file = pathlib.Path(__file__).with_name("gather.cpp")
         self._own = ctypes.CDLL(str(build.build_shared(file)))
         self._own.gathered_bytes.restype = ctypes.c_uint64
@@ -154,6 +205,9 @@ class Reader:
         self._forwarded: dict[Place, ctypes.c_void_p] = {}
         self._messages = (ctypes.c_void_p * most)()
         self._names: dict[int, str] = {}
+        self._beside = beside
+        calls = (library.rd_kafka_message_headers, library.rd_kafka_header_get_all)
+        self._calls = _Calls(*(ctypes.cast(call, ctypes.c_void_p) for call in calls))
 
     def add(self, places: Iterable[Place]) -> None:
         for place in places:
@@ -177,6 +231,7 @@ class Reader:
             self._queue, ctypes.c_int(timeout_ms), self._messages, ctypes.c_size_t(min(most, len(self._messages)))
         )
         assert count >= 0
+        beside = self._gather_beside(count) if count and any(self._beside) else (None, None)
         data = np.empty(self._own.gathered_bytes(self._messages, count), np.uint8)
         lengths, ends, times, offsets = (np.empty(count, np.int64) for _ in range(4))
         topics, partitions, errors = np.empty(count, np.uint64), np.empty(count, np.int32), np.empty(count, np.int32)
@@ -187,7 +242,26 @@ class Reader:
             self._messages, count, time_of, destroy, ctypes.c_void_p(data.ctypes.data), ctypes.byref(columns)
         )
         starts = np.concatenate((np.zeros(min(count, 1), np.int64), ends[:-1]))
-        return Fetched(Column(data, starts, lengths, ends), times, offsets, topics, partitions, errors)
+        return Fetched(Column(data, starts, lengths, ends), times, offsets, topics, partitions, errors, *beside)
+
+    def _gather_beside(self, count: int) -> tuple[Column, HeaderColumn]:
+        topics, sizes = np.empty(count, np.uint64), np.zeros(2, np.uint64)
+        self._own.topics_of(self._messages, count, _pointer(topics))
+        known, places = np.unique(topics, return_inverse=True)
+        wanted = np.array([self._wanted(int(topic)) for topic in known], np.uint8)[places]
+        asked = self._messages, count, _pointer(wanted), ctypes.byref(self._calls)
+        self._own.beside_bytes(*asked, _pointer(sizes))
+        keys, headers = (np.empty(int(size), np.uint8) for size in sizes)
+        key_lengths, key_ends, header_ends = (np.empty(count, np.int64) for _ in range(3))
+        to = _Beside(*(a.ctypes.data for a in (key_lengths, key_ends, header_ends)))
+        self._own.gather_beside(*asked, _pointer(keys), _pointer(headers), ctypes.byref(to))
+        begins = np.concatenate((np.zeros(1, np.int64), header_ends[:-1]))
+        found = HeaderColumn(headers.tobytes(), begins, header_ends)
+        return Column(keys, key_ends - np.maximum(key_lengths, 0), key_lengths), found
+
+    def _wanted(self, topic: int) -> int:
+        name = self.topic(topic)
+        return _KEY * (name in self._beside.keys) | _HEADERS * (name in self._beside.headers)
 
     def topic(self, pointer: int) -> str:
         """The name of a topic that came with a message."""
@@ -206,6 +280,10 @@ def _library() -> Any:
     library.rd_kafka_topic_name.restype = ctypes.c_char_p
     library.rd_kafka_consume_batch_queue.restype = ctypes.c_ssize_t
     return library
+
+
+def _pointer(array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
 
 
 def _handle(client: Any) -> ctypes.c_void_p:

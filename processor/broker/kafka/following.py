@@ -9,7 +9,15 @@ from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from tokenometer.processor.broker import BrokerError, Messages, Offset, Place
 from tokenometer.processor.broker.kafka.errors import PASSING, Access, error_from, error_of, is_fatal
-from tokenometer.processor.broker.kafka.messages import LINGER_SECONDS, between, failed, gather, parts_of, times_of
+from tokenometer.processor.broker.kafka.messages import (
+    LINGER_SECONDS,
+    Beside,
+    between,
+    failed,
+    gather,
+    parts_of,
+    times_of,
+)
 from tokenometer.processor.broker.kafka.settings import CONSUMER_DEFAULTS, DEFAULTS, classic, make, principal_of
 
 _STALL_SECONDS = 30  # a read that gets nothing for so long has lost its broker
@@ -43,7 +51,8 @@ def assigned(settings: Mapping[str, Any], starts: Mapping[Place, Offset]) -> cli
 
 class KafkaFollower:
     def __init__(self, settings: Mapping[str, Any], starts: Mapping[Place, Offset], keys: bool) -> None:
-        self._consumer, self._keys = assigned(settings, starts), keys
+        self._consumer = assigned(settings, starts)
+        self._beside = Beside.of({place.topic for place in starts} if keys else ())
         self._access = access_of(settings, starts)
         self._reached, self._parts = dict(starts), parts_of(list(starts))
 
@@ -66,7 +75,7 @@ class KafkaFollower:
             elif failure.code() not in _PASSING and (is_fatal(failure) or not failure.retriable()):
                 raise error_of(f"following {message.topic()}-{message.partition()}", failure, self._access)
         found = [message for message in batch if not message.error()]
-        return gather(found, times_of(found), None, self._keys) if found else []
+        return gather(found, times_of(found), None, self._beside) if found else []
 
     def _pass(self, topic: str | None, partition: int | None, offset: int | None) -> None:
         assert topic is not None and partition is not None and offset is not None
@@ -84,7 +93,8 @@ def read(
     consumer: client.Consumer, place: Place, end: int, access: Access, keys: bool, headers: bool
 ) -> Iterator[Messages]:
     """Until nothing below `end` can come: aborted messages and transaction markers may be the last ones there."""
-    part = [TopicPartition(place.topic, place.partition)]
+    part, topic = [TopicPartition(place.topic, place.partition)], (place.topic,)
+    beside = Beside.of(topic if keys else (), topic if headers else ())
     reached = 0
     heard = time.monotonic()
     while reached < end:
@@ -107,7 +117,7 @@ def read(
                 f"reading {place.topic}-{place.partition}: nothing came for {_STALL_SECONDS} s; it ends at {end},"
                 f" and offset {reached} is next"
             )
-        for messages in gather(found, times_of(found), place.topic, keys, headers) if found else ():
+        for messages in gather(found, times_of(found), place.topic, beside) if found else ():
             rest = between(messages, 0, end)
             if rest is not None:
                 yield rest

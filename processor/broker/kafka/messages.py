@@ -2,8 +2,8 @@
 
 import operator
 import time
-from collections.abc import Sequence
-from typing import Any, cast
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from confluent_kafka import Consumer, KafkaException, Message, TopicPartition
@@ -13,6 +13,20 @@ from tokenometer.processor.broker.kafka.errors import COORDINATOR_MOVES, Access,
 
 LINGER_SECONDS = 0.005  # what poll waits for more once it has a message: fewer, larger batches for little latency
 _PAUSE_SECONDS = 0.1
+
+
+class Beside(NamedTuple):
+    """The topics whose messages come with their keys, and those with their headers."""
+
+    keys: frozenset[str] = frozenset()
+    headers: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, keys: Collection[str] = (), headers: Collection[str] = ()) -> "Beside":
+        return cls(frozenset(keys), frozenset(headers))
+
+
+PLAIN = Beside()
 
 
 def parts_of(places: Sequence[Place]) -> list[TopicPartition]:
@@ -29,8 +43,11 @@ _offset = Message.offset
 _partition = Message.partition
 _topic = Message.topic
 _timestamp = Message.timestamp
-_headers = Message.headers
 failed = Message.error
+
+
+def _headers_of(message: Message) -> Headers:
+    return cast(Headers, message.headers() or ())
 
 
 def times_of(batch: list[Message]) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -42,16 +59,15 @@ def gather(
     batch: list[Message],
     times: np.ndarray[Any, np.dtype[np.int64]],
     topic: str | None,
-    keys: bool = False,
-    headers: bool = False,
+    beside: Beside = PLAIN,
 ) -> list[Messages]:
     """Runs of one partition. topic: what all of them are from, if that is known."""
     unsigned = np.maximum(times, 0, out=times).view(np.uint64)
     starts = _starts(batch, topic)
     if len(starts) == 2:
-        return [_messages(batch, unsigned, topic, keys, headers)]
+        return [_messages(batch, unsigned, topic, beside)]
     return [
-        _messages(batch[begin:end], unsigned[begin:end], topic, keys, headers)
+        _messages(batch[begin:end], unsigned[begin:end], topic, beside)
         for begin, end in zip(starts[:-1], starts[1:], strict=True)
     ]
 
@@ -74,8 +90,7 @@ def _messages(
     run: list[Message],
     times: np.ndarray[Any, np.dtype[np.uint64]],
     topic: str | None,
-    keys: bool,
-    headers: bool,
+    beside: Beside,
 ) -> Messages:
     count = len(run)
     first, last = run[0].offset(), run[-1].offset()
@@ -91,8 +106,8 @@ def _messages(
         values=list(map(_value, run)),
         times=times,
         offsets=offsets,
-        keys=list(map(_key, run)) if keys else None,
-        headers=cast(list[Headers], [found or () for found in map(_headers, run)]) if headers else None,
+        keys=list(map(_key, run)) if place.topic in beside.keys else None,
+        headers=list(map(_headers_of, run)) if place.topic in beside.headers else None,
     )
 
 

@@ -1,7 +1,7 @@
 """The broker: the protocol's face of the model, and what an administrator may do to it."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 from tokenometer.processor.broker import (
     Broker,
@@ -69,14 +69,22 @@ class MemoryBroker(Broker):
 
     # Broker
 
-    def consumer(self, group: str, topics: Sequence[str], listener: Listener, member: str | None = None) -> Consumer:
+    def consumer(
+        self,
+        group: str,
+        topics: Sequence[str],
+        listener: Listener,
+        member: str | None = None,
+        keys: Collection[str] = (),
+        headers: Collection[str] = (),
+    ) -> Consumer:
         with self._cluster.changing():
             state = self._cluster.group(group)
             if not state.members:
                 state.topics = sorted(topics)
             if state.topics != sorted(topics):
                 raise Refused(f"the members of group {group} read other topics")
-            return MemoryConsumer(self._cluster, state, topics, listener, member)
+            return MemoryConsumer(self._cluster, state, topics, listener, member, keys, headers)
 
     def producer(self, transactional_id: str) -> Producer:
         self._cluster.fault("init")

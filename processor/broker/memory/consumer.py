@@ -1,7 +1,7 @@
 """A member of a group: everything that the group wants of it happens in `poll`, one step at a time."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from tokenometer.processor.broker import BrokerError, Fenced, Listener, Messages, Offset, Place, Position
 from tokenometer.processor.broker.memory.cluster import Cluster
@@ -10,11 +10,18 @@ from tokenometer.processor.broker.memory.group import Group, Membership
 
 class MemoryConsumer:
     def __init__(
-        self, cluster: Cluster, group: Group, topics: Sequence[str], listener: Listener, instance: str | None
+        self,
+        cluster: Cluster,
+        group: Group,
+        topics: Sequence[str],
+        listener: Listener,
+        instance: str | None,
+        keys: Collection[str],
+        headers: Collection[str],
     ) -> None:
         self._cluster = cluster
         self._group = group
-        self._topics = list(topics)
+        self._topics, self._keys, self._headers = list(topics), set(keys), set(headers)
         self._listener = listener
         self._positions: dict[Place, int] = {}
         self._paused: set[Place] = set()
@@ -157,7 +164,8 @@ class MemoryConsumer:
         for place, log in logs.items():
             if most == 0:
                 break
-            messages = log.read(place, self._positions[place], log.last_stable, most)
+            beside = place.topic in self._keys, place.topic in self._headers
+            messages = log.read(place, self._positions[place], log.last_stable, most, *beside)
             if messages is not None:
                 found.append(messages)
                 most -= len(messages.values)
