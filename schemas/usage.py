@@ -52,6 +52,15 @@ PARENTS = {  # a part -> the total that holds it
     "cache_write_tokens": "input_tokens",
     "reasoning_tokens": "output_tokens",
 }
+# Parts of counts that few logs have, in the order in which everything lists them -> the counter that each is part of.
+FURTHER_PARENTS = {
+    "cache_write_1h_tokens": "cache_write_tokens",
+    "audio_input_tokens": "input_tokens",
+    "image_input_tokens": "input_tokens",
+    "audio_cached_input_tokens": "cached_input_tokens",
+    "audio_output_tokens": "output_tokens",
+}
+FURTHER = tuple(FURTHER_PARENTS)
 _ADDENDS = [COUNTERS.index(name) for name in TOKENS if name not in PARENTS]
 
 

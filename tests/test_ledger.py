@@ -29,7 +29,7 @@ from tokenometer.processor.ledger.values import (
 )
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import Profile
-from tokenometer.schemas.usage import COUNTERS
+from tokenometer.schemas.usage import COUNTERS, FURTHER
 
 SCHEMAS = pathlib.Path(__file__).parents[1] / "schemas"
 PLACE = Place(streams.USAGE, 0)
@@ -121,9 +121,9 @@ def test_what_is_no_object_names_its_place(value: bytes) -> None:
         decode.usage_rows([messages([books.usage_row(IDENTITY, COUNTS), value])])
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", 1.0, True, None])
+@pytest.mark.parametrize("version", [0, 3, "1", 1.0, True, None])
 def test_an_unknown_schema_version_stops(version: Any) -> None:
-    words = r"token-usage, partition 0, offset 0: schema version .*; this tokenometer knows version 1: upgrade it"
+    words = r"token-usage, partition 0, offset 0: schema version .*; this tokenometer knows version 1 and 2: upgrade it"
     with pytest.raises(UnknownSchema, match=words):
         decode.usage_rows([messages([books.usage_row(IDENTITY, COUNTS, schema=version)])])
     with pytest.raises(UnknownSchema, match="offset 3: schema version"):
@@ -147,6 +147,105 @@ def test_examples_of_live_summaries_are_read(file: pathlib.Path) -> None:
     [summary] = decode.summaries([messages([file.read_bytes()])])
     assert (summary.meter, summary.part, summary.sequence) == (top["meter"], top["part"], top["sequence"])
     assert list(summary.tokens) == [top["tokens"][name] for name in COUNTERS]
+
+
+def labelled(labels: Any, counts: Any = COUNTS, identity: Any = IDENTITY, **further: Any) -> bytes:
+    """A row of schema 2."""
+    return books.usage_row(identity, counts, schema=2, **({"labels": labels} if labels else {}), **further)
+
+
+ODD_LABELS = [
+    {}, {"team": "blue"}, {"team": "2026-11-01"}, {"team": "2026-11-01T00:00:00Z", "tier": "12"}, {"team": "12:00:00"},
+    {f"label_{number}": "x" * 256 for number in range(8)}, {"a": "ж" * 128}, {"l" * 63: "{}"},
+    *({"team": name} for name in HOSTILE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("odd", [False, True], ids=["columns", "row by row"])
+def test_labels_come_out_as_they_went_in(odd: bool) -> None:
+    """On both ways of reading, together and alone."""
+    values: list[bytes | None] = [labelled(each) for each in ODD_LABELS]
+    for some in (values, *([value] for value in values)):
+        again = [orjson.dumps(orjson.loads(value or b""), option=orjson.OPT_INDENT_2) if odd else value for value in some]
+        rows = decode.usage_rows([messages(again)])
+        assert rows is not None
+        found = [
+            {} if rows.labels is None else {n.decode(): v.decode() for n, v in rows.labels.sets[rows.labels.codes[i]]}
+            for i in range(len(rows))
+        ]
+        assert found == [orjson.loads(value or b"").get("labels", {}) for value in some]
+
+
+def test_rows_of_both_versions_come_together() -> None:
+    rows = decode.usage_rows([messages([books.usage_row(IDENTITY, COUNTS), labelled({"a": "b"}, audio_input_tokens=7)])])
+    assert rows is not None and rows.labels is not None
+    assert [rows.labels.sets[code] for code in rows.labels.codes] == [(), ((b"a", b"b"),)]
+    assert [column.tolist() for column in rows.further] == [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"labels": {f"l{number}": "x" for number in range(9)}}, "at most 8 labels, not 9"),
+        ({"labels": {"team": "x" * 257}}, "label team has not 1 to 256 bytes"),
+        ({"labels": {"team": ""}}, "label team has not 1 to 256 bytes"),
+        ({"labels": {"team": 7}}, "label team is not a text"),
+        ({"labels": {"team": {"a": "b"}}}, "label team is not a text"),
+        ({"labels": {"Team": "x"}}, "'Team' is not a label's name"),
+        ({"labels": {"user": "x"}}, "'user' is not a label's name"),
+        ({"labels": {"input_tokens": "x"}}, "'input_tokens' is not a label's name"),
+        ({"labels": {"a" * 64: "x"}}, "is not a label's name"),
+        ({"labels": []}, "labels is not an object"),
+        ({"labels": "x"}, "labels is not an object"),
+        ({"audio_input_tokens": -1}, "audio_input_tokens is not an unsigned"),
+        ({"audio_input_tokens": 1.5}, "audio_input_tokens is not an unsigned"),
+        ({"audio_input_tokens": 101}, "contradict"),
+        ({"cache_write_1h_tokens": 21}, "contradict"),
+        ({"audio_cached_input_tokens": 41}, "contradict"),
+        ({"audio_output_tokens": 31}, "contradict"),
+        ({"video_tokens": 1}, "an unknown field video_tokens"),
+        ({"labels": {"team": "x"}, "schema": 1}, "an unknown field labels"),
+        ({"audio_input_tokens": 1, "schema": 1}, "an unknown field audio_input_tokens"),
+    ],
+)
+def test_a_row_of_schema_2_that_breaks_it_names_its_place(changes: dict[str, Any], words: str) -> None:
+    good, bad = labelled({"team": "x"}), books.usage_row(IDENTITY, COUNTS, **{"schema": 2, **changes})
+    for some in ([good, bad, good], [bad]):
+        with pytest.raises(Malformed, match=f"token-usage, partition 0, offset {8 - (len(some) == 1)}: .*{words}"):
+            decode.usage_rows([messages(some, 7)])
+
+
+def test_labels_are_part_of_a_row_s_identity_and_further_counters_grow(database: str) -> None:
+    def sums(store: Store) -> list[Any]:
+        names = ", ".join(f"sum({name})" for name in ("requests", *FURTHER))
+        return [list(map(int, row)) for row in store.database.rows(
+            f"SELECT labels_id, {names} FROM usage GROUP BY labels_id ORDER BY labels_id"
+        )]  # fmt: skip
+
+    with books.opened(database) as store:
+        take(store, [labelled({"team": "blue"}), labelled({"team": "red"}), labelled({}), labelled({"team": "blue"})])
+        assert sums(store) == [[number, 1, 0, 0, 0, 0, 0] for number in range(3)]
+        assert store.database.rows("SELECT further FROM book") == [(False,)]
+        take(store, [labelled({"team": "red"}, cache_write_1h_tokens=20, audio_output_tokens=3)])
+        take(store, [labelled({"team": "red"}), labelled({"team": "red"}, audio_output_tokens=2)])
+        assert sums(store)[2] == [2, 1, 20, 0, 0, 0, 3]
+    with books.opened(database) as store:  # label sets are known from the database now
+        take(store, [labelled({"team": "red"}, identity=(*IDENTITY[:4], "meter.2"), audio_input_tokens=5)])
+        for part in ("meter.1", "meter.2"):
+            with store.database.transaction():
+                store.database.merge_part(store.parts.of(part, books.WINDOW_MS).id)
+        assert sums(store) == [[0, 1, 0, 0, 0, 0, 0], [1, 1, 0, 0, 0, 0, 0], [2, 2, 20, 5, 0, 0, 3]]
+        assert store.database.rows("SELECT count(*) FROM merged_rows") == [(3,)]
+        assert store.database.rows("SELECT count(*) FROM label_sets") == [(3,)]
+
+
+def test_a_hundred_thousand_values_of_a_label(database: str) -> None:
+    rows = [labelled({"key": f"value-{number}", "team": f"{number % 7}"}) for number in range(100_000)]
+    with books.opened(database) as store:
+        take(store, rows)
+        take(store, rows[:10])
+        assert store.database.rows("SELECT count(*) FROM open_rows") == [(100_000,)]
+        assert store.database.rows("SELECT count(*) FROM set_labels") == [(200_000,)]
 
 
 def test_a_tombstone_is_no_row() -> None:

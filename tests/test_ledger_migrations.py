@@ -14,6 +14,8 @@ from tests import books
 from tests.ledgers import make
 from tests.test_ledger import COUNTS, IDENTITY, take
 from tokenometer.processor.ledger import migrations, periods
+from tokenometer.processor.ledger.database import COUNTS as COUNTED
+from tokenometer.processor.ledger.database import KEY
 from tokenometer.processor.ledger.duck import DuckDatabase
 from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.postgres import PostgresDatabase
@@ -33,10 +35,11 @@ LATER = (
         f"ALTER TABLE {table} ADD COLUMN audio_tokens {{total}} DEFAULT 0"
         for table in ("merged_rows", "statement_lines", "late")
     ),
-    "CREATE OR REPLACE VIEW usage AS SELECT window_start, user_id, model_id, chip_id, "
-    + ", ".join(f"CAST({name} AS {{total}}) AS {name}" for name in (*books.COUNTERS, "audio_tokens"))
-    + " FROM open_rows UNION ALL SELECT window_start, user_id, model_id, chip_id, "
-    + ", ".join((*books.COUNTERS, "audio_tokens"))
+    "DROP VIEW usage",
+    f"CREATE VIEW usage AS SELECT {', '.join(KEY)}, "
+    + ", ".join(f"CAST({name} AS {{total}}) AS {name}" for name in (*COUNTED, "audio_tokens"))
+    + f" FROM open_rows UNION ALL SELECT {', '.join(KEY)}, "
+    + ", ".join((*COUNTED, "audio_tokens"))
     + " FROM merged_rows",
 )
 
@@ -82,13 +85,13 @@ def test_an_old_ledger_is_taken_through_the_migration_of_a_later_counter(
 ) -> None:
     name, told = old
     monkeypatch.setattr(migrations, "MIGRATIONS", (*migrations.MIGRATIONS, LATER))
-    with pytest.raises(DatabaseError, match="tables of version 1, .* reads version 2: start `tokenometer ledger`"):
+    with pytest.raises(DatabaseError, match="tables of version 1, .* reads version 3: start `tokenometer ledger`"):
         open_database(name, writer=False)
     with books.opened(name) as store:
         assert make.answers(store) == told
         assert store.database.rows("SELECT sum(audio_tokens) FROM usage") == [(0,)]
     with books.opened(name) as store:  # a second start migrates nothing
-        assert store.database.rows("SELECT version FROM schema_version ORDER BY version") == [(1,), (2,)]
+        assert store.database.rows("SELECT version FROM schema_version ORDER BY version") == [(1,), (2,), (3,)]
         _go_on(store, books.totals(store))
         assert periods.reconcile(store.database) == []
 
@@ -112,5 +115,5 @@ def test_a_newer_database_is_refused(database: str, monkeypatch: pytest.MonkeyPa
         with books.opened(database):
             pass
     for writer in (True, False):
-        with pytest.raises(DatabaseError, match=r"tables of version 2, and this tokenometer knows 1: upgrade it"):
+        with pytest.raises(DatabaseError, match=r"tables of version 3, and this tokenometer knows 2: upgrade it"):
             open_database(database, writer)

@@ -11,13 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tokenometer.schemas.usage import COUNTERS
+from tokenometer.schemas.usage import COUNTERS, FURTHER
 
 Rows = list[tuple[Any, ...]]
 POSTGRES_SCHEMES = ("postgresql://", "postgres://")
 
-KEY = ("window_start", "user_id", "model_id", "chip_id")
-COLUMNS = (*KEY, "part_id", *COUNTERS)  # of `open_rows`, and of a batch on its way there
+KEY = ("window_start", "user_id", "model_id", "chip_id", "labels_id")
+IDENTITY = (*KEY, "part_id")
+COUNTS = (*COUNTERS, *FURTHER)
+COLUMNS = (*IDENTITY, *COUNTERS)  # of a batch on its way to `open_rows`; one that has further counters has WIDE
+WIDE = (*COLUMNS, *FURTHER)
 
 
 @dataclass(frozen=True)
@@ -39,16 +42,17 @@ class Database(Protocol):
     def transaction(self) -> contextlib.AbstractContextManager[None]:
         """Committed at the end of the block, rolled back if it raises."""
 
-    def name_ids(self, names: Sequence[bytes]) -> dict[bytes, int]:
-        """Of those that are known."""
+    def ids(self, table: str, texts: Sequence[bytes]) -> dict[bytes, int]:
+        """Of those texts that a table of `id` and `name` has: `names`, or `label_sets`."""
 
-    def add_names(self, ids: Sequence[int], names: Sequence[bytes]) -> None: ...
+    def append(self, table: str, rows: Any) -> None:
+        """An Arrow table into the columns of the same names."""
 
     def stage(self, batch: Any) -> None:
-        """Make an Arrow table of COLUMNS readable as `incoming` until the transaction ends."""
+        """Make an Arrow table of COLUMNS or WIDE readable as `incoming` until the transaction ends."""
 
-    def upsert(self) -> None:
-        """Of `incoming` into `open_rows`. Counters of an identity never go down."""
+    def upsert(self, further: bool) -> None:
+        """Of `incoming` into `open_rows`. Counters of an identity never go down. further: it is WIDE."""
 
     def merge_part(self, part_id: int) -> None:
         """Add the part's rows in `open_rows` up in `merged_rows`, and remove them there."""

@@ -21,16 +21,18 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from tokenometer.processor.broker import Messages, Place
+from tokenometer.processor.ledger import labels
 from tokenometer.processor.ledger.values import (
     NAME_BYTES_MAX,
     U64_END,
     Coded,
+    CodedLabels,
     LedgerSummary,
     Malformed,
     UnknownSchema,
     UsageRows,
 )
-from tokenometer.schemas.usage import COUNTERS, PARENTS, SCHEMA_VERSION, TOTAL, Usage, total_of
+from tokenometer.schemas.usage import COUNTERS, FURTHER, FURTHER_PARENTS, PARENTS, TOTAL, Usage, total_of
 
 _TEXTS = ("user", "model", "chip", "part")
 _TABLE = pa.schema(
@@ -42,8 +44,14 @@ _TABLE = pa.schema(
         ("schema", pa.int64()),
     ]
 )
+_REQUIRED = frozenset(_TABLE.names)
+_WHOLE = pa.schema([*_TABLE, *((name, pa.uint64()) for name in FURTHER)])
+_OPTIONAL = frozenset(("labels", *FURTHER))
+_VERSIONS = (1, 2)  # of rows; 2 has labels and further counters
+_LIVE_VERSIONS = (1,)
 _READ = pj.ReadOptions(block_size=8 << 20)
-_PARSE = pj.ParseOptions(explicit_schema=_TABLE, unexpected_field_behavior="error")
+# What the labels are called is the mapping's to say, so their columns are found in the rows.
+_PARSE = pj.ParseOptions(explicit_schema=_WHOLE, unexpected_field_behavior="infer")
 _WINDOW = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", re.ASCII)
 _NAME = re.compile(r"[0-9A-Za-z._:-]{1,128}", re.ASCII)
 _WINDOW_MS_END = 1 << 53
@@ -66,7 +74,13 @@ def usage_rows(polled: Sequence[Messages]) -> UsageRows | None:
         return _columns(_read(values))
     except (_Doubt, pa.ArrowInvalid, UnicodeDecodeError):
         rows = [_row(value, _at(place, offset)) for place, offset, value in _there(polled)]
-        return _columns(pa.Table.from_pylist(rows, _TABLE))
+        names = sorted({name for row in rows for name in row.get("labels") or ()})
+        labelled = _with_labels(names) if names else _WHOLE
+        return _columns(pa.Table.from_pylist(rows, labelled))
+
+
+def _with_labels(names: Sequence[str]) -> Any:
+    return _WHOLE.append(pa.field("labels", pa.struct([(name, pa.string()) for name in names])))
 
 
 def _there(polled: Sequence[Messages]) -> Iterator[tuple[Place, int, bytes]]:
@@ -90,18 +104,36 @@ def _read(values: list[bytes]) -> Any:
         raise _Doubt
     if (data[ends - lengths] != ord("{")).any() or (data[ends - 1] != ord("}")).any():
         raise _Doubt
-    table = pj.read_json(pa.BufferReader(text), read_options=_READ, parse_options=_PARSE)
-    if len(table) != len(values) or any(column.null_count for column in table.columns):
+    table = _parsed(text)
+    if len(table) != len(values) or any(table[name].null_count for name in _REQUIRED):
         raise _Doubt
     return table.combine_chunks()
 
 
+def _parsed(text: bytes) -> Any:
+    table = pj.read_json(pa.BufferReader(text), read_options=_READ, parse_options=_PARSE)
+    if unknown := set(table.column_names) - _REQUIRED - _OPTIONAL:
+        raise _Doubt(unknown)
+    if "labels" not in table.column_names:
+        return table
+    kind = table.schema.field("labels").type
+    if not pa.types.is_struct(kind):
+        raise _Doubt
+    if all(pa.types.is_string(field.type) for field in kind):
+        return table
+    # A text that looks like a time was read as one: again, as what it is.
+    explicit = _with_labels([field.name for field in kind])
+    options = pj.ParseOptions(explicit_schema=explicit, unexpected_field_behavior="error")
+    return pj.read_json(pa.BufferReader(text), read_options=_READ, parse_options=options)
+
+
 def _columns(table: Any) -> UsageRows:
     counters = [table[name].to_numpy() for name in COUNTERS]
-    if not _consistent(counters, table["total_tokens"].to_numpy()):
+    further = _further(table)
+    if not _consistent(counters, table["total_tokens"].to_numpy(), further):
         raise _Doubt
     versions, windows = (table[name].to_numpy() for name in ("schema", "window_ms"))
-    if (versions != SCHEMA_VERSION).any() or (windows < 1000).any() or (windows % 1000 != 0).any():
+    if not np.isin(versions, _VERSIONS).all() or (windows < 1000).any() or (windows % 1000 != 0).any():
         raise _Doubt
     starts, (user, model, chip, part) = _coded(table["window_start"]), (_coded(table[name]) for name in _TEXTS)
     if not all(0 < len(name) <= NAME_BYTES_MAX for column in (user, model, chip) for name in column.names):
@@ -109,17 +141,45 @@ def _columns(table: Any) -> UsageRows:
     if not all(_NAME.fullmatch(name.decode()) for name in part.names):
         raise _Doubt
     times = np.array([_window_ms(text.decode()) for text in starts.names], np.int64)
-    return UsageRows(times[starts.codes], user, model, chip, part, _of_parts(part, windows), counters)
+    found = None
+    if "labels" in table.column_names:
+        found = labels.coded(_one_chunk(table["labels"]))
+        if not labels.checked(found.sets):
+            raise _Doubt
+    if (found or further) and (versions == 1).any():
+        _check_old(versions == 1, found, further)
+    of_parts = _of_parts(part, windows)
+    return UsageRows(times[starts.codes], user, model, chip, part, of_parts, counters, found, further)
+
+
+def _further(table: Any) -> list[Any]:
+    """None of them, where all are 0."""
+    columns = [table[name] for name in FURTHER]
+    if all(column.null_count == len(column) for column in columns):
+        return []
+    found = [pc.fill_null(column, 0).to_numpy() for column in columns]
+    return found if any(values.any() for values in found) else []
+
+
+def _check_old(old: Any, found: CodedLabels | None, further: Sequence[Any]) -> None:
+    """Version 1 has no labels and no further counters."""
+    if found is not None and any(found.sets[code] for code in np.unique(found.codes[old])):
+        raise _Doubt
+    if any(values[old].any() for values in further):
+        raise _Doubt
+
+
+def _one_chunk(column: Any) -> Any:
+    whole = column.combine_chunks()
+    return pa.concat_arrays(whole.chunks) if isinstance(whole, pa.ChunkedArray) else whole
 
 
 def _coded(column: Any) -> Coded:
-    encoded = pc.dictionary_encode(column.combine_chunks())
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
+    encoded = pc.dictionary_encode(_one_chunk(column))
     return Coded(encoded.indices.to_numpy(), encoded.dictionary.cast(pa.binary()).to_pylist())
 
 
-def _consistent(counters: list[Any], total: Any) -> bool:
+def _consistent(counters: list[Any], total: Any, further: Sequence[Any] = ()) -> bool:
     """What is a part of a number is no more than it, and sums do not wrap."""
     held = dict(zip(COUNTERS, counters, strict=True))
     left = {name: held[name] for name in PARENTS.values()}  # of each total, once its parts are taken away
@@ -127,6 +187,8 @@ def _consistent(counters: list[Any], total: Any) -> bool:
     for part, parent in PARENTS.items():
         within &= held[part] <= left[parent]
         left[parent] = left[parent] - held[part]
+    for values, parent in zip(further, FURTHER_PARENTS.values() if further else (), strict=True):
+        within &= values <= held[parent]
     return bool((within & (total >= held[next(iter(left))])).all())
 
 
@@ -151,11 +213,13 @@ def _window_ms(text: str) -> int:
 def _row(value: bytes, where: str) -> dict[str, Any]:
     """One row by the rules of schemas/usage.schema.json."""
     row = _object(value, where)
-    _check_version(row, where)
-    if wrong := row.keys() ^ set(_TABLE.names):
+    _check_version(row, where, _VERSIONS)
+    row = {name: value for name, value in row.items() if value is not None or name not in _OPTIONAL}
+    if wrong := row.keys() ^ _REQUIRED ^ (row.keys() & _OPTIONAL if row["schema"] > 1 else set()):
         name = min(wrong)
         raise Malformed(f"{where}: {'an unknown' if name in row else 'no'} field {name}")
-    for name in (*COUNTERS, TOTAL, "window_ms"):
+    given = [name for name in FURTHER if name in row]
+    for name in (*COUNTERS, *given, TOTAL, "window_ms"):
         if type(row[name]) is not int or not 0 <= row[name] < (_WINDOW_MS_END if name == "window_ms" else U64_END):
             raise Malformed(f"{where}: {name} is not an unsigned 64-bit integer")
     if row["window_ms"] < 1000 or row["window_ms"] % 1000:
@@ -172,7 +236,10 @@ def _row(value: bytes, where: str) -> dict[str, Any]:
         _window_ms(row["window_start"])
     except _Doubt:
         raise Malformed(f"{where}: window_start is not a moment such as 2026-11-23T17:05:00Z") from None
-    if not _consistent([np.array([row[name]], np.uint64) for name in COUNTERS], np.uint64(row[TOTAL])):
+    if "labels" in row and (wrong_labels := labels.fault(row["labels"])):
+        raise Malformed(f"{where}: {wrong_labels}")
+    counters, further = ([np.array([row.get(name, 0)], np.uint64) for name in names] for names in (COUNTERS, FURTHER))
+    if not _consistent(counters, np.uint64(row[TOTAL]), further):
         raise Malformed(f"{where}: the counters of tokens contradict each other")
     return row
 
@@ -188,7 +255,7 @@ def summaries(polled: Sequence[Messages]) -> list[LedgerSummary]:
 
 
 def _summary(top: dict[str, Any], live_partition: int, where: str) -> LedgerSummary:
-    _check_version(top, where)
+    _check_version(top, where, _LIVE_VERSIONS)
     try:
         summary = LedgerSummary(
             meter=_text(top["meter"]),
@@ -240,10 +307,10 @@ def _object(value: bytes, where: str) -> dict[str, Any]:
     return top
 
 
-def _check_version(top: dict[str, Any], where: str) -> None:
+def _check_version(top: dict[str, Any], where: str, known: Sequence[int]) -> None:
     version = top.get("schema")
-    if type(version) is not int or version != SCHEMA_VERSION:
-        shown = orjson.dumps(version).decode()
+    if type(version) is not int or version not in known:
+        shown, versions = orjson.dumps(version).decode(), " and ".join(map(str, known))
         raise UnknownSchema(
-            f"{where}: schema version {shown}; this tokenometer knows version {SCHEMA_VERSION}: upgrade it"
+            f"{where}: schema version {shown}; this tokenometer knows version {versions}: upgrade it"
         )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from tokenometer.processor.ledger.database import COLUMNS, KEY, Database, Rows, Types
+from tokenometer.processor.ledger.database import COLUMNS, COUNTS, IDENTITY, KEY, WIDE, Database, Rows, Types
 from tokenometer.processor.ledger.migrations import check_version, migrate
 from tokenometer.processor.ledger.values import Busy, Damaged, DatabaseError
 from tokenometer.schemas.usage import COUNTERS
@@ -31,23 +31,31 @@ from tokenometer.schemas.usage import COUNTERS
 if TYPE_CHECKING:
     import duckdb
 
-_IDENTITY = (*KEY, "part_id")
-_SAME = " AND ".join(f"held.{name} = incoming.{name}" for name in _IDENTITY)
-_UPSERT = f"""
-    MERGE INTO open_rows AS held USING incoming ON {_SAME}
-    WHEN MATCHED THEN UPDATE SET {", ".join(f"{name} = greatest(held.{name}, incoming.{name})" for name in COUNTERS)}
-    WHEN NOT MATCHED THEN INSERT ({", ".join(COLUMNS)}) VALUES ({", ".join(f"incoming.{name}" for name in COLUMNS)})
-"""
-_PART = f"SELECT {', '.join(KEY)}, {', '.join(COUNTERS)} FROM open_rows WHERE part_id = ?"
+_SAME = " AND ".join(f"held.{name} = incoming.{name}" for name in IDENTITY)
+_PART = f"SELECT {', '.join(KEY)}, {', '.join(COUNTS)} FROM open_rows WHERE part_id = ?"
 _ADD = f"""
-    UPDATE merged_rows AS held SET {", ".join(f"{name} = held.{name} + part.{name}" for name in COUNTERS)}
+    UPDATE merged_rows AS held SET {", ".join(f"{name} = held.{name} + part.{name}" for name in COUNTS)}
     FROM ({_PART}) AS part WHERE {" AND ".join(f"held.{name} = part.{name}" for name in KEY)}
 """
 # By user, so that of each 122,880 rows a smallest and a largest user is known that tells most users' questions to pass.
 _MOVE = f"""
-    INSERT INTO merged_rows ({", ".join((*KEY, *COUNTERS))})
+    INSERT INTO merged_rows ({", ".join((*KEY, *COUNTS))})
     SELECT * FROM ({_PART}) AS part ANTI JOIN merged_rows USING ({", ".join(KEY)}) ORDER BY user_id, window_start
 """
+
+
+def _upsert(columns: Sequence[str], counters: Sequence[str]) -> str:
+    """Columns that are not named are 0 in a new row, and stay what they are in an old one."""
+    return f"""
+        MERGE INTO open_rows AS held USING incoming ON {_SAME}
+        WHEN MATCHED THEN UPDATE SET
+            {", ".join(f"{name} = greatest(held.{name}, incoming.{name})" for name in counters)}
+        WHEN NOT MATCHED THEN INSERT ({", ".join(columns)})
+            VALUES ({", ".join(f"incoming.{name}" for name in columns)})
+    """
+
+
+_UPSERT, _UPSERT_WIDE = _upsert(COLUMNS, COUNTERS), _upsert(WIDE, COUNTS)
 _CHECKPOINT_AT = "256MB"  # the default of 16 MB stops a busy ledger many times a minute
 
 
@@ -107,20 +115,21 @@ class DuckDatabase:
                 self._unstage()
             raise
 
-    def name_ids(self, names: Sequence[bytes]) -> dict[bytes, int]:
-        self._register("wanted", pa.table({"name": pa.array(names, pa.binary())}))
-        found = self.rows("SELECT name, id FROM names JOIN wanted USING (name)")
+    def ids(self, table: str, texts: Sequence[bytes]) -> dict[bytes, int]:
+        self._register("wanted", pa.table({"name": pa.array(texts, pa.binary())}))
+        found = self.rows(f"SELECT name, id FROM {table} JOIN wanted USING (name)")
         return dict(found)
 
-    def add_names(self, ids: Sequence[int], names: Sequence[bytes]) -> None:
-        self._register("wanted", pa.table({"id": pa.array(ids, pa.int32()), "name": pa.array(names, pa.binary())}))
-        self.rows("INSERT INTO names SELECT id, name FROM wanted")
+    def append(self, table: str, rows: Any) -> None:
+        self._register("wanted", rows)
+        columns = ", ".join(rows.column_names)
+        self.rows(f"INSERT INTO {table} ({columns}) SELECT {columns} FROM wanted")
 
     def stage(self, batch: Any) -> None:
         self._register("incoming", batch)
 
-    def upsert(self) -> None:
-        self.rows(_UPSERT)
+    def upsert(self, further: bool) -> None:
+        self.rows(_UPSERT_WIDE if further else _UPSERT)
 
     def merge_part(self, part_id: int) -> None:
         self.rows(_ADD, [part_id])

@@ -52,6 +52,79 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "UNION ALL SELECT window_start, user_id, model_id, chip_id, requests, input_tokens, cached_input_tokens, "
         "cache_write_tokens, output_tokens, reasoning_tokens FROM merged_rows",
     ),
+    # Rows carry labels, and parts of counts; statements carry money, and may be of one customer.
+    (
+        # A set of labels is a number in the rows. name: eight bytes for each label, the numbers of its name and its
+        # value in `names`, in order. Set 0 has no labels.
+        "CREATE TABLE label_sets (id INTEGER NOT NULL{primary}, name {bytes} NOT NULL{unique})",
+        "INSERT INTO label_sets VALUES (0, CAST('' AS {bytes}))",
+        "CREATE TABLE set_labels (set_id INTEGER NOT NULL, name_id INTEGER NOT NULL, value_id INTEGER NOT NULL"
+        "{set_key})",
+        # DuckDB adds no column that is NOT NULL, and drops none that a view reads.
+        "DROP VIEW usage",
+        "ALTER TABLE book ADD COLUMN further BOOLEAN DEFAULT FALSE",  # has a row ever had a part of a count?
+        *(
+            f"ALTER TABLE {table} ADD COLUMN {column}"
+            for table, kind in (
+                ("open_rows", "u64"),
+                ("merged_rows", "total"),
+                ("statement_lines", "total"),
+                ("late", "total"),
+            )
+            for column in (
+                "labels_id INTEGER DEFAULT 0",
+                f"cache_write_1h_tokens {{{kind}}} DEFAULT 0",
+                f"audio_input_tokens {{{kind}}} DEFAULT 0",
+                f"image_input_tokens {{{kind}}} DEFAULT 0",
+                f"audio_cached_input_tokens {{{kind}}} DEFAULT 0",
+                f"audio_output_tokens {{{kind}}} DEFAULT 0",
+            )
+        ),
+        "{keys_of_labels}",
+        # user_id, or label_id and value_id: only of this customer. list_id: the prices; null: none.
+        "ALTER TABLE statements ADD COLUMN user_id INTEGER",
+        "ALTER TABLE statements ADD COLUMN label_id INTEGER",
+        "ALTER TABLE statements ADD COLUMN value_id INTEGER",
+        "ALTER TABLE statements ADD COLUMN time_zone TEXT",
+        "ALTER TABLE statements ADD COLUMN list_id INTEGER",
+        "ALTER TABLE statements ADD COLUMN amount TEXT",  # exact decimals; more digits than an integer has
+        "CREATE TABLE price_lists (id INTEGER NOT NULL, digest TEXT NOT NULL, currency TEXT NOT NULL, "
+        "content {bytes} NOT NULL)",
+        # price_line: of the entry in the statement's list; null: unpriced.
+        "ALTER TABLE statement_lines ADD COLUMN price_line INTEGER",
+        "ALTER TABLE statement_lines ADD COLUMN span_begin BIGINT",
+        "ALTER TABLE statement_lines ADD COLUMN span_end BIGINT",
+        "ALTER TABLE statement_lines ADD COLUMN amount TEXT",
+        # closed_by: the statement whose period the window was in. list_id: what it was priced by.
+        "ALTER TABLE late ADD COLUMN closed_by INTEGER",
+        "ALTER TABLE late ADD COLUMN list_id INTEGER",
+        "ALTER TABLE late ADD COLUMN price_line INTEGER",
+        "ALTER TABLE late ADD COLUMN amount TEXT",
+        "UPDATE late SET closed_by = (SELECT min(statements.id) FROM statements "
+        "WHERE statements.end_ms > late.window_start)",
+        # Corrections by hand. given: all that was asked for, so that the same key again is known to mean the same.
+        "CREATE TABLE adjustments (id INTEGER NOT NULL, key TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL, "
+        "given TEXT NOT NULL, made_at BIGINT NOT NULL, window_start BIGINT, user_id INTEGER, model_id INTEGER, "
+        "chip_id INTEGER, labels_id INTEGER NOT NULL, voids INTEGER, requests {total} NOT NULL, "
+        "input_tokens {total} NOT NULL, cached_input_tokens {total} NOT NULL, cache_write_tokens {total} NOT NULL, "
+        "output_tokens {total} NOT NULL, reasoning_tokens {total} NOT NULL, cache_write_1h_tokens {total} NOT NULL, "
+        "audio_input_tokens {total} NOT NULL, image_input_tokens {total} NOT NULL, "
+        "audio_cached_input_tokens {total} NOT NULL, audio_output_tokens {total} NOT NULL, currency TEXT, "
+        "statement_id INTEGER, list_id INTEGER, price_line INTEGER, amount TEXT)",
+        "CREATE VIEW usage AS SELECT window_start, user_id, model_id, chip_id, labels_id, "
+        "CAST(requests AS {total}) AS requests, CAST(input_tokens AS {total}) AS input_tokens, "
+        "CAST(cached_input_tokens AS {total}) AS cached_input_tokens, "
+        "CAST(cache_write_tokens AS {total}) AS cache_write_tokens, CAST(output_tokens AS {total}) AS output_tokens, "
+        "CAST(reasoning_tokens AS {total}) AS reasoning_tokens, "
+        "CAST(cache_write_1h_tokens AS {total}) AS cache_write_1h_tokens, "
+        "CAST(audio_input_tokens AS {total}) AS audio_input_tokens, "
+        "CAST(image_input_tokens AS {total}) AS image_input_tokens, "
+        "CAST(audio_cached_input_tokens AS {total}) AS audio_cached_input_tokens, "
+        "CAST(audio_output_tokens AS {total}) AS audio_output_tokens FROM open_rows "
+        "UNION ALL SELECT window_start, user_id, model_id, chip_id, labels_id, requests, input_tokens, "
+        "cached_input_tokens, cache_write_tokens, output_tokens, reasoning_tokens, cache_write_1h_tokens, "
+        "audio_input_tokens, image_input_tokens, audio_cached_input_tokens, audio_output_tokens FROM merged_rows",
+    ),
 )
 
 
@@ -95,11 +168,23 @@ _INDEXES = (
     "CREATE INDEX statement_lines_statement ON statement_lines (statement_id)",
 )
 
+_KEYS_OF_LABELS = (
+    "ALTER TABLE open_rows ALTER COLUMN labels_id SET NOT NULL",
+    "ALTER TABLE open_rows DROP CONSTRAINT open_rows_pkey",
+    "ALTER TABLE open_rows ADD PRIMARY KEY (user_id, window_start, model_id, chip_id, labels_id, part_id)",
+    "ALTER TABLE merged_rows ALTER COLUMN labels_id SET NOT NULL",
+    "ALTER TABLE merged_rows DROP CONSTRAINT merged_rows_pkey",
+    "ALTER TABLE merged_rows ADD PRIMARY KEY (user_id, window_start, model_id, chip_id, labels_id)",
+)
+
 
 def filled(statement: str, types: Types, indexed: bool) -> Iterator[str]:
     """The statements of a dialect that one of a migration means."""
     if statement == "{indexes}":
         yield from _INDEXES if indexed else ()
+        return
+    if statement == "{keys_of_labels}":
+        yield from _KEYS_OF_LABELS if indexed else ()
         return
     yield statement.format(
         bytes=types.bytes,
@@ -111,5 +196,6 @@ def filled(statement: str, types: Types, indexed: bool) -> Iterator[str]:
         open_key=", PRIMARY KEY (user_id, window_start, model_id, chip_id, part_id)" if indexed else "",
         # Room for the next counters of a row on its page: else each update writes to the indexes too.
         open_storage=" WITH (fillfactor = 70)" if indexed else "",
+        set_key=", PRIMARY KEY (set_id, name_id)" if indexed else "",
         merged_key=", PRIMARY KEY (user_id, window_start, model_id, chip_id)" if indexed else "",
     )

@@ -11,29 +11,41 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.csv as pc
 
-from tokenometer.processor.ledger.database import COLUMNS, KEY, Database, Rows, Types, shown
+from tokenometer.processor.ledger.database import COLUMNS, COUNTS, KEY, WIDE, Database, Rows, Types, shown
 from tokenometer.processor.ledger.migrations import check_version, migrate
 from tokenometer.processor.ledger.values import Busy, DatabaseError
 from tokenometer.schemas.usage import COUNTERS
 
 _LOCK = 0x746F6B656E6F  # one ledger in one database
-_ORDER = "user_id, window_start, model_id, chip_id, part_id"  # the key's: each page of its index is visited once
-_NEW = ", ".join(f"{name} = greatest(held.{name}, excluded.{name})" for name in COUNTERS)
-_UPSERT = f"""
-    INSERT INTO open_rows AS held ({", ".join(COLUMNS)}) SELECT {", ".join(COLUMNS)} FROM incoming ORDER BY {_ORDER}
-    ON CONFLICT ({_ORDER}) DO UPDATE SET {_NEW}
-"""
-_SUMS = ", ".join(f"{name} = held.{name} + excluded.{name}" for name in COUNTERS)
+# The keys': each page of an index is visited once.
+_MERGED_ORDER = "user_id, window_start, model_id, chip_id, labels_id"
+_ORDER = f"{_MERGED_ORDER}, part_id"
+_SUMS = ", ".join(f"{name} = held.{name} + excluded.{name}" for name in COUNTS)
 _ADD = f"""
-    INSERT INTO merged_rows AS held ({", ".join((*KEY, *COUNTERS))})
-    SELECT {", ".join((*KEY, *COUNTERS))} FROM open_rows WHERE part_id = ? ORDER BY window_start
-    ON CONFLICT (user_id, window_start, model_id, chip_id) DO UPDATE SET {_SUMS}
+    INSERT INTO merged_rows AS held ({", ".join((*KEY, *COUNTS))})
+    SELECT {", ".join((*KEY, *COUNTS))} FROM open_rows WHERE part_id = ? ORDER BY window_start
+    ON CONFLICT ({_MERGED_ORDER}) DO UPDATE SET {_SUMS}
 """
+
+
+def _upsert(columns: Sequence[str], counters: Sequence[str]) -> str:
+    """Columns that are not named are 0 in a new row, and stay what they are in an old one."""
+    return f"""
+        INSERT INTO open_rows AS held ({", ".join(columns)})
+        SELECT {", ".join(columns)} FROM incoming ORDER BY {_ORDER}
+        ON CONFLICT ({_ORDER}) DO UPDATE SET
+            {", ".join(f"{name} = greatest(held.{name}, excluded.{name})" for name in counters)}
+    """
+
+
+_UPSERT, _UPSERT_WIDE = _upsert(COLUMNS, COUNTERS), _upsert(WIDE, COUNTS)
 _STAGE = (
     "CREATE TEMPORARY TABLE IF NOT EXISTS incoming (window_start BIGINT, user_id INTEGER, model_id INTEGER, "
-    f"chip_id INTEGER, part_id INTEGER, {', '.join(f'{name} NUMERIC' for name in COUNTERS)}) ON COMMIT DELETE ROWS"
+    "chip_id INTEGER, labels_id INTEGER, part_id INTEGER, "
+    f"{', '.join(f'{name} NUMERIC' for name in COUNTS)}) ON COMMIT DELETE ROWS"
 )
 # Sums of a day's users fit in memory; compiling a question takes longer than running it.
 _SESSION = "SET work_mem = '64MB'; SET jit = off"
@@ -91,16 +103,24 @@ class PostgresDatabase:
         except psycopg.Error as error:
             raise _failed(self._name, error) from error
 
-    def name_ids(self, names: Sequence[bytes]) -> dict[bytes, int]:
-        return {bytes(name): id for name, id in self.rows("SELECT name, id FROM names WHERE name = ANY(?)", [names])}
+    def ids(self, table: str, texts: Sequence[bytes]) -> dict[bytes, int]:
+        return {bytes(name): id for name, id in self.rows(f"SELECT name, id FROM {table} WHERE name = ANY(?)", [texts])}
 
-    def add_names(self, ids: Sequence[int], names: Sequence[bytes]) -> None:
-        self._copy("names (id, name)", "".join(f"{i},\\x{n.hex()}\n" for i, n in zip(ids, names, strict=True)).encode())
+    def append(self, table: str, rows: Any) -> None:
+        """A field that is empty and not quoted is NULL."""
+        plain = rows
+        for number, column in enumerate(rows.schema):
+            if pa.types.is_binary(column.type):
+                hex_texts = [None if value is None else f"\\x{value.hex()}" for value in rows[number].to_pylist()]
+                plain = plain.set_column(number, column.name, pa.array(hex_texts, pa.string()))
+        text = io.BytesIO()
+        pc.write_csv(plain, text, pc.WriteOptions(include_header=False))
+        self._copy(f"{table} ({', '.join(rows.column_names)})", text.getbuffer())
 
     def stage(self, batch: Any) -> None:
         text = io.BytesIO()
-        pc.write_csv(batch.select(COLUMNS), text, pc.WriteOptions(include_header=False, quoting_style="none"))
-        self._copy(f"incoming ({', '.join(COLUMNS)})", text.getbuffer())
+        pc.write_csv(batch, text, pc.WriteOptions(include_header=False, quoting_style="none"))
+        self._copy(f"incoming ({', '.join(batch.column_names)})", text.getbuffer())
 
     def _copy(self, table: str, text: Any) -> None:
         psycopg = _require()
@@ -111,8 +131,8 @@ class PostgresDatabase:
         except psycopg.Error as error:
             raise _failed(self._name, error) from error
 
-    def upsert(self) -> None:
-        self.rows(_UPSERT)
+    def upsert(self, further: bool) -> None:
+        self.rows(_UPSERT_WIDE if further else _UPSERT)
 
     def merge_part(self, part_id: int) -> None:
         self.rows(_ADD, [part_id])

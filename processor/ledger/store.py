@@ -13,7 +13,8 @@ Promises: after a crash the database is before or behind a batch, never inside. 
 batch that comes again, or comes late, changes nothing. Whatever fails, the store is of no more use: open it again.
 """
 
-from collections.abc import Mapping, Sequence
+import struct
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,28 +23,56 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tokenometer.processor.broker import Offset, Place
-from tokenometer.processor.ledger.database import COLUMNS, KEY, Database
+from tokenometer.processor.ledger.database import COLUMNS, COUNTS, IDENTITY, KEY, WIDE, Database
 from tokenometer.processor.ledger.parts import DISPUTED, ENDED, MERGED, LedgerPart, LedgerParts
-from tokenometer.processor.ledger.values import Coded, DatabaseError, LedgerBatch, LedgerError, UsageRows
-from tokenometer.schemas.usage import COUNTERS, Usage
+from tokenometer.processor.ledger.values import Coded, DatabaseError, LabelSet, LedgerBatch, LedgerError, UsageRows
+from tokenometer.schemas.usage import COUNTERS, FURTHER, Usage
 
 NAMES_CACHED_MAX = 2_000_000  # about 300 MB of bytes and numbers; then the cache begins anew
 _SUMS = ", ".join(f"sum({name})" for name in COUNTERS)
 # Columns are named wherever they are written: a later version of the tables has more of them.
+_PAIR = ">II"  # the numbers of a label's name and value
 _PLACE = "topic, partition, topic_id, next"
 _MARK = "topic, partition, seen, complete"
 _PART = ", ".join(("id", "name", "window_ms", "state", "meter", "sequence", "live_partition", *COUNTERS))
-_LATE = f"""
-    INSERT INTO late ({", ".join((*KEY, *COUNTERS))})
-    SELECT {", ".join(KEY)}, {", ".join(f"later.{name} - held_{name}" for name in COUNTERS)} FROM (
-        SELECT {", ".join(f"incoming.{name}" for name in KEY)},
-            {", ".join(f"coalesce(held.{name}, 0) AS held_{name}" for name in COUNTERS)},
-            {", ".join(f"greatest(incoming.{name}, coalesce(held.{name}, 0)) AS {name}" for name in COUNTERS)}
-        FROM incoming LEFT JOIN open_rows AS held ON {" AND ".join(
-            f"held.{name} = incoming.{name}" for name in (*KEY, "part_id")
-        )} WHERE incoming.window_start < ?
-    ) AS later WHERE {" OR ".join(f"later.{name} > held_{name}" for name in COUNTERS)}
-"""  # fmt: skip
+
+
+def _late(counters: Sequence[str]) -> str:
+    """What `incoming` adds to windows that a statement closed, with the first such statement. A place (window, user,
+    labels) is in one period of each kind of statement: of everybody, of its user, of each of its labels."""
+    return f"""
+        INSERT INTO late ({", ".join((*KEY, *counters))}, closed_by)
+        WITH places AS (
+            SELECT DISTINCT window_start, user_id, labels_id FROM incoming WHERE window_start < ?
+        ), covered AS (
+            {" UNION ALL ".join(periods_of("places.window_start", "places.user_id", "places.labels_id", "places"))}
+        ), closing AS (
+            SELECT window_start, user_id, labels_id, min(id) AS closed_by FROM covered
+            GROUP BY window_start, user_id, labels_id
+        )
+        SELECT {", ".join(KEY)}, {", ".join(f"later.{name} - held_{name}" for name in counters)}, closed_by FROM (
+            SELECT {", ".join(f"incoming.{name}" for name in KEY)}, closing.closed_by,
+                {", ".join(f"coalesce(held.{name}, 0) AS held_{name}" for name in counters)},
+                {", ".join(f"greatest(incoming.{name}, coalesce(held.{name}, 0)) AS {name}" for name in counters)}
+            FROM incoming JOIN closing USING (window_start, user_id, labels_id)
+                LEFT JOIN open_rows AS held ON {" AND ".join(f"held.{name} = incoming.{name}" for name in IDENTITY)}
+        ) AS later WHERE {" OR ".join(f"later.{name} > held_{name}" for name in counters)}
+    """
+
+
+def periods_of(window: str, user: str, labels: str, table: str) -> Sequence[str]:
+    """Selections of the rows of a table with the `id` of a statement that closed their windows, by kind."""
+    within = f"(s.begin_ms IS NULL OR s.begin_ms <= {window}) AND {window} < s.end_ms"
+    everybody = f"SELECT {table}.*, s.id FROM {table} JOIN statements AS s ON {within} AND s.user_id IS NULL AND "
+    return (
+        f"{everybody} s.label_id IS NULL",
+        f"SELECT {table}.*, s.id FROM {table} JOIN statements AS s ON s.user_id = {user} AND {within}",
+        f"SELECT {table}.*, s.id FROM {table} JOIN set_labels AS l ON l.set_id = {labels} "
+        f"JOIN statements AS s ON s.label_id = l.name_id AND s.value_id = l.value_id AND {within}",
+    )
+
+
+_LATE, _LATE_WIDE = _late(COUNTERS), _late(COUNTS)
 
 
 @dataclass(frozen=True)
@@ -79,9 +108,8 @@ class Store:
             Place(topic, partition): (seen, complete)
             for topic, partition, seen, complete in database.rows(f"SELECT {_MARK} FROM watermarks")
         }
-        self._ids: dict[bytes, int] = {}
-        [(highest,)] = database.rows("SELECT coalesce(max(id), 0) FROM names")
-        self._next_name = highest + 1
+        self._names, self._sets = Numbers(database, "names"), Numbers(database, "label_sets")
+        [(self._further,)] = database.rows("SELECT further FROM book")
 
     # --- Offsets ---
 
@@ -143,44 +171,56 @@ class Store:
         batch = self._batch(rows)
         if not len(batch):
             return
+        further = len(batch.column_names) > len(COLUMNS)
         self.database.stage(batch)
         # Locks it: a close by another process comes before this batch, and is heeded, or behind it.
         [(closed_until,)] = self.database.rows("UPDATE book SET closed_until = closed_until RETURNING closed_until")
         if closed_until is not None and pc.min(batch["window_start"]).as_py() < closed_until:
-            self.database.rows(_LATE, [closed_until])
-        self.database.upsert()
+            self.database.rows(_LATE_WIDE if further else _LATE, [closed_until])
+        self.database.upsert(further)
+        if further and not self._further:
+            self.database.rows("UPDATE book SET further = TRUE")
 
     def _batch(self, rows: UsageRows) -> Any:
-        """An Arrow table of COLUMNS: numbers for names, each identity once, its highest counters."""
+        """An Arrow table of COLUMNS, or WIDE: numbers for names, each identity once, its highest counters."""
         of_codes = [self.parts.of(n.decode(), ms) for n, ms in zip(rows.part.names, rows.window_ms, strict=True)]
-        numbers = self._numbers([*rows.user.names, *rows.model.names, *rows.chip.names])
+        sets = rows.labels.sets if rows.labels is not None else ()
+        of_labels = [text for each in sets for pair in each for text in pair]
+        numbers = self._names.of([*rows.user.names, *rows.model.names, *rows.chip.names, *of_labels])
         columns = {
             "window_start": rows.window_starts,
             "user_id": _numbered(rows.user, numbers),
             "model_id": _numbered(rows.model, numbers),
             "chip_id": _numbered(rows.chip, numbers),
+            "labels_id": self._label_numbers(rows, numbers),
             "part_id": np.array([part.id for part in of_codes], np.int32)[rows.part.codes],
             **dict(zip(COUNTERS, rows.counters, strict=True)),
         }
+        if rows.further:
+            columns |= dict(zip(FURTHER, rows.further, strict=True))
         merged = np.array([part.state == MERGED for part in of_codes])[rows.part.codes]
         table = pa.table(columns)
         if merged.any():
             self.ignored_rows += int(merged.sum())
             table = table.filter(pa.array(~merged))
-        grouped = table.group_by([*KEY, "part_id"]).aggregate([(name, "max") for name in COUNTERS])
-        return grouped.rename_columns([name.removesuffix("_max") for name in grouped.column_names]).select(COLUMNS)
+        counters = COUNTS if rows.further else COUNTERS
+        grouped = table.group_by([*IDENTITY]).aggregate([(name, "max") for name in counters])
+        named = grouped.rename_columns([name.removesuffix("_max") for name in grouped.column_names])
+        return named.select(WIDE if rows.further else COLUMNS)
 
-    def _numbers(self, names: Sequence[bytes]) -> dict[bytes, int]:
-        if len(self._ids) > NAMES_CACHED_MAX:
-            self._ids.clear()
-        if unknown := list({name for name in names if name not in self._ids}):
-            self._ids.update(self.database.name_ids(unknown))
-        if new := [name for name in unknown if name not in self._ids]:
-            ids = range(self._next_name, self._next_name + len(new))
-            self.database.add_names(ids, new)
-            self._ids.update(zip(new, ids, strict=True))
-            self._next_name += len(new)
-        return self._ids
+    def _label_numbers(self, rows: UsageRows, numbers: Mapping[bytes, int]) -> Any:
+        if rows.labels is None:
+            return np.zeros(len(rows), np.int32)
+        keys = [set_key(each, numbers) for each in rows.labels.sets]
+        ids = self._sets.of(keys, self._add_sets)
+        return np.array([ids[key] for key in keys], np.int32)[rows.labels.codes]
+
+    def _add_sets(self, new: Mapping[bytes, int]) -> None:
+        """What the new sets have."""
+        pairs = [(id, *pair) for key, id in new.items() for pair in struct.iter_unpack(_PAIR, key)]
+        columns = list(zip(*pairs, strict=True)) or [(), (), ()]
+        named = dict(zip(("set_id", "name_id", "value_id"), columns, strict=True))
+        self.database.append("set_labels", pa.table({name: pa.array(ids, pa.int32()) for name, ids in named.items()}))
 
     # --- Parts and watermarks ---
 
@@ -241,6 +281,40 @@ class Store:
 
     def close(self) -> None:
         self.database.close()
+
+
+class Numbers:
+    """A table of texts and their numbers, which only grows."""
+
+    def __init__(self, database: Database, table: str) -> None:
+        self._database, self._table = database, table
+        self._ids: dict[bytes, int] = {}
+        [(highest,)] = database.rows(f"SELECT coalesce(max(id), 0) FROM {table}")
+        self._next = int(highest) + 1
+
+    def of(
+        self, texts: Sequence[bytes], added: Callable[[Mapping[bytes, int]], None] | None = None
+    ) -> Mapping[bytes, int]:
+        """New ones are added. added: told of those."""
+        if len(self._ids) > NAMES_CACHED_MAX:
+            self._ids.clear()
+        if unknown := list(dict.fromkeys(text for text in texts if text not in self._ids)):
+            self._ids.update(self._database.ids(self._table, unknown))
+        if new := [text for text in unknown if text not in self._ids]:
+            ids = dict(zip(new, range(self._next, self._next + len(new)), strict=True))
+            arrays = {"id": pa.array(list(ids.values()), pa.int32()), "name": pa.array(new, pa.binary())}
+            self._database.append(self._table, pa.table(arrays))
+            self._ids.update(ids)
+            self._next += len(new)
+            if added is not None:
+                added(ids)
+        return self._ids
+
+
+def set_key(labels: LabelSet, numbers: Mapping[bytes, int]) -> bytes:
+    """How `label_sets` names a set."""
+    pairs = sorted((numbers[name], numbers[value]) for name, value in labels)
+    return b"".join(struct.pack(_PAIR, *pair) for pair in pairs)
 
 
 def _insert(table: str, columns: str) -> str:

@@ -1,5 +1,6 @@
 """Values that pass between the ledger's rooms, and its errors."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,9 @@ from tokenometer.schemas.usage import Usage
 
 U64_END = 1 << 64
 NAME_BYTES_MAX = 256
+LABELS_MAX = 8  # of a row
+LABEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
+LabelSet = tuple[tuple[bytes, bytes], ...]
 
 
 class LedgerError(TokenometerError):
@@ -51,8 +55,17 @@ class Coded:
 
 
 @dataclass(frozen=True)
+class CodedLabels:
+    """A column of few distinct sets of labels: row i has `sets[codes[i]]`, pairs of a name and a value."""
+
+    codes: np.ndarray[Any, np.dtype[np.int32]]
+    sets: Sequence[LabelSet]
+
+
+@dataclass(frozen=True)
 class UsageRows:
-    """Usage rows as columns. counters: one array for each of COUNTERS. window_ms: by code of the part."""
+    """Usage rows as columns. counters: one array for each of COUNTERS. window_ms: by code of the part. labels: None
+    where no row has any. further: one array for each of FURTHER; none where all of them are 0."""
 
     window_starts: np.ndarray[Any, np.dtype[np.int64]]
     user: Coded
@@ -61,6 +74,8 @@ class UsageRows:
     part: Coded
     window_ms: Sequence[int]
     counters: Sequence[np.ndarray[Any, np.dtype[np.uint64]]]
+    labels: CodedLabels | None = None
+    further: Sequence[np.ndarray[Any, np.dtype[np.uint64]]] = ()
 
     def __len__(self) -> int:
         return len(self.window_starts)

@@ -1,0 +1,75 @@
+"""Labels: named texts of a row. Their rules, and a column of them as codes of few distinct sets. Pure."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tokenometer.processor.ledger.values import LABEL_NAME, LABELS_MAX, NAME_BYTES_MAX, CodedLabels, LabelSet
+from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
+
+DIMENSIONS = ("user", "model", "chip")
+RESERVED = frozenset(
+    (*DIMENSIONS, "part", "window_start", "window_ms", "labels", "schema", TOTAL, *COUNTERS, *FURTHER)
+)
+_CODES_END = 1 << 62
+
+
+def is_name(text: str) -> bool:
+    return bool(LABEL_NAME.fullmatch(text)) and text not in RESERVED
+
+
+def fault(labels: Any) -> str | None:
+    """What is wrong with labels of a row, if anything. A null is an absent value."""
+    if not isinstance(labels, dict):
+        return "labels is not an object"
+    held = {name: value for name, value in labels.items() if value is not None}
+    if len(held) > LABELS_MAX:
+        return f"a row has at most {LABELS_MAX} labels, not {len(held)}"
+    for name, value in held.items():
+        if not is_name(name):
+            return f"{name[:64]!r} is not a label's name"
+        if not isinstance(value, str):
+            return f"label {name} is not a text"
+        if not 0 < len(value.encode()) <= NAME_BYTES_MAX:
+            return f"label {name} has not 1 to {NAME_BYTES_MAX} bytes"
+    return None
+
+
+def set_of(labels: Mapping[str, str]) -> LabelSet:
+    """In the order of names."""
+    return tuple(sorted((name.encode(), value.encode()) for name, value in labels.items()))
+
+
+def coded(column: Any) -> CodedLabels:
+    """Of a column of structs of texts; null is absent. No Python step for each row."""
+    names = sorted(field.name for field in column.type)
+    texts = [pc.struct_field(column, name).dictionary_encode() for name in names]
+    codes, so_far = np.zeros(len(column), np.int64), 1
+    for text in texts:
+        if so_far * (len(text.dictionary) + 1) >= _CODES_END:
+            distinct, codes = np.unique(codes, return_inverse=True)
+            so_far = len(distinct)
+        codes = codes * (len(text.dictionary) + 1) + pc.fill_null(text.indices, -1).to_numpy() + 1
+        so_far *= len(text.dictionary) + 1
+    encoded = pa.array(codes).dictionary_encode()
+    indices = encoded.indices.to_numpy()
+    first = np.full(len(encoded.dictionary), -1, np.int64)  # a row of each set
+    first[indices[::-1]] = np.arange(len(column))[::-1]
+    chosen = column.take(pa.array(first)).to_pylist()
+    return CodedLabels(indices, [_set(each) for each in chosen])
+
+
+def _set(labels: Mapping[str, str | None] | None) -> LabelSet:
+    return set_of({name: value for name, value in (labels or {}).items() if value is not None})
+
+
+def checked(sets: Sequence[LabelSet]) -> bool:
+    """Are these sets as the contract says?"""
+    return all(
+        len(each) <= LABELS_MAX
+        and all(is_name(name.decode()) and 0 < len(value) <= NAME_BYTES_MAX for name, value in each)
+        for each in sets
+    )
