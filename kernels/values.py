@@ -7,7 +7,7 @@ from typing import Any, NewType
 import numpy as np
 
 from tokenometer.schemas.mapping import Mapping
-from tokenometer.schemas.usage import Usage
+from tokenometer.schemas.usage import NO_FURTHER, Usage
 
 EventTimeMs = NewType("EventTimeMs", int)
 WindowStartMs = NewType("WindowStartMs", int)
@@ -19,12 +19,15 @@ class Canonical:
     """A record that the referee accepts, totals inclusive.
 
     texts: UTF-8 of request_id, user, model, chip, prefill_chip, scope; empty where absent.
-    counters: of this record; requests are 0 or 1.
+    counters: of this record; requests are 0 or 1. further: in the order of schemas.usage.FURTHER.
+    labels: UTF-8 of each label of the mapping, in its order; empty where absent.
     """
 
     time_ms: EventTimeMs
     texts: tuple[bytes, bytes, bytes, bytes, bytes, bytes]
     counters: Usage
+    further: tuple[int, ...] = NO_FURTHER
+    labels: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True)

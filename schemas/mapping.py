@@ -6,6 +6,7 @@ An error names the file, the place in it, what was expected and what was found.
 
     mapping_model      what a mapping says, and the limits
     mapping_fields     reads [fields.NAME]
+    mapping_labels     reads [labels.NAME]
     mapping_meaning    reads [[skip]], conventions and repeats
     mapping_values     reads paths, lists and flags
     value              reads [value]: how a message's value holds records
@@ -21,6 +22,7 @@ from typing import Any, NoReturn
 
 from tokenometer.schemas.mapping_errors import MappingError, Place, did_you_mean, show, toml_error
 from tokenometer.schemas.mapping_fields import fields_of
+from tokenometer.schemas.mapping_labels import labels_of
 from tokenometer.schemas.mapping_meaning import check_skip, conventions_of, repeats_of, skip_of
 from tokenometer.schemas.mapping_model import (
     COUNT_END,
@@ -32,9 +34,11 @@ from tokenometer.schemas.mapping_model import (
     STRING_BYTES_MAX,
     STRINGS,
     TOTAL_TOKENS,
+    Bracket,
     Condition,
     Convention,
     Field,
+    Label,
     Mapping,
     Path,
     Selector,
@@ -50,9 +54,11 @@ __all__ = [
     "STRINGS",
     "STRING_BYTES_MAX",
     "TOTAL_TOKENS",
+    "Bracket",
     "Condition",
     "Convention",
     "Field",
+    "Label",
     "Mapping",
     "MappingError",
     "Path",
@@ -65,7 +71,7 @@ __all__ = [
 ]
 
 _TOP_KEYS_1 = ("format", "name", "description", "input_tokens_are", "output_tokens_are", "fields")
-_TOP_KEYS_2 = (*_TOP_KEYS_1, *(f"{part}_are" for part in PARTS), "skip", "repeats", "value")
+_TOP_KEYS_2 = (*_TOP_KEYS_1, *(f"{part}_are" for part in PARTS), "skip", "repeats", "value", "labels")
 _TOP_KEYS = {1: _TOP_KEYS_1, 2: _TOP_KEYS_2}
 _SHIPPED = pathlib.Path(__file__).parent / "mappings"
 
@@ -141,12 +147,14 @@ def _mapping(top: dict[str, Any], source: str) -> Mapping:
     reads = Reads()
     has_total = isinstance(top.get("fields"), dict) and TOTAL_TOKENS in top["fields"]
     conventions = conventions_of(top, file_format, here, reads, has_total)
-    fields, total, selector = fields_of(top.get("fields"), file_format, here / "fields", reads)
+    fields, further, total, selector = fields_of(top.get("fields"), file_format, here / "fields", reads)
+    labels = labels_of(top["labels"], here / "labels", reads) if "labels" in top else ()
     skip = skip_of(top["skip"], here / "skip", reads) if "skip" in top else ()
     check_skip(skip, fields, here / "skip")
     reads.check(here / "fields", shared=file_format == 2, places_max=PLACES_MAX)
     repeats = repeats_of(top, "request_id" in top["fields"], here / "repeats")
     mapping = Mapping(name, description, conventions, fields, selector, source, total, skip, repeats, file_format)
+    mapping = replace(mapping, further=further, labels=labels)
     return replace(mapping, value=with_fields(_value(top, here / "value"), mapping.paths))
 
 

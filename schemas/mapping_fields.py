@@ -23,7 +23,7 @@ from tokenometer.schemas.mapping_model import (
     Selector,
 )
 from tokenometer.schemas.mapping_values import Reads, flag, path_of, paths_of, stand_in, unknown_key
-from tokenometer.schemas.usage import TOKENS
+from tokenometer.schemas.usage import FURTHER, FURTHER_PARENTS, TOKENS
 from tokenometer.schemas.value import HEADER_PREFIX, KEY_MEMBER
 
 _STRING_KEYS = ("path", "aliases", "required", "default", "constant")
@@ -37,6 +37,7 @@ _KEYS_1: dict[str, tuple[str, ...]] = {
     **{name: _COUNT_KEYS for name in TOKENS},
     "tokens": ("path", "aliases", "required", "default", "digits", "by", "requests", "to"),
 }
+LABEL = "labels"  # the keys of a label, beside those of the fields
 _MESSAGE = ("key", "header")  # in place of a path: the message's key, or one of its headers
 _MORE_2 = {
     "request_id": ("empty", "numbers", "with", *_MESSAGE),
@@ -47,10 +48,12 @@ _MORE_2 = {
 }
 _KEYS_2: dict[str, tuple[str, ...]] = {
     **{name: (*keys, *_MORE_2[name]) for name, keys in _KEYS_1.items()},
-    # No default or constant: a total is there to be checked.
-    TOTAL_TOKENS: ("path", "aliases", "required", "digits", "whole_numbers", "plus"),
+    # No default or constant: a total is there to be checked, and a part that no record tells is none.
+    **{name: ("path", "aliases", "required", "digits", "whole_numbers", "plus") for name in (*FURTHER, TOTAL_TOKENS)},
+    LABEL: (*_STRING_KEYS, "empty", "numbers", *_MESSAGE),
 }
 _KEYS = {1: _KEYS_1, 2: _KEYS_2}
+_FIELD_NAMES = {version: tuple(name for name in keys if name != LABEL) for version, keys in _KEYS.items()}
 _EXCLUDED_BY_CONSTANT = (
     *("path", "aliases", "default", "required", "empty", "numbers", "whole_numbers", "plus"),
     *_MESSAGE,
@@ -59,28 +62,42 @@ _EXCLUDED_BY_CONSTANT = (
 
 def fields_of(
     tables: Any, file_format: int, here: Place, reads: Reads
-) -> tuple[tuple[Field, ...], Field | None, Selector | None]:
-    """All canonical fields in their order, `total_tokens` apart, and the selector of `tokens`."""
+) -> tuple[tuple[Field, ...], tuple[Field, ...], Field | None, Selector | None]:
+    """All canonical fields in their order, the further counters, `total_tokens`, and the selector of `tokens`."""
     if not isinstance(tables, dict):
         here.fail("a table with one table for each canonical field", tables)
     for name in tables:
-        if name not in _KEYS[file_format]:
-            _newer(name in _KEYS_2, here / name)
-            unknown_key(name, _KEYS[file_format], here)
+        if name not in _FIELD_NAMES[file_format]:
+            _newer(name in _FIELD_NAMES[2], here / name)
+            unknown_key(name, _FIELD_NAMES[file_format], here)
     names: tuple[str, ...] = FIELDS
     if "tokens" in tables:
-        for count in (*TOKENS, TOTAL_TOKENS):
+        for count in (*TOKENS, *FURTHER, TOTAL_TOKENS):
             if count in tables:
                 (here / count).error("excluded by fields.tokens, which takes the place of the five counters")
         names = (*(name for name in FIELDS if name not in TOKENS), "tokens")
 
     fields = tuple(_field(name, tables.get(name), file_format, here / name, reads) for name in names)
     selector = _selector(tables["tokens"], here / "tokens", reads) if "tokens" in tables else None
+    further = tuple(_further(name, tables[name], fields, here / name, reads) for name in FURTHER if name in tables)
     total = None
     if TOTAL_TOKENS in tables:
         total = _field(TOTAL_TOKENS, tables[TOTAL_TOKENS], file_format, here / TOTAL_TOKENS, reads)
     _check_identity(fields, here / "request_id" / "with")
-    return fields, total, selector
+    return fields, further, total, selector
+
+
+def label_field(name: str, table: dict[str, Any], here: Place, reads: Reads) -> Field:
+    """A label that is read from the record: the rules of `user`, but that it may be absent."""
+    return _field(LABEL, table, 2, here, reads, f"{LABEL}.{name}")
+
+
+def _further(name: str, table: Any, fields: tuple[Field, ...], here: Place, reads: Reads) -> Field:
+    """A part is refused where it is more than its total, so that has to be read, too."""
+    parent = next(field for field in fields if field.name == FURTHER_PARENTS[name])
+    if not parent.paths and not parent.default:
+        here.error(f"is a part of {parent.name}, which this mapping does not read: map fields.{parent.name} too")
+    return _field(name, table, 2, here, reads)
 
 
 def _newer(is_newer: bool, here: Place) -> None:
@@ -100,8 +117,8 @@ def _check_field_keys(name: str, table: dict[str, Any], file_format: int, here: 
         unknown_key(key, known, here)
 
 
-def _field(name: str, table: Any, file_format: int, here: Place, reads: Reads) -> Field:
-    kind: Kind = "time" if name == "timestamp" else "string" if name in STRINGS else "count"
+def _field(name: str, table: Any, file_format: int, here: Place, reads: Reads, called: str | None = None) -> Field:
+    kind: Kind = "time" if name == "timestamp" else "string" if name in (*STRINGS, LABEL) else "count"
     bytes_max = ID_BYTES_MAX if name == "request_id" and file_format == 2 else STRING_BYTES_MAX
     if table is None:
         if name in NEEDED:
@@ -115,7 +132,7 @@ def _field(name: str, table: Any, file_format: int, here: Place, reads: Reads) -
             if key in table:
                 (here / key).error("excluded by constant")
         constant = stand_in(kind, table["constant"], here / "constant")
-        return Field(name, kind, (), required=False, default=constant, digits=flag(table, "digits", here))
+        return Field(called or name, kind, (), required=False, default=constant, digits=flag(table, "digits", here))
 
     default = stand_in(kind, table["default"], here / "default") if "default" in table else None
     required = _required(name, table, here)
@@ -125,9 +142,9 @@ def _field(name: str, table: Any, file_format: int, here: Place, reads: Reads) -
     if table.get("fallback", "message_time") != "message_time":
         (here / "fallback").fail('"message_time"', table["fallback"])
     return Field(
-        name,
+        called or name,
         kind,
-        _paths(table, file_format, here, reads),
+        _paths(table, _KEYS[file_format][name], here, reads),
         required,
         default,
         digits=_digits(table, kind, formats, here),
@@ -161,12 +178,11 @@ def _required(name: str, table: dict[str, Any], here: Place) -> bool:
 # --- Paths ---
 
 
-def _paths(table: dict[str, Any], file_format: int, here: Place, reads: Reads) -> tuple[Path, ...]:
-    name = here.where.rpartition(".")[2]
+def _paths(table: dict[str, Any], known: tuple[str, ...], here: Place, reads: Reads) -> tuple[Path, ...]:
     sources = [key for key in ("path", *_MESSAGE) if key in table]
     if len(sources) > 1:
         (here / sources[1]).error(f"excluded by {sources[0]}")
-    if not sources and "constant" in _KEYS[file_format][name]:
+    if not sources and "constant" in known:
         here.fail("path or constant", None)
     places = [_source(table, sources[0] if sources else "path", here), *paths_of(table, "aliases", here)]
     for place, path in places:

@@ -7,7 +7,7 @@ case for the format.
 from dataclasses import dataclass
 from typing import Literal
 
-from tokenometer.schemas.usage import TOKENS
+from tokenometer.schemas.usage import COUNTERS, FURTHER, TOKENS
 from tokenometer.schemas.value import PLAIN, Value
 
 Path = tuple[str, ...]  # keys from the top level down
@@ -44,6 +44,14 @@ SKIP_AND_MAX = 3  # further conditions of an entry
 VALUES_MAX = 16  # that a condition, or the lists of a convention together, compare with
 VALUE_BYTES_MAX = 48
 PLUS_MAX = 4
+LABELS_MAX = 8
+EDGES_MAX = 16
+# A label stands beside these where rows and their sums are shown, so it may not have their names.
+LABEL_NAMES_TAKEN = frozenset(
+    (*FIELDS, *COUNTERS, *FURTHER, TOTAL_TOKENS, "scope", "tokens", "label", "labels", "part", "schema", "skip")
+    + ("window", "window_start", "window_ms", "begin", "end", "revenue", "unpriced_tokens", "chip_cost")
+    + ("uncosted_tokens",)
+)
 
 
 @dataclass(frozen=True)
@@ -110,6 +118,32 @@ class Convention:
 
 
 @dataclass(frozen=True)
+class Bracket:
+    """The ranges of a count: up to the first edge, then up to the next, and above the last."""
+
+    counter: str  # one of the five, as the row has it: inclusive
+    edges: tuple[int, ...]  # rising
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """In their order, one more than there are edges: "0-32000", "32001-128000", "128001-"."""
+        begins = (0, *(edge + 1 for edge in self.edges))
+        return tuple(f"{begin}-{end}" for begin, end in zip(begins, (*self.edges, ""), strict=True))
+
+    def index(self, count: int) -> int:
+        return sum(count > edge for edge in self.edges)
+
+
+@dataclass(frozen=True)
+class Label:
+    """A named string that is a part of a row's identity: either read from the record, or the range of a count."""
+
+    name: str
+    field: Field | None  # a string; its name is `labels.NAME`
+    bracket: Bracket | None = None
+
+
+@dataclass(frozen=True)
 class Mapping:
     """A checked mapping. `fields` has every canonical field in canonical order, without `total_tokens`.
 
@@ -127,6 +161,8 @@ class Mapping:
     repeats: Literal["first", "grow"] = "first"
     format: int = 1
     value: Value = PLAIN  # how a message's value holds records
+    further: tuple[Field, ...] = ()  # those of FURTHER that are mapped, in that order
+    labels: tuple[Label, ...] = ()  # by name
 
     def field(self, name: str) -> Field:
         for field in self.fields:
@@ -138,7 +174,8 @@ class Mapping:
     def paths(self) -> tuple[Path, ...]:
         """Every path that is read, in the order of judgement; one that is read twice stands twice."""
         read = [condition.path for entry in self.skip for condition in entry]
-        for field in (*self.fields, *([self.total] if self.total else [])):
+        labels = [label.field for label in self.labels if label.field]
+        for field in (*self.fields, *self.further, *([self.total] if self.total else []), *labels):
             read += [*field.paths, *([field.scope] if field.scope else []), *field.plus]
             if field.name == "tokens" and self.selector:
                 read.append(self.selector.by)

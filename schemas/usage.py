@@ -8,7 +8,9 @@ the C++ is compared with it when it is loaded (kernels/layout.py).
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-SCHEMA_VERSION = 1  # of usage rows and live summaries
+SCHEMA_VERSION = 1  # of live summaries
+ROW_SCHEMA_VERSION = 2  # of usage rows, as they are written
+ROW_SCHEMA_VERSIONS = (1, 2)  # as they are read: rows of version 1 have no labels and no further counters
 TARGET_TOKENS_PER_DAY = 120 * 10**12
 DAY_MS = 86_400_000
 
@@ -52,7 +54,7 @@ PARENTS = {  # a part -> the total that holds it
     "cache_write_tokens": "input_tokens",
     "reasoning_tokens": "output_tokens",
 }
-# Parts of counts that few logs have, in the order in which everything lists them -> the counter that each is part of.
+# Further counters, each a part of one counter. They are rare: a row has only those that are not 0.
 FURTHER_PARENTS = {
     "cache_write_1h_tokens": "cache_write_tokens",
     "audio_input_tokens": "input_tokens",
@@ -61,6 +63,7 @@ FURTHER_PARENTS = {
     "audio_output_tokens": "output_tokens",
 }
 FURTHER = tuple(FURTHER_PARENTS)
+NO_FURTHER = (0,) * len(FURTHER)
 _ADDENDS = [COUNTERS.index(name) for name in TOKENS if name not in PARENTS]
 
 

@@ -27,6 +27,15 @@ PARENTS = {
     "cache_write_tokens": "input_tokens",
     "reasoning_tokens": "output_tokens",
 }
+FURTHER_PARENTS = {
+    "cache_write_1h_tokens": "cache_write_tokens",
+    "audio_input_tokens": "input_tokens",
+    "image_input_tokens": "input_tokens",
+    "audio_cached_input_tokens": "cached_input_tokens",
+    "audio_output_tokens": "output_tokens",
+}
+FURTHER = tuple(FURTHER_PARENTS)
+TOKENS = (*COUNTS, *FURTHER)
 NEEDED = ("timestamp", "user", "model", "chip", "input_tokens", "output_tokens", "tokens")
 
 
@@ -44,6 +53,12 @@ class Canonical(NamedTuple):
     cache_write_tokens: int
     output_tokens: int
     reasoning_tokens: int
+    cache_write_1h_tokens: int = 0
+    audio_input_tokens: int = 0
+    image_input_tokens: int = 0
+    audio_cached_input_tokens: int = 0
+    audio_output_tokens: int = 0
+    labels: tuple[tuple[str, str], ...] = ()  # name and value, by name, of those that have a value
 
 
 @dataclass(frozen=True)
@@ -77,7 +92,8 @@ def as_path(path: str | list[str]) -> tuple[str, ...]:
 
 
 def mapped_paths(mapping: dict) -> Iterator[tuple[str, ...]]:
-    specs = [*mapping["fields"].values(), *(condition for entry in skip_entries(mapping) for condition in entry)]
+    specs = [*mapping["fields"].values(), *mapping.get("labels", {}).values()]
+    specs += [condition for entry in skip_entries(mapping) for condition in entry]
     specs += [convention for _, convention in conventions(mapping) if isinstance(convention, dict)]
     for spec in specs:
         for name in ("path", "scope", "by"):
@@ -395,6 +411,27 @@ def made_inclusive(source: dict[str, int], answers: dict[str, str], mapping: dic
     raise Fault("inconsistent_counts")
 
 
+# Labels
+
+
+def bracket(edges: list[int], count: int) -> str:
+    begin = 0
+    for edge in edges:
+        if count <= edge:
+            return f"{begin}-{edge}"
+        begin = edge + 1
+    return f"{begin}-"
+
+
+def all_labels(mapping: dict, read: dict[str, str | None], counts: dict[str, int]) -> tuple[tuple[str, str], ...]:
+    """read: of those that are no brackets."""
+    found = dict(read)
+    for name, spec in mapping.get("labels", {}).items():
+        if "bracket_of" in spec:
+            found[name] = bracket(spec["edges"], counts[spec["bracket_of"]])
+    return tuple((name, text) for name, text in sorted(found.items()) if text is not None)
+
+
 # Records
 
 
@@ -445,17 +482,28 @@ def judge(line: bytes, mapping: dict, message_time: int | None = None, bounds: B
         else:
             for name in COUNTS:
                 counts[name] = read_count(name, fields.get(name, {}), top)
+        further = {}
+        for name in FURTHER:
+            further[name] = read_count(name, fields.get(name, {}), top)
         name = "total_tokens"
         total = read_count(name, fields.get(name, {}), top, absent=None)
+        read_labels = {}
+        for label, spec in sorted(mapping.get("labels", {}).items()):
+            if "bracket_of" not in spec:
+                name = f"labels.{label}"
+                read_labels[label] = read_string(name, spec, top)
         answers = {}
         for part, (field, convention) in zip(PARENTS, conventions(mapping), strict=True):
             name = field
             answers[part] = stated(convention, top)
         name = None
         counts = made_inclusive(counts, answers, mapping, total)
+        if any(count > counts[FURTHER_PARENTS[part]] for part, count in further.items()):
+            raise Fault("inconsistent_counts")
     except Fault as fault:
         return Verdict("rejected", fault.args[0], name)
-    return Verdict("ok", record=Canonical(**values, requests=requests, **counts))
+    labels = all_labels(mapping, read_labels, counts)
+    return Verdict("ok", record=Canonical(**values, requests=requests, **counts, **further, labels=labels))
 
 
 def identity_of(record: Canonical, mapping: dict, partition: object) -> tuple:
@@ -485,7 +533,9 @@ class Meter:
         self.window_ms = window_ms
         self.bounds = Bounds(max_future_skew_ms, max_past_ms, not_before_ms)
         self.dedup_horizon_ms = dedup_horizon_ms  # None: identities never expire
-        self.rows: dict[tuple[int, str, str, str], list[int]] = {}  # -> requests, then COUNTS
+        # (start, user, model, chip) and, of a record with labels, these -> requests, then COUNTS
+        self.rows: dict[tuple, list[int]] = {}
+        self.further: dict[tuple, Counter[str]] = {}  # of rows that have such: counts by name
         self.read = self.counted = self.duplicates = self.rejected = self.empty = self.skipped = 0
         self.conflicts = 0  # of the duplicates, those that say something else
         self.reasons: Counter[str] = Counter()
@@ -493,7 +543,7 @@ class Meter:
         self.messages: Counter[object] = Counter()  # of each partition: the next message's index in it
         self.log_time: dict[object, int] = {}  # of each partition
         self.said: dict[tuple, tuple] = {}  # (identity, generation) -> its first record's statement
-        self.so_far: dict[tuple, list[int]] = {}  # (identity, generation) -> greatest counters, in order of COUNTS
+        self.so_far: dict[tuple, list[int]] = {}  # (identity, generation) -> greatest counters, in order of TOKENS
 
     def feed(self, mapping: dict, value: bytes | None, message_time: int | None = None, partition: object = 0) -> None:
         generation = self.generation(message_time, partition)
@@ -550,7 +600,7 @@ class Meter:
         """All that a record says beside its identity."""
         window = record.timestamp // self.window_ms
         names = (record.user, record.model, record.chip, record.prefill_chip)
-        return (window, *names, record.requests, *(getattr(record, name) for name in COUNTS))
+        return (window, *names, record.labels, record.requests, *(getattr(record, name) for name in TOKENS))
 
     def first_said(self, record: Canonical, mapping: dict, partition: object, generation: int) -> tuple | None:
         """What the first record of this identity in the generation before said, or else in this one; None: it is the
@@ -567,12 +617,12 @@ class Meter:
         nothing."""
         if record.request_id is None:
             return record
-        identity, counts = identity_of(record, mapping, partition), [getattr(record, name) for name in COUNTS]
+        identity, counts = identity_of(record, mapping, partition), [getattr(record, name) for name in TOKENS]
         held = [self.so_far.get((identity, g)) for g in (generation - 1, generation)]
-        most = list(map(max, zip(*[known for known in held if known] or [[0] * len(COUNTS)], strict=True)))
+        most = list(map(max, zip(*[known for known in held if known] or [[0] * len(TOKENS)], strict=True)))
         first = held == [None, None]
         self.so_far[identity, generation] = list(map(max, zip(held[1] or counts, counts, strict=True)))
-        added = {name: max(0, value - known) for name, value, known in zip(COUNTS, counts, most, strict=True)}
+        added = {name: max(0, value - known) for name, value, known in zip(TOKENS, counts, most, strict=True)}
         if not first and not any(added.values()):
             return None
         return record._replace(requests=record.requests if first else 0, **added)
@@ -580,9 +630,15 @@ class Meter:
     def count(self, record: Canonical) -> None:
         start = record.timestamp - record.timestamp % self.window_ms
         input_chip = record.chip if record.prefill_chip is None else record.prefill_chip
-        row = self.rows.setdefault((start, record.user, record.model, record.chip), [0] * 6)
-        input_row = self.rows.setdefault((start, record.user, record.model, input_chip), [0] * 6)
+        labels = (record.labels,) if record.labels else ()
+        key = (start, record.user, record.model, record.chip, *labels)
+        input_key = (start, record.user, record.model, input_chip, *labels)
+        row, input_row = self.rows.setdefault(key, [0] * 6), self.rows.setdefault(input_key, [0] * 6)
         row[0] += record.requests
         for index, name in enumerate(COUNTS, start=1):
             target = input_row if name in INPUT_COUNTS else row
             target[index] += getattr(record, name)
+        for name in FURTHER:
+            if getattr(record, name):
+                booked = key if FURTHER_PARENTS[name] == "output_tokens" else input_key
+                self.further.setdefault(booked, Counter())[name] += getattr(record, name)

@@ -10,9 +10,11 @@ import pytest
 
 from tests import oracle
 from tokenometer.schemas.mapping import FIELDS
+from tokenometer.schemas.usage import FURTHER
 
 SCHEMAS = pathlib.Path(__file__).parents[1] / "schemas"
 NAMES = ("live", "record", "rejected", "totals", "usage", "usage-key")
+ROWS = ("usage", "usage-key")  # of version 2; readers take rows of version 1 too
 EXAMPLES = sorted((SCHEMAS / "examples").glob("*/*.json"))
 
 formats = jsonschema.FormatChecker(formats=())
@@ -53,7 +55,7 @@ def test_the_list_of_schemas_is_complete():
 def test_schemas_are_schemas(name):
     document = schema(name)
     jsonschema.Draft202012Validator.check_schema(document)
-    assert document["$id"] == f"urn:tokenometer:schema:{name}:1"
+    assert document["$id"] == f"urn:tokenometer:schema:{name}:{2 if name in ROWS else 1}"
     assert document["title"] and document["description"]
     examples = {file.name[:2] for file in EXAMPLES if file.parent.name == name}
     assert examples == {"y_", "n_"}
@@ -82,7 +84,8 @@ def test_the_oracle_agrees_about_records(file):
 def test_a_usage_value_is_its_key_and_counters():
     key, usage = schema("usage-key"), schema("usage")
     assert {name: usage["properties"][name] for name in key["properties"]} == key["properties"]
-    counters = list(usage["properties"])[-7:]
+    counters = list(usage["properties"])[-7 - len(FURTHER) : -len(FURTHER)]
+    assert tuple(usage["properties"])[-len(FURTHER) :] == FURTHER
     assert counters == ["requests", *FIELDS[6:], "total_tokens"]
     live, totals = schema("live"), schema("totals")
     cell = live["properties"]["cells"]["items"]["properties"]
@@ -101,5 +104,7 @@ def test_reasons_and_fields_are_those_of_records_md():
     assert reasons == schema("rejected")["properties"]["reason"]["enum"]
     assert len(reasons) == sum(line.startswith("| ") and "`" in line for line in table.splitlines()) - 1
     assert [*schema("live")["properties"]["rejects"]["propertyNames"]["enum"], "conflicting_duplicate"] == reasons
-    assert schema("rejected")["properties"]["field"]["enum"] == [*FIELDS, "tokens", "total_tokens", "skip"]
+    named, labels = schema("rejected")["properties"]["field"]["anyOf"]
+    assert named["enum"] == [*FIELDS, *FURTHER, "tokens", "total_tokens", "skip"]
+    assert labels == {"pattern": "^labels\\." + schema("usage")["$defs"]["labels"]["propertyNames"]["pattern"][1:]}
     assert list(schema("record")["properties"]) == list(FIELDS)

@@ -311,6 +311,4 @@ def _check_version(top: dict[str, Any], where: str, known: Sequence[int]) -> Non
     version = top.get("schema")
     if type(version) is not int or version not in known:
         shown, versions = orjson.dumps(version).decode(), " and ".join(map(str, known))
-        raise UnknownSchema(
-            f"{where}: schema version {shown}; this tokenometer knows version {versions}: upgrade it"
-        )
+        raise UnknownSchema(f"{where}: schema version {shown}; this tokenometer knows version {versions}: upgrade it")

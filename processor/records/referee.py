@@ -14,8 +14,8 @@ import orjson
 
 from tokenometer.kernels.layout import RECORD_BYTES_MAX
 from tokenometer.kernels.values import SKIPPED, Canonical, EventTimeMs, Rejection, Skipped
-from tokenometer.schemas.mapping import COUNT_END, PARTS, Condition, Convention, Field, Mapping, Path
-from tokenometer.schemas.usage import PARENTS, Usage, part_sums
+from tokenometer.schemas.mapping import COUNT_END, PARTS, Condition, Convention, Field, Label, Mapping, Path
+from tokenometer.schemas.usage import FURTHER, FURTHER_PARENTS, NO_FURTHER, PARENTS, Usage, part_sums
 
 TIME_END_MS = 253_402_300_800_000  # 10000-01-01T00:00:00Z
 REASONS = (
@@ -106,8 +106,11 @@ class Referee:
                 counts = _selected_counts(value, field, mapping)
             else:
                 counts[field.name] = _count(value, field) or 0
+        further = {field.name: _count(value, field) or 0 for field in mapping.further}
         total = _count(value, mapping.total) if mapping.total else None
+        labels = [_text(_read(value, each.field), each.field) if each.field else None for each in mapping.labels]
         usage = _inclusive(value, Usage(**({"requests": 1} | counts)), mapping, total)
+        _check_further(further, usage)
         return Canonical(
             EventTimeMs(time_ms),
             (
@@ -119,6 +122,8 @@ class Referee:
                 texts.get("scope", b""),
             ),
             usage,
+            tuple(further.get(name, 0) for name in FURTHER) if further else NO_FURTHER,
+            tuple(text or _label(each, usage) for text, each in zip(labels, mapping.labels, strict=True)),
         )
 
     def _time(self, record: dict[str, Any], field: Field, message_time: int | None) -> int:
@@ -286,6 +291,19 @@ def _inclusive(record: dict[str, Any], source: Usage, mapping: Mapping, total: i
         if all(parts <= whole for parts, whole in part_sums(usage)):
             return usage
     raise Rejected("inconsistent_counts")
+
+
+def _check_further(further: dict[str, int], usage: Usage) -> None:
+    if any(count > getattr(usage, FURTHER_PARENTS[name]) for name, count in further.items()):
+        raise Rejected("inconsistent_counts")
+
+
+def _label(label: Label, usage: Usage) -> bytes:
+    """A label that is not read from the record: a bracket, a default, or none."""
+    if label.bracket:
+        return label.bracket.names[label.bracket.index(getattr(usage, label.bracket.counter))].encode()
+    assert label.field
+    return _default_text(label.field)
 
 
 def _readings(record: dict[str, Any], convention: Convention, total: int | None) -> tuple[bool, ...]:
