@@ -42,12 +42,12 @@ from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.target import HostTarget
 from tokenometer.processor.broker import Broker, Offset, Place
 from tokenometer.processor.broker.kafka import CONSUMER_DEFAULTS, KafkaBroker
-from tokenometer.processor.cli.running import limits
 from tokenometer.processor.cli.topics import check_topics
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
+from tokenometer.processor.records.engines import limits
 from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas import mapping as mappings
 

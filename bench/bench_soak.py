@@ -26,11 +26,11 @@ from tests.kafka_server import KafkaServer
 from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.target import HostTarget
 from tokenometer.processor.broker.kafka import KafkaBroker
-from tokenometer.processor.cli.running import limits
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
+from tokenometer.processor.records.engines import limits
 from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas import mapping as mappings
 

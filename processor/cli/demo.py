@@ -18,6 +18,7 @@ from tokenometer.processor.demo import stream
 from tokenometer.processor.demo.view import live_view
 from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter.meter import Clock, MeterSettings
+from tokenometer.processor.records import engines
 from tokenometer.processor.rollup import watch
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
@@ -94,7 +95,7 @@ def demo_command(command: DemoCommand) -> None:
     broker = command.broker()
     settings = _settings()
     _make_topics(broker, settings, command.partitions)
-    engine = running.make_engine(command.device, None)
+    engine = engines.make_engine(command.device, None)
     playing = stream.Demo(settings, f"{settings.group}.run", command.profile(), command.lines, command.seconds)
     onlooker = watch.Watch(broker, settings.live_topic, watch.live, TARGET_TOKENS_PER_DAY).start()
     other = _ANY_PORT if command.listen == _LISTEN else None

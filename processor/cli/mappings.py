@@ -11,7 +11,6 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from tokenometer.processor.cli import running
 from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view
 from tokenometer.processor.cli.options import Settings, register
 from tokenometer.processor.files import decoded, logs, mapping_report, output, report
@@ -65,7 +64,7 @@ def check_command(command: CheckCommand) -> None:
         zcat requests.ndjson.gz | tokenometer mappings check native --sample - --strict
     """
     chosen = mappings.resolve(command.name)
-    lines = decoded.sample_lines(_first_lines(command.sample, command.records), running.decoder_of(chosen)())
+    lines = decoded.sample_lines(_first_lines(command.sample, command.records), decoded.decoder_of(chosen)())
     found = mapping_check.check(lines, chosen)
     name = "standard input" if command.sample == logs.STDIN else command.sample
     show_view(report.check_view(found, chosen, name))

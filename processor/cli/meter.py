@@ -33,6 +33,7 @@ from tokenometer.processor.meter.fitting import FitSettings
 from tokenometer.processor.meter.health import Health
 from tokenometer.processor.meter.meter import Clock, Committed, Meter, MeterSettings
 from tokenometer.processor.meter.watching import Watch
+from tokenometer.processor.records import engines
 from tokenometer.schemas.usage import DAY_MS
 
 log = logging.getLogger("tokenometer")
@@ -166,7 +167,7 @@ class MeterCommand(KafkaSettings, LogSettings):
         )
 
     def engine(self) -> Engine:
-        return running.make_engine(
+        return engines.make_engine(
             self.device,
             self.memory,
             self.batch_bytes,

@@ -18,7 +18,6 @@ import typer
 from typer import Argument, Option
 
 from tokenometer.processor import show
-from tokenometer.processor.cli import running
 from tokenometer.processor.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_STRICT,
@@ -33,6 +32,7 @@ from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory,
 from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send
 from tokenometer.processor.files import decoded, logs, output, report
 from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
+from tokenometer.processor.records import engines
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.usage import DAY_MS, TARGET_TOKENS_PER_DAY
 
@@ -143,7 +143,7 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     _check_names(command)
     total_bytes = logs.size_of(command.files)
     chosen = mappings.resolve(command.mapping)
-    engine = running.make_engine(
+    engine = engines.make_engine(
         command.device, command.memory, window_ms=command.window * 1000, not_before_ms=_date_ms(command.not_before)
     )
     name = command.run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
@@ -151,7 +151,7 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     try:
         with _outlets(command) as outlets, _progress(total_bytes) as progress, ctrl_c() as pressed:
             outlets = dataclasses.replace(outlets, progress=progress, stopped=pressed)
-            reader = decoded.reader_of(command.files, chosen.value, running.decoder_of(chosen), command.whole)
+            reader = decoded.reader_of(command.files, chosen.value, decoded.decoder_of(chosen), command.whole)
             summary = replay(engine, reader.fill, chosen, name, outlets, command.top)
             if summary.partial:
                 raise _Interrupted(summary)

@@ -1,69 +1,33 @@
-"""What commands run on: the engine, brokers, the dashboard, signals, logs. Each is made here, once."""
+"""What commands run on: brokers, the dashboard, signals, logs. Each is made here, once."""
 
 import contextlib
 import logging
-import pathlib
-import secrets
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
-from tokenometer.kernels.engine import Engine, Limits
-from tokenometer.kernels.target import Target, open_target
 from tokenometer.processor import show
 from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.ending import ends_in_time
 from tokenometer.processor.cli.options import Address, KafkaSettings, LogFormat, LogLevel, LogSettings
-from tokenometer.processor.intake import Decoder, SchemaError
-from tokenometer.processor.records.referee import Referee
 from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal, scrub
 from tokenometer.schemas.errors import TokenometerError
-from tokenometer.schemas.mapping import Mapping as RecordMapping
-from tokenometer.schemas.mapping import MappingError
 
 log = logging.getLogger("tokenometer")
 LOGGERS = ("tokenometer", "aiohttp", "aiokafka", "faust", "mode")  # of libraries their warnings
-_REPLAY_WINDOWS = 1 << 13  # slots for windows, 16 KB each when used: four days of minutes in one part
-_CUDA_MEMORY_MAX = 16 << 30  # tables of more than this are asked for
 
 
 class AddressUnusable(TokenometerError):
     """Nothing can be served at the address of --listen; the message says why."""
 
 
-# --- Engine and broker ---
-
-
-def make_engine(device: str, memory: int | None, batch_bytes: int | None = None, **settings: Any) -> Engine:
-    """On the wanted device, with a hash secret of its own. settings: those of `Engine`."""
-    target = open_target(device)
-    hash_secret = [secrets.randbits(64) for _ in range(8)]
-    sizes = limits(target, memory)
-    if batch_bytes is not None:
-        arena_bytes = max(sizes.arena_bytes, 3 * batch_bytes)
-        sizes = replace(sizes, batch_bytes=batch_bytes, arena_bytes=arena_bytes)
-    return Engine(target, _referee(settings), secret=hash_secret, limits=sizes, **settings)
-
-
-def _referee(settings: Mapping[str, Any]) -> Referee:
-    """With the engine's bounds of time."""
-    bounds = ("max_future_skew_ms", "max_past_ms", "not_before_ms")
-    return Referee(**{name: settings[name] for name in bounds if name in settings})
-
-
-def limits(target: Target, memory: int | None) -> Limits:
-    """Without --memory: half of a GPU's free memory, or modest tables on the host and half of its memory for ids."""
-    free = target.memory()[0] // 2
-    if memory is None and target.shares_memory:
-        return Limits(windows=_REPLAY_WINDOWS, identity_bytes=free)
-    return Limits.from_memory(min(free, _CUDA_MEMORY_MAX) if memory is None else memory, not target.shares_memory)
+# --- Broker ---
 
 
 def broker_of(settings: KafkaSettings) -> Broker:
@@ -77,27 +41,6 @@ def open_broker(bootstrap: str, client: Mapping[str, str]) -> Broker:
     from tokenometer.processor.broker.kafka import KafkaBroker
 
     return KafkaBroker(bootstrap, client)
-
-
-def decoder_of(mapping: RecordMapping) -> Callable[[], Decoder]:
-    """Makes what reads this mapping's values. Raises MappingError where its schema file cannot be read."""
-    value = mapping.value
-
-    def make() -> Decoder:
-        schema = None
-        if value.schema is not None:
-            try:
-                schema = pathlib.Path(value.schema).read_bytes()
-            except OSError as error:
-                raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error.strerror}") from None
-        if value.registry:
-            raise MappingError(f"{mapping.source}: value.registry: this command has no Schema Registry; name a schema")
-        try:
-            return Decoder(value, None, schema)
-        except SchemaError as error:
-            raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error}") from None
-
-    return make
 
 
 # --- The dashboard ---

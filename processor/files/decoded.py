@@ -10,6 +10,7 @@ as they stand in the file, and the record's number in it.
     values ── intake ──> lines ──> space
 """
 
+import pathlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -26,7 +27,8 @@ from tokenometer.kernels.engine import joined
 from tokenometer.kernels.values import Bytes
 from tokenometer.processor.broker import Column
 from tokenometer.processor.files.logs import STDIN, Chunk, LogError, LogReader, message_ends
-from tokenometer.processor.intake import MESSAGE_BYTES_MAX, Decoder
+from tokenometer.processor.intake import MESSAGE_BYTES_MAX, Decoder, SchemaError
+from tokenometer.schemas.mapping import Mapping, MappingError
 from tokenometer.schemas.value import PLAIN, Value
 
 _VALUES_BYTES = 1 << 20  # decoded together
@@ -79,9 +81,10 @@ class _Lines(NamedTuple):
 class DecodedReader:
     """Several logs, one after the other, as `LogReader`; for a mapping whose values are not plain lines."""
 
-    def __init__(self, names: Iterable[str], value: Value, decoder: Decoder, whole: bool = False) -> None:
-        self._decoder, self._value, self._whole = decoder, value, whole
-        self._lines = self._decoded(names)
+    def __init__(self, logs: Iterable[tuple[str, Iterator[SourceValue]]], decoder: Decoder) -> None:
+        """logs: of each its name and its values."""
+        self._decoder = decoder
+        self._lines = self._decoded(logs)
         self._held: deque[_Lines] = deque()
         self._read_bytes = 0
 
@@ -117,27 +120,18 @@ class DecodedReader:
             self._held.extend(next(self._lines, ()))
         return self._held[0] if self._held else None
 
-    def _decoded(self, names: Iterable[str]) -> Iterator[list[_Lines]]:
-        for name in names:
-            for values in _together(self._values(name)):
-                yield list(self._decode("(standard input)" if name == STDIN else name, values))
+    def _decoded(self, logs: Iterable[tuple[str, Iterator[SourceValue]]]) -> Iterator[list[_Lines]]:
+        for name, values in logs:
+            for few in _together(values):
+                yield list(self._decode(name, few))
 
     def _decode(self, file: str, values: list[SourceValue]) -> Iterator[_Lines]:
         decoded = _decoded_values([value.data for value in values], self._decoder)
         for value, (lines, failure) in zip(values, decoded, strict=True):
             yield _Lines(file, _Origin(value, 0, failure), lines)
 
-    def _values(self, name: str) -> Iterator[SourceValue]:
-        if self._whole:
-            return iter([SourceValue(1, 0, _content(name))])
-        head = b"" if name == STDIN else _head(name)
-        if head.startswith(_PARQUET):
-            return _rows(_parquet(name))
-        if self._value == PLAIN and _CSV_HEADER.match(head):
-            return _rows(_csv(name))
-        if self._value.encoding == "json" and head.lstrip().startswith(b"["):
-            return iter([SourceValue(1, 0, _content(name))])
-        return _file_lines(name)
+    def close(self) -> None:
+        self._held.clear()
 
 
 def _decoded_values(values: list[bytes], decoder: Decoder) -> Iterator[tuple[bytes, str | None]]:
@@ -213,7 +207,8 @@ def _file_lines(name: str) -> Iterator[SourceValue]:
         reader.close()
 
 
-def _rows(batches: Iterator[Any]) -> Iterator[SourceValue]:
+def object_rows(batches: Iterable[Any]) -> Iterator[SourceValue]:
+    """Each row of a table as a JSON object."""
     number = 0
     for batch in batches:
         for row in batch.to_pylist():
@@ -261,4 +256,39 @@ def reader_of(names: Sequence[str], value: Value, make_decoder: Callable[[], Dec
     """The reader that these logs need: the fast one for plain lines."""
     if value == PLAIN and not whole and all(map(is_plain, names)):
         return LogReader(names)
-    return DecodedReader(names, value, make_decoder(), whole)
+    files = (("(standard input)" if name == STDIN else name, _file_values(name, value, whole)) for name in names)
+    return DecodedReader(files, make_decoder())
+
+
+def _file_values(name: str, value: Value, whole: bool) -> Iterator[SourceValue]:
+    if whole:
+        return iter([SourceValue(1, 0, _content(name))])
+    head = b"" if name == STDIN else _head(name)
+    if head.startswith(_PARQUET):
+        return object_rows(_parquet(name))
+    if value == PLAIN and _CSV_HEADER.match(head):
+        return object_rows(_csv(name))
+    if value.encoding == "json" and head.lstrip().startswith(b"["):
+        return iter([SourceValue(1, 0, _content(name))])
+    return _file_lines(name)
+
+
+def decoder_of(mapping: Mapping) -> Callable[[], Decoder]:
+    """Makes what reads this mapping's values. Raises MappingError where its schema file cannot be read."""
+    value = mapping.value
+
+    def make() -> Decoder:
+        schema = None
+        if value.schema is not None:
+            try:
+                schema = pathlib.Path(value.schema).read_bytes()
+            except OSError as error:
+                raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error.strerror}") from None
+        if value.registry:
+            raise MappingError(f"{mapping.source}: value.registry: this command has no Schema Registry; name a schema")
+        try:
+            return Decoder(value, None, schema)
+        except SchemaError as error:
+            raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error}") from None
+
+    return make

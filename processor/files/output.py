@@ -153,9 +153,14 @@ class ParquetRows:
     writer: Any
 
     def write(self, rows: UsageRows, part: str) -> None:
-        for start in range(0, len(rows), _SLICE_ROWS * _GROUP_SLICES):
-            table = rows.table[start : start + _SLICE_ROWS * _GROUP_SLICES]
-            self.writer.write_batch(_record_batch(table, rows, part))
+        for batch in record_batches(rows, part):
+            self.writer.write_batch(batch)
+
+
+def record_batches(rows: UsageRows, part: str) -> Iterator[Any]:
+    """Rows as Arrow's record batches of ROW_SCHEMA, 512 Ki rows each."""
+    for start in range(0, len(rows), _SLICE_ROWS * _GROUP_SLICES):
+        yield _record_batch(rows.table[start : start + _SLICE_ROWS * _GROUP_SLICES], rows, part)
 
 
 def _record_batch(table: Any, rows: UsageRows, part: str) -> Any:
