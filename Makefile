@@ -7,7 +7,7 @@ DEMO_RECORDS ?= 1000000
 WORKERS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka replay-demo test test-fast check format kafka chaos fuzz bench gpu up clean
+.PHONY: help demo demo-kafka replay-demo test test-fast check format kafka chaos fuzz picture bench gpu up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -52,6 +52,9 @@ kafka: .venv/installed-dev ## start a real Apache Kafka on loopback until Ctrl-C
 
 fuzz: .venv/installed-dev ## compare a million mutated lines with the oracle (about 4 minutes)
 	$(BIN)/python -m pytest -m fuzz -k "not threads" tests/test_fuzz.py
+
+picture: .venv/installed-dev ## take docs/dashboard.png anew: Chromium looks at a real demo (about 2 minutes)
+	$(BIN)/python -m tests.picture
 
 bench: .venv/installed-bench ## take the CPU's benchmarks anew and rewrite bench/RESULTS.md (about an hour, half of it a soak)
 	$(BIN)/python -m bench.bench_engine --size large --json bench/results/engine-cpu.json
