@@ -54,8 +54,7 @@ class Health:
             "tokenometer_rejected_records", "Committed dead letters, by reason.", ["reason"], registry=registry
         )
         self._fits = Gauge(
-            "tokenometer_log_fits",
-            "0 while most records of a topic are rejected: a wrong mapping, or a changed producer.",
+            "tokenometer_log_fits", "0 while most records of a topic are rejected: its mapping is not the right one.",
             ["topic"], registry=registry,
         )  # fmt: skip
         self._tokens = Counter(
