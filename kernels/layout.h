@@ -93,7 +93,8 @@ enum Kind : u32 {
   QUOTED = 8
 };
 constexpr u32 SPOT_BITS = 21;       // one more than a position in a record has
-constexpr u32 SPOTS_MAX = 30;       // deferred values of a record: three in each word of its hashes
+constexpr u32 SPOTS_MAX = 54;       // deferred values of a record: more than a mapping may name (48)
+constexpr u32 SPOT_WORDS = 8;       // words of spots beside those of a record's hashes, three in each
 constexpr u32 RULES_MAX = 13;       // one for each field: six strings, the time, the selector, five counts
 constexpr u32 CONDITIONS_MAX = 32;  // eight `skip` entries of four
 constexpr u32 VALUES_MAX = 128;     // that conditions and conventions compare with
@@ -162,7 +163,7 @@ struct Value {
   u32 length;
   u32 quoted;
   u32 additive;  // of a convention: what this value means
-  u32 spare;
+  u32 begins;    // any string that begins so
 };
 enum Stated : u32 { INCLUSIVE = 0, ADDITIVE = 1, UNKNOWN = 2 };
 // What a string's values say of a part
@@ -212,7 +213,7 @@ struct Plan {
   i32 zone_minutes;     // of times without a zone
   u32 rule_count;
   u32 condition_count;
-  u32 spare;
+  u32 spot_count;
   Rule rules[RULES_MAX];
   Rule total;  // without paths: there is none
   Condition conditions[CONDITIONS_MAX];
@@ -222,7 +223,7 @@ struct Plan {
 
 // --- The tile ---
 
-// What is read from one line: three cache lines.
+// What is read from one line: four cache lines.
 struct alignas(64) Record {
   u64 low[HASHES];  // never zero, which means an empty slot
   u64 high[HASHES];
@@ -235,6 +236,7 @@ struct alignas(64) Record {
   u32 cell_slot;
   u32 prefill_cell_slot;  // NONE = no prefill chip
   u16 length[TEXTS];      // 0 = absent
+  u64 spots[SPOT_WORDS];  // see rules.h; touched only where a mapping defers more values than the hashes hold
 };
 
 // --- Tables ---
@@ -378,9 +380,9 @@ struct Job {
   u32 grown_count;  // records in grown_order
 };
 
-static_assert(SPOTS_MAX == 3 * 2 * HASHES && 3 * SPOT_BITS <= 64 && RECORD_BYTES_MAX < 1u << SPOT_BITS,
+static_assert(SPOTS_MAX == 3 * (2 * HASHES + SPOT_WORDS) && 3 * SPOT_BITS <= 64 && RECORD_BYTES_MAX < 1u << SPOT_BITS,
               "see SPOTS_MAX");
-static_assert(sizeof(Record) == 192 && sizeof(Step) == 128, "whole cache lines");
+static_assert(sizeof(Record) == 256 && sizeof(Step) == 128, "whole cache lines");
 static_assert(OFFSET_OF(Record, window) == OFFSET_OF(Record, counters) + 8 * TOTAL, "see TOTAL");
 static_assert(sizeof(Identity) == 16 && sizeof(TextEntry) == 32 && sizeof(Window) == 16, "see the drawing above");
 static_assert(sizeof(Cell) == 128 && sizeof(Row) == 64, "one cache line for each record that is counted");

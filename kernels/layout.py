@@ -27,7 +27,7 @@ COUNT_MAX, TIME_MAX_MS = 1 << 40, 253_402_300_800_000
 KEYS_MAX, KEY_BYTES_MAX, LITERAL_BYTES_MAX, BUCKETS, STEPS, CHOICES_MAX = 64, 48, 64, 256, 2, 8
 ROOT, END, NONE = 254, 255, 0xFFFFFFFF
 ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR, DEFERRED, DEFERRED_OBJECT, QUOTED = range(9)
-SPOT_BITS, SPOTS_MAX, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 30, 13, 32, 128, 3
+SPOT_BITS, SPOTS_MAX, SPOT_WORDS, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 54, 8, 13, 32, 128, 3
 DIGITS, WHOLE_NUMBERS, EMPTY_IS_ABSENT, NUMBERS, OPTIONAL, REQUIRED = 1, 2, 4, 8, 16, 32
 IN, NOT_IN, PRESENT, ABSENT = range(4)
 INCLUSIVE, ADDITIVE, UNKNOWN = range(3)
@@ -60,7 +60,7 @@ RULE = np.dtype(
     [*((name, "u4") for name in ("kind", "slot", "flags", "paths", "plus")), ("spots", "u1", SPOTS_MAX + 2)]
 )
 CONDITION = np.dtype([(name, "u4") for name in ("test", "fits_absent", "spot", "key", "first", "count", "last")])
-VALUE = np.dtype([("text", "V48"), *((name, "u4") for name in ("length", "quoted", "additive", "spare"))])
+VALUE = np.dtype([("text", "V48"), *((name, "u4") for name in ("length", "quoted", "additive", "begins"))])
 CONVENTION = np.dtype([(name, "u4") for name in ("otherwise", "spot", "first", "count")])
 PLAN = np.dtype(
     [
@@ -84,13 +84,13 @@ PLAN = np.dtype(
         *((name, "u4") for name in ("has_rules", "has_conventions", "undecided", "long_ids")),
         *((name, "u4") for name in ("additive", "by_total", "by_value", "identity_with")),
         ("zone_minutes", "i4"),
-        *((name, "u4") for name in ("rule_count", "condition_count", "spare")),
+        *((name, "u4") for name in ("rule_count", "condition_count", "spot_count")),
         ("rules", RULE, RULES_MAX),
         ("total", RULE),
         ("conditions", CONDITION, CONDITIONS_MAX),
         ("conventions", CONVENTION, PARTS),
         ("values", VALUE, VALUES_MAX),
-        ("padding", "V64"),
+        ("padding", "V112"),
     ]
 )
 RECORD = np.dtype(
@@ -102,6 +102,7 @@ RECORD = np.dtype(
         ("start", "u4", TEXTS),
         *((name, "u4") for name in ("verdict", "identity_slot", "user_slot", "cell_slot", "prefill_cell_slot")),
         ("length", "u2", TEXTS),
+        ("spots", "u8", SPOT_WORDS),
     ]
 )
 IDENTITY = np.dtype([("low", "u8"), ("owner", "u8")])

@@ -203,7 +203,7 @@ HD u32 parse_object(const Job& job, Record& record, const u8* p, const u8* end, 
   const Plan& plan = *job.plan;
   if (plan.has_rules) {
     if (plan.undecided) return DOUBTFUL;
-    clear_spots(record);
+    clear_spots(plan, record);
   }
   Reader reader = {&plan, job.buffer, &record, (u32)(p - job.buffer), p, 0, 0, NONE, 0};
   const Step* steps = plan.start;
@@ -234,7 +234,7 @@ constexpr bool FINISHES_APART = !IN_ORDER;
 // A record whose fields leave doubt may still be one that the mapping skips: a failure without its usage, say.
 COLD u32 look_again(const Job& job, Record& record, u32 line) {
   const u32 begin = job.line_start[line];
-  clear_spots(record);
+  clear_spots(*job.plan, record);
   Reader reader = {job.plan, job.buffer, &record, begin, job.buffer + begin, 0, 0, NONE, 0};
   ROLLED do reader = read_unpredicted<false>(reader);
   while (reader.p && reader.key != END);

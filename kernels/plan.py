@@ -125,6 +125,7 @@ class _Compiler:
         if mapping.total or not mapping.plain:
             self._conventions()
         self._skip()
+        table["spot_count"] = len(self._spots)
         table["has_rules"] = bool(self._spots or table["has_conventions"])
 
     # --- Fields ---
@@ -219,20 +220,19 @@ class _Compiler:
     def _spot(self, path: Path) -> int:
         """The number of the spot that keeps where the value at the path begins."""
         if path not in self._spots:
-            if len(self._spots) == layout.SPOTS_MAX:
-                raise _TooMuch
+            assert len(self._spots) < layout.SPOTS_MAX, "more than the keys that a mapping may name"
             self._spots[path] = len(self._spots)
             key = add_path(self.nodes, path, layout.DEFERRED, self._spots[path])
             if self.nodes[key].kind == layout.OBJECT:  # on the way to others: only its presence is asked for
                 self.nodes[key] = replace(self.nodes[key], kind=layout.DEFERRED_OBJECT, slot=self._spots[path])
         return self._spots[path]
 
-    def _value(self, text: bytes, quoted: bool, additive: bool = False) -> None:
+    def _value(self, text: bytes, quoted: bool, additive: bool = False, begins: bool = False) -> None:
         if _ESCAPED.search(text):
             return
         if self._values == layout.VALUES_MAX:
             raise _TooMuch
-        self.table["values"][self._values] = (text, len(text), quoted, additive, 0)
+        self.table["values"][self._values] = (text, len(text), quoted, additive, begins)
         self._values += 1
 
     def _conventions(self) -> None:
@@ -257,6 +257,11 @@ class _Compiler:
         out = table["conventions"][part.bit_length() - 1]
         out["otherwise"], out["spot"] = _STATED[convention.additive], self._spot(convention.path)
         out["first"] = self._values
+        listed = [str(value).encode() for value, _ in (*convention.values, *convention.prefixes)]
+        if convention.prefixes and any(map(_ESCAPED.search, listed)):
+            raise _TooMuch  # an escape could make another of them fit
+        for text, additive in sorted(convention.prefixes, key=lambda item: len(item[0].encode())):
+            self._value(text.encode(), True, additive, begins=True)
         for value, additive in sorted(convention.values, key=lambda item: isinstance(item[0], bool)):  # strings first
             if isinstance(value, str):
                 self._value(value.encode(), True, additive)
@@ -280,6 +285,8 @@ class _Compiler:
         out["first"] = self._values
         for text in condition.strings:
             self._value(text.encode(), True)
+        for text in condition.prefixes:
+            self._value(text.encode(), True, begins=True)
         for number in condition.integers:
             self._value(str(number).encode(), False)
         for boolean in condition.booleans:

@@ -26,16 +26,23 @@ struct Reader {
 };
 
 // --- Spots: where values begin, counted from 1 at the record's start; 0 where the key did not come. Three share a
-// word, and the words are those of the record's hashes, which come last. ---
+// word. The first words are those of the record's hashes, which come last; few mappings need the others. ---
 
-HD void clear_spots(Record& record) {
+constexpr u32 SPOTS_IN_HASHES = 3 * 2 * HASHES;
+
+HD void clear_spots(const Plan& plan, Record& record) {
   for (u32 i = 0; i < HASHES; ++i) record.low[i] = record.high[i] = 0;
+  if (plan.spot_count <= SPOTS_IN_HASHES) return;
+  for (u32 i = 0; i < SPOT_WORDS; ++i) record.spots[i] = 0;
 }
 HD u64& spot_word(Record& record, u32 spot) {
+  if (spot >= SPOTS_IN_HASHES) return record.spots[(spot - SPOTS_IN_HASHES) % SPOT_WORDS];
   const u32 word = spot % (2 * HASHES);
   return word < HASHES ? record.low[word] : record.high[word - HASHES];
 }
-HD u32 spot_shift(u32 spot) { return spot / (2 * HASHES) * SPOT_BITS; }
+HD u32 spot_shift(u32 spot) {
+  return SPOT_BITS * (spot < SPOTS_IN_HASHES ? spot / (2 * HASHES) : (spot - SPOTS_IN_HASHES) / SPOT_WORDS);
+}
 HD void keep_spot(const Reader& reader, u32 spot, const u8* p) {
   spot_word(*reader.record, spot) |= (u64)(p - reader.buffer - reader.begin + 1) << spot_shift(spot);
 }
@@ -167,14 +174,15 @@ enum Answer : u32 { NO = 0, YES = 1, UNSURE = 2 };
 constexpr u32 UNSURE_VALUE = NONE - 1;
 
 // Which of these values is the string, integer or boolean at p? NONE, or UNSURE_VALUE for doubt, as an escape is. A
-// value's text has no byte that JSON would escape, so bytes that are the same are the same string.
+// value's text has no byte that JSON would escape, so bytes that are the same are the same string. Of several the last
+// counts: a whole value, or the longest beginning.
 HD u32 find_value(const Plan& plan, const u8* p, u32 first, u32 count) {
   const bool quoted = *p == '"';
   p += quoted;
   u32 found = NONE;
   ROLLED for (u32 i = first; i < first + count; ++i) {  // to the end: which one it is cannot be predicted
     const Value& value = plan.values[i];
-    const bool ends = (value.quoted == quoted) & ends_value(p[value.length], quoted);
+    const bool ends = (value.quoted == quoted) & (value.begins | ends_value(p[value.length], quoted));
     found = ends & same_bytes(p, (const u8*)value.text, value.length) ? i : found;
   }
   if (found != NONE) return found;

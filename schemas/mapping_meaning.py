@@ -14,7 +14,7 @@ from tokenometer.schemas.mapping_model import (
     Path,
     Test,
 )
-from tokenometer.schemas.mapping_values import Reads, check_keys, path_of, values_of
+from tokenometer.schemas.mapping_values import Prefix, Reads, check_keys, path_of, values_of
 from tokenometer.schemas.usage import PARENTS
 
 _TESTS: tuple[Test, ...] = ("in", "not_in", "present", "absent")
@@ -67,6 +67,7 @@ def _condition(table: Any, here: Place, reads: Reads, reader: str, known: tuple[
         strings=tuple(value for value in listed if type(value) is str),
         integers=tuple(value for value in listed if type(value) is int),
         booleans=tuple(value for value in listed if type(value) is bool),
+        prefixes=tuple(value.text for value in listed if type(value) is Prefix),
         or_absent=or_absent,
     )
 
@@ -137,7 +138,7 @@ def _stated(top: dict[str, Any], key: str, file_format: int, here: Place, has_to
 
 def _by_value(table: dict[str, Any], here: Place, field: str) -> Convention:
     path: Path = path_of(table["path"], here / "path")
-    values: list[tuple[str | bool, bool]] = []
+    values: list[tuple[str | bool | Prefix, bool]] = []
     for name in _STATED:
         if name in table:
             listed = values_of(table[name], here / name, (str, bool), "strings or booleans")
@@ -149,7 +150,9 @@ def _by_value(table: dict[str, Any], here: Place, field: str) -> Convention:
     if len(values) > VALUES_MAX:
         here.fail(f"at most {VALUES_MAX} values in both lists", f"{len(values)} values")
     otherwise = _is_additive(table, "otherwise", here) if "otherwise" in table else None
-    return Convention(otherwise, path=path, values=tuple(values), field=field)
+    whole = tuple((value, additive) for value, additive in values if not isinstance(value, Prefix))
+    prefixes = tuple((value.text, additive) for value, additive in values if isinstance(value, Prefix))
+    return Convention(otherwise, path=path, values=whole, field=field, prefixes=prefixes)
 
 
 def _is_additive(table: dict[str, Any], key: str, here: Place) -> bool:

@@ -87,13 +87,14 @@ class Selector:
 
 @dataclass(frozen=True)
 class Condition:
-    """One test of a value. The three tuples are what `in` or `not_in` lists, by type: JSON's true is not its 1."""
+    """One test of a value. The tuples are what `in` or `not_in` lists, by type: JSON's true is not its 1."""
 
     path: Path
     test: Test
     strings: tuple[str, ...] = ()
     integers: tuple[int, ...] = ()
     booleans: tuple[bool, ...] = ()
+    prefixes: tuple[str, ...] = ()  # every string that begins with one of these
     or_absent: bool = False  # of `in` and `not_in`: an absent value fits too
 
     @property
@@ -115,6 +116,8 @@ class Convention:
     path: Path | None = None  # or this value does
     values: tuple[tuple[str | bool, bool], ...] = ()  # of the string or boolean at `path`: is it additive
     field: str = "input_tokens"  # the canonical field whose `..._are` this is: named where a value is refused
+    # As `values`, of every string that begins so; a whole value counts before them, and of two the longer one.
+    prefixes: tuple[tuple[str, bool], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """The small values in a mapping file, checked: paths, lists of values, flags, and the keys of a table."""
 
+import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from tokenometer.schemas.mapping_errors import Place, did_you_mean, show, show_path
@@ -15,6 +17,7 @@ from tokenometer.schemas.mapping_model import (
     Path,
 )
 
+_LISTED = re.compile(r"((?:[^\\*]|\\[\\*])*)(\*?)", re.DOTALL)  # of a condition or convention
 _PATH_EXPECTED = f"a string or a list of 1 to {PATH_KEYS_MAX} strings"
 
 
@@ -40,20 +43,43 @@ def paths_of(table: dict[str, Any], key: str, here: Place, most: int | None = No
     return [((here / key)[index], path_of(value, (here / key)[index])) for index, value in enumerate(values)]
 
 
+@dataclass(frozen=True)
+class Prefix:
+    """How a string begins."""
+
+    text: str
+
+
+def _string_of(text: str, here: Place) -> str | Prefix:
+    """What a listed string means: a `*` at its end stands for anything; a star itself is `\\*`, a backslash `\\\\`."""
+    found = _LISTED.fullmatch(text)
+    if not found:
+        here.fail(r"a star only at the end, for anything; a star itself is written \* and a backslash \\", text)
+    plain = re.sub(r"\\(.)", r"\1", found[1])
+    if len(plain.encode()) > VALUE_BYTES_MAX:
+        here.fail(f"at most {VALUE_BYTES_MAX} bytes", text)
+    return Prefix(plain) if found[2] else plain
+
+
+def listed_string(text: str) -> str:
+    """How a string is written in such a list."""
+    return re.sub(r"([\\*])", r"\\\1", text)
+
+
 def values_of(values: Any, here: Place, types: tuple[type, ...], what: str) -> list[Any]:
-    """A list of different values to compare with. Types are exact: true is no integer."""
+    """A list of different values to compare with: a `Prefix` for a string with a star. Types are exact: true is no
+    integer."""
     if not isinstance(values, list) or not 1 <= len(values) <= VALUES_MAX:
         here.fail(f"a list of 1 to {VALUES_MAX} {what}", values)
     for index, value in enumerate(values):
         if type(value) not in types:
             here[index].fail(what, value)
-        if isinstance(value, str) and len(value.encode()) > VALUE_BYTES_MAX:
-            here[index].fail(f"at most {VALUE_BYTES_MAX} bytes", value)
         if type(value) is int and not -(1 << 63) <= value < 1 << 64:
             here[index].fail("an integer of 64 bits, as JSON's are read", value)
-    if len({(type(value), value) for value in values}) != len(values):
+    found = [_string_of(value, here[index]) if isinstance(value, str) else value for index, value in enumerate(values)]
+    if len({(type(value), value) for value in found}) != len(found):
         here.error("the same value is listed twice")
-    return values
+    return found
 
 
 def stand_in(kind: Kind, value: Any, here: Place) -> str | int:

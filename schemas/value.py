@@ -16,6 +16,7 @@ FRAMES: tuple[str, ...] = get_args(Frame)
 
 # Members that intake puts into a record. Paths of a mapping's fields name them like any other.
 KEY_MEMBER = "@key"  # the message's key
+INDEX_MEMBER = "@index"  # an element's number in its document, from 0; where `records` has EACH
 HEADER_PREFIX = "@header."  # and a header's name: the header's value
 OUTER = "^"  # the object around the record; ["^", "^", "tenant"] is two objects out
 EACH = "*"  # in `records`: each element of an array
@@ -50,8 +51,8 @@ class Value:
     None: the first one. registry: schemas come from a Schema Registry.
     frame: what comes before an Avro datum; never guessed, because a datum that is
     cut off can look like one without a frame. Protobuf needs no such key: no message begins with the frame's 00.
-    outer, key, headers: what the mapping's fields ask for, which `[value]` does not say: paths that begin with OUTER,
-    the message's key, and headers by name.
+    outer, key, headers, index: what the mapping's fields ask for, which `[value]` does not say: paths that begin with
+    OUTER, the message's key, headers by name, and the numbers of elements.
     """
 
     encoding: Encoding = "json"
@@ -66,6 +67,7 @@ class Value:
     outer: tuple[Path, ...] = ()
     key: bool = False
     headers: tuple[str, ...] = ()
+    index: bool = False
 
 
 PLAIN = Value()
@@ -196,4 +198,5 @@ def with_fields(value: Value, paths: Iterable[Path]) -> Value:
     paths = tuple(dict.fromkeys(paths))
     headers = tuple(path[0].removeprefix(HEADER_PREFIX) for path in paths if path[0].startswith(HEADER_PREFIX))
     outer = tuple(path for path in paths if path[0] == OUTER)
-    return replace(value, outer=outer, headers=headers, key=any(path == (KEY_MEMBER,) for path in paths))
+    index = EACH in value.records and (INDEX_MEMBER,) in paths
+    return replace(value, outer=outer, headers=headers, key=(KEY_MEMBER,) in paths, index=index)

@@ -6,6 +6,7 @@ feature against the base on the same lines: a feature that changed no verdict wo
 
 import copy
 import json
+import random
 from typing import Any
 
 BASE: dict[str, Any] = {
@@ -70,6 +71,20 @@ FEATURES: dict[str, dict[str, Any]] = {
         "input_tokens_are": {"path": "cached", "additive": [True], "otherwise": "inclusive"},
         "output_tokens_are": {"path": "kind", "inclusive": [True, ""], "additive": [False, "chat"]},
     },
+    "skip-beginnings": {
+        "skip": [
+            {"path": "kind", "in": ["cha*", "a\\*b", 7]},
+            {"path": ["meta", "op"], "not_in": ["é*", "x", "other*"]},
+        ]
+    },
+    "by-beginning": {
+        "input_tokens_are": {
+            "path": "model",
+            "additive": ["gpt*", "qwen3", "g*"],
+            "inclusive": ["gpt-x*", "gpt", "a\\*"],
+            "otherwise": "inclusive",
+        },
+    },
     "plus": {
         "fields": {
             "input_tokens": {"plus": [["usage", "tools"], "system"]},
@@ -109,6 +124,15 @@ FEATURES: dict[str, dict[str, Any]] = {
         },
     },
 }
+
+
+def spelt(rng: random.Random, listed: Any) -> Any:
+    """A value of a record that fits one that a condition or a convention lists."""
+    if not isinstance(listed, str):
+        return listed
+    text = listed.removesuffix("*") if not listed.endswith("\\*") else listed
+    more = rng.choice(["", "", "t", "-x", "*", "é"]) if text != listed else ""
+    return text.replace("\\*", "*").replace("\\\\", "\\") + more
 
 
 def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from tests import format2
 from tests.mutate_bytes import BYTE_MUTATORS, span
 from tests.mutate_texts import (
     BAD_NUMBERS,
@@ -165,7 +166,7 @@ def drawn_conventions(rng: random.Random, mapping: dict) -> tuple[dict[str, bool
             known = said.setdefault(str(convention["path"]), (convention["path"], convention, *rng.choice(choices)))
             answer = known[3]
         beside[part] = answer == "additive"
-    texts = [(path, spec, compared(rng, value)) for path, spec, value, _ in said.values()]
+    texts = [(path, spec, compared(rng, format2.spelt(rng, value))) for path, spec, value, _ in said.values()]
     return beside, texts, has_total
 
 
@@ -295,7 +296,9 @@ def put_field(rng: random.Random, record: Record, name: str, spec: dict, counts:
 
 def put_condition(rng: random.Random, record: Record, condition: dict) -> None:
     """A value that mostly does not fit, or none."""
-    listed = [json.dumps(value).encode() for value in condition.get("in", condition.get("not_in", []))]
+    listed = [
+        json.dumps(format2.spelt(rng, value)).encode() for value in condition.get("in", condition.get("not_in", []))
+    ]
     others = [b'"other"', b"8", b"true", b"false", b'"7"', b'"true"', b'"Chat"', b"-0"]
     if listed and rng.random() < 0.8:  # of the type that the field beside it may want, where it reads the path, too
         others = [text for text in others if (text[:1] == b'"') == (listed[0][:1] == b'"')]

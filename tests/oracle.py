@@ -185,8 +185,26 @@ def fits(condition: dict, value: Any) -> bool:
         return "present" in condition
     if not isinstance(value, str | bool | int):
         raise Fault("wrong_type")
-    listed = any(type(value) is type(each) and value == each for each in condition.get("in", condition.get("not_in")))
+    listed = any(is_listed(value, each) for each in condition.get("in", condition.get("not_in")))
     return listed == ("in" in condition)
+
+
+def is_listed(value: Any, listed: Any) -> bool:
+    if type(value) is not type(listed):
+        return False
+    if not isinstance(listed, str):
+        return value == listed
+    text, any_more = plain_text(listed)
+    return value[: len(text)] == text and (any_more or len(value) == len(text))
+
+
+def plain_text(listed: str) -> tuple[str, bool]:
+    """What a listed string says, and whether a star ends it: a backslash is before a star or a backslash itself."""
+    text, rest = "", listed
+    while rest and rest != "*":
+        text += rest[1] if rest[0] == "\\" else rest[0]
+        rest = rest[2:] if rest[0] == "\\" else rest[1:]
+    return text, rest == "*"
 
 
 def is_skipped(mapping: dict, top: dict) -> bool:
@@ -376,9 +394,14 @@ def stated(convention: str | dict, top: dict) -> str:
     known = [*convention.get("inclusive", []), *convention.get("additive", [])]
     if value is not None and not any(type(value) is type(one) for one in known):
         raise Fault("wrong_type")
-    for answer in ("inclusive", "additive"):
-        if value in convention.get(answer, []):
-            return answer
+    fitting = [
+        (not isinstance(one, str) or not plain_text(one)[1], len(str(one)), answer)
+        for answer in ("inclusive", "additive")
+        for one in convention.get(answer, [])
+        if is_listed(value, one)
+    ]
+    if fitting:  # a whole value before a beginning, and the longest of these
+        return max(fitting)[2]
     if "otherwise" not in convention:
         raise Fault("unknown_convention")
     return convention["otherwise"]

@@ -56,6 +56,10 @@ def test_the_total_is_no_field_of_a_row():
         ("absent = true", Condition(("k",), "absent")),
         (f'in = ["{"x" * 48}", {2**64 - 1}, {-(2**63)}]',
          Condition(("k",), "in", ("x" * 48,), (2**64 - 1, -(2**63)))),
+        (r"in = ['a*', 'a\*', 'b\\*', '\\', '*', 1]",
+         Condition(("k",), "in", ("a*", "\\"), (1,), prefixes=("a", "b\\", ""))),
+        (f"not_in = ['{'x' * 48}*', '{'y' * 47}{chr(92)}*']",
+         Condition(("k",), "not_in", ("y" * 47 + "*",), prefixes=("x" * 48,))),
     ],
 )  # fmt: skip
 def test_a_condition_is_read_as_written(body, condition):
@@ -89,6 +93,9 @@ BY_VALUE = Convention(None, path=("provider",), values=(("openai", False), ("ant
         ({"input_tokens_are": BY_PATH % ""}, (BY_VALUE, BY_VALUE, REASONING)),
         ({"input_tokens_are": BY_PATH % ', otherwise = "additive"'},
          (dataclasses.replace(BY_VALUE, additive=True), dataclasses.replace(BY_VALUE, additive=True), REASONING)),
+        ({"output_tokens_are": r"{ path = 'm', inclusive = ['a*', 'a'], additive = ['b*', true, 'c\*'] }"},
+         (INCLUSIVE, INCLUSIVE, Convention(None, path=("m",), values=(("a", False), (True, True), ("c*", True)),
+                                           field="output_tokens", prefixes=(("a", False), ("b", True))))),
     ],
 )  # fmt: skip
 def test_a_convention_is_read_as_written(head, conventions):
@@ -178,6 +185,14 @@ ERRORS = {
     "skip_in_17": (skip(f'path = "k"\nin = {list(range(17))}'), ["skip[0].in: expected a list of 1 to 16", "17"]),
     "skip_in_fraction": (skip('path = "k"\nin = ["a", 1.0]'), ["skip[0].in[1]: expected strings,", "found 1.0"]),
     "skip_in_list": (skip('path = "k"\nin = [["a"]]'), ["skip[0].in[0]: expected strings,", "found a list of 1"]),
+    "skip_star_inside": (skip(r"path = 'k'" + "\nin = ['a*b']"), ["skip[0].in[0]: expected a star only at the end"]),
+    "skip_two_stars": (skip(r"path = 'k'" + "\nin = ['a**']"), ["skip[0].in[0]: expected a star only at the end"]),
+    "skip_lone_backslash": (skip(r"path = 'k'" + "\nin = ['a', 'a\\b']"), ["skip[0].in[1]: expected a star only at"]),
+    "skip_beginning_twice": (
+        skip(r"path = 'k'" + "\nin = ['a*', 'a*']"),
+        ["skip[0].in: the same value is listed twice"],
+    ),
+    "skip_beginning_of_49_bytes": (skip(f"path = 'k'\nin = ['{'x' * 49}*']"), ["expected at most 48 bytes"]),
     "skip_in_49_bytes": (skip(f'path = "k"\nin = ["{"x" * 49}"]'), ["skip[0].in[0]: expected at most 48 bytes"]),
     "skip_in_65_bits": (skip(f'path = "k"\nnot_in = [{2**64}]'), ["skip[0].not_in[0]: expected an integer of 64 bits"]),
     "skip_in_twice": (skip('path = "k"\nin = ["a", "a"]'), ["skip[0].in: the same value is listed twice"]),

@@ -81,6 +81,7 @@ def _convention(convention: Convention, parent: str) -> str:
         return f"included in {parent} or added to it, as total_tokens tells, and {without} where there is no total"
     if convention.path:
         values = [f"{stated[additive]} where it is {_json(value)}" for value, additive in convention.values]
+        values += [f"{stated[additive]} where it begins with {_json(text)}" for text, additive in convention.prefixes]
         return f"by {_path(convention.path)}: {', '.join(values)}, otherwise {stated[convention.additive]}"
     return stated[convention.additive]
 
@@ -89,7 +90,8 @@ def _condition(condition: Condition) -> str:
     path = _path(condition.path)
     if condition.only_presence:
         return f"{path} is {condition.test}"
-    values = ", ".join(map(_json, (*condition.strings, *condition.integers, *condition.booleans)))
+    listed = [*map(_json, (*condition.strings, *condition.integers, *condition.booleans))]
+    values = ", ".join([*listed, *(f"{_json(text)} and more" for text in condition.prefixes)])
     is_in = "is" if condition.test == "in" else "is none of"
     return f"{path} {is_in} {values}{' or absent' if condition.or_absent else ''}"
 

@@ -175,7 +175,7 @@ def recipe(value: Value, limit: int) -> bytes:
         json_in = (("data",), *(path for path in json_in if path != ("data",)))
     return b"".join(
         (
-            struct.pack("<III", _MODES.get(value.encoding, 0), value.whole, limit),
+            struct.pack("<IIII", _MODES.get(value.encoding, 0), value.whole, value.index, limit),
             _path(value.prefix.split(ANYTHING) if value.prefix else ()),
             _path(value.records),
             struct.pack("<I", len(levels)),

@@ -26,6 +26,7 @@ struct Outer {
 
 struct Recipe {
   u32 mode = JSON, whole = 0;
+  u32 index = 0;  // elements get their number in the document: "@index":0
   u64 limit = 0;  // bytes of one message's lines
   Path prefix;    // literal pieces; anything may be between two of them
   Path records;   // keys, and "*" for each element
@@ -40,6 +41,7 @@ class RecipeReader {
     Recipe recipe;
     recipe.mode = number();
     recipe.whole = number();
+    recipe.index = number();
     recipe.limit = number();
     recipe.prefix = path();
     recipe.records = path();
@@ -184,6 +186,8 @@ class Records {
     end_ = p + bytes.n;
     parents_.clear();
     outer_.clear();
+    document_ = {p, bytes.n};
+    index_ = 0;
     if (recipe_.mode == DEBEZIUM)
       debezium(p);
     else if (recipe_.mode == CLOUDEVENTS)
@@ -192,29 +196,31 @@ class Records {
       walk(p, end_, 0);
   }
 
-  // Down the path of the records from path[k] on; p..end is what is there.
-  void walk(const u8* p, const u8* end, u64 k) {
+  // Down the path of the records from path[k] on; p..end is what is there. Where a member is missing the document is
+  // the record, or in an array its element.
+  void walk(const u8* p, const u8* end, u64 k, bool in_array = false) {
     const Path& path = recipe_.records;
     if (k == path.size()) {
       if (k && path.back() != "*") write_outer();
-      return emit(p, end);
+      return emit(p, end, in_array);
     }
     if (k && is_null(p)) return;
     if (path[k] != "*") {
       const u8* value = member(p, tokenometer::text(path[k]));
       if (!value) {
         outer_.clear();
-        return emit(p, end);
+        return in_array ? emit(p, end, true) : emit(document_.p, document_.p + document_.n);
       }
       parents_.push_back(p);
       const u8* after = after_value(value);
-      walk(value, after ? after : end_, k + 1);
+      walk(value, after ? after : end_, k + 1, in_array);
       parents_.pop_back();
       return;
     }
     if (k + 1 == path.size()) write_outer();
-    if (*p != '[') return walk(p, end, k + 1);
-    const Split split = split_array({p, (u64)(end - p)}, [&](u64 from, u64 to) { walk(p + from, p + to, k + 1); });
+    if (*p != '[') return walk(p, end, k + 1, in_array);
+    const Split split =
+        split_array({p, (u64)(end - p)}, [&](u64 from, u64 to) { walk(p + from, p + to, k + 1, true); });
     if (!split.closed) bad();
   }
 
@@ -275,16 +281,20 @@ class Records {
     }
   }
 
-  void emit(const u8* p, const u8* end) {
+  void emit(const u8* p, const u8* end, bool in_array = false) {
     Text record{p, (u64)(end - p)};
+    const std::string index =
+        in_array && recipe_.index && *p == '{' ? "\"@index\":" + std::to_string(index_++) + "," : "";
     if (*p == '{')
       for (const Path& path : recipe_.json_in) record = opened(record, path);
-    const u64 added = *record.p == '{' && record.n ? inject_.n + outer_.size() : 0;
+    const u64 added = *record.p == '{' && record.n ? inject_.n + index.size() + outer_.size() : 0;
     u8* to = out_.room(record.n + added + 2);
     if (added) {
       *to++ = '{';
       if (inject_.n) memcpy(to, inject_.p, inject_.n);
       to += inject_.n;
+      memcpy(to, index.data(), index.size());
+      to += index.size();
       memcpy(to, outer_.data(), outer_.size());
       to += outer_.size();
       ++record.p, --record.n;
@@ -335,6 +345,8 @@ class Records {
   const u8* end_ = nullptr;              // of the line in line_
   u32 which_ = 0;
   std::vector<const u8*> parents_;  // the objects on the way to the record
+  Text document_{};                 // that they are in
+  u64 index_ = 0;                   // of its next element
   std::string outer_, held_;
 };
 

@@ -228,6 +228,8 @@ def _fits(value: Any, condition: Condition) -> bool:
     listed: tuple[Any, ...]
     if isinstance(value, str):
         listed = condition.strings
+        if value.startswith(condition.prefixes):
+            return condition.test == "in"
     elif isinstance(value, bool):
         listed = condition.booleans
     elif isinstance(value, int):
@@ -321,8 +323,12 @@ def _readings(record: dict[str, Any], convention: Convention, total: int | None)
     additive = convention.additive
     if convention.path:
         value = _walk(record, convention.path, convention.field)
-        if value is not None and type(value) not in {type(listed) for listed, _ in convention.values}:
+        listed = (*convention.prefixes, *convention.values)
+        if value is not None and type(value) not in {type(each) for each, _ in listed}:
             raise Rejected("wrong_type", convention.field)
+        if isinstance(value, str):
+            for prefix, answer in sorted(convention.prefixes, key=lambda item: len(item[0])):
+                additive = answer if value.startswith(prefix) else additive
         if value is not None:
             additive = dict(convention.values).get(value, additive)
     if additive is None:

@@ -148,30 +148,43 @@ class AuditDecoder:
         elif self._value.encoding == "cloudevents":
             yield self._finished(_with_decoded_data(element), [], extra=(("data",),))
         else:
-            yield from self._walked(element, self._value.records, [])
+            yield from self._elements_of(element)
 
-    def _walked(self, element: bytes, path: Sequence[str], around: list[bytes]) -> Iterator[bytes]:
+    def _elements_of(self, document: bytes) -> Iterator[bytes]:
+        number = 0
+        for record, around, in_array in self._walked(document, self._value.records, []):
+            if record is None:
+                yield self._finished(document, [])
+                continue
+            finished = self._finished(record, around)
+            if in_array and self._value.index and record[:1] == b"{":
+                finished = _with_members(finished, b'"@index":%d,' % number)
+                number += 1
+            yield finished
+
+    def _walked(
+        self, element: bytes, path: Sequence[str], around: list[bytes], in_array: bool = False
+    ) -> Iterator[tuple[bytes | None, list[bytes], bool]]:
+        """Records, the objects around each, and whether it is in an array; None: the document, where a member of it is
+        missing."""
         if not path:
-            yield self._finished(element, around)
+            yield element, around, in_array
+        elif path is not self._value.records and element[:4] == b"null":
             return
-        if path is not self._value.records and element[:4] == b"null":
-            return
-        if path[0] != "*":
+        elif path[0] != "*":
             found = member(element, path[0])
             if found is None:
-                yield self._finished(element, [])
+                yield (element if in_array else None), [], in_array
             else:
-                yield from self._walked(found, path[1:], [element, *around])
-            return
-        if element[:1] != b"[":
-            yield from self._walked(element, path[1:], around)
-            return
-        elements, _ = split(element)
-        for inner in elements:
-            if inner is BAD:
-                yield BAD
-            else:
-                yield from self._walked(inner, path[1:], around)
+                yield from self._walked(found, path[1:], [element, *around], in_array)
+        elif element[:1] != b"[":
+            yield from self._walked(element, path[1:], around, in_array)
+        else:
+            for inner in split(element)[0]:
+                if inner is BAD:
+                    yield BAD, [], False
+                else:
+                    yield from self._walked(inner, path[1:], around, in_array=True)
 
     def _changed_row(self, element: bytes) -> Iterator[bytes]:
         payload = member(element, "payload")

@@ -364,7 +364,7 @@ def _condition_reader(condition: Condition) -> Callable[[Object], bool]:
         int: condition.integers,
         bool: condition.booleans,
     }
-    wanted, absent = condition.test == "in", condition.or_absent
+    wanted, absent, prefixes = condition.test == "in", condition.or_absent, condition.prefixes
 
     def fits(top: Object) -> bool:
         value = value_of(top)
@@ -373,7 +373,7 @@ def _condition_reader(condition: Condition) -> Callable[[Object], bool]:
         listed = lists.get(type(value))
         if listed is None:
             raise RefusedRecord("wrong_type", "skip")
-        return (value in listed) is wanted
+        return (value in listed or (type(value) is str and value.startswith(prefixes))) is wanted
 
     return fits
 
@@ -425,13 +425,16 @@ def _beside_reader(convention: Convention) -> Callable[[Object, bool], tuple[boo
         stated = (bool(otherwise),)
         return lambda top, has_total: (False, True) if convention.by_total and has_total else stated
     value_of, table = _walker(path, name), dict(convention.values)
-    types = set(map(type, table))
+    types = {type(value) for value, _ in (*convention.values, *convention.prefixes)}
+    longest_first = sorted(convention.prefixes, key=lambda each: -len(each[0]))
 
     def read(top: Object, has_total: bool) -> tuple[bool, ...]:
         value = value_of(top)
         if value is not None and type(value) not in types:
             raise RefusedRecord("wrong_type", name)
         beside = otherwise if value is None else table.get(value, otherwise)
+        if longest_first and type(value) is str and value not in table:
+            beside = next((answer for text, answer in longest_first if value.startswith(text)), beside)
         if beside is None:
             raise RefusedRecord("unknown_convention", name)
         return (beside,)

@@ -68,6 +68,7 @@ RECORDS = {
     "each": Value(records=("batches", "*", "records", "*"), outer=(("^", "host"), ("^", "^", "tenant"))),
     "one": Value(records=("batches",), outer=(("^", "region", "a"),)),
     "opened": Value(records=("batches", "*"), json_in=(("records",),)),
+    "numbered": Value(records=("batches", "*", "records", "*"), outer=(("^", "host"),), index=True),
 }
 
 

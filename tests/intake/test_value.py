@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.intake import harness
 from tokenometer.schemas.value import PLAIN, Value, asks_for_headers, value_of, with_fields
 
 
@@ -74,5 +75,24 @@ def test_a_wrong_table_is_told_what_is_wrong(table, words):
 def test_fields_say_what_is_wanted_beside_the_value():
     paths = [("user",), ("@key",), ("@header.team",), ("^", "tenant"), ("^", "tenant")]
     assert with_fields(PLAIN, paths) == Value(outer=(("^", "tenant"),), key=True, headers=("team",))
+    each = Value(records=("a", "*"))
+    assert with_fields(each, [("@index",)]).index and not with_fields(each, paths).index
+    assert not with_fields(PLAIN, [("@index",)]).index
     assert asks_for_headers(with_fields(PLAIN, paths)) and not asks_for_headers(PLAIN)
     assert asks_for_headers(Value("cloudevents"))
+
+
+def test_elements_have_numbers_and_a_document_without_the_array_is_a_record():
+    """An element's number is a part of its identity where the request's id is around the array."""
+    value = Value(records=("a", "b", "*"), outer=(("^", "^", "id"),), index=True)
+    message = b'{"id":1,"a":{"b":[{"x":1},{},2,{"y":1}]}}\n{"id":2,"a":{"c":3}}\n{"id":3}\n{"id":4,"a":{"b":[{"x":1}]}}'
+    wanted = [
+        b'{"@index":0,"^":{"^":{"id":1}},"x":1}',
+        b'{"@index":1,"^":{"^":{"id":1}}}',
+        b"2",
+        b'{"@index":2,"^":{"^":{"id":1}},"y":1}',
+        b'{"id":2,"a":{"c":3}}',
+        b'{"id":3}',
+        b'{"@index":0,"^":{"^":{"id":4}},"x":1}',
+    ]
+    assert harness.check([message], value).messages == [wanted]

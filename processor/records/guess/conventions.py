@@ -25,6 +25,7 @@ from tokenometer.processor.records.guess.plan import Plan, listed, of_records, p
 from tokenometer.processor.records.sample import Sample
 from tokenometer.schemas.mapping_errors import show, show_path
 from tokenometer.schemas.mapping_model import PARTS, VALUE_BYTES_MAX, VALUES_MAX, Path
+from tokenometer.schemas.mapping_values import listed_string
 from tokenometer.schemas.usage import PARENTS
 
 _WORD = {False: "inclusive", True: "additive"}
@@ -305,7 +306,8 @@ def _split(reading: Reading, sample: Sample, evidence: dict[str, _Evidence], pla
                           f"and taken as inside it for {listed(map(show, inclusive))}"
                           f"{', which no record proves' if unproven else ''}. Records with another value are rejected "
                           "as unknown_convention: add it to the right list.")  # fmt: skip
-        return {"path": path, "inclusive": inclusive, "additive": additive}
+        sides_of = {"inclusive": inclusive, "additive": additive}
+        return {"path": path} | {side: list(map(listed_string, texts)) for side, texts in sides_of.items()}
     return None
 
 
