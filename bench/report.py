@@ -24,8 +24,8 @@ def report(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
     """Markdown; `results` are file names and their contents, in the order wanted."""
     parts = [
         "# Results",
-        "`python -m bench.report` writes this file from the files in `bench/results/`; do not edit it. The head of each "
-        "`bench/bench_*.py` says what is timed and what is not. Figures are medians; GB are powers of ten, MiB and GiB "
+        "`python -m bench.report` writes this file from the files in `bench/results/`; do not edit it. The head of "
+        "each `bench/bench_*.py` says what is timed and what is not. Figures are medians; GB are powers of ten, MiB and GiB "
         "powers of two.",
     ]
     parts += ["## Goals", _goals([content for _, content in results])]

@@ -24,7 +24,9 @@ COMMAND = (
     *(sys.executable, "-m", "tokenometer.processor.cli", "demo", "--listen", "127.0.0.1:0"),
     *("--count", str(RECORDS), "--seconds", str(SECONDS)),
 )
-_SHOWN = "return document.querySelector(\"[data-field='at']\").title && document.querySelector('canvas, .js-plotly-plot')"
+_SHOWN = (
+    "return document.querySelector(\"[data-field='at']\").title && document.querySelector('canvas, .js-plotly-plot')"
+)
 
 
 def main() -> None:
