@@ -25,8 +25,8 @@ def report(results: Sequence[tuple[str, dict[str, Any]]]) -> str:
     parts = [
         "# Results",
         "`python -m bench.report` writes this file from the files in `bench/results/`; do not edit it. The head of "
-        "each `bench/bench_*.py` says what is timed and what is not. Figures are medians; GB are powers of ten, MiB and GiB "
-        "powers of two.",
+        "each `bench/bench_*.py` says what is timed and what is not. Figures are medians; GB are powers of ten, MiB "
+        "and GiB powers of two.",
     ]
     parts += ["## Goals", _goals([content for _, content in results])]
     for name, content in results:
