@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TREE := .venv/tree/tokenometer# the folders as one package, for tools that read files and import nothing
+LINKS := $(addprefix ../../../,kernels processor schemas processor/api/__init__.py processor/api/py.typed)
 SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/*/*.cpp processor/*/*/*.cpp tests/native/*.h tests/native/*.cpp
 DEMO_RECORDS ?= 1000000
 WORKERS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka replay-demo test test-fast check format kafka chaos fuzz picture bench gpu up clean
+.PHONY: help demo demo-kafka replay-demo test test-fast check format kafka chaos fuzz picture site bench gpu up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -33,7 +34,6 @@ test-fast: .venv/installed-dev ## what needs no Kafka, PostgreSQL or browser, an
 check: .venv/installed-dev ## lint, types, C++ format and warnings
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	@mkdir -p $(TREE) && ln -sfn $(addprefix ../../../,kernels processor schemas processor/api/__init__.py processor/api/py.typed) $(TREE)
 	$(BIN)/mypy
 	PYTHONPATH=.venv/tree $(BIN)/lint-imports --no-cache
 	$(BIN)/clang-format --dry-run -Werror $(SOURCES)
@@ -56,6 +56,9 @@ fuzz: .venv/installed-dev ## compare a million mutated lines with the oracle (ab
 picture: .venv/installed-dev ## take docs/dashboard.png anew: Chromium looks at a real demo (about 2 minutes)
 	$(BIN)/python -m tests.picture
 
+site: .venv/installed-dev ## build the documentation site into .site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict -f deploy/site/mkdocs.yml
+
 bench: .venv/installed-bench ## take the CPU's benchmarks anew and rewrite bench/RESULTS.md (about an hour, half of it a soak)
 	$(BIN)/python -m bench.bench_engine --size large --json bench/results/engine-cpu.json
 	$(BIN)/python -m bench.bench_peers --size large --json bench/results/peers.json
@@ -74,7 +77,7 @@ up: ## all services with a synthetic load in containers: dashboard, Grafana, Pro
 	@echo "http://127.0.0.1:8321/?token=$$(cat $${TOKENOMETER_TOKEN_FILE:-deploy/development-token})"
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf .venv demo bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .site demo bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv:
 	$(PYTHON) -m venv .venv
@@ -85,6 +88,7 @@ clean: ## remove the virtual environment and everything generated
 
 .venv/installed-dev: pyproject.toml | .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@mkdir -p $(TREE) && ln -sfn $(LINKS) $(TREE)
 	@touch $@
 
 .venv/installed-bench: pyproject.toml | .venv

@@ -44,7 +44,7 @@ REJECT_SCHEMA = pa.schema(
 class MeteredUsage:
     """What a log holds: exact usage rows, the records that do not count with their reasons, and the sums.
 
-    It is an Arrow stream (`__arrow_c_stream__`): `pyarrow.table(usage)`, `polars.from_arrow(usage)`, and DuckDB by its
+    It is an Arrow stream (`__arrow_c_stream__`): `pyarrow.table(usage)`, `polars.DataFrame(usage)`, and DuckDB by its
     variable's name all read it without a copy. As a context it gives its memory or its temporary file back at the end.
     """
 
