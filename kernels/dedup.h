@@ -10,6 +10,7 @@
 // probability 10^8 / 2^88 = 3e-19, once in a hundred thousand years at a million records a second.
 #pragma once
 #include "layout.h"
+#include "extras.h"
 
 namespace tokenometer {
 
@@ -78,11 +79,13 @@ HD void claim_request(const Job& job, u32 i) {
 
 // What a record says beside its id, in 32 bits: two records that differ are mistaken for equal once in 4e9. Names are
 // hashed with the secret already, and the counters' factors are secret, so nobody can choose what looks equal.
-HD u32 fingerprint(const Job& job, const Record& record) {
+HD u32 fingerprint(const Job& job, u32 i) {
+  const Record& record = job.records[i];
   u64 sum =
       record.low[USER] + rotate(record.low[MODEL], 17) + rotate(record.low[CHIP], 31) + record.window * job.secret[6];
   if (record.length[PREFILL_CHIP]) sum += rotate(record.low[PREFILL_CHIP], 47);
   for (u32 k = 0; k < COUNTERS; ++k) sum += record.counters[k] * (job.secret[k] | 1);
+  if (const Extra* extra = extra_of(job, i)) sum += said_beside(job, *extra);
   return (u32)(fold(sum ^ 0x9e3779b97f4a7c15ull, 0xd6e8feb86659fd93ull) >> 32);
 }
 
@@ -96,7 +99,7 @@ HD void settle_identity(const Job& job, u32 i) {
   const bool first = IN_ORDER ? (record.identity_slot & FIRST) != 0
                               : (job.identities[slot].owner & SEQUENCE_MASK) == SEQUENCE_MASK - (job.sequence + i);
   if (first)
-    ((u32*)job.notes)[slot] = fingerprint(job, record);
+    ((u32*)job.notes)[slot] = fingerprint(job, i);
   else
     record.verdict = DUPLICATE;
 }
@@ -131,10 +134,13 @@ HD void compare_duplicate(const Job& job, u32 i) {
     said = before != NONE ? ((const u32*)job.notes_before)[before]
                           : ((const u32*)job.notes_leaving)[find_leaving(job, low, owner)];
   }
-  if (said == fingerprint(job, record)) return;
+  if (said == fingerprint(job, i)) return;
   fetch_add(&job.fill[FILL_CONFLICTS], 1);
   if (job.conflicts) job.conflicts[fetch_add(&job.fill[FILL_CONFLICTING], 1)] = i;
 }
+
+// What an identity has said so far, under repeats = "grow"
+HD u64* note_of(const void* notes, u32 slot, u32 words) { return (u64*)notes + (u64)slot * words; }
 
 // Moves one slot of a table into a larger one; records may claim there meanwhile, for the lowest sequence wins anyway.
 HD void move_identity(const Move& move, u32 slot) {
@@ -144,9 +150,9 @@ HD void move_identity(const Move& move, u32 slot) {
     if (claim.won) ((u32*)move.to_notes)[claim.slot] = ((const u32*)move.from_notes)[slot];
     return;
   }
-  const Grown& left = ((const Grown*)move.from_notes)[slot];
-  Grown& grown = ((Grown*)move.to_notes)[claim.slot];
-  for (u32 k = 0; k + 1 < COUNTERS; ++k) raise_to(&grown.seen[k], left.seen[k]);
+  const u64* left = note_of(move.from_notes, slot, move.grows);
+  u64* grown = note_of(move.to_notes, claim.slot, move.grows);
+  for (u32 k = 0; k < move.grows; ++k) raise_to(&grown[k], left[k]);
 }
 
 }  // namespace tokenometer

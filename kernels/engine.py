@@ -107,24 +107,44 @@ _NO_FIELDS = ((0,) * layout.COUNTERS, (0,) * layout.TEXTS, (0,) * layout.TEXTS) 
 _NO_PAST_MS = 1 << 62  # no bound
 
 
-def _place_texts(plan: Plan, record: Canonical, at: int, texts: list[bytes]) -> tuple[list[int], list[int], int]:
-    """Where the record's strings stand in the buffer, their lengths, and where the next one goes.
+class _Texts:
+    """Strings of the referee's records on their way into a batch's buffer, after its messages.
 
     Defaults stand in the prefix; all else came out of the line, and what two fields read is placed once. So space as
-    large as the batch's is enough for what is added to `texts`.
+    large as the batch's is enough for them.
     """
-    places: list[int] = []
-    placed: dict[bytes, int] = {}
-    for text, (default, place) in zip(record.texts, plan.defaults, strict=True):
-        if text == default:
-            places.append(place)
-            continue
-        if text not in placed:
-            placed[text] = at
-            texts.append(text)
-            at += len(text)
-        places.append(placed[text])
-    return places, [len(text) for text in record.texts], at
+
+    def __init__(self, at: int) -> None:
+        self._at = at
+        self._texts: list[bytes] = []
+
+    def of_record(self) -> "_TextsOfRecord":
+        return _TextsOfRecord(self, {})
+
+    def add(self, text: bytes) -> int:
+        self._texts.append(text)
+        self._at += len(text)
+        return self._at - len(text)
+
+    def joined(self) -> bytes:
+        return b"".join(self._texts)
+
+
+class _TextsOfRecord(NamedTuple):
+    all: _Texts
+    placed: dict[bytes, int]
+
+    def place(self, texts: Sequence[bytes], defaults: Sequence[tuple[bytes, int]]) -> tuple[list[int], list[int]]:
+        """Where they stand in the buffer, and their lengths."""
+        places: list[int] = []
+        for text, (default, place) in zip(texts, defaults, strict=True):
+            if text == default:
+                places.append(place)
+                continue
+            if text not in self.placed:
+                self.placed[text] = self.all.add(text)
+            places.append(self.placed[text])
+        return places, [len(text) for text in texts]
 
 
 class Engine:
@@ -171,15 +191,24 @@ class Engine:
         self._job["conflicts"] = target.address(self._conflicts) if conflict_letters else 0
         self._fill = Fill(target)
         self._job["fill"] = target.address(self._fill.array)
-        self._part = Part(target, self.limits, self._job, self._fill, {})
+        self._label_numbers: dict[str, int] = {}
+        self._extras: Array | None = None  # beside `records`, once a mapping has labels or further counters
+        self._reads_further = False
+        self._part = self._new_part({})
         self.parts_opened = 1
 
     # --- Parts ---
 
     def open_part(self) -> None:
         """Drop every table but the request ids. Rows that changed since the last `changes` are lost: commit first."""
-        self._part = Part(self.target, self.limits, self._job, self._fill, self._part.give_up())
+        self._part = self._new_part(self._part.give_up())
         self.parts_opened += 1
+
+    def _new_part(self, kept: dict[str, Array]) -> Part:
+        part = Part(self.target, self.limits, self._job, self._fill, kept, self._label_numbers)
+        if self._extras is not None:
+            part.has_extras(self._reads_further)
+        return part
 
     def forget(self, partition: Hashable) -> None:
         """Drop what is known of a partition, request ids and times: it went to another meter, or is read anew."""
@@ -256,6 +285,8 @@ class Engine:
         if known is None or known.plan.mapping != mapping:
             plan = compile_mapping(mapping)
             self._check_room_for_a_message(plan)
+            if plan.has_extras:
+                self._make_room_for_extras(plan)
             known = self._plans[mapping.source] = _DevicePlan(plan, self.target.zeros(layout.PLAN.itemsize, np.uint8))
             self.target.send_behind(plan.as_bytes(), known.table)
         if known.batches_to_go == 0 and known.plan.learn(sample(batch.space[: batch.length])):
@@ -264,20 +295,30 @@ class Engine:
         known.batches_to_go = max(0, known.batches_to_go - 1)
         return known
 
+    def _make_room_for_extras(self, plan: Plan) -> None:
+        plan.number_labels(self._label_numbers)
+        if self._extras is None:
+            self._extras = self.target.zeros(self.limits.tile_records, layout.EXTRA)
+        self._reads_further |= bool(plan.mapping.further)
+        self._part.has_extras(self._reads_further)
+
     def _check_room_for_a_message(self, plan: Plan) -> None:
         """Could one segment overfill an empty table? A segment is one message or at most a tile of records."""
         size = self.limits.batch_bytes
-        most = size // plan.record_bytes_min + 1
-        for name, needed in (("texts", 4 * most), ("cells", 2 * most), ("rows", 2 * most)):
+        need = plan.most(size, size)
+        rows = max(need.rows, need.further * self.limits.rows // self.limits.further)
+        for name, needed in (("texts", need.texts), ("cells", need.cells), ("rows", rows)):
             slots = getattr(self.limits, name)
             if needed > slots * FILL_LIMIT:
                 raise TablesTooSmall(
                     f"{name} = {slots} slots: a message of batch_bytes = {size} may bring {needed}, more "
                     f"than {FILL_LIMIT:.0%} of them; give the meter more memory, or smaller batches"
                 )
-        if self.limits.arena_bytes < 2 * self.limits.batch_bytes + layout.PREFIX_BYTES:
+        beside = need.arena_bytes - size - len(plan.prefix)  # of accounts
+        if self.limits.arena_bytes < 2 * size + len(plan.prefix) + beside:
             raise TablesTooSmall(
                 f"arena_bytes = {self.limits.arena_bytes}: expected more than twice batch_bytes = {size}"
+                + (f", and {beside} for labels" if beside else "")
             )
 
     # --- Counting ---
@@ -295,7 +336,7 @@ class Engine:
         assert batch.message_end is not None
         line_count = loaded.lines.count()
         ends = self._line_ends(loaded, line_count)  # past each message's last line
-        partition = self._partition(batch.partition, grows=loaded.plan.mapping.repeats == "grow")
+        partition = self._partition(batch.partition, grows=loaded.plan.note_counters)
         log_times = self._log_times(batch, first_message, partition.log_time_ms or 0)
         turns = None if log_times is None else np.divmod(log_times, np.uint64(self._horizon_ms))
         self._point_at(loaded, line_count)
@@ -312,8 +353,7 @@ class Engine:
                 after = min(after, int(np.searchsorted(generations, generations[message], side="right")))
             lines = int(ends[after - 1]) - line
             size = int(batch.message_end[after - 1]) - (int(batch.message_end[message - 1]) if message else 0)
-            most = min(lines, size // loaded.plan.record_bytes_min + 1)
-            if counting and not self._part.has_room(most, size + len(loaded.plan.prefix)):
+            if counting and not self._part.has_room(loaded.plan.most(lines, size)):
                 break
             for first in range(line, line + lines, self.limits.tile_records):
                 last = min(first + self.limits.tile_records, line + lines)
@@ -358,6 +398,7 @@ class Engine:
         job = self._job
         job["buffer"], job["line_start"] = address(slot.device), address(slot.line_start)
         job["plan"] = address(loaded.plan_table)
+        job["extras"] = address(self._extras) if loaded.plan.has_extras else 0
         job["message_end"], job["message_count"] = address(self._message_end), len(ends)
         job["message_time"] = 0 if self._message_time is None else address(self._message_time)
         job["line_is_message"] = line_count == len(ends)
@@ -422,8 +463,8 @@ class Engine:
         times = loaded.batch.message_time
         letters: list[DeadLetter] = []
         rulings: list[tuple[Any, ...]] = []
-        texts: list[bytes] = []
-        text_at = loaded.referee_at
+        extras: list[tuple[Any, ...]] = []
+        texts = _Texts(loaded.referee_at)
         for record, line in zip(records, self._lines(loaded, ends, first, records), strict=True):
             message_time = None if times is None else int(times[line.message])
             ruling = self._referee(line.value, loaded.plan.mapping, message_time)
@@ -433,13 +474,26 @@ class Engine:
             elif isinstance(ruling, Skipped):
                 rulings.append((0, *_NO_FIELDS, record, layout.SKIPPED))
             else:
-                places, lengths, text_at = _place_texts(loaded.plan, ruling, text_at, texts)
-                rulings.append((ruling.time_ms, ruling.counters, places, lengths, record, layout.ACCEPTED))
-        self._write_texts(loaded, b"".join(texts))
+                of_record = texts.of_record()
+                placed = of_record.place(ruling.texts, loaded.plan.defaults)
+                rulings.append((ruling.time_ms, ruling.counters, *placed, record, layout.ACCEPTED))
+                if loaded.plan.has_extras:
+                    extras.append(_beside(loaded.plan, ruling, of_record, len(rulings) - 1))
+        self._write_texts(loaded, texts.joined())
+        if loaded.plan.has_extras:
+            self._send_extras(extras, len(rulings))
         sent = self.target.send(np.array(rulings, layout.RULING))
         self._job["rulings"] = self.target.address(sent)
         self.target.launch("adopt", self._job, first, doubtful)
         return letters
+
+    def _send_extras(self, extras: list[tuple[Any, ...]], rulings: int) -> None:
+        table = np.zeros(rulings, layout.RULING_EXTRA)
+        for number, further, places, lengths in extras:
+            table["further"][number] = further
+            table["start"][number, : len(places)], table["length"][number, : len(places)] = places, lengths
+        self._ruling_extras = self.target.send(table)  # kept until the next ones: the device reads them
+        self._job["ruling_extras"] = self.target.address(self._ruling_extras)
 
     def _lines(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, records: list[int]) -> Iterator["_Line"]:
         """Of records of the tile, in their order."""
@@ -513,21 +567,27 @@ class Engine:
 
     # --- Inside ---
 
-    def _partition(self, partition: Hashable, grows: bool | None = None) -> _Partition:
-        """grows: whether its mapping's repeats do, once that is known."""
+    def _partition(self, partition: Hashable, grows: int | None = None) -> _Partition:
+        """grows: how many counters its mapping's repeats make grow, once that is known."""
         known = self._partitions.get(partition)
         if known is None:
-            known = self._partitions[partition] = _Partition(self._identity_set(bool(grows)))
+            known = self._partitions[partition] = _Partition(self._identity_set(grows or 0))
         elif grows not in (None, known.identities.grows):
             assert known.identities.is_new, "a partition has one mapping"
-            known.identities = self._identity_set(bool(grows))
+            known.identities = self._identity_set(grows)
         return known
 
-    def _identity_set(self, grows: bool) -> IdentitySet:
+    def _identity_set(self, grows: int) -> IdentitySet:
         return IdentitySet(self.target, self.limits.identity_bytes, self._identity_sets, grows)
 
     def _identity_sets(self) -> Iterator[IdentitySet]:
         return (partition.identities for partition in self._partitions.values())
+
+
+def _beside(plan: Plan, record: Canonical, texts: _TextsOfRecord, number: int) -> tuple[Any, ...]:
+    """Of a ruling: its number, further counters, and where its labels stand. The kernels know brackets."""
+    labels = [b"" if each.bracket else text for each, text in zip(plan.mapping.labels, record.labels, strict=True)]
+    return number, record.further, *texts.place(labels, plan.label_defaults)
 
 
 def _latest(a: int | None, b: int | None) -> int | None:

@@ -3,6 +3,7 @@
 #include "layout.h"
 #include "rules.h"
 #include "hash.h"
+#include "extras.h"
 
 namespace tokenometer {
 
@@ -76,6 +77,7 @@ HD bool settle_record(const Job& job, const Reader& reader, u32 line) {
   } else if (!settle_conventions(reader)) {
     return false;
   }
+  if (plan.has_extras && !settle_extra(plan, *reader.record, *reader.extra)) return false;
   u64 time_ms = reader.time_ms;
   if (job.message_time) {
     const u64 message_time = job.message_time[find_message(job, line, reader.begin)];
@@ -114,6 +116,7 @@ HD u32 finish_record(const Job& job, const Reader& reader, u32 line) {
   }
   if (!settle_record<RULED>(job, reader, line)) return DOUBTFUL;
   hash_texts(job, record);
+  if (plan.has_extras) hash_account(job, record, *reader.extra);
   return ACCEPTED;
 }
 
@@ -130,11 +133,13 @@ HD u32 leave_unfinished(const Reader& reader) {
   return UNFINISHED;
 }
 
-HD Reader take_up(const Job& job, Record& record, u32 line) {
+HD Reader take_up(const Job& job, u32 i, u32 line) {
+  Record& record = job.records[i];
   const u64 seen = record.identity_slot | (u64)record.user_slot << 32;
   const u64 time_ms = record.cell_slot | (u64)(record.prefill_cell_slot & 0xffff) << 32;
   const u32 choice = record.prefill_cell_slot >> 16;
-  return {job.plan, job.buffer, &record, job.line_start[line], job.buffer, seen, time_ms, END, choice};
+  return {job.plan, job.buffer, &record, extra_of(job, i), job.line_start[line], job.buffer, seen,
+          time_ms,  END,        choice};
 }
 
 // The referee's ruling on a doubtful record; its strings stand after the batch's messages.
@@ -151,6 +156,7 @@ HD void adopt_ruling(const Job& job, u32 k) {
   record.window = window_of(job, ruling.time_ms);
   raise_watermark(job, ruling.time_ms);
   hash_texts(job, record);
+  if (Extra* extra = extra_of(job, ruling.record)) adopt_extra(job, job.ruling_extras[k], record, *extra);
 }
 
 }  // namespace tokenometer

@@ -8,27 +8,38 @@
 
 namespace tokenometer {
 
-HD u64 said_before(const Grown* grown, u32 k) { return grown ? grown->seen[k] & ~GROWN_TAKEN : 0; }
+HD u64 said_before(const u64* note, u32 k) { return note ? note[k] & ~GROWN_TAKEN : 0; }
+
+struct Notes {
+  u64* now;
+  const u64* before[2];
+};
+
+// Notes counter k, and turns it into what the record adds.
+HD bool grow_counter(const Notes& notes, u32 k, u64* counter) {
+  const u64 value = *counter, own = said_before(notes.now, k);
+  u64 most = own;
+  for (const u64* one : notes.before)
+    if (said_before(one, k) > most) most = said_before(one, k);
+  notes.now[k] = (value > own ? value : own) | (k == 0 ? GROWN_TAKEN : 0);
+  *counter = value > most ? value - most : 0;
+  return value > most;
+}
 
 // Turns a record's counters into what it adds. One that adds nothing is a duplicate.
 HD void grow_record(const Job& job, u32 i) {
   Record& record = job.records[i];
   const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], 0);
   const u32 before = find_before(job, low, owner), leaving = find_leaving(job, low, owner);
-  const Grown* known[] = {before == NONE ? nullptr : &((const Grown*)job.notes_before)[before],
-                          leaving == NONE ? nullptr : &((const Grown*)job.notes_leaving)[leaving]};
-  Grown& now = ((Grown*)job.notes)[record.identity_slot & SLOT_MASK];
-  const bool first = !(now.seen[0] & GROWN_TAKEN) && !known[0] && !known[1];
+  const u32 words = job.grows;
+  const Notes notes = {note_of(job.notes, record.identity_slot & SLOT_MASK, words),
+                       {before == NONE ? nullptr : note_of(job.notes_before, before, words),
+                        leaving == NONE ? nullptr : note_of(job.notes_leaving, leaving, words)}};
+  const bool first = !(notes.now[0] & GROWN_TAKEN) && !notes.before[0] && !notes.before[1];
   bool adds = first;
-  for (u32 k = 0; k + 1 < COUNTERS; ++k) {
-    const u64 value = record.counters[k + 1], own = said_before(&now, k);
-    u64 most = own;
-    for (const Grown* one : known)
-      if (said_before(one, k) > most) most = said_before(one, k);
-    now.seen[k] = (value > own ? value : own) | (k == 0 ? GROWN_TAKEN : 0);
-    record.counters[k + 1] = value > most ? value - most : 0;
-    adds |= value > most;
-  }
+  for (u32 k = 0; k < TOKENS; ++k) adds |= grow_counter(notes, k, &record.counters[1 + k]);
+  if (words > TOKENS)
+    for (u32 k = 0; k < FURTHER; ++k) adds |= grow_counter(notes, TOKENS + k, &job.extras[i].further[k]);
   if (!first) record.counters[REQUESTS] = 0;
   if (!adds) record.verdict = DUPLICATE;
 }

@@ -58,7 +58,7 @@ ENTRY void grow(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) {
     if (IN_ORDER && i + AHEAD < end)
-      prefetch(&((Grown*)job.notes)[job.records[i + AHEAD].identity_slot & job.identities_mask]);
+      prefetch(note_of(job.notes, job.records[i + AHEAD].identity_slot & job.identities_mask, job.grows));
     grow_identity(job, i);
   }
 }
@@ -73,6 +73,7 @@ ENTRY void settle(const Job* shared, u32, u32 begin, u32 end) {
       const Record& soon = job.records[i + AHEAD];
       prefetch(&((u32*)job.notes)[soon.identity_slot & job.identities_mask]);
       prefetch(&job.texts[text_home(soon.low[USER]) & job.texts_mask]);
+      if (job.extras) prefetch(&job.texts[text_home(job.extras[i + AHEAD].low) & job.texts_mask]);
       prefetch(&job.cells[text_home(cell_low(job, soon, CHIP)) & job.cells_mask]);
     }
     settle_identity(job, i);
@@ -85,7 +86,7 @@ ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
   for (u32 i = begin; i < end; ++i) {
     if (i + AHEAD < end) {
       const Record& soon = job.records[i + AHEAD];
-      prefetch(&job.rows[row_home(row_key(soon.user_slot, soon.cell_slot), job.rows_mask)]);
+      prefetch(&job.rows[row_home(row_key(account_of(job, i + AHEAD), soon.cell_slot), job.rows_mask)]);
     }
     count_record(job, i);
     compare_duplicate(job, i);

@@ -61,10 +61,11 @@ class IdentitySet:
     """One partition's. bytes_max: of all partitions together, whose sets are `everybody`'s."""
 
     def __init__(
-        self, target: Target, bytes_max: int, everybody: Callable[[], "Iterable[IdentitySet]"], grows: bool = False
+        self, target: Target, bytes_max: int, everybody: Callable[[], "Iterable[IdentitySet]"], grows: int = 0
     ) -> None:
+        """grows: how many counters are kept for each id, where repeats grow."""
         self._target, self._bytes_max, self._everybody, self.grows = target, bytes_max, everybody, grows
-        self._note = layout.GROWN if grows else np.dtype(np.uint32)
+        self._note = np.dtype([("seen", "u8", grows)]) if grows else np.dtype(np.uint32)
         self._slot_bytes = layout.IDENTITY.itemsize + self._note.itemsize
         self._leaving: IdentityTable | None = None  # of which the slots before `_moved` are in the current table too
         self._moved = 0

@@ -6,9 +6,13 @@
 //   records         one for each line of the tile at hand: record i is line first + i of the batch
 //   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : ~sequence 40 |
 //   notes           beside each identity: a fingerprint of its first record, or (repeats = "grow") its counters so far
-//   texts           users, models, chips, one dictionary             | low | high | where in the arena | tokens |
+//   extras          beside each record, where the mapping has labels or further counters
+//   texts           users, models, chips, labels, one dictionary     | low | high | where in the arena | tokens |
+//                   and accounts: a user with labels; in the arena stands | user | label's number, text | ... |
 //   cells           (window, model, chip)                            | low | high | 6 counters | window | model, chip |
-//   rows            (user, cell)                                     | user : cell | 6 counters | epoch |
+//   rows            (account, cell)                                  | account : cell | 6 counters | epoch |
+//                   the account is a user without labels, or (user, labels)
+//   further         (row, kind), for the few rows that have such     | row : kind | counter |
 //   windows         one HyperLogLog of users each                    | window + 1 | 1 | ; registers[2^14] beside it
 //   arena           the bytes of all texts, in order of arrival; only grows within a part
 //
@@ -18,6 +22,8 @@
 #include "portable.h"
 
 namespace tokenometer {
+
+constexpr u32 LABEL_BYTES = 8;  // of an account, in the arena
 
 // The last two are none yet: what is deferred has to be read; the fields leave doubt, and the mapping may skip the
 // record.
@@ -46,6 +52,15 @@ enum Counter : u32 {
   COUNTERS = 6,
   TOTAL = 6  // of a record, to be checked; it waits where the window comes
 };
+// Further counters, each a part of one of the above; those of the input come first.
+enum Further : u32 {
+  CACHE_WRITE_1H = 0,
+  AUDIO_INPUT = 1,
+  IMAGE_INPUT = 2,
+  AUDIO_CACHED_INPUT = 3,
+  AUDIO_OUTPUT = 4,
+  FURTHER = 5
+};
 // `have` bits: texts at 0..5, the time, counters from 8
 constexpr u32 HAVE_TIME = 1u << 6;
 constexpr u32 HAVE_SELECTOR = 1u << 7;
@@ -54,7 +69,7 @@ constexpr u32 HAVE_COUNTER = 8;
 constexpr u32 HAVE_SHIFT = 48;
 constexpr u64 KEY_MARKS = 0xffffffffffffull;
 
-constexpr u32 PREFIX_BYTES = 2048;  // of a batch buffer: the mapping's default strings
+constexpr u32 PREFIX_BYTES = 5120;  // of a batch buffer: the mapping's default strings and its brackets' names
 constexpr u32 PADDING_BYTES = 64;   // of newlines after the messages, and again after the referee's text
 
 constexpr u32 TEXT_BYTES_MAX = 256;
@@ -88,19 +103,23 @@ enum Kind : u32 {
   COUNT = 3,
   TIME = 4,
   SELECTOR = 5,
-  DEFERRED = 6,
-  DEFERRED_OBJECT = 7,
-  QUOTED = 8
+  LABEL = 6,
+  FURTHER_COUNT = 7,
+  DEFERRED = 8,
+  DEFERRED_OBJECT = 9,
+  QUOTED = 16
 };
-constexpr u32 SPOT_BITS = 21;       // one more than a position in a record has
-constexpr u32 SPOTS_MAX = 54;       // deferred values of a record: more than a mapping may name (48)
-constexpr u32 SPOT_WORDS = 8;       // words of spots beside those of a record's hashes, three in each
-constexpr u32 RULES_MAX = 13;       // one for each field: six strings, the time, the selector, five counts
+constexpr u32 SPOT_BITS = 21;  // one more than a position in a record has
+constexpr u32 SPOTS_MAX = 54;  // deferred values of a record: more than a mapping may name (48)
+constexpr u32 SPOT_WORDS = 8;  // words of spots beside those of a record's hashes, three in each
+constexpr u32 RULES_MAX = 26;  // six strings, the time, the selector, five counts, eight labels, five further counts
 constexpr u32 CONDITIONS_MAX = 32;  // eight `skip` entries of four
 constexpr u32 VALUES_MAX = 128;     // that conditions and conventions compare with
 // Bits of the parts, in the order in which readings of a total are tried
 enum Part : u32 { REASONING_PART = 1, WRITE_PART = 2, CACHED_PART = 4 };
 constexpr u32 PARTS = 3;
+constexpr u32 LABELS_MAX = 8;
+constexpr u32 EDGES_MAX = 16;
 
 // One predicted move from the end of a value to the next value: these bytes stand between them. Whatever the parser
 // must know of that value's key is here too, so that a right prediction touches nothing else.
@@ -111,7 +130,7 @@ struct alignas(128) Step {
   u32 key;                        // whose value follows, or END
   u32 kind;                       // with QUOTED: the literal ends with the value's opening quote
   u32 slot;                       // Text or Counter
-  u32 digits;                     // COUNT: digit strings are taken too
+  u32 digits;                     // of a count: digit strings are taken too; of a label: RuleFlag
 };
 struct Key {
   u64 text[KEY_BYTES_MAX / 8];  // zero padded
@@ -173,6 +192,17 @@ struct Convention {
   u32 first;  // of its values
   u32 count;
 };
+// A label of the mapping. Where a record has no value: its default, or the name of the range that holds a count.
+struct LabelPlan {
+  u64 salt;    // of its name
+  u32 number;  // of its name, among those of all mappings of an engine
+  u32 edge_count;
+  u32 counter;  // whose bracket it is
+  u32 spare;
+  u64 edges[EDGES_MAX];
+  u32 start[EDGES_MAX + 1];   // in the prefix: of each range's name; the first is the default without edges
+  u32 length[EDGES_MAX + 1];  // 0 = no default
+};
 // Texts that are times
 enum TimeText : u32 { RFC3339 = 1, ISO8601 = 2, DIGIT_TIMES = 4, ZONE = 8 };
 enum Epoch : u32 {
@@ -214,11 +244,15 @@ struct Plan {
   u32 rule_count;
   u32 condition_count;
   u32 spot_count;
+  u32 has_extras;  // labels or further counters
+  u32 label_count;
+  u32 labels_needed;  // a bit for each
   Rule rules[RULES_MAX];
   Rule total;  // without paths: there is none
   Condition conditions[CONDITIONS_MAX];
   Convention conventions[PARTS];
   Value values[VALUES_MAX];
+  LabelPlan labels[LABELS_MAX];
 };
 
 // --- The tile ---
@@ -239,6 +273,16 @@ struct alignas(64) Record {
   u64 spots[SPOT_WORDS];  // see rules.h; touched only where a mapping defers more values than the hashes hold
 };
 
+// What a record has beside, under a mapping with labels or further counters: two cache lines.
+struct alignas(64) Extra {
+  u64 low;  // a hash of the user and its labels; 0 = no label has a value
+  u64 high;
+  u64 further[FURTHER];
+  u32 start[LABELS_MAX];
+  u16 length[LABELS_MAX];  // 0 = absent
+  u32 account;             // text slot: of the account, or without labels of the user
+};
+
 // --- Tables ---
 
 struct alignas(16) Identity {
@@ -246,16 +290,14 @@ struct alignas(16) Identity {
   u64 owner;  // high 24 bits: hash; low 40: inverted sequence, so that the highest value is the lowest record
 };
 // Under repeats = "grow" a note is the greatest of each token counter that an identity's records of this generation
-// have said. The first one's highest bit says that there was a record. Otherwise a note is a u32: what the identity's
-// first record of this generation says, hashed.
-struct Grown {
-  u64 seen[COUNTERS - 1];
-};
+// have said, five or with further counters ten words. The first one's highest bit says that there was a record.
+// Otherwise a note is a u32: what the identity's first record of this generation says, hashed.
+constexpr u32 TOKENS = COUNTERS - 1;
 constexpr u64 GROWN_TAKEN = 1ull << 63;
 struct alignas(32) TextEntry {
   u64 low;
   u64 high;
-  u64 where;   // arena offset 35 bits | sketch index 14, rank 6 | length 9
+  u64 where;   // arena offset 35 bits | sketch index 14, rank 6 | length 9; of an account ACCOUNT + how many labels
   u64 tokens;  // of a user, in this part
 };
 struct alignas(64) Cell {
@@ -267,11 +309,16 @@ struct alignas(64) Cell {
   u32 chip;
   u64 spare[6];
 };
+constexpr u32 ACCOUNT = TEXT_BYTES_MAX;  // no text is longer
 struct alignas(64) Row {
-  u64 key;  // 1 << 63 | user << 32 | cell
+  u64 key;  // 1 << 63 | account << 32 | cell
   u64 counters[COUNTERS];
-  u32 epoch;  // of the last change
-  u32 spare;
+  u32 epoch;    // of the last change
+  u32 further;  // a bit for each kind that the row has
+};
+struct alignas(16) FurtherEntry {
+  u64 key;  // 1 << 63 | row << 3 | kind
+  u64 counter;
 };
 struct alignas(16) Window {
   u64 low;  // window + 1
@@ -298,6 +345,7 @@ enum Fill : u32 {
   FILL_CONFLICTS = 14,    // duplicates that say something else than the first record of their identity
   FILL_CONFLICTING = 15,  // of these, the records in `conflicts`
   FILL_WATERMARK = 16,    // 1 + highest event time of an accepted record since the host last looked
+  FILL_FURTHER = 17,
   FILLS = 24
 };
 
@@ -310,11 +358,22 @@ struct Ruling {
   u32 record;
   u32 verdict;
 };
+struct RulingExtra {
+  u64 further[FURTHER];
+  u32 start[LABELS_MAX];
+  u32 length[LABELS_MAX];
+};
 // A changed row on its way out.
 struct UsageRow {
   u64 window;
   u64 user, model, chip;  // arena offset << 16 | length
   u64 counters[COUNTERS];
+};
+// What it has beside.
+constexpr u32 PLACE_BITS = 51;
+struct UsageExtra {
+  u64 labels[LABELS_MAX];  // the name's number << 51 | arena offset << 16 | length, by name; 0 after the last one
+  u64 further[FURTHER];
 };
 
 // Two tables of one generation, on the way from the one to the other
@@ -324,7 +383,7 @@ struct Move {
   Identity* to;
   void* to_notes;
   u32 to_mask;
-  u32 grows;
+  u32 grows;  // words of a note, or 0
 };
 
 // Everything a kernel may touch. Pointers are to device memory (or the host's, in the host build).
@@ -337,11 +396,13 @@ struct Job {
   Record* records;
   u32* doubtful;  // record numbers, in no order
   const Ruling* rulings;
+  Extra* extras;  // beside records and rulings; null where the batch's mapping has no need of them
+  const RulingExtra* ruling_extras;
   // tables
   Identity* identities;
   const Identity* identities_leaving;  // half as large, its ids on their way into `identities`; or null
   const Identity* identities_before;   // the generation before, or null
-  void* notes;                         // of each table: u32, or Grown where the mapping's repeats grow
+  void* notes;                         // of each table: a u32, or where the mapping's repeats grow `grows` words
   const void* notes_leaving;
   const void* notes_before;
   u32* conflicts;          // record numbers, in no order; null: nobody wants them
@@ -349,6 +410,7 @@ struct Job {
   TextEntry* texts;
   Cell* cells;
   Row* rows;
+  FurtherEntry* further;
   Window* windows;
   u32* registers;  // [windows][SKETCH_REGISTERS / 4], four registers a word
   u8* arena;
@@ -357,6 +419,7 @@ struct Job {
   u32* window_order;
   u32* changed;  // rows changed since the last commit
   UsageRow* usage_rows;
+  UsageExtra* usage_extras;  // null as long as no mapping had labels or further counters
   u64* fill;
   u64 secret[8];
   u64 sketch_seed;
@@ -371,13 +434,15 @@ struct Job {
   u32 texts_mask;
   u32 cells_mask;
   u32 rows_mask;
+  u32 further_mask;
   u32 windows_mask;
   u32 windows_limit;
   u32 message_count;
   u32 line_is_message;  // every message is one line
   u32 epoch;
-  u32 grows;        // repeats = "grow"
+  u32 grows;        // repeats = "grow": the words of a note, or 0
   u32 grown_count;  // records in grown_order
+  u32 spare;
 };
 
 static_assert(SPOTS_MAX == 3 * (2 * HASHES + SPOT_WORDS) && 3 * SPOT_BITS <= 64 && RECORD_BYTES_MAX < 1u << SPOT_BITS,
@@ -385,6 +450,7 @@ static_assert(SPOTS_MAX == 3 * (2 * HASHES + SPOT_WORDS) && 3 * SPOT_BITS <= 64 
 static_assert(sizeof(Record) == 256 && sizeof(Step) == 128, "whole cache lines");
 static_assert(OFFSET_OF(Record, window) == OFFSET_OF(Record, counters) + 8 * TOTAL, "see TOTAL");
 static_assert(sizeof(Identity) == 16 && sizeof(TextEntry) == 32 && sizeof(Window) == 16, "see the drawing above");
+static_assert(sizeof(Extra) == 128 && sizeof(FurtherEntry) == 16, "see the drawing above");
 static_assert(sizeof(Cell) == 128 && sizeof(Row) == 64, "one cache line for each record that is counted");
 
 }  // namespace tokenometer

@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from tokenometer.schemas import mapping_model as _mappings
 from tokenometer.schemas.usage import COUNTERS as _COUNTERS
+from tokenometer.schemas.usage import FURTHER as _FURTHER
 
 EMPTY, ACCEPTED, DOUBTFUL, REJECTED, DUPLICATE, SKIPPED, UNFINISHED, UNREAD = range(8)
 REQUEST_ID, USER, MODEL, CHIP, PREFILL_CHIP, SCOPE, TEXTS = range(7)
@@ -19,15 +21,23 @@ CACHE_WRITE = _COUNTERS.index("cache_write_tokens")
 OUTPUT = _COUNTERS.index("output_tokens")
 REASONING = _COUNTERS.index("reasoning_tokens")
 COUNTERS = TOTAL = len(_COUNTERS)
+TOKENS = COUNTERS - 1
+CACHE_WRITE_1H = _FURTHER.index("cache_write_1h_tokens")
+AUDIO_INPUT = _FURTHER.index("audio_input_tokens")
+IMAGE_INPUT = _FURTHER.index("image_input_tokens")
+AUDIO_CACHED_INPUT = _FURTHER.index("audio_cached_input_tokens")
+AUDIO_OUTPUT = _FURTHER.index("audio_output_tokens")
+FURTHER, LABELS_MAX, EDGES_MAX = len(_FURTHER), _mappings.LABELS_MAX, _mappings.EDGES_MAX
 HAVE_TIME, HAVE_SELECTOR, HAVE_COUNTER = 1 << 6, 1 << 7, 8
 HAVE_SHIFT, KEY_MARKS = 48, (1 << 48) - 1  # of a mark
-PREFIX_BYTES, PADDING_BYTES = 2048, 64  # of a batch buffer
+PREFIX_BYTES, PADDING_BYTES = 5120, 64  # of a batch buffer
 TEXT_BYTES_MAX, ID_BYTES_MAX, RECORD_BYTES_MAX = 256, 1024, 1 << 20
 COUNT_MAX, TIME_MAX_MS = 1 << 40, 253_402_300_800_000
 KEYS_MAX, KEY_BYTES_MAX, LITERAL_BYTES_MAX, BUCKETS, STEPS, CHOICES_MAX = 64, 48, 64, 256, 2, 8
 ROOT, END, NONE = 254, 255, 0xFFFFFFFF
-ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR, DEFERRED, DEFERRED_OBJECT, QUOTED = range(9)
-SPOT_BITS, SPOTS_MAX, SPOT_WORDS, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 54, 8, 13, 32, 128, 3
+ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR, LABEL, FURTHER_COUNT, DEFERRED, DEFERRED_OBJECT = range(10)
+QUOTED = 16
+SPOT_BITS, SPOTS_MAX, SPOT_WORDS, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 54, 8, 26, 32, 128, 3
 DIGITS, WHOLE_NUMBERS, EMPTY_IS_ABSENT, NUMBERS, OPTIONAL, REQUIRED = 1, 2, 4, 8, 16, 32
 IN, NOT_IN, PRESENT, ABSENT = range(4)
 INCLUSIVE, ADDITIVE, UNKNOWN = range(3)
@@ -37,8 +47,9 @@ NO_EPOCH, SECONDS, MILLISECONDS, MICROSECONDS, NANOSECONDS, DECIMAL_SECONDS = ra
 SKETCH_BITS, SKETCH_RANK_BITS, LENGTH_BITS, OFFSET_SHIFT, SKETCH_REGISTERS = 14, 6, 9, 29, 1 << 14
 SEQUENCE_BITS, SEQUENCE_MASK = 40, (1 << 40) - 1
 FILL_TEXTS, FILL_ARENA, FILL_CELLS, FILL_ROWS, FILL_CHANGED, FILL_WINDOWS, FILL_UNSKETCHED, FILL_DOUBTFUL = range(8)
-FILL_TALLY, FILL_CONFLICTS, FILL_CONFLICTING, FILL_WATERMARK, FILLS = 8, 14, 15, 16, 24
+FILL_TALLY, FILL_CONFLICTS, FILL_CONFLICTING, FILL_WATERMARK, FILL_FURTHER, FILLS = 8, 14, 15, 16, 17, 24
 EARLIER, FIRST, SLOT_MASK, IDENTITIES_MAX, GROWN_TAKEN = 1 << 31, 1 << 30, (1 << 30) - 1, 1 << 29, 1 << 63
+ACCOUNT, PLACE_BITS, LABEL_BYTES = TEXT_BYTES_MAX, 51, 8
 
 STEP = np.dtype(
     [
@@ -62,6 +73,15 @@ RULE = np.dtype(
 CONDITION = np.dtype([(name, "u4") for name in ("test", "fits_absent", "spot", "key", "first", "count", "last")])
 VALUE = np.dtype([("text", "V48"), *((name, "u4") for name in ("length", "quoted", "additive", "begins"))])
 CONVENTION = np.dtype([(name, "u4") for name in ("otherwise", "spot", "first", "count")])
+LABEL_PLAN = np.dtype(
+    [
+        ("salt", "u8"),
+        *((name, "u4") for name in ("number", "edge_count", "counter", "spare")),
+        ("edges", "u8", EDGES_MAX),
+        ("start", "u4", EDGES_MAX + 1),
+        ("length", "u4", EDGES_MAX + 1),
+    ]
+)
 PLAN = np.dtype(
     [
         ("next", STEP, (KEYS_MAX, STEPS)),
@@ -85,12 +105,14 @@ PLAN = np.dtype(
         *((name, "u4") for name in ("additive", "by_total", "by_value", "identity_with")),
         ("zone_minutes", "i4"),
         *((name, "u4") for name in ("rule_count", "condition_count", "spot_count")),
+        *((name, "u4") for name in ("has_extras", "label_count", "labels_needed")),
         ("rules", RULE, RULES_MAX),
         ("total", RULE),
         ("conditions", CONDITION, CONDITIONS_MAX),
         ("conventions", CONVENTION, PARTS),
         ("values", VALUE, VALUES_MAX),
-        ("padding", "V112"),
+        ("labels", LABEL_PLAN, LABELS_MAX),
+        ("padding", "V8"),
     ]
 )
 RECORD = np.dtype(
@@ -105,8 +127,18 @@ RECORD = np.dtype(
         ("spots", "u8", SPOT_WORDS),
     ]
 )
+EXTRA = np.dtype(
+    [
+        ("low", "u8"),
+        ("high", "u8"),
+        ("further", "u8", FURTHER),
+        ("start", "u4", LABELS_MAX),
+        ("length", "u2", LABELS_MAX),
+        ("account", "u4"),
+        ("padding", "V20"),
+    ]
+)
 IDENTITY = np.dtype([("low", "u8"), ("owner", "u8")])
-GROWN = np.dtype([("seen", "u8", COUNTERS - 1)])
 TEXT_ENTRY = np.dtype([("low", "u8"), ("high", "u8"), ("where", "u8"), ("tokens", "u8")])
 CELL = np.dtype(
     [
@@ -119,7 +151,8 @@ CELL = np.dtype(
         ("spare", "u8", 6),
     ]
 )
-ROW = np.dtype([("key", "u8"), ("counters", "u8", COUNTERS), ("epoch", "u4"), ("spare", "u4")])
+ROW = np.dtype([("key", "u8"), ("counters", "u8", COUNTERS), ("epoch", "u4"), ("further", "u4")])
+FURTHER_ENTRY = np.dtype([("key", "u8"), ("counter", "u8")])
 WINDOW = np.dtype([("low", "u8"), ("high", "u8")])
 RULING = np.dtype(
     [
@@ -131,20 +164,22 @@ RULING = np.dtype(
         ("verdict", "u4"),
     ]
 )
+RULING_EXTRA = np.dtype([("further", "u8", FURTHER), ("start", "u4", LABELS_MAX), ("length", "u4", LABELS_MAX)])
 MOVE = np.dtype(
     [*((name, "u8") for name in ("from", "from_notes", "to", "to_notes")), ("to_mask", "u4"), ("grows", "u4")]
 )
+USAGE_EXTRA = np.dtype([("labels", "u8", LABELS_MAX), ("further", "u8", FURTHER)])
 USAGE_ROW = np.dtype([("window", "u8"), ("user", "u8"), ("model", "u8"), ("chip", "u8"), ("counters", "u8", COUNTERS)])
 
 _POINTERS = (
-    "buffer line_start plan message_end message_time records doubtful rulings identities identities_leaving "
-    "identities_before notes notes_leaving notes_before conflicts grown_order "
-    "texts cells rows windows registers arena text_order cell_order window_order changed "
-    "usage_rows fill"
+    "buffer line_start plan message_end message_time records doubtful rulings extras ruling_extras "
+    "identities identities_leaving identities_before notes notes_leaving notes_before conflicts grown_order "
+    "texts cells rows further windows registers arena text_order cell_order window_order changed "
+    "usage_rows usage_extras fill"
 ).split()
 _NUMBERS = (
-    "identities_mask identities_before_mask texts_mask cells_mask rows_mask windows_mask windows_limit message_count "
-    "line_is_message epoch grows grown_count"
+    "identities_mask identities_before_mask texts_mask cells_mask rows_mask further_mask windows_mask windows_limit "
+    "message_count line_is_message epoch grows grown_count spare"
 ).split()
 JOB = np.dtype(
     [
@@ -168,22 +203,28 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "Convention": CONVENTION,
     "Plan": PLAN,
     "Record": RECORD,
+    "LabelPlan": LABEL_PLAN,
+    "Extra": EXTRA,
     "Identity": IDENTITY,
-    "Grown": GROWN,
     "TextEntry": TEXT_ENTRY,
     "Cell": CELL,
     "Row": ROW,
+    "FurtherEntry": FURTHER_ENTRY,
     "Window": WINDOW,
     "Ruling": RULING,
+    "RulingExtra": RULING_EXTRA,
     "Move": MOVE,
     "UsageRow": USAGE_ROW,
+    "UsageExtra": USAGE_EXTRA,
     "Job": JOB,
 }
 
 
 def constants() -> dict[str, int]:
     """Every constant and enumerator by its name."""
-    return {name: value for name, value in globals().items() if name.isupper() and type(value) is int}
+    return {
+        name: value for name, value in globals().items() if name.isupper() and name[0] != "_" and type(value) is int
+    }
 
 
 def assertions() -> str:

@@ -13,7 +13,7 @@ class Limits:
 
     rows, cells, texts, windows: slots, powers of two. 68, 132, 36 and 16,404 bytes each. The first records of a part
         touch all of a table, and new pages cost more than counting: so no more than a part of a million rows needs.
-    arena_bytes: names of users, models and chips.
+    arena_bytes: names of users, models, chips and labels.
     identity_bytes: request ids of all partitions, 16 bytes each at no more than 75 % load, two generations, and both
         sizes while growing.
     batch_bytes: what one batch holds; 32-bit positions bound it to 1 GiB.
@@ -38,6 +38,11 @@ class Limits:
             raise ValueError(f"batch_bytes = {self.batch_bytes}: expected 1 to 2^30")
         if not 1 <= self.tile_records <= 1 << 24:
             raise ValueError(f"tile_records = {self.tile_records}: expected 1 to 2^24")
+
+    @property
+    def further(self) -> int:
+        """Slots for further counters, 16 bytes each; there only where a mapping reads such. A row has up to five."""
+        return 2 * self.rows
 
     @classmethod
     def from_memory(cls, memory_bytes: int, cuda: bool = False) -> "Limits":

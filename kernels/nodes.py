@@ -22,11 +22,11 @@ class Node:
     parent: int
     kind: int = layout.ORDINARY
     slot: int = 0
-    digits: bool = False
+    digits: int = 0  # as Step::digits
     mark: int = 0
 
 
-def add_path(nodes: list[Node], path: Path, kind: int, slot: int, digits: bool = False, have: int = 0) -> int:
+def add_path(nodes: list[Node], path: Path, kind: int, slot: int, digits: int = 0, have: int = 0) -> int:
     """The number of the path's last key; it and those above it are added where they are not there yet.
 
     have: the bit which says that the field has a value.

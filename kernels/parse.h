@@ -47,6 +47,17 @@ HD const u8* read_text(Reader& reader, u32 kind, u32 slot, const u8* p) {
   return end + 1;
 }
 
+// Reads a label's string; p is after its opening quote. There is no `have` bit: its length says that it has a value.
+HD const u8* read_label(Reader& reader, u32 slot, u32 flags, const u8* p) {
+  const u8* end = string_end(p, false);
+  if (!end) return nullptr;
+  const u32 length = (u32)(end - p);
+  if (length - 1 >= TEXT_BYTES_MAX && !(length == 0 && flags & EMPTY_IS_ABSENT)) return nullptr;
+  reader.extra->start[slot] = (u32)(p - reader.buffer);
+  reader.extra->length[slot] = (u16)length;
+  return end + 1;
+}
+
 // A null is as good as absent: its field has no value yet.
 HD const u8* read_null(Reader& reader, u64 marks, const u8* p) {
   if (!is_null(p)) return nullptr;
@@ -81,6 +92,19 @@ HD const u8* read_value(Reader& reader, u64 marks, u32 kind, u32 slot, const u32
     case TIME:
       after = read_time(*reader.plan, p, &reader.time_ms);
       return LIKELY(after != nullptr) ? after : read_null(reader, marks, p);
+    case LABEL | QUOTED:
+      return read_label(reader, slot, digits, p);
+    case LABEL:
+      return *p == '"' ? read_label(reader, slot, digits, p + 1) : read_null(reader, marks, p);
+    case FURTHER_COUNT:
+      after = read_count(p, &reader.extra->further[slot]);
+      if (LIKELY(after != nullptr)) return after;
+      if (*p != '"') return read_null(reader, marks, p);
+      ++p;
+      [[fallthrough]];
+    case FURTHER_COUNT | QUOTED:
+      after = digits ? read_count(p, &reader.extra->further[slot]) : nullptr;
+      return after && *after == '"' ? after + 1 : nullptr;
     case DEFERRED | QUOTED:
       keep_spot(reader, slot, p - 1);
       after = string_end(p, true);
@@ -199,13 +223,13 @@ COLD Reader read_unpredicted(Reader reader) {
   return reader;
 }
 
-HD u32 parse_object(const Job& job, Record& record, const u8* p, const u8* end, u32 line) {
+HD u32 parse_object(const Job& job, Record& record, Extra* extra, const u8* p, const u8* end, u32 line) {
   const Plan& plan = *job.plan;
   if (plan.has_rules) {
     if (plan.undecided) return DOUBTFUL;
     clear_spots(plan, record);
   }
-  Reader reader = {&plan, job.buffer, &record, (u32)(p - job.buffer), p, 0, 0, NONE, 0};
+  Reader reader = {&plan, job.buffer, &record, extra, (u32)(p - job.buffer), p, 0, 0, NONE, 0};
   const Step* steps = plan.start;
   ROLLED for (;;) {
     const Step* step = predicted(steps, reader.p);
@@ -235,14 +259,14 @@ constexpr bool FINISHES_APART = !IN_ORDER;
 COLD u32 look_again(const Job& job, Record& record, u32 line) {
   const u32 begin = job.line_start[line];
   clear_spots(*job.plan, record);
-  Reader reader = {job.plan, job.buffer, &record, begin, job.buffer + begin, 0, 0, NONE, 0};
+  Reader reader = {job.plan, job.buffer, &record, nullptr, begin, job.buffer + begin, 0, 0, NONE, 0};
   ROLLED do reader = read_unpredicted<false>(reader);
   while (reader.p && reader.key != END);
   const bool whole = reader.p == job.buffer + job.line_start[line + 1] - 1;
   return whole && is_skipped(reader) == YES ? SKIPPED : DOUBTFUL;
 }
-COLD u32 finish_deferred(const Job& job, Record& record, u32 line) {
-  Reader reader = take_up(job, record, line);
+COLD u32 finish_deferred(const Job& job, u32 i, u32 line) {
+  Reader reader = take_up(job, i, line);
   const Answer skipped = is_skipped(reader);
   if (skipped != NO) return skipped == YES ? SKIPPED : DOUBTFUL;
   return apply_rules(reader) ? finish_record<true>(job, reader, line) : (u32)DOUBTFUL;
@@ -254,8 +278,7 @@ HD void give_verdict(const Job& job, u32 i, u32 verdict) {
 }
 
 HD void finish_line(const Job& job, u32 first, u32 i) {
-  Record& record = job.records[i];
-  if (record.verdict == UNFINISHED) give_verdict(job, i, finish_deferred(job, record, first + i));
+  if (job.records[i].verdict == UNFINISHED) give_verdict(job, i, finish_deferred(job, i, first + i));
 }
 HD void look_at_line_again(const Job& job, u32 first, u32 i) {
   Record& record = job.records[i];
@@ -270,11 +293,13 @@ HD void parse_line(const Job& job, u32 first, u32 i) {
   for (u32 text = 0; text < TEXTS; ++text) record.length[text] = 0;
   record.counters[REQUESTS] = 1;
   for (u32 counter = INPUT; counter < COUNTERS; ++counter) record.counters[counter] = 0;
+  Extra* extra = extra_of(job, i);
+  if (extra) clear_extra(*extra);
   u32 verdict = DOUBTFUL;
-  if (end - start <= (i64)RECORD_BYTES_MAX) verdict = parse_object(job, record, start, end, line);
+  if (end - start <= (i64)RECORD_BYTES_MAX) verdict = parse_object(job, record, extra, start, end, line);
   if (verdict == DOUBTFUL && skip_space(start) == end) verdict = EMPTY;
   if (verdict == DOUBTFUL && job.plan->condition_count && end - start <= (i64)RECORD_BYTES_MAX) verdict = UNREAD;
-  if (!FINISHES_APART && verdict == UNFINISHED) verdict = finish_deferred(job, record, line);
+  if (!FINISHES_APART && verdict == UNFINISHED) verdict = finish_deferred(job, i, line);
   if (!FINISHES_APART && verdict == UNREAD) verdict = look_again(job, record, line);
   give_verdict(job, i, verdict);
 }

@@ -11,6 +11,7 @@ import numpy as np
 
 from tokenometer.kernels import layout
 from tokenometer.kernels.limits import FILL_LIMIT, Limits
+from tokenometer.kernels.plan import Need
 from tokenometer.kernels.target import Array, Target
 from tokenometer.kernels.values import Bytes, CellTotals, UsageRows, WindowStartMs
 from tokenometer.schemas.usage import Usage
@@ -38,10 +39,16 @@ class Fill:
 
 
 class Part:
-    """Points the job at its tables. kept: what `give_up` of the part before left."""
+    """Points the job at its tables. kept: what `give_up` of the part before left. label_names: with their numbers."""
 
     def __init__(
-        self, target: Target, limits: Limits, job: np.ndarray[Any, Any], fill: Fill, kept: dict[str, Array]
+        self,
+        target: Target,
+        limits: Limits,
+        job: np.ndarray[Any, Any],
+        fill: Fill,
+        kept: dict[str, Array],
+        label_names: dict[str, int],
     ) -> None:
         self.target, self.limits, self.window_ms = target, limits, int(job["window_ms"])
         self._job, self._fill = job, fill
@@ -56,10 +63,21 @@ class Part:
         job["windows_limit"] = int(limits.windows * FILL_LIMIT)
         job["epoch"] = 1
         fill.clear(0, layout.FILL_TALLY)  # the tally goes on over all parts
+        fill.clear(layout.FILL_FURTHER, layout.FILL_FURTHER + 1)
+        self._label_names = label_names
+        self._extras = False
         self._arena_mirror = None if target.shares_memory else target.pinned(limits.arena_bytes)
         self._arena_mirrored = 0
         self._tokens_bound, self._records_since_bound = 0, 0
         self._cells_seen = np.zeros((0, layout.COUNTERS), np.uint64)  # by the last `changed_cells`
+
+    def has_extras(self, further: bool) -> None:
+        """From now on rows have labels or further counters."""
+        self._extras = True
+        if further and "further" not in self.tables:
+            self.tables["further"] = self.target.zeros(self.limits.further, layout.FURTHER_ENTRY)
+            self._job["further"] = self.target.address(self.tables["further"])
+            self._job["further_mask"] = self.limits.further - 1
 
     def _table_sizes(self) -> dict[str, tuple[int, Any]]:
         """Slots and their type. The names are another part's too: rows that were taken out point into them."""
@@ -90,16 +108,17 @@ class Part:
 
     # --- Room ---
 
-    def has_room(self, records: int, size: int) -> bool:
-        """Can every table take the most that so many records of so many bytes could bring?"""
+    def has_room(self, need: Need) -> bool:
+        """Can every table take what some records could bring?"""
         fill, limits = self._fill.read(), self.limits
         return (
-            int(fill[layout.FILL_TEXTS]) + 4 * records <= limits.texts * FILL_LIMIT
-            and int(fill[layout.FILL_CELLS]) + 2 * records <= limits.cells * FILL_LIMIT
-            and int(fill[layout.FILL_ROWS]) + 2 * records <= limits.rows * FILL_LIMIT
-            and int(fill[layout.FILL_ARENA]) + size <= limits.arena_bytes
+            int(fill[layout.FILL_TEXTS]) + need.texts <= limits.texts * FILL_LIMIT
+            and int(fill[layout.FILL_CELLS]) + need.cells <= limits.cells * FILL_LIMIT
+            and int(fill[layout.FILL_ROWS]) + need.rows <= limits.rows * FILL_LIMIT
+            and int(fill[layout.FILL_FURTHER]) + need.further <= limits.further * FILL_LIMIT
+            and int(fill[layout.FILL_ARENA]) + need.arena_bytes <= limits.arena_bytes
             and (int(fill[layout.FILL_WINDOWS]) < limits.windows * FILL_LIMIT or not fill[layout.FILL_ROWS])
-            and self._counters_have_room(records)
+            and self._counters_have_room(need.records)
         )
 
     def _counters_have_room(self, records: int) -> bool:
@@ -126,9 +145,13 @@ class Part:
         count, arena = int(before[layout.FILL_CHANGED]), self._arena()
         for first in range(0, count, CHANGES_SLICE_ROWS):
             out = self.target.zeros(min(CHANGES_SLICE_ROWS, count - first), layout.USAGE_ROW)
+            extras = self.target.zeros(len(out), layout.USAGE_EXTRA) if self._extras else None
             self._job["usage_rows"] = self.target.address(out)
+            self._job["usage_extras"] = 0 if extras is None else self.target.address(extras)
             self.target.launch("export_rows", self._job, first, len(out))
-            yield UsageRows(self.target.fetch(out).view(layout.USAGE_ROW).reshape(-1), arena, self.window_ms)
+            table = self.target.fetch(out).view(layout.USAGE_ROW).reshape(-1)
+            beside = None if extras is None else self.target.fetch(extras).view(layout.USAGE_EXTRA).reshape(-1)
+            yield UsageRows(table, arena, self.window_ms, beside, tuple(self._label_names))
         assert (self._fill.read() == before).all(), "nothing is counted while changes are taken out"
         self._job["epoch"] += 1
         self._fill.clear(layout.FILL_CHANGED, layout.FILL_CHANGED + 1)
@@ -170,8 +193,9 @@ class Part:
                 tokens = self.tables["texts"][slots, 3]
                 slots = slots[self.target.xp.argpartition(tokens, users - most)[users - most :]]
             tokens = self.tables["texts"][slots, 3]
+            slots, tokens = slots[tokens > 0], tokens[tokens > 0]  # others are no users; an account has no name
         found = zip(self._names(self.target.fetch(slots)), self.target.fetch(tokens).tolist(), strict=True)
-        return sorted(((user, total) for user, total in found if total), key=lambda item: (-item[1], item[0]))
+        return sorted(found, key=lambda item: (-item[1], item[0]))
 
     def user_tokens(self) -> dict[str, int]:
         """Tokens of every user in the open part."""

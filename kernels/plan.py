@@ -11,7 +11,8 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any
+from hashlib import sha256
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,8 +20,8 @@ from tokenometer.kernels import layout
 from tokenometer.kernels.nodes import Node, add_path, write_nodes
 from tokenometer.kernels.steps import Steps, is_object
 from tokenometer.kernels.steps import sample as sample
-from tokenometer.schemas.mapping import STRING_BYTES_MAX, Condition, Convention, Field, Mapping, Path
-from tokenometer.schemas.usage import COUNTERS
+from tokenometer.schemas.mapping import STRING_BYTES_MAX, Condition, Convention, Field, Label, Mapping, Path
+from tokenometer.schemas.usage import COUNTERS, FURTHER
 
 _TEXT_SLOTS = {
     "request_id": layout.REQUEST_ID,
@@ -47,6 +48,23 @@ _STATED = {False: layout.INCLUSIVE, True: layout.ADDITIVE, None: layout.UNKNOWN}
 _ALTERNATIVES_MAX = 2
 
 
+class Need(NamedTuple):
+    """Of records: the most that they could bring."""
+
+    records: int
+    texts: int
+    arena_bytes: int
+    further: int
+
+    @property
+    def rows(self) -> int:
+        return 2 * self.records
+
+    @property
+    def cells(self) -> int:
+        return 2 * self.records
+
+
 @dataclass
 class Plan:
     """What the parser reads for one mapping; `table` is the C++ Plan."""
@@ -57,6 +75,7 @@ class Plan:
     record_bytes_min: int  # no accepted record is shorter
     # Each string's default, empty where there is none, and its place in the prefix
     defaults: list[tuple[bytes, int]] = field(default_factory=lambda: [(b"", 0)] * layout.TEXTS)
+    label_defaults: list[tuple[bytes, int]] = field(default_factory=list)  # likewise
     nodes: list[Node] = field(default_factory=list)
 
     def learn(self, lines: Iterable[bytes]) -> bool:
@@ -77,6 +96,52 @@ class Plan:
                 kind = to.kind | (layout.QUOTED if quoted else 0)
                 steps[i] = (literal, marks, len(literal), key, kind, to.slot, to.digits, b"")
         return True
+
+    @property
+    def has_extras(self) -> bool:
+        """Does it read labels or further counters?"""
+        return bool(self.mapping.labels or self.mapping.further)
+
+    @property
+    def note_counters(self) -> int:
+        """How many counters are kept for each request id, where repeats grow."""
+        if self.mapping.repeats != "grow":
+            return 0
+        return layout.TOKENS + (layout.FURTHER if self.mapping.further else 0)
+
+    def number_labels(self, numbers: dict[str, int]) -> None:
+        """Give the names of labels the numbers that they have in all mappings of an engine."""
+        for label, out in zip(self.mapping.labels, self.table["labels"], strict=False):
+            out["number"] = numbers.setdefault(label.name, len(numbers))
+        assert len(numbers) < 1 << (64 - layout.PLACE_BITS), "8,191 names of labels in all mappings"
+
+    def most(self, lines: int, size: int) -> "Need":
+        """The most that so many lines of so many bytes could bring to tables."""
+        records = min(lines, size // self.record_bytes_min + 1)
+        accounts = records if self.mapping.labels else 0
+        return Need(
+            records=records,
+            texts=self._most_values(lines, size, 4, _bytes_of_labels(self.mapping)) + accounts + self._given_labels,
+            arena_bytes=size + len(self.prefix) + accounts * (4 + layout.LABEL_BYTES * len(self.mapping.labels)),
+            further=self._most_values(lines, size, 0, _bytes_of_further(self.mapping)),
+        )
+
+    @property
+    def _given_labels(self) -> int:
+        """Values of labels that come from the mapping."""
+        return sum(len(label.bracket.names) if label.bracket else 1 for label in self.mapping.labels)
+
+    def _most_values(self, lines: int, size: int, each: int, costs: list[int]) -> int:
+        """So many of each record, and optional values that cost so many bytes. Either few records have all of these, or
+        many have few: a byte can bring only one of the two."""
+        least, most = min(costs, default=0), 0
+        for record_bytes in {self.record_bytes_min, self.record_bytes_min + len(costs) * least}:
+            records = min(lines, size // record_bytes + 1)
+            values = records * len(costs)
+            if least:
+                values = min(values, max(0, size - (records - 1) * self.record_bytes_min) // least + 1)
+            most = max(most, each * records + values)
+        return most
 
     def as_bytes(self) -> np.ndarray[Any, Any]:
         """The table as it travels to the device."""
@@ -110,6 +175,7 @@ class _Compiler:
         table, mapping = self.table, self.mapping
         # What the referee's records need comes first.
         self.plan.record_bytes_min = _shortest_record(mapping)
+        self._labels()
         for spec in mapping.fields:
             self._needs(spec)
             self._default(spec)
@@ -119,6 +185,11 @@ class _Compiler:
         table["long_ids"] = identity.bytes_max > STRING_BYTES_MAX
         for spec in mapping.fields:
             self._field(spec)
+        for slot, label in enumerate(mapping.labels):
+            if label.field and label.field.paths:
+                self._label_field(slot, label.field)
+        for spec in mapping.further:
+            self._further(spec)
         self._selector()
         if mapping.plain:
             table["input_additive"], table["output_additive"] = mapping.input_additive, mapping.output_additive
@@ -171,6 +242,41 @@ class _Compiler:
                 self._read(spec.scope, layout.TEXT, layout.SCOPE)
             else:
                 self._rule(layout.TEXT, layout.SCOPE, (spec.scope,), spec)
+
+    # --- Labels and further counters ---
+
+    def _labels(self) -> None:
+        """What stands for them where a record has no value."""
+        table, labels = self.table, self.mapping.labels
+        table["has_extras"], table["label_count"] = self.plan.has_extras, len(labels)
+        table["labels_needed"] = sum(
+            1 << slot for slot, label in enumerate(labels) if label.field and label.field.required
+        )
+        for label, out in zip(labels, table["labels"], strict=False):
+            out["salt"] = int.from_bytes(sha256(label.name.encode()).digest()[:8], "little") | 1
+            if label.bracket:
+                out["counter"], out["edge_count"] = _COUNTER_SLOTS[label.bracket.counter], len(label.bracket.edges)
+                out["edges"][: len(label.bracket.edges)] = label.bracket.edges
+            self.plan.label_defaults.append((_default_of(label), len(self.plan.prefix)))
+            for i, text in enumerate(label.bracket.names if label.bracket else [_default_of(label).decode()]):
+                out["start"][i], out["length"][i] = len(self.plan.prefix), len(text.encode())
+                self.plan.prefix += text.encode()
+
+    def _label_field(self, slot: int, spec: Field) -> None:
+        direct = len(spec.paths) == 1 and self._readers[spec.paths[0]] == 1 and not spec.numbers
+        if direct:
+            flags = layout.EMPTY_IS_ABSENT if spec.empty_is_absent else 0
+            add_path(self.nodes, spec.paths[0], layout.LABEL, slot, flags)
+        else:
+            self._rule(layout.LABEL, slot, spec.paths, spec)
+
+    def _further(self, spec: Field) -> None:
+        slot = FURTHER.index(spec.name)
+        direct = len(spec.paths) == 1 and not spec.required and self._is_direct(spec)
+        if direct:
+            add_path(self.nodes, spec.paths[0], layout.FURTHER_COUNT, slot, spec.digits)
+        else:  # an absent one is 0: it has no default among those of the counters
+            self._rule(layout.FURTHER_COUNT, slot, spec.paths, replace(spec, default=None))
 
     def _is_direct(self, spec: Field) -> bool:
         """Is it read where it is? A mapping of format 1 has no other fields."""
@@ -318,6 +424,33 @@ def _shortest_record(mapping: Mapping) -> int:
 def _leaf_bytes(path: Path, spec: Field) -> int:
     quoted = spec.kind == "string" and not spec.numbers
     return len(path[-1].encode()) + (7 if quoted else 5)
+
+
+def _bytes_of_labels(mapping: Mapping) -> list[int]:
+    """Of each label whose values may be texts of their own: how many bytes of a record one takes at least, beside those
+    of needed fields. What a needed string reads, too, is no text of its own."""
+    needed = [spec for spec in mapping.fields if spec.required]
+    strings = {spec.paths[0] for spec in needed if spec.kind == "string" and len(spec.paths) == 1}
+    others = {path for spec in needed if spec.kind != "string" for path in spec.paths}
+    costs = []
+    for label in mapping.labels:
+        if label.field and not strings.issuperset(label.field.paths):
+            shared = not others.isdisjoint(label.field.paths)
+            costs.append(0 if shared else min(_leaf_bytes(path, label.field) for path in label.field.paths))
+    return costs
+
+
+def _bytes_of_further(mapping: Mapping) -> list[int]:
+    readers = Counter(mapping.paths)
+    paths = [(spec, (*spec.paths, *spec.plus)) for spec in mapping.further]
+    return [
+        0 if any(readers[path] > 1 for path in read) else min(_leaf_bytes(path, spec) for path in read)
+        for spec, read in paths
+    ]
+
+
+def _default_of(label: Label) -> bytes:
+    return b"" if label.field is None or label.field.default is None else str(label.field.default).encode()
 
 
 def _slot(spec: Field) -> int:

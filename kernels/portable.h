@@ -67,6 +67,7 @@ constexpr bool IN_ORDER = false;  // do the records of a pass come one after the
 HD u64 compare_swap(u64* p, u64 expected, u64 desired) { return atomicCAS(p, expected, desired); }
 HD u32 compare_swap(u32* p, u32 expected, u32 desired) { return atomicCAS(p, expected, desired); }
 HD u64 fetch_add(u64* p, u64 value) { return atomicAdd(p, value); }
+HD u32 fetch_add(u32* p, u32 value) { return atomicAdd(p, value); }
 HD void add(u64* p, u64 value) { atomicAdd(p, value); }  // result unused: a fire-and-forget reduction
 HD void raise_to(u64* p, u64 value) { atomicMax(p, value); }
 HD u32 exchange(u32* p, u32 value) { return atomicExch(p, value); }
@@ -103,6 +104,7 @@ HD u32 compare_swap(u32* p, u32 expected, u32 desired) {
   return expected;
 }
 HD u64 fetch_add(u64* p, u64 value) { return __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
+HD u32 fetch_add(u32* p, u32 value) { return __atomic_fetch_add(p, value, __ATOMIC_RELAXED); }
 HD u32 exchange(u32* p, u32 value) { return __atomic_exchange_n(p, value, __ATOMIC_RELAXED); }
 #else                             // one thread owns the tables: the same meaning without locked instructions
 constexpr bool IN_ORDER = true;
@@ -118,6 +120,11 @@ HD u32 compare_swap(u32* p, u32 expected, u32 desired) {
 }
 HD u64 fetch_add(u64* p, u64 value) {
   const u64 old = *p;
+  *p = old + value;
+  return old;
+}
+HD u32 fetch_add(u32* p, u32 value) {
+  const u32 old = *p;
   *p = old + value;
   return old;
 }

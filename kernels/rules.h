@@ -17,9 +17,10 @@ struct Reader {
   const Plan* plan;
   const u8* buffer;
   Record* record;
-  u32 begin;    // of the record, in the buffer
-  const u8* p;  // after the last value; null for doubt
-  u64 seen;     // marks: mapped keys, of which none may stand twice, and fields that have a value
+  Extra* extra;  // null without labels and further counters
+  u32 begin;     // of the record, in the buffer
+  const u8* p;   // after the last value; null for doubt
+  u64 seen;      // marks: mapped keys, of which none may stand twice, and fields that have a value
   u64 time_ms;
   u32 key;  // of the last value: NONE before the first, END after the record
   u32 choice;
@@ -148,21 +149,22 @@ HD bool read_sum(const Reader& reader, const Rule& rule, u64* count, bool* has) 
   return *count < COUNT_MAX;
 }
 
-HD bool read_deferred_text(const Reader& reader, const Rule& rule, const u8* p) {
+// A string, or an integer as its text, that an id or a name may be. Its length, or 0 for doubt; *start is set to it.
+HD u32 read_deferred_text(const Reader& reader, const Rule& rule, const u8* p, u32* start) {
   const u8* end;
   if (*p == '"') {
     end = string_end(++p, false);
-    if (!end) return false;
+    if (!end) return 0;
   } else {
     u64 number;
     end = rule.flags & NUMBERS ? read_digits(p, &number) : nullptr;
-    if (!end || goes_on(end)) return false;
+    if (!end || goes_on(end)) return 0;
   }
   const u32 length = (u32)(end - p);
-  if (length - 1 >= TEXT_BYTES_MAX && !(length && is_long_id(*reader.plan, rule.slot, length))) return false;
-  reader.record->start[rule.slot] = (u32)(p - reader.buffer);
-  reader.record->length[rule.slot] = (u16)length;
-  return true;
+  const bool id = rule.kind == TEXT && length && is_long_id(*reader.plan, rule.slot, length);
+  if (length - 1 >= TEXT_BYTES_MAX && !id) return 0;
+  *start = (u32)(p - reader.buffer);
+  return length;
 }
 
 // --- Comparisons ---
@@ -222,17 +224,23 @@ HD Answer is_skipped(const Reader& reader) {
 
 HD bool apply_rule(Reader& reader, const Rule& rule) {
   const Plan& plan = *reader.plan;
+  bool has;
+  if (rule.kind == FURTHER_COUNT) return read_sum(reader, rule, &reader.extra->further[rule.slot], &has);
   if (rule.kind == COUNT) {
-    bool has;
     if (!read_sum(reader, rule, &reader.record->counters[rule.slot], &has)) return false;
     if (has) reader.seen |= 1ull << (HAVE_SHIFT + HAVE_COUNTER + rule.slot);
     return true;
   }
   const u8* p = first_value(reader, rule);
   if (!p) return true;
+  if (rule.kind == LABEL) {
+    Extra& extra = *reader.extra;
+    return (extra.length[rule.slot] = (u16)read_deferred_text(reader, rule, p, &extra.start[rule.slot])) != 0;
+  }
   if (rule.kind == TEXT) {
+    Record& record = *reader.record;
     reader.seen |= 1ull << (HAVE_SHIFT + rule.slot);
-    return read_deferred_text(reader, rule, p);
+    return (record.length[rule.slot] = (u16)read_deferred_text(reader, rule, p, &record.start[rule.slot])) != 0;
   }
   if (rule.kind == TIME) {
     reader.seen |= (u64)HAVE_TIME << HAVE_SHIFT;

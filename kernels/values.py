@@ -1,16 +1,18 @@
 """Values that pass in and out of the engine."""
 
 from collections.abc import Callable, Hashable
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import Any, NewType
 
 import numpy as np
 
+from tokenometer.kernels.layout import PLACE_BITS
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import NO_FURTHER, Usage
 
 EventTimeMs = NewType("EventTimeMs", int)
 WindowStartMs = NewType("WindowStartMs", int)
+PLACE_MASK = (1 << PLACE_BITS) - 1  # of a label's entry: the rest is its name's number
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
@@ -126,14 +128,17 @@ class PartitionState:
 
 @dataclass(frozen=True)
 class UsageRows:
-    """Rows of (window, user, model, chip) with absolute counters for the open part.
+    """Rows of (window, user, model, chip) and labels with absolute counters for the open part.
 
-    `table` has dtype layout.USAGE_ROW; its strings are places in `arena`, `offset << 16 | length`.
+    `table` has dtype layout.USAGE_ROW; its strings are places in `arena`, `offset << 16 | length`. `extras` has dtype
+    layout.USAGE_EXTRA, row by row; None where no mapping has labels or further counters. `label_names`: by number.
     """
 
     table: np.ndarray[Any, Any]
     arena: Bytes
     window_ms: int
+    extras: np.ndarray[Any, Any] | None = None
+    label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.table)
@@ -146,6 +151,25 @@ class UsageRows:
         places, index = np.unique(self.table[column], return_inverse=True)
         names = [self.text(place) for place in places.tolist()]
         return [names[i] for i in index.tolist()]
+
+    def slice(self, start: int, end: int) -> "UsageRows":
+        extras = None if self.extras is None else self.extras[start:end]
+        return replace(self, table=self.table[start:end], extras=extras)
+
+    def labels(self) -> list[dict[str, str]]:
+        """Row by row."""
+        if self.extras is None:
+            return [{} for _ in range(len(self))]
+        return [
+            {self.label_names[entry >> PLACE_BITS]: self.text(entry & PLACE_MASK) for entry in entries if entry}
+            for entries in self.extras["labels"].tolist()
+        ]
+
+    def further(self) -> list[tuple[int, ...]]:
+        """Row by row, in the order of schemas.usage.FURTHER."""
+        if self.extras is None:
+            return [NO_FURTHER] * len(self)
+        return [tuple(counters) for counters in self.extras["further"].tolist()]
 
     def window_starts(self) -> list[int]:
         starts: list[int] = (self.table["window"] * np.uint64(self.window_ms)).tolist()

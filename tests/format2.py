@@ -123,6 +123,60 @@ FEATURES: dict[str, dict[str, Any]] = {
             "output_tokens": {"plus": [["usage", "thinking"]]},
         },
     },
+    "labels": {
+        "labels": {
+            "team": {"path": ["meta", "team"], "aliases": ["team"]},
+            "tier": {"path": "tier", "empty": "absent"},
+            "key": {"path": "api_key", "numbers": True, "default": "none"},
+            "region": {"constant": "eu"},
+            "family": {"path": "model"},
+        }
+    },
+    "labels-in-place": {
+        "labels": {
+            "a": {"path": ["meta", "a"], "required": True},
+            "b": {"path": ["meta", "b"], "default": "b" * 256},
+            "c": {"path": ["meta", "c"]},
+            "d": {"path": ["meta", "d"], "empty": "absent", "default": "none"},
+            **{name: {"path": name} for name in ("e", "f", "g", "h")},
+        }
+    },
+    "brackets": {
+        "labels": {
+            "context": {"bracket_of": "input_tokens", "edges": [100, 32_000]},
+            "length": {"bracket_of": "output_tokens", "edges": [0, *(10**k for k in range(1, 12)), 2**40 - 1]},
+            "thought": {"bracket_of": "reasoning_tokens", "edges": list(range(0, 1600, 100))},
+        },
+        "input_tokens_are": "additive",
+    },
+    "further": {
+        "fields": {
+            "cache_write_1h_tokens": {"path": ["usage", "written_1h"]},
+            "audio_input_tokens": {"path": ["usage", "audio"], "digits": True},
+            "image_input_tokens": {"path": ["usage", "more", "image"]},
+            "audio_cached_input_tokens": {"path": ["usage", "audio_cached"]},
+            "audio_output_tokens": {"path": ["usage", "more", "audio_out"]},
+        }
+    },
+    "further-by-rules": {
+        "fields": {
+            "cache_write_1h_tokens": {"path": ["usage", "written"], "whole_numbers": True},
+            "audio_input_tokens": {"path": ["usage", "audio"], "plus": [["usage", "audio2"]], "digits": True},
+            "image_input_tokens": {"path": ["usage", "image"], "aliases": ["image"]},
+            "audio_output_tokens": {"path": ["usage", "audio_out"], "required": True},
+        }
+    },
+    "grow-with-labels": {
+        "repeats": "grow",
+        "labels": {
+            "team": {"path": ["meta", "team"]},
+            "context": {"bracket_of": "input_tokens", "edges": [10, 1000]},
+        },
+        "fields": {
+            "audio_input_tokens": {"path": ["usage", "audio"]},
+            "audio_output_tokens": {"path": ["usage", "audio_out"]},
+        },
+    },
 }
 
 
@@ -139,14 +193,17 @@ def merged(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """Tables are merged, and everything else is replaced."""
     result = copy.deepcopy(below)
     for key, value in above.items():
-        both = key in ("fields", *BASE["fields"], "total_tokens") and isinstance(result.get(key), dict)
+        tables = ("fields", *BASE["fields"], "total_tokens", "labels")
+        both = key in tables and isinstance(result.get(key), dict)
         result[key] = merged(result[key], value) if both else copy.deepcopy(value)
     return result
 
 
 def _together() -> dict[str, Any]:
     mapping = BASE
-    for name in ("plus", "whole-numbers", "strings", "iso8601", "identity", "by-total-of-parts"):
+    for name in (
+        "plus", "whole-numbers", "strings", "iso8601", "identity", "by-total-of-parts", "labels", "further-by-rules",
+    ):  # fmt: skip
         mapping = merged(mapping, FEATURES[name])
     skip = [
         *FEATURES["skip-in"]["skip"][:1],

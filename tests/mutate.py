@@ -43,6 +43,15 @@ PARTS = {
     "reasoning_tokens": "output_tokens",
 }
 
+FURTHER = {
+    "cache_write_1h_tokens": "cache_write_tokens",
+    "audio_input_tokens": "input_tokens",
+    "image_input_tokens": "input_tokens",
+    "audio_cached_input_tokens": "cached_input_tokens",
+    "audio_output_tokens": "output_tokens",
+}
+ALL_COUNTS = (*COUNTS, *FURTHER)
+
 Tree = bytes | list | tuple
 
 
@@ -202,7 +211,7 @@ def field_text(rng: random.Random, name: str, spec: dict, counts: dict[str, int]
     if name == "timestamp":
         before = rng.choice([0, rng.randrange(300_000), rng.randrange(10**9)])
         return time_value(rng, spec["formats"], NOW_MS - before, spec.get("digits", False))
-    if name in COUNTS or name in ("tokens", "total_tokens"):
+    if name in ALL_COUNTS or name in ("tokens", "total_tokens"):
         return number_text(rng, spec, counts.get(name, counts["input_tokens"]))
     if spec.get("numbers") and rng.random() < 0.2:
         return str(rng.randrange(-3, 30)).encode()
@@ -215,7 +224,12 @@ def field_text(rng: random.Random, name: str, spec: dict, counts: dict[str, int]
         "model": ["llama-3.1-405b", "gpt-x", "qwen3", "模型"],
         "scope": ["/eu", "/us"],
     }
+    if name.startswith("labels."):
+        return quoted(rng, rng.choice(LABELS))
     return quoted(rng, rng.choice(names.get(name, ["H100", "H200", "B200", "MI300X"])))
+
+
+LABELS = ["red", "blue", "batch", "0-32000", "研究", 'q"q', '{"a":1}', "'; DROP TABLE rows; --", "x" * 33, "y" * 16]
 
 
 def put(record: Record, path: str | list[str], field: str, spec: dict, value: bytes) -> None:
@@ -332,7 +346,11 @@ def valid_record(rng: random.Random, mapping: dict, service: bytes) -> Record:
     for path, spec, text in conventions:
         if rng.random() < 0.95 or "otherwise" not in spec:
             put(record, path, "convention", spec, text)
-    for name, spec in mapping["fields"].items():
+    for name, parent in FURTHER.items():
+        if name in mapping["fields"]:
+            counts[name] = rng.choice([0, rng.randrange(counts[parent] + 1)])
+    labels = {f"labels.{name}": spec for name, spec in mapping.get("labels", {}).items()}
+    for name, spec in (mapping["fields"] | labels).items():
         if "path" in spec:
             put_field(rng, record, name, spec, counts)
     for condition in later:  # its path may be that of an object, which is there by now
@@ -390,7 +408,7 @@ def hostile_value(rng: random.Random, record: Record) -> None:
 
 
 def hostile_count(rng: random.Random, record: Record) -> None:
-    counts = [leaf for leaf in record.leaves if leaf.field in (*COUNTS, "tokens", "total_tokens", "plus")]
+    counts = [leaf for leaf in record.leaves if leaf.field in (*ALL_COUNTS, "tokens", "total_tokens", "plus")]
     if not counts:
         return
     number = rng.choice(rng.choice([VALID_NUMBERS, VALID_NUMBERS, BAD_NUMBERS]))
@@ -411,7 +429,7 @@ def drop_field(rng: random.Random, record: Record) -> None:
 
 
 def border_string(rng: random.Random, record: Record) -> None:
-    strings = [leaf for leaf in record.leaves if leaf.field not in COUNTS]
+    strings = [leaf for leaf in record.leaves if leaf.field not in ALL_COUNTS]
     if strings:
         size = rng.choice([0, 1, 2, 63, 64, 255, 255, 256, 256, 257, 257, 300, 1023, 1024, 1025])
         rng.choice(strings).entry[1] = long_string(rng, size)
@@ -484,7 +502,7 @@ def nest_deep(rng: random.Random, record: Record) -> None:
 
 
 def grow_part(rng: random.Random, record: Record) -> None:
-    counts = [leaf for leaf in record.leaves if leaf.field in COUNTS]
+    counts = [leaf for leaf in record.leaves if leaf.field in ALL_COUNTS]
     if counts:
         rng.choice(counts).entry[1] = rng.choice([b"0", b"1", b"99999999", str(2**40 - 1).encode()])
 
@@ -510,7 +528,8 @@ def another_scalar(rng: random.Random, record: Record) -> None:
 
 def number_or_nothing(rng: random.Random, record: Record) -> None:
     """Where a string is wanted: an empty or blank one, or a number."""
-    strings = [leaf for leaf in record.leaves if leaf.field in ("request_id", "scope", "user", "model", "chip")]
+    named = ("request_id", "scope", "user", "model", "chip")
+    strings = [leaf for leaf in record.leaves if leaf.field in named or leaf.field.startswith("labels.")]
     if strings:
         values = [b'""', b'""', b'" "', b"12345", b"0", b"-0", b"-7", b"18446744073709551615", b"18446744073709551616"]
         rng.choice(strings).entry[1] = rng.choice([*values, b"1.0", b"1e3", b"true", b"null"])
@@ -518,7 +537,7 @@ def number_or_nothing(rng: random.Random, record: Record) -> None:
 
 def whole_or_not(rng: random.Random, record: Record) -> None:
     """Where a count is wanted: one that is spelled with a fraction or an exponent."""
-    counts = [leaf for leaf in record.leaves if leaf.field in (*COUNTS, "tokens", "total_tokens", "plus")]
+    counts = [leaf for leaf in record.leaves if leaf.field in (*ALL_COUNTS, "tokens", "total_tokens", "plus")]
     if counts:
         values = [b"12.0", b"1.2e3", b"1e+05", b"-0.0", b"14417.92", b"0.5", b"-1.0", b"1099511627775.0", b"1e-400"]
         rng.choice(counts).entry[1] = rng.choice(

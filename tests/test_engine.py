@@ -419,7 +419,7 @@ def test_what_is_held_ahead_of_need_is_given_up_for_another_partition(make_engin
         ("texts", {"texts": 32}),
         ("cells", {"cells": 16}),
         ("rows", {"rows": 16}),
-        ("arena_bytes", {"arena_bytes": 3000}),
+        ("arena_bytes", {"arena_bytes": 1700}),
     ],
 )
 def test_tables_that_one_message_could_overfill_are_refused_by_name(make_engine, setting, limits):

@@ -24,7 +24,8 @@ from tokenometer.kernels import plan as plans
 from tokenometer.kernels.target import HostTarget
 from tokenometer.kernels.values import SKIPPED, Canonical, Rejection, Skipped
 from tokenometer.processor.records.referee import Referee
-from tokenometer.processor.verify.judge import Judge, RefusedRecord, SkippedRecord
+from tokenometer.processor.verify.judge import Judge, SkippedRecord
+from tokenometer.processor.verify.values import RefusedRecord
 
 SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
 LINES = 50_000
@@ -69,7 +70,16 @@ def judged(line: bytes, mapping: Mapping, time: int | None, **bounds: int) -> Ca
     texts = [b""] * layout.TEXTS
     for name in TEXT_NAMES:
         texts[getattr(layout, name.upper())] = (getattr(record, name) or "").encode()
-    return Canonical(record.timestamp, tuple(texts), tuple(record[7:]))
+    further = tuple(getattr(record, name) for name in oracle.FURTHER)
+    labels = dict(record.labels)
+    return Canonical(record.timestamp, tuple(texts), tuple(record[7:13]), further, labels_of(mapping, labels))
+
+
+def labels_of(mapping: Mapping, labels: dict[str, str]) -> tuple[bytes, ...]:
+    """In the mapping's order, empty where absent."""
+    names = sorted(mapping.oracle.get("labels", {}))
+    assert labels.keys() <= set(names) and "" not in labels.values()
+    return tuple(labels.get(name, "").encode() for name in names)
 
 
 def audited(judge: Judge, mapping: Mapping, line: bytes, time: int | None) -> Canonical | Rejection | Skipped | None:
@@ -83,14 +93,16 @@ def audited(judge: Judge, mapping: Mapping, line: bytes, time: int | None) -> Ca
         return Rejection(refused.reason, refused.field)
     if record is None:
         return None
-    request_id, within, time_ms, user, model, chip, prefill_chip, *counters = record
+    request_id, within, time_ms, user, model, chip, prefill_chip, *counters = record[:13]
+    labels, *further = record[13:]
     names = mapping.oracle["fields"].get("request_id", {}).get("with", [])
     if names:
         within, *more = json.loads(within)
         of_record = {"user": user, "model": model, "chip": chip, "prefill_chip": prefill_chip}
         assert more == [of_record[name] for name in names]
     texts = [(text or "").encode() for text in (request_id, user, model, chip, prefill_chip, within)]
-    return Canonical(time_ms, tuple(texts), tuple(counters))
+    beside = tuple(further), labels_of(mapping, json.loads(labels or "{}"))
+    return Canonical(time_ms, tuple(texts), tuple(counters), *beside)
 
 
 def first_difference(run: Run, mapping: Mapping, piece: Piece) -> bytes | None:
@@ -106,7 +118,11 @@ def first_difference(run: Run, mapping: Mapping, piece: Piece) -> bytes | None:
         wanted = harness.expected(mapping, [Piece([line], times, part)], window_ms=SETTINGS["window_ms"])
         letters = [(letter.rejection.reason, letter.rejection.field) for letter in progress.dead_letters]
         same = letters == [letter[3:5] for letter in wanted.dead_letters]
-        if not same or run.engine.tally() - before != harness.tally_of(wanted) or alone.rows() != wanted.rows:
+        if (
+            not same
+            or run.engine.tally() - before != harness.tally_of(wanted)
+            or alone.rows() != harness.wanted_rows(wanted)
+        ):
             return line
     return None
 
@@ -147,7 +163,7 @@ def agree(run: Run, file: oracle.Meter, topic: oracle.Meter, wanted: oracle.Mete
 def sum_of(*meters: oracle.Meter) -> harness.Rows:
     total: harness.Rows = {}
     for meter in meters:
-        harness.add_rows(total, meter.rows)
+        harness.add_rows(total, harness.wanted_rows(meter))
     return total
 
 

@@ -64,12 +64,12 @@ CHANGES = {
     ),
     "two pointers in numpy": (
         "kernels/layout.py",
-        (("texts cells rows windows", "cells texts rows windows"),),
+        (("texts cells rows further", "cells texts rows further"),),
         ("OFFSET_OF(Job, texts) == ", "OFFSET_OF(Job, cells) == "),
     ),
     "a field in numpy alone": (
         "kernels/layout.py",
-        (('("epoch", "u4"), ("spare", "u4")', '("epoch", "u4"), ("unknown", "u4")'),),
+        (('("epoch", "u4"), ("further", "u4")', '("epoch", "u4"), ("unknown", "u4")'),),
         ("unknown",),
     ),
     "a field's size": (

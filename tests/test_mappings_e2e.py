@@ -8,7 +8,8 @@ from tests import harness, oracle
 from tests.harness import Piece, shipped
 from tokenometer.kernels.values import SKIPPED, Canonical, Rejection
 from tokenometer.processor.records.referee import Referee
-from tokenometer.processor.verify.judge import Judge, RefusedRecord, SkippedRecord
+from tokenometer.processor.verify.judge import Judge, SkippedRecord
+from tokenometer.processor.verify.values import RefusedRecord
 
 EXAMPLES = harness.MAPPINGS / "examples"
 COUNTERS = ("requests", *oracle.COUNTS)
@@ -26,10 +27,19 @@ def rows_of_result(result: dict) -> harness.Rows:
     start = result["timestamp"] - result["timestamp"] % 60_000
     key, input_chip = (start, result["user"], result["model"]), result["prefill_chip"] or result["chip"]
     requests, *inputs, output, reasoning = [result[name] for name in COUNTERS]
+    *further_in, further_out = [result.get(name, 0) for name in oracle.FURTHER]
+    labels = (tuple(result["labels"].items()),) if "labels" in result else ()
+    further = [[*further_in, 0] if any(further_in) else [], [0, 0, 0, 0, further_out] if further_out else []]
     rows: harness.Rows = {}
-    harness.add_rows(rows, {(*key, result["chip"]): [requests, 0, 0, 0, output, reasoning]})
-    harness.add_rows(rows, {(*key, input_chip): [0, *inputs, 0, 0]})
+    harness.add_rows(rows, {(*key, result["chip"], *labels): [requests, 0, 0, 0, output, reasoning] + further[1]})
+    harness.add_rows(rows, {(*key, input_chip, *labels): [0, *inputs, 0, 0] + further[0]})
     return rows
+
+
+def as_result(record: oracle.Canonical) -> dict:
+    """As the expected results are written: further counters and labels only where there are some."""
+    found = {name: value for name, value in record._asdict().items() if name not in oracle.FURTHER or value}
+    return found | {"labels": dict(record.labels)}
 
 
 @pytest.mark.parametrize("name", harness.SHIPPED)
@@ -55,7 +65,7 @@ def test_each_example_line_alone_has_its_expected_result(make_engine, name):
             assert not letters and fate.counted == fate.read == 1
             assert run.rows() == rows_of_result(result)
             assert verdict.record is not None
-            assert verdict.record._asdict() == {"scope": verdict.record.scope} | result
+            assert as_result(verdict.record) == {"scope": verdict.record.scope, "labels": {}} | result
         engine.open_part()
 
 
@@ -73,7 +83,11 @@ def test_referee_and_audit_say_the_same_of_each_example_line(name):
             assert ruling == SKIPPED and result == {"skipped": True}
         else:
             assert isinstance(ruling, Canonical) and audited is not None
-            assert list(ruling.counters) == list(audited[7:]) == [result[name] for name in COUNTERS]
+            assert list(ruling.counters) == list(audited[7:13]) == [result[name] for name in COUNTERS]
+            assert list(ruling.further) == list(audited[14:]) == [result.get(name, 0) for name in oracle.FURTHER]
+            named = zip(mapping.engine.labels, ruling.labels, strict=True)
+            labels = {label.name: text.decode() for label, text in named if text}
+            assert labels == json.loads(audited[13] or "{}") == result.get("labels", {})
             assert ruling.time_ms == audited[2] == result["timestamp"]
 
 

@@ -117,6 +117,10 @@ def record_of(rng: random.Random, spec: dict[str, Any]) -> bytes:
             else:
                 value = count_value(rng, name in ("input_tokens", "output_tokens"), field.get("whole_numbers", False))
             at(record, path, value)
+    for label in spec.get("labels", {}).values():
+        for path in filter(None, [label.get("path"), *label.get("aliases", [])]):
+            if rng.random() < 0.9:
+                at(record, path, text_value(rng))
     for entry in spec.get("skip", []):
         for condition in [entry, *entry.get("and", [])]:
             if rng.random() < 0.3:

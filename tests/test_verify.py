@@ -24,12 +24,13 @@ from tokenometer.processor.broker import BEGINNING, Offset, Place, Position
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.verify import Settings, verify
 from tokenometer.processor.verify import tasks as verify_tasks
-from tokenometer.processor.verify.judge import Judge, RefusedRecord, SkippedRecord
+from tokenometer.processor.verify.judge import Judge, SkippedRecord
 from tokenometer.processor.verify.report import render
 from tokenometer.processor.verify.values import (
     DuckDBMissing,
     LogGone,
     NothingCommitted,
+    RefusedRecord,
     Report,
     StreamMoves,
     UnknownSchema,

@@ -5,48 +5,39 @@ orjson says whether a line is JSON and what it says. `Judge` turns a mapping int
 once; a line is then judged by calling them in the order of the fields.
 """
 
-import datetime
 import math
-import re
+from bisect import bisect_left
 from collections.abc import Callable
-from functools import lru_cache
 from operator import methodcaller
 from typing import Any
 
 import orjson
 
 from tokenometer.processor.verify.repeated import RepeatedKeys
-from tokenometer.processor.verify.values import COUNTS
+from tokenometer.processor.verify.times import time_reader
+from tokenometer.processor.verify.values import COUNTERS, COUNTS, FURTHER, NO_FURTHER, PARENTS, RefusedRecord
 from tokenometer.schemas.mapping import (
     COUNT_END,
     STRING_BYTES_MAX,
     Condition,
     Convention,
     Field,
+    Label,
     Mapping,
     Path,
     Selector,
 )
 
 RECORD_BYTES_MAX = 1 << 20
-TIME_END_MS = 253_402_300_800_000  # 10000-01-01T00:00:00Z
 BLANKS = b" \t\r"
 _SURELY_SHORT = STRING_BYTES_MAX // 4  # so many characters cannot have more bytes than allowed
 
 
 # A record that counts, unless it is a duplicate, as a plain tuple: a named one takes a tenth of all the time.
-# request_id, what it is unique within ("" for nothing), time in ms, user, model, chip, prefill_chip, and what it adds
-# to its rows.
-Judged = tuple[str | None, str, int, str | None, str | None, str | None, str | None, int, int, int, int, int, int]
-
-
-class RefusedRecord(Exception):
-    """The record goes to the dead letters, for the first reason that applies."""
-
-    def __init__(self, reason: str, field: str | None = None) -> None:
-        super().__init__(reason, field)
-        self.reason = reason
-        self.field = field
+# request_id, what it is unique within ("" for nothing), time in ms, user, model, chip, prefill_chip; what it adds to
+# its rows (requests, COUNTS); its labels (JSON, "" for none); and what it adds of FURTHER.
+_Head = tuple[str | None, str, int, str | None, str | None, str | None, str | None, int, int, int, int, int, int]
+Judged = tuple[*_Head, str, int, int, int, int, int]
 
 
 class SkippedRecord(Exception):
@@ -60,7 +51,6 @@ Six = tuple[int, int, int, int, int, int]  # requests, then COUNTS
 ReadCounters = Callable[[Object], Six]  # as the source has them
 ReadTotal = Callable[[Object], int | None]
 MakeInclusive = Callable[[Object, Six, int | None], Six]
-ReadTime = Callable[[Object, int | None], int]
 
 
 class Judge:
@@ -79,12 +69,20 @@ class Judge:
         self.grows = mapping.repeats == "grow"
         self._scope = _scope_reader(request_id)
         self._with = [mapping.field(name).name for name in request_id.with_fields]
-        self._time = _time_reader(mapping.field("timestamp"), max_future_skew_ms, max_past_ms, not_before_ms)
+        self._time = time_reader(
+            mapping.field("timestamp"),
+            _first_of(mapping.field("timestamp").paths, "timestamp"),
+            max_future_skew_ms,
+            max_past_ms,
+            not_before_ms,
+        )
         self._user = _text_reader(mapping.field("user"))
         self._model = _text_reader(mapping.field("model"))
         self._chip = _text_reader(mapping.field("chip"))
         self._prefill_chip = _text_reader(mapping.field("prefill_chip"))
         self._counters = _counters_reader(mapping)
+        self._further = _further_reader(mapping.further) if mapping.further else None
+        self._labels = [_label_reader(label) for label in mapping.labels]
         self._total = _total_reader(mapping.total) if mapping.total else None
         self._inclusive = _inclusive_maker(mapping.conventions)
         self._repeats = RepeatedKeys(mapping)
@@ -115,11 +113,29 @@ class Judge:
         time_ms = self._time(top, message_time)
         user, model, chip, prefill_chip = self._user(top), self._model(top), self._chip(top), self._prefill_chip(top)
         counters = self._counters(top)
-        counters = self._inclusive(top, counters, self._total(top) if self._total else None)
+        further = self._further(top) if self._further else NO_FURTHER
+        total = self._total(top) if self._total else None
+        texts = [read(top) if read else None for _, read, _ in self._labels]
+        counters = self._inclusive(top, counters, total)
+        _check_within(further, counters)
+        labels = self._labels_of(texts, counters) if self._labels else ""
         if self._with:
             values = {"user": user, "model": model, "chip": chip, "prefill_chip": prefill_chip}
             within = orjson.dumps([within, *(values[name] for name in self._with)]).decode()
-        return (request_id, within, time_ms, user, model, chip, prefill_chip, *counters)
+        return (request_id, within, time_ms, user, model, chip, prefill_chip, *counters, labels, *further)
+
+    def _labels_of(self, texts: list[str | None], counters: Six) -> str:
+        found = {}
+        for (name, _, bracket), text in zip(self._labels, texts, strict=True):
+            value = bracket(counters) if bracket else text
+            if value is not None:
+                found[name] = value
+        return labels_text(found) if found else ""
+
+
+def labels_text(labels: dict[str, str]) -> str:
+    """One text for one set of labels."""
+    return orjson.dumps(labels, option=orjson.OPT_SORT_KEYS).decode()
 
 
 # --- From a mapping to functions ---
@@ -336,6 +352,49 @@ def _digits(text: str, name: str) -> int:
     raise RefusedRecord("bad_count", name)
 
 
+# --- Further counters and labels ---
+
+Five = tuple[int, int, int, int, int]
+_PARENT_PLACES = [COUNTERS.index(parent) for parent in PARENTS.values()]
+
+
+def _further_reader(fields: tuple[Field, ...]) -> Callable[[Object], Five]:
+    named = {field.name: _count_reader(field) for field in fields}
+    readers = [named.get(name) for name in FURTHER]
+
+    def read(top: Object) -> Five:
+        a, b, c, d, e = (0 if reader is None else reader(top) for reader in readers)
+        return a, b, c, d, e
+
+    return read
+
+
+def _check_within(further: Five, counters: Six) -> None:
+    """No part is more than what it is a part of."""
+    if further is NO_FURTHER:
+        return
+    for count, place in zip(further, _PARENT_PLACES, strict=True):
+        if count > counters[place]:
+            raise RefusedRecord("inconsistent_counts")
+
+
+_LabelReader = tuple[str, ReadText | None, Callable[[Six], str] | None]  # name, and one of the two
+
+
+def _label_reader(label: Label) -> _LabelReader:
+    if label.field is not None:
+        return label.name, _text_reader(label.field), None
+    assert label.bracket
+    place, edges = COUNTERS.index(label.bracket.counter), label.bracket.edges
+
+    def bracket(counters: Six) -> str:
+        above = bisect_left(edges, counters[place])
+        begin = edges[above - 1] + 1 if above else 0
+        return f"{begin}-{edges[above]}" if above < len(edges) else f"{begin}-"
+
+    return label.name, None, bracket
+
+
 # --- Skipping ---
 
 
@@ -456,119 +515,3 @@ def _put_inside(
     if cached + written > total_in or reasoning > total_out or (total is not None and total != total_in + total_out):
         return None
     return requests, total_in, cached, written, total_out, reasoning
-
-
-# --- Time ---
-
-
-def _time_reader(field: Field, max_future_skew_ms: int, max_past_ms: int | None, not_before_ms: int) -> ReadTime:
-    value_of = _first_of(field.paths, field.name)
-    milliseconds_of = _milliseconds_reader(field)
-
-    def read(top: Object, message_time: int | None) -> int:
-        value = value_of(top)
-        if value is not None:
-            time_ms = milliseconds_of(value)
-        elif field.message_time_fallback and message_time is not None:
-            time_ms = message_time
-        else:
-            raise RefusedRecord("missing_field", field.name)
-        if not 0 <= time_ms < TIME_END_MS:
-            raise RefusedRecord("bad_timestamp", field.name)
-        if time_ms < not_before_ms:
-            raise RefusedRecord("past_timestamp", field.name)
-        if message_time is not None:
-            if max_past_ms is not None and message_time - time_ms > max_past_ms:
-                raise RefusedRecord("past_timestamp", field.name)
-            if time_ms - message_time > max_future_skew_ms:
-                raise RefusedRecord("future_timestamp", field.name)
-        return time_ms
-
-    return read
-
-
-def _milliseconds_reader(field: Field) -> Callable[[Any], int]:
-    """Turns a time in one of the formats into milliseconds, which may still be out of range."""
-    epochs = [name for name in field.formats if name.startswith("epoch")]
-    epoch = epochs[0] if epochs else None
-    multiply, divide = {"epoch_s": (1000, 1), "epoch_us": (1, 1000), "epoch_ns": (1, 10**6)}.get(epoch or "", (1, 1))
-    text_ms = _text_reader_of_times(field)
-
-    def milliseconds(value: Any) -> int:
-        if type(value) is str and field.digits:
-            number = _number_of_digits(value, epoch == "epoch_s_decimal")
-            value = value if number is None else number
-        kind = type(value)
-        if kind is str and text_ms:
-            return text_ms(value)
-        if epoch == "epoch_s_decimal" and kind in (int, float):
-            thousandfold = float(value) * 1000
-            return round(thousandfold) if math.isfinite(thousandfold) else TIME_END_MS
-        if epoch is not None and kind is int:
-            return int(value) * multiply // divide
-        raise RefusedRecord("bad_timestamp" if kind is str and field.digits else "wrong_type", field.name)
-
-    return milliseconds
-
-
-_ENDLESS = 10**30  # no unit of ours has a time so late
-
-
-def _number_of_digits(text: str, decimal: bool) -> int | float | None:
-    """As the JSON number of the same text, without a sign and an exponent; None where it is none."""
-    whole, point, fraction = text.partition(".")
-    digits = whole + fraction
-    if not digits.isascii() or not whole.isdigit() or (point and not (decimal and fraction.isdigit())):
-        return None
-    if whole[0] == "0" and whole != "0":
-        return None
-    if decimal:
-        return float(text)
-    return int(whole) if len(whole) <= 30 else _ENDLESS
-
-
-def _text_reader_of_times(field: Field) -> Callable[[str], int] | None:
-    if "rfc3339" in field.formats:
-        return lambda text: _calendar_ms(_RFC3339.fullmatch(text), None, field.name)
-    if "iso8601" in field.formats:
-        return lambda text: _calendar_ms(_ISO8601.fullmatch(text), field.zone_minutes, field.name)
-    return None
-
-
-_DAY_AND_TIME = r"([0-9]{4}-[0-9]{2}-[0-9]{2})[Tt ]([01][0-9]|2[0-3]):([0-5][0-9]):([0-5][0-9]|60)"
-_RFC3339 = re.compile(_DAY_AND_TIME + r"(?:\.([0-9]{1,9}))?(?P<zone>[Zz]|([+-])([01][0-9]|2[0-3]):([0-5][0-9]))")
-_ISO8601 = re.compile(
-    _DAY_AND_TIME + r"(?:[.,]([0-9]{1,9}))?(?P<zone>[Zz]|([+-])([01][0-9]|2[0-3])(?::?([0-5][0-9]))?)?"
-)
-_MINUTES_PER_DAY = 1440
-
-
-def _calendar_ms(match: re.Match[str] | None, zone_minutes: int | None, name: str) -> int:
-    """`zone_minutes`: how far a time without a zone is ahead of UTC."""
-    day = match and _days_since_epoch(match[1])
-    if match is None or day is None:
-        raise RefusedRecord("bad_timestamp", name)
-    _, hour, minute, second, fraction, zone, sign, offset_hours, offset_minutes = match.groups()
-    if zone is None:
-        if zone_minutes is None:
-            raise RefusedRecord("bad_timestamp", name)
-        ahead = zone_minutes
-    elif sign:
-        ahead = int(offset_hours) * 60 + int(offset_minutes or 0)
-        ahead = -ahead if sign == "-" else ahead
-    else:
-        ahead = 0
-    utc_minute = day * _MINUTES_PER_DAY + int(hour) * 60 + int(minute) - ahead
-    if second != "60":
-        return (utc_minute * 60 + int(second)) * 1000 + (int(fraction[:3].ljust(3, "0")) if fraction else 0)
-    if utc_minute % _MINUTES_PER_DAY != _MINUTES_PER_DAY - 1:
-        raise RefusedRecord("bad_timestamp", name)
-    return utc_minute * 60_000 + 59_999  # the last millisecond of its own day
-
-
-@lru_cache(maxsize=4096)  # a log has few days
-def _days_since_epoch(date: str) -> int | None:
-    try:
-        return datetime.date.fromisoformat(date).toordinal() - 719_163  # 1970-01-01
-    except ValueError:
-        return None

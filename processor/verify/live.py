@@ -98,10 +98,11 @@ def object_of(text: bytes | None) -> dict[str, Any]:
     return value
 
 
-def check_version(value: Mapping[str, Any], where: str, window_ms: int) -> None:
-    if value.get("schema") != SCHEMA or type(value["schema"]) is not int:
+def check_version(value: Mapping[str, Any], where: str, window_ms: int, known: tuple[int, ...] = (SCHEMA,)) -> None:
+    if value.get("schema") not in known or type(value["schema"]) is not int:
         shown = orjson.dumps(value.get("schema")).decode()
-        raise UnknownSchema(f"{where}: schema version {shown}; this tokenometer verifies version {SCHEMA}")
+        versions = f"version{'s' if known[1:] else ''} {' and '.join(map(str, known))}"
+        raise UnknownSchema(f"{where}: schema version {shown}; this tokenometer verifies {versions}")
     if value.get("window_ms") != window_ms:
         raise WrongWindow(
             f"{where}: metered with windows of {value.get('window_ms')} ms, verified with {window_ms} ms:"

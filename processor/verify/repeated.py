@@ -41,7 +41,8 @@ class RepeatedKeys:
 
 def _all_paths(mapping: Mapping) -> list[Path]:
     """Gathered here once more: an audit that asked the mapping would share its mistakes."""
-    fields = [*mapping.fields, *([mapping.total] if mapping.total else [])]
+    fields = [*mapping.fields, *mapping.further, *([mapping.total] if mapping.total else [])]
+    fields += [label.field for label in mapping.labels if label.field]
     paths = [path for field in fields for path in (*field.paths, *field.plus)]
     paths += [field.scope for field in fields if field.scope]
     paths += [mapping.selector.by] if mapping.selector else []

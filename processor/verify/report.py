@@ -112,7 +112,8 @@ def _differences(report: Report) -> RenderableType:
 
 def _key(difference: Difference) -> str:
     texts = map(show.printable, (difference.user, difference.model, difference.chip))
-    return "  ".join((show.time(difference.window_start_ms), *texts))
+    labels = [show.printable(difference.labels)] if difference.labels else []
+    return "  ".join((show.time(difference.window_start_ms), *texts, *labels))
 
 
 def _counters(difference: Difference) -> RenderableType:
@@ -121,9 +122,10 @@ def _counters(difference: Difference) -> RenderableType:
     if difference.found is None and difference.expected is not None:
         return Text(f"in the log, but not published: {_all(difference.expected)}")
     assert difference.expected and difference.found
+    both = [*zip(COUNTERS, difference.expected, difference.found, strict=True), *difference.further]
     lines = [
         f"{name}: {expected:,} in the log, {found:,} published: {found - expected:+,}"
-        for name, expected, found in zip(COUNTERS, difference.expected, difference.found, strict=True)
+        for name, expected, found in both
         if expected != found
     ]
     return Text("\n".join(lines))

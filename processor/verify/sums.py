@@ -19,6 +19,7 @@ from tokenometer.processor.verify import tasks
 from tokenometer.processor.verify.values import (
     CONFLICTING,
     COUNTERS,
+    FURTHER,
     NO_COUNTERS,
     Counters,
     Difference,
@@ -32,10 +33,12 @@ from tokenometer.processor.verify.values import (
 if TYPE_CHECKING:
     import duckdb
 
-_KEY = 'window_start, "user", model, chip'
-_ALL = ", ".join(COUNTERS)
-_SUMS = ", ".join(f"sum({name}) AS {name}" for name in COUNTERS)
-_OUTPUT = ("requests", "output_tokens", "reasoning_tokens")  # stay on the row of `chip` where there is a prefill_chip
+_KEY = 'window_start, "user", model, chip, labels'
+_COUNTERS = (*COUNTERS, *FURTHER)
+_ALL = ", ".join(_COUNTERS)
+_SUMS = ", ".join(f"sum({name}) AS {name}" for name in _COUNTERS)
+# These stay on the row of `chip` where there is a prefill_chip.
+_OUTPUT = ("requests", "output_tokens", "reasoning_tokens", "audio_output_tokens")
 
 # The first record of an identity in a generation counts, unless the generation before has one too.
 #
@@ -64,7 +67,7 @@ _DUPLICATES = """
     SELECT place, log_offset, line FROM placed WHERE nth > 1 OR age > 0
 """
 # What a duplicate is compared with: the first record of its identity in the generation before, or else in its own.
-_SAID = f'window_start, "user", model, chip, prefill_chip, {_ALL}'
+_SAID = f'window_start, "user", model, chip, prefill_chip, labels, {_ALL}'
 _CONFLICTS = f"""
     CREATE TABLE conflicts AS
     WITH said AS (
@@ -85,7 +88,7 @@ _CONFLICTS = f"""
 """
 # Where a mapping's repeats grow: what each record is ahead of the greatest counters of its identity, in the generation
 # before and so far in its own. The first one counts the request.
-_TOKENS = COUNTERS[1:]
+_TOKENS = _COUNTERS[1:]
 _GROWN = f"""
     CREATE TABLE grown AS
     WITH growing AS (SELECT * FROM records WHERE grows AND request_id IS NOT NULL), most AS (
@@ -115,17 +118,17 @@ _NOTHING_ADDED = f"""
 _EXPECTED = f"""
     CREATE TABLE expected AS
     WITH kept AS (
-        SELECT r.* REPLACE ({", ".join(f"coalesce(g.{name}, r.{name}) AS {name}" for name in COUNTERS)})
+        SELECT r.* REPLACE ({", ".join(f"coalesce(g.{name}, r.{name}) AS {name}" for name in _COUNTERS)})
         FROM (SELECT * FROM records ANTI JOIN duplicates USING (place, log_offset, line)) r
         LEFT JOIN grown g USING (place, log_offset, line)
     ), booked AS (
         SELECT {_KEY}, {", ".join(
             name if name in _OUTPUT else f"CASE WHEN prefill_chip IS NULL THEN {name} ELSE 0 END AS {name}"
-            for name in COUNTERS
+            for name in _COUNTERS
         )} FROM kept
         UNION ALL
-        SELECT window_start, "user", model, prefill_chip AS chip, {", ".join(
-            f"0 AS {name}" if name in _OUTPUT else name for name in COUNTERS
+        SELECT window_start, "user", model, prefill_chip AS chip, labels, {", ".join(
+            f"0 AS {name}" if name in _OUTPUT else name for name in _COUNTERS
         )} FROM kept WHERE prefill_chip IS NOT NULL
     )
     SELECT {_KEY}, {_SUMS} FROM booked GROUP BY {_KEY}
@@ -141,9 +144,9 @@ _LAST = f"""
 _FOUND = f"CREATE TABLE found AS SELECT {_KEY}, {_SUMS} FROM last_rows GROUP BY {_KEY}"
 _DIFFERING = f"""
     CREATE TABLE differing AS
-    SELECT {_KEY}, {", ".join(f"e.{name}" for name in COUNTERS)}, {", ".join(f"f.{name}" for name in COUNTERS)}
+    SELECT {_KEY}, {", ".join(f"e.{name}" for name in _COUNTERS)}, {", ".join(f"f.{name}" for name in _COUNTERS)}
     FROM expected e FULL JOIN found f USING ({_KEY})
-    WHERE {" OR ".join(f"e.{name} IS DISTINCT FROM f.{name}" for name in COUNTERS)}
+    WHERE {" OR ".join(f"e.{name} IS DISTINCT FROM f.{name}" for name in _COUNTERS)}
 """
 _DIFFERING_LETTERS = f"""
     CREATE TABLE differing_letters AS
@@ -214,10 +217,16 @@ class Sums:
     def differences(self, most: int) -> Iterator[Difference]:
         """The first ones by key."""
         for row in self._rows(f"SELECT * FROM differing ORDER BY {_KEY} LIMIT {most}"):
-            start, *texts = row[:4]
-            user, model, chip = (text.decode() for text in texts)
-            counters = len(COUNTERS)
-            yield Difference(start, user, model, chip, _counters(row[4 : 4 + counters]), _counters(row[4 + counters :]))
+            start, *texts = row[:5]
+            user, model, chip, labels = (text.decode() for text in texts)
+            expected, found = row[5 : 5 + len(_COUNTERS)], row[5 + len(_COUNTERS) :]
+            six = _counters(expected), _counters(found)
+            further = [
+                (name, int(ours or 0), int(theirs or 0))
+                for name, ours, theirs in zip(_COUNTERS, expected, found, strict=True)
+                if name in FURTHER and (ours or 0) != (theirs or 0)
+            ]
+            yield Difference(start, user, model, chip, *six, labels, tuple(further))
 
     def letter_differences(self, most: int) -> Iterator[LetterDifference]:
         rows = self._rows(f"SELECT * FROM differing_letters ORDER BY ALL LIMIT {most}")
@@ -264,5 +273,5 @@ def _counters(row: Any) -> Counters | None:
     """None where the join found no row."""
     if row[0] is None:
         return None
-    a, b, c, d, e, f = map(int, row)
+    a, b, c, d, e, f = map(int, row[: len(COUNTERS)])
     return a, b, c, d, e, f

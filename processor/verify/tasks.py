@@ -9,6 +9,7 @@ Texts are columns of bytes: equal means equal bytes, and a NUL in a name is a by
 """
 
 import hashlib
+import re
 from calendar import timegm
 from collections import Counter
 from collections.abc import Sequence
@@ -22,9 +23,17 @@ import pyarrow.parquet as pq
 
 from tokenometer.processor.broker import Headers, Place
 from tokenometer.processor.verify.decode import AuditDecoder
-from tokenometer.processor.verify.judge import Judge, Judged, RefusedRecord, SkippedRecord
+from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord, labels_text
 from tokenometer.processor.verify.live import U64_END, Malformed, check_version, object_of
-from tokenometer.processor.verify.values import CONFLICTING, COUNTERS, REASONS, Problem
+from tokenometer.processor.verify.values import (
+    CONFLICTING,
+    COUNTERS,
+    FURTHER,
+    REASONS,
+    ROW_SCHEMAS,
+    Problem,
+    RefusedRecord,
+)
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.value import Value
 
@@ -38,6 +47,8 @@ _JUDGED = [
     ("window_start", pa.int64()),
     *((name, _BYTES) for name in (*_TEXTS, "prefill_chip")),
     *((name, pa.int64()) for name in COUNTERS),
+    ("labels", _BYTES),
+    *((name, pa.int64()) for name in FURTHER),
 ]  # as `Judge` answers, but for the window in place of the time
 RECORDS = pa.schema([*_WHERE, *_JUDGED, ("grows", pa.bool_()), ("digest", _BYTES)])
 REJECTS = pa.schema([*_AT, ("line", pa.int64()), ("reason", pa.string()), ("field", pa.string()), ("digest", _BYTES)])
@@ -47,11 +58,13 @@ USAGE = pa.schema(
         ("window_start", pa.int64()),
         *((name, _BYTES) for name in (*_TEXTS, "part")),
         *((name, pa.uint64()) for name in COUNTERS),
+        ("labels", _BYTES),
+        *((name, pa.uint64()) for name in FURTHER),
     ]
 )
 LETTERS = pa.schema([("topic", pa.string()), ("partition", pa.int64()), ("log_offset", pa.int64()), *list(REJECTS)[2:]])
 SCHEMAS = {"records": RECORDS, "rejects": REJECTS, "usage": USAGE, "letters": LETTERS}
-_REPEATING = [*_TEXTS, "prefill_chip", "part", "reason", "field"]  # columns that are worth a dictionary
+_REPEATING = [*_TEXTS, "prefill_chip", "labels", "part", "reason", "field"]  # columns that are worth a dictionary
 
 
 class LogChunk(NamedTuple):
@@ -187,6 +200,9 @@ def _record_columns(chunk: LogChunk, records: list[Judged], messages: list[int],
 
 _KEY = ("window_start", *_TEXTS, "part")
 _ROW = frozenset((*_KEY, "schema", "window_ms", *COUNTERS, "total_tokens"))
+_MORE = {1: _ROW, 2: _ROW | {"labels", *FURTHER}}  # that a row of each version may have
+_LABEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
+_LABELS_MAX, _LABEL_BYTES_MAX = 8, 256
 
 
 def read_usage(chunk: OutputChunk) -> OutputResult:
@@ -208,11 +224,12 @@ def _usage_row(key: bytes | None, value: bytes | None, where: str, window_ms: in
     if value is None:
         raise Malformed("a tombstone: the meter deletes no row")
     row = object_of(value)
-    check_version(row, where, window_ms)
-    if row.keys() != _ROW:
+    check_version(row, where, window_ms, ROW_SCHEMAS)
+    if not _ROW <= row.keys() <= _MORE[row["schema"]]:
         raise Malformed("its fields are not those of a usage row")
-    if object_of(key) != {name: row[name] for name in _KEY}:
+    if object_of(key) != {name: row[name] for name in (*_KEY, "labels") if name in row}:
         raise Malformed("its key's fields are not its value's")
+    labels = _labels_text(row["labels"]) if "labels" in row else ""
     texts = [row[name] for name in _KEY]
     counters = [row[name] for name in COUNTERS]
     if not all(type(text) is str and text for text in texts):
@@ -224,7 +241,24 @@ def _usage_row(key: bytes | None, value: bytes | None, where: str, window_ms: in
     window_start = _window_start_ms(texts[0])
     if window_start is None or window_start % window_ms:
         raise Malformed(f"no window starts at {texts[0]}")
-    return (window_start, *texts[1:], *counters)
+    return (window_start, *texts[1:], *counters, labels, *_further(row))
+
+
+def _further(row: dict[str, Any]) -> list[int]:
+    counts = [row.get(name) for name in FURTHER]
+    if not all(count is None or (type(count) is int and 0 < count < U64_END) for count in counts):
+        raise Malformed("a further counter is not an integer of 64 bits above 0")
+    return [count or 0 for count in counts]
+
+
+def _labels_text(labels: Any) -> str:
+    if type(labels) is not dict or not 1 <= len(labels) <= _LABELS_MAX or list(labels) != sorted(labels):
+        raise Malformed(f"its labels are not an object of 1 to {_LABELS_MAX} members in the order of their names")
+    if not all(map(_LABEL_NAME.fullmatch, labels)):
+        raise Malformed("a label has a name that no label may have")
+    if not all(type(text) is str and 1 <= len(text.encode()) <= _LABEL_BYTES_MAX for text in labels.values()):
+        raise Malformed(f"a label is not a string of 1 to {_LABEL_BYTES_MAX} bytes")
+    return labels_text(labels)
 
 
 @lru_cache(maxsize=1 << 16)

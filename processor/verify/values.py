@@ -7,10 +7,20 @@ from typing import NamedTuple
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.schemas.errors import TokenometerError
 
-SCHEMA = 1  # of usage rows and live summaries: the one version that this audit reads
+SCHEMA = 1  # of live summaries: the one version that this audit reads
+ROW_SCHEMAS = (1, 2)  # of usage rows; those of version 1 have no labels and no further counters
 # Of a row, in this order everywhere. A copy of schemas/usage.py on purpose: the audit shares nothing that it judges.
 COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 COUNTERS = ("requests", *COUNTS)
+PARENTS = {  # further counters, each a part of one of the above; a row has only those that are not 0
+    "cache_write_1h_tokens": "cache_write_tokens",
+    "audio_input_tokens": "input_tokens",
+    "image_input_tokens": "input_tokens",
+    "audio_cached_input_tokens": "cached_input_tokens",
+    "audio_output_tokens": "output_tokens",
+}
+FURTHER = tuple(PARENTS)
+NO_FURTHER = (0, 0, 0, 0, 0)
 REASONS = (
     # Of a whole message
     "too_large",
@@ -40,6 +50,15 @@ CONFLICTING = "conflicting_duplicate"  # of a dead letter that is a duplicate
 
 Counters = tuple[int, int, int, int, int, int]
 NO_COUNTERS: Counters = (0, 0, 0, 0, 0, 0)
+
+
+class RefusedRecord(Exception):
+    """The record goes to the dead letters, for the first reason that applies."""
+
+    def __init__(self, reason: str, field: str | None = None) -> None:
+        super().__init__(reason, field)
+        self.reason = reason
+        self.field = field
 
 
 class VerifyError(TokenometerError):
@@ -107,6 +126,8 @@ class Difference:
     chip: str
     expected: Counters | None
     found: Counters | None
+    labels: str = ""  # JSON; empty where there are none
+    further: tuple[tuple[str, int, int], ...] = ()  # of these counters those that differ: name, expected, found
 
 
 @dataclass(frozen=True)
@@ -162,7 +183,7 @@ class Report:
     usage_messages: int  # rows as they were published; a later one replaces an earlier one
     letters: int  # dead letters that were found
     differing_rows: int
-    differences: tuple[Difference, ...]  # the first ones by window, user, model and chip
+    differences: tuple[Difference, ...]  # the first ones by window, user, model, chip and labels
     differing_letters: int
     letter_differences: tuple[LetterDifference, ...]  # the first ones by partition, offset and line
     problem_count: int
