@@ -26,14 +26,13 @@ from tests import books, streams
 from tests.test_ledger import HOSTILE, IDENTITY, take
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.processor.cli import __main__ as cli
-from tokenometer.processor.ledger import periods, prices, times, usage
+from tokenometer.processor.ledger import periods, pricefile, prices, times, usage
 from tokenometer.processor.ledger.intake import IntakeProgress
 from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.parts import ENDED, OPEN
 from tokenometer.processor.ledger.serve import Api, LedgerServer, ServeSettings
 from tokenometer.processor.ledger.store import Stand, Store
 from tokenometer.processor.ledger.values import BadRequest, LedgerBatch, LedgerError, LedgerSummary
-from tokenometer.schemas.usage import Usage
 
 DAY_MS = 86_400_000
 BERLIN, HOWE = ZoneInfo("Europe/Berlin"), ZoneInfo("Australia/Lord_Howe")
@@ -193,7 +192,7 @@ def test_top_is_by_tokens_then_by_name(filled: tuple[Store, list[Any]]) -> None:
         ({"from": ""}, "not a moment"),
         ({"to": "2026-11-22"}, "is no time"),
         ({"window": "week"}, "window 'week': expected hour, day, month, total"),
-        ({"group_by": "user,part"}, "group_by 'part'"),
+        ({"group_by": "user,part"}, "group_by 'part': expected user, model, chip or the name of a label"),
         ({"limit": "0"}, "limit '0': expected a number from 1 to 100,000"),
         ({"limit": "1e3"}, "limit"),
         ({"limit": "９"}, "limit"),
@@ -391,17 +390,16 @@ per_million_tokens = "0.02"
 @given(counts=st.lists(st.integers(0, 2**64 - 1), min_size=5, max_size=5), late=st.booleans())
 def test_revenue_is_exact_and_charges_a_token_once(counts: list[int], late: bool) -> None:
     plain, cached, written, out, reasoning = counts
-    found = prices.parse(PRICES, "p.toml").revenue(
-        "llama", ms("2026-11-24T00:00:00Z") - (not late),
-        Usage(1, plain + cached + written, cached, written, out + reasoning, reasoning),
-    )  # fmt: skip
+    entry = pricefile.parse(PRICES, "p.toml").entry("llama", "", {}, ms("2026-11-24T00:00:00Z") - (not late))
+    assert entry is not None
+    found = entry.amount([1, plain + cached + written, cached, written, out + reasoning, reasoning, *[0] * 5])
     rates = ("0.3", "0.3", "1", "1.2", "2.000000000001") if late else ("0.15", "0.075", "0.15", "0.6", "0.6")
     wanted = sum(Fraction(rate) * count for rate, count in zip(rates, counts, strict=True)) / 1_000_000
-    assert found is not None and Fraction(found) == wanted
+    assert Fraction(found, prices.UNIT) == wanted and Fraction(prices.text(found)) == wanted
 
 
 def test_priced_usage_counts_what_has_no_price(database: str) -> None:
-    lists = prices.parse(PRICES, "p.toml")
+    lists = pricefile.parse(PRICES, "p.toml")
     day = {"from": "2026-11-23", "to": "2026-11-25"}
     other = (IDENTITY[0], "alice", "gemma", "B200", "meter.1")
     with books.opened(database) as store:
@@ -409,14 +407,14 @@ def test_priced_usage_counts_what_has_no_price(database: str) -> None:
         take(store, [books.usage_row((IDENTITY[0] + DAY_MS, *IDENTITY[1:]), [1, 1_000_000, 0, 0, 0, 0])])
         take(store, [books.usage_row(other, [1, 10, 0, 0, 7, 0])])
         [total] = ask(store, lists, **day, priced="true").groups
-        assert (total.revenue, total.unpriced) == (Decimal("1.0125"), 17)
-        assert (total.cost, total.uncosted) == (Decimal("0.06"), 17)
+        assert (prices.maybe_text(total.revenue), total.unpriced) == ("1.0125", 17)
+        assert (prices.maybe_text(total.cost), total.uncosted) == ("0.06", 17)
         by_model = ask(store, lists, **day, priced="true", group_by="model")
-        assert [(g.names["model"], g.revenue, g.unpriced) for g in by_model.groups] == [
-            ("gemma", None, 17), ("llama", Decimal("1.0125"), 0),
+        assert [(g.names["model"], prices.maybe_text(g.revenue), g.unpriced) for g in by_model.groups] == [
+            ("gemma", None, 17), ("llama", "1.0125", 0),
         ]  # fmt: skip
         by_day = ask(store, lists, **day, priced="true", window="day", group_by="user", model="llama")
-        assert [g.revenue for g in by_day.groups] == [Decimal("0.7125"), Decimal("0.3")]
+        assert [prices.maybe_text(g.revenue) for g in by_day.groups] == ["0.7125", "0.3"]
         assert usage.as_json(by_model)["rows"][0]["revenue"] is None
         with pytest.raises(BadRequest, match="there is no price list"):
             ask(store, **day, priced="true")
@@ -446,7 +444,7 @@ def test_a_wrong_price_file_names_its_line(line: int, old: str, new: str, words:
     text = PRICES.replace(old, new, 1)
     assert text != PRICES
     with pytest.raises(prices.PriceError, match=rf"p\.toml, line \d+: .*{words}") as raised:
-        prices.parse(text, "p.toml")
+        pricefile.parse(text, "p.toml")
     if "not TOML" not in words or line == 9:
         assert f"line {line}:" in str(raised.value), raised.value
 

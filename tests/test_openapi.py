@@ -25,7 +25,7 @@ from tests.totals_data import Feed
 from tokenometer.processor.dashboard import Settings, SiteThread
 from tokenometer.processor.dashboard import openapi as dashboard_openapi
 from tokenometer.processor.ledger import openapi as ledger_openapi
-from tokenometer.processor.ledger import prices
+from tokenometer.processor.ledger import pricefile
 
 CHECKS: list[CheckFunction] = [
     checks.status_code_conformance,
@@ -46,7 +46,7 @@ def test_the_ledger_s_description_is_openapi() -> None:
 def ledger(database: str) -> Iterator[str]:
     with books.opened(database) as store:
         make.fill(store)
-        with serving(store, prices=prices.parse(make.PRICES, "p.toml")) as url:
+        with serving(store, prices=pricefile.parse(make.PRICES, "p.toml")) as url:
             yield url
 
 

@@ -18,7 +18,7 @@ from tokenometer.schemas.errors import TokenometerError
 
 DATABASE = "ledger.duckdb"
 _ANSWER_SECONDS = 300
-Ask = Callable[[Mapping[str, str]], dict[str, Any]]
+Ask = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
 class NoAnswer(TokenometerError):
@@ -92,9 +92,9 @@ class AskSettings(Settings):
     def database_name(self) -> str:
         return self.database.reveal() if self.database else DATABASE
 
-    def fetch(self, path: str, given: Mapping[str, str] | None = None, body: Any = None) -> dict[str, Any]:
+    def fetch(self, path: str, given: Mapping[str, Any] | None = None, body: Any = None) -> dict[str, Any]:
         """A running ledger's answer. Raises NoAnswer with its own words where it refuses."""
-        query = f"?{urllib.parse.urlencode(given)}" if given else ""
+        query = f"?{urllib.parse.urlencode(given, doseq=True)}" if given else ""
         data = None if body is None else json.dumps(body).encode()
         try:
             with open_url(f"{self.url}{path}{query}", self.token_file, _ANSWER_SECONDS, data) as answer:
@@ -115,7 +115,7 @@ def _said(error: urllib.error.HTTPError) -> str:
         return f"status {error.code}"
 
 
-def all_rows(ask: Ask, given: Mapping[str, str], first: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
+def all_rows(ask: Ask, given: Mapping[str, Any], first: dict[str, Any]) -> Iterator[list[dict[str, Any]]]:
     """Page by page, until there is no next one."""
     while True:
         yield first["rows"]

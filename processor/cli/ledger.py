@@ -59,7 +59,7 @@ def ledger_command(command: LedgerCommand) -> None:
         tokenometer ledger --once --listen ''
     """
     with needs("ledger"):
-        from tokenometer.processor.ledger import prices
+        from tokenometer.processor.ledger import pricefile
         from tokenometer.processor.ledger.intake import IntakeSettings, Ledger
         from tokenometer.processor.ledger.opening import open_database
         from tokenometer.processor.ledger.store import Store
@@ -68,7 +68,7 @@ def ledger_command(command: LedgerCommand) -> None:
     settings = IntakeSettings(
         command.usage_topic, command.live_topic, command.batch_rows, linger_ms, command.accept_gap
     )
-    price_list = None if command.price_list is None else prices.load(command.price_list)
+    price_list = None if command.price_list is None else pricefile.load(command.price_list)
     running.start_logs(command)
     with contextlib.closing(Store(open_database(command.database.reveal(), writer=True))) as store:
         broker = running.broker_of(command)

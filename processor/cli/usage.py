@@ -14,7 +14,7 @@ from tokenometer.processor import show
 from tokenometer.processor.cli.asking import Ask, AskSettings, PriceFile, TimeZone, all_rows
 from tokenometer.processor.cli.common import needs, say, show_view, usage_error, write_csv, write_json
 from tokenometer.processor.ledger import export, usage
-from tokenometer.schemas.usage import COUNTERS, TOKENS, TOTAL
+from tokenometer.schemas.usage import COUNTERS, TOTAL
 
 
 class TableFormat(StrEnum):
@@ -28,7 +28,13 @@ class UsageCommand(AskSettings):
     user: Annotated[str | None, Option(help="Only of this user.")] = None
     model: Annotated[str | None, Option(help="Only of this model.")] = None
     chip: Annotated[str | None, Option(help="Only of this chip.")] = None
-    group_by: Annotated[str, Option(metavar="user,model,chip", help="A row for each of these.")] = ""
+    label: Annotated[
+        list[str] | None,
+        Option(metavar="NAME=VALUE", help="Only with this label; NAME= is without it. May be repeated."),
+    ] = None
+    group_by: Annotated[
+        str, Option(metavar="user,model,chip,LABEL", help="A row for each of these; a label by its name.")
+    ] = ""
     window: Annotated[str, Option(help="And for each hour, day or month; or one total.")] = "total"
     time_zone: TimeZone = "UTC"
     top: Annotated[int | None, Option(metavar="N", help="Only the rows of the most tokens.")] = None
@@ -36,18 +42,22 @@ class UsageCommand(AskSettings):
     after: Annotated[str | None, Option(metavar="NEXT", help="Go on after an earlier answer.")] = None
     priced: Annotated[bool, Option("--priced", help="With revenue and chip costs, by a price list.")] = False
     price_list: PriceFile = None
+    further: Annotated[
+        bool, Option("--further", help="With audio, image and one-hour counters, also where they are 0.")
+    ] = False
     out: Annotated[str | None, Option("--out", metavar="FILE", help="Write all rows: .csv, .ndjson or .parquet.")] = (
         None
     )
     force: Annotated[bool, Option("--force", help="Replace --out.")] = False
     form: Annotated[TableFormat, Option("--format", help="What is printed.")] = TableFormat.TABLE
 
-    def question(self) -> dict[str, str]:
+    def question(self) -> dict[str, Any]:
         """As /v1/usage takes it."""
         given = {
             "from": self.begin, "to": self.end, "time_zone": self.time_zone, "window": self.window,
             "group_by": self.group_by, "limit": str(usage.LIMIT_MAX if self.out else self.limit),
-            "priced": "true" if self.priced else "false",
+            "priced": "true" if self.priced else "false", "further": "true" if self.further else "false",
+            "label": list(self.label or ()),
         }  # fmt: skip
         optional = {name: getattr(self, name) for name in ("user", "model", "chip", "top", "after")}
         given |= {name: str(value) for name, value in optional.items() if value is not None}
@@ -60,6 +70,7 @@ def usage_command(command: UsageCommand) -> None:
     Examples:
         tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user --top 20
         tokenometer usage --from 2026-11-01 --to 2026-12-01 --window day --format csv
+        tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by team,service_tier --label team=blue
         tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user,model --out november.parquet
         tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user --priced --prices prices.toml
         tokenometer usage --from 2026-11-30 --to 2026-12-01 --url http://ledger:9465 --token-file ledger.token
@@ -69,7 +80,7 @@ def usage_command(command: UsageCommand) -> None:
     with _asked(command) as ask:
         first = ask(given)
         if command.out is not None:
-            columns = export.columns_of(first)
+            columns = export.columns_of(first, _further(ask, given))
             rows = export.write(all_rows(ask, given, first), columns, command.out, command.force)
             say(f"{rows:,} rows written to {command.out}; {_completeness(first)}")
         elif command.form is TableFormat.JSON:
@@ -92,13 +103,19 @@ def _asked(command: UsageCommand) -> Iterator[Ask]:
         yield lambda given: command.fetch("/v1/usage", given)
         return
     with needs("ledger"):
-        from tokenometer.processor.ledger import prices
+        from tokenometer.processor.ledger import pricefile
         from tokenometer.processor.ledger.opening import open_database
 
-    price_list = None if command.price_list is None else prices.load(command.price_list)
+    price_list = None if command.price_list is None else pricefile.load(command.price_list)
     with contextlib.closing(open_database(command.database_name, writer=False)) as opened:
         with opened.snapshot() as moment:
             yield lambda given: usage.as_json(usage.answer(moment, usage.parse(given), price_list))
+
+
+def _further(ask: Ask, given: Mapping[str, Any]) -> list[str]:
+    """The counters that any row of all pages names: those of the sum of them all."""
+    kept = {name: value for name, value in given.items() if name not in ("group_by", "window", "top", "after", "priced")}
+    return export.further_of(ask({**kept, "limit": "1"})["rows"])
 
 
 def _completeness(answer: Mapping[str, Any]) -> str:
@@ -115,13 +132,14 @@ def _usage_table(answer: Mapping[str, Any]) -> Table:
     table = Table(box=None, header_style="bold")
     for name in names:
         table.add_column(name, no_wrap=name == "begin", overflow="fold")
-    for name in (*COUNTERS, TOTAL, *money):
-        shown_name = name.removesuffix("_tokens") if name in TOKENS else name
+    counts = (*COUNTERS, TOTAL, *export.further_of(answer["rows"]))
+    for name in (*counts, *money):
+        shown_name = name.removesuffix("_tokens") if name != TOTAL else name
         table.add_column(f"{shown_name} {answer['currency']}" if name in money else shown_name, justify="right")
     for row in answer["rows"]:
-        texts = (Text(show.printable(row[name])) for name in names)
-        counts = [f"{row[name]:,}" for name in (*COUNTERS, TOTAL)]
-        table.add_row(*texts, *counts, *(_money_text(row, name) for name in money))
+        texts = (Text(show.printable(row[name] or "")) for name in names)
+        numbers = [f"{row.get(name, 0):,}" for name in counts]
+        table.add_row(*texts, *numbers, *(_money_text(row, name) for name in money))
     return table
 
 

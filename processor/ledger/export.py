@@ -11,12 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.processor.files import output
-from tokenometer.processor.ledger.usage import DIMENSIONS
 from tokenometer.processor.ledger.values import BadRequest, LedgerError
-from tokenometer.schemas.usage import COUNTERS, TOTAL
+from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
 
-_COUNTS = (*COUNTERS, TOTAL, "unpriced_tokens", "uncosted_tokens")
-_MONEY = ("revenue", "chip_cost")
+_COUNTS = (*COUNTERS, TOTAL, *FURTHER, "unpriced_tokens", "uncosted_tokens", "price_line")
+_MONEY = ("revenue", "chip_cost", "amount")
 _MONEY_TYPE = pa.decimal128(38, 18)  # a price has twelve digits behind the point, and is for a million
 # What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian keyboards too.
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
@@ -28,12 +27,19 @@ def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], header: 
     writer = csv.writer(text)
     if header:
         writer.writerow(columns)
-    writer.writerows([_cell(name, row[name]) for name in columns] for row in rows)
+    writer.writerows([_cell(name, value(name, row)) for name in columns] for row in rows)
     return text.getvalue()
 
 
+def value(column: str, row: Mapping[str, Any]) -> Any:
+    """A further counter that a row does not name is 0."""
+    return row.get(column, 0) if column in FURTHER else row.get(column)
+
+
 def _cell(column: str, value: Any) -> Any:
-    if column in DIMENSIONS and _is_formula(value):
+    if isinstance(value, dict):
+        return json.dumps(value, ensure_ascii=False)
+    if isinstance(value, str) and column not in _MONEY and _is_formula(value):
         return f"'{value}"
     return "" if value is None else value
 
@@ -44,10 +50,16 @@ def _is_formula(value: str) -> bool:
     return value[seen:].startswith(_FORMULA) or value.startswith(("\t", "\r", "\n"))
 
 
-def columns_of(query: Mapping[str, Any]) -> list[str]:
-    """Of the rows of an answer (usage.as_json)."""
+def columns_of(query: Mapping[str, Any], further: Sequence[str] | None = None) -> list[str]:
+    """Of the rows of an answer (usage.as_json). further: those counters that have a column; None: that a row names."""
     money = ("revenue", "unpriced_tokens", "chip_cost", "uncosted_tokens") if "currency" in query else ()
-    return ["begin", "end", *query["group_by"], *COUNTERS, TOTAL, *money]
+    named = further_of(query["rows"]) if further is None else further
+    return ["begin", "end", *query["group_by"], *COUNTERS, TOTAL, *named, *money]
+
+
+def further_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    named = {name for row in rows for name in row.keys() & set(FURTHER)}
+    return [name for name in FURTHER if name in named]
 
 
 def write(pages: Iterable[Sequence[Mapping[str, Any]]], columns: Sequence[str], name: str, force: bool) -> int:
@@ -82,11 +94,13 @@ def _schema(columns: Sequence[str]) -> Any:
 
 
 def _table(rows: Sequence[Mapping[str, Any]], schema: Any) -> Any:
-    def value(name: str, given: Any) -> Any:
+    def plain_of(name: str, given: Any) -> Any:
+        if isinstance(given, dict):
+            return json.dumps(given, ensure_ascii=False)
         return Decimal(given) if name in _MONEY and given is not None else given
 
     try:
-        plain = [{name: value(name, row[name]) for name in schema.names} for row in rows]
+        plain = [{name: plain_of(name, value(name, row)) for name in schema.names} for row in rows]
         return pa.Table.from_pylist(plain, schema)
     except (OverflowError, pa.ArrowInvalid) as error:
         raise LedgerError(f"a sum does not fit into a column of Parquet; write CSV or JSON: {error}") from None

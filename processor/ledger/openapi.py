@@ -8,7 +8,7 @@ from typing import Any
 from tokenometer.processor.http import openapi
 from tokenometer.processor.http.openapi import array_of, choice, json_of, object_of, operation, parameter, ref
 from tokenometer.processor.ledger import times, usage
-from tokenometer.schemas.usage import COUNTERS, TOTAL
+from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
 
 _WRONG = {"400": "What is asked for is wrong; the message says what."}
 _AWAY = {"503": "The database, or the ledger, cannot answer now."}
@@ -61,11 +61,19 @@ def _usage() -> dict[str, Any]:
         parameter("to", moment, "The first moment that is not meant.", True),
         parameter("time_zone", {**_TEXT, "default": "UTC"}, "An IANA name: where days and months begin."),
         parameter("window", {**choice(*times.UNITS), "default": "total"}, "A row for each of these."),
-        parameter("group_by", {**_TEXT, "examples": ["user,model"]}, f"Of {', '.join(usage.DIMENSIONS)}."),
+        parameter(
+            "group_by", {**_TEXT, "examples": ["user,model", "team,service_tier"]},
+            f"Of {', '.join(usage.DIMENSIONS)}, and the names of labels.",
+        ),
         *(parameter(name, _TEXT, f"Only of this {name}.") for name in usage.DIMENSIONS),
+        parameter(
+            "label", {**array_of({**_TEXT, "examples": ["team=blue"]}), "default": []},
+            "Only with this label, NAME=VALUE; NAME= is without it. May be repeated.",
+        ),
         parameter("top", _number(), "Only the rows of the most tokens."),
         *_paging(),
         parameter("priced", choice("false", "true"), "With revenue and chip costs, by the ledger's price list."),
+        parameter("further", choice("false", "true"), "With further counters also where they are 0."),
         parameter("format", choice("json", "csv"), "csv: a table."),
     ]
     content = {**json_of(ref("Usage")), "text/csv": {"schema": _TEXT}}
@@ -93,7 +101,10 @@ def _schemas() -> dict[str, Any]:
         "chip_cost": _MONEY,
         "uncosted_tokens": _COUNT,
     }
-    row = object_of((*usage.DIMENSIONS, *priced), begin=_INSTANT, end=_INSTANT, **names, **counters, **priced)
+    further: dict[str, Any] = {name: _COUNT for name in FURTHER}
+    optional = (*usage.DIMENSIONS, *further, *priced)
+    row = object_of(optional, begin=_INSTANT, end=_INSTANT, **names, **counters, **further, **priced)
+    row["additionalProperties"] = {"type": ["string", "null"], "description": "A label; null: it is absent."}
     statement = object_of(
         statement={"type": "integer", "minimum": 1}, begin=_MAYBE, end=_INSTANT, closed_at=_INSTANT,
         complete={"type": "boolean"}, complete_up_to=_MAYBE,
@@ -105,7 +116,7 @@ def _schemas() -> dict[str, Any]:
             **{"from": _INSTANT, "to": _INSTANT},
             time_zone=_TEXT,
             window={"type": "string", "enum": list(times.UNITS)},
-            group_by=array_of({"type": "string", "enum": list(usage.DIMENSIONS)}),
+            group_by=array_of(_TEXT),
             complete={"type": "boolean"},
             complete_up_to=_MAYBE,
             rows=array_of(row),

@@ -1,223 +1,267 @@
-"""Prices and costs: a TOML file to exact decimals. No float is ever made, not of a number in the file either.
+"""Prices and costs: which entry of a list is meant, and exact amounts.
 
-    [[price]]                          [[chip_cost]]
-    model = "gpt-4o-mini"              chip = "H100-SXM5-80GB"
-    from = 2026-01-01                  per_million_tokens = "0.02"
-    to = 2026-07-01
-    input = "0.15"
-    cached_input = "0.075"
-    output = "0.60"
+Amounts are integers, in units of 10^-18 of the currency (`UNIT` of them are one): a rate has twelve digits after the
+point and is for a million tokens. So nothing is ever rounded, and sums do not depend on their order.
 
-Prices are for a million tokens. Totals are inclusive, and a token is charged once: cached and cache-write tokens at
-their own price and not at the input's, reasoning tokens at theirs and not at the output's. What has no price of its own
-is charged as the input, or the output, that it is a part of.
+Counters are inclusive, and a token is charged once. What has no rate of its own is charged as what it is a part of:
+
+    input ──┬─ cached_input ──── audio_cached_input       output ──┬─ reasoning
+            ├─ cache_write ───── cache_write_1h                    └─ audio_output
+            ├─ audio_input (its cached tokens are charged as audio_cached_input)
+            └─ image_input
+
+So an amount is linear in the counters: of a sum of rows it is the sum of their amounts.
 """
 
-import decimal
+import hashlib
 import re
-import tomllib
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import UTC, date, datetime, tzinfo
-from decimal import Decimal
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
 
-from tokenometer.processor.ledger import times
+from tokenometer.processor.ledger.database import COUNTS
 from tokenometer.processor.ledger.values import LedgerError
-from tokenometer.schemas.usage import Usage
 
-_MILLION = Decimal(1_000_000)
-_DIGITS_MAX = 12  # behind the point, of a price; before it as many
-# Exact: 20 digits of tokens, 24 of a price, and what a sum of very many of them may add. Else it raises.
-_EXACT = decimal.Context(prec=80, traps=[decimal.Inexact, decimal.InvalidOperation, decimal.Overflow])
-_RATES = ("input", "cached_input", "cache_write", "output", "reasoning")
-_FIELDS = {
-    "price": ("model", "from", "to", *_RATES),
-    "chip_cost": ("chip", "from", "to", "per_million_tokens"),
-}
-_HEADER = re.compile(r"\s*\[\[\s*\"?(\w+)\"?\s*\]\]")
+UNIT = 10**18
+_DIGITS = 18
+_AMOUNT = re.compile(r"([+-]?)(\d{1,18})(?:\.(\d{1,18}))?", re.ASCII)
+RATES = (
+    "input", "cached_input", "cache_write", "output", "reasoning",
+    "cache_write_1h", "audio_input", "image_input", "audio_cached_input", "audio_output",
+)  # fmt: skip
+AS = {  # without a rate of its own
+    "cached_input": "input", "cache_write": "input", "reasoning": "output", "cache_write_1h": "cache_write",
+    "audio_input": "input", "image_input": "input", "audio_cached_input": "cached_input", "audio_output": "output",
+}  # fmt: skip
+# What is charged at a rate: the sum of these counters, with these signs.
+CHARGED: Mapping[str, Mapping[str, int]] = {
+    "input": {
+        "input_tokens": 1, "cached_input_tokens": -1, "cache_write_tokens": -1, "audio_input_tokens": -1,
+        "audio_cached_input_tokens": 1, "image_input_tokens": -1,
+    },
+    "cached_input": {"cached_input_tokens": 1, "audio_cached_input_tokens": -1},
+    "cache_write": {"cache_write_tokens": 1, "cache_write_1h_tokens": -1},
+    "output": {"output_tokens": 1, "reasoning_tokens": -1, "audio_output_tokens": -1},
+    "reasoning": {"reasoning_tokens": 1},
+    "cache_write_1h": {"cache_write_1h_tokens": 1},
+    "audio_input": {"audio_input_tokens": 1, "audio_cached_input_tokens": -1},
+    "image_input": {"image_input_tokens": 1},
+    "audio_cached_input": {"audio_cached_input_tokens": 1},
+    "audio_output": {"audio_output_tokens": 1},
+}  # fmt: skip
+_MODELS_CACHED_MAX = 100_000
 
 
 class PriceError(LedgerError):
-    """A price file that cannot be used; the message names its line."""
+    """A price list that cannot be used; the message names its line."""
+
+
+class _Span(Protocol):
+    @property
+    def begin(self) -> int | None: ...
+    @property
+    def end(self) -> int | None: ...
+
+
+def _holds(span: _Span, at: int) -> bool:
+    """Of a window that begins at this moment."""
+    return (span.begin is None or span.begin <= at) and (span.end is None or at < span.end)
+
+
+def overlap(a: _Span, b: _Span) -> bool:
+    return (a.end is None or b.begin is None or b.begin < a.end) and (
+        b.end is None or a.begin is None or a.begin < b.end
+    )
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """Valid for `begin` <= a window's beginning < `end`."""
+class Entry:
+    """What a million tokens cost, for usage that fits. model: `*` is any text in it, and `?` any character. rates: in
+    10^-12 of the currency."""
 
-    name: str
+    model: str
+    customer: str | None
+    labels: Mapping[str, str]
     begin: int | None
     end: int | None
-    rates: Mapping[str, Decimal]
+    rates: Mapping[str, int]
     line: int
 
-    def holds(self, at: int) -> bool:
-        return (self.begin is None or self.begin <= at) and (self.end is None or at < self.end)
+    @property
+    def is_pattern(self) -> bool:
+        return "*" in self.model or "?" in self.model
+
+    @cached_property
+    def rank(self) -> tuple[bool, int, bool, int]:
+        """Of two entries that fit, the one of the higher rank wins."""
+        literal = sum(character not in "*?" for character in self.model)
+        return self.customer is not None, len(self.labels), not self.is_pattern, literal
+
+    @cached_property
+    def _coefficients(self) -> Sequence[int]:
+        """By counter."""
+        return [
+            sum(signs.get(counter, 0) * self.rates[rate] for rate, signs in CHARGED.items()) for counter in COUNTS
+        ]
+
+    @cached_property
+    def _matcher(self) -> re.Pattern[str]:
+        parts = {"*": ".*", "?": "."}
+        return re.compile("".join(parts.get(each) or re.escape(each) for each in self.model), re.DOTALL)
+
+    def fits_model(self, model: str) -> bool:
+        return bool(self._matcher.fullmatch(model)) if self.is_pattern else self.model == model
+
+    def fits(self, user: str, labels: Mapping[str, str], at: int) -> bool:
+        """Of usage of a model that fits."""
+        return (
+            _holds(self, at)
+            and (self.customer is None or self.customer == user or self.customer in labels.values())
+            and all(labels.get(name) == value for name, value in self.labels.items())
+        )
+
+    def amount(self, counts: Sequence[int]) -> int:
+        """counts: in the order of COUNTS."""
+        return sum(count * each for count, each in zip(counts, self._coefficients, strict=True))
+
+    def may_share_a_model(self, other: "Entry") -> bool:
+        """Is there a name that both fit?"""
+        return _meet(self.model, other.model)
+
+    def may_meet(self, other: "Entry") -> bool:
+        """Is there usage that both fit?"""
+        return (
+            (self.customer is None or other.customer is None or self.customer == other.customer)
+            and all(other.labels.get(name, value) == value for name, value in self.labels.items())
+            and overlap(self, other)
+            and self.may_share_a_model(other)
+        )
+
+
+def _meet(a: str, b: str) -> bool:
+    """Do two patterns fit a common text? row[j]: do a[i:] and b[j:]?"""
+    below = [False] * (len(b) + 1)
+    for i in range(len(a), -1, -1):
+        row = [False] * (len(b) + 1)
+        row[len(b)] = i == len(a)
+        for j in range(len(b), -1, -1):
+            one, other = a[i : i + 1], b[j : j + 1]
+            if one == "*":
+                row[j] = below[j] or (bool(other) and row[j + 1])
+            elif other == "*":
+                row[j] = row[j + 1] or (bool(one) and below[j])
+            elif one and other:
+                row[j] = below[j + 1] and (one == other or "?" in (one, other))
+        below = row
+    return below[0]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a million tokens on a chip cost. rate: in 10^-12 of the currency."""
+
+    chip: str
+    begin: int | None
+    end: int | None
+    rate: int
+    line: int
 
 
 @dataclass(frozen=True)
 class Prices:
+    """A list. text: of its file, which is what is frozen with a statement."""
+
     currency: str
-    models: Mapping[str, Sequence[_Entry]]
-    chips: Mapping[str, Sequence[_Entry]]
+    entries: Sequence[Entry]
+    costs: Sequence[Cost]
+    text: str
+    source: str
+    _of_models: dict[str, Sequence[Entry]] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(self.text.encode()).hexdigest()
+
+    @cached_property
+    def by_user(self) -> bool:
+        """Does a price depend on who used it?"""
+        return any(entry.customer is not None for entry in self.entries)
+
+    @cached_property
+    def by_labels(self) -> bool:
+        return any(entry.labels or entry.customer is not None for entry in self.entries)
 
     def bounds(self, begin: int, end: int) -> list[int]:
         """`begin`, and every moment before `end` at which some price or cost changes."""
-        entries = [entry for each in (self.models, self.chips) for some in each.values() for entry in some]
-        changes = {moment for entry in entries for moment in (entry.begin, entry.end) if moment is not None}
+        spans: list[_Span] = [*self.entries, *self.costs]
+        changes = {moment for span in spans for moment in (span.begin, span.end) if moment is not None}
         return [begin, *sorted(moment for moment in changes if begin < moment < end)]
 
-    def revenue(self, model: str, at: int, counters: Usage) -> Decimal | None:
-        """None: the model has no price then."""
-        entry = _valid(self.models.get(model, ()), at)
-        if entry is None:
-            return None
-        charged = {
-            "input": counters.input_tokens - counters.cached_input_tokens - counters.cache_write_tokens,
-            "cached_input": counters.cached_input_tokens,
-            "cache_write": counters.cache_write_tokens,
-            "output": counters.output_tokens - counters.reasoning_tokens,
-            "reasoning": counters.reasoning_tokens,
-        }
-        assert all(count >= 0 for count in charged.values()), counters
-        with decimal.localcontext(_EXACT):
-            return sum((count * entry.rates[name] for name, count in charged.items()), Decimal()) / _MILLION
+    def entry(self, model: str, user: str, labels: Mapping[str, str], at: int) -> Entry | None:
+        """The most specific one that fits; None: there is no price. Raises PriceError where two fit equally well."""
+        best: Entry | None = None
+        for entry in self._fitting(model):
+            if best is not None and entry.rank < best.rank:
+                break
+            if entry.fits(user, labels, at):
+                if best is not None:
+                    raise PriceError(
+                        f"{self.source}: the prices on line {best.line} and line {entry.line} fit {model!r} of user "
+                        f"{user!r} with labels {dict(labels)} equally well: add one for both"
+                    )
+                best = entry
+        return best
 
-    def cost(self, chip: str, at: int, tokens: int) -> Decimal | None:
-        """None: the chip has no cost then."""
-        entry = _valid(self.chips.get(chip, ()), at)
-        if entry is None:
-            return None
-        with decimal.localcontext(_EXACT):
-            return tokens * entry.rates["per_million_tokens"] / _MILLION
-
-
-def money(a: Decimal, b: Decimal) -> Decimal:
-    """Their sum, exactly."""
-    with decimal.localcontext(_EXACT):
-        return a + b
-
-
-def _valid(entries: Sequence[_Entry], at: int) -> _Entry | None:
-    return next((entry for entry in entries if entry.holds(at)), None)
-
-
-# --- The file ---
-
-
-def load(path: str) -> Prices:
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-    except (OSError, UnicodeDecodeError) as error:
-        raise PriceError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return parse(text, path)
-
-
-def parse(text: str, source: str) -> Prices:
-    try:
-        top = tomllib.loads(text, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
-        line = re.search(r"at line (\d+)", str(error))
-        number = int(line[1]) if line else text.count("\n") + 1
-        raise PriceError(f"{source}, line {number}: not TOML: {error}") from None
-    return _File(text, source, top).prices()
-
-
-class _File:
-    """One price file on its way to prices: knows where things stand, for complaints."""
-
-    def __init__(self, text: str, source: str, top: dict[str, Any]) -> None:
-        self._lines, self._source, self._top = text.splitlines(), source, top
-        self._where: tzinfo = UTC
-
-    def prices(self) -> Prices:
-        for name in self._top.keys() - {"currency", "time_zone", *_FIELDS}:
-            self._fail(self._line(name), f"no such setting: {name}; expected currency, time_zone, price or chip_cost")
-        currency, zone = self._top.get("currency", ""), self._top.get("time_zone", "UTC")
-        if not isinstance(currency, str) or not re.fullmatch(r"[A-Z]{3}", currency):
-            self._fail(self._line("currency"), 'currency: expected three capital letters, such as "USD"')
-        try:
-            self._where = times.zone(str(zone))
-        except LedgerError as error:
-            self._fail(self._line("time_zone"), str(error))
-        return Prices(currency, self._entries("price"), self._entries("chip_cost"))
-
-    def _entries(self, kind: str) -> dict[str, list[_Entry]]:
-        found: dict[str, list[_Entry]] = {}
-        tables = self._top.get(kind, [])
-        if not isinstance(tables, list) or not all(isinstance(each, dict) for each in tables):
-            self._fail(self._line(kind), f"{kind}: expected tables, each under [[{kind}]]")
-        lines = list(self._headers(kind))
-        for number, table in enumerate(tables):
-            line = lines[number] if len(lines) == len(tables) else self._line(kind)
-            entry = self._entry(kind, table, line)
-            for other in found.setdefault(entry.name, []):
-                if _overlap(entry, other):
-                    self._fail(line, f"{entry.name} has a {kind} for the same time already, on line {other.line}")
-            found[entry.name].append(entry)
+    def _fitting(self, model: str) -> Sequence[Entry]:
+        """Those of a model, the most specific first."""
+        if (found := self._of_models.get(model)) is None:
+            if len(self._of_models) > _MODELS_CACHED_MAX:
+                self._of_models.clear()
+            fitting = [entry for entry in self.entries if entry.fits_model(model)]
+            found = self._of_models[model] = sorted(fitting, key=lambda entry: entry.rank, reverse=True)
         return found
 
-    def _entry(self, kind: str, table: dict[str, Any], line: int) -> _Entry:
-        for key in table.keys() - set(_FIELDS[kind]):
-            self._fail(self._line(key, line), f"no such setting: {key}; expected {', '.join(_FIELDS[kind])}")
-        named, *_ = _FIELDS[kind]
-        name = table.get(named)
-        if not isinstance(name, str) or not name:
-            self._fail(self._line(named, line), f"{named}: expected a name")
-        begin, end = (self._moment(table, key, line) for key in ("from", "to"))
-        if begin is not None and end is not None and begin >= end:
-            self._fail(self._line("to", line), "to is not after from")
-        return _Entry(name, begin, end, self._rates(kind, table, line), line)
+    def cost(self, chip: str, at: int, tokens: int) -> int | None:
+        """None: the chip has no cost then."""
+        found = next((cost for cost in self.costs if cost.chip == chip and _holds(cost, at)), None)
+        return None if found is None else tokens * found.rate
 
-    def _rates(self, kind: str, table: dict[str, Any], line: int) -> dict[str, Decimal]:
-        if kind == "chip_cost":
-            return {"per_million_tokens": self._rate(table, "per_million_tokens", line)}
-        rates = {name: self._rate(table, name, line) for name in ("input", "output")}
-        for name, whole in (("cached_input", "input"), ("cache_write", "input"), ("reasoning", "output")):
-            rates[name] = self._rate(table, name, line) if name in table else rates[whole]
-        return rates
-
-    def _rate(self, table: dict[str, Any], name: str, line: int) -> Decimal:
-        value, at = table.get(name), self._line(name, line)
-        if value is None:
-            self._fail(at, f"{name} is missing")
-        text = str(value) if type(value) in (str, int, Decimal) else ""
-        if not re.fullmatch(rf"\d{{1,{_DIGITS_MAX}}}(\.\d{{1,{_DIGITS_MAX}}})?", text, re.ASCII):
-            self._fail(at, f'{name}: expected a decimal such as "0.15", with at most {_DIGITS_MAX} digits on each side')
-        return Decimal(text)
-
-    def _moment(self, table: dict[str, Any], name: str, line: int) -> int | None:
-        value, at = table.get(name), self._line(name, line)
-        if value is None:
-            return None
-        if isinstance(value, datetime) and value.tzinfo is None or not isinstance(value, date | str):
-            self._fail(at, f"{name}: expected a date, or a time with its offset")
-        try:
-            return times.moment(value if isinstance(value, str) else value.isoformat(), self._where)
-        except LedgerError as error:
-            self._fail(at, f"{name}: {error}")
-
-    def _headers(self, kind: str) -> Iterator[int]:
-        for number, text in enumerate(self._lines, 1):
-            if (match := _HEADER.match(text)) and match[1] == kind:
-                yield number
-
-    def _line(self, key: str, after: int = 0) -> int:
-        """The first line from there that sets the key or heads its table; else where its table begins."""
-        for number, text in enumerate(self._lines[after:], after + 1):
-            if after and _HEADER.match(text):
-                break
-            if re.match(rf"\s*(\[\[?\s*)?\"?{re.escape(key)}\"?\s*(=|\.|\])", text):
-                return number
-        return max(after, 1)
-
-    def _fail(self, line: int, what: str) -> NoReturn:
-        raise PriceError(f"{self._source}, line {line}: {what}")
+    def of_line(self, line: int) -> Entry:
+        return next(entry for entry in self.entries if entry.line == line)
 
 
-def _overlap(a: _Entry, b: _Entry) -> bool:
-    return (a.end is None or b.begin is None or b.begin < a.end) and (
-        b.end is None or a.begin is None or a.begin < b.end
-    )
+def charged(rate: str, counts: Mapping[str, int]) -> int:
+    """The tokens that are charged at a rate."""
+    return sum(sign * counts.get(name, 0) for name, sign in CHARGED[rate].items())
+
+
+# --- Amounts as texts ---
+
+
+def text(amount: int) -> str:
+    """All of its digits, and no exponent."""
+    whole, digits = divmod(abs(amount), UNIT)
+    shown = f"{whole}.{digits:0{_DIGITS}d}".rstrip("0").rstrip(".")
+    return f"-{shown}" if amount < 0 else shown
+
+
+def maybe_text(amount: int | None) -> str | None:
+    return None if amount is None else text(amount)
+
+
+def parse_amount(given: str) -> int:
+    """Raises ValueError."""
+    match = _AMOUNT.fullmatch(given)
+    if match is None:
+        raise ValueError(given)
+    sign, whole, digits = match.groups()
+    amount = int(whole) * UNIT + int((digits or "").ljust(_DIGITS, "0"))
+    return -amount if sign == "-" else amount
+
+
+def from_text(given: str) -> int:
+    """Of what `text` wrote."""
+    sign, plain = (-1, given[1:]) if given.startswith("-") else (1, given)
+    whole, _, digits = plain.partition(".")
+    return sign * (int(whole) * UNIT + int(digits.ljust(_DIGITS, "0")))

@@ -68,7 +68,7 @@ class Api:
         self._database, self._settings = database, settings
         self._ask, self._progress, self._now_ms = ask, progress, now_ms
 
-    def usage(self, given: Mapping[str, str]) -> dict[str, Any]:
+    def usage(self, given: usage.Given) -> dict[str, Any]:
         query = usage.parse(given)
         with self._database.snapshot() as database:
             return usage.as_json(usage.answer(database, query, self._settings.prices))
@@ -175,7 +175,9 @@ class LedgerServer:
         return await self._answer(self._api.statements)
 
     async def _usage(self, request: web.Request) -> web.Response:
-        given = _once(request)
+        given: dict[str, Any] = _once(request, "label")
+        if "label" in request.query:
+            given["label"] = request.query.getall("label")
         form = given.pop("format", "json")
         if form not in ("json", "csv"):
             raise BadRequest(f"format {form!r}: expected json or csv")
@@ -216,8 +218,9 @@ def _told(handler: Handler) -> Handler:
     return told
 
 
-def _once(request: web.Request) -> dict[str, str]:
+def _once(request: web.Request, but: str = "") -> dict[str, str]:
+    """All parameters, but one that may come again."""
     for name in request.query:
-        if len(request.query.getall(name)) > 1:
+        if name != but and len(request.query.getall(name)) > 1:
             raise BadRequest(f"{name} is given twice")
-    return dict(request.query)
+    return {name: value for name, value in request.query.items() if name != but}

@@ -15,20 +15,24 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, tzinfo
-from decimal import Decimal
 from typing import Any
 
-from tokenometer.processor.ledger import times
-from tokenometer.processor.ledger.database import Database
-from tokenometer.processor.ledger.prices import Prices, money
+from tokenometer.processor.ledger import labels, labelsets, times
+from tokenometer.processor.ledger.database import COUNTS, KEY, Database
+from tokenometer.processor.ledger.labels import DIMENSIONS
+from tokenometer.processor.ledger.prices import Prices, maybe_text
 from tokenometer.processor.ledger.values import BadRequest
-from tokenometer.schemas.usage import COUNTERS, PARENTS, TOKENS, Usage
+from tokenometer.schemas.usage import COUNTERS, FURTHER, PARENTS, TOKENS, Usage
 
-DIMENSIONS = ("user", "model", "chip")
+Given = Mapping[str, Any]  # the parameters of a question: texts by name; of `label`, which may come again, a sequence
 LIMIT, LIMIT_MAX = 1_000, 100_000  # groups of one answer
 _MS_END = 1 << 53  # of milliseconds, in a cursor: far beyond the calendar, and within any database's integers
 _TOTAL = " + ".join(name for name in TOKENS if name not in PARENTS)
-_PARAMETERS = ("from", "to", "time_zone", "window", "group_by", *DIMENSIONS, "top", "limit", "after", "priced")
+_PARAMETERS = (
+    "from", "to", "time_zone", "window", "group_by", *DIMENSIONS, "label", "top", "limit", "after", "priced", "further",
+)  # fmt: skip
+_MONEY = ("revenue", "unpriced_tokens", "chip_cost", "uncosted_tokens")
+_OWN = frozenset(("begin", "end", *_MONEY))  # columns of an answer that a label may be called like
 
 
 @dataclass(frozen=True)
@@ -37,31 +41,33 @@ class Query:
     end: int
     where: tzinfo = UTC
     window: str = "total"
-    group_by: tuple[str, ...] = ()
+    group_by: tuple[str, ...] = ()  # dimensions in their order, then labels
     only: Mapping[str, str] = field(default_factory=dict)  # by dimension
+    only_labels: Mapping[str, str] = field(default_factory=dict)  # an empty value: what has none
     top: int | None = None
     limit: int = LIMIT
     after: tuple[Any, ...] | None = None
     priced: bool = False
+    further: bool = False  # further counters in each row, also where they are 0
 
     @property
-    def dimensions(self) -> tuple[str, ...]:
-        """What must be known of each fine row."""
-        money = ("model", "chip") if self.priced else ()
-        return tuple(name for name in DIMENSIONS if name in self.group_by or name in money)
+    def labels(self) -> tuple[str, ...]:
+        return tuple(name for name in self.group_by if name not in DIMENSIONS)
 
 
 @dataclass
 class Group:
-    """A row of the answer. unpriced, uncosted: tokens that no price, no cost was found for."""
+    """A row of the answer. names: None is a label that the rows have not. unpriced, uncosted: tokens that no price, no
+    cost was found for. Money is in the unit of prices.py."""
 
     begin: int
     end: int
-    names: Mapping[str, str]
+    names: Mapping[str, str | None]
     counters: Usage = Usage()
-    revenue: Decimal | None = None
+    further: tuple[int, ...] = (0,) * len(FURTHER)
+    revenue: int | None = None
     unpriced: int = 0
-    cost: Decimal | None = None
+    cost: int | None = None
     uncosted: int = 0
 
 
@@ -80,7 +86,7 @@ class Answer:
 # --- The question ---
 
 
-def parse(given: Mapping[str, str]) -> Query:
+def parse(given: Given) -> Query:
     """Of the parameters of a request. Raises BadRequest."""
     if unknown := given.keys() - set(_PARAMETERS):
         raise BadRequest(f"no such parameter: {min(unknown)}; expected {', '.join(_PARAMETERS)}")
@@ -98,9 +104,11 @@ def parse(given: Mapping[str, str]) -> Query:
         _one_of("window", given.get("window", "total"), times.UNITS),
         _group_by(given.get("group_by", "")),
         {name: given[name] for name in DIMENSIONS if name in given},
+        _labels(given.get("label", ())),
         number("top", given["top"]) if "top" in given else None,
         limit(given.get("limit")),
         priced=_one_of("priced", given.get("priced", "false"), ("true", "false")) == "true",
+        further=_one_of("further", given.get("further", "false"), ("true", "false")) == "true",
     )
     if query.top is not None and (query.window != "total" or not query.group_by or "after" in given):
         raise BadRequest("top wants something to group by, the window total, and no after")
@@ -114,10 +122,24 @@ def _one_of(name: str, value: str, known: Sequence[str]) -> str:
 
 
 def _group_by(text: str) -> tuple[str, ...]:
-    names = [name.strip() for name in text.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
-        _one_of("group_by", name, DIMENSIONS)
-    return tuple(name for name in DIMENSIONS if name in names)
+        if name not in DIMENSIONS and not labels.is_name(name):
+            raise BadRequest(f"group_by {name!r}: expected {', '.join(DIMENSIONS)} or the name of a label")
+    known = [name for name in DIMENSIONS if name in names]
+    return (*known, *(name for name in names if name not in DIMENSIONS))
+
+
+def _labels(texts: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not labels.is_name(name):
+            raise BadRequest(f"label {text!r}: expected NAME=VALUE, or NAME= for what has no such label")
+        if name in found:
+            raise BadRequest(f"label {name} is given twice")
+        found[name] = value
+    return found
 
 
 def limit(text: str | None) -> int:
@@ -165,109 +187,185 @@ def answer(database: Database, query: Query, prices: Prices | None = None) -> An
     found = watermark(database)
     buckets = times.bounds(query.begin, query.end, query.window, query.where)
     ends = dict(zip(buckets, [*buckets[1:], query.end], strict=True))
-    statement, parameters = _statement(database, query, buckets, prices)
-    keyed: dict[tuple[Any, ...], Group] = {}
-    for row in database.rows(statement, parameters):
-        _fold(keyed, row, query, ends, prices)
-    groups, following = list(keyed.values()), None
+    question = _Question(database, query, buckets, prices if query.priced else None)
+    groups, keys = question.groups(ends)
+    following = None
     if query.top is None and len(groups) > query.limit:
-        groups = groups[: query.limit]
-        following = encode_cursor(list(keyed)[query.limit - 1])
+        groups, following = groups[: query.limit], encode_cursor(keys[query.limit - 1])
     complete = found is not None and found >= window_end(database, query.end)
     return Answer(query, groups, following, found, complete, prices.currency if prices and query.priced else None)
 
 
-def _statement(
-    database: Database, query: Query, buckets: Sequence[int], prices: Prices | None
-) -> tuple[str, list[Any]]:
-    """Only names of columns and numbers are put into it; all that is anybody's text is a parameter."""
-    segments = prices.bounds(query.begin, query.end) if query.priced and prices else [query.begin]
-    asked, parameters = _asked(database, query)
-    keys = ["bucket", *(f"key_{name}.name" for name in query.group_by)]
-    chosen, after = "", ""
-    if query.top is not None:
-        chosen, asked = f"chosen AS ({_chosen(query, asked)}),", f"JOIN chosen USING ({_ids(query)}) {asked}"
-        parameters = [*parameters, *parameters]
-    if query.after is not None:
-        after = f"WHERE ({', '.join(keys)}) > ({', '.join('?' * len(query.after))})"
-        parameters = [*parameters, *query.after]
-    build = _priced if query.priced else _plain
-    fine = _fine(database, query, buckets, segments, asked)
-    return f"WITH {chosen} fine AS ({fine}) {build(query, keys, after)}", parameters
+class _Question:
+    """One question's statement, and its rows as groups. Only names of columns and numbers are put into the statement;
+    all that is anybody's text is a parameter."""
+
+    def __init__(self, database: Database, query: Query, buckets: Sequence[int], prices: Prices | None) -> None:
+        self._database, self._query, self._buckets, self._prices = database, query, buckets, prices
+        wanted = (*query.labels, *query.only_labels)
+        numbers = labelsets.checked(database, wanted) if wanted else {}
+        self._label_ids = numbers
+        # The column of each thing to group by.
+        self._ids = [f"{name}_id" if name in DIMENSIONS else f"label_{numbers[name]}_id" for name in query.group_by]
+        money = ["model_id", "chip_id"] if prices else []
+        money += ["user_id"] if prices and prices.by_user else []
+        money += ["labels_id"] if prices and prices.by_labels else []
+        self._fine_ids = [*self._ids, *(name for name in money if name not in self._ids)]
+        [(further,)] = database.rows("SELECT further FROM book")
+        self._counts = COUNTS if further else COUNTERS
+
+    # --- The statement ---
+
+    def _statement(self) -> tuple[str, list[Any]]:
+        query = self._query
+        segments = self._prices.bounds(query.begin, query.end) if self._prices else [query.begin]
+        asked, parameters = self._asked()
+        keys = ["bucket", *(_name_of(id) for id in self._ids)]
+        chosen, after, source = "", "", asked
+        if query.top is not None:
+            chosen, source = f"chosen AS ({self._chosen(asked)}),", f"{asked} JOIN chosen USING ({', '.join(self._ids)})"
+            parameters = [*parameters, *parameters]
+        if query.after is not None:
+            after = f"WHERE ({', '.join(keys)}) > ({', '.join('?' * len(query.after))})"
+            parameters = [*parameters, *query.after]
+        build = self._priced if self._prices else self._plain
+        return f"WITH {chosen} fine AS ({self._fine(segments, source)}) {build(keys, after)}", parameters
+
+    def _asked(self) -> tuple[str, list[Any]]:
+        """The rows that are meant; with a column for each label that is grouped by, 0 where a row has it not."""
+        query, parameters = self._query, list[Any]()
+        columns, joins = list((*KEY, *self._counts)), ""
+        for name in query.labels:
+            number = self._label_ids[name]
+            columns.append(f"coalesce(label_{number}.value_id, 0) AS label_{number}_id")
+            joins += (
+                f" LEFT JOIN set_labels AS label_{number} "
+                f"ON label_{number}.set_id = labels_id AND label_{number}.name_id = {number}"
+            )
+        conditions, parameters = ["window_start >= ?", "window_start < ?"], [query.begin, query.end]
+        for name, value in query.only.items():
+            conditions.append(f"{name}_id = ?")
+            parameters.append(self._number(value))
+        for name, value in query.only_labels.items():
+            held = f"SELECT set_id FROM set_labels WHERE name_id = {self._label_ids[name]}"
+            conditions.append(f"labels_id IN ({held} AND value_id = ?)" if value else f"labels_id NOT IN ({held})")
+            parameters += [self._number(value)] if value else []
+        text = f"(SELECT {', '.join(columns)} FROM usage{joins} WHERE {' AND '.join(conditions)}) AS asked"
+        return text, parameters
+
+    def _number(self, name: str) -> int:
+        return self._database.ids("names", [_encoded(name)]).get(name.encode(), -1)
+
+    def _chosen(self, asked: str) -> str:
+        """The groups of the most tokens, and all that have as many as the last of them: of these the names decide, and
+        are looked up for no others. By one sum, since six sums of every group took PostgreSQL twice as long."""
+        ids = ", ".join(self._ids)
+        return f"""
+            WITH every AS (
+                SELECT {ids}, sum({_TOTAL}) AS total FROM {asked} GROUP BY {ids}
+            ) SELECT {ids} FROM every WHERE total >= (
+                SELECT min(total) FROM (SELECT total FROM every ORDER BY total DESC LIMIT {self._query.top}) AS largest
+            )
+        """
+
+    def _fine(self, segments: Sequence[int], source: str) -> str:
+        """Added up as far as the answer, and its money, allow."""
+        places = ", ".join(["bucket", "segment", *self._fine_ids])
+        sums = ", ".join(f"sum({name}) AS {name}" for name in self._counts)
+        return f"""
+            SELECT {places}, {sums} FROM (
+                SELECT {self._database.buckets(self._buckets)} AS bucket, {self._database.buckets(segments)} AS segment,
+                    {", ".join([*self._fine_ids, *self._counts])} FROM {source}
+            ) AS placed GROUP BY {places}
+        """
+
+    def _plain(self, keys: Sequence[str], after: str) -> str:
+        """A fine row is a group."""
+        query = self._query
+        order = [f"{_TOTAL} DESC", *keys] if query.top else keys
+        return f"""
+            SELECT {", ".join(keys)}, {", ".join(self._counts)} FROM fine {_joins(self._ids, "fine")}
+            {after} ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
+        """
+
+    def _priced(self, keys: Sequence[str], after: str) -> str:
+        """Groups are chosen first, and then come all of their fine rows."""
+        query, ids = self._query, ["bucket", *self._ids]
+        order = ["total DESC", *keys] if query.top else keys
+        named = "".join(f"{_name_of(id)} AS name_{id}, " for id in self._ids)
+        user = "priced_user.name" if "user_id" in self._fine_ids else "NULL"
+        joined = "JOIN names AS priced_user ON priced_user.id = fine.user_id" if "user_id" in self._fine_ids else ""
+        return f"""
+            , groups AS (
+                SELECT {", ".join(ids)}, sum({_TOTAL}) AS total FROM fine GROUP BY {", ".join(ids)}
+            ), page AS (
+                SELECT {", ".join(f"groups.{name}" for name in ids)}, {named}
+                    row_number() OVER (ORDER BY {", ".join(order)}) AS place
+                FROM groups {_joins(self._ids, "groups")} {after}
+                ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
+            )
+            SELECT page.bucket, {"".join(f"page.name_{id}, " for id in self._ids)}
+                fine.segment, priced_model.name, priced_chip.name, {user},
+                {"fine.labels_id" if "labels_id" in self._fine_ids else "0"},
+                {", ".join(f"fine.{name}" for name in self._counts)}
+            FROM page JOIN fine ON {" AND ".join(f"fine.{name} = page.{name}" for name in ids)}
+                JOIN names AS priced_model ON priced_model.id = fine.model_id
+                JOIN names AS priced_chip ON priced_chip.id = fine.chip_id {joined}
+            ORDER BY page.place
+        """
+
+    # --- Its rows ---
+
+    def groups(self, ends: Mapping[int, int]) -> tuple[list[Group], list[tuple[Any, ...]]]:
+        """And their keys, for a cursor."""
+        rows, count = self._database.rows(*self._statement()), 1 + len(self._ids)
+        held = {int(row[count + 4]) for row in rows} if self._prices else set[int]()
+        label_sets = labelsets.sets(self._database, held)
+        keyed: dict[tuple[Any, ...], Group] = {}
+        for row in rows:
+            key = (int(row[0]), *(bytes(name) for name in row[1:count]))
+            if (group := keyed.get(key)) is None:
+                names = zip(self._query.group_by, (name.decode() or None for name in key[1:]), strict=True)
+                group = keyed[key] = Group(key[0], ends[key[0]], dict(names))
+            values = row[count + 5 :] if self._prices else row[count:]
+            counts = [*map(int, values), *([0] * (len(COUNTS) - len(values)))]
+            _add(group, counts)
+            if self._prices:
+                segment, model, chip, user, labels_id = row[count : count + 5]
+                names_of = bytes(model).decode(), bytes(user or b"").decode(), label_sets[int(labels_id)]
+                _charge(group, self._prices, int(segment), names_of, bytes(chip).decode(), counts)
+        return list(keyed.values()), list(keyed)
 
 
-def _asked(database: Database, query: Query) -> tuple[str, list[Any]]:
-    """Which rows are meant."""
-    conditions, parameters = ["window_start >= ?", "window_start < ?"], [query.begin, query.end]
-    for name, value in query.only.items():
-        conditions.append(f"{name}_id = ?")
-        parameters.append(database.name_ids([_encoded(value)]).get(value.encode(), -1))
-    return f"WHERE {' AND '.join(conditions)}", parameters
+def _name_of(id: str) -> str:
+    """An expression: what a label's absence is called is the empty text, which no label is."""
+    return f"coalesce(key_{id}.name, '')" if id.startswith("label_") else f"key_{id}.name"
 
 
-def _ids(query: Query) -> str:
-    return ", ".join(f"{name}_id" for name in query.group_by)
+def _joins(ids: Sequence[str], table: str) -> str:
+    return " ".join(
+        f"{'LEFT ' if id.startswith('label_') else ''}JOIN names AS key_{id} ON key_{id}.id = {table}.{id}" for id in ids
+    )
 
 
-def _chosen(query: Query, asked: str) -> str:
-    """The groups of the most tokens, and all that have as many as the last of them: of these the names decide, and are
-    looked up for no others. By one sum, since six sums of every group took PostgreSQL twice as long."""
-    return f"""
-        WITH every AS (
-            SELECT {_ids(query)}, sum({_TOTAL}) AS total FROM usage {asked} GROUP BY {_ids(query)}
-        ) SELECT {_ids(query)} FROM every WHERE total >= (
-            SELECT min(total) FROM (SELECT total FROM every ORDER BY total DESC LIMIT {query.top}) AS largest
-        )
-    """
+def _add(group: Group, counts: Sequence[int]) -> None:
+    group.counters = group.counters.plus(counts[: len(COUNTERS)])
+    group.further = tuple(a + b for a, b in zip(group.further, counts[len(COUNTERS) :], strict=True))
 
 
-def _fine(database: Database, query: Query, buckets: Sequence[int], segments: Sequence[int], asked: str) -> str:
-    """Added up as far as the answer, and its money, allow."""
-    ids = [f"{name}_id" for name in query.dimensions]
-    places = ", ".join(["bucket", "segment", *ids])
-    sums = ", ".join(f"sum({name}) AS {name}" for name in COUNTERS)
-    return f"""
-        SELECT {places}, {sums} FROM (
-            SELECT {database.buckets(buckets)} AS bucket, {database.buckets(segments)} AS segment,
-                {", ".join([*ids, *COUNTERS])} FROM usage {asked}
-        ) AS asked GROUP BY {places}
-    """
-
-
-def _plain(query: Query, keys: Sequence[str], after: str) -> str:
-    """A fine row is a group."""
-    order = [f"{_TOTAL} DESC", *keys] if query.top else keys
-    return f"""
-        SELECT {", ".join(keys)}, segment, NULL, NULL, {", ".join(COUNTERS)} FROM fine {_joins(query, "fine")}
-        {after} ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
-    """
-
-
-def _priced(query: Query, keys: Sequence[str], after: str) -> str:
-    """Groups are chosen first, and then come all of their fine rows."""
-    ids = ["bucket", *(f"{name}_id" for name in query.group_by)]
-    order = ["total DESC", *keys] if query.top else keys
-    named = "".join(f'key_{name}.name AS "{name}", ' for name in query.group_by)
-    return f"""
-        , groups AS (
-            SELECT {", ".join(ids)}, sum({_TOTAL}) AS total FROM fine GROUP BY {", ".join(ids)}
-        ), page AS (
-            SELECT {", ".join(f"groups.{name}" for name in ids)}, {named}
-                row_number() OVER (ORDER BY {", ".join(order)}) AS place
-            FROM groups {_joins(query, "groups")} {after}
-            ORDER BY {", ".join(order)} LIMIT {query.top or query.limit + 1}
-        )
-        SELECT page.bucket, {"".join(f'page."{name}", ' for name in query.group_by)} fine.segment,
-            priced_model.name, priced_chip.name, {", ".join(f"fine.{name}" for name in COUNTERS)}
-        FROM page JOIN fine ON {" AND ".join(f"fine.{name} = page.{name}" for name in ids)}
-            JOIN names AS priced_model ON priced_model.id = fine.model_id
-            JOIN names AS priced_chip ON priced_chip.id = fine.chip_id
-        ORDER BY page.place
-    """
-
-
-def _joins(query: Query, table: str) -> str:
-    return " ".join(f"JOIN names AS key_{name} ON key_{name}.id = {table}.{name}_id" for name in query.group_by)
+def _charge(
+    group: Group, prices: Prices, at: int, names: tuple[str, str, Mapping[str, str]], chip: str, counts: Sequence[int]
+) -> None:
+    """names: model, user, labels. What has no price is counted, and is never a price of zero."""
+    tokens = Usage(*counts[: len(COUNTERS)]).total_tokens
+    if (entry := prices.entry(*names, at)) is None:
+        group.unpriced += tokens
+    else:
+        group.revenue = (group.revenue or 0) + entry.amount(counts)
+    if (cost := prices.cost(chip, at, tokens)) is None:
+        group.uncosted += tokens
+    else:
+        group.cost = (group.cost or 0) + cost
 
 
 def _encoded(value: str) -> bytes:
@@ -275,42 +373,6 @@ def _encoded(value: str) -> bytes:
         return value.encode()
     except UnicodeEncodeError:
         raise BadRequest(f"{value!r} is not a text in UTF-8") from None
-
-
-def _fold(
-    keyed: dict[tuple[Any, ...], Group],
-    row: Sequence[Any],
-    query: Query,
-    ends: Mapping[int, int],
-    prices: Prices | None,
-) -> None:
-    count = 1 + len(query.group_by)
-    bucket, names = int(row[0]), [bytes(name) for name in row[1:count]]
-    key = (bucket, *names)
-    segment, model, chip, *values = row[count:]
-    counters = _as_counters(values)
-    if key not in keyed:
-        shown = dict(zip(query.group_by, (name.decode() for name in names), strict=True))
-        keyed[key] = Group(bucket, ends[bucket], shown)
-    group = keyed[key]
-    group.counters = group.counters.plus(counters)
-    if query.priced and prices is not None:
-        tokens = counters.total_tokens
-        revenue = prices.revenue(bytes(model).decode(), int(segment), counters)
-        cost = prices.cost(bytes(chip).decode(), int(segment), tokens)
-        group.revenue, group.unpriced = _added(group.revenue, group.unpriced, revenue, tokens)
-        group.cost, group.uncosted = _added(group.cost, group.uncosted, cost, tokens)
-
-
-def _added(total: Decimal | None, without: int, more: Decimal | None, tokens: int) -> tuple[Decimal | None, int]:
-    """What has no price is counted, and is never a price of zero."""
-    if more is None:
-        return total, without + tokens
-    return more if total is None else money(total, more), without
-
-
-def _as_counters(values: Sequence[Any]) -> Usage:
-    return Usage(*map(int, values))
 
 
 # --- How far the rows are complete ---
@@ -340,7 +402,7 @@ def as_json(found: Answer) -> dict[str, Any]:
         "to": times.text(query.end, query.where),
         "time_zone": getattr(query.where, "key", "UTC"),
         "window": query.window,
-        "group_by": list(query.group_by),
+        "group_by": [column_of(name) for name in query.group_by],
         "complete": found.complete,
         "complete_up_to": None if found.watermark is None else times.text(found.watermark, query.where),
         "rows": [row_json(group, query) for group in found.groups],
@@ -350,25 +412,20 @@ def as_json(found: Answer) -> dict[str, Any]:
 
 
 def row_json(group: Group, query: Query) -> dict[str, Any]:
+    further = dict(zip(FURTHER, group.further, strict=True))
     row: dict[str, Any] = {
         "begin": times.text(group.begin, query.where),
         "end": times.text(group.end, query.where),
-        **group.names,
+        **{column_of(name): value for name, value in group.names.items()},
         **group.counters.with_total(),
+        **{name: count for name, count in further.items() if count or query.further},
     }
     if query.priced:
-        row |= {
-            "revenue": shown_money(group.revenue),
-            "unpriced_tokens": group.unpriced,
-            "chip_cost": shown_money(group.cost),
-            "uncosted_tokens": group.uncosted,
-        }
+        amounts = maybe_text(group.revenue), group.unpriced, maybe_text(group.cost), group.uncosted
+        row |= dict(zip(_MONEY, amounts, strict=True))
     return row
 
 
-def shown_money(amount: Decimal | None) -> str | None:
-    """All of its digits, and no exponent."""
-    if amount is None:
-        return None
-    text = format(amount, "f")
-    return text.rstrip("0").rstrip(".") if "." in text else text
+def column_of(name: str) -> str:
+    """A label that is called like a column of ours has another one."""
+    return f"label.{name}" if name in _OWN else name

@@ -17,7 +17,7 @@ from typing import Any
 
 from tests import books, streams
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.ledger import periods, prices
+from tokenometer.processor.ledger import periods, pricefile
 from tokenometer.processor.ledger.intake import IntakeProgress
 from tokenometer.processor.ledger.serve import Api, ServeSettings
 from tokenometer.processor.ledger.store import Store
@@ -72,7 +72,7 @@ def _commit(broker: MemoryBroker, part: int, day: int, counts: list[int], said: 
 
 def answers(store: Store) -> dict[str, Any]:
     """What a ledger answers to every question that it knows."""
-    lists = prices.parse(PRICES, "prices.toml")
+    lists = pricefile.parse(PRICES, "prices.toml")
 
     def nothing(job: Any) -> "Future[Any]":
         raise AssertionError("nothing is changed by a question")
