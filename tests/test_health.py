@@ -41,6 +41,7 @@ LABELS = {
     "tokenometer_parts_opened": {"reason"},
     "tokenometer_last_commit_timestamp_seconds": set(),
     "tokenometer_healthy": set(),
+    "tokenometer_log_fits": {"topic"},
     "tokenometer_device_info": {"device"},
 }
 

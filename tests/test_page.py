@@ -281,6 +281,31 @@ def test_stale_totals_say_so_loudly(page):
         page.until(lambda: page.state == "live" and page.banner == "", "it does not recover")
 
 
+@pytest.mark.parametrize("size", ["wall", "small"])
+def test_a_log_that_is_rejected_has_a_banner_that_goes_when_it_is_counted(page, size):
+    feed = Feed()
+    misfit = {
+        "topic": "inference-logs", "judged": 2000, "rejected": 1966, "reason": "missing_field", "field": "user",
+        "most": 1900, "keys": ["id", "usage.prompt_tokens", "<b>\u202e"],
+    }  # fmt: skip
+    feed.totals["misfits"] = [
+        misfit,
+        misfit | {"topic": "w" * 249, "reason": "invalid_json", "field": None, "keys": []},
+    ]
+    with served(feed) as site:
+        page.open(site.url, size)
+        page.until(lambda: page.banner, "no banner")
+        assert page.banner == (
+            "NOT COUNTED: 98.3 % of inference-logs (missing_field of user; it has id, usage.prompt_tokens, <b>\ufffd), "
+            f"98.3 % of {'w' * 249} (invalid_json)"
+        )
+        assert page.state == "live", "the numbers are true"
+        assert page.ask("document.documentElement.scrollWidth <= innerWidth")
+        feed.totals = make(at_ms=totals_data.AT_MS + 1000)
+        page.until(lambda: page.state == "live" and page.banner == "", "it does not recover")
+    assert not complaints(page)
+
+
 def test_a_silent_server_is_not_believed(page):
     feed = Feed()
     with served(feed) as site:

@@ -104,6 +104,14 @@ def test_what_does_not_fit_is_added_up():
     assert show.si(rest) in more and show.percent(rest / hour["tokens"]["total_tokens"]) in more
 
 
+def test_a_log_that_is_rejected_says_so_first():
+    totals = make()
+    one = {"topic": "logs", "judged": 1000, "rejected": 983, "reason": "missing_field", "field": "user", "most": 983,
+           "keys": []}  # fmt: skip
+    totals["misfits"] = [one | {"topic": "few", "rejected": 600}, one]
+    assert "NOT COUNTED: 98.3 % of logs, missing_field of user and 1 more" in shown(totals, 100)[0]
+
+
 def test_stale_and_lost_say_so_first():
     assert "STALE: no meter has committed for 42 s" in shown(make(stale=True))[0]
     assert "STALE: no meter has committed yet" in shown(nothing())[0]

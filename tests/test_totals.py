@@ -359,6 +359,27 @@ def test_a_meter_that_is_silent_is_stale_and_then_gone():
     assert answer["meters"] == [] and answer["records"]["read"] == 2, "what it counted stays"
 
 
+def test_a_topic_that_does_not_fit_is_told_as_long_as_a_live_meter_says_so():
+    kept, keeper = Kept(), Entries()
+    one = {"topic": "logs", "judged": 1000, "rejected": 900, "reason": "missing_field", "field": "user", "most": 900,
+           "keys": ["id"]}  # fmt: skip
+    for place, (name, rejected) in enumerate((("a", 900), ("b", 999), ("c", None))):
+        meter = FakeMeter(name, place)
+        (value,) = meter.summary(START_MS)
+        told = json.loads(value) | ({"misfits": [one | {"rejected": rejected}]} if rejected else {})
+        validator("live").validate(told)
+        for entry in keeper.learn(place, 0, read_summary(orjson.dumps(told)), START_MS).items():
+            kept.write(*entry)
+    assert rolled(kept, START_MS)["misfits"] == [one | {"rejected": 999}], "the meter that rejects most of it"
+    assert rolled(kept, START_MS + totals.STALE_MS)["misfits"] == [], "nobody knows"
+
+
+def test_an_entry_of_a_rollup_that_knew_no_misfits_is_read():
+    state = json.loads(totals.MeterState().encode())
+    del state["misfits"]
+    assert totals.MeterState.decode(orjson.dumps(state)).misfits == []
+
+
 def test_who_reads_a_partition_now_tells_its_lag():
     view, keeper = Totals(), Entries()
     one, two = FakeMeter("one", 7), FakeMeter("two", 7)

@@ -128,6 +128,7 @@ def make(shape: Shape = Shape(), at_ms: int = AT_MS, stale: bool = False) -> dic
         "lag_messages": sum(meter["lag_messages"] for meter in meters) if meters else None,
         "freshness_ms": max((meter["freshness_ms"] for meter in live), default=None),
         "complete_up_to": instant(at_ms - 2300) if meters else None,
+        "misfits": [],
         "meters": meters,
         "stale": stale or not meters,
     }  # fmt: skip

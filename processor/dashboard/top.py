@@ -67,11 +67,21 @@ def _title(totals: dict[str, Any], link: Link, width: int) -> Text:
         ages = [meter["age_ms"] for meter in totals["meters"]]
         text = f"no meter has committed for {duration(min(ages))}" if ages else "no meter has committed yet"
         state = Text(f" STALE: {text} ", "bold white on red")
+    elif totals.get("misfits"):
+        state = Text(f" NOT COUNTED: {_misfit(totals['misfits'])} ", "bold white on red")
     else:
         state = Text("live", "green")
     title = Text.assemble(("Tokenometer", "bold"), "  ", state, (f"  {printable(link.url)}", "dim"), no_wrap=True)
     title.truncate(width - len(time) - 1, overflow="ellipsis")
     return _between(title, Text(time, "dim"), width)
+
+
+def _misfit(misfits: list[dict[str, Any]]) -> str:
+    """The topic that does not fit its mapping, or the one of several of which most is lost."""
+    worst = max(misfits, key=lambda misfit: misfit["rejected"])
+    fault = worst["reason"] + (f" of {worst['field']}" if worst["field"] else "")
+    others = f" and {len(misfits) - 1} more" if len(misfits) > 1 else ""
+    return printable(f"{percent(worst['rejected'] / worst['judged'])} of {worst['topic']}, {fault}{others}")
 
 
 def _rates(totals: dict[str, Any], link: Link, width: int) -> list[Text]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -31,6 +32,7 @@ class MeterState:
     covered: tuple[CoveredPartition, ...] = ()
     tops: Tops = field(default_factory=dict)
     open_top: dict[str, int] = field(default_factory=dict)
+    misfits: list[dict[str, Any]] = field(default_factory=list)  # as summaries.MISFIT
 
     def learn(self, offset: int, summary: SummaryMessage, now_ms: int) -> bool:
         if offset <= self.offset:
@@ -45,7 +47,7 @@ class MeterState:
             self.covered = tuple(summary.covered(reached))
         self.sequence, self.window_ms, self.device = summary.sequence, summary.window_ms, summary.device
         self.committed_at_ms = min(summary.committed_at_ms, now_ms)
-        self.open, self.open_top = summary.sums, summary.top_users
+        self.open, self.open_top, self.misfits = summary.sums, summary.top_users, summary.misfits
         return True
 
     def _close_part(self) -> None:

@@ -19,6 +19,7 @@ from tokenometer.schemas.usage import COUNTERS, SCHEMA_VERSION
 
 FATES = ("counted", "duplicates", "rejected", "empty", "skipped")  # a record has one of these
 RECORDS = (*FATES, "conflicts")  # conflicts are duplicates too
+MISFIT = ("topic", "judged", "rejected", "reason", "field", "most", "keys")
 COUNTER_END = 1 << 62  # sums are signed 64-bit numbers; at 120 T a day a counter gets there after a hundred years
 _names_of = operator.itemgetter("model", "chip")
 _counters_of = operator.itemgetter(*COUNTERS)
@@ -77,6 +78,7 @@ class SummaryMessage:
     partitions: list[dict[str, Any]]
     cells: dict[int, Cells]  # by window
     sketches: dict[int, Bytes]
+    misfits: list[dict[str, Any]] = field(default_factory=list)  # topics that do not fit their mappings
 
     def covered(self, reached: Mapping[tuple[str, int], int]) -> Iterator[CoveredPartition]:
         """reached: where the partitions' next messages were before."""
@@ -118,6 +120,7 @@ def _summary(message: Mapping[str, Any]) -> SummaryMessage:
         partitions=message["partitions"],
         cells=cells,
         sketches={_ms(sketch["window_start"]): _registers(sketch) for sketch in message["users"]},
+        misfits=[{name: one[name] for name in MISFIT} for one in message.get("misfits", ())],  # newer meters only
     )
 
 

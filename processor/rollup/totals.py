@@ -282,6 +282,7 @@ class Totals:
             "lag_messages": _total(_lag(one) for one in covered),
             "freshness_ms": _worst(one.freshness_ms for meter in live for one in meter.covered),
             "complete_up_to": _instant_or_none(min(watermarks, default=None)),
+            "misfits": _misfits(live),
             "meters": [_meter(name, shown[place], now_ms) for name, place in sorted((p[1], p) for p in shown)],
             "stale": not live,
         }  # fmt: skip
@@ -454,6 +455,14 @@ def _latest(meters: Iterable[MeterState]) -> dict[tuple[str, int], CoveredPartit
             if known is None or one.next >= known.next:
                 found[one.topic, one.partition] = one
     return found
+
+
+def _misfits(live: Iterable[MeterState]) -> list[dict[str, Any]]:
+    """Of each topic, what the meter says that rejects most of it."""
+    found: dict[str, dict[str, Any]] = {}
+    for misfit in sorted((one for meter in live for one in meter.misfits), key=lambda one: one["rejected"]):
+        found[misfit["topic"]] = misfit
+    return [misfit for _, misfit in sorted(found.items())]
 
 
 def _lag(one: CoveredPartition) -> int | None:

@@ -2,10 +2,11 @@
 
 import { Stack } from "./charts.js";
 import { Curve } from "./curve.js";
-import { duration, parse, si } from "./format.js";
+import { duration, parse, percent, printable, share, si } from "./format.js";
 import { PANELS, put } from "./view.js";
 
 const SILENCE_MS = 5000; // without an event the page must not look alive
+const MISFITS_MAX = 3; // that the banner names
 const RETRY_MS = 2000; // where the browser gives up, after an answer that is no stream
 const HISTORY_EVERY_MS = { "1h": 5000, "6h": 30_000, "24h": 30_000 }; // a step is a minute or five: a pixel or two
 
@@ -97,10 +98,22 @@ function judge(silence) {
     return ["disconnected", `NO UPDATES for ${duration(silence)}: ${lost}`];
   }
   if (!totals) return ["waiting", ""];
-  if (!totals.stale) return ["live", ""];
+  if (!totals.stale) return ["live", misfit(totals.misfits)];
   const last = Math.max(...totals.meters.map((meter) => Date.parse(meter.committed_at)));
   if (!Number.isFinite(last)) return ["stale", "STALE: no meter has committed yet"];
   return ["stale", `STALE: no meter has committed for ${duration(Date.parse(totals.at) - last + silence)}`];
+}
+
+// A log that is rejected is missing from every number of the page, which is otherwise true.
+function misfit(misfits) {
+  if (!misfits?.length) return "";
+  const told = misfits.slice(0, MISFITS_MAX).map(({ topic, judged, rejected, reason, field, keys }) => {
+    const fault = field === null ? reason : `${reason} of ${field}`;
+    const has = keys.length ? `; it has ${keys.join(", ")}` : "";
+    return `${percent(share(rejected, judged))} of ${topic} (${fault}${has})`;
+  });
+  const more = misfits.length > MISFITS_MAX ? ` and ${misfits.length - MISFITS_MAX} more` : "";
+  return printable(`NOT COUNTED: ${told.join(", ")}${more}`);
 }
 
 // --- What a person may change ---
