@@ -186,6 +186,51 @@ def test_strict_exits_with_3_after_the_report(call: Any, log: pathlib.Path, tmp_
     assert call("replay", log, "--strict", *CPU)[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("mapping", "lines", "code", "why"),
+    [
+        ("anthropic", CLEAN, 3, "nothing was counted: 500 records rejected, 500 of them for missing_field of "),
+        ("native", b"{\n[]\n[]\n\n", 3, "3 records rejected, 2 of them for not_an_object; try another mapping"),
+        ("skips.toml", CLEAN, 3, "nothing was counted: mapping skips skips all 500 records"),
+        ("native", b"", 0, ""),
+        ("native", b"\n \n", 0, ""),
+        ("native", CLEAN + b"{\n" * 5000, 0, ""),
+    ],
+    ids=["wrong mapping", "no records", "all are skipped", "empty", "white space", "one in ten counts"],
+)  # fmt: skip
+def test_a_log_of_which_nothing_is_counted_ends_with_3_and_says_why(
+    call: Any, tmp_path: pathlib.Path, mapping: str, lines: bytes, code: int, why: str
+):
+    log, skips = tmp_path / "log.ndjson", (ROOT / "schemas/mappings/native.toml").read_text()
+    skips = skips.replace('name = "native"', 'name = "skips"').replace("format = 1\n", "format = 2\n")
+    (tmp_path / "skips.toml").write_text(skips + '\n[[skip]]\npath = "kind"\nabsent = true\n')
+    log.write_bytes(lines)
+    chosen = tmp_path / mapping if "." in mapping else mapping
+    found, out, err = call("replay", log, "--mapping", chosen, "--out", tmp_path / "usage.parquet", *CPU)
+    assert found == code and "records" in out.lower(), "after the report"
+    assert (tmp_path / "usage.parquet").exists()
+    assert why in err if why else not err
+    if mapping == "anthropic":
+        assert "one of them has the keys request_id, timestamp, user" in err and err.count("\n") == 1
+
+
+def test_request_ids_are_forgotten_after_a_horizon(call: Any, tmp_path: pathlib.Path):
+    lines = CLEAN.splitlines()
+    times = [json.loads(line)["timestamp"] for line in lines]
+    gap = b'"timestamp":%d' % (times[-1] + 86_400_000)
+    log = tmp_path / "log.ndjson"
+    again = [line.replace(b'"timestamp":%d' % time_ms, gap) for line, time_ms in zip(lines, times, strict=True)]
+    log.write_bytes(b"\n".join(lines + lines + again) + b"\n")
+
+    def duplicates(*arguments: object) -> int:
+        return json.loads(call("replay", log, "--json", *arguments, *CPU)[1])["records"]["duplicates"]
+
+    assert duplicates() == 1000
+    assert 500 <= duplicates("--dedup-horizon", 3600) <= 502, "the clock follows two records later"
+    assert call("replay", log, "--dedup-horizon", 0, *CPU)[0] == 2
+    assert call("replay", log, "--dedup-horizon", 604_801, *CPU)[0] == 2
+
+
 def test_a_window_of_its_own(call: Any, log: pathlib.Path):
     summary = json.loads(call("replay", log, "--json", "--window", 3600, *CPU)[1])
     assert summary["window_ms"] == 3_600_000 and summary["windows"] <= 2

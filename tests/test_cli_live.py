@@ -579,6 +579,15 @@ def test_replay_goes_into_a_topic(call, broker, tmp_path):
     assert lines_of(broker) == sorted(LOG)
 
 
+def test_records_that_are_keyed_by_their_bytes_are_told(call, broker, tmp_path):
+    log = tmp_path / "log.ndjson"
+    log.write_bytes(b'{"id":1}\n{"id":2}\n{"user":"u"}\n{\n')
+    code, _, err = call("replay", log, "--to-kafka", INPUT)
+    assert code == 0 and "2 records without a user and a request id, as mapping native reads them" in err
+    log.write_bytes(b'{"user":"u"}\n{"request_id":"r"}\n')
+    assert "without a user" not in call("replay", log, "--to-kafka", INPUT)[2]
+
+
 def test_what_goes_into_a_topic_comes_out_metered(call, broker, until_committed):
     now = int(np.datetime64("now", "ms").astype(int))
     assert call("synth", "--count", 400, "--start", now, "--duplicates", 0.1, "--to-kafka", INPUT, "--lines", 5)[0] == 0

@@ -12,9 +12,10 @@ from tokenometer.kernels.values import Rejection
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.meter.emission import DeadRecord
-from tokenometer.processor.meter.fitting import KEYS_MAX, FitSettings, Fitting, keys_of
+from tokenometer.processor.meter.fitting import FitSettings, Fitting
 from tokenometer.processor.meter.health import Health
 from tokenometer.processor.meter.meter import Clock
+from tokenometer.processor.records.sample import KEYS_MAX, keys_of
 
 TOPIC, OTHER = "logs", "other"
 MISSING = Rejection("missing_field", "user")

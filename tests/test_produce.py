@@ -121,6 +121,13 @@ def test_a_message_of_one_line_has_its_user_as_the_key(broker):
     }
 
 
+def test_without_a_user_the_request_id_is_the_key_and_else_the_bytes_which_are_counted(broker):
+    bare = [b'{"id":1}', b'{"user":"","request_id":null}']
+    sent = put(broker, [b'{"request_id":"r-1","n":1}', b'{"request_id":77,"user":{}}', *bare, b"no record", b"[]", b""])
+    assert {key for _, key, _ in read(broker)} == {b"r-1", b"77", *bare, b"no record", b"[]", b""}
+    assert sent.keyed_by_bytes == 2, "what is no record cannot be counted twice"
+
+
 def test_the_user_is_the_canonical_one(broker):
     """However it is written, and wherever the mapping finds it."""
     put(broker, [b'{"us\\u0065r": "a\\u0062", ' + line("x")[1:].replace(b'"user": "x", ', b""), line("ab")])

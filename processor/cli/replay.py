@@ -32,8 +32,11 @@ from tokenometer.processor.cli.common import (
 from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory, Window
 from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send
 from tokenometer.processor.files import decoded, logs, output, report
+from tokenometer.processor.files.clock import LogClock
 from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
+from tokenometer.processor.records.referee import TIME_END_MS, Referee
 from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import DAY_MS, TARGET_TOKENS_PER_DAY
 
 _BARS_WIDTH = 100
@@ -90,11 +93,24 @@ class ReplayCommand(ToKafkaSettings):
             help="The earliest date of an event: what is earlier has a wrong unit of time, and is rejected.",
         ),
     ] = "2015-01-01"
+    dedup_horizon: Annotated[
+        int | None,
+        Option(
+            min=1,
+            max=604_800,
+            metavar="SECONDS",
+            help="Recognise a re-sent request for this long by the log's own times, as a meter of a topic of one "
+            "partition does; default: to the end of the log. Slower: each record's time is read ahead.",
+            show_default=False,
+        ),
+    ] = None
     whole: Annotated[
         bool, Option("--whole", help="Each file is the value of one message, as a topic would hold it.")
     ] = False
     json: Annotated[bool, Option("--json", help="Print the summary as one JSON object.")] = False
-    strict: Annotated[bool, Option("--strict", help="Exit with 3 if a record was rejected.")] = False
+    strict: Annotated[
+        bool, Option("--strict", help="Exit with 3 if any record was rejected, and not only if none was counted.")
+    ] = False
 
     def __post_init__(self) -> None:
         if self.run_name is not None and not re.fullmatch(r"[0-9A-Za-z._:-]{1,100}", self.run_name):
@@ -119,6 +135,8 @@ class _Interrupted(Exception):
 def replay_command(command: ReplayCommand) -> None:
     """Meter logs: exact usage rows, and totals by model, chip and user. Or put them into a Kafka topic.
 
+    The exit status is 3 where a log has records and none of them was counted.
+
     Examples:
         tokenometer replay requests.ndjson
         tokenometer replay *.ndjson.zst --out usage.parquet --rejected rejected.ndjson
@@ -135,16 +153,38 @@ def replay_command(command: ReplayCommand) -> None:
     if summary.partial:
         fail("interrupted: the result is partial, and no file was written", EXIT_INTERRUPTED)
         raise typer.Exit(EXIT_INTERRUPTED)
-    if command.strict and summary.tally.rejected:
+    if why := _why_nothing(summary, ran):
+        fail(why, EXIT_STRICT)
+    if why or (command.strict and summary.tally.rejected):
         raise typer.Exit(EXIT_STRICT)
+
+
+def _why_nothing(summary: ReplaySummary, ran: report.Run) -> str | None:
+    """Where a log has records and none of them was counted. An empty log is no fault: some hours have no requests."""
+    tally = summary.tally
+    if tally.counted or not tally.judged + tally.skipped:
+        return None
+    if not tally.rejected:
+        return f"nothing was counted: mapping {ran.mapping} skips all {show.plural(tally.skipped, 'record')}"
+    fault, most = next(iter(summary.rejects.items()))
+    reason, _, field = fault.partition(":")
+    keys = f"; one of them has the keys {', '.join(summary.fault_keys)}" if summary.fault_keys else ""
+    skipped = f", {tally.skipped:,} skipped" if tally.skipped else ""
+    return (
+        f"nothing was counted: {show.plural(tally.rejected, 'record')} rejected{skipped}, "
+        f"{most:,} of them for {reason}{f' of {field}' if field else ''}{keys}; "
+        f"try another mapping: tokenometer mappings check {ran.mapping} --sample LOG, or tokenometer mappings guess LOG"
+    )
 
 
 def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     _check_names(command)
     total_bytes = logs.size_of(command.files)
     chosen = mappings.resolve(command.mapping)
+    not_before_ms = _date_ms(command.not_before)
+    settings, clock = _horizon(command, chosen, not_before_ms)
     engine = running.make_engine(
-        command.device, command.memory, window_ms=command.window * 1000, not_before_ms=_date_ms(command.not_before)
+        command.device, command.memory, window_ms=command.window * 1000, not_before_ms=not_before_ms, **settings
     )
     name = command.run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()
@@ -152,7 +192,7 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
         with _outlets(command) as outlets, _progress(total_bytes) as progress, ctrl_c() as pressed:
             outlets = dataclasses.replace(outlets, progress=progress, stopped=pressed)
             reader = decoded.reader_of(command.files, chosen.value, running.decoder_of(chosen), command.whole)
-            summary = replay(engine, reader.fill, chosen, name, outlets, command.top)
+            summary = replay(engine, reader.fill, chosen, name, outlets, command.top, clock)
             if summary.partial:
                 raise _Interrupted(summary)
     except _Interrupted as interrupted:
@@ -160,6 +200,14 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     seconds = time.perf_counter() - begun
     run = report.Run(name, command.files, chosen.name, engine.target.name, seconds, command.out, command.rejected)
     return summary, run
+
+
+def _horizon(command: ReplayCommand, mapping: Mapping, not_before_ms: int) -> tuple[dict[str, int], LogClock | None]:
+    """Settings of the engine, and the log's clock. That clock makes no record one of the future."""
+    if command.dedup_horizon is None:
+        return {}, None
+    settings = {"dedup_horizon_ms": command.dedup_horizon * 1000, "max_future_skew_ms": TIME_END_MS}
+    return settings, LogClock(Referee(not_before_ms=not_before_ms), mapping)
 
 
 def _check_names(command: ReplayCommand) -> None:

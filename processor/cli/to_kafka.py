@@ -21,7 +21,11 @@ from tokenometer.schemas.mapping import Mapping
 class ToKafkaSettings(KafkaSettings):
     to_kafka: Annotated[
         str | None,
-        Option(rich_help_panel="Kafka", metavar="TOPIC", help="Put the log into this topic, keyed by user."),
+        Option(
+            rich_help_panel="Kafka",
+            metavar="TOPIC",
+            help="Put the log into this topic, keyed by user; without one by request id, else by its bytes.",
+        ),
     ] = None
     lines: Annotated[int, Option(rich_help_panel="Kafka", min=1, max=10_000, help="Records in a message.")] = 1
     speed: Annotated[
@@ -56,3 +60,9 @@ def send(lines: Iterator[bytes], records: int | None, mapping: Mapping, settings
     elapsed = show.seconds(time.perf_counter() - begun)
     what = f"{show.plural(sent.records, 'record')} in {show.plural(sent.messages, 'message')}"
     say(f"{topic}: {what}, {show.si(sent.bytes)}B in {elapsed}", sys.stderr)
+    if sent.keyed_by_bytes:
+        say(
+            f"{show.plural(sent.keyed_by_bytes, 'record')} without a user and a request id, as mapping {mapping.name} "
+            "reads them, went to partitions by their bytes: one that comes again with other bytes may be counted twice",
+            sys.stderr,
+        )

@@ -18,8 +18,10 @@ import numpy as np
 from tokenometer.kernels import layout
 from tokenometer.kernels.engine import CONFLICTING, Engine, Loaded
 from tokenometer.kernels.values import Bytes, DeadLetter, Tally, UsageRows
+from tokenometer.processor.files.clock import LogClock
 from tokenometer.processor.files.logs import Chunk, ReadAhead
 from tokenometer.processor.records import hyperloglog
+from tokenometer.processor.records.sample import keys_of
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import DAY_MS, Usage
 
@@ -58,7 +60,7 @@ class ReplaySummary:
     read_bytes: int  # as they lie on disk
     log_bytes: int  # after decompression
     tally: Tally
-    rejects: dict[str, int]  # reason, or reason:field
+    rejects: dict[str, int]  # reason, or reason:field; the most frequent first
     parts: int
     usage_rows: int
     window_ms: int
@@ -73,6 +75,7 @@ class ReplaySummary:
     top_users: list[tuple[str, int]]
     active_users: int  # an estimate, with a standard error of 0.81 %
     active_users_understated: bool  # more windows than sketches
+    fault_keys: tuple[str, ...] = ()  # of the first record that was rejected for the most frequent reason
 
 
 @dataclass(frozen=True)
@@ -96,10 +99,17 @@ class Outlets:
 
 
 def replay(
-    engine: Engine, reader: Callable[[Bytes], Chunk | None], mapping: Mapping, run: str, outlets: Outlets, top: int = 10
+    engine: Engine,
+    reader: Callable[[Bytes], Chunk | None],
+    mapping: Mapping,
+    run: str,
+    outlets: Outlets,
+    top: int = 10,
+    clock: LogClock | None = None,
 ) -> ReplaySummary:
-    """Meter everything that `reader` fills in. Parts are named `<run>-part-<n>`."""
-    return _Replay(engine, mapping, run, outlets, top).run(reader)
+    """Meter everything that `reader` fills in. Parts are named `<run>-part-<n>`. clock: request ids are forgotten by
+    it after the engine's horizon, as in a topic; without one they are remembered to the end."""
+    return _Replay(engine, mapping, run, outlets, top, clock).run(reader)
 
 
 @dataclass
@@ -120,10 +130,14 @@ class _Sums:
 
 
 class _Replay:
-    def __init__(self, engine: Engine, mapping: Mapping, run: str, outlets: Outlets, top: int) -> None:
+    def __init__(
+        self, engine: Engine, mapping: Mapping, run: str, outlets: Outlets, top: int, clock: LogClock | None
+    ) -> None:
+        self._clock = clock
         self._engine, self._mapping, self._name, self._outlets, self._top = engine, mapping, run, outlets, top
         self._sums = _Sums()
         self._rejects: Counter[str] = Counter()
+        self._keys: dict[str, tuple[str, ...]] = {}  # of the first record of each kind of reject
         self._lines_before = 0  # of this batch, in its log
         self._lines = 0  # of all logs
         self._log_bytes = self._read_bytes = 0
@@ -139,6 +153,8 @@ class _Replay:
                     partial = True
                     break
                 batch.length, batch.message_end = chunk.length, chunk.message_end
+                if self._clock:  # each record is a message
+                    batch.message_end, batch.message_time = self._clock(batch.space[: chunk.length])
                 loaded = self._engine.load(batch, self._mapping)
                 batch = self._engine.open_batch(_PARTITION)  # the one before last: counted
                 ahead.begin(batch.space)
@@ -160,12 +176,14 @@ class _Replay:
     def _count(self, loaded: Loaded, chunk: Chunk) -> None:
         """Count a batch, in as many parts as it takes."""
         first, opened = 0, False
+        messages = loaded.batch.message_end
+        assert messages is not None
         while True:
             progress = self._engine.count(loaded, first)
             self._reject(chunk, progress.dead_letters)
             assert progress.next_message > first or not opened, "an empty part takes at least one message"
             first = progress.next_message
-            if first == len(chunk.message_end):
+            if first == len(messages):
                 break
             self._close_part(last=False)
             self._engine.open_part()
@@ -181,11 +199,12 @@ class _Replay:
             return
         before = 0 if chunk.offset == 0 else self._lines_before
         placed = [_placed(chunk, before, letter) for letter in letters]
-        self._rejects.update(
-            f"{x.reason}:{x.field}" if x.field else x.reason
-            for x in placed
-            if x.reason != CONFLICTING.reason  # a duplicate, not a reject
-        )
+        for each in placed:
+            if each.reason != CONFLICTING.reason:  # a duplicate, not a reject
+                fault = f"{each.reason}:{each.field}" if each.field else each.reason
+                self._rejects[fault] += 1
+                if fault not in self._keys:
+                    self._keys[fault] = keys_of(each.value)
         if self._outlets.letters:
             self._outlets.letters(placed)
 
@@ -236,12 +255,13 @@ class _Replay:
         assert tally.rejected == self._rejects.total(), f"{tally}, {self._rejects.total()} dead letters"
         assert usage.requests <= tally.counted
         windows = sums.window_tokens
+        rejects = dict(sorted(self._rejects.items(), key=lambda item: (-item[1], item[0])))
         return ReplaySummary(
             partial=partial,
             read_bytes=self._read_bytes,
             log_bytes=self._log_bytes,
             tally=tally,
-            rejects=dict(sorted(self._rejects.items(), key=lambda item: (-item[1], item[0]))),
+            rejects=rejects,
             parts=sums.parts,
             usage_rows=sums.usage_rows,
             window_ms=engine.window_ms,
@@ -256,6 +276,7 @@ class _Replay:
             top_users=sums.top_users,
             active_users=round(hyperloglog.estimate(sums.registers)),
             active_users_understated=sums.unsketched_rows > 0,
+            fault_keys=self._keys[next(iter(rejects))] if rejects else (),
         )
 
 

@@ -1,7 +1,8 @@
 """Putting a log into a topic: keyed by user, several lines a message, at the pace of the log or as fast as it goes.
 
 Owns: how lines become messages. Promises: every line is sent once, and the lines of one user stay in one partition, in
-their order, so that a re-sent request meets its first.
+their order, so that a re-sent request meets its first. A line without a user is keyed by its request id, which does the
+same; one without either by its bytes, which does so only where they are sent again unchanged: those are counted.
 
     lines ──> user and time of each ──> wait until due ──> group of the user's key ──> n lines: a message
 """
@@ -10,6 +11,7 @@ import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 
@@ -18,6 +20,7 @@ from tokenometer.processor.broker import Broker
 from tokenometer.schemas.mapping import Mapping, Path
 
 KEY_GROUPS = 256  # where a message has lines of several users: more than a topic has partitions, mostly
+KEY_BYTES_MAX = 1 << 10  # of a line that has nothing else to be keyed by
 _BLOCK_LINES = 1000  # judged and sent together
 _BLOCK_MS = 20  # messages that are due within this time go together
 _RECENT = 5  # records whose median is the log's time
@@ -37,6 +40,7 @@ class Sent:
     records: int = 0
     messages: int = 0
     bytes: int = 0
+    keyed_by_bytes: int = 0  # records without a user and a request id
 
 
 @dataclass
@@ -46,11 +50,11 @@ class _Groups:
     lines_per_message: int
     waiting: dict[bytes, list[bytes]] = field(default_factory=dict)
 
-    def add(self, user: bytes | None, line: bytes) -> tuple[bytes, bytes] | None:
+    def add(self, key: bytes, line: bytes) -> tuple[bytes, bytes] | None:
         """A key and a message, when it is full."""
         if self.lines_per_message == 1:
-            return user or line[:16], line
-        key = b"group-%d" % (zlib.crc32(user or line) % KEY_GROUPS)
+            return key, line
+        key = b"group-%d" % (zlib.crc32(key) % KEY_GROUPS)
         lines = self.waiting.setdefault(key, [])
         lines.append(line)
         if len(lines) < self.lines_per_message:
@@ -74,7 +78,8 @@ def send(
     progress: Callable[[Sent], None] = lambda sent: None,
 ) -> Sent:
     """Send all lines (without their newlines) and wait until the broker has them."""
-    sent, groups, paths = Sent(), _Groups(lines_per_message), mapping.field("user").paths
+    sent, groups = Sent(), _Groups(lines_per_message)
+    user, request = mapping.field("user").paths, mapping.field("request_id").paths
     due: _Due | None = None
     for block in _blocks(lines):
         times = [None] * len(block) if pacing.speed is None else [_time_ms(referee, line, mapping) for line in block]
@@ -85,7 +90,9 @@ def send(
                 _append(broker, topic, full, sent)
                 full = []
                 pacing.sleep(ahead_ms / 1000)
-            message = groups.add(_user(line, paths), line)
+            key = _text(line, (*user, *request))
+            sent.keyed_by_bytes += key == b""
+            message = groups.add(key or line[:KEY_BYTES_MAX], line)
             if message:
                 full.append(message)
         _append(broker, topic, full, sent)
@@ -96,19 +103,21 @@ def send(
     return sent
 
 
-def _user(line: bytes, paths: Sequence[Path]) -> bytes | None:
-    """Whose line it is, if that can be told."""
+def _text(line: bytes, paths: Sequence[Path]) -> bytes | None:
+    """The first of these paths that has a text or a whole number; empty: none has. None: the line is no record."""
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         return None
+    if not isinstance(record, dict):
+        return None
     for path in paths:
-        value = record
+        value: Any = record
         for key in path:
             value = value.get(key) if isinstance(value, dict) else None
-        if isinstance(value, str) and value:
-            return value.encode()
-    return None
+        if (isinstance(value, str) and value) or type(value) is int:
+            return str(value).encode()
+    return b""
 
 
 def _time_ms(referee: Referee, line: bytes, mapping: Mapping) -> int | None:

@@ -9,19 +9,14 @@ import logging
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import orjson
 
 from tokenometer.kernels.engine import CONFLICTING
 from tokenometer.processor.meter.emission import DeadRecord, Misfit
-from tokenometer.processor.records.sample import leaves_of
+from tokenometer.processor.records.sample import keys_of
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 from tokenometer.schemas.mapping_errors import show_path
 
 log = logging.getLogger("tokenometer.meter")
-KEYS_MAX = 12  # of a record that are shown
-KEY_CHARACTERS_MAX = 64
 SLOW_INTERVALS = 10  # a slow log is judged by the records of so many intervals
 _Fault = tuple[str, str | None]  # reason and field
 
@@ -130,18 +125,3 @@ def _where(name: str | None, mapping: RecordMapping | None) -> str:
         return ""
     fields = [] if mapping is None else [each for each in mapping.fields if each.name == name and each.paths]
     return f" of {name}" + (f", read from {' or '.join(map(show_path, fields[0].paths))}" if fields else "")
-
-
-def keys_of(value: bytes) -> tuple[str, ...]:
-    """Of a record, without their values: those are other people's. Nothing that is no JSON object has keys."""
-    try:
-        record: Any = orjson.loads(value)
-    except orjson.JSONDecodeError:
-        return ()
-    if isinstance(record, list) and record:
-        record = record[0]
-    if not isinstance(record, dict):
-        return ()
-    names = [".".join(path) for path, _ in leaves_of(record)]
-    cut = [name if len(name) <= KEY_CHARACTERS_MAX else f"{name[: KEY_CHARACTERS_MAX - 1]}…" for name in names]
-    return tuple([*cut[:KEYS_MAX], *([f"and {len(cut) - KEYS_MAX} more"] if len(cut) > KEYS_MAX else [])])

@@ -75,6 +75,14 @@ class Referee:
         except Rejected as rejected:
             return rejected.rejection
 
+    def time_of(self, record: bytes, mapping: Mapping) -> int | None:
+        """When a record says that it was, in ms, whatever else is wrong with it; None where that cannot be read."""
+        try:
+            value = orjson.loads(record)
+            return self._time(value, mapping.field("timestamp"), None) if isinstance(value, dict) else None
+        except (orjson.JSONDecodeError, Rejected):
+            return None
+
     def _judge(self, record: bytes, mapping: Mapping, message_time: int | None) -> Canonical | Skipped:
         if len(record) > RECORD_BYTES_MAX:
             raise Rejected("too_long")

@@ -10,6 +10,8 @@ from tokenometer.kernels.layout import RECORD_BYTES_MAX
 from tokenometer.schemas.mapping_model import COUNT_END, KEY_BYTES_MAX, PATH_KEYS_MAX, Path
 
 LEAVES_MAX = 5000  # a log whose keys are values would grow without end
+KEYS_MAX = 12  # of a record that are shown
+KEY_CHARACTERS_MAX = 64
 _HELD_MAX = 20
 
 
@@ -94,6 +96,21 @@ def leaves_of(record: dict[str, Any], above: Path = ()) -> Iterator[tuple[Path, 
             yield path, value
         elif len(path) < PATH_KEYS_MAX:
             yield from leaves_of(value, path)
+
+
+def keys_of(record_text: bytes) -> tuple[str, ...]:
+    """Of a record, without their values: those are other people's. What is no JSON object has none."""
+    try:
+        record: Any = orjson.loads(record_text)
+    except orjson.JSONDecodeError:
+        return ()
+    if isinstance(record, list) and record:
+        record = record[0]
+    if not isinstance(record, dict):
+        return ()
+    names = [".".join(path) for path, _ in leaves_of(record)]
+    cut = [name if len(name) <= KEY_CHARACTERS_MAX else f"{name[: KEY_CHARACTERS_MAX - 1]}…" for name in names]
+    return tuple([*cut[:KEYS_MAX], *([f"and {len(cut) - KEYS_MAX} more"] if len(cut) > KEYS_MAX else [])])
 
 
 def count_of(value: Any) -> int | None:
