@@ -156,6 +156,18 @@ def test_a_part_that_nothing_proves_is_a_doubt_and_one_that_is_larger_than_its_t
     assert proven.mapping.conventions[0].additive
 
 
+@pytest.mark.parametrize(
+    ("prompt", "doubtful"), [({"prompt_tokens": 100}, True), ({"prompt_tokens": 100, "total_tokens": 105}, False)]
+)
+def test_a_part_that_only_its_name_puts_inside_the_prompt_is_a_doubt(prompt, doubtful):
+    """Of a log whose prompt does not hold the cache the same records come, and nothing tells."""
+    details = {"prompt_tokens_details": {"cached_tokens": 40}, "completion_tokens": 5}
+    assert ("# CHECK: cached_input_tokens: " in text_of(prompt | details)) is doubtful
+    thought = {"completion_tokens": 90, "completion_tokens_details": {"reasoning_tokens": 40}}
+    total = {"total_tokens": 190} if "total_tokens" in prompt else {}
+    assert ("# CHECK: reasoning_tokens: " in text_of(prompt | thought | total)) is doubtful
+
+
 def test_a_total_that_says_that_claude_s_cache_is_inside_the_input_is_a_doubt():
     usage = {"prompt_tokens": 100, "cached_tokens": 40, "completion_tokens": 5, "total_tokens": 105}
     assert "# CHECK: cached_input_tokens: " not in text_of(usage)
@@ -285,6 +297,24 @@ def logs(draw):
         records.append(usage)
         truth = [a + b for a, b in zip(truth, (1, full_sent, cached, 0, full_made, thought), strict=True)]
     return rows(*records), tuple(truth)
+
+
+OPENAI = {
+    "cached": ("prompt_tokens_details", "cached_tokens"),
+    "reasoning": ("completion_tokens_details", "reasoning_tokens"),
+}
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.booleans(), st.booleans(), st.booleans(), st.integers(1, 900), st.integers(1, 90))
+def test_openai_s_names_with_another_meaning_are_never_silently_wrong(beside, thinks_beside, total, cached, thought):
+    usage = {"prompt_tokens": 1000, "completion_tokens": 100}
+    for part, amount in (("cached", cached), ("reasoning", thought)):
+        holder, name = OPENAI[part]
+        usage[holder] = {name: amount}
+    sent, made = 1000 + cached * beside, 100 + thought * thinks_beside
+    found = guess(lines_of(rows(usage | ({"total_tokens": sent + made} if total else {}))), "example")
+    assert verdict(found, (1, sent, cached, 0, made, thought)) != "wrong", found.text
 
 
 @settings(max_examples=300, deadline=None)

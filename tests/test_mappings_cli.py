@@ -38,6 +38,60 @@ def test_what_guess_writes_check_reads_and_show_explains(call: Any, tmp_path: pa
     assert code == 0 and 'added to input_tokens where it is "claude-sonnet-4-5"' in " ".join(out.split())
 
 
+MINE = """
+format = 2
+name = "mine"
+description = "Mine."
+input_tokens_are = { path = "kind", inclusive = ["openai"], additive = ["claude", "bedrock"], otherwise = "inclusive" }
+output_tokens_are = { by_total = "additive" }
+repeats = "grow"
+
+[[skip]]
+path = "status"
+not_in = ["ok", 200, true]
+absent = true
+and = [{ path = "usage", absent = true }]
+
+[[skip]]
+path = "test"
+present = true
+
+[fields]
+request_id = { path = "id", with = ["user"] }
+timestamp = { path = "ts", formats = ["iso8601", "epoch_ms"], zone = "+08:00", digits = true }
+user = { path = "user", empty = "absent", default = "nobody", numbers = true }
+model = { path = "model" }
+chip = { constant = "H100" }
+input_tokens = { path = "in", plus = ["tool"], whole_numbers = true }
+cached_input_tokens = { path = "cached" }
+cache_write_tokens = { path = "write" }
+output_tokens = { path = "out" }
+reasoning_tokens = { path = "thoughts" }
+total_tokens = { path = "total" }
+"""
+
+
+def test_show_says_what_is_skipped_repeated_totalled_and_inside_of_what(call: Any, tmp_path: pathlib.Path):
+    (tmp_path / "mine.toml").write_text(MINE)
+    code, out, err = call("mappings", "show", "mine.toml")
+    words = " ".join(out.split())
+    assert code == 0, err
+    for said in (
+        'cached_input_tokens and cache_write_tokens are by kind: included in input_tokens where it is "openai"',
+        'added to input_tokens where it is "bedrock", otherwise included in input_tokens',
+        "reasoning_tokens are included in output_tokens or added to it, as total_tokens tells, and added where there "
+        "is no total.",
+        'Skipped where status is none of "ok", 200, true or absent and usage is absent.',
+        "Skipped where test is present.",
+        "Records of one request carry the usage so far: each counter counts up to its greatest value.",
+        "unique with user", "at +08:00 where no zone is named", 'default "nobody"', '"" is absent; numbers too',
+        'constant "H100"', "plus tool", "12.0 and 1e+05 too", "optional; must be input + output",
+    ):  # fmt: skip
+        assert said in words, out
+    assert "the first counts, and the others are duplicates" in " ".join(call("mappings", "show", "native")[1].split())
+    assert "Messages are opened as otlp." in call("mappings", "show", "otlp")[1]
+
+
 def test_values_that_need_a_decoder_are_opened_in_guess_and_check(call: Any, tmp_path: pathlib.Path):
     log = SAMPLES / "traceloop.jaeger_json"
     code, out, _ = call("mappings", "guess", log)

@@ -39,6 +39,9 @@ def mapping_view(mapping: Mapping) -> RenderableType:
     notes += [f"Skipped where {' and '.join(map(_condition, entry))}." for entry in mapping.skip]
     if mapping.repeats == "grow":
         notes.append("Records of one request carry the usage so far: each counter counts up to its greatest value.")
+    elif mapping.field("request_id").paths:
+        notes.append("Of records with one request_id the first counts, and the others are duplicates.")
+    notes += [f"Messages are opened as {mapping.value.encoding}."] if mapping.value.encoding != "json" else []
     text = show.printable_lines("\n".join([f": {show.printable(mapping.description)}", *notes]))
     return Group(Text.assemble((mapping.name, "bold"), text + "\n"), table)
 
@@ -65,17 +68,17 @@ def _conventions(mapping: Mapping) -> list[str]:
             if mapping.output_additive
             else "output_tokens includes reasoning tokens",
         ]
-    return [
-        f"{part} are {_convention(convention, PARENTS[part])}"
-        for part, convention in zip(PARTS, mapping.conventions, strict=True)
-    ]
+    said: dict[str, list[str]] = {}
+    for part, convention in zip(PARTS, mapping.conventions, strict=True):
+        said.setdefault(_convention(convention, PARENTS[part]), []).append(part)
+    return [f"{' and '.join(parts)} are {text}" for text, parts in said.items()]
 
 
 def _convention(convention: Convention, parent: str) -> str:
     stated = {True: f"added to {parent}", False: f"included in {parent}", None: "refused"}
     if convention.by_total:
-        without = stated[convention.additive]
-        return f"included in {parent} or added to it as total_tokens tells, without a total {without}"
+        without = "added" if convention.additive else "included"
+        return f"included in {parent} or added to it, as total_tokens tells, and {without} where there is no total"
     if convention.path:
         values = [f"{stated[additive]} where it is {_json(value)}" for value, additive in convention.values]
         return f"by {_path(convention.path)}: {', '.join(values)}, otherwise {stated[convention.additive]}"

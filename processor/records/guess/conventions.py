@@ -235,6 +235,9 @@ def _statement(part: str, evidence: _Evidence, reading: Reading, has_total: bool
                          f"{len(against):,} records.")  # fmt: skip
     elif copied and evidence.named and not evidence.proven:
         plan.doubt(part, f"{paths} is one of Anthropic's names, which are beside the input; no record proves it here.")
+    elif evidence.named and not evidence.proven and False in evidence.named.values():
+        # Gateways keep OpenAI's names beside counts of their own (of providers that count beside).
+        plan.doubt(part, f"{paths} is inside its total by its name; no record proves it here.")
     elif copied and has_total and False in evidence.proven.values():
         plan.doubt(part, f"{paths} is one of Anthropic's names, which are beside the input there. Here the total says "
                          "that it is inside. Is the total the provider's own?")  # fmt: skip
