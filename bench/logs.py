@@ -133,16 +133,16 @@ class RowsLog:
 
 
 _CHUNK = (
-    b'{"request_id":"cmpl-.........","timestamp":17953920.....,"user":"user-....","chip":"H100-SXM5-80GB","response":{"id":'
-    b'"cmpl-.........","object":"chat.completion.chunk","model":"model-70b-instruct","choices":[{"index":0,"delta":'
-    b'{"content":" token"},"finish_reason":null}],"usage":{"prompt_tokens":1...,"total_tokens":....,"completion_tokens":'
-    b"1...}}}\n"
+    b'{"request_id":"cmpl-.........","timestamp":17953920.....,"user":"user-....","chip":"H100-SXM5-80GB",'
+    b'"response":{"id":"cmpl-.........","object":"chat.completion.chunk","model":"model-70b-instruct",'
+    b'"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}],"usage":{"prompt_tokens":1...,'
+    b'"total_tokens":....,"completion_tokens":1...}}}\n'
 )
 CHUNK_BYTES, CHUNKS, STREAMS = len(_CHUNK), 200, 1000
 
 
 class ChunksLog:
-    """A router's log of streams, a record a chunk, as vLLM's continuous_usage_stats has them: each says the usage so far.
+    """A router's log of streams, a record a chunk, each of which says the usage so far (vLLM's continuous_usage_stats):
     CHUNKS of a request, STREAMS requests at a time, so that two chunks of one are STREAMS records apart."""
 
     def __init__(self, records: int, seed: int) -> None:
