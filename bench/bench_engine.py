@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import common
-from bench.logs import CHIPS, MODELS, PROFILES, FileLog, RowsLog, make_all, path_of, users_of
+from bench.logs import CHIPS, MODELS, PROFILES, ChunksLog, FileLog, RowsLog, make_all, path_of, users_of
 from tokenometer.kernels import layout
 from tokenometer.kernels.engine import Engine, Limits, Loaded
 from tokenometer.kernels.plan import compile_mapping
@@ -46,7 +46,8 @@ from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas import mapping as mappings
 
 MODULE = "bench.bench_engine"
-GROUPS = ("records", "tiles", "batches", "messages", "identities", "skew", "rows", "memory")
+Log = FileLog | RowsLog | ChunksLog
+GROUPS = ("records", "repeats", "tiles", "batches", "messages", "identities", "skew", "rows", "memory")
 SECRET = [0x9E3779B97F4A7C15 * k % (1 << 64) for k in range(1, 9)]  # fixed, so that probe lengths repeat
 HORIZON_MS = 600_000
 FIRST_MESSAGE_MS = START_MS + HORIZON_MS  # later than any event of a log
@@ -55,6 +56,7 @@ FILL_PASS_RECORDS = 1 << 22  # a generation of request ids while rows are filled
 MEMORY_SHARE_MAX = 0.7  # of what is free
 GROUP_NOTES = {
     "records": "kinds of records (clean: none for the referee) and threads",
+    "repeats": "200 chunks of each of 1,000 streams, which say the usage so far, as vLLM's do",
     "tiles": "records counted at a time; default log",
     "batches": "bytes of a batch; default log",
     "messages": "lines of a message; default log",
@@ -71,7 +73,7 @@ class Case:
 
     group: str
     name: str
-    log: str = "default"  # of PROFILES, or "rows": RowsLog
+    log: str = "default"  # of PROFILES, or "rows": RowsLog, "chunks": ChunksLog
     records: int = 500_000  # of a pass
     passes: int = 7
     mode: str = "all"  # split, parse, all
@@ -110,6 +112,7 @@ def cases(size: str, device: str) -> list[Case]:
         for log in PROFILES
         if "clean" in log
     ]
+    found.append(replace(base, group="repeats", name="200 chunks: grow", log="chunks", records=1_000_000))
     rows = replace(base, log="rows")
     tiles = (18, 19, 20, 21) if cuda else (9, 11, 12, 13, 14, 15)
     batches = (24, 25, 26, 27) if cuda else (18, 20, 21, 22, 23, 24, 26)
@@ -130,7 +133,17 @@ def cases(size: str, device: str) -> list[Case]:
 
 
 def _is_small(case: Case) -> bool:
-    names = ("default: all", "default: parse only", "compact: all", "4096", "one line", "1.2", "10 k", "many rows")
+    names = (
+        "default: all",
+        "default: parse only",
+        "compact: all",
+        "200 chunks: grow",
+        "4096",
+        "one line",
+        "1.2",
+        "10 k",
+        "many rows",
+    )
     return case.name in names and (case.group != "rows" or case.rows < 100_000)
 
 
@@ -149,7 +162,7 @@ def _size(number: int) -> str:
 
 def profiles_of(case: Case) -> list[Profile]:
     """A log to warm up, one for each pass, and one for the split by kernels."""
-    if case.log == "rows":
+    if case.log not in PROFILES:
         return []
     return [Profile(records=case.records, seed=1 + k, **PROFILES[case.log]) for k in range(case.passes + 2)]
 
@@ -235,7 +248,7 @@ class Runner:
         self.case = case
         self.target = HostTarget(case.threads) if case.device == "cpu" else open_target(case.device)
         self.engine = Engine(self.target, Referee(), secret=SECRET, limits=limits_of(case), dedup_horizon_ms=HORIZON_MS)
-        self.mapping = mappings.resolve("native")
+        self.mapping = mappings.resolve("vllm" if case.log == "chunks" else "native")
         self.message_ms = FIRST_MESSAGE_MS
         self.turn_seconds = 0.0
         if self.target.shares_memory and not case.rows:
@@ -258,7 +271,7 @@ class Runner:
             batch.message_end = message_ends(batch.space, length)
         batch.message_time = np.full(len(batch.message_end), self.message_ms, np.uint64)
 
-    def run(self, log: FileLog | RowsLog, mode: str) -> Pass:
+    def run(self, log: Log, mode: str) -> Pass:
         engine, work = self.engine, WORK[mode]
         records, size, seconds, fill_seconds = 0, 0, 0.0, 0.0
         while True:
@@ -277,7 +290,9 @@ class Runner:
             records, size = records + loaded.lines.count(), size + length
 
 
-def log_of(case: Case, k: int) -> FileLog | RowsLog:
+def log_of(case: Case, k: int) -> Log:
+    if case.log == "chunks":
+        return ChunksLog(case.records, seed=1 + k)
     if case.log == "rows":
         return RowsLog(case.rows, case.records, seed=100 + k, skew=case.skew)
     return FileLog(pathlib.Path(case.files[k]))
@@ -321,7 +336,7 @@ def measure(case: Case) -> dict[str, Any]:
     return summary(case, passes) | extra
 
 
-def kernel_split(runner: Runner, log: FileLog | RowsLog) -> dict[str, float]:
+def kernel_split(runner: Runner, log: Log) -> dict[str, float]:
     """ns per record of each launch, in a pass of its own; `rest` is Python and the referee."""
     spent: dict[str, float] = defaultdict(float)
     target: Any = runner.target
@@ -358,8 +373,8 @@ def summary(case: Case, passes: Sequence[Pass]) -> dict[str, Any]:
         "records_per_s": 1e9 / median(ns),
         "bytes_per_s": record_bytes * 1e9 / median(ns),
         # A log that is made on the spot has no memcpy to count.
-        "fill_ns": None if case.log == "rows" else median(one.fill_seconds / one.records * 1e9 for one in passes),
-        "records_per_s_with_fill": None if case.log == "rows" else 1e9 / median(with_fill),
+        "fill_ns": None if case.log not in PROFILES else median(one.fill_seconds / one.records * 1e9 for one in passes),
+        "records_per_s_with_fill": None if case.log not in PROFILES else 1e9 / median(with_fill),
     }
 
 
@@ -420,7 +435,7 @@ class CudaRunner(Runner):
         super().__init__(case)
         self._lent: list[tuple[Any, Any]] = []
 
-    def prefill(self, log: FileLog | RowsLog) -> list[tuple[Any, Any, int]]:
+    def prefill(self, log: Log) -> list[tuple[Any, Any, int]]:
         filled = []
         space = self.case.batch_bytes
         for k in range(10_000):
@@ -487,7 +502,7 @@ def measure_cuda(case: Case) -> dict[str, Any]:
     extra["digest"] = digest_of(engine)  # by now the same passes as on the CPU
     extra["copy_bytes_per_s"] = cuda_copies(runner, filled)
     extra["plain_copy_bytes_per_s"] = cuda_plain_copy(case.batch_bytes)
-    copied_in = measure_cuda_memcpy(runner, case) if case.log != "rows" else None
+    copied_in = measure_cuda_memcpy(runner, case) if case.log in PROFILES else None
     made = summary(case, passes) | {"fill_ns": None, "records_per_s_with_fill": copied_in}
     return made | extra | {"target": engine.target.name}
 

@@ -132,6 +132,43 @@ class RowsLog:
         return np.minimum(np.searchsorted(self._shares, drawn, side="right"), self._rows - 1)
 
 
+_CHUNK = (
+    b'{"request_id":"cmpl-.........","timestamp":17953920.....,"user":"user-....","chip":"H100-SXM5-80GB",'
+    b'"response":{"id":"cmpl-.........","object":"chat.completion.chunk","model":"model-70b-instruct",'
+    b'"choices":[{"index":0,"delta":{"content":" token"},"finish_reason":null}],"usage":{"prompt_tokens":1...,'
+    b'"total_tokens":....,"completion_tokens":1...}}}\n'
+)
+CHUNK_BYTES, CHUNKS, STREAMS = len(_CHUNK), 200, 1000
+
+
+class ChunksLog:
+    """A router's log of streams, a record a chunk, each of which says the usage so far (vLLM's continuous_usage_stats):
+    CHUNKS of a request, STREAMS requests at a time, so that two chunks of one are STREAMS records apart."""
+
+    def __init__(self, records: int, seed: int) -> None:
+        self._at, self._end, self._seed = 0, records, seed
+        begins = [i for i in range(CHUNK_BYTES) if _CHUNK[i] == 0x2E and _CHUNK[i - 1] != 0x2E]
+        begins = [i for i in begins if _CHUNK[i + 1] == 0x2E]  # not the dot of chat.completion.chunk
+        self._id, self._time, self._user, self._id_again, self._sent, self._total, self._made = begins
+
+    def fill(self, space: Bytes) -> int:
+        count = min(self._end - self._at, len(space) // CHUNK_BYTES)
+        lines = space[: count * CHUNK_BYTES].reshape(count, CHUNK_BYTES)
+        lines[:] = np.frombuffer(_CHUNK, np.uint8)
+        place = np.arange(self._at, self._at + count)
+        self._at += count
+        request = place // (CHUNKS * STREAMS) * STREAMS + place % STREAMS
+        chunk, sent = place // STREAMS % CHUNKS, request * 7919 % 1000
+        for at in (self._id, self._id_again):
+            _digits(lines, at, 9, self._seed * 10_000_000 + request)
+        _digits(lines, self._time, 5, place % 60_000)
+        _digits(lines, self._user, 4, request * 104_729 % 10_000)
+        _digits(lines, self._sent, 3, sent)
+        _digits(lines, self._total, 4, 2000 + sent + chunk)
+        _digits(lines, self._made, 3, chunk)
+        return count * CHUNK_BYTES
+
+
 def _digits(lines: Bytes, at: int, width: int, values: Ints) -> None:
     left = values.astype(np.uint32)
     for place in range(at + width - 1, at - 1, -1):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bench import bench_engine, bench_ledger, bench_peers, common, report, sanitize
-from bench.logs import RECORD_BYTES, RowsLog
+from bench.logs import CHUNK_BYTES, CHUNKS, RECORD_BYTES, STREAMS, ChunksLog, RowsLog
 from tokenometer.kernels.target import HostTarget
 
 PEERS = ("duckdb", "polars", "chdb")
@@ -33,7 +33,7 @@ def peers_result(data):
 
 
 def test_small_engine_run_has_a_case_of_each_group(engine_result):
-    assert {case["group"] for case in engine_result["cases"]} >= {"records", "skew", "rows", "memory"}
+    assert {case["group"] for case in engine_result["cases"]} >= {"records", "repeats", "skew", "rows", "memory"}
     assert not [case for case in engine_result["cases"] if "skipped" in case]
 
 
@@ -41,6 +41,17 @@ def test_threads_tiles_and_messages_do_not_show_in_the_digest(engine_result):
     cases = [case for case in engine_result["cases"] if case["log"] == "default" and case["mode"] == "all"]
     assert len(cases) >= 3
     assert len({case["digest"] for case in cases}) == 1
+
+
+def test_chunks_of_streams_add_up_to_the_last_of_each():
+    """Two rounds of streams, all of whose chunks raise the output by one."""
+    log, records = ChunksLog(2 * CHUNKS * STREAMS, seed=3), 0
+    runner = bench_engine.Runner(bench_engine.Case("repeats", "", log="chunks", batch_bytes=CHUNK_BYTES * 70_001))
+    records = runner.run(log, "all").records
+    engine = runner.engine
+    assert engine.tally().counted == records == 2 * CHUNKS * STREAMS
+    sent = sum(1000 + request * 7919 % 1000 for request in range(2 * STREAMS))
+    assert engine.totals()[:2] == (2 * STREAMS, sent) and engine.totals()[4] == 2 * STREAMS * (1000 + CHUNKS - 1)
 
 
 def test_contenders_agree(peers_result):

@@ -114,7 +114,9 @@ def _asked(command: UsageCommand) -> Iterator[Ask]:
 
 def _further(ask: Ask, given: Mapping[str, Any]) -> list[str]:
     """The counters that any row of all pages names: those of the sum of them all."""
-    kept = {name: value for name, value in given.items() if name not in ("group_by", "window", "top", "after", "priced")}
+    kept = {
+        name: value for name, value in given.items() if name not in ("group_by", "window", "top", "after", "priced")
+    }
     return export.further_of(ask({**kept, "limit": "1"})["rows"])
 
 

@@ -62,12 +62,14 @@ def _usage() -> dict[str, Any]:
         parameter("time_zone", {**_TEXT, "default": "UTC"}, "An IANA name: where days and months begin."),
         parameter("window", {**choice(*times.UNITS), "default": "total"}, "A row for each of these."),
         parameter(
-            "group_by", {**_TEXT, "examples": ["user,model", "team,service_tier"]},
+            "group_by",
+            {**_TEXT, "examples": ["user,model", "team,service_tier"]},
             f"Of {', '.join(usage.DIMENSIONS)}, and the names of labels.",
         ),
         *(parameter(name, _TEXT, f"Only of this {name}.") for name in usage.DIMENSIONS),
         parameter(
-            "label", {**array_of({**_TEXT, "examples": ["team=blue"]}), "default": []},
+            "label",
+            {**array_of({**_TEXT, "examples": ["team=blue"]}), "default": []},
             "Only with this label, NAME=VALUE; NAME= is without it. May be repeated.",
         ),
         parameter("top", _number(), "Only the rows of the most tokens."),

@@ -223,7 +223,10 @@ class _Question:
         keys = ["bucket", *(_name_of(id) for id in self._ids)]
         chosen, after, source = "", "", asked
         if query.top is not None:
-            chosen, source = f"chosen AS ({self._chosen(asked)}),", f"{asked} JOIN chosen USING ({', '.join(self._ids)})"
+            chosen, source = (
+                f"chosen AS ({self._chosen(asked)}),",
+                f"{asked} JOIN chosen USING ({', '.join(self._ids)})",
+            )
             parameters = [*parameters, *parameters]
         if query.after is not None:
             after = f"WHERE ({', '.join(keys)}) > ({', '.join('?' * len(query.after))})"
@@ -344,7 +347,8 @@ def _name_of(id: str) -> str:
 
 def _joins(ids: Sequence[str], table: str) -> str:
     return " ".join(
-        f"{'LEFT ' if id.startswith('label_') else ''}JOIN names AS key_{id} ON key_{id}.id = {table}.{id}" for id in ids
+        f"{'LEFT ' if id.startswith('label_') else ''}JOIN names AS key_{id} ON key_{id}.id = {table}.{id}"
+        for id in ids
     )
 
 

@@ -46,6 +46,7 @@ class Stream:
         for name in ("INPUT", "USAGE", "LIVE", "REJECTED", "GROUP"):
             monkeypatch.setattr(streams, name, f"{stem}-{getattr(streams, name)}")
         self.input, self.group = streams.INPUT, streams.GROUP
+        self.mapping = "native"
         self.outputs = streams.USAGE, streams.LIVE, streams.REJECTED
         self.bootstrap = kafka.bootstrap
         self.broker = KafkaBroker(kafka.bootstrap)
@@ -62,7 +63,7 @@ class Stream:
     def meter(self, name: str = "meter-0", trip: Trip | None = None, **options: Any) -> MeterProcess:
         """One that runs; `options` are fields of its Spec."""
         options = {"settings": SETTINGS, "kafka": CLIENT, **options}
-        spec = Spec(self.bootstrap, self.group, name, {self.input: "native"}, self.outputs, trip=trip, **options)
+        spec = Spec(self.bootstrap, self.group, name, {self.input: self.mapping}, self.outputs, trip=trip, **options)
         self.meters.append(MeterProcess(spec))
         return self.meters[-1]
 
@@ -127,12 +128,12 @@ class Stream:
         self.stop()
         report = self.verify()
         assert report.clean, text_of(report)
-        found = streams.assert_exact(self.broker)
+        found = streams.assert_exact(self.broker, {self.input: self.mapping})
         assert found.tallies["read"] == report.tally.read
         return found
 
     def verify(self) -> verify.Report:
-        wanted = {self.input: mappings.resolve("native")}
+        wanted = {self.input: mappings.resolve(self.mapping)}
         return verify.verify(self.broker, self.group, wanted, verify.Settings(*self.outputs, processes=1))
 
     def close(self) -> None:
