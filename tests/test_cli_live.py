@@ -606,6 +606,16 @@ def test_speed_takes_its_time(call, broker):
     assert len(lines_of(broker)) == 20
 
 
+@pytest.mark.parametrize("start", [None, "2027-01-01T00:00:00Z"])
+def test_a_log_that_is_played_begins_now_unless_a_time_is_named(call, broker, start):
+    began = time.time_ns() // 1_000_000
+    played = ["synth", "--count", 20, "--rate", 1000, "--late", 0, "--malformed", 0, "--to-kafka", INPUT, "--speed", 9]
+    assert call(*played, *(["--start", start] if start else []))[0] == 0
+    first = max(json.loads(text)["timestamp"] for text in lines_of(broker))
+    assert (began - 1000 <= first <= time.time_ns() // 1_000_000 + 1000) == (start is None)
+    assert (1_798_761_600_000 - 1000 <= first < 1_798_761_601_000) == (start is not None)
+
+
 @pytest.mark.parametrize("command", [["synth", "--count", "5"], ["replay", "LOG"]])
 def test_a_missing_topic_names_the_command_that_creates_it(call, tmp_path, command):
     (tmp_path / "log").write_bytes(b"{}\n")

@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from tests import harness
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.load import produce
+from tokenometer.processor.load import produce, synth
+from tokenometer.processor.load.blocks import ahead, send_blocks
 from tokenometer.processor.load.produce import Pacing, Sent, send
+from tokenometer.processor.load.profile import BLOCK_RECORDS, Profile
 from tokenometer.processor.records.referee import Referee
 
 TOPIC = "inference-logs"
@@ -204,7 +206,7 @@ def test_the_log_passes_so_many_times_as_fast(broker, speed, step_ms):
     lines = [line(f"u{k % 5}", k, k * step_ms) for k in range(300)]
     put(broker, lines, pacing=wall.pacing(speed))
     wall.look()
-    slack_ms = produce._BLOCK_MS + 1 + 3 * step_ms / speed
+    slack_ms = produce.TOGETHER_MS + 1 + 3 * step_ms / speed
     for number, text in enumerate(lines):
         due_ms = number * step_ms / speed
         assert due_ms - slack_ms <= wall.sent_at[text], "never early"
@@ -249,3 +251,100 @@ def test_lines_wait_for_no_company_at_the_end(broker):
     wall = Wall(broker)
     put(broker, [line(f"user-{k}", k, k * 10) for k in range(50)], 1000, wall.pacing(1))
     assert sum(len(value.split(b"\n")) for _, _, value in read(broker)) == 50
+
+
+# --- Blocks ---
+
+LOG = Profile(BLOCK_RECORDS + 3_000, seed=8, users=500, duplicates=0.05, malformed=0.02, escaped=0.02, compact=True)
+
+
+@pytest.mark.parametrize("lines_per_message", [1, 2, 50, 10_000])
+def test_every_line_of_a_block_is_sent_once_and_a_users_lines_stay_in_order(lines_per_message):
+    lines = b"".join(synth.generate(LOG)).splitlines()
+    broker, told = make_broker(), []
+    progress = told.append
+    sent = send_blocks(broker, TOPIC, synth.blocks(LOG), FAST, lines_per_message, lambda sent: progress(sent.records))
+    messages = read(broker)
+    found = [(partition, text) for partition, _, value in messages for text in value.split(b"\n")]
+    assert sorted(text for _, text in found) == sorted(lines)
+    assert sent == Sent(len(lines), len(messages), sum(len(value) for _, _, value in messages))
+    assert told == [BLOCK_RECORDS, len(lines)]
+    assert all(1 <= value.count(b"\n") + 1 <= lines_per_message for _, _, value in messages)
+    assert sum(value.count(b"\n") + 1 < lines_per_message for _, _, value in messages) <= produce.KEY_GROUPS
+    by_user: dict[str, list[bytes]] = defaultdict(list)
+    for text in lines:
+        if user := user_of(text):
+            by_user[user].append(text)
+    partitions = defaultdict(set)
+    went: dict[str, list[bytes]] = defaultdict(list)
+    for partition, text in found:
+        if user := user_of(text):
+            partitions[user].add(partition)
+            went[user].append(text)
+    assert went == by_user and len(by_user) > 400
+    assert {len(some) for some in partitions.values()} == {1}
+    if lines_per_message == 1:
+        assert all(key.decode() == user_of(value) for _, key, value in messages if user_of(value))
+
+
+def user_of(text: bytes) -> str | None:
+    try:
+        record = json.loads(text)
+        return (
+            record["user"] if isinstance(record["input_tokens"], int) and record["user"].startswith("user-0") else None
+        )
+    except (ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
+@pytest.mark.parametrize("speed", [1, 10])
+@pytest.mark.parametrize("lines_per_message", [1, 5])
+def test_blocks_pass_so_many_times_as_fast_as_the_logs_clock(broker, speed, lines_per_message):
+    profile = Profile(400, rate=50.0, bursts=0, late=0.1, future=0.1, malformed=0, duplicates=0)  # no line twice
+    wall = Wall(broker)
+    blocks = list(synth.blocks(profile))
+    assert send_blocks(broker, TOPIC, blocks, wall.pacing(speed), lines_per_message).records == 400
+    wall.look()
+    began = int(blocks[0].due_ms[0])
+    for row, due_ms in enumerate(blocks[0].due_ms.tolist()):
+        text, wanted = blocks[0].line(row), (due_ms - began) / speed
+        if lines_per_message == 1:
+            assert wanted - produce.TOGETHER_MS - 1 <= wall.sent_at[text] <= wanted + 1
+        else:
+            assert wall.sent_at[text] >= wanted - produce.TOGETHER_MS - 1, "a line waits for its message's others"
+
+
+def test_a_block_that_is_behind_does_not_wait(broker):
+    wall = Wall(broker)
+    pacing = Pacing(1, lambda: int(wall.now_ms) + 3_600_000 * bool(read(broker)), wall.sleep)
+    send_blocks(broker, TOPIC, synth.blocks(Profile(100, rate=100.0, bursts=0)), pacing)
+    assert sum(wall.slept) == 0
+
+
+def test_what_is_made_ahead_comes_in_order_and_so_does_its_failure():
+    class Broken(Exception):
+        pass
+
+    def items():
+        yield from range(100)
+        raise Broken
+
+    got = []
+    with pytest.raises(Broken):
+        for item in ahead(items()):
+            got.append(item)
+    assert got == list(range(100)) and list(ahead([])) == []
+
+
+def test_not_more_than_a_few_are_made_ahead():
+    made = []
+
+    def endless():
+        while True:
+            made.append(len(made))
+            yield made[-1]
+
+    taking = ahead(endless(), 3)
+    assert [next(taking) for _ in range(5)] == [0, 1, 2, 3, 4]
+    taking.close()
+    assert len(made) <= 5 + 3

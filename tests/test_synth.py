@@ -288,6 +288,91 @@ def test_escapes_reach_every_mapped_key_and_string():
         assert any(f'"{text}"'.encode() not in escaped for escaped in spelled), text
 
 
+def test_a_record_that_is_sent_again_is_never_a_malformed_or_a_repeated_one():
+    """Beyond the first block too: its source is a sound record of the same block or of the one before."""
+    profile = Profile(N, duplicates=0.6, malformed=0.3, late=0, escaped=0)
+    fresh = {orjson.loads(line)["request_id"] for line in lines_of(log(clean()))}
+    for line in lines_of(log(profile)):
+        if verdict(line).kind == "ok":
+            assert verdict(line).record.request_id in fresh
+
+
+# Spelling
+
+
+def spelled(record: dict, users: int) -> bytes:
+    """A record as this file's author would write it."""
+    digits = max(6, len(str(users - 1)))
+    wanted = {key: value for key, value in record.items() if value is not None}
+    wanted["user"] = f"user-{record['user']:0{digits}d}"
+    return orjson.dumps(wanted)
+
+
+@pytest.mark.parametrize("users", [1, 1_000_000, 1_000_001, USERS_MAX])
+@pytest.mark.parametrize("long", [False, True])
+def test_columns_are_spelled_as_json(users, long):
+    rng = random.Random(users)
+    models = ["plain", 'q"uote', "\N{GREEK SMALL LETTER OMEGA}" * 128, "m" * 256, ""]
+    chips, places = ["c", "chip" * 60], [("here", "/v1"), ("far" * 90, "/v2")]
+    spelling = lines.Format([orjson.dumps(model).decode() for model in models], chips, users, places)
+    table, wanted = np.zeros(500, lines.RECORD), []
+    for row in table:
+        user, model, chip = rng.randrange(users), rng.randrange(len(models)), rng.randrange(2)
+        counts = [rng.choice((-1, 0, 9, 10, 1 << 20, (1 << 40) - 1)) for _ in range(5)]
+        prefill, place, cents = (
+            rng.randrange(3),
+            rng.randrange(1, 3) if long else 0,
+            rng.choice((5_000, 5_001, 60_000_000)),
+        )
+        time_ms = rng.choice((0, 9, START_MS, 253_402_300_799_999))
+        high, low = rng.getrandbits(64), rng.getrandbits(64)
+        row["id"], row["time_ms"], row["user"], row["model"], row["chip"] = (high, low), time_ms, user, model, chip
+        row["prefill"], row["place"], row["latency_cents"], row["streamed"] = prefill, place, cents, cents % 2
+        for name, count in zip(lines._COUNTS, counts, strict=True):
+            row[name] = count
+        part = f"{high:016x}{low:016x}"
+        variant = "89ab"[int(part[16], 16) & 3]
+        record = {
+            "request_id": f"{part[:8]}-{part[8:12]}-4{part[13:16]}-{variant}{part[17:20]}-{part[20:]}",
+            "timestamp": time_ms, "user": user, "model": models[model], "chip": chips[chip],
+            "prefill_chip": chips[prefill - 1] if prefill else None,
+            "region": places[place - 1][0] if place else None, "endpoint": places[place - 1][1] if place else None,
+            **{name: None if count < 0 else count for name, count in zip(lines._COUNTS, counts, strict=True)},
+        }  # fmt: skip
+        line = spelled(record, users)
+        if place:
+            end = (
+                f',"latency_ms":{cents // 100}.{cents % 100:02d},"status":200,"stream":{str(bool(cents % 2)).lower()}}}'
+            )
+            line = line[:-1] + end.encode()
+        wanted.append(line)
+    block = spelling.block(table, np.zeros(500, np.int64))
+    assert lines_of(bytes(block.data)) == wanted
+    assert [block.line(row) for row in range(500)] == wanted
+    names = block.user_names()
+    assert [bytes(name).decode() for name in names] == [orjson.loads(line)["user"] for line in wanted]
+
+
+@pytest.mark.parametrize("compact", [False, True])
+def test_a_block_knows_each_lines_user_and_when_it_comes(compact):
+    profile = clean(duplicates=0.2, malformed=0.05, escaped=0.1, compact=compact)
+    last = 0
+    for block in synth.blocks(profile):
+        found = lines_of(bytes(block.data))
+        assert found == [block.line(row) for row in range(len(block))]
+        assert (np.diff(block.due_ms) >= 0).all() and block.due_ms[0] >= last
+        last = int(block.due_ms[-1])
+        for line, name in zip(found, block.user_names(), strict=True):
+            if verdict(line).kind == "ok":
+                assert verdict(line).record.user == bytes(name).decode()
+        middle = block.between(100, 200)
+        assert [middle.line(row) for row in range(100)] == found[100:200]
+        assert (middle.users == block.users[100:200]).all() and (middle.due_ms == block.due_ms[100:200]).all()
+        order = np.random.default_rng(1).permutation(len(block))
+        data, ends = block.reordered(order)
+        assert lines_of(bytes(data)) == [found[row] for row in order] and ends[-1] == len(data)
+
+
 # Settings
 
 

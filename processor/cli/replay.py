@@ -29,7 +29,7 @@ from tokenometer.processor.cli.common import (
     usage_error,
 )
 from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory, Window
-from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send
+from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send_lines
 from tokenometer.processor.files import decoded, logs, output, report
 from tokenometer.processor.files.clock import LogClock
 from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
@@ -146,7 +146,7 @@ def replay_command(command: ReplayCommand) -> None:
     if command.to_kafka is not None:
         logs.size_of(command.files)  # a missing one is named before the first is sent
         every = itertools.chain.from_iterable(map(logs.read_lines, command.files))
-        return send(every, None, mappings.resolve(command.mapping), command)
+        return send_lines(every, mappings.resolve(command.mapping), command)
     summary, ran = _metered(command)
     with contextlib.redirect_stdout(sys.stderr if output.STDOUT in (command.out, command.rejected) else sys.stdout):
         _print_summary(summary, ran, command.json)

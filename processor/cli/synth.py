@@ -1,7 +1,6 @@
 """The command `synth`: a synthetic request log, or one made of a public trace."""
 
 import dataclasses
-import itertools
 import re
 import sys
 import time
@@ -15,12 +14,14 @@ from typer import Option
 from tokenometer.processor import show
 from tokenometer.processor.cli.common import progress_bar, say, usage_error
 from tokenometer.processor.cli.options import Force
-from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send
+from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send_blocks
 from tokenometer.processor.files import output
 from tokenometer.processor.load import synth
+from tokenometer.processor.load.blocks import ahead
+from tokenometer.processor.load.lines import Block
 from tokenometer.processor.load.profile import MODEL_NAMES, Profile
-from tokenometer.processor.load.trace import TraceError, from_trace
-from tokenometer.schemas import mapping as mappings
+from tokenometer.processor.load.trace import TraceError, trace_blocks
+from tokenometer.processor.meter import heap
 
 _START = "2026-11-23T00:00:00Z"
 _RECORDS = 1_000_000
@@ -63,7 +64,9 @@ class SynthCommand(ToKafkaSettings):
     ] = None  # fmt: skip
     rate: Annotated[float, _of(_LOG, "Records per second of log time, on average.")] = 20_000.0
     start: Annotated[
-        str | None, Option(rich_help_panel=_LOG, help="When the log begins.", metavar="TIME", show_default=_START)
+        str | None,
+        Option(rich_help_panel=_LOG, help="When the log begins.", metavar="TIME",
+               show_default=f"{_START}, or now with --speed"),
     ] = None  # fmt: skip
     day_curve: Annotated[
         bool, Option("--day-curve", rich_help_panel=_LOG, help="Busy at 15:00 UTC, quiet at 03:00.")
@@ -117,7 +120,9 @@ class SynthCommand(ToKafkaSettings):
 
     @property
     def start_ms(self) -> int:
-        """Milliseconds of an RFC 3339 time or of an integer."""
+        """Milliseconds of an RFC 3339 time or of an integer. A log that is played at its own pace begins now."""
+        if self.start is None and self.speed is not None:
+            return time.time_ns() // 1_000_000
         text = self.start or _START
         if re.fullmatch(r"\d{1,15}", text, re.ASCII):
             return int(text)
@@ -135,18 +140,18 @@ class SynthCommand(ToKafkaSettings):
         wanted = _RECORDS if self.count is None else self.count
         return wanted if self.duration is None else round(self.duration * self.rate)
 
-    def chunks(self) -> Iterator[bytes]:
+    def blocks(self) -> Iterator[Block]:
         """The log, some lines at a time."""
         start_ms = self.start_ms
         if self.trace is not None:
-            return from_trace(
+            return trace_blocks(
                 self.trace, seed=self.seed, users=self.users, chips=self.chips, user_skew=self.user_skew,
-                model=self.model, repeat=self.repeat, start_ms=start_ms if self.start is not None else None,
+                model=self.model, repeat=self.repeat, start_ms=start_ms if self.start or self.speed else None,
             )  # fmt: skip
         assert self.records is not None
         ours = {field.name for field in dataclasses.fields(self)}
         same = [field.name for field in dataclasses.fields(Profile) if field.name in ours]
-        return synth.generate(Profile(self.records, start_ms=start_ms, **{name: getattr(self, name) for name in same}))
+        return synth.blocks(Profile(self.records, start_ms=start_ms, **{name: getattr(self, name) for name in same}))
 
 
 def synth_command(command: SynthCommand) -> None:
@@ -158,16 +163,16 @@ def synth_command(command: SynthCommand) -> None:
         tokenometer synth --trace trace.csv --repeat 3 -o requests.ndjson
         tokenometer synth --count 1000000 --to-kafka inference-logs --lines 50
     """
+    heap.keep_freed_memory()
     try:
-        chunks = command.chunks()
+        blocks = command.blocks()
     except TraceError:
         raise
     except ValueError as error:
         usage_error(_as_option(str(error)))
     if command.to_kafka is not None:
-        every = itertools.chain.from_iterable(chunk.splitlines() for chunk in chunks)
-        return send(every, command.records, mappings.resolve("native"), command)
-    _write_log(chunks, command)
+        return send_blocks(blocks, command.records, command)
+    _write_log(blocks, command)
 
 
 def _as_option(message: str) -> str:
@@ -176,15 +181,15 @@ def _as_option(message: str) -> str:
     return f"--{'count' if name == 'records' else name.replace('_', '-')}{space}{rest}"
 
 
-def _write_log(chunks: Iterator[bytes], command: SynthCommand) -> None:
+def _write_log(blocks: Iterator[Block], command: SynthCommand) -> None:
     out, records = command.output, command.records
     if out == output.STDOUT and sys.stdout.isatty() and (records is None or records > _TERMINAL_RECORDS_MAX):
         usage_error("a log of this size in a terminal? Redirect it, or name a file with -o")
     begun, lines, size = time.perf_counter(), 0, 0
     with output.create(out, command.force) as file, progress_bar(records) as advance:
-        for chunk in chunks:
-            file.write(chunk)
-            lines, size = lines + chunk.count(b"\n"), size + len(chunk)
+        for block in ahead(blocks):
+            file.write(block.data)
+            lines, size = lines + len(block), size + len(block.data)
             if advance:
                 elapsed = time.perf_counter() - begun
                 advance(lines, f"{lines:,} records  {show.si(lines / elapsed)} records/s  {show.si(size)}B")

@@ -2,17 +2,19 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated
 
 from typer import Option
 
 from tokenometer.processor import show
+from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.common import progress_bar, say
 from tokenometer.processor.cli.options import KafkaSettings
-from tokenometer.processor.load import produce
+from tokenometer.processor.load import blocks, produce
+from tokenometer.processor.load.lines import Block
 from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas.mapping import Mapping
 
@@ -40,8 +42,26 @@ class ToKafkaSettings(KafkaSettings):
     ] = None
 
 
-def send(lines: Iterator[bytes], records: int | None, mapping: Mapping, settings: ToKafkaSettings) -> None:
+_Progress = Callable[[produce.Sent], None]
+_Send = Callable[[Broker, str, produce.Pacing, int, _Progress], produce.Sent]
+
+
+def send_lines(lines: Iterator[bytes], mapping: Mapping, settings: ToKafkaSettings) -> None:
+    sent = _send(lambda to, topic, *how: produce.send(to, topic, lines, mapping, Referee(), *how), None, settings)
+    if sent.keyed_by_bytes:
+        say(
+            f"{show.plural(sent.keyed_by_bytes, 'record')} without a user and a request id, as mapping {mapping.name} "
+            "reads them, went to partitions by their bytes: one that comes again with other bytes may be counted twice",
+            sys.stderr,
+        )
+
+
+def send_blocks(log: Iterator[Block], records: int | None, settings: ToKafkaSettings) -> None:
     """records: how many there will be, where that is known."""
+    _send(lambda to, topic, *how: blocks.send_blocks(to, topic, blocks.ahead(log), *how), records, settings)
+
+
+def _send(send: _Send, records: int | None, settings: ToKafkaSettings) -> produce.Sent:
     topic = settings.to_kafka
     assert topic is not None
     broker = running.broker_of(settings)
@@ -55,14 +75,9 @@ def send(lines: Iterator[bytes], records: int | None, mapping: Mapping, settings
             advance(sent.records, f"{sent.records:,} records  {pace} records/s")
 
     with progress_bar(records) as advance:
-        sent = produce.send(broker, topic, lines, mapping, Referee(), pacing, settings.lines, progress)
+        sent = send(broker, topic, pacing, settings.lines, progress)
     broker.close()
     elapsed = show.seconds(time.perf_counter() - begun)
     what = f"{show.plural(sent.records, 'record')} in {show.plural(sent.messages, 'message')}"
     say(f"{topic}: {what}, {show.si(sent.bytes)}B in {elapsed}", sys.stderr)
-    if sent.keyed_by_bytes:
-        say(
-            f"{show.plural(sent.keyed_by_bytes, 'record')} without a user and a request id, as mapping {mapping.name} "
-            "reads them, went to partitions by their bytes: one that comes again with other bytes may be counted twice",
-            sys.stderr,
-        )
+    return sent

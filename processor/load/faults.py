@@ -1,4 +1,7 @@
-"""Rewrites the few records of a made-up log that have a fault: malformed, sent again, or spelled with escapes."""
+"""The few records of a made-up log that have a fault: sent again, malformed, or spelled with escapes.
+
+A record that is sent again is a copy of its columns. The others are rewritten as text, one by one.
+"""
 
 import random
 import re
@@ -7,69 +10,54 @@ from typing import Any
 import numpy as np
 import orjson
 
-from tokenometer.processor.load.lines import Block, Bools, stream
+from tokenometer.processor.load.lines import RECORD, Block, Bools, Ints, Records, stream
 from tokenometer.processor.load.profile import BLOCK_RECORDS, RESEND_RECORDS_MAX, Profile
 
 
 class Spoiler:
-    """Rewrites the records of a block that have a fault. Remembers one block, for the records that are sent again."""
+    """Spoils block after block: first `resend`, then, of the same block's lines, `rewrite`."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
-        self.fates, self.escapes = stream(profile.seed, "fates"), stream(profile.seed, "escapes")
+        self.fates, self.escapes, self.resends = (stream(profile.seed, name) for name in ("fates", "escapes", "resend"))
         # Python's generator is the faster one for single draws.
         self.malforming = random.Random(f"{profile.seed}/malform")
-        self.resending = random.Random(f"{profile.seed}/resend")
         self.escaping = random.Random(f"{profile.seed}/escape")
-        self.before = Block(b"", np.zeros(1, np.int64))
-        self.before_sound = np.zeros(0, np.bool_)
+        self.before = np.zeros(1, RECORD)  # the block before, for the records that are sent again; at first none
+        self.before_sound = np.zeros(1, np.bool_)
+        self.malformed = np.zeros(0, np.bool_)
 
-    def spoil(self, block: Block) -> bytes:
-        profile = self.profile
-        fate = self.fates.random(BLOCK_RECORDS)[: len(block)]
-        malformed = fate < profile.malformed
-        resent = ~malformed & (fate < profile.malformed + profile.duplicates)
-        edits = {row: malform(block.line(row), self.malforming) for row in np.flatnonzero(malformed).tolist()}
-        if profile.duplicates:
-            self._resend(block, resent, ~malformed & ~resent, edits)
-        if profile.escaped:
-            escaped = (self.escapes.random(BLOCK_RECORDS)[: len(block)] < profile.escaped) & ~malformed
-            for row in np.flatnonzero(escaped).tolist():
-                edits[row] = escape(edits.get(row) or block.line(row), self.escaping)
-        return _splice(block, edits)
+    def resend(self, records: Records) -> None:
+        """Puts records that came before in place of some. Where nothing was sent before, the fresh one stays."""
+        fate = self.fates.random(BLOCK_RECORDS)
+        self.malformed = fate < self.profile.malformed
+        resent = ~self.malformed & (fate < self.profile.malformed + self.profile.duplicates)
+        if self.profile.duplicates:
+            sound = ~self.malformed & ~resent
+            self._resend(records, np.flatnonzero(resent), sound)
+            self.before, self.before_sound = records, sound  # nothing is copied of those that were sent again
 
-    def _resend(self, block: Block, resent: Bools, sound: Bools, edits: dict[int, bytes]) -> None:
-        """A record that is sent again takes the place of a fresh one. Where nothing was sent before, that one stays."""
-        first = len(self.before)
-        known = np.concatenate((self.before_sound, sound))
+    def _resend(self, records: Records, rows: Ints, sound: Bools) -> None:
+        """Most retries come soon, and with the same request id mostly byte for byte."""
+        distance, choice, amount = self.resends.random((3, len(rows)))
+        back = (RESEND_RECORDS_MAX**distance).astype(np.int64)
+        known, first = np.concatenate((self.before_sound, sound)), len(self.before)
         source_of = np.maximum.accumulate(np.where(known, np.arange(len(known)), -1))
-        for row in np.flatnonzero(resent).tolist():
-            back = int(RESEND_RECORDS_MAX ** self.resending.random())  # most retries come soon
-            source = int(source_of[max(first + row - back, 0)])
-            if source >= 0:
-                line = self.before.line(source) if source < first else block.line(source - first)
-                edits[row] = resend(line, self.resending)
-        self.before, self.before_sound = block, sound
+        source = source_of[np.maximum(first + rows - back, 0)]
+        again = records[np.maximum(source - first, 0)]
+        again[source < first] = self.before[source[source < first]]
+        again["time_ms"] += np.where((choice >= 0.8) & (choice < 0.9), 1 + (amount * 29_999).astype(np.int64), 0)
+        again["output_tokens"] += np.where(choice >= 0.9, 1 + (amount * 99).astype(np.int64), 0)
+        records[rows[source >= 0]] = again[source >= 0]
 
-
-def _splice(block: Block, edits: dict[int, bytes]) -> bytes:
-    if not edits:
-        return block.data
-    pieces, at = [], 0
-    for row in sorted(edits):
-        pieces += [block.data[at : block.ends[row]], edits[row], b"\n"]
-        at = int(block.ends[row + 1])
-    return b"".join((*pieces, block.data[at:]))
-
-
-def resend(line: bytes, rng: random.Random) -> bytes:
-    """The record again, with the same request id, mostly byte for byte."""
-    choice = rng.random()
-    if choice < 0.8:
-        return line
-    if choice < 0.9:
-        return _with(line, b"timestamp", b"%d" % (_value(line, b"timestamp") + rng.randrange(1, 30_000)))
-    return _with(line, b"output_tokens", b"%d" % (_value(line, b"output_tokens") + rng.randrange(1, 100)))
+    def rewrite(self, block: Block) -> Block:
+        """The block, or the beginning of it, with malformed and escaped lines."""
+        malformed = self.malformed[: len(block)]
+        edits = {row: malform(block.line(row), self.malforming) for row in np.flatnonzero(malformed).tolist()}
+        if self.profile.escaped:
+            escaped = (self.escapes.random(BLOCK_RECORDS)[: len(block)] < self.profile.escaped) & ~malformed
+            edits |= {row: escape(block.line(row), self.escaping) for row in np.flatnonzero(escaped).tolist()}
+        return block.edited(edits)
 
 
 _MAPPED = re.compile(

@@ -1,33 +1,92 @@
-"""Random columns, and lines made of them: Arrow joins columns without a Python step for each record."""
+"""Random columns, and the lines that C++ makes of them (lines.cpp).
 
+Owns: what a made-up record is made of, and its spelling.
+"""
+
+import ctypes
+import functools
 import hashlib
 import math
-from typing import Any, NamedTuple
+import pathlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
+
+from tokenometer.kernels import build
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
+Records = npt.NDArray[np.void]
+
+_COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
+# A record, as in lines.cpp. A count of -1 is absent; prefill and place: 1 + the index, 0: absent.
+RECORD = np.dtype(
+    [
+        ("id", np.uint64, 2),
+        ("time_ms", np.int64),
+        *((name, np.int64) for name in _COUNTS),
+        *((name, np.uint32) for name in ("user", "model", "chip", "prefill", "place", "latency_cents", "streamed")),
+        ("spare", np.uint32),
+    ]
+)
+_LINE_BYTES_MAX = 640  # of a record without the texts of its tables: field names, and every number at its longest
+_CHUNK_BYTES = 32  # as in lines.cpp
 
 
-class Block(NamedTuple):
-    """Rendered lines: line i is data[ends[i]:ends[i + 1]], with its newline."""
+@dataclass(frozen=True)
+class Block:
+    """Lines, and what a producer wants to know of them: line i is data[ends[i]:ends[i + 1]], with its newline.
 
-    data: bytes
+    users: the number of each line's user, whose name has so many digits. due_ms: when each line comes to the log.
+    """
+
+    data: bytes | memoryview
     ends: Ints
+    users: npt.NDArray[np.uint32]
+    user_digits: int
+    due_ms: Ints
 
     def __len__(self) -> int:
         return len(self.ends) - 1
 
-    def first(self, count: int) -> "Block":
-        return self if count == len(self) else Block(self.data[: self.ends[count]], self.ends[: count + 1])
+    def between(self, begin: int, end: int) -> "Block":
+        first, last = int(self.ends[begin]), int(self.ends[end])
+        data, ends = self.data[first:last], self.ends[begin : end + 1] - first
+        return Block(data, ends, self.users[begin:end], self.user_digits, self.due_ms[begin:end])
 
     def line(self, row: int) -> bytes:
-        return self.data[self.ends[row] : self.ends[row + 1] - 1]
+        return bytes(self.data[self.ends[row] : self.ends[row + 1] - 1])
+
+    def edited(self, edits: dict[int, bytes]) -> "Block":
+        """With other lines, given without their newlines, in place of some."""
+        if not edits:
+            return self
+        pieces: list[bytes | memoryview] = []
+        at, lengths, data = 0, np.diff(self.ends), memoryview(self.data)
+        for row in sorted(edits):
+            pieces += [data[at : self.ends[row]], edits[row], b"\n"]
+            at = int(self.ends[row + 1])
+            lengths[row] = len(edits[row]) + 1
+        pieces.append(data[at:])
+        return replace(self, data=b"".join(pieces), ends=np.concatenate(([0], np.cumsum(lengths))))
+
+    def user_names(self) -> npt.NDArray[np.uint8]:
+        """One line of characters for each record."""
+        names = np.empty((len(self), len("user-") + self.user_digits), np.uint8)
+        users = np.ascontiguousarray(self.users)
+        _library().format_users(_pointer(users), len(self), self.user_digits, _pointer(names))
+        return names
+
+    def reordered(self, order: Ints) -> tuple[memoryview, Ints]:
+        """The lines in another order, and where each ends, from 0 on."""
+        source, data = np.frombuffer(self.data, np.uint8), np.empty(len(self.data), np.uint8)
+        order = np.ascontiguousarray(order, np.int64)
+        _library().reorder(_pointer(source), _pointer(self.ends), _pointer(order), len(order), _pointer(data))
+        return data.data, np.concatenate(([0], np.cumsum(np.diff(self.ends)[order])))
 
 
 # --- Draw ---
@@ -42,17 +101,22 @@ class Zipf:
     """Draws from 0..n-1, number k in proportion to (k + 1) ** -skew.
 
     The first ranks come from a table. Beyond it the sum is as good as the integral, which is inverted directly, so
-    that a billion users take no more memory than a few.
+    that a billion users take no more memory than a few. A guide says between which two ranks of the table a draw lies:
+    mostly they are one, and only the others are looked for.
     """
 
     TABLE_RANKS = 65_536
+    GUIDE_CELLS = 8  # to each rank of the table
 
     def __init__(self, n: int, skew: float) -> None:
         self.n, self.skew = n, skew
         self.table = np.cumsum(np.arange(1, min(n, self.TABLE_RANKS) + 1, dtype=np.float64) ** -skew)
         self.tail_start = len(self.table) + 0.5
         self.head = float(self.table[-1])
-        self.tail = self._integral(n + 0.5) if n > len(self.table) else 0.0
+        self.whole = self.head + (self._integral(n + 0.5) if n > len(self.table) else 0.0)
+        self.cells = max(1024, self.GUIDE_CELLS * len(self.table))
+        bounds = np.arange(self.cells + 1) * (self.whole / self.cells)
+        self.guide = np.searchsorted(self.table, bounds, side="right").astype(np.int32)
 
     def _integral(self, upto: float) -> float:
         """Of x ** -skew from tail_start."""
@@ -68,60 +132,75 @@ class Zipf:
         return np.asarray((mass * power + self.tail_start**power) ** (1.0 / power))
 
     def draw(self, rng: np.random.Generator, count: int) -> Ints:
-        mass = rng.random(count) * (self.head + self.tail)
-        ranks: Ints = np.searchsorted(self.table, mass, side="right").astype(np.int64)
-        beyond = mass >= self.head
-        if beyond.any():
-            ranks[beyond] = np.rint(self._inverse(mass[beyond] - self.head)).astype(np.int64) - 1
+        share = rng.random(count)
+        cell = (share * self.cells).astype(np.int32)
+        ranks: Ints = self.guide[cell].astype(np.int64)
+        unsure = np.flatnonzero(self.guide[cell + 1] != ranks)
+        ranks[unsure] = np.searchsorted(self.table, share[unsure] * self.whole, side="right")
+        beyond = np.flatnonzero(ranks >= len(self.table))
+        if len(beyond):
+            mass = np.maximum(share[beyond] * self.whole - self.head, 0.0)
+            ranks[beyond] = np.rint(self._inverse(mass)).astype(np.int64) - 1
         return np.minimum(ranks, self.n - 1)
+
+
+def ids(rng: np.random.Generator, count: int) -> npt.NDArray[np.uint64]:
+    return rng.integers(0, 1 << 64, (count, 2), np.uint64)
 
 
 def names(known: tuple[str, ...], count: int) -> list[str]:
     return [known[i] if i < len(known) else f"{known[i % len(known)]}-{i // len(known) + 1}" for i in range(count)]
 
 
-# --- Render ---
-
-_TENS = 10 ** np.arange(18, -1, -1, dtype=np.int64)
+# --- Format ---
 
 
-def render(parts: list[Any]) -> Block:
-    """Joins columns and constants into lines; the last part ends with the newline."""
-    lines = pc.binary_join_element_wise(*parts, "", null_handling="replace", null_replacement="")
-    _, ends, data = lines.buffers()
-    ends = np.frombuffer(ends, np.int32)[: len(lines) + 1].astype(np.int64)
-    return Block(data.to_pybytes()[: int(ends[-1])], ends)
+class _Texts(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_char_p), ("ends", ctypes.c_void_p)]
 
 
-def number(values: Ints) -> Any:
-    return pc.cast(pa.array(values), pa.string())
+class _Tables(ctypes.Structure):
+    _fields_ = [
+        *((name, _Texts) for name in ("models", "chips", "prefills", "places")),
+        ("user_digits", ctypes.c_uint32),
+    ]
 
 
-def optional(name: str, values: Ints) -> tuple[Any, Any]:
-    """Nothing where the value is negative."""
-    absent = values < 0
-    keys = pick(pa.array([f',"{name}":', ""]), absent.astype(np.int64))
-    return keys, pc.cast(pa.array(values, mask=absent), pa.string())
+@functools.cache
+def _library() -> Any:
+    return ctypes.CDLL(str(build.build_shared(pathlib.Path(__file__).with_name("lines.cpp"))))
 
 
-def pick(table: Any, rows: Ints) -> Any:
-    return table.take(pa.array(rows))
+def _pointer(array: npt.NDArray[Any]) -> ctypes.c_void_p:
+    return ctypes.c_void_p(array.ctypes.data)
 
 
-def digits(values: Ints, width: int) -> Any:
-    return _fixed_width((values[:, None] // _TENS[-width:] % 10 + ord("0")).astype(np.uint8))
+class Format:
+    """Spells records. models: as JSON strings; places: region and endpoint."""
+
+    def __init__(
+        self, models: Iterable[str], chips: Iterable[str], users: int, places: Iterable[tuple[str, str]] = ()
+    ) -> None:
+        self.user_digits, chips = max(6, len(str(users - 1))), list(chips)
+        texts = [
+            [f'","model":{name}' for name in models],
+            [f',"chip":"{name}"' for name in chips],
+            [f',"prefill_chip":"{name}"' for name in chips],
+            [f',"region":"{region}","endpoint":"{endpoint}"' for region, endpoint in places],
+        ]
+        self._kept = [_joined(table) for table in texts]  # what the pointers point to
+        self._tables = _Tables(*(_Texts(data, ends.ctypes.data) for data, ends in self._kept), self.user_digits)
+        self._room = _LINE_BYTES_MAX + sum(int(np.diff(ends).max(initial=0)) for _, ends in self._kept)
+
+    def block(self, records: Records, due_ms: Ints) -> Block:
+        count = len(records)
+        space = np.empty(count * self._room + _CHUNK_BYTES, np.uint8)
+        records, ends = np.ascontiguousarray(records), np.empty(count + 1, np.int64)
+        _library().format_records(_pointer(records), count, ctypes.byref(self._tables), _pointer(space), _pointer(ends))
+        return Block(space[: ends[-1]].data, ends, records["user"].copy(), self.user_digits, due_ms)
 
 
-def uuids(rng: np.random.Generator, count: int) -> Any:
-    hexed = np.frombuffer(rng.bytes(16 * count).hex().encode(), np.uint8).reshape(count, 32)
-    text = np.full((count, 36), ord("-"), np.uint8)
-    for group, (start, end) in enumerate(((0, 8), (8, 12), (12, 16), (16, 20), (20, 32))):
-        text[:, start + group : end + group] = hexed[:, start:end]
-    text[:, 14] = ord("4")  # the version: random
-    return _fixed_width(text)
-
-
-def _fixed_width(text: npt.NDArray[np.uint8]) -> Any:
-    count, width = text.shape
-    ends = np.arange(0, (count + 1) * width, width, dtype=np.int32)
-    return pa.StringArray.from_buffers(count, pa.py_buffer(ends), pa.py_buffer(np.ascontiguousarray(text)))
+def _joined(texts: Sequence[str]) -> tuple[bytes, Ints]:
+    encoded = [text.encode() for text in texts]
+    ends = np.concatenate(([0], np.cumsum([len(text) for text in encoded], dtype=np.int64)))
+    return b"".join(encoded) + bytes(_CHUNK_BYTES), ends

@@ -22,7 +22,7 @@ from tokenometer.schemas.mapping import Mapping, Path
 KEY_GROUPS = 256  # where a message has lines of several users: more than a topic has partitions, mostly
 KEY_BYTES_MAX = 1 << 10  # of a line that has nothing else to be keyed by
 _BLOCK_LINES = 1000  # judged and sent together
-_BLOCK_MS = 20  # messages that are due within this time go together
+TOGETHER_MS = 20  # messages that are due within this time go together
 _RECENT = 5  # records whose median is the log's time
 
 
@@ -86,8 +86,8 @@ def send(
         due = due or _Due(pacing, [time_ms for time_ms in times if time_ms is not None])
         full: list[tuple[bytes, bytes]] = []
         for line, time_ms in zip(block, times, strict=True):
-            if time_ms is not None and (ahead_ms := due.ahead_ms(time_ms)) > _BLOCK_MS:
-                _append(broker, topic, full, sent)
+            if time_ms is not None and (ahead_ms := due.ahead_ms(time_ms)) > TOGETHER_MS:
+                append(broker, topic, full, sent)
                 full = []
                 pacing.sleep(ahead_ms / 1000)
             key = _text(line, (*user, *request))
@@ -95,10 +95,10 @@ def send(
             message = groups.add(key or line[:KEY_BYTES_MAX], line)
             if message:
                 full.append(message)
-        _append(broker, topic, full, sent)
+        append(broker, topic, full, sent)
         sent.records += len(block)
         progress(sent)
-    _append(broker, topic, list(groups.rest()), sent)
+    append(broker, topic, list(groups.rest()), sent)
     broker.flush()
     return sent
 
@@ -125,7 +125,7 @@ def _time_ms(referee: Referee, line: bytes, mapping: Mapping) -> int | None:
     return record.time_ms if isinstance(record, Canonical) else None
 
 
-def _append(broker: Broker, topic: str, messages: list[tuple[bytes, bytes]], sent: Sent) -> None:
+def append(broker: Broker, topic: str, messages: list[tuple[bytes, bytes]], sent: Sent) -> None:
     if messages:
         keys, values = zip(*messages, strict=True)
         broker.append(topic, values, keys)

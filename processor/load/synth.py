@@ -6,32 +6,18 @@ Not promised: the same bytes from another numpy, or from a processor whose exp()
 
 How a block of records is made:
 
-    1. draw     numpy columns: arrival times, users, models, chips, counts
-    2. render   Arrow joins the columns into lines, without a Python step for each record
-    3. spoil    the few records with a fault are rewritten one by one:
-                malformed | re-sent (a duplicate), and then possibly escaped
+    1. draw      numpy columns: arrival times, users, models, chips, counts
+    2. resend    some records are copies of earlier ones (duplicates)
+    3. format    C++ spells the columns (lines.cpp)
+    4. rewrite   the few malformed or escaped ones are rewritten one by one
 """
 
 from collections.abc import Iterable, Iterator
 
 import numpy as np
-import pyarrow as pa
 
 from tokenometer.processor.load.faults import Spoiler
-from tokenometer.processor.load.lines import (
-    Block,
-    Floats,
-    Ints,
-    Zipf,
-    digits,
-    names,
-    number,
-    optional,
-    pick,
-    render,
-    stream,
-    uuids,
-)
+from tokenometer.processor.load.lines import RECORD, Block, Floats, Format, Ints, Records, Zipf, ids, names, stream
 from tokenometer.processor.load.profile import (
     BLOCK_RECORDS,
     CHIP_NAMES,
@@ -50,14 +36,21 @@ from tokenometer.processor.load.profile import (
 
 def generate(profile: Profile) -> Iterator[bytes]:
     """The log, in chunks of whole lines, a few MB each. Every line ends with a newline."""
-    source = _Source(profile)
-    spoiler = Spoiler(profile)
-    left = profile.records
-    while left > 0:
-        count = min(left, BLOCK_RECORDS)  # always draw a whole block: a longer log begins with this one
-        block = source.next_block().first(count)
-        yield spoiler.spoil(block)
-        left -= count
+    return (bytes(block.data) for block in blocks(profile))
+
+
+def blocks(profile: Profile) -> Iterator[Block]:
+    """The same with what a producer wants to know of each line."""
+    source, spoiler = _Source(profile), Spoiler(profile)
+    models = [f'"{name}"' for name in names(MODEL_NAMES, profile.models)]
+    places = [(region, endpoint) for region in REGIONS for endpoint in ENDPOINTS]
+    spelling = Format(models, names(CHIP_NAMES, profile.chips), profile.users, places)
+    for first in range(0, profile.records, BLOCK_RECORDS):
+        # Always a whole block is drawn: a longer log begins with this one.
+        records, due_ms = source.next_block()
+        spoiler.resend(records)
+        count = min(profile.records - first, BLOCK_RECORDS)
+        yield spoiler.rewrite(spelling.block(records[:count], due_ms[:count]))
 
 
 def messages(chunks: Iterable[bytes], lines_per_message: int = 1) -> Iterator[bytes]:
@@ -125,57 +118,47 @@ class _Clock:
 
 
 class _Source:
-    """Draws and renders blocks of sound records."""
+    """Draws blocks of sound records."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
         self.clock = _Clock(profile)
         self.user = Zipf(profile.users, profile.user_skew)
         self.model, self.chip = Zipf(profile.models, 0.8), Zipf(profile.chips, 0.6)
-        self.user_digits = max(6, len(str(profile.users - 1)))
-        models, chips = names(MODEL_NAMES, profile.models), names(CHIP_NAMES, profile.chips)
-        self.model_table = pa.array([f'","model":"{name}","chip":"' for name in models])
-        self.chip_table = pa.array([f'{name}"' for name in chips])
-        self.prefill_table = pa.array(["", *(f',"prefill_chip":"{name}"' for name in chips)])
-        self.place_table = pa.array(
-            [f',"region":"{r}","endpoint":"{e}","input_tokens":' for r in REGIONS for e in ENDPOINTS]
-        )
-        self.end_table = pa.array(
-            [f'.{cents:02d},"status":200,"stream":{s}}}\n' for s in ("true", "false") for cents in range(100)]
-        )
         streams = ("ids", "users", "models", "chips", "places", "input", "output", "cached", "writes", "reasoning",
                  "latency", "late", "prefill")  # fmt: skip
         self.streams = {name: stream(profile.seed, name) for name in streams}
 
-    def next_block(self) -> Block:
+    def next_block(self) -> tuple[Records, Ints]:
+        """Records, and when each comes to the log: a request is logged when it is done, its event time is when it
+        came."""
         n, profile, streams = BLOCK_RECORDS, self.profile, self.streams
-        input_tokens = self._tokens("input", profile.input_median, INPUT_TOKENS_MAX)
-        output_tokens = self._tokens("output", profile.output_median, OUTPUT_TOKENS_MAX)
-        latency = streams["latency"].random(n) * 4_000 + (streams["latency"].random(n) + 0.5) * 1_500 * output_tokens
-        latency_cents = np.minimum(latency.astype(np.int64) + 5_000, LATENCY_MS_MAX * 100)
-        # A request is logged when it is done; its event time is when it came.
-        times = self.clock.next(n) - latency_cents // 100 + self._shifts()
-        assert times.min() >= 0 and times.max() < TIME_LIMIT_MS
-        head = ['{"request_id":"', uuids(streams["ids"], n), '","timestamp":', number(times),
-                ',"user":"user-', digits(self.user.draw(streams["users"], n), self.user_digits),
-                pick(self.model_table, self.model.draw(streams["models"], n)),
-                pick(self.chip_table, self.chip.draw(streams["chips"], n))]  # fmt: skip
+        records = np.zeros(n, RECORD)
+        records["id"] = ids(streams["ids"], n)
+        records["user"] = self.user.draw(streams["users"], n)
+        records["model"] = self.model.draw(streams["models"], n)
+        records["chip"] = self.chip.draw(streams["chips"], n)
         if profile.prefill:
             with_prefill = streams["prefill"].random(n) < profile.prefill
-            head.append(pick(self.prefill_table, with_prefill * (1 + self.chip.draw(streams["prefill"], n))))
+            records["prefill"] = with_prefill * (1 + self.chip.draw(streams["prefill"], n))
+        records["input_tokens"] = input_tokens = self._tokens("input", profile.input_median, INPUT_TOKENS_MAX)
+        records["output_tokens"] = output_tokens = self._tokens("output", profile.output_median, OUTPUT_TOKENS_MAX)
+        latency = streams["latency"].random(n) * 4_000 + (streams["latency"].random(n) + 0.5) * 1_500 * output_tokens
+        latency_cents = np.minimum(latency.astype(np.int64) + 5_000, LATENCY_MS_MAX * 100)
+        logged_ms = self.clock.next(n)
+        records["time_ms"] = times = logged_ms - latency_cents // 100 + self._shifts()
+        assert times.min() >= 0 and times.max() < TIME_LIMIT_MS
         if profile.compact:
-            counts = [',"input_tokens":', number(input_tokens), ',"output_tokens":', number(output_tokens), "}\n"]
-            return render(head + counts)
-        places = streams["places"].integers(len(self.place_table), size=n)
-        cents = latency_cents % 100 + 100 * (streams["places"].random(n) < 0.3)
-        cached, writes = self._cache_parts(input_tokens)
-        reasoning = self._part("reasoning", profile.reasoning_share, output_tokens)
-        return render(
-            [*head, pick(self.place_table, places), number(input_tokens),
-             *optional("cached_input_tokens", cached), *optional("cache_write_tokens", writes),
-             ',"output_tokens":', number(output_tokens), *optional("reasoning_tokens", reasoning),
-             ',"latency_ms":', number(latency_cents // 100), pick(self.end_table, cents)]
-        )  # fmt: skip
+            for name in ("cached_input_tokens", "cache_write_tokens", "reasoning_tokens"):
+                records[name] = -1
+        else:
+            cached, writes = self._cache_parts(input_tokens)
+            records["cached_input_tokens"], records["cache_write_tokens"] = cached, writes
+            records["reasoning_tokens"] = self._part("reasoning", profile.reasoning_share, output_tokens)
+            records["place"] = streams["places"].integers(1, 1 + len(REGIONS) * len(ENDPOINTS), n)
+            records["streamed"] = streams["places"].random(n) >= 0.3
+            records["latency_cents"] = latency_cents
+        return records, logged_ms
 
     def _tokens(self, name: str, median: int, limit: int) -> Ints:
         spread = np.exp(self.streams[name].standard_normal(BLOCK_RECORDS) * self.profile.token_sigma)
@@ -200,9 +183,12 @@ class _Source:
         if not profile.late + profile.future:
             return np.zeros(BLOCK_RECORDS, np.int64)
         rng = self.streams["late"]
-        fate, distance = rng.random(BLOCK_RECORDS), rng.random(BLOCK_RECORDS)
-        late = np.where(fate < profile.late, -_log_uniform(distance, *LATE_MS), 0)
-        return np.where(fate >= 1 - profile.future, _log_uniform(distance, *FUTURE_MS), late)
+        fate, distance = rng.random((2, BLOCK_RECORDS))
+        late, ahead = fate < profile.late, fate >= 1 - profile.future
+        shifts = np.zeros(BLOCK_RECORDS, np.int64)
+        shifts[late] = -_log_uniform(distance[late], *LATE_MS)
+        shifts[ahead] = _log_uniform(distance[ahead], *FUTURE_MS)
+        return shifts
 
 
 def _log_uniform(uniform: Floats, low: int, high: int) -> Ints:

@@ -10,19 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pa_csv
 
-from tokenometer.processor.load.lines import (
-    Bools,
-    Ints,
-    Zipf,
-    digits,
-    names,
-    number,
-    optional,
-    pick,
-    render,
-    stream,
-    uuids,
-)
+from tokenometer.processor.load.lines import RECORD, Block, Bools, Format, Ints, Zipf, ids, names, stream
 from tokenometer.processor.load.profile import (
     CHIP_NAMES,
     COUNT_LIMIT,
@@ -62,7 +50,12 @@ _TRACE_BLOCK_BYTES = 512 * 1024  # of CSV: 25,000 rows or so, a few MB of record
 _EPOCH_MS_MIN = 100_000_000_000  # a trace that begins before March 1973 counts from its own beginning
 
 
-def from_trace(
+def from_trace(path: str | Path, **settings: Any) -> Iterator[bytes]:
+    """The log of `trace_blocks` in chunks of whole lines."""
+    return (bytes(block.data) for block in trace_blocks(path, **settings))
+
+
+def trace_blocks(
     path: str | Path,
     *,
     seed: int = 1,
@@ -72,7 +65,7 @@ def from_trace(
     start_ms: int | None = None,
     repeat: int = 1,
     user_skew: float = 1.1,
-) -> Iterator[bytes]:
+) -> Iterator[Block]:
     """Records of the native mapping from a CSV trace (.csv or .csv.zst), with every token count as it stands there.
 
     What traces lack is made up from the seed: request ids, chips, and users where no column tells requests apart (one
@@ -92,7 +85,7 @@ def from_trace(
     return _trace_records(Path(path), made, model, start_ms, repeat)
 
 
-def _trace_records(path: Path, made: Profile, model: str, start_ms: int | None, repeat: int) -> Iterator[bytes]:
+def _trace_records(path: Path, made: Profile, model: str, start_ms: int | None, repeat: int) -> Iterator[Block]:
     writer = _TraceWriter(path, made, model)
     shift_ms: int | None = None
     first_ms = last_ms = 0
@@ -165,34 +158,34 @@ class _TraceWriter:
         self.path, self.made, self.model = path, made, model
         self.ids, self.users, self.chips = (stream(made.seed, f"trace {name}") for name in ("ids", "users", "chips"))
         self.user, self.chip = Zipf(made.users, made.user_skew), Zipf(made.chips, 0.6)
-        self.user_digits = max(6, len(str(made.users - 1)))
-        self.chip_table = pa.array([f'"{name}","input_tokens":' for name in names(CHIP_NAMES, made.chips)])
+        self.chip_names = names(CHIP_NAMES, made.chips)
         self.rows = 0
         self.user_of_group: dict[str, int] = {}
 
-    def write(self, columns: dict[str, Any], times: Ints) -> bytes:
+    def write(self, columns: dict[str, Any], times: Ints) -> Block:
         n = len(times)
         self._check(columns, times)
         self.rows += n
-        users = digits(self._users(columns, n), self.user_digits)
-        parts = ['{"request_id":"', uuids(self.ids, n), '","timestamp":', number(times),
-                 ',"user":"user-', users, '","model":', self._models(columns), ',"chip":',
-                 pick(self.chip_table, self.chip.draw(self.chips, n)),
-                 pc.cast(columns["input_tokens"], pa.string())]  # fmt: skip
-        for field in TOKENS[1:]:
-            if field in columns:
-                parts += optional(field, columns[field].fill_null(-1).to_numpy())
-        return render([*parts, "}\n"]).data
+        records = np.zeros(n, RECORD)
+        records["id"] = ids(self.ids, n)
+        records["time_ms"] = times
+        records["user"] = self._users(columns, n)
+        models, records["model"] = self._models(columns)
+        records["chip"] = self.chip.draw(self.chips, n)
+        for field in TOKENS:
+            records[field] = columns[field].fill_null(-1).to_numpy() if field in columns else -1
+        return Format(models, self.chip_names, self.made.users).block(records, times)
 
-    def _models(self, columns: dict[str, Any]) -> Any:
+    def _models(self, columns: dict[str, Any]) -> tuple[list[str], Ints | int]:
+        """Names as JSON, and which of them each row has."""
         if "model" not in columns:
-            return orjson.dumps(self.model).decode()
+            return [orjson.dumps(self.model).decode()], 0
         encoded = columns["model"].fill_null("").dictionary_encode()
         names = [name or self.model for name in encoded.dictionary.to_pylist()]
         for name in names:
             if len(name.encode()) > STRING_BYTES_MAX:
                 raise TraceError(f"{self.path}: model {name[:40]}... is longer than {STRING_BYTES_MAX} bytes")
-        return pick(pa.array([orjson.dumps(name).decode() for name in names]), encoded.indices)
+        return [orjson.dumps(name).decode() for name in names], encoded.indices.to_numpy()
 
     def _users(self, columns: dict[str, Any], n: int) -> Ints:
         """Who sent each row. Client numbers begin anew for each model, so the two together make a user."""

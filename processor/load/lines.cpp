@@ -1,0 +1,123 @@
+// Records as lines of the native mapping, and what a producer makes of lines. Integers in, bytes out: nothing here
+// rounds, so the bytes are the same on every processor. Compiled at first use like the kernels (kernels/build.py).
+#include <cstdint>
+#include <cstring>
+
+namespace {
+
+// As RECORD in lines.py.
+struct Record {
+  uint64_t id[2];
+  int64_t time_ms, input, cached, writes, output, reasoning;  // counts; -1: the field is absent
+  uint32_t user, model, chip;
+  uint32_t prefill;        // 1 + the chip; 0: none
+  uint32_t place;          // 1 + the place; 0: a short record, which has neither place, latency, status nor stream
+  uint32_t latency_cents;  // hundredths of a millisecond
+  uint32_t streamed, spare;
+};
+static_assert(sizeof(Record) == 96, "as RECORD in lines.py");
+
+// Text i is data[ends[i], ends[i + 1]). CHUNK bytes after the last text may be read.
+struct Texts {
+  const char* data;
+  const int64_t* ends;
+};
+struct Tables {
+  Texts models, chips, prefills, places;
+  uint32_t user_digits;
+};
+
+constexpr size_t CHUNK = 32;
+
+// May write up to CHUNK - 1 bytes past the text: the next text covers them.
+char* put(char* out, const Texts& texts, uint32_t index) {
+  const char* text = texts.data + texts.ends[index];
+  const int64_t length = texts.ends[index + 1] - texts.ends[index];
+  for (int64_t at = 0; at < length; at += static_cast<int64_t>(CHUNK)) memcpy(out + at, text + at, CHUNK);
+  return out + length;
+}
+template <size_t N>
+char* put(char* out, const char (&text)[N]) {
+  memcpy(out, text, N - 1);
+  return out + N - 1;
+}
+
+char* put_digits(char* out, uint64_t value, uint32_t width) {
+  for (uint32_t k = width; k > 0; value /= 10) out[--k] = static_cast<char>('0' + value % 10);
+  return out + width;
+}
+char* put_number(char* out, uint64_t value) {
+  uint32_t width = 1;
+  for (uint64_t rest = value; rest >= 10; rest /= 10) ++width;
+  return put_digits(out, value, width);
+}
+template <size_t N>
+char* put_count(char* out, const char (&name)[N], int64_t value) {
+  return value < 0 ? out : put_number(put(out, name), static_cast<uint64_t>(value));
+}
+
+char* put_hex(char* out, uint64_t value, uint32_t from_byte, uint32_t bytes) {
+  for (uint32_t k = from_byte; k < from_byte + bytes; ++k) {
+    const uint32_t byte = value >> (56 - 8 * k) & 0xff;
+    *out++ = "0123456789abcdef"[byte >> 4];
+    *out++ = "0123456789abcdef"[byte & 15];
+  }
+  return out;
+}
+// A random UUID: version 4, variant 1.
+char* put_id(char* out, const uint64_t* id) {
+  const uint64_t high = (id[0] & ~0xf000ull) | 0x4000, low = (id[1] & ~(3ull << 62)) | 2ull << 62;
+  out = put(put_hex(out, high, 0, 4), "-");
+  out = put(put_hex(out, high, 4, 2), "-");
+  out = put(put_hex(out, high, 6, 2), "-");
+  out = put(put_hex(out, low, 0, 2), "-");
+  return put_hex(out, low, 2, 6);
+}
+
+char* put_user(char* out, uint32_t user, uint32_t digits) { return put_digits(put(out, "user-"), user, digits); }
+
+char* put_record(char* out, const Record& record, const Tables& tables) {
+  out = put_id(put(out, "{\"request_id\":\""), record.id);
+  out = put_number(put(out, "\",\"timestamp\":"), static_cast<uint64_t>(record.time_ms));
+  out = put_user(put(out, ",\"user\":\""), record.user, tables.user_digits);
+  out = put(put(out, tables.models, record.model), tables.chips, record.chip);
+  if (record.prefill) out = put(out, tables.prefills, record.prefill - 1);
+  if (record.place) out = put(out, tables.places, record.place - 1);
+  out = put_count(out, ",\"input_tokens\":", record.input);
+  out = put_count(out, ",\"cached_input_tokens\":", record.cached);
+  out = put_count(out, ",\"cache_write_tokens\":", record.writes);
+  out = put_count(out, ",\"output_tokens\":", record.output);
+  out = put_count(out, ",\"reasoning_tokens\":", record.reasoning);
+  if (!record.place) return put(out, "}\n");
+  out = put(put_number(put(out, ",\"latency_ms\":"), record.latency_cents / 100), ".");
+  out = put(put_digits(out, record.latency_cents % 100, 2), ",\"status\":200,\"stream\":");
+  return record.streamed ? put(out, "true}\n") : put(out, "false}\n");
+}
+
+}  // namespace
+
+#define ENTRY extern "C" __attribute__((visibility("default")))
+
+// Line i is out[ends[i], ends[i + 1]), with its newline.
+ENTRY void format_records(const Record* records, uint32_t count, const Tables* tables, char* out, int64_t* ends) {
+  char* at = out;
+  ends[0] = 0;
+  for (uint32_t i = 0; i < count; ++i) {
+    at = put_record(at, records[i], *tables);
+    ends[i + 1] = at - out;
+  }
+}
+
+// The users' names, one after the other, all of one length.
+ENTRY void format_users(const uint32_t* users, uint32_t count, uint32_t digits, char* out) {
+  for (uint32_t i = 0; i < count; ++i) out = put_user(out, users[i], digits);
+}
+
+// Lines in another order; `ends` as of format_records.
+ENTRY void reorder(const char* data, const int64_t* ends, const int64_t* order, uint32_t count, char* out) {
+  for (uint32_t i = 0; i < count; ++i) {
+    const int64_t start = ends[order[i]], length = ends[order[i] + 1] - start;
+    memcpy(out, data + start, static_cast<size_t>(length));
+    out += length;
+  }
+}
