@@ -109,7 +109,7 @@ class MeterCommand(KafkaSettings, LogSettings):
         float,
         Option(
             min=0, max=1, metavar="SHARE",
-            help="A topic with a larger share of rejects does not fit its mapping, and the meter warns; with 1 it never "
+            help="A topic with a larger share of rejects does not fit its mapping, and the meter warns; 1 never "
             "does.",
         ),
     ] = 0.5  # fmt: skip
