@@ -26,8 +26,8 @@ class NoAnswer(TokenometerError):
 
 
 def database(text: str | Secret) -> Secret:
-    """A file's name or a URL of PostgreSQL. A URL that cannot be read is refused here, where none of it is repeated:
-    what a driver says of it may be a piece of the password."""
+    """A file's name or a URL of PostgreSQL. A URL that cannot be read is refused here, and nothing of it is repeated:
+    a driver's message may quote a piece of the password."""
     if isinstance(text, Secret):
         return text
     if "://" not in text:
@@ -56,23 +56,28 @@ DatabaseOrNone = Annotated[
     Option(
         parser=database,
         metavar="FILE|postgresql://...",
-        help=f"The ledger's database; {DATABASE} if there is no --url either.",
+        help=f"The ledger's database. Without this and --url it is {DATABASE}.",
     ),
 ]
 Url = Annotated[
-    str | None, Option(parser=http_url, metavar="http://HOST:PORT", help="A running ledger, in place of --database.")
+    str | None,
+    Option(
+        parser=http_url, metavar="http://HOST:PORT", help="The address of a running ledger, in place of --database."
+    ),
 ]
-PriceFile = Annotated[str | None, Option("--prices", metavar="FILE", help="A price list; docs/BILLING.md.")]
+PriceFile = Annotated[
+    str | None, Option("--prices", metavar="FILE", help="A price list, as docs/BILLING.md describes it.")
+]
 Grace = Annotated[
     int,
     Option(
         min=0,
         max=31_536_000,
         metavar="SECONDS",
-        help="A period is complete once every partition's watermark is so far past its end.",
+        help="A period is complete when every partition's watermark is this much later than its end.",
     ),
 ]
-TimeZone = Annotated[str, Option(metavar="ZONE", help="Of dates, days and months: UTC, Europe/Berlin, ...")]
+TimeZone = Annotated[str, Option(metavar="ZONE", help="The zone of dates, days and months: UTC, Europe/Berlin, ...")]
 
 
 @dataclass(frozen=True)

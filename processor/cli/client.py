@@ -1,7 +1,7 @@
 """Asking a server of ours over HTTP.
 
-Promises: a token goes to the origin it was given for. Where that one redirects to another, the request follows without
-the token.
+Promises: a token goes only to the origin that it was given for. Where that origin redirects to another one, the request
+follows without the token.
 """
 
 import urllib.request

@@ -1,7 +1,7 @@
 """What every command does alike: it writes, shows progress, fails, and ends with a status.
 
 0    done, also where a log has rejected records: they are reported
-1    something outside cannot be used, or an audit found a difference; one line on stderr says which and what to do
+1    something outside cannot be used, or an audit found a difference; one line on stderr says what and what to do
 2    wrong arguments
 3    --strict, and the log has rejected records
 130  interrupted by Ctrl-C
@@ -25,7 +25,7 @@ from tokenometer.processor import secret, show
 from tokenometer.schemas.errors import TokenometerError
 
 EXIT_FAILURE, EXIT_USAGE, EXIT_STRICT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE = 1, 2, 3, 130, 141
-# What the system says of a full or broken disk; with a file's name or not, it is no fault of the program.
+# What the system says of a full or broken disk. With a file's name or without, this is no fault of the program.
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG, errno.EROFS)
 _WIDTH_PIPED = 120  # of tables that go to a file or another program
 
@@ -54,9 +54,9 @@ def usage_error(message: str) -> NoReturn:
 
 
 def fail(message: str, status: int) -> int:
-    """Say it on stderr, in one line where it is one; the status."""
+    """Write the message to stderr, in one line where it has one. Returns the status."""
     first, *more = show.printable_lines(secret.scrub(message)).split("\n")
-    with contextlib.suppress(OSError):  # a full disk takes no message
+    with contextlib.suppress(OSError):  # a message cannot be written to a full disk
         print(f"tokenometer: error: {first}", *more, sep="\n", file=sys.stderr)
     return status
 
@@ -65,23 +65,24 @@ def fail(message: str, status: int) -> int:
 
 
 def say(text: str, file: TextIO | None = None) -> None:
-    """A line for people. File names and other foreign words in it steer no terminal. file: None is stdout."""
+    """Write a line for people. Names of files and other foreign words in it cannot steer a terminal. file: None is
+    stdout."""
     print(show.printable_lines(text), file=file or sys.stdout)
 
 
 def write_json(*values: Any) -> None:
-    """One value a line. Characters that could steer a terminal are written as JSON's escapes, which mean the same."""
+    """Write one value a line. Characters that could steer a terminal become JSON's escapes, which mean the same."""
     lines = (json.dumps(value, ensure_ascii=False) + "\n" for value in values)
     print(show.printable_json("".join(lines)), end="")
 
 
 def write_csv(text: str) -> None:
-    """As it is to a file or a pipe; CSV has no escapes, so a terminal gets visible ones."""
+    """Write it unchanged to a file or a pipe. CSV has no escapes, so a terminal gets visible ones."""
     print(show.printable_lines(text) if sys.stdout.isatty() else text, end="")
 
 
 def stdout_console() -> Console:
-    """Colours and width of the terminal; plain and wide for a file or a pipe."""
+    """A console with the terminal's colours and width; for a file or a pipe it is plain and wide."""
     if sys.stdout.isatty():
         return Console(highlight=False)
     return Console(highlight=False, width=int(os.environ.get("COLUMNS", 0)) or _WIDTH_PIPED)
@@ -100,7 +101,7 @@ def show_view(view: RenderableType) -> None:
 
 @contextlib.contextmanager
 def ctrl_c() -> Iterator[Callable[[], bool]]:
-    """Was Ctrl-C pressed? A second time interrupts at once."""
+    """Gives a function that says whether Ctrl-C was pressed. The second time interrupts at once."""
     pressed = False
 
     def press(*_: Any) -> None:
@@ -121,7 +122,7 @@ def ctrl_c() -> Iterator[Callable[[], bool]]:
 
 @contextlib.contextmanager
 def progress_bar(total: int | None) -> Iterator[Callable[[int, str], None] | None]:
-    """Shows how much is done and a text; None where nobody watches."""
+    """Gives a function that shows how much is done, and a text. It gives None where nobody watches."""
     if not sys.stderr.isatty():
         yield None
         return

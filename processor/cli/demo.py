@@ -24,7 +24,7 @@ from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
 
 _LISTEN, _ANY_PORT = Address("127.0.0.1", 8321), Address("127.0.0.1", 0)
-_LOG_SECONDS = 3600.0  # the log is that of the last hour, and the charts fill as it runs by
+_LOG_SECONDS = 3600.0  # the log is that of the last hour, and the charts fill while it passes
 _WAIT_SECONDS = 0.2
 
 
@@ -35,15 +35,15 @@ class DemoCommand(KafkaSettings):
         Option(
             rich_help_panel="Kafka",
             metavar="HOST:PORT,...",
-            help="A Kafka to use; also KAFKA_BOOTSTRAP_SERVERS. Without it, a broker in this process's memory.",
+            help="A Kafka to use, also from KAFKA_BOOTSTRAP_SERVERS. Without it the broker is in this process.",
         ),
     ] = ""
-    count: Annotated[int, Option(min=1000, max=100_000_000, help="Records.")] = 1_000_000
+    count: Annotated[int, Option(min=1000, max=100_000_000, help="The number of records.")] = 1_000_000
     seconds: Annotated[
-        float, Option("--seconds", min=0, max=86_400, help="How long the log takes; 0: as fast as it goes.")
+        float, Option("--seconds", min=0, max=86_400, help="How long the log takes; with 0 it goes as fast as it can.")
     ] = 30.0
-    lines: Annotated[int, Option(min=1, max=1000, help="Records in a message.")] = 50
-    partitions: Annotated[int, Option(min=1, max=64, help="Of the input topic.")] = 4
+    lines: Annotated[int, Option(min=1, max=1000, help="How many records a message has.")] = 50
+    partitions: Annotated[int, Option(min=1, max=64, help="Partitions of the input topic.")] = 4
     seed: Annotated[int, Option(help="The same seed gives the same log.")] = 1
     device: DeviceName = Device.AUTO
     listen: Annotated[
@@ -51,7 +51,7 @@ class DemoCommand(KafkaSettings):
         Option(
             parser=address,
             metavar="HOST:PORT",
-            help="The dashboard; empty: none. On a terminal it stays until Ctrl-C.",
+            help="Where the dashboard is served; '' serves none. On a terminal it stays until Ctrl-C.",
         ),
     ] = _LISTEN
 
@@ -79,7 +79,7 @@ class DemoCommand(KafkaSettings):
 
 
 def demo_command(command: DemoCommand) -> None:
-    """A synthetic log through a broker and a meter to a dashboard, live; then an independent audit of the result.
+    """Send a synthetic log through a broker and a meter to a live dashboard, then audit the result independently.
 
     Examples:
         tokenometer demo
@@ -91,7 +91,7 @@ def demo_command(command: DemoCommand) -> None:
         from tokenometer.processor.verify.report import render
         from tokenometer.processor.verify.sums import require_duckdb
 
-    require_duckdb()  # of the audit at the end
+    require_duckdb()  # the audit at the end needs it
     broker = command.broker()
     settings = _settings()
     _make_topics(broker, settings, command.partitions)
@@ -119,7 +119,7 @@ def demo_command(command: DemoCommand) -> None:
 
 
 def _settings() -> MeterSettings:
-    """Topics and a group of this run's own: a demo on a Kafka in use touches nothing of others."""
+    """This run has topics and a group of its own, so a demo on a Kafka in use touches nothing of others."""
     stem = f"demo-{secrets.token_hex(3)}"
     inputs = {f"{stem}-{topics.INPUT}": mappings.resolve("native")}
     usage, live, rejected = (f"{stem}-{topic}" for topic in (topics.USAGE, topics.LIVE, topics.REJECTED))

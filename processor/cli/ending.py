@@ -1,8 +1,8 @@
 """A process that is told to end ends within 30 s, whatever its clients wait for.
 
-Some calls of a Kafka client wait for up to a minute, and Python's signal handlers run in the main thread, after the
-call that it is in. So a thread of its own hears of the signal. When the time is over it ends the process as kill -9
-would, which is safe at any moment: what was not committed is read again by the next one.
+Some calls of a Kafka client wait for up to a minute, and Python runs a signal handler only in the main thread, after
+the call that this thread is in. So another thread hears of the signal. When the time is over it ends the process as
+kill -9 would. This is safe at any moment: what was not committed is read again by the next process.
 """
 
 import contextlib
@@ -13,13 +13,13 @@ import threading
 from collections.abc import Iterator
 
 log = logging.getLogger("tokenometer")
-END_SECONDS = 25.0  # below the 30 s after which Kubernetes and others kill by themselves; a usual end takes two
+END_SECONDS = 25.0  # below the 30 s after which Kubernetes and others kill; an end usually takes two seconds
 EXIT_LATE = 1
 
 
 @contextlib.contextmanager
 def ends_in_time(seconds: float = END_SECONDS) -> Iterator[None]:
-    """Inside, SIGTERM or SIGINT begins the countdown. Main thread only, as for every signal handler."""
+    """Inside, SIGTERM or SIGINT begins the countdown. Only the main thread may use it, as with every signal handler."""
     read, write = os.pipe()
     os.set_blocking(write, False)
     before = signal.set_wakeup_fd(write, warn_on_full_buffer=False)

@@ -31,17 +31,18 @@ class LedgerCommand(KafkaSettings, LogSettings):
     database: Database = Secret(DATABASE, DATABASE)
     usage_topic: Annotated[str, Option(help="Usage rows.")] = topics.USAGE
     live_topic: Annotated[str, Option(help="Live summaries.")] = topics.LIVE
-    batch_rows: Annotated[int, Option(min=1, max=10_000_000, help="Of one transaction, at most.")] = 200_000
+    batch_rows: Annotated[int, Option(min=1, max=10_000_000, help="The most rows of one transaction.")] = 200_000
     linger: Annotated[
-        float, Option(min=0, max=60, metavar="SECONDS", help="A transaction's rows came within this time.")
+        float, Option(min=0, max=60, metavar="SECONDS", help="The longest time that a transaction collects rows.")
     ] = 1.0
     grace: Grace = 300
     price_list: PriceFile = None
     listen: Annotated[
-        Address | None, Option(parser=address, metavar="HOST:PORT", help="For questions over HTTP; empty: none.")
+        Address | None,
+        Option(parser=address, metavar="HOST:PORT", help="Where questions are answered over HTTP; '' answers none."),
     ] = Address("127.0.0.1", 9465)
     token_file: TokenFile = None
-    once: Annotated[bool, Option("--once", help="Take in what is there, and end.")] = False
+    once: Annotated[bool, Option("--once", help="Take in what the topics hold now, and end.")] = False
     accept_gap: Annotated[
         bool, Option("--accept-gap", help="Begin a ledger although retention has deleted older usage.")
     ] = False
@@ -98,7 +99,7 @@ def _served(ledger: "Ledger", store: "Store", command: LedgerCommand, prices: "P
 
 @contextlib.contextmanager
 def _reported(ledger: "Ledger") -> Iterator[None]:
-    """A line in the log now and then while rows come."""
+    """Write a line to the log now and then while rows come."""
     done = threading.Event()
 
     def report() -> None:

@@ -52,7 +52,9 @@ def show_command(command: ShowCommand) -> None:
 class CheckCommand(Settings):
     name: Annotated[str, Argument(metavar="MAPPING", help="A .toml file or a shipped mapping.")]
     sample: Annotated[str, Option("--sample", metavar="LOG", help="A log to try it on; [bold]-[/] is standard input.")]
-    records: Annotated[int, Option("--records", "-n", min=1, max=1_000_000, help="Of its beginning.")] = 1000
+    records: Annotated[
+        int, Option("--records", "-n", min=1, max=1_000_000, help="How many records of its beginning are read.")
+    ] = 1000
     strict: Annotated[bool, Option("--strict", help="Exit with 3 if a record was rejected.")] = False
 
 
@@ -80,8 +82,12 @@ def _first_lines(log: str, most: int) -> Iterator[bytes]:
 @dataclass(frozen=True)
 class GuessCommand(Settings):
     sample: Annotated[str, Argument(metavar="LOG", help="A log of lines; [bold]-[/] is standard input.")]
-    name: Annotated[str | None, Option("--name", metavar="N", help="Of the mapping; the log's own by default.")] = None
-    records: Annotated[int, Option("--records", "-n", min=1, max=100_000, help="Of its beginning.")] = 10_000
+    name: Annotated[
+        str | None, Option("--name", metavar="N", help="The mapping's name; by default it is the log's.")
+    ] = None
+    records: Annotated[
+        int, Option("--records", "-n", min=1, max=100_000, help="How many records of its beginning are read.")
+    ] = 10_000
 
 
 def guess_command(command: GuessCommand) -> None:

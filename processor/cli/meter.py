@@ -37,7 +37,7 @@ from tokenometer.processor.records import engines
 from tokenometer.schemas.usage import DAY_MS
 
 log = logging.getLogger("tokenometer")
-_NAME = r"[0-9A-Za-z._:-]{1,80}"  # parts add the time and a number, and may have 128 characters
+_NAME = r"[0-9A-Za-z._:-]{1,80}"  # a part's name adds the time and a number, and may have 128 characters
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -56,30 +56,30 @@ DedupHorizon = Annotated[
     int,
     Option(min=1, max=604_800, metavar="SECONDS", help="A re-sent request is recognised for at least this long."),
 ]
-MAX_PAST_DAYS = 400  # logs are replayed after a year, and hardly later
+MAX_PAST_DAYS = 400  # a log may be replayed after a year, and hardly later
 MaxPast = Annotated[
     int,
     Option(
         min=0, max=36_500, metavar="DAYS",
-        help="How far an event may be before its message: what is further has a wrong unit of time, and is rejected.",
+        help="How far an event may be before its message. One further back has a wrong unit of time and is rejected.",
     ),
 ]  # fmt: skip
 ConflictLetters = Annotated[
     bool,
     Option(
         "--conflicts-to-letters/--no-conflicts-to-letters",
-        help="Duplicates that say something else than the record that counted become dead letters.",
+        help="A duplicate that says something else than the record that counted becomes a dead letter.",
     ),
 ]
 FutureSkew = Annotated[
     int,
     Option(
-        min=0, max=31_536_000, metavar="SECONDS", help="A record this far ahead of its message's time is rejected."
+        min=0, max=31_536_000, metavar="SECONDS", help="A record further ahead of its message's time is rejected."
     ),
 ]  # fmt: skip
-UsageTopic = Annotated[str, Option(help="Usage rows.")]
-LiveTopic = Annotated[str, Option(help="Live summaries.")]
-RejectedTopic = Annotated[str, Option(help="Dead letters.")]
+UsageTopic = Annotated[str, Option(help="The topic of usage rows.")]
+LiveTopic = Annotated[str, Option(help="The topic of live summaries.")]
+RejectedTopic = Annotated[str, Option(help="The topic of dead letters.")]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ class MeterCommand(KafkaSettings, LogSettings):
     name: Annotated[
         str | None,
         Option(
-            help="This meter's own, and the same after a restart: it takes over at once what it held.  "
+            help="A name of this meter alone. With the same name after a restart it takes over at once what it held.  "
             "[dim]\\[default: the host's name][/]",
         ),
     ] = None
@@ -99,7 +99,7 @@ class MeterCommand(KafkaSettings, LogSettings):
     batch_bytes: BatchBytes = None
     window: Window = 60
     commit_interval: Annotated[
-        float, Option(min=0.05, max=60, metavar="SECONDS", help="How long one commit comes after the other.")
+        float, Option(min=0.05, max=60, metavar="SECONDS", help="The time from one commit to the next.")
     ] = 1.0
     dedup_horizon: DedupHorizon = 600
     max_future_skew: FutureSkew = 3600
@@ -109,12 +109,12 @@ class MeterCommand(KafkaSettings, LogSettings):
         float,
         Option(
             min=0, max=1, metavar="SHARE",
-            help="A topic with a larger share of rejects does not fit its mapping, and the meter says so aloud; "
-            "1: it never does.",
+            help="A topic with a larger share of rejects does not fit its mapping, and the meter warns; 1 never "
+            "does.",
         ),
     ] = 0.5  # fmt: skip
     alarm_records: Annotated[
-        int, Option(min=1, max=1_000_000_000, metavar="N", help="Records of a topic, below which it is not judged.")
+        int, Option(min=1, max=1_000_000_000, metavar="N", help="A topic with fewer records is not judged.")
     ] = 1000
     alarm_interval: Annotated[
         int,
@@ -123,11 +123,11 @@ class MeterCommand(KafkaSettings, LogSettings):
             help="The share is that of the last so many seconds, and it is logged this often.",
         ),
     ] = 60  # fmt: skip
-    sketch_seed: Annotated[int, Option(min=0, help="Of active-user sketches; all meters need the same.")] = 0
+    sketch_seed: Annotated[int, Option(min=0, help="Seed of the active users' sketches; all meters need the same.")] = 0
     usage_topic: UsageTopic = topics.USAGE
     live_topic: LiveTopic = topics.LIVE
     rejected_topic: RejectedTopic = topics.REJECTED
-    begin_at: Annotated[BeginAt, Option(help="Where a partition begins that this group never read.")] = (
+    begin_at: Annotated[BeginAt, Option(help="Where to begin a partition that this group never read.")] = (
         BeginAt.BEGINNING
     )
     create_topics: Annotated[
@@ -136,10 +136,10 @@ class MeterCommand(KafkaSettings, LogSettings):
             min=0,
             max=10_000,
             metavar="PARTITIONS",
-            help="Create missing output topics with so many partitions; 0: only say what is missing.",
+            help="Create missing output topics with so many partitions; 0 only says what is missing.",
         ),
     ] = 0
-    replication: Annotated[int, Option(min=1, max=9, help="Copies of topics that are created.")] = 1
+    replication: Annotated[int, Option(min=1, max=9, help="How many copies a topic that is created has.")] = 1
     listen: Listen = Address("127.0.0.1", 9464)
 
     def __post_init__(self) -> None:
@@ -181,7 +181,7 @@ class MeterCommand(KafkaSettings, LogSettings):
 
 
 def meter_command(command: MeterCommand) -> None:
-    """Meter live Kafka topics, exactly once, until SIGTERM.
+    """Meter live Kafka topics exactly once, until SIGTERM.
 
     Each option may also be given in the environment, --group as TOKENOMETER_METER_GROUP, or in the --config file.
 

@@ -29,7 +29,7 @@ from tokenometer.schemas.errors import TokenometerError
 log = logging.getLogger("tokenometer")
 BOOTSTRAP = "127.0.0.1:9092"
 _MEMORY_MIN = 256 << 20  # one message of 1 MiB may bring 10,000 rows and names
-_BATCH_MIN, _BATCH_MAX = 2 << 20, 1 << 30  # above the longest record; positions in a batch are 32 bits
+_BATCH_MIN, _BATCH_MAX = 2 << 20, 1 << 30  # more than the longest record; positions in a batch have 32 bits
 _PORT_MAX = 65_535
 _TOKEN_MIN = 16  # nothing slows down guessing; the servers refuse shorter ones, too
 
@@ -39,10 +39,10 @@ _TOKEN_MIN = 16  # nothing slows down guessing; the servers refuse shorter ones,
 
 @dataclass(frozen=True)
 class Settings:
-    """What a command was told. Logs itself, with every secret as `***`."""
+    """What a command was told. It logs itself, with every secret as `***`."""
 
     def shown(self) -> dict[str, Any]:
-        """By name, as texts and numbers that may be seen."""
+        """The settings by name, as texts and numbers that may be seen."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {f"setting.{name}": _plain(value) for name, value in given.items() if value is not None}
 
@@ -113,7 +113,7 @@ class Address:
 
 
 def address(text: str | Address) -> Address | None:
-    """HOST:PORT, [HOST]:PORT; an empty text: nothing is served."""
+    """Reads HOST:PORT or [HOST]:PORT. An empty text means that nothing is served."""
     if isinstance(text, Address) or not text:
         return text or None
     host, _, port = text.rpartition(":")
@@ -130,7 +130,7 @@ def memory_bytes(text: str | int) -> int:
 
 
 def _bytes(text: str | int) -> int:
-    """Bytes of `2GiB`, `500MB`, `1073741824`."""
+    """The bytes of `2GiB`, `500MB`, `1073741824`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmgt]?)(i?)b?", str(text).strip(), re.IGNORECASE | re.ASCII)
     if not match:
         usage_error(f"expected a size such as 2GiB or 500MB, got {text!r}")
@@ -145,7 +145,7 @@ def batch_bytes(text: str | int) -> int:
 
 
 def http_url(text: str) -> str:
-    """Where a server of ours is. A name or password in it is refused, and not repeated."""
+    """The address of a server of ours. A name or a password in it is refused and not repeated."""
     if secret.has_user(text):
         usage_error("expected http://HOST:PORT without a name or password; give a token with --token-file")
     if not text.startswith(("http://", "https://")):
@@ -165,7 +165,7 @@ class KafkaSetting:
 
 
 def kafka_setting(text: "str | KafkaSetting") -> KafkaSetting:
-    """NAME=VALUE. What is not of this form may be a secret, and is not repeated."""
+    """Reads NAME=VALUE. A text of another form may be a secret, so it is not repeated."""
     if isinstance(text, KafkaSetting):
         return text
     name, equals, value = text.partition("=")
@@ -178,7 +178,7 @@ def kafka_setting(text: "str | KafkaSetting") -> KafkaSetting:
 
 
 class FileUnusable(TokenometerError):
-    """A file of settings or secrets that cannot be used; the message names it, and repeats nothing that is in it."""
+    """A file of settings or secrets cannot be used. The message names it and repeats nothing that is in it."""
 
 
 def _text(path: str) -> str:
@@ -251,26 +251,32 @@ Config = Annotated[
 ]
 Listen = Annotated[
     Address | None,
-    Option(parser=address, metavar="HOST:PORT", help="Where /metrics and /healthz are served; empty: nowhere."),
+    Option(parser=address, metavar="HOST:PORT", help="Where /metrics and /healthz are served; '' serves none."),
 ]
-DeviceName = Annotated[Device, Option(help="auto takes a GPU where there is one.")]
+DeviceName = Annotated[Device, Option(help="auto uses a GPU where there is one.")]
 Memory = Annotated[
     int | None,
-    Option(parser=memory_bytes, metavar="SIZE", help="For all tables together, such as 2GiB; 256MiB or more."),
+    Option(
+        parser=memory_bytes, metavar="SIZE", help="The memory of all tables together, such as 2GiB; 256MiB or more."
+    ),
 ]
 BatchBytes = Annotated[
     int | None,
     Option(
         parser=batch_bytes,
         metavar="SIZE",
-        help="What goes to the engine at once; a larger message goes in pieces. [dim]\\[default: 6MiB or, with a small "
-        "--memory, less; on a GPU more][/]",
+        help="How much goes to the engine at once; a larger message goes in pieces. [dim]\\[default: 6MiB; less with a "
+        "small --memory, more on a GPU][/]",
     ),
 ]
-Window = Annotated[int, Option(min=1, max=86_400, metavar="SECONDS", help="Length of a usage row's window.")]
-LogForm = Annotated[LogFormat, Option(help="json for programs, text for people.")]
+Window = Annotated[int, Option(min=1, max=86_400, metavar="SECONDS", help="The length of a usage row's window.")]
+LogForm = Annotated[LogFormat, Option(help="json is for programs, text is for people.")]
 LogLevels = Annotated[
-    LogLevel, Option(metavar="LEVEL", help="debug, info, warning or error: this and the more serious is logged.")
+    LogLevel,
+    Option(
+        metavar="LEVEL",
+        help="debug, info, warning or error: messages of this level and of the more serious ones are logged.",
+    ),
 ]
 TokenFile = Annotated[Secret | None, Option(parser=token_file, metavar="FILE", help="A file that holds the token.")]
 Force = Annotated[bool, Option("--force", "-f", help="Replace files that exist.")]
@@ -291,7 +297,7 @@ _KAFKA = "Kafka"
 Bootstrap = Annotated[
     str,
     Option(
-        rich_help_panel=_KAFKA, metavar="HOST:PORT,...", help="Kafka's addresses; also KAFKA_BOOTSTRAP_SERVERS.",
+        rich_help_panel=_KAFKA, metavar="HOST:PORT,...", help="Kafka's addresses, also from KAFKA_BOOTSTRAP_SERVERS.",
     ),
 ]  # fmt: skip
 KafkaPairs = Annotated[
@@ -301,8 +307,8 @@ KafkaPairs = Annotated[
         parser=kafka_setting,
         rich_help_panel=_KAFKA,
         metavar="NAME=VALUE",
-        help="A setting of librdkafka, such as security.protocol=SASL_SSL; may be repeated. In --config: a table "
-        "[bold]\\[kafka][/].",
+        help="A setting of librdkafka, such as security.protocol=SASL_SSL; may be repeated. --config has a table "
+        "[bold]\\[kafka][/] for them.",
     ),
 ]
 KafkaFile = Annotated[
@@ -310,14 +316,14 @@ KafkaFile = Annotated[
     Option(
         rich_help_panel=_KAFKA,
         metavar="FILE",
-        help="A file of such settings, one NAME=VALUE a line: passwords belong there. --kafka goes before it.",
+        help="A file of such settings, one NAME=VALUE a line. Passwords belong there. --kafka overrides it.",
     ),
 ]
 
 
 @dataclass(frozen=True)
 class KafkaSettings(Settings):
-    """Where Kafka is, and how its clients are set."""
+    """Where Kafka is, and the settings of its clients."""
 
     bootstrap: Bootstrap = BOOTSTRAP
     kafka: KafkaPairs = None

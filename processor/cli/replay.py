@@ -73,13 +73,13 @@ class ReplayCommand(ToKafkaSettings):
     ] = None
     rejected: Annotated[
         str | None,
-        Option("--rejected", metavar="FILE", help="Write rejected records with reason and place, as NDJSON."),
+        Option("--rejected", metavar="FILE", help="Write rejected records with their reason and place, as NDJSON."),
     ] = None
     force: Force = False
     device: DeviceName = Device.AUTO
     memory: Memory = None
     window: Window = 60
-    top: Annotated[int, Option(min=0, max=10_000, metavar="N", help="Users to show.")] = 10
+    top: Annotated[int, Option(min=0, max=10_000, metavar="N", help="How many users are shown.")] = 10
     run_name: Annotated[
         str | None,
         Option(
@@ -90,7 +90,7 @@ class ReplayCommand(ToKafkaSettings):
         str,
         Option(
             metavar="DATE",
-            help="The earliest date of an event: what is earlier has a wrong unit of time, and is rejected.",
+            help="The earliest date of an event. An earlier one has a wrong unit of time and is rejected.",
         ),
     ] = "2015-01-01"
     dedup_horizon: Annotated[
@@ -104,9 +104,9 @@ class ReplayCommand(ToKafkaSettings):
             show_default=False,
         ),
     ] = None
-    whole: Annotated[
-        bool, Option("--whole", help="Each file is the value of one message, as a topic would hold it.")
-    ] = False
+    whole: Annotated[bool, Option("--whole", help="Each file is the value of one message, as a topic holds it.")] = (
+        False
+    )
     json: Annotated[bool, Option("--json", help="Print the summary as one JSON object.")] = False
     strict: Annotated[
         bool, Option("--strict", help="Exit with 3 if any record was rejected, and not only if none was counted.")
@@ -133,7 +133,7 @@ class _Interrupted(Exception):
 
 
 def replay_command(command: ReplayCommand) -> None:
-    """Meter logs: exact usage rows, and totals by model, chip and user. Or put them into a Kafka topic.
+    """Meter logs: write exact usage rows, and show totals by model, chip and user. Or put the logs into a Kafka topic.
 
     The exit status is 3 where a log has records and none of them was counted.
 
@@ -211,7 +211,7 @@ def _horizon(command: ReplayCommand, mapping: Mapping, not_before_ms: int) -> tu
 
 
 def _check_names(command: ReplayCommand) -> None:
-    """Before hours of work."""
+    """Checked before hours of work."""
     results = [name for name in (command.out, command.rejected) if name]
     for name in results:
         same = [*map(os.path.realpath, (*command.files, *results))].count(os.path.realpath(name)) > 1
@@ -250,7 +250,7 @@ def _progress(total_bytes: int | None) -> Iterator[Callable[[ReplayProgress], No
 
 
 class _Pace:
-    """Turns snapshots into rates, a few times a second. Tokens are asked for only as often as they are cheap."""
+    """Turns snapshots into rates, a few times a second. It asks for tokens only as often as that is cheap."""
 
     _EVERY_SECONDS = 0.2
     _TOKENS_COST_SHARE = 0.02

@@ -19,38 +19,45 @@ log = logging.getLogger("tokenometer")
 @dataclass(frozen=True)
 class RollupCommand(KafkaSettings, LogSettings):
     config: Config = None
-    app: Annotated[str, Option(help="Workers of one app share the work; its table is named after it.")] = (
+    app: Annotated[str, Option(help="Workers of one app share the work. Its table has its name.")] = (
         "tokenometer-rollup"
     )
     live_topic: Annotated[str, Option(help="Live summaries.")] = topics.LIVE
-    totals_topic: Annotated[str, Option(help="Rolling totals, one message a second.")] = topics.TOTALS
-    target: Annotated[int, Option(min=1, metavar="TOKENS", help="A day's tokens that the run-rate is a share of.")] = (
-        TARGET_TOKENS_PER_DAY
-    )
+    totals_topic: Annotated[str, Option(help="The topic of rolling totals, one message a second.")] = topics.TOTALS
+    target: Annotated[
+        int, Option(min=1, metavar="TOKENS", help="The tokens of a day that the run-rate is compared with.")
+    ] = TARGET_TOKENS_PER_DAY
     session_timeout: Annotated[
-        int, Option(min=6, max=300, metavar="SECONDS", help="After this time a killed worker's part goes to another.")
+        int,
+        Option(
+            min=6,
+            max=300,
+            metavar="SECONDS",
+            help="After this time the partitions of a killed worker go to another one.",
+        ),
     ] = 15
     create_topics: Annotated[bool, Option("--create-topics", help="Create the output topics if they are missing.")] = (
         False
     )
-    replication: Annotated[int, Option(min=1, max=9, help="Copies of topics that are created.")] = 1
+    replication: Annotated[int, Option(min=1, max=9, help="How many copies a topic that is created has.")] = 1
     listen: Annotated[
         Address | None,
         Option(
-            parser=address, metavar="HOST:PORT", help="The dashboard, its API, /metrics and /healthz; empty: none."
+            parser=address, metavar="HOST:PORT",
+            help="Where the dashboard, its API, /metrics and /healthz are served; '' serves none.",
         ),
     ] = Address("127.0.0.1", 8321)  # fmt: skip
     token: Annotated[
         Secret | None,
         Option(
-            parser=Secret, metavar="TOKEN", help="Asked of readers; needed beyond loopback. Better in --token-file."
+            parser=Secret, metavar="TOKEN", help="What readers must give; needed beyond loopback. Better: --token-file."
         ),
     ] = None  # fmt: skip
     token_file: TokenFile = None
 
 
 def rollup_command(command: RollupCommand) -> None:
-    """Rolling totals of all meters: to a topic, a dashboard and Prometheus, until SIGTERM.
+    """Give the rolling totals of all meters to a topic, a dashboard and Prometheus, until SIGTERM.
 
     Each option may also be given in the environment, --app as TOKENOMETER_ROLLUP_APP, or in the --config file.
 

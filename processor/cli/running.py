@@ -20,7 +20,7 @@ from tokenometer.processor.secret import Secret, reveal, scrub
 from tokenometer.schemas.errors import TokenometerError
 
 log = logging.getLogger("tokenometer")
-LOGGERS = ("tokenometer", "aiohttp", "aiokafka", "faust", "mode")  # of libraries their warnings
+LOGGERS = ("tokenometer", "aiohttp", "aiokafka", "faust", "mode")  # libraries log only their warnings
 
 
 class AddressUnusable(TokenometerError):
@@ -31,13 +31,13 @@ class AddressUnusable(TokenometerError):
 
 
 def broker_of(settings: KafkaSettings) -> Broker:
-    """The cluster that the settings name. Raises BrokerError, also for a setting that librdkafka does not know: a
-    command opens its broker before it logs its settings, because a misspelt name may have a secret for its value."""
+    """The cluster that the settings name. Raises BrokerError, also for a setting that librdkafka does not know. A
+    command opens its broker before it logs its settings, because the value of a misspelt name may be a secret."""
     return open_broker(settings.bootstrap, reveal(settings.client))
 
 
 def open_broker(bootstrap: str, client: Mapping[str, str]) -> Broker:
-    # Only where a broker is asked for: the client is a large library.
+    # Imported only where a broker is asked for, because the client is a large library.
     from tokenometer.processor.broker.kafka import KafkaBroker
 
     return KafkaBroker(bootstrap, client)
@@ -50,8 +50,8 @@ def open_broker(bootstrap: str, client: Mapping[str, str]) -> Broker:
 def dashboard(
     watch: Watch, listen: Address | None, token: Secret | None = None, other: Address | None = None
 ) -> Iterator[str | None]:
-    """The dashboard over what is watched, on a thread of its own; its address. listen: None serves none. other: where,
-    if that one is taken."""
+    """Serves the dashboard of what is watched, on a thread of its own, and gives its address. listen: None serves none.
+    other: the address to use if that one is taken."""
     if listen is None:
         yield None
         return
@@ -82,7 +82,8 @@ def dashboard(
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
-    """Did SIGTERM or SIGINT come? The second one ends the process at once, and time does (ending.py)."""
+    """Gives a function that says whether SIGTERM or SIGINT came. A second signal ends the process at once, and so does
+    the time limit (ending.py)."""
     stop = threading.Event()
 
     def note(number: int, _: Any) -> None:
@@ -107,7 +108,7 @@ def start_logs(settings: LogSettings) -> None:
 
 
 def start_logging(form: LogFormat, level: LogLevel = LogLevel.INFO) -> None:
-    """From now on, to stderr. Libraries are heard from their warnings on, and at --log-level debug in full."""
+    """Log to stderr from now on. Libraries log their warnings only, and everything at --log-level debug."""
     handler = _Handler()
     if form is LogFormat.JSON:
         fields = "%(asctime)s %(levelname)s %(name)s %(message)s"
@@ -122,14 +123,14 @@ def start_logging(form: LogFormat, level: LogLevel = LogLevel.INFO) -> None:
 
 
 class _Handler(logging.StreamHandler[Any]):
-    """Whatever a library logs, with whatever it was given: no secret of ours is in it."""
+    """No secret of ours is in a log line, whatever a library writes into it."""
 
     def format(self, record: logging.LogRecord) -> str:
         return scrub(super().format(record))
 
 
 class _TextFormatter(logging.Formatter):
-    """A line for people: time, level, message, and what JSON would say beside it."""
+    """A line for people: time, level, message, and the further fields that JSON would have."""
 
     _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime"}
 

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 class CloseCommand(AskSettings):
     to: Annotated[str, Option("--to", metavar="TIME", help="The first moment that stays open.")] = ""
     time_zone: TimeZone = "UTC"
-    anyway: Annotated[bool, Option("--anyway", help="Also if the period is not complete.")] = False
+    anyway: Annotated[bool, Option("--anyway", help="Close the period even if it is not complete.")] = False
     grace: Grace = 300
 
 
 def close_command(command: CloseCommand) -> None:
-    """Close a period: its statement is final, and what comes later is an adjustment of the next one.
+    """Close a period. Its statement is final, and what comes later is an adjustment of the next one.
 
     Examples:
         tokenometer close --to 2026-12-01 --time-zone Europe/Berlin --database ledger.duckdb
@@ -51,11 +51,13 @@ def close_command(command: CloseCommand) -> None:
 
 @dataclass(frozen=True)
 class StatementCommand(AskSettings):
-    number: Annotated[str, typer.Argument(help="A statement, or next; without it: a list of all.")] = ""
+    number: Annotated[
+        str, typer.Argument(help="A statement's number, or next. Without it all statements are listed.")
+    ] = ""
     adjustments: Annotated[
-        bool, Option("--adjustments", help="Late usage of earlier periods, in place of the period's own lines.")
+        bool, Option("--adjustments", help="Show late usage of earlier periods instead of the period's own lines.")
     ] = False
-    check: Annotated[bool, Option("--check", help="Do all statements add up to the rows?")] = False
+    check: Annotated[bool, Option("--check", help="Check that all statements add up to the rows.")] = False
     out: Annotated[str | None, Option("--out", metavar="FILE", help="A file: .csv, .ndjson or .parquet.")] = None
     force: Annotated[bool, Option("--force", help="Replace --out.")] = False
 
@@ -65,7 +67,7 @@ class StatementCommand(AskSettings):
 
 
 def statement_command(command: StatementCommand) -> None:
-    """What was closed, as JSON lines: a list of statements, or one's lines, or its adjustments.
+    """Show what was closed, as JSON lines: a list of statements, or the lines or adjustments of one.
 
     Examples:
         tokenometer statement

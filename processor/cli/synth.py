@@ -69,11 +69,11 @@ class SynthCommand(ToKafkaSettings):
                show_default=f"{_START}, or now with --speed"),
     ] = None  # fmt: skip
     day_curve: Annotated[
-        bool, Option("--day-curve", rich_help_panel=_LOG, help="Busy at 15:00 UTC, quiet at 03:00.")
+        bool, Option("--day-curve", rich_help_panel=_LOG, help="The log is busy at 15:00 UTC and quiet at 03:00.")
     ] = False
     bursts: Annotated[float, _share(_LOG, "Share of time that is four times as busy.")] = 0.05
     compact: Annotated[
-        bool, Option("--compact", rich_help_panel=_LOG, help="Only the needed fields: about 200 bytes a record.")
+        bool, Option("--compact", rich_help_panel=_LOG, help="Write only the needed fields, about 200 bytes a record.")
     ] = False
     users: Annotated[int, _of(_WHO, "How many there are.")] = 50_000
     user_skew: Annotated[float, _of(_WHO, "Zipf exponent; 0: all users alike.")] = 1.1
@@ -102,11 +102,11 @@ class SynthCommand(ToKafkaSettings):
     ] = None
     model: Annotated[
         str | None,
-        Option(rich_help_panel=_TRACE, help="Where the trace names no model.", metavar="NAME",
+        Option(rich_help_panel=_TRACE, help="The model of records of a trace that names none.", metavar="NAME",
                show_default=MODEL_NAMES[0]),
     ] = None  # fmt: skip
     repeat: Annotated[
-        int, Option(rich_help_panel=_TRACE, help="Play it so often, with new request ids.", metavar="N")
+        int, Option(rich_help_panel=_TRACE, help="How often it is played, each time with new request ids.", metavar="N")
     ] = 1
 
     def __post_init__(self) -> None:
@@ -134,7 +134,7 @@ class SynthCommand(ToKafkaSettings):
 
     @property
     def records(self) -> int | None:
-        """None: as many as the trace has."""
+        """How many records there are; None: as many as the trace has."""
         if self.trace is not None:
             return None
         wanted = _RECORDS if self.count is None else self.count

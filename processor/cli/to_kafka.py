@@ -29,14 +29,16 @@ class ToKafkaSettings(KafkaSettings):
             help="Put the log into this topic, keyed by user; without one by request id, else by its bytes.",
         ),
     ] = None
-    lines: Annotated[int, Option(rich_help_panel="Kafka", min=1, max=10_000, help="Records in a message.")] = 1
+    lines: Annotated[
+        int, Option(rich_help_panel="Kafka", min=1, max=10_000, help="How many records a message has.")
+    ] = 1
     speed: Annotated[
         float | None,
         Option(
             rich_help_panel="Kafka",
             min=0.001,
             metavar="X",
-            help="Times as fast as the log's clock; else as fast as it goes.",
+            help="How many times faster than the log's clock; without it as fast as it goes.",
             show_default=False,
         ),
     ] = None

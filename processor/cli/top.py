@@ -47,13 +47,13 @@ class TopError(TokenometerError):
 
 @dataclass(frozen=True)
 class TopCommand(Settings):
-    url: Annotated[str, Option(parser=http_url, metavar="URL", help="Of the dashboard that a rollup serves.")] = (
-        "http://127.0.0.1:8321"
-    )
+    url: Annotated[
+        str, Option(parser=http_url, metavar="URL", help="The address of the dashboard that a rollup serves.")
+    ] = "http://127.0.0.1:8321"
     token: Annotated[
         Secret | None,
         Option(
-            parser=Secret, metavar="TOKEN", help="Where the dashboard asks for one; better in TOKENOMETER_TOP_TOKEN."
+            parser=Secret, metavar="TOKEN", help="The dashboard's token. Better: TOKENOMETER_TOP_TOKEN or --token-file."
         ),
     ] = None  # fmt: skip
     token_file: TokenFile = None
@@ -61,7 +61,7 @@ class TopCommand(Settings):
 
 
 def top_command(command: TopCommand) -> None:
-    """Watch the rolling totals in a terminal: rates, users, models, chips, meters. Leave with q or Ctrl-C.
+    """Watch the rolling totals in a terminal: rates, users, models, chips, meters. q or Ctrl-C ends it.
 
     Examples:
         tokenometer top
@@ -161,7 +161,7 @@ class _Feed:
             time.sleep(RETRY_SECONDS)
 
     def take(self, totals: dict[str, Any]) -> None:
-        """Rates are those of /api/rate: over the five seconds before."""
+        """Takes new totals. Rates are computed as for /api/rate, over the last five seconds."""
         self.totals, self.trouble, self._came = totals, "", time.monotonic()
         self._counts.append((self._came, totals["windows"]["since_start"]["tokens"]["total_tokens"]))
         (then, before), (now, tokens) = self._counts[0], self._counts[-1]
@@ -197,7 +197,7 @@ def _watch(server: _Server, feed: _Feed) -> None:
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Any]:
-    """A key, if one is pressed within the time of a frame."""
+    """Gives a function that waits for the time of a frame and returns a key if one was pressed."""
     if not sys.stdin.isatty():
         yield lambda: time.sleep(_REDRAW_SECONDS)
         return

@@ -23,7 +23,8 @@ INPUT, USAGE, LIVE, REJECTED, TOTALS = (
 
 
 def inputs(texts: list[str] | None, outputs: tuple[str, str, str]) -> dict[str, RecordMapping]:
-    """TOPIC or TOPIC=MAPPING texts as a dict; INPUT where there is none. outputs: names that are taken."""
+    """The mapping of each topic, from texts such as TOPIC or TOPIC=MAPPING. Without texts the topic is INPUT. outputs:
+    names that are taken."""
     topics: dict[str, RecordMapping] = {}
     for text in texts or [INPUT]:
         topic, _, mapping = text.partition("=")
@@ -57,7 +58,7 @@ def check_input(broker: Broker, topic: str) -> None:
 
 
 def check_topics(broker: Broker, settings: MeterSettings, partitions: int, replication: int) -> None:
-    """Are all topics there, and token-usage compacted? Creates the missing outputs if it may."""
+    """Checks that all topics are there, and warns if token-usage is not compacted. May create missing outputs."""
     outputs = {
         settings.usage_topic: {"cleanup.policy": "compact"},
         settings.live_topic: {"cleanup.policy": "delete"},

@@ -23,24 +23,26 @@ class TableFormat(StrEnum):
 
 @dataclass(frozen=True)
 class UsageCommand(AskSettings):
-    begin: Annotated[str, Option("--from", metavar="TIME", help="A date, or RFC 3339 with its offset.")] = ""
-    end: Annotated[str, Option("--to", metavar="TIME", help="The first moment that is not asked for.")] = ""
-    user: Annotated[str | None, Option(help="Only of this user.")] = None
-    model: Annotated[str | None, Option(help="Only of this model.")] = None
-    chip: Annotated[str | None, Option(help="Only of this chip.")] = None
+    begin: Annotated[
+        str, Option("--from", metavar="TIME", help="The first moment: a date, or RFC 3339 with its offset.")
+    ] = ""
+    end: Annotated[str, Option("--to", metavar="TIME", help="The first moment after the end, in the same form.")] = ""
+    user: Annotated[str | None, Option(help="Only this user's usage.")] = None
+    model: Annotated[str | None, Option(help="Only this model's usage.")] = None
+    chip: Annotated[str | None, Option(help="Only this chip's usage.")] = None
     label: Annotated[
         list[str] | None,
         Option(metavar="NAME=VALUE", help="Only with this label; NAME= is without it. May be repeated."),
     ] = None
     group_by: Annotated[
-        str, Option(metavar="user,model,chip,LABEL", help="A row for each of these; a label by its name.")
+        str, Option(metavar="user,model,chip,LABEL", help="One row for each combination of these; a label by its name.")
     ] = ""
-    window: Annotated[str, Option(help="And for each hour, day or month; or one total.")] = "total"
+    window: Annotated[str, Option(help="One row for each hour, day or month, or one total.")] = "total"
     time_zone: TimeZone = "UTC"
-    top: Annotated[int | None, Option(metavar="N", help="Only the rows of the most tokens.")] = None
-    limit: Annotated[int, Option(help="Rows to show; --out writes all.")] = 100
-    after: Annotated[str | None, Option(metavar="NEXT", help="Go on after an earlier answer.")] = None
-    priced: Annotated[bool, Option("--priced", help="With revenue and chip costs, by a price list.")] = False
+    top: Annotated[int | None, Option(metavar="N", help="Only the N rows with the most tokens.")] = None
+    limit: Annotated[int, Option(help="How many rows are shown; --out writes all.")] = 100
+    after: Annotated[str | None, Option(metavar="NEXT", help="Go on where an earlier answer ended.")] = None
+    priced: Annotated[bool, Option("--priced", help="Add revenue and chip costs, by a price list.")] = False
     price_list: PriceFile = None
     further: Annotated[
         bool, Option("--further", help="With audio, image and one-hour counters, also where they are 0.")
@@ -49,10 +51,10 @@ class UsageCommand(AskSettings):
         None
     )
     force: Annotated[bool, Option("--force", help="Replace --out.")] = False
-    form: Annotated[TableFormat, Option("--format", help="What is printed.")] = TableFormat.TABLE
+    form: Annotated[TableFormat, Option("--format", help="The form of what is printed.")] = TableFormat.TABLE
 
     def question(self) -> dict[str, Any]:
-        """As /v1/usage takes it."""
+        """The question as /v1/usage takes it."""
         given = {
             "from": self.begin, "to": self.end, "time_zone": self.time_zone, "window": self.window,
             "group_by": self.group_by, "limit": str(usage.LIMIT_MAX if self.out else self.limit),
@@ -65,7 +67,7 @@ class UsageCommand(AskSettings):
 
 
 def usage_command(command: UsageCommand) -> None:
-    """What was used: tokens by user, model and chip, and whether that is all of it yet.
+    """Show what was used: tokens by user, model and chip, and whether later usage may still come.
 
     Examples:
         tokenometer usage --from 2026-11-01 --to 2026-12-01 --group-by user --top 20
@@ -96,7 +98,7 @@ def usage_command(command: UsageCommand) -> None:
 
 @contextlib.contextmanager
 def _asked(command: UsageCommand) -> Iterator[Ask]:
-    """What answers /v1/usage, of a database or of a running ledger."""
+    """A function that answers as /v1/usage does, from a database or from a running ledger."""
     if command.url is not None:
         if command.price_list is not None:
             usage_error("the running ledger has its own price list: --prices goes with --database")
@@ -146,7 +148,7 @@ def _usage_table(answer: Mapping[str, Any]) -> Table:
 
 
 def _money_text(row: Mapping[str, Any], name: str) -> str:
-    """What has no price is said to have none."""
+    """Usage without a price is reported as such."""
     without = row["unpriced_tokens" if name == "revenue" else "uncosted_tokens"]
     if not without:
         return row[name] or "0"

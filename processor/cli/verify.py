@@ -38,14 +38,14 @@ class VerifyCommand(KafkaSettings):
     usage_topic: UsageTopic = topics.USAGE
     live_topic: LiveTopic = topics.LIVE
     rejected_topic: RejectedTopic = topics.REJECTED
-    differences: Annotated[int, Option(min=0, max=100_000, metavar="N", help="Differing keys to show.")] = 20
+    differences: Annotated[int, Option(min=0, max=100_000, metavar="N", help="How many differing keys are shown.")] = 20
     processes: Annotated[
-        int | None, Option(min=1, max=256, help="To judge the log with; default: one for each core.")
+        int | None, Option(min=1, max=256, help="How many processes judge the log; by default one for each core.")
     ] = None
 
 
 def verify_command(command: VerifyCommand) -> None:
-    """Audit a metered stream: recompute every total from the log, without the engine, and compare.
+    """Audit a metered stream. Every total is recomputed from the log, without the engine, and compared.
 
     The exit status is 1 if one token differs, and the differing keys are shown. --window, --dedup-horizon and
     --max-future-skew must be those of the meters.
