@@ -27,7 +27,7 @@ LAST_WINDOW = 253_402_300_740_000  # 9999-12-31T23:59:00Z
 MESSAGE_BYTES_MAX = 1 << 20  # what a broker takes by default
 NAME_BYTES_MAX = 256
 ABOUT_A_FIELD = schema("rejected")["if"]["properties"]["reason"]["enum"]
-FIELDS = schema("rejected")["properties"]["field"]["enum"]
+FIELDS = [*schema("rejected")["properties"]["field"]["anyOf"][0]["enum"], "labels.team"]
 
 property_test = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
@@ -73,6 +73,9 @@ def counters(draw: st.DrawFn) -> list[int]:
 
 
 rows = st.dictionaries(st.tuples(windows, names, names, names), counters(), max_size=12)
+label_names = st.from_regex(r"\A[a-z][a-z0-9_]{0,62}\Z")
+label_sets = st.dictionaries(label_names, names.filter(lambda text: text.encode()), max_size=8)
+further_counters = st.lists(st.just(0) | st.just(0) | counter, min_size=5, max_size=5)
 optional_ms = st.none() | st.integers(0, (1 << 63) - 1)
 states = st.builds(PartitionState, optional_ms, optional_ms, optional_ms)
 
@@ -180,10 +183,30 @@ def test_keys_and_values_say_what_the_rows_say(rows, part):
 
 
 @property_test
+@given(rows=rows, part=parts, data=st.data())
+def test_labels_and_further_counters_are_said_where_there_are_some(rows, part, data):
+    beside = data.draw(st.lists(st.tuples(label_sets, further_counters), min_size=len(rows), max_size=len(rows)))
+    labels, further = [one for one, _ in beside], [one for _, one in beside]
+    table = usage_rows(list(rows), list(rows.values()), labels=labels, further=further)
+    wanted, found = expected(table, part), usage(table, part)
+    assert [orjson.loads(value) for _, value in found] == wanted
+    identity = [*schema("usage-key")["required"], "labels"]
+    for (key, value), row in zip(found, wanted, strict=True):
+        validator("usage").validate(orjson.loads(value))
+        validator("usage-key").validate(orjson.loads(key))
+        assert orjson.loads(key) == {name: row[name] for name in identity if name in row}
+        assert list(orjson.loads(key).get("labels", {})) == sorted(row.get("labels", {}))
+        assert key.endswith(b"}") and value.startswith(key[:-1] + b',"window_ms":'), "byte for byte"
+    if rows:
+        compiled, joined = (write(table, part) for write in (emission._formatted, emission._joined))
+        assert [texts(column) for column in compiled] == [texts(column) for column in joined]
+
+
+@property_test
 @given(rows=rows.filter(bool), part=parts)
 def test_compiled_and_joined_by_arrow_are_the_same_bytes(rows, part):
     table = usage_rows(list(rows), list(rows.values()))
-    compiled, joined = (write(table.table, table, part) for write in (emission._formatted, emission._joined))
+    compiled, joined = (write(table, part) for write in (emission._formatted, emission._joined))
     assert [texts(column) for column in compiled] == [texts(column) for column in joined]
 
 
@@ -223,7 +246,7 @@ def test_equal_keys_are_equal_rows():
 def test_every_counter_may_be_the_largest_and_the_total_is_exact():
     row = [U64_MAX, U64_MAX - 5, U64_MAX, U64_MAX, 5, U64_MAX]
     [(_, value)] = usage(usage_rows([(LAST_WINDOW, "u", "m", "c")], [row]))
-    assert value.endswith(b'"total_tokens":18446744073709551615,"schema":1}')
+    assert value.endswith(b'"total_tokens":18446744073709551615,"schema":2}')
     found = orjson.loads(value)
     assert [found[name] for name in COUNTERS] == row and found["window_start"] == "9999-12-31T23:59:00Z"
 

@@ -1,6 +1,7 @@
 """Files of results: NDJSON and Parquet say the same, rows obey their schema, a file that has its name is complete."""
 
 import base64
+import dataclasses
 import gzip
 import pathlib
 import stat
@@ -19,6 +20,8 @@ from tokenometer.kernels.values import UsageRows
 from tokenometer.processor.files import output
 from tokenometer.processor.files.output import OutputError
 from tokenometer.processor.files.replay import PlacedLetter
+from tokenometer.schemas import mapping
+from tokenometer.schemas.usage import FURTHER
 
 COUNTER_MAX = (1 << 64) - 1
 NAMES = ["u", "user-000017", 'quote " and \\ slash', "tab\tnewline\nnul\x00", "é€😀", "x" * 256, "\u2028", "</script>"]
@@ -30,10 +33,18 @@ READERS: dict[str, Any] = {
 }
 
 
-def usage_rows(keys: list[tuple[int, str, str, str]], counters: list[list[int]], window_ms: int = 60_000) -> UsageRows:
-    """Rows as the engine exports them: names lie anywhere in an arena, in one that holds other things too."""
+def usage_rows(
+    keys: list[tuple[int, str, str, str]],
+    counters: list[list[int]],
+    window_ms: int = 60_000,
+    labels: list[dict[str, str]] | None = None,
+    further: list[list[int]] | None = None,
+) -> UsageRows:
+    """Rows as the engine exports them: names lie anywhere in an arena, in one that holds other things too. labels and
+    further counters: row by row, if any row has such."""
     arena, place_of = bytearray(b"before"), {}
-    for name in sorted({name for key in keys for name in key[1:]}):
+    given = {text for row in labels or [] for text in row.values()}
+    for name in sorted(given.union(*(key[1:] for key in keys))):
         text = name.encode()
         place_of[name] = len(arena) << 16 | len(text)
         arena += text + b"\xff\xff"
@@ -41,7 +52,43 @@ def usage_rows(keys: list[tuple[int, str, str, str]], counters: list[list[int]],
     for row, (start, *names) in enumerate(keys):
         places = [place_of[name] for name in names]
         table[row] = (start // window_ms, *places, counters[row])
-    return UsageRows(table, np.frombuffer(bytes(arena), np.uint8), window_ms)
+    rows = UsageRows(table, np.frombuffer(bytes(arena), np.uint8), window_ms)
+    if labels is None and further is None:
+        return rows
+    extras = np.zeros(len(keys), layout.USAGE_EXTRA)
+    label_names = sorted({name for row in labels or [] for name in row}, reverse=True)  # numbers come as mappings do
+    for out, row in zip(extras, labels or [], strict=False):
+        for k, name in enumerate(sorted(row)):
+            out["labels"][k] = label_names.index(name) << layout.PLACE_BITS | place_of[row[name]]
+    if further:
+        extras["further"] = further
+    return dataclasses.replace(rows, extras=extras, label_names=tuple(label_names))
+
+
+LABELS = ["team", "service_tier", "api_key", "context", "a", "region", "l" * 63, "z9"]
+WITH_LABELS = mapping.parse(
+    (pathlib.Path(mapping.__file__).parent / "mappings" / "native.toml").read_text().replace("format = 1", "format = 2")
+    + "".join(f'[fields.{name}]\npath = "{name}"\n' for name in FURTHER)
+    + "".join(f'[labels.{name}]\npath = "{name[:48]}"\n' for name in LABELS),
+    "labels.toml",
+)
+
+
+def labelled_rows(count: int = 500, seed: int = 1) -> UsageRows:
+    """A third of them has neither labels nor further counters."""
+    draw = np.random.default_rng(seed)
+    keys = [(60_000 * int(draw.integers(1 << 31)), *map(str, draw.choice(NAMES, 3))) for _ in range(count)]
+    counters = [[int(n) for n in draw.integers(0, 1 << 63, 6, np.uint64)] for _ in range(count)]
+    labels = [
+        {str(name): str(draw.choice(NAMES)) for name in draw.choice(LABELS, draw.integers(0, 9), replace=False)}
+        if draw.random() < 0.7
+        else {}
+        for _ in range(count)
+    ]
+    further = [
+        [int(n) if draw.random() < 0.3 else 0 for n in draw.integers(0, 1 << 64, 5, np.uint64)] for _ in range(count)
+    ]
+    return usage_rows(keys, counters, labels=labels, further=further)
 
 
 def some_rows(count: int = 500, names: list[str] = NAMES, seed: int = 1) -> UsageRows:
@@ -53,8 +100,8 @@ def some_rows(count: int = 500, names: list[str] = NAMES, seed: int = 1) -> Usag
     return usage_rows(keys, counters)
 
 
-def write(path: pathlib.Path, *parts: UsageRows) -> pathlib.Path:
-    with output.open_rows(str(path)) as writer:
+def write(path: pathlib.Path, *parts: UsageRows, mapping: mapping.Mapping | None = None) -> pathlib.Path:
+    with output.open_rows(str(path), mapping) as writer:
         for number, rows in enumerate(parts, 1):
             writer.write(rows, f"run-part-{number}")
     return path
@@ -63,14 +110,18 @@ def write(path: pathlib.Path, *parts: UsageRows) -> pathlib.Path:
 def expected(rows: UsageRows, part: str) -> list[dict[str, Any]]:
     """The slow and plain way."""
     texts = zip(rows.texts("user"), rows.texts("model"), rows.texts("chip"), strict=True)
+    beside = zip(rows.labels(), rows.further(), strict=True)
     found = []
-    for (user, model, chip), row in zip(texts, rows.table, strict=True):
+    for (user, model, chip), (labels, further), row in zip(texts, beside, rows.table, strict=True):
         start = np.datetime64(int(row["window"]) * rows.window_ms, "ms")
         counters = dict(zip(output.COUNTERS, row["counters"].tolist(), strict=True))
         found.append(
             {"window_start": f"{np.datetime_as_string(start, unit='s')}Z", "user": user, "model": model, "chip": chip}
+            | ({"labels": labels} if labels else {})
             | {"part": part, "window_ms": rows.window_ms, **counters}
-            | {"total_tokens": counters["input_tokens"] + counters["output_tokens"], "schema": 1}
+            | {"total_tokens": counters["input_tokens"] + counters["output_tokens"]}
+            | {name: count for name, count in zip(FURTHER, further, strict=True) if count}
+            | {"schema": 2}
         )
     return found
 
@@ -104,8 +155,28 @@ def test_parquet_has_the_same_rows_as_ndjson(tmp_path: pathlib.Path):
 
 
 def test_rows_obey_the_schema(tmp_path: pathlib.Path):
-    for row in read_ndjson(write(tmp_path / "usage.ndjson", some_rows())):
-        validator("usage").validate(row)
+    for rows in (some_rows(), labelled_rows()):
+        for row in read_ndjson(write(tmp_path / "usage.ndjson", rows)):
+            validator("usage").validate(row)
+        (tmp_path / "usage.ndjson").unlink()
+
+
+def test_labels_and_further_counters_are_in_both_formats(tmp_path: pathlib.Path):
+    parts = labelled_rows(), some_rows(3), labelled_rows(700, seed=2)
+    wanted = [row for number, rows in enumerate(parts, 1) for row in expected(rows, f"run-part-{number}")]
+    assert read_ndjson(write(tmp_path / "usage.ndjson", *parts)) == wanted
+    parquet = write(tmp_path / "usage.parquet", *parts, mapping=WITH_LABELS)
+    assert pq.read_schema(parquet).remove_metadata() == output.row_schema(WITH_LABELS)
+    read = [row | {"labels": dict(row["labels"])} for row in read_parquet(parquet)]
+    assert [list(row["labels"]) for row in read] == [sorted(row.get("labels", {})) for row in wanted], "in their order"
+    assert read == [{"labels": {}} | dict.fromkeys(FURTHER, 0) | row for row in wanted]
+
+
+def test_a_parquet_file_has_the_columns_of_its_mapping():
+    assert output.row_schema(None) == output.ROW_SCHEMA
+    names = output.row_schema(WITH_LABELS).names
+    assert [name for name in names if name not in output.ROW_SCHEMA.names] == ["labels", *FURTHER]
+    assert names.index("labels") == names.index("chip") + 1 and names[-1] == "schema"
 
 
 @pytest.mark.parametrize("suffix", [".ndjson", ".parquet"])

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenometer
-from tokenometer.processor.files import metering
+from tokenometer.processor.files import metering, output
 from tokenometer.processor.files.given import LinesReader
 
 SAMPLES = pathlib.Path(__file__).parent / "intake" / "samples"
@@ -125,7 +125,7 @@ def test_a_full_disk_is_named_with_its_way_out(monkeypatch: pytest.MonkeyPatch, 
         def write_batch(self, batch: Any) -> None:
             raise OSError(28, "No space left on device")
 
-    with metering._Spool(metering.ROW_SCHEMA) as spool:
+    with metering._Spool(output.ROW_SCHEMA) as spool:
         spool._writer = Full()
         with pytest.raises(tokenometer.TokenometerError, match="No space left on device.*TMPDIR"):
             spool.write(None)

@@ -189,7 +189,7 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     name = command.run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()
     try:
-        with _outlets(command) as outlets, _progress(total_bytes) as progress, ctrl_c() as pressed:
+        with _outlets(command, chosen) as outlets, _progress(total_bytes) as progress, ctrl_c() as pressed:
             outlets = dataclasses.replace(outlets, progress=progress, stopped=pressed)
             reader = decoded.reader_of(command.files, chosen.value, decoded.decoder_of(chosen), command.whole)
             summary = replay(engine, reader.fill, chosen, name, outlets, command.top, clock)
@@ -223,9 +223,9 @@ def _check_names(command: ReplayCommand) -> None:
 
 
 @contextlib.contextmanager
-def _outlets(command: ReplayCommand) -> Iterator[Outlets]:
+def _outlets(command: ReplayCommand, mapping: Mapping) -> Iterator[Outlets]:
     with contextlib.ExitStack() as stack:
-        rows = stack.enter_context(output.open_rows(command.out, command.force)) if command.out else None
+        rows = stack.enter_context(output.open_rows(command.out, mapping, command.force)) if command.out else None
         letters = (
             stack.enter_context(output.open_letters(command.rejected, command.force)) if command.rejected else None
         )

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from tokenometer.kernels.values import Tally, UsageRows
 from tokenometer.processor.files import decoded, given, logs
-from tokenometer.processor.files.output import ROW_SCHEMA, OutputError, record_batches
+from tokenometer.processor.files.output import OutputError, record_batches, row_schema
 from tokenometer.processor.files.replay import Outlets, PlacedLetter, ReplaySummary, replay
 from tokenometer.processor.records import engines
 from tokenometer.schemas import mapping as mappings
@@ -55,8 +55,9 @@ class MeteredUsage:
     @property
     def table(self) -> Any:
         """The usage rows, a `pyarrow.Table`: window_start (UTC, ms), user, model, chip, part, window_ms, the counters
-        and total_tokens (uint64), schema. One row for each window, user, model and chip of a part; a log of more rows
-        than an engine holds has several parts, whose rows add up."""
+        and total_tokens (uint64), schema; of a mapping that has them also labels (a map) and further counters. One row
+        for each window, user, model, chip and labels of a part; a log of more rows than an engine holds has several
+        parts, whose rows add up."""
         return self._table
 
     @property
@@ -104,7 +105,7 @@ class MeteredUsage:
 
     def close(self) -> None:
         """Let go of the rows and the dead letters; the sums stay."""
-        self._table, self._rejects = ROW_SCHEMA.empty_table(), REJECT_SCHEMA.empty_table()
+        self._table, self._rejects = self._table.schema.empty_table(), REJECT_SCHEMA.empty_table()
 
     def __repr__(self) -> str:
         tally = self.tally
@@ -146,10 +147,11 @@ def meter(
     bound = int(datetime(not_before.year, not_before.month, not_before.day, tzinfo=UTC).timestamp() * 1000)
     engine = engines.make_engine(device, memory, window_ms=window * 1000, not_before_ms=max(0, bound))
     name = run or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
-    with _Spool(ROW_SCHEMA) as rows, _Spool(REJECT_SCHEMA) as rejects:
+    schema = row_schema(chosen)
+    with _Spool(schema) as rows, _Spool(REJECT_SCHEMA) as rejects:
 
         def take_rows(part_rows: UsageRows, part: str) -> None:
-            for batch in record_batches(part_rows, part):
+            for batch in record_batches(part_rows, part, schema):
                 rows.write(batch)
 
         def take_letters(letters: list[PlacedLetter]) -> None:

@@ -3,7 +3,7 @@
 Owns: the files' formats, and that a file of the wanted name is a complete one: it is written under another name and
 renamed when all of it is there.
 Promises: no Python step for each row. A row has the fields of schemas/usage.schema.json; in Parquet `window_start` is a
-timestamp, in NDJSON its text. A dead letter keeps every byte of its record.
+timestamp and `labels` a map, in NDJSON a text and an object. A dead letter keeps every byte of its record.
 """
 
 import base64
@@ -23,9 +23,10 @@ import pyarrow.parquet as pq
 from tokenometer.kernels.values import UsageRows
 from tokenometer.processor import show
 from tokenometer.processor.files.replay import PlacedLetter
-from tokenometer.processor.records.rows import Names, usage_counters, usage_lines
+from tokenometer.processor.records.rows import Names, label_maps, usage_counters, usage_lines
 from tokenometer.schemas.errors import TokenometerError
-from tokenometer.schemas.usage import COUNTERS, SCHEMA_VERSION, TOTAL
+from tokenometer.schemas.mapping import Mapping
+from tokenometer.schemas.usage import COUNTERS, FURTHER, ROW_SCHEMA_VERSION, TOTAL
 
 STDOUT = "-"
 _COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
@@ -123,16 +124,18 @@ def _compressed(raw: Any, path: pathlib.Path) -> Iterator[Any]:
 
 
 @contextlib.contextmanager
-def open_rows(name: str, force: bool = False) -> Iterator[RowWriter]:
-    """A writer of usage rows in the format that the suffix names."""
+def open_rows(name: str, mapping: Mapping | None = None, force: bool = False) -> Iterator[RowWriter]:
+    """A writer of usage rows in the format that the suffix names. mapping: of their log; without one they have neither
+    labels nor further counters."""
     suffixes = [suffix for suffix in pathlib.Path(name).suffixes if suffix not in _COMPRESSION]
     suffix = suffixes[-1] if suffixes else ""
     if name == STDOUT or suffix in _NDJSON:
         with create(name, force) as file:
             yield NdjsonRows(file)
     elif name.endswith(_PARQUET):
-        with create(name, force) as file, pq.ParquetWriter(file, ROW_SCHEMA, compression="zstd") as writer:
-            yield ParquetRows(writer)
+        schema = row_schema(mapping)
+        with create(name, force) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            yield ParquetRows(writer, schema)
     else:
         raise OutputError(f"{name}: expected a name that ends in .parquet, .ndjson, .jsonl, .ndjson.zst or .ndjson.gz")
 
@@ -148,33 +151,54 @@ ROW_SCHEMA = pa.schema(
 )
 
 
+def row_schema(mapping: Mapping | None) -> Any:
+    """With a map `labels` after `chip` and columns for further counters after the total, where the mapping has such."""
+    fields = list(ROW_SCHEMA)
+    further = [field.name for field in mapping.further] if mapping else []
+    fields[-1:-1] = [pa.field(name, pa.uint64(), nullable=False) for name in further]
+    if mapping and mapping.labels:
+        fields.insert(ROW_SCHEMA.get_field_index("part"), pa.field("labels", _LABELS, nullable=False))
+    return pa.schema(fields)
+
+
+_LABELS = pa.map_(pa.string(), pa.string())
+
+
 @dataclass(frozen=True)
 class ParquetRows:
     writer: Any
+    schema: Any = ROW_SCHEMA
 
     def write(self, rows: UsageRows, part: str) -> None:
-        for batch in record_batches(rows, part):
+        for batch in record_batches(rows, part, self.schema):
             self.writer.write_batch(batch)
 
 
-def record_batches(rows: UsageRows, part: str) -> Iterator[Any]:
-    """Rows as Arrow's record batches of ROW_SCHEMA, 512 Ki rows each."""
+def record_batches(rows: UsageRows, part: str, schema: Any = ROW_SCHEMA) -> Iterator[Any]:
+    """Rows as Arrow's record batches of a `row_schema`, 512 Ki rows each."""
     for start in range(0, len(rows), _SLICE_ROWS * _GROUP_SLICES):
-        yield _record_batch(rows.table[start : start + _SLICE_ROWS * _GROUP_SLICES], rows, part)
+        yield _record_batch(rows.slice(start, start + _SLICE_ROWS * _GROUP_SLICES), part, schema)
 
 
-def _record_batch(table: Any, rows: UsageRows, part: str) -> Any:
-    count = len(table)
-    counters = usage_counters(table)
-    columns = [
-        pa.array((table["window"] * np.uint64(rows.window_ms)).astype(np.int64)).cast(pa.timestamp("ms", "UTC")),
-        *(Names(table[name], rows.arena).column() for name in ("user", "model", "chip")),
-        pa.repeat(part, count),
-        pa.repeat(pa.scalar(rows.window_ms, pa.int64()), count),
-        *map(pa.array, counters),
-        pa.repeat(pa.scalar(SCHEMA_VERSION, pa.int32()), count),
-    ]
-    return pa.record_batch(columns, schema=ROW_SCHEMA)
+def _record_batch(rows: UsageRows, part: str, schema: Any) -> Any:
+    count, table = len(rows), rows.table
+    columns = {
+        "window_start": pa.array((table["window"] * np.uint64(rows.window_ms)).astype(np.int64)).cast(
+            pa.timestamp("ms", "UTC")
+        ),
+        **{name: Names(table[name], rows.arena).column() for name in ("user", "model", "chip")},
+        "part": pa.repeat(part, count),
+        "window_ms": pa.repeat(pa.scalar(rows.window_ms, pa.int64()), count),
+        **dict(zip((*COUNTERS, TOTAL), map(pa.array, usage_counters(table)), strict=True)),
+        "schema": pa.repeat(pa.scalar(ROW_SCHEMA_VERSION, pa.int32()), count),
+    }
+    if "labels" in schema.names:
+        columns["labels"] = label_maps(rows)
+    for kind, name in enumerate(FURTHER):
+        if name in schema.names:
+            values = np.zeros(count, np.uint64) if rows.extras is None else rows.extras["further"][:, kind]
+            columns[name] = pa.array(np.ascontiguousarray(values))
+    return pa.record_batch([columns[name] for name in schema.names], schema=schema)
 
 
 @dataclass(frozen=True)
@@ -183,7 +207,7 @@ class NdjsonRows:
 
     def write(self, rows: UsageRows, part: str) -> None:
         for start in range(0, len(rows), _SLICE_ROWS):
-            self.file.write(usage_lines(rows.table[start : start + _SLICE_ROWS], rows, part))
+            self.file.write(usage_lines(rows.slice(start, start + _SLICE_ROWS), part))
 
 
 # --- Dead letters ---

@@ -57,6 +57,31 @@ char* put_name(char* out, const uint8_t* arena, uint64_t place) {
   return out;
 }
 
+// Labels come in the order of their names. Each entry has its name's number above its place in the arena.
+char* put_labels(char* out, const UsageExtra& extra, const char* const* names, const uint8_t* arena) {
+  if (!extra.labels[0]) return out;
+  out = put(out, ",\"labels\":{");
+  for (uint32_t k = 0; k < LABELS_MAX && extra.labels[k]; ++k) {
+    const char* name = names[extra.labels[k] >> PLACE_BITS];
+    if (k) *out++ = ',';
+    *out++ = '"';
+    out = put(put(out, name, strlen(name)), "\":");
+    out = put_name(out, arena, extra.labels[k] & ((1ull << PLACE_BITS) - 1));
+  }
+  *out++ = '}';
+  return out;
+}
+
+char* put_further(char* out, const UsageExtra& extra) {
+  static const char* const names[FURTHER] = {
+      ",\"cache_write_1h_tokens\":",     ",\"audio_input_tokens\":",  ",\"image_input_tokens\":",
+      ",\"audio_cached_input_tokens\":", ",\"audio_output_tokens\":",
+  };
+  for (uint32_t kind = 0; kind < FURTHER; ++kind)
+    if (extra.further[kind]) out = put_number(put(out, names[kind], strlen(names[kind])), extra.further[kind]);
+  return out;
+}
+
 // RFC 3339 in UTC; days to civil date after Howard Hinnant, "chrono-Compatible Low-Level Date Algorithms".
 char* put_time(char* out, uint64_t seconds) {
   const uint32_t of_day = static_cast<uint32_t>(seconds % 86400);
@@ -84,8 +109,10 @@ char* put_time(char* out, uint64_t seconds) {
 
 }  // namespace
 
-// `part` is a JSON string already. Room: 640 bytes a row, the part twice, and twelve times the names.
-extern "C" __attribute__((visibility("default"))) void format_rows(const UsageRow* rows, uint32_t count,
+// `part` is a JSON string already. `extras` is null where no row has labels or further counters. Room: 640 bytes a row,
+// the part twice, and twelve times the names; emission.py says what labels and further counters need.
+extern "C" __attribute__((visibility("default"))) void format_rows(const UsageRow* rows, const UsageExtra* extras,
+                                                                   const char* const* label_names, uint32_t count,
                                                                    const uint8_t* arena, uint64_t window_ms,
                                                                    const char* part, uint32_t part_length, char* keys,
                                                                    int64_t* key_ends, char* values,
@@ -99,6 +126,7 @@ extern "C" __attribute__((visibility("default"))) void format_rows(const UsageRo
     value = put_name(put(value, "\",\"user\":"), arena, row.user);
     value = put_name(put(value, ",\"model\":"), arena, row.model);
     value = put_name(put(value, ",\"chip\":"), arena, row.chip);
+    if (extras) value = put_labels(value, extras[i], label_names, arena);
     value = put(put(value, ",\"part\":"), part, part_length);
     key = put(key, begin, static_cast<size_t>(value - begin));
     *key++ = '}';
@@ -110,7 +138,8 @@ extern "C" __attribute__((visibility("default"))) void format_rows(const UsageRo
     value = put_number(put(value, ",\"output_tokens\":"), row.counters[OUTPUT]);
     value = put_number(put(value, ",\"reasoning_tokens\":"), row.counters[REASONING]);
     value = put_number(put(value, ",\"total_tokens\":"), row.counters[INPUT] + row.counters[OUTPUT]);
-    value = put(value, ",\"schema\":1}");
+    if (extras) value = put_further(value, extras[i]);
+    value = put(value, ",\"schema\":2}");
     key_ends[i] = key - keys;
     value_ends[i] = value - values;
   }

@@ -23,11 +23,12 @@ from tokenometer.kernels.values import Bytes, CellTotals, PartitionState, Reject
 from tokenometer.processor.broker import Column, Headers, Offset, Place
 from tokenometer.processor.records import hyperloglog
 from tokenometer.processor.records.rows import usage_identities, usage_texts
-from tokenometer.schemas.usage import SCHEMA_VERSION, Usage
+from tokenometer.schemas.usage import FURTHER, SCHEMA_VERSION, Usage
 
 LIVE_BYTES_MAX = 900 << 10  # of a live message: brokers take 1 MiB with key, headers and batch; more goes into another
 LETTER_BYTES_MAX = 900 << 10  # of a dead letter's value, for the same reason; of a longer record it has the head
 LETTER_HEAD_BYTES = 64 << 10  # which says what it was; the input has the rest
+_FURTHER_BYTES_MAX = max(map(len, FURTHER)) + 24  # a comma, quotes, a colon and 20 digits around a name
 _ROWS_PER_PIECE = 1 << 12  # formatted and handed over while they are in the processor's cache
 
 
@@ -107,7 +108,7 @@ def usage_messages(rows: UsageRows, part: str) -> Iterator[tuple[Column, Column]
     """Keys and values of usage rows, piece by piece. A key is the beginning of its value, and a brace."""
     formatted = _formatted if _formatter() else _joined
     for start in range(0, len(rows), _ROWS_PER_PIECE):
-        yield formatted(rows.table[start : start + _ROWS_PER_PIECE], rows, part)
+        yield formatted(rows.slice(start, start + _ROWS_PER_PIECE), part)
 
 
 @functools.cache
@@ -120,24 +121,40 @@ def _formatter() -> Any:
         return None
 
 
-def _formatted(table: Any, rows: UsageRows, part: str) -> tuple[Column, Column]:
-    table, name, count = np.ascontiguousarray(table), orjson.dumps(part), len(table)
+def _formatted(rows: UsageRows, part: str) -> tuple[Column, Column]:
+    table, name, count = np.ascontiguousarray(rows.table), orjson.dumps(part), len(rows)
     lengths = table.view(np.uint64).reshape(count, -1)[:, 1:4] & np.uint64(0xFFFF)  # of user, model and chip
     room = count * (640 + 2 * len(name)) + 12 * int(lengths.sum())
+    extras, label_names, more = _beside(rows)
+    room += more
     keys, values = np.empty(room, np.uint8), np.empty(room, np.uint8)
     key_places, value_places = np.zeros(count + 1, np.int64), np.zeros(count + 1, np.int64)
     arrays = keys, key_places[1:], values, value_places[1:]
     pointers = [ctypes.c_void_p(array.ctypes.data) for array in arrays]
     arena, window_ms = ctypes.c_void_p(rows.arena.ctypes.data), ctypes.c_uint64(rows.window_ms)
-    _formatter()(ctypes.c_void_p(table.ctypes.data), count, arena, window_ms, name, len(name), *pointers)
+    beside = ctypes.c_void_p(None if extras is None else extras.ctypes.data), label_names
+    _formatter()(ctypes.c_void_p(table.ctypes.data), *beside, count, arena, window_ms, name, len(name), *pointers)
     return _column(keys, key_places), _column(values, value_places)
 
 
-def _joined(table: Any, rows: UsageRows, part: str) -> tuple[Column, Column]:
+def _beside(rows: UsageRows) -> tuple[Any, Any, int]:
+    """Labels and further counters for the compiled formatter: the table, the labels' names as C strings, and the room
+    that they need at most in keys and values together."""
+    if rows.extras is None:
+        return None, None, 0
+    extras = np.ascontiguousarray(rows.extras)
+    names = [name.encode() for name in rows.label_names]
+    lengths = extras["labels"] & np.uint64(0xFFFF)
+    labels = int(np.count_nonzero(extras["labels"])) * (2 * max(map(len, names), default=0) + 12)
+    room = 12 * int(lengths.sum()) + labels + len(rows) * (24 + len(FURTHER) * _FURTHER_BYTES_MAX)
+    return extras, (ctypes.c_char_p * len(names))(*names), room
+
+
+def _joined(rows: UsageRows, part: str) -> tuple[Column, Column]:
     """The same by Arrow."""
-    identities = usage_identities(table, rows, part)
+    identities = usage_identities(rows, part)
     columns = []
-    for texts in (pc.binary_join_element_wise(identities, "}", ""), usage_texts(table, rows, identities)):
+    for texts in (pc.binary_join_element_wise(identities, "}", ""), usage_texts(rows, identities)):
         _, ends, data = texts.buffers()
         places = np.frombuffer(ends, np.int32)[: len(texts) + 1].astype(np.int64)
         columns.append(_column(np.frombuffer(data, np.uint8), places))
