@@ -8,7 +8,7 @@ DEMO_RECORDS ?= 1000000
 WORKERS ?= 0
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka replay-demo test test-fast check format kafka chaos fuzz picture site bench gpu up clean
+.PHONY: help demo demo-kafka replay-demo test test-sources test-fast check format kafka chaos fuzz picture site bench gpu up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -28,8 +28,11 @@ replay-demo: .venv/installed ## write a log of 3 million requests, meter the fil
 test: .venv/installed-dev ## install with test tools, run the whole test suite; WORKERS=3 shares it among so many processes
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
+test-sources: .venv-sources/installed ## run LiteLLM, OpenTelemetry's instrumentations and others, and read what they write
+	.venv-sources/bin/python -m pytest tests/test_sources.py
+
 test-fast: .venv/installed-dev ## what needs no Kafka, PostgreSQL or browser, and is not slow, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not (kafka or postgres or browser or slow or fuzz)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not (kafka or postgres or browser or slow or fuzz or sources)"
 
 check: .venv/installed-dev ## lint, types, C++ format and warnings
 	$(BIN)/ruff check .
@@ -77,7 +80,7 @@ up: ## all services with a synthetic load in containers: dashboard, Grafana, Pro
 	@echo "http://127.0.0.1:8321/?token=$$(cat $${TOKENOMETER_TOKEN_FILE:-deploy/development-token})"
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf .venv .site demo bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sources .site demo bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv:
 	$(PYTHON) -m venv .venv
@@ -89,6 +92,12 @@ clean: ## remove the virtual environment and everything generated
 .venv/installed-dev: pyproject.toml | .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@mkdir -p $(TREE) && ln -sfn $(LINKS) $(TREE)
+	@touch $@
+
+# Apart from the others: these packages want versions of their own.
+.venv-sources/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-sources
+	.venv-sources/bin/python -m pip install --quiet --disable-pip-version-check -e '.[sources,verify]' hypothesis
 	@touch $@
 
 .venv/installed-bench: pyproject.toml | .venv

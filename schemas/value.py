@@ -45,7 +45,7 @@ class Value:
     """How values are read.
 
     records: the path of the records in a document, with EACH for the elements of an array; () for the document itself.
-    json_in: paths in a record of strings that hold JSON; an empty one is null. prefix: text before a document;
+    json_in: paths in a record of strings that hold JSON; "" and "-" are null. prefix: text before a document;
     ANYTHING in it is any text. whole: a message is one document, newlines and all; else each line is one. schema: the
     path of an Avro schema (JSON) or of a protobuf descriptor set. message: the full name of a protobuf message in it;
     None: the first one. registry: schemas come from a Schema Registry.

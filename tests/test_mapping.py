@@ -7,6 +7,7 @@ import re
 import pytest
 
 from tests.mapping_text import EVENT, FORMATS, HEAD, PATH, TABLES, token_events, toml
+from tokenometer.kernels.plan import compile_mapping
 from tokenometer.schemas.mapping import (
     FIELDS,
     STRINGS,
@@ -25,11 +26,13 @@ from tokenometer.schemas.value import PLAIN
 MAPPINGS = pathlib.Path(__file__).parents[1] / "schemas" / "mappings"
 SHIPPED = (
     "anthropic",
+    "anthropic-batch",
     "apisix",
     "bedrock-converse",
     "bedrock-log",
     "cohere",
     "dashscope",
+    "dynamo",
     "envoy-ai-gateway",
     "gemini",
     "kong",
@@ -38,6 +41,7 @@ SHIPPED = (
     "llamacpp",
     "native",
     "ollama",
+    "openai-batch",
     "openai-chat",
     "openai-responses",
     "openmeter",
@@ -478,10 +482,15 @@ def test_shipped_mappings_load():
         assert (mapping.name, mapping.source) == (name, name)
         assert load(MAPPINGS / f"{name}.toml").fields == mapping.fields
     additive = [name for name in SHIPPED if resolve(name).conventions[0] == Convention(True)]
-    assert additive == ["anthropic", "bedrock-converse", "bedrock-log"]
+    assert additive == ["anthropic", "anthropic-batch", "bedrock-converse", "bedrock-log"]
     assert [name for name in SHIPPED if resolve(name).format == 1] == ["native"]
-    assert [name for name in SHIPPED if resolve(name).repeats == "grow"] == ["vllm"]
+    assert [name for name in SHIPPED if resolve(name).repeats == "grow"] == ["dashscope", "gemini", "vllm"]
     assert [name for name in SHIPPED if resolve(name).selector] == ["openmeter"]
+
+
+def test_the_engine_itself_judges_the_records_of_every_shipped_mapping():
+    """A mapping that says more than a plan holds is right, and slow: Python judges every record."""
+    assert [name for name in shipped() if compile_mapping(resolve(name)).table["undecided"]] == []
 
 
 def test_a_shipped_name_wins_over_a_file(tmp_path, monkeypatch):

@@ -310,7 +310,7 @@ class Records {
   }
 
   // The record with the string at this path replaced by the JSON that it holds; as it is where it holds none. An empty
-  // string is no JSON either, but it is what producers write for nothing: null.
+  // string and Envoy's "-" are no JSON either, but they are what producers write for nothing: null.
   Text opened(Text record, const Path& path) {
     const u8* p = as_line(probe_, record);
     const u8* at = p;
@@ -318,7 +318,7 @@ class Records {
       if (!(at = member(at, tokenometer::text(key)))) return record;
     const u8* close = *at == '"' ? string_end(at + 1, true) : nullptr;
     if (!close) return record;
-    const bool empty = close == at + 1;
+    const bool empty = close == at + 1 || (close == at + 2 && at[1] == '-');
     if (empty)
       held_ = "null";
     else

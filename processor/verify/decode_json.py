@@ -124,7 +124,7 @@ def opened_string(record: bytes, path: Sequence[str]) -> bytes:
     match = _STRING.match(record, at or 0)
     if match is None:
         return record
-    if match[0] == b'""':  # what producers write for no JSON at all
+    if match[0] in (b'""', b'"-"'):  # what producers, and Envoy, write for no JSON at all
         return record[: match.start()] + b"null" + record[match.end() :]
     try:
         held: bytes = orjson.loads(match[0]).encode().replace(b"\n", b"\r")

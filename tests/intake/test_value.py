@@ -96,3 +96,11 @@ def test_elements_have_numbers_and_a_document_without_the_array_is_a_record():
         b'{"@index":0,"^":{"^":{"id":4}},"x":1}',
     ]
     assert harness.check([message], value).messages == [wanted]
+
+
+def test_a_string_that_stands_for_nothing_is_null():
+    """Envoy writes a dash where a text is empty."""
+    value = Value(json_in=(("a",), ("a", "b")))
+    message = b'{"a":""}\n{"a":"-"}\n{"a":"--"}\n{"a":"{\\"b\\":\\"-\\"}"}\n{"a":"-1"}'
+    wanted = [b'{"a":null}', b'{"a":null}', b'{"a":"--"}', b'{"a":{"b":null}}', b'{"a":"-1"}']
+    assert harness.check([message], value).messages == [wanted]
