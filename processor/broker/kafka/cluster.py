@@ -259,7 +259,7 @@ class KafkaBroker:
         self._await_leaders(name)
 
     def _await_leaders(self, name: str) -> None:
-        """Waits until the brokers answer for a topic, because they learn of it a moment after the controller made it."""
+        """Waits until the brokers answer for a topic: they learn of it a moment after the controller made it."""
         deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             try:

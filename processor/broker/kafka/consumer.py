@@ -300,8 +300,8 @@ class KafkaConsumer:
             self._raise_kept()
 
     def _bury(self) -> None:
-        """Closes the client in another thread, which then keeps it, because closing never ends where librdkafka gave up a
-        client that had partitions."""
+        """Closes the client in another thread, which then keeps it: closing never ends where librdkafka gave up one
+        that had partitions."""
         closing = threading.Thread(target=self._consumer.close, name="closing", daemon=True)
         closing.start()
         closing.join(_BURY_SECONDS)
