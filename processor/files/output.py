@@ -1,9 +1,9 @@
 """Writing results to files: usage rows as NDJSON or Parquet, dead letters as NDJSON.
 
-Owns: the files' formats, and that a file of the wanted name is a complete one: it is written under another name and
-renamed when all of it is there.
-Promises: no Python step for each row. A row has the fields of schemas/usage.schema.json; in Parquet `window_start` is a
-timestamp, in NDJSON its text. A dead letter keeps every byte of its record.
+Owns: the files' formats, and that a file of the wanted name is complete: it is written under another name and renamed
+when all of it is there.
+Promises: there is no Python step for each row. A row has the fields of schemas/usage.schema.json; in Parquet
+`window_start` is a timestamp, in NDJSON its text. A dead letter keeps every byte of its record.
 """
 
 import base64
@@ -35,7 +35,7 @@ _GROUP_SLICES = 16
 
 
 class OutputError(TokenometerError):
-    """A result that cannot be written; the message names the file and the way out."""
+    """A result cannot be written. The message names the file and what to do."""
 
 
 class RowWriter(Protocol):
@@ -70,7 +70,7 @@ def create(name: str, force: bool = False) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class _TerminalFile:
-    """JSON lines on a terminal: what could steer it is written as JSON's escapes, which mean the same."""
+    """JSON lines on a terminal. Characters that could steer it are written as JSON's escapes, which mean the same."""
 
     file: Any
 
@@ -79,7 +79,7 @@ class _TerminalFile:
 
 
 def check_free(name: str, force: bool) -> None:
-    """Before hours of work: may a file of this name be written?"""
+    """Checks, before hours of work, that a file of this name may be written."""
     path = pathlib.Path(name)
     if name == STDOUT:
         return
@@ -93,7 +93,7 @@ def check_free(name: str, force: bool) -> None:
 
 @contextlib.contextmanager
 def _renamed_at_end(path: pathlib.Path) -> Iterator[Any]:
-    """In the same directory, so that renaming is one step."""
+    """A temporary file in the same directory, so that renaming is one step."""
     mask = os.umask(0)
     os.umask(mask)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as file:
@@ -220,7 +220,7 @@ def _letter_line(letter: PlacedLetter) -> bytes:
 
 
 def _value(value: bytes) -> dict[str, str]:
-    """As text where the bytes are UTF-8, which is what a person wants to read; else in base64."""
+    """Text where the bytes are UTF-8, because a person wants to read it, and else base64."""
     try:
         return {"value": value.decode()}
     except UnicodeDecodeError:

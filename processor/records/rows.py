@@ -1,7 +1,7 @@
-"""Usage rows as columns and as JSON lines, as Arrow sees them: no Python step for each row.
+"""Usage rows as columns and as JSON lines, made by Arrow without a Python step for each row.
 
-A row's JSON has the fields of schemas/usage.schema.json. What identifies it comes first, so that a message's key is the
-beginning of its value.
+A row's JSON has the fields of schemas/usage.schema.json. What identifies a row comes first, so that a message's key is
+the beginning of its value.
 """
 
 from typing import Any
@@ -29,7 +29,7 @@ def usage_lines(table: Any, rows: UsageRows, part: str) -> Any:
 
 
 def usage_identities(table: Any, rows: UsageRows, part: str) -> Any:
-    """The beginning of each row's JSON, all that identifies it: constants and columns joined by Arrow."""
+    """The beginning of each row's JSON, which identifies it: constants and columns, joined by Arrow."""
     windows, window_of = np.unique(table["window"], return_inverse=True)
     times = np.datetime_as_string((windows * np.uint64(rows.window_ms)).astype("datetime64[ms]"), unit="s")
     heads = pa.array([f'{{"window_start":"{time}Z","user":' for time in times.tolist()])
@@ -59,7 +59,7 @@ class Names:
         distinct, self._index = encoded.dictionary.to_numpy(), encoded.indices
         lengths = (distinct & np.uint64(0xFFFF)).astype(np.int64)
         ends = np.cumsum(lengths)
-        # Byte i of all names together stands at i - (where its name begins here) + (where it begins in the arena).
+        # Byte i of all names together is at i - (where its name begins here) + (where it begins in the arena).
         shift = (distinct >> np.uint64(16)).astype(np.int64) - (ends - lengths)
         self._bytes = arena[np.arange(int(ends[-1])) + np.repeat(shift, lengths)] if len(ends) else arena[:0]
         self._ends = np.concatenate((np.zeros(1, np.int32), ends.astype(np.int32)))
