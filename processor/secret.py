@@ -1,8 +1,8 @@
 """Secrets have a type: a value that prints as `***` wherever it goes.
 
-Owns: what counts as a secret, and how it is shown. Imports nothing of ours.
+Owns: what counts as a secret, and how it is shown. It imports nothing of ours.
 Promises: `str`, `repr`, `format` and logging of a `Secret` never give its value; `reveal` does, and is called where the
-value leaves the process: at a client's constructor, in a header. `scrub` is the net below, for messages of libraries
+value leaves the process: at a client's constructor, in a header. `scrub` is the safety net for messages of libraries
 that repeat what they were given.
 """
 
@@ -27,7 +27,7 @@ _known: set[str] = set()
 
 
 class Secret:
-    """A text that is not shown. shown: what stands for it in messages."""
+    """A text that is not shown. shown: what messages have in its place."""
 
     __slots__ = ("_shown", "_value")
 
@@ -74,7 +74,7 @@ def scrub(text: str) -> str:
 
 
 def is_secret(name: str) -> bool:
-    """Does the name of a setting say that its value is a secret?"""
+    """Whether the name of a setting says that its value is a secret."""
     return _SECRET_WORDS.search(name.lower()) is not None
 
 
@@ -108,7 +108,7 @@ def _hidden(value: str) -> str:
 
 
 def has_user(text: str) -> bool:
-    """Does a URL carry a name or a password? True for a text that cannot be read as a URL."""
+    """Whether a URL has a name or a password in it. It is True for a text that cannot be read as a URL."""
     try:
         return "@" in urlsplit(text).netloc
     except ValueError:

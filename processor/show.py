@@ -27,7 +27,7 @@ def percent(share: float) -> str:
 
 
 def printable(text: str) -> str:
-    """Names and records are other people's: nothing in them may steer a terminal, or hide."""
+    """A foreign text for a terminal. Names and records are other people's: nothing in them may steer it, or hide."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -1,4 +1,4 @@
-"""The one base of all errors that a person is meant to read."""
+"""The one base of all errors that are written for a person."""
 
 
 class TokenometerError(Exception):

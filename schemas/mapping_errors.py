@@ -1,4 +1,4 @@
-"""What is said to the person who wrote a mapping that cannot be used: the place, what was expected, what was found."""
+"""The errors of a mapping that cannot be used. They name the place, what was expected and what was found."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from tokenometer.schemas.errors import TokenometerError
 
 
 class MappingError(TokenometerError, ValueError):
-    """A mapping that cannot be used; the message is one line for the person who wrote it."""
+    """A mapping cannot be used. The message is one line for the person who wrote it."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def did_you_mean(word: Any, known: Iterable[str]) -> str:
 
 
 def toml_error(error: Exception, text: str) -> str:
-    """`line 3, column 5: not valid TOML: ...` from tomllib's message, which puts the place at its end."""
+    """A message such as `line 3, column 5: not valid TOML: ...`, from tomllib's, which puts the place at its end."""
     if isinstance(error, RecursionError):
         return "not valid TOML: nested too deeply"
     message = str(error)

@@ -29,9 +29,9 @@ from tokenometer.schemas.value import HEADER_PREFIX, KEY_MEMBER
 _STRING_KEYS = ("path", "aliases", "required", "default", "constant")
 _COUNT_KEYS = (*_STRING_KEYS, "digits")
 _KEYS_1: dict[str, tuple[str, ...]] = {
-    # No default or constant: one id for many records would make them duplicates of each other.
+    # There is no default or constant, because one id for many records would make them duplicates of each other.
     "request_id": ("path", "aliases", "required", "scope"),
-    # No default or constant: one time for many records would bill them all in one window.
+    # There is no default or constant, because one time for many records would bill them all in one window.
     "timestamp": ("path", "aliases", "required", "formats", "fallback"),
     **{name: _STRING_KEYS for name in STRINGS if name != "request_id"},
     **{name: _COUNT_KEYS for name in TOKENS},
@@ -162,7 +162,8 @@ def _field(name: str, table: Any, file_format: int, here: Place, reads: Reads, c
 
 
 def _required(name: str, table: dict[str, Any], here: Place) -> bool:
-    """A needed field is required unless something stands in for it; an optional one if the mapping says so."""
+    """Whether a record must have the field: a needed one unless something replaces it, an optional one if the mapping
+    says so."""
     instead = next((key for key in ("default", "fallback") if key in table), None)
     required = flag(table, "required", here)
     if required and instead:

@@ -73,7 +73,7 @@ def _condition(table: Any, here: Place, reads: Reads, reader: str, known: tuple[
 
 
 def _check_it_can_fit(conditions: list[Condition], here: Place) -> None:
-    """Where a value is absent, so is everything below it."""
+    """Refuses conditions that never fit: where a value is absent, so is everything below it."""
     for above in conditions:
         for below in conditions:
             under = below.path[: len(above.path)] == above.path and len(below.path) > len(above.path)
@@ -82,7 +82,7 @@ def _check_it_can_fit(conditions: list[Condition], here: Place) -> None:
 
 
 def check_skip(skip: tuple[tuple[Condition, ...], ...], fields: tuple[Field, ...], here: Place) -> None:
-    """An entry that fits every record that could be counted is a mistake."""
+    """Refuses an entry that fits every record that could be counted, because it is a mistake."""
     for index, entry in enumerate(skip):
         if len(entry) != 1 or entry[0].test != "present":
             continue

@@ -109,7 +109,7 @@ class Condition:
 
 @dataclass(frozen=True)
 class Convention:
-    """Whether a part is inside its total as the source counts it ("inclusive") or beside it ("additive")."""
+    """Says whether a part is inside its total as the source counts it ("inclusive") or beside it ("additive")."""
 
     additive: bool | None  # as stated; with `by_total` for a record without a total; with `path` for other values
     by_total: bool = False  # the record's total_tokens tells
@@ -175,7 +175,7 @@ class Mapping:
 
     @property
     def paths(self) -> tuple[Path, ...]:
-        """Every path that is read, in the order of judgement; one that is read twice stands twice."""
+        """Every path that is read, in the order of judgement; a path that is read twice occurs twice."""
         read = [condition.path for entry in self.skip for condition in entry]
         labels = [label.field for label in self.labels if label.field]
         for field in (*self.fields, *self.further, *([self.total] if self.total else []), *labels):

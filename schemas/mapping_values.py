@@ -1,4 +1,4 @@
-"""The small values in a mapping file, checked: paths, lists of values, flags, and the keys of a table."""
+"""Reads and checks the small values in a mapping file: paths, lists of values, flags, and the keys of a table."""
 
 import re
 from collections.abc import Iterable

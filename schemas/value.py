@@ -75,7 +75,7 @@ PLAIN = Value()
 
 class Fail(Protocol):
     def __call__(self, where: str, expected: str, found: Any) -> NoReturn:
-        """Raises the caller's error about the key `where` of the table ("" is the table itself)."""
+        """Raises the caller's error about the key `where` of the table; "" means the table itself."""
 
 
 def value_of(table: Any, fail: Fail) -> Value:
@@ -194,7 +194,7 @@ def asks_for_headers(value: Value) -> bool:
 
 
 def with_fields(value: Value, paths: Iterable[Path]) -> Value:
-    """The value with what these paths of a mapping's fields ask for."""
+    """The value's settings, with what these paths of a mapping's fields ask for."""
     paths = tuple(dict.fromkeys(paths))
     headers = tuple(path[0].removeprefix(HEADER_PREFIX) for path in paths if path[0].startswith(HEADER_PREFIX))
     outer = tuple(path for path in paths if path[0] == OUTER)

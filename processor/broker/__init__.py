@@ -1,4 +1,4 @@
-"""The broker, as far as Tokenometer needs one: partitions that are read in order, and transactions that write.
+"""What Tokenometer needs of a broker: partitions that are read in order, and transactions that write.
 
 Two implementations keep one contract (tests/test_broker_contract.py): `kafka`, a real cluster, and `memory`, a model of
 one inside this process. Everybody else knows only this file.
@@ -67,7 +67,7 @@ class Column(Sequence[bytes | None]):
         return Column(self.data[first : int(lines[-1])], starts - first, lengths, lines - first)
 
     def tolist(self) -> list[bytes]:
-        """Where none is missing."""
+        """As a list, where no text is missing."""
         assert not (self.lengths < 0).any()
         data = self.data.tobytes()
         places = zip(self.starts.tolist(), self.lengths.tolist(), strict=True)
@@ -76,7 +76,7 @@ class Column(Sequence[bytes | None]):
 
 @dataclass(frozen=True)
 class Messages:
-    """Messages of one partition, lowest offset first; never none.
+    """Messages of one partition, lowest offset first; there is at least one.
 
     times: ms since the epoch, as the broker has them. A value of None is a tombstone. keys, headers: only where they
     were asked for; a name that is not UTF-8 has replacement characters.
@@ -109,7 +109,7 @@ class Extent(NamedTuple):
 
 
 class GroupMember(NamedTuple):
-    """As the group's coordinator has it. name: its static member id."""
+    """A member as the group's coordinator knows it. name: its static member id."""
 
     name: str | None
     places: Sequence[Place]
@@ -117,7 +117,7 @@ class GroupMember(NamedTuple):
 
 @dataclass(frozen=True)
 class TopicState:
-    """What is known of a topic. `id` differs between two topics that bore the same name one after the other."""
+    """What is known of a topic. Two topics that had the same name one after the other have different `id`s."""
 
     id: str
     partitions: int
@@ -128,7 +128,7 @@ class TopicState:
 
 
 class BrokerError(TokenometerError):
-    """The broker could not do something. What follows is one of the kinds below, or this: try again from the start."""
+    """The broker could not do something. If it is none of the kinds below, try again from the start."""
 
 
 class Fenced(BrokerError):
@@ -140,7 +140,7 @@ class Lost(BrokerError):
 
 
 class Dead(BrokerError):
-    """This client has given up for good; every later call of it says so again: close it, and open another one."""
+    """This client has given up for good, and each later call raises this again. Close it and open another one."""
 
 
 class OutOfRange(BrokerError):
@@ -159,20 +159,20 @@ class Refused(BrokerError):
 
 
 class Listener(Protocol):
-    """Told of partitions inside `Consumer.poll` and `Consumer.close`; never of none.
+    """It is told of partitions inside `Consumer.poll` and `Consumer.close`, of one at least.
 
-    What it raises comes out of there. Partitions that are revoked or lost are gone all the same; those that `assigned`
-    could not place stay unread: close the consumer.
+    What it raises comes out of these calls. Partitions that are revoked or lost are gone all the same. If `assigned`
+    raises, its partitions stay unread: close the consumer.
     """
 
     def assigned(self, places: Sequence[Place]) -> Mapping[Place, Offset]:
-        """These came. Answers where to read each from."""
+        """These partitions came. Returns the offset from which to read each."""
 
     def revoked(self, places: Sequence[Place]) -> None:
-        """These go when this returns. An offset commit still succeeds."""
+        """These partitions go when this returns. Until then an offset commit succeeds."""
 
     def lost(self, places: Sequence[Place]) -> None:
-        """These are gone, and may be read by others already."""
+        """These partitions are gone, and others may read them already."""
 
 
 class Consumer(Protocol):
@@ -185,7 +185,7 @@ class Consumer(Protocol):
         """
 
     def seek(self, positions: Mapping[Place, Offset]) -> None:
-        """Go on from here instead; what was fetched ahead is dropped."""
+        """Read on from these offsets instead; what was fetched ahead is dropped."""
 
     def pause(self, places: Sequence[Place]) -> None: ...
 
@@ -198,7 +198,7 @@ class Consumer(Protocol):
         meanwhile: raises BrokerError if one stays open for too long."""
 
     def known_ends(self) -> dict[Place, Offset]:
-        """Where the assigned partitions end, as far as it was heard with the last messages; asks nobody."""
+        """Where the assigned partitions end, as the last messages said. It asks nobody."""
 
     def group_metadata(self) -> Any:
         """This member's place in the group at this moment, for `Producer.send_offsets`."""
@@ -218,7 +218,7 @@ class Follower(Protocol):
         """
 
     def reached(self) -> dict[Place, Offset]:
-        """Where each partition is to be read on: past all that was polled, and transaction markers behind it."""
+        """The offset from which each partition is to be read on: past all that was polled and the markers after it."""
 
     def close(self) -> None: ...
 
@@ -226,8 +226,8 @@ class Follower(Protocol):
 class Producer(Protocol):
     """Writes in transactions. After any error but `Fenced`: `close` it and open another one.
 
-    What is wrong with a message or with the producer may be said as late as by `commit`. A transaction that was open
-    for too long is aborted, and its producer of no more use: that is a BrokerError, not Fenced.
+    An error of a message or of the producer may be raised as late as by `commit`. A transaction that was open for too
+    long is aborted, and its producer is of no more use: that is a BrokerError, not Fenced.
     """
 
     def begin(self) -> None: ...
@@ -242,19 +242,19 @@ class Producer(Protocol):
         """Add messages to the transaction. The partition follows from the key; without one, from the broker."""
 
     def produce_columns(self, topic: str, keys: Column, values: Column) -> None:
-        """The same for very many messages: nothing is done for each of them in Python."""
+        """The same for very many messages, without a step in Python for each of them."""
 
     def send_offsets(self, positions: Mapping[Place, Position], group: Any) -> None:
         """Commit consumer offsets with the transaction. Raises Lost if the member is not of the current generation."""
 
     def commit(self) -> None:
-        """All of it becomes visible: it is decided when this returns, and shows soon after, not everywhere at one
-        instant. An error may come after that has happened."""
+        """All of it becomes visible. When this returns, that is decided; readers see it soon after, not all at one
+        instant. An error may come although the transaction was committed."""
 
     def abort(self) -> None: ...
 
     def close(self) -> None:
-        """Without a commit: an open transaction is left to be aborted by its timeout or by the next producer."""
+        """Close without a commit. An open transaction is aborted by its timeout or by the next producer."""
 
 
 class Broker(Protocol):
@@ -283,7 +283,7 @@ class Broker(Protocol):
         """Write messages without a transaction; they may still be on their way when this returns. times: ms."""
 
     def flush(self) -> None:
-        """Wait until what `append` took is in the log. Raises BrokerError if any of it cannot be."""
+        """Wait until all that `append` took is in the log. Raises BrokerError if any of it could not be written."""
 
     def read(
         self, place: Place, begin: Offset, end: Offset, keys: bool = False, headers: bool = False
@@ -292,25 +292,25 @@ class Broker(Protocol):
         partition's extent holds them all; where `begin` is `end`, there are none."""
 
     def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
-        """Read these partitions from these offsets on, and what is yet to come."""
+        """Read these partitions from these offsets on, and also what is appended later."""
 
     def extents(self, topics: Sequence[str]) -> dict[Place, Extent]:
         """What every partition of these topics holds now. Raises TopicMissing."""
 
     def ends(self, topics: Sequence[str]) -> dict[Place, Offset]:
-        """Where every partition ends, what is in open transactions included. Raises TopicMissing."""
+        """Where every partition ends, open transactions included. Raises TopicMissing."""
 
     def committed(self, group: str, topics: Sequence[str]) -> dict[Place, Position | None]:
         """A group's committed offsets, seen from outside of it. Waits as `Consumer.committed` does, but then answers
         the older ones."""
 
     def members(self, group: str) -> list[GroupMember]:
-        """Who is in a group, and has what; nobody is in one that does not exist."""
+        """The members of a group and their partitions; a group that does not exist has none."""
 
     def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
-        """What is known of each; None: there is no such topic."""
+        """What is known of each topic; None where there is no such topic."""
 
     def create_topic(self, name: str, partitions: int, settings: Mapping[str, str], replication: int = 1) -> None:
-        """Make a topic; nothing happens if it is there."""
+        """Create a topic. Nothing happens if there is one of that name."""
 
     def close(self) -> None: ...

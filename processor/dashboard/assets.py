@@ -32,7 +32,7 @@ class Asset:
         self.tag = f'"{hashlib.sha256(self.plain).hexdigest()[:32]}"'
 
     async def packed(self) -> bytes:
-        """Compressed at the first demand, beside the loop: the chart library takes a third of a second."""
+        """Compresses a file when it is first asked for, beside the loop; the chart library takes 0.3 s."""
         if self._packed is None:
             self._packed = await asyncio.to_thread(gzip.compress, self.plain, 6)
         return self._packed

@@ -29,7 +29,7 @@ class TotalsCollector(Collector):
         self._totals = totals
 
     def describe(self) -> Iterable[Metric]:
-        """Registering asks for nothing: there are no totals yet."""
+        """Nothing is described when the collector is registered, because there are no totals yet."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
@@ -65,7 +65,7 @@ def families(totals: dict[str, Any]) -> Iterator[Metric]:
         if users is not None:
             active.add_metric([window], users)
     yield active
-    yield _gauge("lag_messages", "Messages behind the last committed ones.", totals["lag_messages"])
+    yield _gauge("lag_messages", "Messages after the last committed ones.", totals["lag_messages"])
     yield _gauge("freshness_seconds", "Age of the newest committed message of the worst partition at its commit.",
                  _seconds(totals["freshness_ms"]))  # fmt: skip
     states = GaugeMetricFamily("tokenometer_rollup_meters", "Meters, by whether commits come.", labels=["state"])
@@ -74,7 +74,7 @@ def families(totals: dict[str, Any]) -> Iterator[Metric]:
     yield states
     yield _gauge("complete_up_to_timestamp_seconds", "Least watermark over the partitions.",
                  _timestamp(totals["complete_up_to"]))  # fmt: skip
-    yield _gauge("last_summary_timestamp_seconds", "Of the newest commit of any meter.",
+    yield _gauge("last_summary_timestamp_seconds", "Time of the newest commit of any meter.",
                  max((_timestamp(meter["committed_at"]) or 0.0 for meter in meters), default=None))  # fmt: skip
     yield _gauge("stale", "1 if no meter has committed lately.", float(totals["stale"]))
 

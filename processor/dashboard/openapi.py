@@ -1,6 +1,6 @@
 """The description of the dashboard's API: OpenAPI 3.1, with the schema of token-totals as the schema of its totals.
 
-Promises: pure; the same description for every caller, so that it can be built once.
+Promises: it is pure, and the description is the same for every caller, so that it can be built once.
 """
 
 import json
@@ -24,7 +24,7 @@ def describe() -> dict[str, Any]:
 
 
 def _totals() -> dict[str, Any]:
-    """Its definitions become components of their own, where every tool looks for them."""
+    """The schema's definitions become components of their own, where every tool looks for them."""
     text = (resources.files(tokenometer.schemas) / "totals.schema.json").read_text()
     schema = json.loads(text.replace('"#/$defs/', f'"{openapi.SCHEMAS}'))
     definitions = schema.pop("$defs")
@@ -49,7 +49,11 @@ def _paths() -> dict[str, Any]:
             {"503": "Too many streams."},
         ),
         "/healthz": operation(
-            "Is the rollup well?", health, {"503": "It is not."}, guarded=False, error_content=health
+            "Says whether the rollup is healthy.",
+            health,
+            {"503": "It is not healthy."},
+            guarded=False,
+            error_content=health,
         ),
         "/metrics": operation("For Prometheus.", {"text/plain": {"schema": {"type": "string"}}}),
     }

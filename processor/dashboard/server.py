@@ -33,7 +33,7 @@ log = logging.getLogger("tokenometer.dashboard")
 
 TICK_SECONDS = 1.0
 HEARTBEAT_SECONDS = 10.0  # of a stream without news; proxies close silent connections after 30 or more
-SEND_SECONDS = 30.0  # for one event; then nobody reads
+SEND_SECONDS = 30.0  # for one event; a client that takes longer does not read
 STREAMS_MAX = 1000  # each may hold an event in the socket's buffer
 HISTORY_SECONDS = 1.0  # an answer serves all who ask within
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # RFC 1952: deflate, no name, no time
@@ -73,7 +73,7 @@ def pack(text: bytes) -> bytes:
 
 
 class Site:
-    """What is served, as an application; it lives on the loop of whoever serves it."""
+    """The application that is served; it lives on the loop of whoever serves it."""
 
     def __init__(self, source: Source, settings: ServeAddress) -> None:
         """Raises ServeError where the page's files are missing."""
@@ -123,7 +123,7 @@ class Site:
         self._ticker = asyncio.create_task(self._tick())
 
     async def _end(self, app: web.Application) -> None:
-        """Open streams end here, before they are waited for."""
+        """Ends open streams, before the server waits for them."""
         self._ending = True
         if self._ticker:
             self._ticker.cancel()
@@ -190,7 +190,7 @@ class Site:
         return await self._send_asset(request, asset)
 
     async def _send_asset(self, request: web.Request, asset: assets.Asset) -> web.StreamResponse:
-        """Kept by browsers, and asked for again by its tag: an upgrade shows at once."""
+        """Browsers keep the file and ask again by its tag, so an upgrade shows at once."""
         headers = {"ETag": asset.tag, "Cache-Control": "no-cache", "Vary": "Accept-Encoding"}
         if request.headers.get("If-None-Match") == asset.tag:
             return web.Response(status=304, headers=headers)
@@ -262,7 +262,7 @@ class Site:
                 seen = frame.number
 
     async def _newer_than(self, seen: int) -> Frame | None:
-        """None: it has been quiet for long, or this is the end."""
+        """The next frame; None after a long silence, or at the end."""
 
         def is_newer() -> bool:
             return self._ending or (self._frame is not None and self._frame.number > seen)

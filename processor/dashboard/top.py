@@ -1,6 +1,6 @@
-"""What `tokenometer top` shows: rolling totals as a terminal's screen.
+"""What `tokenometer top` shows: rolling totals as the screen of a terminal.
 
-Pure: totals, and what is known of the connection, in; a Rich renderable of at most `width` x `height` out.
+It is pure. Totals and what is known of the connection go in; a Rich renderable of at most `width` x `height` comes out.
 """
 
 import re
@@ -43,7 +43,7 @@ class Link:
 
 
 def view(totals: dict[str, Any], link: Link, width: int, height: int) -> RenderableType:
-    """Cut where it does not fit, at the end of tables first."""
+    """The screen; it is cut where it does not fit, at the end of tables first."""
     width, height = max(width, WIDTH_MIN), max(height, HEIGHT_MIN)
     lines = [*_rates(totals, link, width), *_usage(totals, width), *_flow(totals, width)]
     if link.silent_ms or totals["stale"]:
@@ -138,7 +138,7 @@ def _flow(totals: dict[str, Any], width: int) -> list[Text]:
 
 
 def _fates(records: dict[str, int], rejects: dict[str, int]) -> Iterator[str]:
-    """What became of records that are not counted. What most logs have none of is named only where there are some."""
+    """What became of records that are not counted. Kinds that most logs lack are named only where there are some."""
     yield f", {si(records['duplicates'])} duplicates, {si(records['rejected'])} rejected"
     if records["conflicts"]:
         yield f", {si(records['conflicts'])} conflicting"
@@ -162,7 +162,7 @@ def _between(left: Text, right: Text, width: int) -> Text:
 
 
 def _tables(totals: dict[str, Any], width: int, height: int) -> list[RenderableType]:
-    """Four rankings, in one row or in two of two; where there is room, the matrix below."""
+    """Four rankings in one row, or in two rows of two. The matrix comes below, where there is room."""
     hour = totals["windows"]["last_1h"]
     whole = hour["tokens"]["total_tokens"]
     columns = 4 if width >= _WIDE else 2
@@ -235,12 +235,12 @@ def _meters(meters: list[dict[str, Any]], width: int, rows: int) -> Table:
 
 
 def _natural(name: str) -> list[tuple[int, str]]:
-    """meter-2 before meter-10."""
+    """A key that sorts meter-2 before meter-10."""
     return [(int(part), "") if part.isdigit() else (0, part) for part in re.split(r"([0-9]+)", name)]
 
 
 def _matrix_rows(matrix: dict[str, Any], most: int) -> int:
-    """0 where a matrix would say no more than the two tables, or has no room."""
+    """How many rows the matrix has: 0 where it would say no more than the two tables, or has no room."""
     sides, room = min(len(matrix["models"]), len(matrix["chips"])), most - _TABLE_LINES
     return min(len(matrix["models"]), room) if sides >= 2 and room >= _MATRIX_ROWS_MIN else 0
 
@@ -286,7 +286,7 @@ def duration(ms: float | None) -> str:
 
 
 def spark(values: Sequence[float], cells: int) -> str:
-    """The newest, one character each, from zero to the highest."""
+    """The newest values, one character each, from zero to the highest."""
     shown = values[-cells:] if cells > 0 else ()
     most = max(shown, default=0)
     return "".join(_SPARKS[min(8, int(value / most * 8 + 0.5))] if most else _SPARKS[1] for value in shown)

@@ -1,7 +1,7 @@
-"""The whole way in one process: a synthetic log goes into a topic, a meter counts it, and its summaries come out live.
+"""The whole way in one process: a synthetic log goes into a topic, a meter counts it, its summaries come out live.
 
 Owns: three parties on one broker (a producer, a meter, an onlooker), each as it would be on machines of its own.
-Promises: what is shown was read from `token-live`, committed; nothing is handed around the broker.
+Promises: what is shown was committed and read from `token-live`; nothing is handed around the broker.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _SEE_SECONDS = 30.0  # for the onlooker to see what was committed last
 
 @dataclass(frozen=True)
 class Demo:
-    """What runs. seconds: how long the log takes; 0: as fast as it goes."""
+    """What runs. seconds: how long the log takes; with 0 it goes as fast as it can."""
 
     meter: MeterSettings
     run: str
@@ -40,7 +40,7 @@ class Demo:
 
 @dataclass
 class View:
-    """What there is to see. totals: as of schemas/totals.schema.json; None before the first."""
+    """What there is to see. totals: as in schemas/totals.schema.json; None before the first."""
 
     expected: int
     seconds: float = 0.0
@@ -134,7 +134,7 @@ def _produce(broker: Broker, demo: Demo, view: View, stopped: Callable[[], bool]
 
 
 def _all_committed(broker: Broker, demo: Demo) -> bool:
-    """Nothing but transaction marks lies behind the committed offsets; the input has none."""
+    """Whether the committed offsets have reached the ends of all partitions. The input has no transaction markers."""
     topics = list(demo.meter.inputs)
     committed, extents = broker.committed(demo.meter.group, topics), broker.extents(topics)
     positions = {place: position.offset if position else extents[place].begin for place, position in committed.items()}

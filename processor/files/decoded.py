@@ -1,8 +1,8 @@
-"""Logs that are no JSON lines: values that a mapping's decoder turns into lines, whole files, arrays, CSV and Parquet.
+"""Logs that are not plain JSON lines: values that a mapping's decoder turns into lines, whole files, CSV, Parquet.
 
 Owns: what is one value of a file, and where each record came from.
 Promises: memory holds a few values, not a file, except where a file is one value. A dead letter has the value's bytes
-as they stand in the file, and the record's number in it.
+as they are in the file, and the record's number in it.
 
     file ── by its bytes ──> a JSON array, or --whole:   the file is one value
                              Parquet, CSV:               each row is one value, a JSON object
@@ -49,7 +49,7 @@ class SourceValue(NamedTuple):
 
 @dataclass(frozen=True)
 class _Origin:
-    """Lines of one chunk that come from one value. first: the number in the value of the first of these lines."""
+    """Lines of one chunk that come from one value. first: the number of the first of these lines in the value."""
 
     value: SourceValue
     first: int
@@ -79,7 +79,7 @@ class _Lines(NamedTuple):
 
 
 class DecodedReader:
-    """Several logs, one after the other, as `LogReader`; for a mapping whose values are not plain lines."""
+    """Reads several logs one after the other, as `LogReader` does, for a mapping whose values are not plain lines."""
 
     def __init__(self, logs: Iterable[tuple[str, Iterator[SourceValue]]], decoder: Decoder) -> None:
         """logs: of each its name and its values."""
@@ -135,7 +135,7 @@ class DecodedReader:
 
 
 def _decoded_values(values: list[bytes], decoder: Decoder) -> Iterator[tuple[bytes, str | None]]:
-    """Of each value its lines, each with a newline, and why it could not be read."""
+    """For each value its lines, each with a newline, and why it could not be read."""
     data, ends = joined(values)
     starts = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
     column = Column(data, starts, np.array([len(value) for value in values], np.int64), ends)
@@ -165,7 +165,7 @@ def is_plain(name: str) -> bool:
 
 
 def _head(name: str) -> bytes:
-    """The first bytes, after decompression. What cannot be read is said where the log is read."""
+    """The first bytes, after decompression. A log that cannot be read is reported where it is read."""
     reader, space = LogReader([name]), np.zeros(1 << 22, np.uint8)
     try:
         with open(name, "rb") as file:
@@ -225,7 +225,8 @@ def _parquet(name: str) -> Iterator[Any]:
 
 
 def _csv(name: str) -> Iterator[Any]:
-    """Every cell is a string, as it stands there; an empty one is null. A guessed type would make 7 of the user 007."""
+    """Every cell is a string, exactly as it is in the file; an empty cell is null. A guessed type would turn the user
+    007 into 7."""
     try:
         with open(name, "rb") as file:
             columns = file.readline().decode().strip().split(",")

@@ -1,6 +1,6 @@
 """Reading logs: plain and compressed files and standard input become batches of whole lines.
 
-Owns: how bytes get from a log into a batch's memory, and where in the log they stood.
+Owns: how bytes get from a log into a batch's memory, and where in the log they were.
 Promises: plain bytes are read straight to where they are counted; a batch ends with a newline; every byte of a log is
 in exactly one batch, and only a final newline is ever added.
 
@@ -33,7 +33,7 @@ _MAGIC_BYTES = 4
 
 
 class LogError(TokenometerError):
-    """A log that cannot be read to its end; the message names it, the place and what was expected."""
+    """A log cannot be read to its end. The message names it, the place and what was expected."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Chunk:
 
 
 def size_of(names: Iterable[str]) -> int | None:
-    """Bytes to be read of all logs, to refuse a missing one before the first is counted. None: a pipe has no size."""
+    """How many bytes all logs have; None for a pipe. A missing log is refused here, before the first one is counted."""
     sizes: list[int | None] = []
     for name in names:
         if name == STDIN:
@@ -98,7 +98,7 @@ class LogReader:
 
 
 def read_lines(name: str) -> Iterator[bytes]:
-    """The lines of one log, without their newlines: for a look at its beginning, not for counting."""
+    """The lines of one log, without their newlines. They are for a look at its beginning, not for counting."""
     reader, space = LogReader([name]), np.zeros(1 << 22, np.uint8)
     try:
         while chunk := reader.fill(space):
@@ -121,7 +121,7 @@ class ReadAhead:
         self._wanted.put(space)
 
     def wait(self, timeout_seconds: float | None = None) -> Chunk | None:
-        """What `begin` began. Raises TimeoutError where it takes longer, and what reading raised."""
+        """The result of what `begin` began. Raises TimeoutError where it takes longer, and what reading raised."""
         try:
             filled = self._filled.get(timeout=timeout_seconds)
         except queue.Empty:
@@ -187,7 +187,7 @@ class _Log:
         return Chunk(self.name, offset, end, message_ends(space, end), read_before + self.read_bytes)
 
     def _read(self, space: Bytes) -> tuple[int, bool]:
-        """As much as there is or fits, behind the tail of the last batch; and whether the log ended."""
+        """Reads as much as there is or fits, after the tail of the last batch. Returns also whether the log ended."""
         length = len(self._tail)
         space[:length] = np.frombuffer(self._tail, np.uint8)
         view = space.data
@@ -254,7 +254,7 @@ def message_ends(space: Bytes, length: int) -> np.ndarray[Any, np.dtype[np.uint3
 
 
 def _after_newline(space: Bytes, start: int, end: int) -> int:
-    """The place behind the last newline of `space[start:end]`; `start` where there is none."""
+    """The position after the last newline of `space[start:end]`; `start` where there is none."""
     width = 1 << 12
     while True:
         begin = max(start, end - width)
@@ -267,5 +267,5 @@ def _after_newline(space: Bytes, start: int, end: int) -> int:
 
 
 def _lower(text: str | None) -> str:
-    """`No such file` as the end of a sentence."""
+    """The system's words, such as `No such file`, for the end of a sentence."""
     return "cannot be read" if not text else text[0].lower() + text[1:]

@@ -27,7 +27,7 @@ def mappings_view(mappings: Iterable[Mapping]) -> RenderableType:
 
 
 def mapping_view(mapping: Mapping) -> RenderableType:
-    """What is read for each field, which records are skipped, and how parts and repeats count."""
+    """Shows what is read for each field, which records are skipped, and how parts and repeats count."""
     table = _table()
     table.add_column("Field", no_wrap=True)
     table.add_column("Read from", overflow="fold")
@@ -132,7 +132,7 @@ def _rule(field: Field, mapping: Mapping) -> str:
 
 
 def _spellings(field: Field) -> list[str]:
-    """What else is taken as a value of the field."""
+    """The other spellings that are taken as a value of the field."""
     rules = [" or ".join(field.formats)] if field.formats else []
     if field.zone_minutes is not None:
         sign, minutes = "-" if field.zone_minutes < 0 else "+", abs(field.zone_minutes)

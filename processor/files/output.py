@@ -1,8 +1,8 @@
 """Writing results to files: usage rows as NDJSON or Parquet, dead letters as NDJSON.
 
-Owns: the files' formats, and that a file of the wanted name is a complete one: it is written under another name and
-renamed when all of it is there.
-Promises: no Python step for each row. A row has the fields of schemas/usage.schema.json; in Parquet `window_start` is a
+Owns: the files' formats, and that a file of the wanted name is complete: it is written under another name and renamed
+when all of it is there.
+Promises: there is no Python step for each row. A row has the fields of schemas/usage.schema.json; in Parquet `window_start` is a
 timestamp and `labels` a map, in NDJSON a text and an object. A dead letter keeps every byte of its record.
 """
 

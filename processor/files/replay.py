@@ -25,13 +25,13 @@ from tokenometer.processor.records.sample import keys_of
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import DAY_MS, Usage
 
-_PARTITION = "files"  # one for all files of a replay: a request that stands in two of them is a duplicate
+_PARTITION = "files"  # one for all files of a replay: a request that is in two of them is a duplicate
 _WAIT_SECONDS = 0.2  # between looks at `stopped` while a pipe has nothing to read
 
 
 @dataclass(frozen=True)
 class PlacedLetter:
-    """A rejected record and where it stood in its log.
+    """A rejected record and where it was in its log.
 
     record: its number in its value, from 0, where a value holds several; `value` is the whole one then.
     """
@@ -90,7 +90,7 @@ class ReplayProgress:
 
 @dataclass(frozen=True)
 class Outlets:
-    """Where a replay's results go as they come, and what may end it early."""
+    """Where a replay's results go when they come, and what may end it early."""
 
     rows: Callable[[UsageRows, str], None] | None = None  # the rows of a closed part, and its name
     letters: Callable[[list[PlacedLetter]], None] | None = None
@@ -284,7 +284,7 @@ _STOPPED = Chunk("", 0, 0, np.zeros(0, np.uint32), 0)
 
 
 def _placed(chunk: Chunk, lines_before: int, letter: DeadLetter) -> PlacedLetter:
-    """From line and byte of a batch to line and byte of a log."""
+    """Turns a line and byte of a batch into a line and byte of a log."""
     if chunk.origins is not None:
         value, record, failure = chunk.origins.of(letter.batch_line)
         reason, field = (failure, None) if failure else (letter.rejection.reason, letter.rejection.field)
@@ -303,7 +303,7 @@ def _placed(chunk: Chunk, lines_before: int, letter: DeadLetter) -> PlacedLetter
 
 
 def _grouped(by_cell: dict[tuple[str, str], Usage], place: int) -> dict[str, Usage]:
-    """One pass: there may be 100,000 models."""
+    """Takes one pass, because there may be 100,000 models."""
     groups: dict[str, list[Usage]] = {}
     for key, usage in by_cell.items():
         groups.setdefault(key[place], []).append(usage)

@@ -1,6 +1,6 @@
-"""What people and scripts are shown: numbers with units, the summary of a replay, mappings and what they make of a log.
+"""What people and scripts are shown: numbers with units, the summary of a replay, what a mapping makes of a log.
 
-Pure: values in, Rich renderables or plain dicts out; the command line prints them.
+It is pure: values go in, Rich renderables or plain dicts come out, and the command line prints them.
 """
 
 from collections.abc import Mapping as Dict
@@ -41,7 +41,7 @@ class Run:
 
 
 def summary_dict(summary: ReplaySummary, run: Run) -> dict[str, Any]:
-    """For scripts: every number exact, shares and rates left to the reader."""
+    """A summary for scripts: every number is exact, and shares and rates are left to the reader."""
     window = summary.busiest_window
     return {
         "schema": SUMMARY_SCHEMA,
@@ -76,7 +76,7 @@ def summary_dict(summary: ReplaySummary, run: Run) -> dict[str, Any]:
 
 
 def summary_view(summary: ReplaySummary, run: Run, bars: bool = False) -> RenderableType:
-    """For people; bars beside the shares need 100 columns."""
+    """A summary for people. The bars beside the shares need 100 columns."""
     parts: list[RenderableType] = [_headline(summary), _facts(summary, run)]
     total = summary.usage.total_tokens
     if summary.tally.counted:
@@ -294,7 +294,7 @@ def check_view(check: Check, mapping: Mapping, log: str) -> RenderableType:
 
 
 def _repeats(check: Check) -> str:
-    """Only where there are any: most samples have none."""
+    """Names duplicates only where there are any, because most samples have none."""
     skipped = f", {check.skipped:,} skipped" if check.skipped else ""
     if not check.duplicates:
         return skipped
@@ -317,7 +317,7 @@ def _fields_table(check: Check) -> Table:
 
 
 def _examples(field: str, values: list[str | int]) -> str:
-    """One below the other where they are long."""
+    """Puts values one below the other where they are long."""
 
     def text(value: str | int) -> str:
         if isinstance(value, str):

@@ -1,4 +1,4 @@
-"""What all HTTP faces share: a meter's health, the rollup's dashboard, the ledger's API.
+"""What all HTTP servers share: a meter's health, the rollup's dashboard, the ledger's API.
 
 access.py    pure: where one may bind, who may ask, the headers of every answer
 answers.py   answers: JSON, errors (always JSON), metrics

@@ -1,4 +1,4 @@
-"""Where a face may be bound, who may ask it, and the headers that every answer carries.
+"""Where a server may be bound, who may ask it, and the headers that every answer carries.
 
 Owns: the address and its checks, comparing tokens, the Content-Security-Policy.
 Promises: no I/O; a secret is compared in constant time and occurs in no message and no repr.
@@ -36,7 +36,7 @@ HEADERS = {
 
 
 class ServeError(TokenometerError):
-    """A face cannot be served; the message says what to do."""
+    """A server cannot be started; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ class ServeAddress:
 
 
 def check(host: str, token: str | None) -> None:
-    """Usage is served to this machine, or to those who hold a token that cannot be guessed. Raises ServeError."""
+    """Checks that usage is served only to this machine, or to those who hold a token that cannot be guessed. Raises
+    ServeError."""
     if token is None and not is_loopback(host):
         raise ServeError(
             f"refusing to serve on {host or 'all addresses'} without a token: everybody who reaches it could "
@@ -74,9 +75,10 @@ def is_loopback(host: str) -> bool:
 
 
 def is_own_host(header: str | None) -> bool:
-    """Does a Host header name this machine to itself? A page elsewhere whose name resolves to 127.0.0.1 sends its own.
+    """Whether a Host header names this machine to itself. A page elsewhere whose name resolves to 127.0.0.1 sends its
+    own name.
 
-    Asked only where no token is needed: another site's page has no cookie of ours.
+    This is asked only where no token is needed, because another site's page has no cookie of ours.
     """
     try:
         name = urlsplit(f"//{header}").hostname or ""

@@ -27,12 +27,12 @@ class Refused(Exception):
 
 
 def answer(body: bytes, status: int = 200) -> web.Response:
-    """JSON that is written already."""
+    """An answer of JSON that is already text."""
     return compressed(web.Response(body=body, status=status, content_type=_JSON))
 
 
 def of(value: Any, status: int = 200) -> web.Response:
-    """Of a plain value."""
+    """A JSON answer of a plain value."""
     return answer(json.dumps(value).encode() + b"\n", status)
 
 
@@ -45,7 +45,7 @@ def error(status: int, message: str, headers: Mapping[str, str] | None = None) -
 
 
 def metrics(request: web.Request, registry: CollectorRegistry) -> web.Response:
-    """For Prometheus, in the format that it asks for; only some metrics, if it names them (`name[]`)."""
+    """Metrics for Prometheus, in the format that it asks for; only those that it names (`name[]`), if it names some."""
     if names := request.query.getall("name[]", None):
         registry = registry.restricted_registry(names)  # type: ignore[assignment]
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))

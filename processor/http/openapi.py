@@ -1,6 +1,6 @@
-"""The pieces of an API's description: OpenAPI 3.1. What an API answers is its own room's to say.
+"""The pieces of an API's description, in OpenAPI 3.1. The room of each API says what the API answers.
 
-Promises: pure; the same description for every caller, so that it can be built once.
+Promises: it is pure, and the description is the same for every caller, so that it can be built once.
 """
 
 import importlib.metadata
@@ -40,7 +40,7 @@ def operation(
     body: Schema | None = None,
     headers: Schema | None = None,
 ) -> Schema:
-    """errors: by status. guarded: a token may be needed. error_content: of errors that are no Error."""
+    """One operation. errors: by status. guarded: a token may be needed. error_content: of errors that are no Error."""
     ok: Schema = {"description": "OK", "content": content}
     responses: Schema = {"200": {**ok, "headers": headers} if headers else ok}
     if guarded:
@@ -63,7 +63,7 @@ def parameter(name: str, schema: Schema, text: str, required: bool = False, plac
 
 
 def choice(*values: str) -> Schema:
-    """One of these; without it, the first."""
+    """A parameter that is one of these values; without it, the first one holds."""
     return {"type": "string", "enum": list(values), "default": values[0]}
 
 

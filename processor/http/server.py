@@ -1,10 +1,10 @@
 """Serves an application on a thread and a loop of its own, within limits that no client can pass.
 
 Owns: the listening socket, the connections and when one is ended, what becomes of errors.
-Promises: a client that is silent, slow, or sends what is no request holds up nobody, and costs one connection for a few
-seconds. There are never more than `connections_max` connections: at the limit, the one that has waited longest for a
-request gives way to a new one, so a probe is answered however many are silent. What a client sends writes no line in
-the log; a fault of ours writes one a second at most.
+Promises: a client that is silent or slow, or sends what is no request, delays nobody and costs one connection for a few
+seconds. There are never more than `connections_max` connections. At the limit, the one that has waited longest for a
+request gives way to a new one, so a probe is answered however many clients are silent. What a client sends writes no
+line in the log; a fault of ours writes one a second at most.
 
     accepted ──> waits ──head of a request is there──> asks ──answer is sent──> waits ...
                    └─ HEAD_SECONDS, or room is needed: ended  └─ SEND_SECONDS without a byte taken: ended
@@ -28,7 +28,7 @@ log = logging.getLogger("tokenometer.http")
 
 CONNECTIONS_MAX = 1200  # the dashboard's event streams (1,000), and probes, scrapes and pages beside them
 HEAD_SECONDS = 10.0  # for the head of a request, the first or a later one of a connection
-SEND_SECONDS = 30.0  # without a byte that the client has taken; then nobody reads
+SEND_SECONDS = 30.0  # without a byte that the client has taken; such a client does not read
 BODY_BYTES_MAX = 1 << 16  # the one request with a body, /v1/close, has a hundred bytes
 BODY_SECONDS = 10.0
 _LINGER_SECONDS = 2.0  # for a body that nobody wanted
@@ -74,7 +74,7 @@ async def _strict(request: web.Request, response: web.StreamResponse) -> None:
 
 
 async def body(request: web.Request) -> bytes:
-    """All of it. Raises Refused where it is too large, or does not come."""
+    """The whole body. Raises Refused where it is too large, or does not come."""
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await request.read()
@@ -83,8 +83,8 @@ async def body(request: web.Request) -> bytes:
 
 
 def connections_max() -> int:
-    """A quarter of the process's descriptors is for one face. The soft limit is raised for that, where the hard one
-    allows it: 1,024 is what a shell or a service manager gives a process that has not asked."""
+    """A quarter of the process's descriptors is for one server. The soft limit is raised for that, where the hard one
+    allows it, because a shell or a service manager gives only 1,024 to a process that has not asked."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = 4 * CONNECTIONS_MAX
     if 0 <= soft < wanted:
@@ -143,7 +143,7 @@ class Server:
 
 
 class _Connections:
-    """All of one server. On its loop only."""
+    """All connections of one server. Used only on its loop."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -234,7 +234,7 @@ class _Connection(web.RequestHandler):
     def handle_error(
         self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
     ) -> web.StreamResponse:
-        """What no handler has answered: bytes that are no request, or a fault of ours."""
+        """Answers what no handler has answered: bytes that are no request, or a fault of ours."""
         if status >= 500:
             self._complaints.about("a request failed", exc)
         if request.writer.output_size > 0:
@@ -249,7 +249,7 @@ class _Connection(web.RequestHandler):
 
 
 class _Complaints:
-    """At most one line in the log for a second: whoever can make a request fail must not fill the disk."""
+    """Writes at most one line a second to the log, because whoever can make a request fail must not fill the disk."""
 
     def __init__(self) -> None:
         self._next, self._unsaid = 0.0, 0

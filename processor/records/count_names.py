@@ -1,7 +1,7 @@
 """What the names of a log's keys say: which counter, and whether it is part of another, as producers write it.
 
-`KNOWN` lists names of producers, from their documentation and source. A name that is not listed is read by its words,
-which is less certain: `Name.known` tells.
+`KNOWN` lists names of producers, from their documentation and source. A name that is not listed is read by its words.
+This is less certain, and `Name.known` says so.
 """
 
 import re
@@ -104,7 +104,7 @@ KNOWN: dict[str, tuple[str, bool | None]] = {
     "tokens_in": (INPUT, None),
     "tokens_out": (OUTPUT, None),
 }
-# Words that may stand before a known name without changing what it counts.
+# Words that may come before a known name without changing what it counts.
 _NEUTRAL = {"gen", "ai", "usage", "llm", "openai", "x", "num", "n", "number", "of", "total", "req", "request", "span"}
 _NO_COUNT = set(
     "max min limit cost price usd rate per latency duration time ms us ns seconds second budget remaining quota ratio "
@@ -141,7 +141,7 @@ class Name:
 
 
 def words(key: str) -> tuple[str, ...]:
-    """`promptTokenCount` and `prompt.token-count` are prompt, token, count."""
+    """The words of a name: `promptTokenCount` and `prompt.token-count` are prompt, token, count."""
     return tuple(word.lower() for word in _HUMPS.findall(key))
 
 
@@ -156,7 +156,7 @@ def place_of(text: str, names: Sequence[str]) -> int | None:
 
 
 def name_of(path: Path) -> Name | None:
-    """None: by its name it is no count of tokens."""
+    """What the name says; None where by its name it is no count of tokens."""
     own = words(path[-1])
     # A finer count inside details, such as cached_tokens_details.device, is not what its parent counts.
     holder = words(path[-2]) if len(path) > 1 else ()
@@ -204,5 +204,5 @@ def _role(own: set[str], holder: set[str]) -> str | None:
 
 
 def is_no_count(path: Path) -> bool:
-    """By its name something else than a count of tokens: a price, a limit, a time, a number of something."""
+    """Whether by its name it is something else than a count of tokens: a price, a limit, a time, another number."""
     return bool(set(words(path[-1])) & (_NO_COUNT | _OTHER_NUMBERS))

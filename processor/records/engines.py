@@ -9,12 +9,12 @@ from tokenometer.kernels.engine import Engine, Limits
 from tokenometer.kernels.target import Target, open_target
 from tokenometer.processor.records.referee import Referee
 
-_REPLAY_WINDOWS = 1 << 13  # slots for windows, 16 KB each when used: four days of minutes in one part
-_CUDA_MEMORY_MAX = 16 << 30  # tables of more than this are asked for
+_REPLAY_WINDOWS = 1 << 13  # slots for windows, 16 KB each when used: a part holds four days of minutes
+_CUDA_MEMORY_MAX = 16 << 30  # larger tables must be asked for
 
 
 def make_engine(device: str, memory: int | None, batch_bytes: int | None = None, **settings: Any) -> Engine:
-    """On the wanted device, with a hash secret of its own. settings: those of `Engine`."""
+    """An engine on the wanted device, with a hash secret of its own. settings: those of `Engine`."""
     target = open_target(device)
     hash_secret = [secrets.randbits(64) for _ in range(8)]
     sizes = limits(target, memory)
@@ -25,13 +25,13 @@ def make_engine(device: str, memory: int | None, batch_bytes: int | None = None,
 
 
 def _referee(settings: Mapping[str, Any]) -> Referee:
-    """With the engine's bounds of time."""
+    """A referee with the engine's bounds of time."""
     bounds = ("max_future_skew_ms", "max_past_ms", "not_before_ms")
     return Referee(**{name: settings[name] for name in bounds if name in settings})
 
 
 def limits(target: Target, memory: int | None) -> Limits:
-    """Without --memory: half of a GPU's free memory, or modest tables on the host and half of its memory for ids."""
+    """Without --memory, half of a GPU's free memory, or on the host modest tables and half of its memory for ids."""
     free = target.memory()[0] // 2
     if memory is None and target.shares_memory:
         return Limits(windows=_REPLAY_WINDOWS, identity_bytes=free)

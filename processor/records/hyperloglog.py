@@ -1,9 +1,9 @@
 """How many distinct users a HyperLogLog sketch has seen.
 
-A sketch is 2^14 registers of one byte; the kernels put into each the highest rank of its users' hashes, 1 to 51, or 0.
-Sketches are merged by maximum, so that neither order nor repetition shows. The estimate is Ertl's improved raw
-estimator, which needs no table of corrections from no user to more than there are people: Otmar Ertl, "New cardinality
-estimation algorithms for HyperLogLog sketches", 2017, arXiv:1702.01284, algorithm 6. Relative standard error 0.81 %.
+A sketch has 2^14 registers of one byte. The kernels put into each the highest rank of its users' hashes, 1 to 51, or 0.
+Sketches are merged by maximum, so that neither order nor repetition matters. The estimate is Ertl's improved raw
+estimator, which needs no table of corrections for any number of users: Otmar Ertl, "New cardinality estimation
+algorithms for HyperLogLog sketches", 2017, arXiv:1702.01284, algorithm 6. Its relative standard error is 0.81 %.
 """
 
 import math
@@ -42,7 +42,7 @@ def estimate(registers: Bytes) -> float:
 
 
 def _sigma(x: float) -> float:
-    """Stands for the registers that are still empty: x + sum of x^(2^k) 2^(k-1)."""
+    """The term of the registers that are still empty: x + sum of x^(2^k) 2^(k-1)."""
     assert 0 <= x < 1
     term, total = 1.0, x
     while True:
@@ -55,7 +55,7 @@ def _sigma(x: float) -> float:
 
 
 def _tau(x: float) -> float:
-    """Stands for the registers that can grow no more: (1 - x - sum of (1 - x^(2^-k))^2 2^-k) / 3."""
+    """The term of the registers that can grow no more: (1 - x - sum of (1 - x^(2^-k))^2 2^-k) / 3."""
     assert 0 <= x <= 1
     if x in (0, 1):
         return 0.0

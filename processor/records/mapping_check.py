@@ -1,6 +1,6 @@
 """What a mapping makes of the first records of a log, judged record by record by the referee.
 
-For the person who writes a mapping: which fields have values, what they look like, what is refused and why, which
+It is for the person who writes a mapping: which fields have values, what they look like, what is refused and why, which
 records repeat others, and what looks like a mistake in the mapping. The sample is one partition without message times,
 as a file is.
 """
@@ -56,7 +56,7 @@ class Values:
 
 @dataclass
 class Rejects:
-    """Records refused for one reason, and the first of them."""
+    """Records that were refused for one reason, and the first of them."""
 
     line: int
     value: bytes
@@ -136,7 +136,7 @@ def _count(record: Canonical, number: int, seen: "_Seen", result: Check) -> None
 
 
 class _Seen:
-    """The identities so far, as docs/RECORDS.md compares them."""
+    """The identities so far, compared as docs/RECORDS.md says."""
 
     def __init__(self, mapping: Mapping, window_ms: int) -> None:
         self._with = [_TEXTS[name] for name in mapping.field("request_id").with_fields]
@@ -146,7 +146,7 @@ class _Seen:
         self._greatest: dict[_Identity, Usage] = {}
 
     def counters(self, record: Canonical) -> tuple[Usage | None, bool]:
-        """What the record adds, None for a duplicate, and whether it is a conflicting one."""
+        """What the record adds (None for a duplicate), and whether it is a conflicting duplicate."""
         texts = record.texts
         if not texts[layout.REQUEST_ID]:
             return record.counters, False
@@ -176,7 +176,7 @@ class _Seen:
 
 
 class _Hints:
-    """Remembers of the first records what they have, to say what the mapping may have missed."""
+    """Remembers what the first records have, to say what the mapping may have missed."""
 
     def __init__(self, mapping: Mapping) -> None:
         self._mapping = mapping
@@ -231,7 +231,8 @@ class _Hints:
         )
 
     def _missing(self, each: Field) -> str | None:
-        """No record has the field: always a mistake for one that is needed, else only if the log has such a name."""
+        """Hints for fields that no record has. For a needed field this is always a mistake, for others only if the log
+        has such a name."""
         if not self._records or not each.paths or any(self._has(path) for path in each.paths):
             return None
         names = self._names_like(each)

@@ -1,4 +1,4 @@
-"""Which unit a time is in: the one that gives a year of our time."""
+"""Tells which unit a time is in: the one that gives a year of our time."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def is_of_our_time(time_ms: float) -> bool:
 
 
 def unit_of(value: Any) -> str | None:
-    """The epoch format that gives a number a year from 2001 to 2099; the units' ranges do not overlap."""
+    """The epoch format in which a number is a year from 2001 to 2099. The units' ranges do not overlap."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
     return next((name for name, each in UNITS.items() if is_of_our_time(value * each)), None)

@@ -1,4 +1,4 @@
-"""The referee: what the kernels would not decide goes to orjson, and comes back canonical, skipped or with a reason.
+"""The referee. What the kernels would not decide goes to orjson and comes back canonical, skipped or with a reason.
 
 The rules are those of docs/RECORDS.md, in their order. The kernels accept only what is certain, so their records and
 these rulings together are orjson plus the field rules, on every line.
@@ -47,7 +47,7 @@ _TOKEN = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
 
 
 class Rejected(Exception):
-    """Ends the judgement of a record; carries the ruling."""
+    """Ends the judgement of a record and carries the ruling."""
 
     def __init__(self, reason: str, field: str | None = None) -> None:
         super().__init__(reason, field)
@@ -164,7 +164,7 @@ class Referee:
 
 
 def _walk(record: dict[str, Any], path: Path, name: str) -> Any:
-    """The value at a path; None where it, or an object above it, is absent or null."""
+    """The value at a path; None where the value or an object above it is absent or null."""
     value: Any = record
     for key in path:
         if value is None:
@@ -176,7 +176,7 @@ def _walk(record: dict[str, Any], path: Path, name: str) -> Any:
 
 
 def _present(value: Any, field: Field) -> Any:
-    """None also for an empty string, where the mapping says so."""
+    """The value; None also for an empty string, where the mapping says so."""
     return None if field.empty_is_absent and value == "" else value
 
 
@@ -243,7 +243,7 @@ def _fits(value: Any, condition: Condition) -> bool:
 
 
 def _count(record: dict[str, Any], field: Field) -> int | None:
-    """None where it has neither a value nor a default."""
+    """The field's count; None where it has neither a value nor a default."""
     value = _read(record, field)
     count = field.default if value is None else _number(value, field)
     if not field.plus:
@@ -428,7 +428,7 @@ def _tree_of(mapping: Mapping) -> _Tree:
 
 
 def _could_repeat(record: bytes, value: dict[str, Any], tree: _Tree) -> bool:
-    """A quick no for most records: a key that stands twice is spelled twice, if without an escape; else one is lost.
+    """A quick no for most records: a key that occurs twice is spelled twice, unless one of the two has an escape.
 
     A string may hold what looks like a key's end, so the count of those may be too large, never too small.
     """
@@ -438,7 +438,7 @@ def _could_repeat(record: bytes, value: dict[str, Any], tree: _Tree) -> bool:
 
 
 def _key_count(value: dict[str, Any]) -> int:
-    """Of an object and all that it holds."""
+    """The number of keys of an object and all that it holds."""
     count = 0
     held: list[Any] = [value]
     while held:
@@ -452,7 +452,7 @@ def _key_count(value: dict[str, Any]) -> int:
 
 
 def _repeats(record: bytes, root: _Node) -> bool:
-    """Does a key on a mapped path stand twice in its object? `record` is valid JSON and an object."""
+    """Whether a key on a mapped path occurs twice in its object. `record` is valid JSON and an object."""
     places: list[_Node] = []  # of open objects and arrays: the keys that matter inside
     seen: list[set[str]] = []
     below: _Node = root  # what matters inside the next value

@@ -30,7 +30,7 @@ def usage_lines(rows: UsageRows, part: str) -> Any:
 
 
 def usage_identities(rows: UsageRows, part: str) -> Any:
-    """The beginning of each row's JSON, all that identifies it: constants and columns joined by Arrow."""
+    """The beginning of each row's JSON, which identifies it: constants and columns, joined by Arrow."""
     table = rows.table
     windows, window_of = np.unique(table["window"], return_inverse=True)
     times = np.datetime_as_string((windows * np.uint64(rows.window_ms)).astype("datetime64[ms]"), unit="s")

@@ -99,7 +99,7 @@ def leaves_of(record: dict[str, Any], above: Path = ()) -> Iterator[tuple[Path, 
 
 
 def keys_of(record_text: bytes) -> tuple[str, ...]:
-    """Of a record, without their values: those are other people's. What is no JSON object has none."""
+    """The keys of a record without their values, because those are other people's. Only an object has some."""
     try:
         record: Any = orjson.loads(record_text)
     except orjson.JSONDecodeError:

@@ -1,6 +1,6 @@
 """A window's usage as the rollup keeps it: sums over closed parts, and the cells of each meter's open part.
 
-Promises: an entry has room for CELLS_MAX cells of any names; what does not fit is added to OTHERS, never lost.
+Promises: an entry has room for CELLS_MAX cells of any names. What does not fit is added to OTHERS and never lost.
 """
 
 import itertools
@@ -24,20 +24,20 @@ OTHERS: Cell = "", ""  # no record has empty names
 
 
 class UnknownEntry(Exception):
-    """An entry of another version than ours."""
+    """An entry has another version than ours."""
 
 
 @dataclass
 class WindowUsage:
-    """Of a window: sums over closed parts, and the cells of each meter's open part."""
+    """A window's usage: sums over closed parts, and the cells of each meter's open part."""
 
     offset: int = -1
     closed: Cells = field(default_factory=dict)
     open: dict[str, tuple[str, Cells]] = field(default_factory=dict)
 
     def learn(self, offset: int, meter: str, part: str, cells: Cells) -> bool:
-        """False: it was known. Of more cells than there is room for the later ones are left out: what is not kept apart
-        cannot be told from what was counted before."""
+        """Takes the cells of a summary. False: it was known. Where there are more cells than room, the later ones are
+        left out, because the next summary's counters could not be compared with cells that are not kept apart."""
         if offset <= self.offset:
             return False
         self.offset = offset
@@ -56,14 +56,15 @@ class WindowUsage:
         return sum(len(cells) for _, cells in self.open.values())
 
     def take_over(self, other: "WindowUsage") -> None:
-        """Another meter's window becomes part of this one."""
+        """Adds another meter's window to this one."""
         assert self.open.keys().isdisjoint(other.open)
         self.offset = max(self.offset, other.offset)
         _add(self.closed, other.closed)
         self.open |= other.open
 
     def settle(self, parts: Mapping[str, str]) -> None:
-        """`parts`: the open one of each meter, where it is known; other parts need no cells of their own any more."""
+        """Adds up what is final. `parts`: the open part of each meter, where it is known. Other parts need no cells of
+        their own any more."""
         for meter in [meter for meter, (part, _) in self.open.items() if parts.get(meter, part) != part]:
             _add(self.closed, self.open.pop(meter)[1])
 
@@ -72,7 +73,8 @@ class WindowUsage:
         return orjson.dumps({"offset": self.offset, "closed": columns_of(self.closed), "open": parts})
 
     def pack(self) -> bytes:
-        """As a `window`, of which there are two days: small, and its offset is read without unpacking."""
+        """The bytes of a `window` entry. Two days of them are kept, so they are small, and the offset is read without
+        unpacking."""
         return self.offset.to_bytes(PACKED_OFFSET_BYTES, "big") + zlib.compress(self.encode(), 1)
 
     @classmethod
@@ -87,7 +89,7 @@ class WindowUsage:
 
 
 def _fitting(new: list[Cell], known: Iterable[Cells]) -> list[Cell]:
-    """Those of the new cells for which there is room beside the known ones."""
+    """The new cells for which there is room beside the known ones."""
     held = list(known)
     count = sum(map(len, held))
     if count + len(new) <= _FEW:
@@ -104,7 +106,7 @@ _FEW = 256  # with the longest names they fit
 
 
 def columns_of(cells: Cells) -> list[list[Any]]:
-    """Names and counters, a list of each: one for each cell would cost more than all the rest."""
+    """One list of names and one of counters. A list for each cell would cost more than all the rest."""
     chain = itertools.chain.from_iterable
     return [list(chain(cells)), list(chain(cells.values()))]
 

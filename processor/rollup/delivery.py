@@ -1,11 +1,11 @@
-"""Faust's consumer, mended: a partition's committed messages come from its place on, in order, and none is left out.
+"""Faust's consumer, mended: a partition's committed messages come from its position on, in order and without a gap.
 
-Faust 0.15.3 opens a partition before it has sought its place, and clears afterwards what came until then: some of it is
-never seen again. It also lets all partitions through where none is open, drops what came of them, and seeks only those
-that have a committed offset. tests/kafka/test_rollup_kafka.py makes room for both with a slow broker.
+Faust 0.15.3 opens a partition before it has sought its position, and clears afterwards what came until then. Some of it
+is never seen again. Where no partition is open, it also lets all of them through, drops what came of them, and seeks
+only those that have a committed offset. tests/kafka/test_rollup_kafka.py provokes both with a slow broker.
 
-Promises: nothing of a partition comes before its table is restored and its place is sought, with no poll of an earlier
-time still on its way. Between two messages that come after that, none is lost unnoticed.
+Promises: nothing of a partition comes before its table is restored, its position is sought, and every earlier poll has
+ended. After that, no message between two others is lost unnoticed.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from tokenometer.processor.broker import BrokerError, OutOfRange
 
 
 class MessagesSkipped(Exception):
-    """A message came, and the one before it did not."""
+    """A message came, and the message before it did not."""
 
 
 class _Thread(driver.AIOKafkaConsumerThread):
@@ -33,7 +33,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
 
 
 class RollupConsumer(driver.Consumer):
-    """`take` each message that comes, in the order in which they come."""
+    """`take` each message, in the order in which they come."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -60,7 +60,7 @@ class RollupConsumer(driver.Consumer):
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
     def _set_active_tps(self, tps: set[TP]) -> set[TP]:
-        """Assigned partitions are closed."""
+        """Partitions are closed when they are assigned."""
         return super()._set_active_tps(set())
 
     def pause_partitions(self, tps: Iterable[TP]) -> None:
@@ -71,11 +71,11 @@ class RollupConsumer(driver.Consumer):
         self._sought = False
 
     def resume_partitions(self, tps: Iterable[TP]) -> None:
-        """They open with the flow, which Faust resumes as soon as it has sought their places."""
+        """Partitions open with the flow, which Faust resumes as soon as it has sought their positions."""
         self._opening.update(tps)
 
     def resume_flow(self) -> None:
-        """Raises BrokerError: Faust goes on where a seek took too long."""
+        """Raises BrokerError where a seek takes too long; Faust itself would go on."""
         if not (self._sought or all(map(self._is_changelog_tp, self._opening))):
             raise BrokerError("the broker did not tell in time what is committed")
         for tp in self._opening:
@@ -86,8 +86,8 @@ class RollupConsumer(driver.Consumer):
         super().resume_flow()
 
     async def seek_to_committed(self) -> Mapping[TP, int]:
-        """Partitions of which nothing is committed begin anew: something may have been fetched, and dropped. Raises
-        OutOfRange, and IllegalStateError, after which Faust waits for other partitions."""
+        """Partitions of which nothing is committed begin anew, because messages may have been fetched and dropped.
+        Raises OutOfRange, and IllegalStateError, after which Faust waits for other partitions."""
         async with self._polling:
             try:
                 offsets = await super().seek_to_committed()
@@ -102,7 +102,8 @@ class RollupConsumer(driver.Consumer):
         return offsets
 
     async def _check(self, places: Mapping[TP, int]) -> None:
-        """aiokafka would go back to the beginning, and Faust drop what is below the committed offset."""
+        """Without this check aiokafka would go back to the beginning, and Faust would drop what is below the committed
+        offset."""
         for tp, end in (await self._thread.highwaters(*places)).items():
             if (places[tp] or 0) > end:
                 raise OutOfRange(
@@ -111,7 +112,7 @@ class RollupConsumer(driver.Consumer):
                 )
 
     async def _getmany(self, active_partitions: set[TP] | None, timeout: float) -> Any:
-        """With partitions of its own: of a set that becomes empty meanwhile, aiokafka makes all partitions."""
+        """Passes a set of its own, because aiokafka takes a set that becomes empty meanwhile for all partitions."""
         async with self._polling:
             records = await super()._getmany(set(active_partitions or ()), timeout)
         for tp, found in records.items():

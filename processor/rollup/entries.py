@@ -1,8 +1,8 @@
 """What the rollup keeps of token-live: entries, each of which follows from the beginning of one partition's log.
 
-A live summary tells the absolute counters of a meter's open part, in the cells that changed. Of a part that was closed
-only what it added is needed, and a meter's parts follow one another in one partition; so an entry has sums over closed
-parts, and the cells of the open one.
+A live summary has the absolute counters of a meter's open part, in the cells that changed. A closed part is needed only
+for what it added, and a meter's parts follow one another in one partition. So an entry has sums over closed parts, and
+the cells of the open one.
 
     key                       what
     p/meter/NAME              the last summary's head, sums over the meter's closed parts, its largest users
@@ -11,9 +11,9 @@ parts, and the cells of the open one.
     p/users/WINDOW            registers of the window's users, from all meters
     p/hour/HOUR               registers of the hour's users: takes over `users` when these are old
 
-Promises: pure. An entry bears the offset of the last message in it, and ignores what came before. No rule needs two
-entries to be written together: where there is a `window` its `cells` do not count, and registers are merged by
-maximum. So whatever is delivered again, and wherever a writer dies or is overtaken, the longer beginning wins.
+Promises: it is pure. An entry has the offset of the last message in it, and ignores earlier messages. No rule needs two
+entries to be written together: where there is a `window`, its `cells` do not count, and registers are merged by
+maximum. So the entry that has read further wins, whatever comes again and wherever a writer dies or is overtaken.
 """
 
 import zlib
@@ -60,12 +60,12 @@ class Key(NamedTuple):
 
 
 def kept_from(now_ms: int) -> int:
-    """Windows before yesterday are forgotten."""
+    """The oldest window that is kept: those before yesterday are forgotten."""
     return now_ms // DAY_MS * DAY_MS - DAY_MS
 
 
 def read_usage(key: Key, value: bytes) -> tuple[int, list[str], list[int]]:
-    """An entry of usage, by columns: its offset, names and counters. A cell comes once for each part that has it."""
+    """An entry of usage as columns: its offset, names and counters. A cell comes once for each part that has it."""
     entry = orjson.loads(value if key.kind == "cells" else zlib.decompress(value[PACKED_OFFSET_BYTES:]))
     (names, counters), *others = entry["closed"], *(columns for _, columns in entry["open"].values())
     for more_names, more_counters in others:
@@ -84,7 +84,7 @@ def decode_registers(value: bytes) -> Bytes:
 
 
 def longer(key: bytes, one: bytes, other: bytes) -> bytes:
-    """Of two values that were written to a key, the one that follows from more of the log."""
+    """The one of two values of a key that follows from more of the log."""
     kind = Key.decode(key).kind
     if kind in ("users", "hour"):
         return encode_registers(np.maximum(decode_registers(one), decode_registers(other)))
@@ -93,7 +93,7 @@ def longer(key: bytes, one: bytes, other: bytes) -> bytes:
 
 
 def _offset(value: bytes) -> int:
-    """Without reading all of it: `offset` is the first field of `meter` and `cells`."""
+    """The offset of an entry, without reading all of it: it is the first field of `meter` and `cells`."""
     assert value.startswith(_OFFSET)
     return int(value[len(_OFFSET) : value.index(b",")])
 
@@ -107,7 +107,7 @@ _OFFSET = b'{"offset":'
 
 @dataclass
 class _Partition:
-    """What seldom changes is held as it was written: the table holds the same bytes."""
+    """An entry that seldom changes is held as it was written: the table holds the same bytes."""
 
     clock_ms: int = 0  # the latest commit
     meters: dict[str, MeterState] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class _Partition:
     hours: dict[int, bytes] = field(default_factory=dict)
 
     def is_old(self, window: int, age_ms: int) -> bool:
-        """Is it so long since the window ended?"""
+        """Whether the window ended so long ago."""
         recent = (m.window_ms for m in self.meters.values() if m.committed_at_ms > self.clock_ms - DAY_MS)
         return window + max(recent, default=MINUTE_MS) < self.clock_ms - age_ms
 
@@ -130,7 +130,7 @@ class Entries:
         self.left_out = 0  # cells of messages for which there was no room
 
     def restore(self, stored: Iterable[tuple[bytes, bytes]]) -> None:
-        """Begin anew with what was kept."""
+        """Begin anew with the entries that were kept."""
         self._partitions.clear()
         for key, value in stored:
             self._restore(Key.decode(key), value)
@@ -158,7 +158,8 @@ class Entries:
                 partition.hours[key.time_ms] = value
 
     def current(self, key: bytes) -> bytes | None:
-        """An entry that bears offsets as it should stand; None: it should not, or another process keeps it."""
+        """An entry with offsets as it should be in the table; None where it should not be there, or another process has
+        it."""
         name = Key.decode(key)
         known = self._partitions.get(name.partition, _Partition())
         match name.kind:
@@ -171,7 +172,7 @@ class Entries:
         return None if entry is None else entry.encode()
 
     def learn(self, partition: int, offset: int, summary: SummaryMessage, now_ms: int) -> Changes:
-        """What a message changes, in the order in which it is to be written. `now_ms` bounds a meter's wrong clock."""
+        """What a message changes, in the order in which it must be written. `now_ms` bounds a meter's wrong clock."""
         known = self._partitions.setdefault(partition, _Partition())
         known.clock_ms = max(known.clock_ms, min(summary.committed_at_ms, now_ms))
         changes: Changes = {}
@@ -207,7 +208,8 @@ class Entries:
 
 
 def _write(changes: Changes, items: Iterable[tuple[bytes, bytes | None]]) -> None:
-    """What changes twice is written at its later place, so that nothing is deleted before what replaces it is there."""
+    """A key that changes twice is written at its later place, so that nothing is deleted before its replacement is
+    there."""
     for key, value in items:
         changes.pop(key, None)
         changes[key] = value
@@ -227,12 +229,12 @@ def _learn_users(
 
 
 def _tidy(known: _Partition, partition: int, offset: int) -> Iterator[tuple[bytes, bytes | None]]:
-    """Old windows' meters become one entry, old windows' users become their hours', and what is older than yesterday
-    goes. What replaces an entry is written first."""
+    """The meters of an old window become one entry, the users of an old window become their hour's, and what is older
+    than yesterday is deleted. What replaces an entry is written first."""
     for window in sorted(window for window in known.cells if known.is_old(window, FOLD_AGE_MS)):
         usage, of_meters = WindowUsage(), known.cells[window]
         for name, one in of_meters.items():
-            # Behind a restart a meter's entry may be ahead of a window's, or behind it: then its part tells nothing.
+            # After a restart a meter's entry may be ahead of a window's, or behind it: then its part tells nothing.
             meter = known.meters.get(name)
             if meter is not None and one.offset <= meter.offset <= offset:
                 one.settle({name: meter.part})

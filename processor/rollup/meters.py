@@ -18,7 +18,7 @@ Tops = dict[int, dict[str, int]]  # a span's start -> user -> tokens
 
 @dataclass
 class MeterState:
-    """What is known of a meter. `tops`: the largest users of its parts that were closed in the last hour, by when."""
+    """What is known of a meter. `tops`: the largest users of the parts that it closed in the last hour, by time."""
 
     offset: int = -1
     part: str = ""
@@ -80,7 +80,7 @@ class MeterState:
 
 
 def _records(kept: list[int]) -> tuple[int, ...]:
-    """An entry of a rollup that knew fewer fates has none of the others."""
+    """An entry of an older rollup that knew fewer fates has 0 for the others."""
     return (*kept, *[0] * (len(RECORDS) - len(kept)))
 
 

@@ -26,16 +26,16 @@ _counters_of = operator.itemgetter(*COUNTERS)
 
 
 class Unreadable(Exception):
-    """A message that is no live summary; the argument says why."""
+    """A message is no live summary; the argument says why."""
 
 
 class UnknownSummary(Exception):
-    """A live summary of another version than ours."""
+    """A live summary has another version than ours."""
 
 
 @dataclass(frozen=True)
 class PartSums:
-    """Of a part, or of several. records: as RECORDS; tokens: as COUNTERS."""
+    """Sums of one part or of several. records: in the order of RECORDS; tokens: in the order of COUNTERS."""
 
     records: tuple[int, ...] = (0,) * len(RECORDS)
     tokens: tuple[int, ...] = (0,) * len(COUNTERS)
@@ -52,8 +52,8 @@ class PartSums:
 
 @dataclass(frozen=True)
 class CoveredPartition:
-    """How far a meter has come in a partition of the log. freshness_ms: of the newest message when it was committed,
-    None if none came with the last commit."""
+    """How far a meter has come in a partition of the log. freshness_ms: the age of the newest message when it was
+    committed; None if no message came with the last commit."""
 
     topic: str
     partition: int
@@ -65,7 +65,7 @@ class CoveredPartition:
 
 @dataclass(frozen=True)
 class SummaryMessage:
-    """A message of token-live, read."""
+    """A message of token-live as values."""
 
     meter: str
     part: str
@@ -81,7 +81,7 @@ class SummaryMessage:
     misfits: list[dict[str, Any]] = field(default_factory=list)  # topics that do not fit their mappings
 
     def covered(self, reached: Mapping[tuple[str, int], int]) -> Iterator[CoveredPartition]:
-        """reached: where the partitions' next messages were before."""
+        """What became fresh. reached: the partitions' next offsets before this message."""
         for one in self.partitions:
             place = one["topic"], one["partition"]
             came = one["log_time"] is not None and one["next"] > reached.get(place, one["from"])

@@ -4,8 +4,8 @@
                     difference to what the entry said before
 
 Owns: usage by window and cell since yesterday, sums of the spans shown, the latest word of each meter.
-Promises: pure; `now_ms` is an argument. An entry counts once, however often it is told; an older one of the same key
-changes nothing. Memory is bounded by windows (two days), cells (CELLS_MAX) and meters.
+Promises: it is pure; `now_ms` is an argument. An entry counts once, however often it is told, and an older one of the
+same key changes nothing. Memory is bounded by windows (two days), cells (CELLS_MAX) and meters.
 
 A span of event time begins at the start of a window, and ends a day ahead: records ahead of the clock are in it. So all
 sums are integers of whole windows, equal to those of the usage rows.
@@ -66,7 +66,7 @@ class _Window:
 
 @dataclass
 class _Span:
-    """Windows of begin_ms <= start < end_ms, added up."""
+    """The sum of the windows of begin_ms <= start < end_ms."""
 
     begin_ms: int = 0
     end_ms: int = 0
@@ -77,7 +77,7 @@ class _Span:
 
 
 class _Cells:
-    """Numbers for (model, chip), while there are any left."""
+    """Gives numbers to (model, chip), while there are any left."""
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[str, str], int] = {OTHERS: _OTHERS}
@@ -107,7 +107,7 @@ class _Cells:
         return number
 
     def keep(self, used: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-        """Numbers of cells that nobody used any more are given again."""
+        """Frees the numbers of cells that nobody uses any more."""
         for cell, number in list(self._numbers.items()):
             if number != _OTHERS and (number >= len(used) or not used[number]):
                 del self._numbers[cell]
@@ -116,7 +116,7 @@ class _Cells:
 
 
 class Totals:
-    """`apply` entries as they are written, ask for `rolling` totals once a second."""
+    """`apply` takes entries as they are written; `rolling` gives totals and is asked once a second."""
 
     def __init__(self, target_tokens_per_day: int = TARGET_TOKENS_PER_DAY) -> None:
         self._target = target_tokens_per_day
@@ -133,8 +133,8 @@ class Totals:
     # --- Entries in ---
 
     def apply(self, key: bytes, value: bytes | None) -> bool:
-        """An entry as it was written; None: it was deleted. False: an older one than is known, of a writer that was
-        overtaken."""
+        """Takes an entry as it was written; None means that it was deleted. Returns False for an older entry than is
+        known, which an overtaken writer wrote."""
         name = Key.decode(key)
         if value is None:
             return True  # replaced by what was written before, or too old; `rolling` forgets by time
@@ -184,7 +184,7 @@ class Totals:
         return True
 
     def _table_of(self, names: list[str], counters: list[int]) -> tuple[np.ndarray[Any, np.dtype[np.uint16]], Table]:
-        """A row for each cell; what several parts have of it is added up."""
+        """One row for each cell. The counters that several parts have of it are added up."""
         if self._cells.full and self._forgot:
             self._reuse_cells()
         numbers = self._cells.numbers(list(zip(names[::2], names[1::2], strict=True)))
@@ -288,7 +288,7 @@ class Totals:
         }  # fmt: skip
 
     def _rate(self, now_ms: int, tokens: tuple[int, ...]) -> dict[str, Any]:
-        """By commits, since that is when tokens become known."""
+        """The rate by commits, because tokens become known with a commit."""
         total, requests = total_of(tokens), tokens[0]
         if self._samples and now_ms < self._samples[-1][0]:
             self._samples.clear()  # the clock was set back
@@ -305,7 +305,7 @@ class Totals:
         }
 
     def rate_history(self) -> dict[str, list[Any]]:
-        """Tokens per second, sample by sample of `rolling`, each over the five seconds before it."""
+        """Tokens per second, one sample for each call of `rolling`, each over the five seconds before it."""
         times, speeds = [], []
         samples = list(self._samples)
         for (then, before, _), (now, total, _) in zip(samples, samples[5:], strict=False):
@@ -338,7 +338,7 @@ class Totals:
         }
 
     def _named(self, table: Table, column: int) -> tuple[list[tuple[str, dict[str, int]]], dict[str, int]]:
-        """Counters by model (column 0) or chip (1), most tokens first, and what has no name here."""
+        """Counters by model (column 0) or chip (1), most tokens first, and those of the others."""
         names, sums = self._by_name(table, column)
         found = [(name, _counters(row)) for name, row in zip(names, sums.tolist(), strict=True) if name is not None]
         others = _counters(table[_OTHERS].tolist() if len(table) else [0] * len(COUNTERS))
@@ -363,7 +363,7 @@ class Totals:
         return {"models": models, "chips": chips, "total_tokens": tokens.tolist()}
 
     def _active_users(self, span: _Span, with_hours: bool) -> float | None:
-        """Hours are whole ones: a day's users may be those of up to an hour more."""
+        """The users of a span. Hours are whole, so a day's users may be those of up to an hour more."""
         sketches = [registers for start, registers in self._users.items() if span.holds(start)]
         if with_hours:
             first = span.begin_ms // HOUR_MS * HOUR_MS
@@ -375,7 +375,7 @@ class Totals:
         return [{"user": user, "total_tokens": tokens} for user, tokens in largest(merged(tables), TOP_USERS)]
 
     def history(self, now_ms: int, span_ms: int, step_ms: int, by: str) -> dict[str, Any]:
-        """Tokens by steps of event time. by: total, model, chip or category. A name of None is all others."""
+        """Tokens by steps of event time. by: total, model, chip or category. The name None means all others."""
         end = now_ms // step_ms * step_ms + step_ms
         begin = end - span_ms
         times = list(range(begin, end, step_ms))
@@ -447,7 +447,7 @@ def _sum_of(sums: Iterable[PartSums]) -> PartSums:
 
 
 def _latest(meters: Iterable[MeterState]) -> dict[tuple[str, int], CoveredPartition]:
-    """Who has come furthest in a partition, reads it."""
+    """The meter that has come furthest in a partition is the one that reads it."""
     found: dict[tuple[str, int], CoveredPartition] = {}
     for meter in sorted(meters, key=lambda meter: meter.committed_at_ms):
         for one in meter.covered:
@@ -458,7 +458,7 @@ def _latest(meters: Iterable[MeterState]) -> dict[tuple[str, int], CoveredPartit
 
 
 def _misfits(live: Iterable[MeterState]) -> list[dict[str, Any]]:
-    """Of each topic, what the meter says that rejects most of it."""
+    """For each topic, what the meter says that rejects most of its records."""
     found: dict[str, dict[str, Any]] = {}
     for misfit in sorted((one for meter in live for one in meter.misfits), key=lambda one: one["rejected"]):
         found[misfit["topic"]] = misfit

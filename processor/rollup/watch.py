@@ -1,10 +1,10 @@
-"""Rolling totals on a thread of its own: follows a topic, and has an answer ready whenever somebody asks.
+"""Rolling totals on a thread of its own. It follows a topic and has an answer ready whenever somebody asks.
 
     topic ── follow ──> take(messages) ──> Totals ── once a second ──> latest: the answer's bytes
                                               └── history, rate: when asked
 
 Owns: the thread, the lock around the totals, the clock.
-Promises: the answer is of committed messages only. A broker that cannot be reached delays it and changes nothing; a
+Promises: the answer contains committed messages only. A broker that cannot be reached delays it and changes nothing. A
 topic that was made anew is read from its beginning.
 """
 
@@ -32,7 +32,7 @@ Take = Callable[[Totals, Messages], None]
 
 
 class Watch:
-    """`reader` makes what feeds the totals. `start` it; `latest` is None until all that the topic held is in."""
+    """`reader` makes what feeds the totals. After `start`, `latest` is None until all that the topic held is read."""
 
     def __init__(self, broker: Broker, topic: str, reader: Callable[[], Take], target_tokens_per_day: int) -> None:
         self._broker, self._topic, self._reader, self._target = broker, topic, reader, target_tokens_per_day
@@ -66,7 +66,7 @@ class Watch:
             return self._totals.rate_history()
 
     def health(self) -> tuple[bool, dict[str, Any]]:
-        """Healthy with totals that are not older than they should be."""
+        """It is healthy if its totals are not older than they should be."""
         if self.failure is not None:
             return False, {"status": f"failed: {self.failure!r}"}
         if self.latest is None:
@@ -115,7 +115,7 @@ class Watch:
             follower.close()
 
     def _catch_up(self) -> None:
-        """What is there already, before anything is told."""
+        """Reads what is there already, before anything is answered."""
         self._check_topic()
         for place, extent in self._broker.extents([self._topic]).items():
             begin = self._next.get(place, extent.begin)
@@ -145,7 +145,7 @@ class Watch:
 
 
 def live() -> Take:
-    """Totals straight from token-live: the rollup without its table, for one process that keeps nothing."""
+    """Totals straight from token-live. This is the rollup without its table, for a process that keeps nothing."""
     entries = Entries()
 
     def take(totals: Totals, messages: Messages) -> None:
@@ -162,7 +162,7 @@ def live() -> Take:
 
 
 def kept(overtaken: Callable[[tuple[bytes, bytes]], None]) -> Take:
-    """Totals from entries as a rollup keeps them. `overtaken`: told of a key and the older entry written to it."""
+    """Totals from entries as a rollup keeps them. `overtaken` is told a key and the older entry written there."""
 
     def take(totals: Totals, messages: Messages) -> None:
         assert messages.keys is not None

@@ -1,4 +1,4 @@
-"""The rollup: a Faust app that folds token-live into entries, and tells rolling totals once a second.
+"""The rollup: a Faust app that folds token-live into entries and gives rolling totals once a second.
 
     token-live ── agent ──> Entries ──> table ──> its changelog ── follow ──> Watch ──> Totals ─┬─> HTTP
                                                                                                 └─> token-totals
@@ -6,8 +6,8 @@ Workers of one app share the partitions of token-live; every worker follows the 
 all, and goes on answering while partitions move. The worker that has partition 0 writes token-totals.
 
 Owns: the Faust app and its settings, the topics it needs.
-Promises: only committed summaries count. The changelog is written before the offset behind it is committed, and an
-entry ignores what it has (entries.py), so that kills, rebalances and redelivery leave totals exact. A worker that was
+Promises: only committed summaries count. The changelog is written before the next offset is committed, and an entry
+ignores what it has already (entries.py). So kills, rebalances and redelivery leave totals exact. A worker that was
 overtaken may write an older entry; the owner sees it in the changelog and writes its own again.
 """
 
@@ -117,7 +117,7 @@ class Rollup:
             raise RollupFailed(f"the rollup ended by itself: {failure}")
 
     def _ended(self) -> str | None:
-        """Why, if it did."""
+        """Why it ended, if it did."""
         reason = self._failure or self.watch.failure or self._app.crash_reason
         if reason is None and self._app.should_stop:
             return "Faust stopped"
@@ -126,8 +126,8 @@ class Rollup:
     # --- Faust calls these ---
 
     async def _fold(self, stream: Any) -> None:
-        """What fails is not acknowledged, so that its offset is never committed, and ends the worker: Faust would start
-        this anew behind it."""
+        """A message that fails is not acknowledged, so its offset is never committed, and it ends the worker. Faust
+        would start this anew after it."""
         async for event in stream.noack().events():
             try:
                 self._learn(event)
@@ -136,7 +136,8 @@ class Rollup:
             await self._written.put((stream, event, self._table.taken()))
 
     async def _acknowledge(self) -> None:
-        """Once its entries are in the changelog: Faust's flush before a commit gives up after a tenth of a second."""
+        """Acknowledges a message once its entries are in the changelog: Faust's flush before a commit gives up after a
+        tenth of a second."""
         while True:
             stream, event, writes = await self._written.get()
             try:
@@ -165,8 +166,8 @@ class Rollup:
                 self._table[key] = value
 
     async def _restore(self, *_: Any) -> None:
-        """After each rebalance, before messages come. The table still holds what other workers have taken over. What
-        fails ends the worker before partitions open: Faust would not hear of it."""
+        """Called after each rebalance, before messages come. The table still holds what other workers have taken over.
+        A failure ends the worker before partitions open, because Faust would not hear of it."""
         held = self._held()
         stored = [(key, value) for key, value in self._table.items() if Key.decode(key).partition in held]
         try:
@@ -176,7 +177,7 @@ class Rollup:
         log.info("partitions restored", extra={"partitions": sorted(held)})
 
     async def _fail(self, error: Exception) -> None:
-        """Nothing goes on behind it until the app stops."""
+        """Ends the worker: nothing goes on until the app stops."""
         self._failure = error
         await asyncio.Event().wait()
 
@@ -202,7 +203,7 @@ class Rollup:
 
 
 def _partitions(broker: Broker, settings: RollupSettings) -> int:
-    """Of token-live, and so of the table. Raises TopicMissing, or Refused where the two differ."""
+    """The partitions of token-live, and so of the table. Raises TopicMissing, or Refused where the numbers differ."""
     topics = [settings.live_topic, settings.totals_topic, settings.changelog]
     found = broker.topics(topics)
     for topic in topics:
@@ -219,7 +220,7 @@ def _partitions(broker: Broker, settings: RollupSettings) -> int:
 
 
 def create_topics(broker: Broker, settings: RollupSettings, replication: int) -> None:
-    """What is missing of the outputs. Raises TopicMissing without an input."""
+    """Creates the outputs that are missing. Raises TopicMissing without an input."""
     live = broker.topics([settings.live_topic])[settings.live_topic]
     if live is None:
         raise TopicMissing(f"the topic {settings.live_topic} is not there: meters make it with --create-topics")
@@ -231,7 +232,7 @@ def create_topics(broker: Broker, settings: RollupSettings, replication: int) ->
 
 
 class _LongestTable(faust.Table[bytes, bytes]):
-    """A worker that was overtaken may have written last. `taken`: what was written since the last call, on its way."""
+    """The table, in which an overtaken worker may have written last. `taken`: what was written since the last call."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -294,7 +295,7 @@ _SASL = {"PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"}
 
 
 def _credentials(client: Mapping[str, str]) -> Any:
-    """librdkafka's security settings for Faust's client. Raises Refused for what only one of both can do."""
+    """librdkafka's security settings for Faust's client. Raises Refused for what only one of the two can do."""
     protocol = client.get("security.protocol", "plaintext").upper()
     if protocol == "PLAINTEXT":
         return None

@@ -1,4 +1,4 @@
-"""What `tokenometer verify` shows: one verdict, what was audited, and all that differs. Pure; 80 columns are enough."""
+"""What `tokenometer verify` shows: one verdict, what was audited, all that differs. It is pure and needs 80 columns."""
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -102,7 +102,7 @@ def _cells(problem: Problem) -> tuple[str, str, str]:
 
 
 def _differences(report: Report) -> RenderableType:
-    """A row's key over a whole line, below it the counters that differ."""
+    """A row's key on a line of its own, and below it the counters that differ."""
     title = _title("Rows that differ", len(report.differences), report.differing_rows)
     parts: list[RenderableType] = []
     for difference in report.differences:

@@ -1,14 +1,14 @@
 """A real Kafka, through librdkafka: the only room that imports its client.
 
-Owns: librdkafka's clients, their settings, what their errors mean here, and the few places where librdkafka says less
-than the protocol promises.
+Owns: librdkafka's clients, their settings, the meaning of their errors here, and the few places where librdkafka says
+less than the protocol promises.
 Promises: no client writes to standard error (all goes to the log `tokenometer.kafka`); no call waits for ever.
 
     cluster    KafkaBroker, the protocol's Broker, which makes the others
-    consumer   a member of a group          following   readers in no group
-    producer   transactions, and without    direct      librdkafka's batch calls, gather.cpp
-    messages   the client's as ours         errors      what they mean
-    settings   which are ours, which have defaults
+    consumer   a member of a group                     following   readers in no group
+    producer   writing, with and without transactions  direct      librdkafka's batch calls, gather.cpp
+    messages   the client's messages as ours           errors      what errors mean
+    settings   which settings are ours, which have defaults
 """
 
 from tokenometer.processor.broker.kafka.cluster import KafkaBroker

@@ -41,7 +41,7 @@ from tokenometer.processor.broker.kafka.settings import (
 
 
 class KafkaBroker:
-    """A cluster. `settings` are librdkafka's, for every client. Raises BrokerError if nobody answers."""
+    """A cluster. `settings` are librdkafka's and go to every client. Raises BrokerError if nobody answers."""
 
     def __init__(self, bootstrap: str, settings: Mapping[str, str] = {}) -> None:
         check(settings)
@@ -110,7 +110,7 @@ class KafkaBroker:
         return KafkaFollower(self._settings, starts, keys)
 
     def _check_range(self, place: Place, begin: Offset, end: Offset) -> None:
-        """Else a reader would wait for what is not there."""
+        """Without this check a reader would wait for what is not there."""
         low = self._offsets([place], OffsetSpec.earliest())[place]  # type: ignore[no-untyped-call]
         high = self._offsets([place], OffsetSpec.latest())[place]  # type: ignore[no-untyped-call]
         if begin < low or end > high:
@@ -179,7 +179,7 @@ class KafkaBroker:
             raise error_from(f"committed offsets of {group}", error, access) from None
 
     def _check_allowed(self, group: str) -> None:
-        """Raises Refused where this principal may not ask; the client that asks would only wait for a coordinator."""
+        """Raises Refused where this principal may not ask. Without this the client would wait for a coordinator."""
         try:
             self.members(group)
         except Refused:
@@ -188,8 +188,8 @@ class KafkaBroker:
             pass  # what passes by itself is waited for by the client
 
     def _asking(self, group: str, stable: bool) -> client.Consumer:
-        """A consumer that joins nothing. librdkafka's admin client crashes while a group's coordinator is loading:
-        it takes the answer for a member's. stable: wait for transactions that are about to commit."""
+        """Asks through a consumer that joins nothing, because librdkafka's admin client crashes while a group's
+        coordinator is loading. stable: wait for transactions that are about to commit."""
         known = self._askers.get((group, stable))
         if known is None:
             own = {
@@ -233,7 +233,7 @@ class KafkaBroker:
         return states
 
     def _described(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the cluster says of each topic; None: there is none of that name."""
+        """What the cluster says of each topic; None where there is none of that name."""
         if not names:
             return {}
         asked = client.TopicCollection(list(names))
@@ -259,7 +259,7 @@ class KafkaBroker:
         self._await_leaders(name)
 
     def _await_leaders(self, name: str) -> None:
-        """The controller has made it, but the brokers learn of it a moment later: until they answer for it."""
+        """Waits until the brokers answer for a topic: they learn of it a moment after the controller made it."""
         deadline = time.monotonic() + ANSWER_SECONDS
         while True:
             try:

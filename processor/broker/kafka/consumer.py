@@ -109,7 +109,7 @@ class KafkaConsumer:
         self._reader = _reader(self._consumer, beside)
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
-        """A partition may come more than once in the answer, always further on."""
+        """A partition may come more than once in the answer, each time further on."""
         # What was held back by a poll that had to raise goes first.
         wait_seconds = 0.0 if self._held else timeout_seconds
         if self._reader is not None:
@@ -128,7 +128,7 @@ class KafkaConsumer:
         return found
 
     def _poll_queues(self, reader: direct.Reader, timeout_seconds: float, most: int) -> list[Messages]:
-        """The client's queue has the rebalances and errors; a message there is older than any in ours."""
+        """The client's queue holds rebalances and errors; a message there is older than any in our queue."""
         while True:
             batch = self._consume(0.0, _SLICE_MESSAGES)
             self._held += self._take(batch)
@@ -174,7 +174,7 @@ class KafkaConsumer:
         return self._still_ours(found)
 
     def _consume(self, timeout_seconds: float, most: int) -> list[Message]:
-        """Returns soon after the first message; consume() by itself waits for `most` of them as long as it may."""
+        """Returns soon after the first message. consume() alone would wait for `most` of them as long as it may."""
         consume = self._consumer.consume
         linger = min(LINGER_SECONDS, timeout_seconds)
         try:
@@ -206,10 +206,10 @@ class KafkaConsumer:
             self._keep(error_of(doing, error, self._access))
 
     def _still_ours(self, found: list[Messages]) -> list[Messages]:
-        """Without what was fetched before a partition was given up or sought.
+        """The messages without those that were fetched before a partition was given up or sought.
 
-        A partition that was revoked and assigned again within one poll: nobody can say whether its messages were
-        fetched before or after, so that they are all dropped and fetched once more.
+        If a partition was revoked and assigned again within one poll, nobody can say whether its messages were fetched
+        before or after. So they are all dropped and fetched once more.
         """
         if found:
             self.last_error = None
@@ -300,7 +300,8 @@ class KafkaConsumer:
             self._raise_kept()
 
     def _bury(self) -> None:
-        """Closing a client that librdkafka gave up while it had partitions never ends. That thread keeps it then."""
+        """Closes the client in another thread, which then keeps it: closing never ends where librdkafka gave up one
+        that had partitions."""
         closing = threading.Thread(target=self._consumer.close, name="closing", daemon=True)
         closing.start()
         closing.join(_BURY_SECONDS)
@@ -361,7 +362,7 @@ class KafkaConsumer:
             self._die(error)
 
     def _die(self, error: KafkaError) -> None:
-        """librdkafka does nothing any more for this client, and says so once. We say it until it is closed."""
+        """librdkafka does nothing more for this client and says so once. We repeat it until the client is closed."""
         self._fatal = self._fatal or error_of("reading", error, self._access)
         self._keep(self._fatal)
 
@@ -377,7 +378,7 @@ class KafkaConsumer:
                 self._keep(error_from("assigning partitions", error))
 
     def _keep(self, error: BaseException) -> None:
-        """The first one counts: the others follow from it."""
+        """Only the first error counts, because the others follow from it."""
         if self._exception is None:
             self._exception = error
 
@@ -388,7 +389,7 @@ class KafkaConsumer:
 
 
 def _reader(consumer: client.Consumer, beside: Beside) -> direct.Reader | None:
-    """None: messages come one by one, through the client."""
+    """None where messages come one by one, through the client."""
     if not direct.supported():
         return None
     try:

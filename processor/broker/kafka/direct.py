@@ -5,8 +5,8 @@ call and some objects, all of it under the interpreter's lock; here a message is
 or fills the table with the lock released.
 
 The library is the one that the client has loaded, found through the client's own extension module. The handle is the
-first field of the client's objects; nobody promises that, so this is used with versions that were tested, and others
-go message by message.
+first field of the client's objects. Nobody promises that, so this is used only with versions that were tested; with
+others, messages go one by one.
 """
 
 import ctypes
@@ -68,7 +68,7 @@ class Topic:
         self._library.rd_kafka_topic_destroy(self._topic)
 
     def produce(self, keys: Column, values: Column) -> "Rest":
-        """Hands over as many as the queue takes; the others are in the answer."""
+        """Hands over as many messages as the queue takes, and returns the others."""
         messages = np.zeros(len(values), MESSAGE)
         messages["payload"], messages["len"] = _places(values)
         messages["key"], messages["key_len"] = _places(keys)
@@ -222,7 +222,7 @@ class Reader:
                 self._library.rd_kafka_queue_destroy(queue)
 
     def close(self) -> None:
-        """Before the consumer's own close, which frees what the queues belong to."""
+        """To be called before the consumer's own close, which frees what the queues belong to."""
         self.remove(list(self._forwarded))
         self._library.rd_kafka_queue_destroy(self._queue)
 

@@ -1,4 +1,4 @@
-"""What librdkafka's errors mean to the protocol, and what a reader of the message can do about each."""
+"""What librdkafka's errors mean in the protocol, and what a reader of the message can do about each."""
 
 from dataclasses import dataclass
 
@@ -96,7 +96,7 @@ _FATAL_CAUSES = {KafkaError(code).str(): code for code in _FENCED | _LOST | {*_R
 @dataclass(frozen=True)
 class Access:
     """What a client has to be allowed, for the error that says that it is not. principal: as far as its settings tell.
-    The others: the operation and its resource, `READ on the topic logs`."""
+    The other arguments are the operation and its resource, such as `READ on the topic logs`."""
 
     principal: str
     topic: str | None = None

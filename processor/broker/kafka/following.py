@@ -61,7 +61,7 @@ class KafkaFollower:
             batch = self._consumer.consume(1, timeout_seconds)
             if batch and most > 1:
                 batch += self._consumer.consume(most - 1, LINGER_SECONDS)
-            # As in `read`: past all that was taken from the queue, markers as well.
+            # As in `read`, this is past all that was taken from the queue, markers included.
             positions = self._consumer.position(self._parts)
         except KafkaException as error:
             raise error_from("following", error, self._access) from None
@@ -92,7 +92,7 @@ class KafkaFollower:
 def read(
     consumer: client.Consumer, place: Place, end: int, access: Access, keys: bool, headers: bool
 ) -> Iterator[Messages]:
-    """Until nothing below `end` can come: aborted messages and transaction markers may be the last ones there."""
+    """Reads until nothing below `end` can come. The last ones there may be aborted messages and transaction markers."""
     part, topic = [TopicPartition(place.topic, place.partition)], (place.topic,)
     beside = Beside.of(topic if keys else (), topic if headers else ())
     reached = 0
@@ -100,7 +100,7 @@ def read(
     while reached < end:
         batch = consumer.consume(1, 1.0)
         batch += consumer.consume(_READ_MESSAGES, LINGER_SECONDS) if batch else []
-        # Asked before the messages go out: it is past all that this call has taken from the queue, markers as well.
+        # Asked before the messages go out: it is past all that this call has taken from the queue, markers included.
         reached = max(reached, consumer.position(part)[0].offset)
         for message in filter(failed, batch):
             error = message.error()

@@ -1,4 +1,4 @@
-"""The client's messages and partitions as ours, with as little Python for each message as possible."""
+"""Turns the client's messages and partitions into ours, with as little Python for each message as possible."""
 
 import operator
 import time
@@ -51,7 +51,7 @@ def _headers_of(message: Message) -> Headers:
 
 
 def times_of(batch: list[Message]) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """-1 or 0: the message has none."""
+    """The message's time; -1 or 0 where it has none."""
     return np.fromiter((time_ms for _, time_ms in map(_timestamp, batch)), np.int64, len(batch))
 
 
@@ -112,7 +112,7 @@ def _messages(
 
 
 def between(messages: Messages, begin: int, end: int | None = None) -> Messages | None:
-    """Those of begin <= offset < end."""
+    """The messages of begin <= offset < end."""
     low = int(np.searchsorted(messages.offsets, begin))
     high = len(messages.offsets) if end is None else int(np.searchsorted(messages.offsets, end))
     if low >= high:

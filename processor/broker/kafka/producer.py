@@ -1,4 +1,4 @@
-"""Writing: in transactions, and without."""
+"""Writing, with transactions and without."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -148,8 +148,8 @@ class KafkaProducer:
                 self._producer.begin_transaction()
             except KafkaException as cause:
                 raised = error_from(doing, cause, access)
-        # The broker gives the same answer to a producer whose transaction timed out as to one that was replaced. After
-        # the timeout the first is the likely one; if it was the second, the next producer is told so before long.
+        # The broker gives the same answer to a producer whose transaction timed out and to one that was replaced. After
+        # the timeout the first is more likely; if it was the second, the next producer is told so soon.
         if isinstance(raised, Fenced) and self._deadline is not None and time.monotonic() >= self._deadline:
             return BrokerError(f"{doing}: {error.args[0].str()}: it was open for longer than transaction.timeout.ms")
         return raised
@@ -226,5 +226,5 @@ class KafkaAppender:
             raise BrokerError(f"{left} messages were not written: no answer from Kafka")
 
     def close(self) -> None:
-        """What was not flushed may be lost."""
+        """Closes the client. Messages that were not flushed may be lost."""
         self._producer = None

@@ -1,7 +1,7 @@
-"""librdkafka's settings: which are ours, what a user's default to, and how a client is made of them.
+"""librdkafka's settings: which are ours, which defaults a user's have, and how a client is made of them.
 
-Promises: a setting on which exactness rests cannot be chosen, and sizes that depend on one another fit. No client
-writes to standard error: all goes to the log `tokenometer.kafka`.
+Promises: a user cannot choose a setting on which exactness depends, and sizes that depend on one another fit. No client
+writes to standard error; all goes to the log `tokenometer.kafka`.
 """
 
 import logging
@@ -108,7 +108,7 @@ def milliseconds(settings: Mapping[str, str], name: str, default: int) -> int:
 
 
 def principal_of(settings: Mapping[str, Any]) -> str:
-    """As the brokers call who has these settings; a certificate or a ticket has its name in itself."""
+    """The name that the brokers give to a client with these settings. A certificate or a ticket contains its name."""
     protocol = str(settings.get("security.protocol", "plaintext")).lower()
     if protocol.startswith("sasl"):
         name = settings.get("sasl.username")
@@ -117,7 +117,7 @@ def principal_of(settings: Mapping[str, Any]) -> str:
 
 
 def make(kind: Callable[..., _T], settings: Mapping[str, Any]) -> _T:
-    """A client; its log lines go where all others of the process go."""
+    """Makes a client. Its log lines go where all others of the process go."""
     try:
         return kind(dict(settings), logger=_Lines())
     except KafkaException as error:
@@ -127,7 +127,7 @@ def make(kind: Callable[..., _T], settings: Mapping[str, Any]) -> _T:
 
 
 class _Lines:
-    """Takes a client's log lines. While a broker is away the same comes many times a second: once is enough."""
+    """Takes a client's log lines. While a broker is away the same line comes many times a second; once is enough."""
 
     def __init__(self) -> None:
         self._said: dict[str, float] = {}

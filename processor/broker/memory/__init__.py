@@ -1,8 +1,8 @@
-"""A model of Kafka inside this process: the broker of the demo, which needs no server, and the stage of simulation.
+"""A model of Kafka inside this process. The demo uses it, because it needs no server, and the simulation runs on it.
 
 Owns: logs, transactions, groups and their clocks. Everything that Kafka decides is decided here under one lock;
 listeners and faults are called without it, so that they may call the broker.
-Promises: nothing depends on the wall clock or on chance, only on the calls, their order and the clock handed in.
+Promises: nothing depends on the wall clock or on chance. All depends on the calls, their order and the given clock.
 
     broker     MemoryBroker: the protocol's face, and what an administrator does
     consumer, producer, following               the clients
@@ -11,7 +11,7 @@ Promises: nothing depends on the wall clock or on chance, only on the calls, the
 
 What is simpler than in Kafka
 - A transaction's markers are written at one instant; Kafka writes them partition by partition.
-- A member's session lasts from poll to poll; Kafka tells heartbeats from polls.
+- A member's session lasts from poll to poll; Kafka has heartbeats beside polls.
 - A producer whose transaction took too long gets BrokerError, and Fenced only once there is a newer one; Kafka
   answers the same to both.
 - All members of a group read the same topics. Nothing is compacted, replicated or elected.

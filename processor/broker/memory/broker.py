@@ -1,4 +1,4 @@
-"""The broker: the protocol's face of the model, and what an administrator may do to it."""
+"""The model as the protocol's broker, and what an administrator may do to it."""
 
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -40,8 +40,8 @@ class MemoryBroker(Broker):
     as `commit.after` too, when the commit has taken place. Names: init, begin, produce, send_offsets, commit.before,
     commit.after, abort, poll, committed, append, flush, read, extents, group_offsets, members, topics,
     create_topic.
-    retention_messages: what a partition keeps at least; a reader that is further behind gets OutOfRange.
-    patience_seconds: the most that any call waits for another thread; 0: there is none, as in simulation.
+    retention_messages: how many messages a partition keeps at least; a reader that is further behind gets OutOfRange.
+    patience_seconds: the longest time that a call waits for another thread; 0 where there is none, as in simulation.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ class Transactional:
 
 
 class Cluster:
-    """All of it is used under the lock: inside `locked`, or `changing` where others have to see it.
+    """All of it is used under the lock, inside `locked`, or inside `changing` where others have to see the change.
 
     The arguments are those of MemoryBroker.
     """
@@ -74,7 +74,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[None]:
-        """Locked, and waiting threads look again afterwards."""
+        """Holds the lock; threads that wait look again afterwards."""
         with self.locked():
             try:
                 yield
@@ -82,7 +82,7 @@ class Cluster:
                 self.changed.notify_all()
 
     def wait(self, deadline: float) -> bool:
-        """Wait for another thread. False: the time is over."""
+        """Wait for another thread. Returns False when the time is over."""
         left = min(deadline - time.monotonic(), self.patience_seconds, _WAIT_SECONDS_MAX)
         if left <= 0:
             return False
@@ -158,7 +158,7 @@ class Cluster:
             self.topics[name] = Topic(topic_id, [Log() for _ in range(partitions)], dict(settings))
 
     def delete(self, name: str) -> None:
-        """Its committed offsets go with it, as in Kafka."""
+        """Deletes a topic, and its committed offsets with it, as Kafka does."""
         topic = self.find(name)
         del self.topics[name]
         for group in self.groups.values():

@@ -1,4 +1,4 @@
-"""A member of a group: everything that the group wants of it happens in `poll`, one step at a time."""
+"""A member of a group. Everything that the group wants of it happens in `poll`, one step at a time."""
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -94,12 +94,12 @@ class MemoryConsumer:
         return self._group.members.get(self._member.id) is self._member
 
     def _rebalance(self) -> None:
-        """Everything that this member has to do for its group, until there is nothing left to do."""
+        """Do everything that this member has to do for its group."""
         while (step := self._next_step()) is not None:
             step()
 
     def _next_step(self) -> Callable[[], None] | None:
-        """One thing that the listener has to hear, decided under the lock and told without it."""
+        """One thing that the listener has to hear. It is decided under the lock and told without it."""
         with self._cluster.locked():
             member, group, held = self._member, self._group, list(self._positions)
             if not self._is_current():
@@ -141,7 +141,8 @@ class MemoryConsumer:
                     self._group.rebalance()
 
     def _take(self, places: list[Place]) -> None:
-        """If the listener fails, it is not asked again in this generation: they are ours, and nobody reads them."""
+        """If the listener fails, it is not asked again in this generation: the partitions are ours, and nobody reads
+        them."""
         try:
             positions = self._listener.assigned(places)
         except BaseException:

@@ -1,4 +1,4 @@
-"""A group: its members, its generations, and who has which partition. Knows no clock, no lock and no log."""
+"""A group: its members, its generations, and who has which partition. It knows no clock, no lock and no log."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -30,7 +30,7 @@ class Member:
 
 @dataclass(slots=True, eq=False)
 class Group:
-    """Rebalances, as one member after the other polls:
+    """Rebalances while one member after the other polls:
 
         stable ── a member comes or goes, partitions are added ──> rebalancing ── all members joined ──> stable,
                                                                                                        generation + 1
@@ -100,7 +100,7 @@ class Group:
             member.assigned = [place for place in target[member.id] if taken.get(place, member) is member]
 
     def _sticky(self, members: list[Member]) -> dict[str, list[Place]]:
-        """As many partitions for each as in any balance, and as few moves as that allows."""
+        """Each member gets as many partitions as in any balance, with as few moves as that allows."""
         here = set(self.places)
         least, more = divmod(len(self.places), len(members))
         target = {}

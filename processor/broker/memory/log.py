@@ -60,7 +60,7 @@ class Log:
         self.end = segment.end
 
     def mark(self, transaction: "Transaction", committed: bool) -> None:
-        """Write the marker that ends a transaction here. It takes an offset, as in Kafka."""
+        """Write the marker that ends a transaction here. It takes an offset, as Kafka's does."""
         first = self.open.pop(transaction)
         if not committed:
             begin = self._index(first)
@@ -74,7 +74,7 @@ class Log:
         del self.segments[:kept]
 
     def keep(self, messages: int) -> None:
-        """Drop all but the last `messages` offsets, as soon as that frees a whole segment."""
+        """Drop all but the last `messages` offsets, where that frees whole segments."""
         limit = min(self.end - messages, self.last_stable)
         if self.segments and self.segments[0].end <= limit:
             self.delete_before(limit)
@@ -108,7 +108,7 @@ class Log:
             index += 1
 
     def _index(self, offset: int) -> int:
-        """Of the segment that holds an offset, or would."""
+        """The index of the segment that holds an offset, or would hold it."""
         return max(bisect_right(self.segments, offset, key=lambda segment: segment.base) - 1, 0)
 
 
@@ -132,7 +132,7 @@ class Topic:
     turn: int = 0  # messages without a key go to one partition a call, in turn
 
     def spread(self, keys: Sequence[bytes | None] | None) -> Iterator[tuple[Log, list[int] | None]]:
-        """Each partition that gets messages, and which ones; None: all. The rule is librdkafka's `consistent_random`
+        """Each partition that gets messages, and which ones (None: all). The rule is librdkafka's `consistent_random`
         (crc32, which Python has built in), with turns instead of chance for messages without a key."""
         count = len(self.logs)
         sticky = self.turn % count

@@ -11,7 +11,7 @@ from tokenometer.processor.broker.memory.log import Transaction
 
 
 class MemoryProducer:
-    """Every call compares the epoch first: a newer producer or a timeout has made it worthless."""
+    """Every call compares the epoch first, because a newer producer or a timeout makes the old epoch worthless."""
 
     def __init__(self, cluster: Cluster, transactional_id: str, epoch: int) -> None:
         self._cluster = cluster
@@ -79,7 +79,7 @@ class MemoryProducer:
             raise BrokerError(f"this producer of {self._id} is closed, or has failed before: open another one")
 
     def _transaction(self) -> Transaction:
-        """The open one. The broker learns of it with its first message or offset: that is when its time begins."""
+        """The open transaction. The broker learns of it with its first message or offset; then its time begins."""
         assert self._begun, "no transaction was begun"
         state = self._cluster.transactional(self._id)
         if state.transaction is None:

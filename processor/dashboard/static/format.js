@@ -1,4 +1,4 @@
-// Numbers, times and names as people read them. Pure. Rules for numbers are those of processor/report.py.
+// Numbers, times and names as people read them. Pure. Rules for numbers are those of processor/show.py.
 
 const UNITS = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 const UNKNOWN = "–";

@@ -1,5 +1,5 @@
 // Totals onto the page. Owns every element but the charts. Promises: elements stay and only their text changes, and only
-// if it did; names reach the page as text and as nothing else.
+// if it did. Names reach the page as text and as nothing else.
 
 import { clock, duration, exact, percent, printable, share, si } from "./format.js";
 
