@@ -11,9 +11,7 @@ from tokenometer.processor.ledger.values import LABEL_NAME, LABELS_MAX, NAME_BYT
 from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
 
 DIMENSIONS = ("user", "model", "chip")
-RESERVED = frozenset(
-    (*DIMENSIONS, "part", "window_start", "window_ms", "labels", "schema", TOTAL, *COUNTERS, *FURTHER)
-)
+RESERVED = frozenset((*DIMENSIONS, "part", "window_start", "window_ms", "labels", "schema", TOTAL, *COUNTERS, *FURTHER))
 _CODES_END = 1 << 62
 
 

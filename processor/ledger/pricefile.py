@@ -79,10 +79,12 @@ class _File:
         for number, cost in enumerate(costs):
             for other in costs[:number]:
                 if cost.chip == other.chip and overlap(cost, other):
-                    self._fail(cost.line, f"{cost.chip} has a chip_cost for the same time already, on line {other.line}")
+                    self._fail(
+                        cost.line, f"{cost.chip} has a chip_cost for the same time already, on line {other.line}"
+                    )
 
     def _check_entries(self, entries: list[Entry]) -> None:
-        """Two that say the same of when they hold. Those that may meet on some usage only are told by `prices check`."""
+        """Two that say the same of when they hold. `prices check` tells of those that may meet on some usage."""
         alike: dict[Any, list[Entry]] = {}
         for entry in entries:
             for other in alike.setdefault((entry.customer, labels.set_of(entry.labels), entry.rank), []):
@@ -161,4 +163,3 @@ class _File:
 
     def _fail(self, line: int, what: str) -> NoReturn:
         raise PriceError(f"{self._source}, line {line}: {what}")
-

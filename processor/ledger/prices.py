@@ -101,9 +101,7 @@ class Entry:
     @cached_property
     def _coefficients(self) -> Sequence[int]:
         """By counter."""
-        return [
-            sum(signs.get(counter, 0) * self.rates[rate] for rate, signs in CHARGED.items()) for counter in COUNTS
-        ]
+        return [sum(signs.get(counter, 0) * self.rates[rate] for rate, signs in CHARGED.items()) for counter in COUNTS]
 
     @cached_property
     def _matcher(self) -> re.Pattern[str]:
