@@ -193,11 +193,13 @@ def _batch(
 
 
 def _labels(key: int) -> dict[str, str]:
+    """A user has one API key, and that is of one team."""
+    api_key = key // MODELS % KEYS
     return {
-        "api_key": f"key-{key % KEYS:05d}",
+        "api_key": f"key-{api_key:05d}",
         "context": "0-32000" if key % 3 else "32001-128000",
         "service_tier": TIERS[key % 5 == 0],
-        "team": f"team-{key % TEAMS:04d}",
+        "team": f"team-{api_key % TEAMS:04d}",
     }
 
 

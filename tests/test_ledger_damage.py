@@ -119,8 +119,8 @@ def test_the_way_back_is_a_new_ledger_from_the_topic(tmp_path: pathlib.Path) -> 
         first = periods.close(store.database, end, 0, 0, anyway=True)
         _publish(broker, rows[cut:])
         books.drain(ledger)
-        issued = periods.lines(store.database, first.id).lines
-        late = periods.adjustments(store.database, None).lines
+        issued = statements.lines(store.database, first.id).lines
+        late = statements.adjustments(store.database, None).lines
     file.write_bytes(file.read_bytes()[:-300_000])
     with pytest.raises(Damaged):
         open_database(str(file), writer=True)
@@ -129,8 +129,8 @@ def test_the_way_back_is_a_new_ledger_from_the_topic(tmp_path: pathlib.Path) -> 
         books.drain(books.make_ledger(broker, store))
         assert books.totals(store) == books.truth(rows)
         again = periods.close(store.database, end, 0, 0, anyway=True)
-        assert _sums(periods.lines(store.database, again.id).lines) == _sums([*issued, *late])
-        assert periods.reconcile(store.database) == []
+        assert _sums(statements.lines(store.database, again.id).lines) == _sums([*issued, *late])
+        assert statements.reconcile(store.database) == []
 
 
 def _publish(broker: MemoryBroker, rows: list[tuple[books.Identity, list[int]]]) -> None:

@@ -13,7 +13,7 @@ import pytest
 from tests import books
 from tests.ledgers import make
 from tests.test_ledger import COUNTS, IDENTITY, take
-from tokenometer.processor.ledger import migrations, periods
+from tokenometer.processor.ledger import migrations, periods, statements
 from tokenometer.processor.ledger.database import COUNTS as COUNTED
 from tokenometer.processor.ledger.database import KEY
 from tokenometer.processor.ledger.duck import DuckDatabase
@@ -93,7 +93,7 @@ def test_an_old_ledger_is_taken_through_the_migration_of_a_later_counter(
     with books.opened(name) as store:  # a second start migrates nothing
         assert store.database.rows("SELECT version FROM schema_version ORDER BY version") == [(1,), (2,), (3,)]
         _go_on(store, books.totals(store))
-        assert periods.reconcile(store.database) == []
+        assert statements.reconcile(store.database) == []
 
 
 def _go_on(store: books.Store, before: Any) -> None:

@@ -26,11 +26,12 @@ from tests import books, streams
 from tests.test_ledger import HOSTILE, IDENTITY, take
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.processor.cli import __main__ as cli
-from tokenometer.processor.ledger import periods, pricefile, prices, times, usage
+from tokenometer.processor.ledger import periods, pricefile, prices, statements, times, usage
+from tokenometer.processor.ledger.api import Api, ServeSettings
 from tokenometer.processor.ledger.intake import IntakeProgress
 from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.parts import ENDED, OPEN
-from tokenometer.processor.ledger.serve import Api, LedgerServer, ServeSettings
+from tokenometer.processor.ledger.serve import LedgerServer
 from tokenometer.processor.ledger.store import Stand, Store
 from tokenometer.processor.ledger.values import BadRequest, LedgerBatch, LedgerError, LedgerSummary
 
@@ -303,17 +304,17 @@ def test_usage_after_the_close_is_an_adjustment_of_the_next_statement(database: 
         take(store, [books.usage_row(IDENTITY, [3, 30, 0, 0, 5, 0])])
         take(store, [books.usage_row((*IDENTITY[:4], "meter.2"), [1, 1, 1, 0, 0, 0])] * 2)
         take(store, [books.usage_row((end, *IDENTITY[1:]), [7, 7, 0, 0, 7, 0])])
-        [waiting] = periods.adjustments(store.database, None).lines
-        assert waiting == periods.Line(IDENTITY[0], "alice", "llama", "H100", (3, 21, 1, 0, 0, 0))
+        [waiting] = statements.adjustments(store.database, None).lines
+        assert waiting == statements.Line(IDENTITY[0], "alice", "llama", "H100", (3, 21, 1, 0, 0, 0))
         second = periods.close(store.database, end + DAY_MS, 0, 0, anyway=True)
-        assert periods.adjustments(store.database, None).lines == []
-        assert periods.adjustments(store.database, second.id).lines == [waiting]
-        assert [line.counters for line in periods.lines(store.database, first.id).lines] == [(1, 10, 0, 0, 5, 0)]
-        assert [line.counters for line in periods.lines(store.database, second.id).lines] == [(7, 7, 0, 0, 7, 0)]
-        assert periods.reconcile(store.database) == []
+        assert statements.adjustments(store.database, None).lines == []
+        assert statements.adjustments(store.database, second.id).lines == [waiting]
+        assert [line.counters for line in statements.lines(store.database, first.id).lines] == [(1, 10, 0, 0, 5, 0)]
+        assert [line.counters for line in statements.lines(store.database, second.id).lines] == [(7, 7, 0, 0, 7, 0)]
+        assert statements.reconcile(store.database) == []
         assert (first.begin, second.begin) == (None, end)
         store.database.rows("UPDATE statement_lines SET requests = requests + 1 WHERE statement_id = 1")
-        assert [id for id, _ in periods.reconcile(store.database)] == [1]
+        assert [id for id, _ in statements.reconcile(store.database)] == [1]
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -333,14 +334,14 @@ def test_statements_and_adjustments_add_up_to_the_truth(database: str, seed: int
             missing = {identity[4] for identity, counts in rows if (identity, counts) not in delivered[:taken]}
             for part in {"meter.0", "meter.1", "meter.2"} - missing:
                 _merge(store, part)
-            assert periods.reconcile(store.database) == [], f"seed {seed}"
+            assert statements.reconcile(store.database) == [], f"seed {seed}"
         billed: dict[tuple[str, ...], list[int]] = {}
         for statement in periods.statements(store.database):
-            for page in (periods.lines, periods.adjustments):
+            for page in (statements.lines, statements.adjustments):
                 for line in page(store.database, statement.id).lines:
                     key = line.user, line.model, line.chip
                     billed[key] = books.add(billed.get(key, [0] * 6), line.counters)
-        for line in periods.adjustments(store.database, None).lines:
+        for line in statements.adjustments(store.database, None).lines:
             key = line.user, line.model, line.chip
             billed[key] = books.add(billed.get(key, [0] * 6), line.counters)
         last = max((each.end for each in periods.statements(store.database)), default=0)
@@ -584,9 +585,9 @@ def test_the_commands_close_and_statement(database: str, capsys: pytest.CaptureF
     assert code == 0 and json.loads(out)["end"] == "2026-11-23T23:00:00Z"
     with books.opened(database) as store:
         take(store, [books.usage_row(IDENTITY, [2, 10, 4, 0, 5, 0])])
-    assert json.loads(run(capsys, "statement", *where)[1])["statement"] == 1
-    assert json.loads(run(capsys, "statement", *where, "1")[1])["requests"] == 1
-    assert json.loads(run(capsys, "statement", *where, "next")[1])["requests"] == 1
+    assert json.loads(run(capsys, "statement", *where, "--json")[1])["statement"] == 1
+    assert json.loads(run(capsys, "statement", *where, "1", "--json")[1])["requests"] == 1
+    assert json.loads(run(capsys, "statement", *where, "next", "--json")[1])["requests"] == 1
     assert run(capsys, "statement", *where, "--check")[1] == "1 statements, 0 lines that differ from the rows\n"
     assert run(capsys, "statement", *where, "1", "--out", str(tmp_path / "s.csv"))[0] == 0
     assert run(capsys, "statement", *where, "7")[0] == 1
@@ -630,9 +631,9 @@ def test_usage_of_a_running_ledger(tmp_path: Any, capsys: pytest.CaptureFixture[
             )
             assert code == 0 and json.loads(out)["statement"] == 1
             said = ["--url", url, "--token-file", str(token)]
-            assert json.loads(run(capsys, "statement", *said)[1])["statement"] == 1
-            assert json.loads(run(capsys, "statement", *said, "1")[1])["total_tokens"] == 15
-            assert run(capsys, "statement", *said, "next")[1] == ""
+            assert json.loads(run(capsys, "statement", *said, "--json")[1])["statement"] == 1
+            assert json.loads(run(capsys, "statement", *said, "1", "--json")[1])["total_tokens"] == 15
+            assert run(capsys, "statement", *said, "next", "--json")[1] == ""
             assert run(capsys, "statement", *said, "../usage")[0] == 1
             assert run(capsys, "statement", *said, "--database", "x")[0] == cli.EXIT_USAGE
     assert "no ledger answers there" in run(capsys, *asked)[2]

@@ -12,10 +12,14 @@ import typer
 from typer import Option
 
 from tokenometer.processor.cli import (
+    adjust,
     demo,
     ledger,
+    load,
     mappings,
     meter,
+    prices,
+    reconcile,
     replay,
     rollup,
     statement,
@@ -32,7 +36,7 @@ from tokenometer.processor.cli.common import (
     EXIT_USAGE,
     fail,
 )
-from tokenometer.processor.cli.options import register
+from tokenometer.processor.cli.options import register, register_group
 from tokenometer.schemas.errors import TokenometerError
 
 _NAME = "tokenometer"
@@ -51,14 +55,17 @@ _COMMANDS: dict[str, Callable[[Any], None]] = {
     "verify": verify.verify_command,
     "rollup": rollup.rollup_command,
     "top": top.top_command,
-    "ledger": ledger.ledger_command,
     "usage": usage.usage_command,
     "close": statement.close_command,
     "statement": statement.statement_command,
+    "adjust": adjust.adjust_command,
+    "reconcile": reconcile.reconcile_command,
     "demo": demo.demo_command,
 }
 for _name, _command in _COMMANDS.items():
     register(app, _name, _command)
+register_group(app, "ledger", ledger.ledger_command, {"load": load.load_command})
+app.add_typer(prices.group, name="prices")
 app.add_typer(mappings.group, name="mappings")
 
 

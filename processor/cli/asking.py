@@ -113,6 +113,15 @@ class AskSettings(Settings):
             raise NoAnswer(f"{self.url}: no ledger answers there: {reason}") from None
 
 
+def file_text(path: str) -> str:
+    """Of a price list that a running ledger is to use."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise NoAnswer(f"{path}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
 def _said(error: urllib.error.HTTPError) -> str:
     try:
         return str(json.load(error)["error"])

@@ -13,7 +13,15 @@ from typer import Option
 from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.asking import DATABASE, Database, Grace, PriceFile
 from tokenometer.processor.cli.common import needs
-from tokenometer.processor.cli.options import Address, Config, KafkaSettings, LogSettings, TokenFile, address
+from tokenometer.processor.cli.options import (
+    Address,
+    Config,
+    KafkaSettings,
+    LogSettings,
+    TokenFile,
+    address,
+    secret_text,
+)
 from tokenometer.processor.secret import Secret
 
 if TYPE_CHECKING:
@@ -42,6 +50,9 @@ class LedgerCommand(KafkaSettings, LogSettings):
         Option(parser=address, metavar="HOST:PORT", help="Where questions are answered over HTTP; '' answers none."),
     ] = Address("127.0.0.1", 9465)
     token_file: TokenFile = None
+    customers: Annotated[
+        str | None, Option(metavar="FILE", help="The tokens of customers, who read their own usage and statements.")
+    ] = None
     once: Annotated[bool, Option("--once", help="Take in what the topics hold now, and end.")] = False
     accept_gap: Annotated[
         bool, Option("--accept-gap", help="Begin a ledger although retention has deleted older usage.")
@@ -87,10 +98,17 @@ def _served(ledger: "Ledger", store: "Store", command: LedgerCommand, prices: "P
         yield
         return
     with needs("ledger", ", or serve nothing with --listen ''"):
-        from tokenometer.processor.ledger.serve import Api, LedgerServer, ServeSettings
+        from tokenometer.processor.ledger import api as ledger_api
+        from tokenometer.processor.ledger.api import Api, ServeSettings
+        from tokenometer.processor.ledger.serve import LedgerServer
 
     host, token = command.listen.host, command.token_file
-    settings = ServeSettings(host, command.listen.port, token.reveal() if token else None, command.grace * 1000, prices)
+    customers = {}
+    if command.customers is not None:
+        customers = ledger_api.customers(secret_text(command.customers), command.customers)
+    settings = ServeSettings(
+        host, command.listen.port, token.reveal() if token else None, command.grace * 1000, prices, customers
+    )
     api = Api(store.database, settings, ledger.ask, lambda: ledger.progress, now_ms)
     with contextlib.closing(LedgerServer(api, settings)) as server:
         log.info("serving /v1/usage", extra={"host": host, "port": server.port})

@@ -63,19 +63,39 @@ _HEADING = "\n\nExamples:\n"
 def register(app: typer.Typer, name: str, run: _Run) -> None:
     """Add a command. Its options are the fields of the dataclass that `run` takes; its help and its examples are the
     docstring of `run`."""
+    command, text, examples = _command(run)
+    app.command(name, help=text, epilog=examples)(command)
+
+
+def register_group(app: typer.Typer, name: str, run: _Run, others: dict[str, _Run]) -> None:
+    """Add a command that has commands of its own beside what it does without one."""
+    command, text, examples = _command(run, alone=True)
+    group = typer.Typer(invoke_without_command=True, help=text, epilog=examples)
+    group.callback()(command)
+    for other, its_run in others.items():
+        register(group, other, its_run)
+    app.add_typer(group, name=name)
+
+
+def _command(run: _Run, alone: bool = False) -> tuple[Callable[..., None], str, str | None]:
+    """The function that typer calls, its help and its examples. alone: not if another command follows."""
     [settings] = [kind for key, kind in typing.get_type_hints(run).items() if key != "return"]
 
     def command(**values: Any) -> None:
-        run(settings(**values))
+        context = values.pop("context", None)
+        if context is None or context.invoked_subcommand is None:
+            run(settings(**values))
 
     own = inspect.get_annotations(settings)  # these first, then what is shared with other commands
     fields = sorted(dataclasses.fields(settings), key=lambda field: field.name not in own)
     parameters = list(map(_parameter, fields))
+    if alone:
+        parameters.insert(0, inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     text, _, examples = (inspect.getdoc(run) or "").partition(_HEADING)
     lines = ["Examples:", *(escape(line.strip()) for line in examples.splitlines() if line.strip())]
-    app.command(name, help=text, epilog="\n\n".join(lines) if examples else None)(command)
+    return command, text, "\n\n".join(lines) if examples else None
 
 
 def _parameter(field: "dataclasses.Field[Any]") -> inspect.Parameter:
@@ -181,7 +201,7 @@ class FileUnusable(TokenometerError):
     """A file of settings or secrets cannot be used. The message names it and repeats nothing that is in it."""
 
 
-def _text(path: str) -> str:
+def secret_text(path: str) -> str:
     try:
         with open(path, encoding="utf-8") as file:
             return file.read()
@@ -195,7 +215,7 @@ def token_file(path: "str | Secret") -> Secret:
     """The token that a file holds."""
     if isinstance(path, Secret):
         return path
-    token = _text(path).strip()
+    token = secret_text(path).strip()
     if not re.fullmatch(rf"[!-~]{{{_TOKEN_MIN},}}", token):
         raise FileUnusable(f"{path}: expected a token of {_TOKEN_MIN} characters at least, ASCII without spaces")
     return Secret(token)
@@ -203,7 +223,7 @@ def token_file(path: "str | Secret") -> Secret:
 
 def _kafka_file(path: str) -> Iterator[KafkaSetting]:
     """Lines of NAME=VALUE; empty ones and those that begin with # are left out."""
-    for number, line in enumerate(_text(path).splitlines(), 1):
+    for number, line in enumerate(secret_text(path).splitlines(), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue
@@ -218,7 +238,7 @@ def _load_config(context: typer.Context, path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        settings = tomllib.loads(_text(path))
+        settings = tomllib.loads(secret_text(path))
     except FileUnusable as error:
         usage_error(str(error))
     except tomllib.TOMLDecodeError as error:

@@ -2,16 +2,19 @@
 
 import contextlib
 import urllib.parse
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from enum import StrEnum
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer import Option
 
-from tokenometer.processor.cli.asking import Ask, AskSettings, Grace, TimeZone, all_rows
-from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, usage_error, write_json
+from tokenometer.processor.cli.asking import AskSettings, Grace, PriceFile, TimeZone, all_rows, file_text
+from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, write_csv, write_json
 from tokenometer.processor.cli.ledger import now_ms
-from tokenometer.processor.ledger import export, periods, times, usage
+from tokenometer.processor.cli.tables import show_rows
+from tokenometer.processor.ledger import api, export, focus, periods, statements, usage
 from tokenometer.processor.ledger.values import BadRequest
 from tokenometer.schemas.usage import COUNTERS, TOTAL
 
@@ -23,30 +26,50 @@ if TYPE_CHECKING:
 class CloseCommand(AskSettings):
     to: Annotated[str, Option("--to", metavar="TIME", help="The first moment that stays open.")] = ""
     time_zone: TimeZone = "UTC"
+    user: Annotated[str | None, Option(help="Only of this user, whose periods are then their own.")] = None
+    label: Annotated[
+        str | None, Option(metavar="NAME=VALUE", help="Only of this label's value, such as team=blue.")
+    ] = None
+    price_list: PriceFile = None
+    allow_unpriced: Annotated[
+        bool, Option("--allow-unpriced", help="Also if some usage has no price; its amount is then empty.")
+    ] = False
     anyway: Annotated[bool, Option("--anyway", help="Close the period even if it is not complete.")] = False
     grace: Grace = 300
+
+    def body(self) -> dict[str, Any]:
+        """As /v1/close takes it."""
+        given = {"to": self.to, "time_zone": self.time_zone, "user": self.user, "label": self.label}
+        if self.price_list is not None:
+            given["prices"] = file_text(self.price_list)
+        flags = {"anyway": self.anyway, "allow_unpriced": self.allow_unpriced}
+        return {name: value for name, value in (given | flags).items() if value not in (None, False)}
 
 
 def close_command(command: CloseCommand) -> None:
     """Close a period. Its statement is final, and what comes later is an adjustment of the next one.
 
     Examples:
-        tokenometer close --to 2026-12-01 --time-zone Europe/Berlin --database ledger.duckdb
+        tokenometer close --to 2026-12-01 --time-zone Europe/Berlin --prices prices.toml
+        tokenometer close --to 2026-12-01 --label team=blue --database ledger.duckdb
         tokenometer close --to 2026-12-01T00:00:00Z --url http://ledger:9465 --token-file ledger.token
     """
     if not command.to:
         raise BadRequest("--to is missing: a date (2026-12-01), or a time with its offset")
     if command.url is not None:
-        body = {"to": command.to, "time_zone": command.time_zone, "anyway": command.anyway}
-        write_json(command.fetch("/v1/close", body=body))
+        write_json(command.fetch("/v1/close", body=command.body()))
         return
     with needs("ledger"):
         from tokenometer.processor.ledger.opening import open_clerk
 
+    end, terms = api.closing_terms(command.body(), None, command.price_list or "prices")
     with contextlib.closing(open_clerk(command.database_name)) as opened:
-        end = times.moment(command.to, times.zone(command.time_zone))
-        closed = periods.close(opened, end, command.grace * 1000, now_ms(), command.anyway)
-    write_json(periods.statement_json(closed))
+        closed = periods.close(opened, end, command.grace * 1000, now_ms(), terms=terms)
+        write_json(statements.statement_json(opened, closed))
+
+
+class StatementFormat(StrEnum):
+    TABLE, JSON, CSV, FOCUS = "table", "json", "csv", "focus"
 
 
 @dataclass(frozen=True)
@@ -57,67 +80,142 @@ class StatementCommand(AskSettings):
     adjustments: Annotated[
         bool, Option("--adjustments", help="Show late usage of earlier periods instead of the period's own lines.")
     ] = False
+    corrections: Annotated[bool, Option("--corrections", help="Show what was adjusted by hand.")] = False
     check: Annotated[bool, Option("--check", help="Check that all statements add up to the rows.")] = False
+    form: Annotated[
+        StatementFormat, Option("--format", help=f"What is printed; focus: all of it, as CSV of FOCUS {focus.VERSION}.")
+    ] = StatementFormat.TABLE
+    json: Annotated[bool, Option("--json", help="As --format json: an object a line.")] = False
     out: Annotated[str | None, Option("--out", metavar="FILE", help="A file: .csv, .ndjson or .parquet.")] = None
     force: Annotated[bool, Option("--force", help="Replace --out.")] = False
 
     @property
     def kind(self) -> str:
+        if self.shown_as is StatementFormat.FOCUS:
+            return "focus"
+        if self.corrections:
+            return "corrections"
         return "adjustments" if self.adjustments or self.number == "next" else "lines"
+
+    @property
+    def shown_as(self) -> StatementFormat:
+        return StatementFormat.JSON if self.json else self.form
 
 
 def statement_command(command: StatementCommand) -> None:
-    """Show what was closed, as JSON lines: a list of statements, or the lines or adjustments of one.
+    """Show what was closed: a list of statements, or the lines, adjustments or corrections of one.
 
     Examples:
         tokenometer statement
-        tokenometer statement 3 --out november.csv
+        tokenometer statement 3 --json
+        tokenometer statement 3 --format focus --out november.csv
         tokenometer statement next --adjustments --url http://ledger:9465
         tokenometer statement --check
     """
     if command.url is not None:
-        _of_running_ledger(command)
+        _answer(command, command.fetch)
         return
     with needs("ledger"):
         from tokenometer.processor.ledger.opening import open_database
 
     with contextlib.closing(open_database(command.database_name, writer=False)) as opened, opened.snapshot() as moment:
-        if command.check:
-            _check(moment)
-        elif command.number:
-            _write_pages(command, lambda given: _page(moment, command, given.get("after")))
-        else:
-            write_json(*(periods.statement_json(each) for each in periods.statements(moment)))
+        _answer(command, lambda path, given=None: _own(moment, path, given or {}))
 
 
-def _of_running_ledger(command: StatementCommand) -> None:
+def _own(moment: "Database", path: str, given: Mapping[str, str]) -> dict[str, Any]:
+    """As a running ledger answers these paths."""
+    if path == "/v1/check":
+        return statements.check_json(moment)
+    if path == "/v1/statements":
+        return {"statements": [statements.statement_json(moment, each) for each in periods.statements(moment)]}
+    _, _, _, name, kind = path.split("/")
+    return api.page_json(moment, urllib.parse.unquote(name), kind, usage.LIMIT_MAX, given.get("after"))
+
+
+def _answer(command: StatementCommand, fetch: Any) -> None:
     if command.check:
-        usage_error("--check goes with --database")
-    if command.number:
-        path = f"/v1/statements/{urllib.parse.quote(command.number, safe='')}/{command.kind}"
-        _write_pages(command, lambda given: command.fetch(path, given))
-    else:
-        write_json(*command.fetch("/v1/statements")["statements"])
-
-
-def _page(moment: "Database", command: StatementCommand, after: str | None) -> dict[str, object]:
-    return periods.page_json(moment, command.number, command.kind, usage.LIMIT_MAX, after)
-
-
-def _check(database: "Database") -> None:
-    differing = periods.reconcile(database)
-    say(f"{len(periods.statements(database))} statements, {len(differing)} lines that differ from the rows")
-    if differing:
-        raise typer.Exit(EXIT_FAILURE)
-
-
-def _write_pages(command: StatementCommand, ask: Ask) -> None:
+        found = fetch("/v1/check")
+        say(f"{found['statements']} statements, {found['differences']} lines that differ from the rows")
+        if found["differences"]:
+            raise typer.Exit(EXIT_FAILURE)
+        return
+    listed = fetch("/v1/statements")["statements"]
+    if not command.number:
+        _show_list(command, listed)
+        return
+    path = f"/v1/statements/{urllib.parse.quote(command.number, safe='')}/{command.kind}"
     given = {"limit": str(usage.LIMIT_MAX)}
-    pages = all_rows(ask, given, ask(given))
-    if command.out is None:
+    pages = list(all_rows(lambda given: fetch(path, given), given, fetch(path, given)))
+    _show_pages(command, pages, next((each for each in listed if str(each["statement"]) == command.number), None))
+
+
+def _show_list(command: StatementCommand, listed: list[dict[str, Any]]) -> None:
+    if command.shown_as is StatementFormat.JSON:
+        write_json(*listed)
+        return
+    rows = [
+        [
+            *(str(each.get(name) or "") for name in ("statement", "begin", "end")),
+            " ".join(f"{name} {value}" for name, value in each.get("customer", {}).items()),
+            f"{each.get('amount') or ''} {each.get('currency', '')}".strip(),
+        ]
+        for each in listed
+    ]
+    show_rows(["statement", "begin", "end", "customer"], ["amount"], rows)
+
+
+def _show_pages(command: StatementCommand, pages: list[list[dict[str, Any]]], head: dict[str, Any] | None) -> None:
+    rows = [row for page in pages for row in page]
+    columns = _columns(command.kind, rows)
+    if command.out is not None:
+        count = export.write(pages, columns, command.out, command.force)
+        say(f"{count:,} rows written to {command.out}")
+    elif command.shown_as is StatementFormat.JSON:
         for page in pages:
             write_json(*page)
-        return
-    windows = ["window_start"] if command.kind == "adjustments" else []
-    columns = [*windows, *usage.DIMENSIONS, *COUNTERS, TOTAL]
-    say(f"{export.write(pages, columns, command.out, command.force):,} rows written to {command.out}")
+    elif command.shown_as in (StatementFormat.CSV, StatementFormat.FOCUS):
+        write_csv(export.csv_text(rows, columns))
+    else:
+        _show_table(rows, columns)
+        if head is not None and "amount" in head:
+            amount = (
+                f"{head['amount']} {head.get('currency', '')}".rstrip() if head["amount"] else "nothing has a price"
+            )
+            say(f"Statement {head['statement']}, all of it: {amount}")
+
+
+def _columns(kind: str, rows: list[dict[str, Any]]) -> list[str]:
+    """Those that any row has."""
+    if kind == "focus":
+        return list(focus.COLUMNS)
+    known = {name for row in rows for name in row}
+    if kind == "corrections":
+        order = ["key", "kind", "reason", "made_at", "voids", "at", *usage.DIMENSIONS, "labels", *COUNTERS,
+                 *export.further_of(rows), "currency", "amount", "statement"]  # fmt: skip
+        return [name for name in order if name in known or not rows]
+    fixed = [*(["window_start"] if kind == "adjustments" else []), *usage.DIMENSIONS]
+    more = [name for name in ("labels",) if name in known]
+    money = [name for name in ("begin", "end", "price_line", "amount") if name in known]
+    return [*fixed, *more, *COUNTERS, TOTAL, *export.further_of(rows), *money]
+
+
+def _show_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    """Counters that are 0 everywhere have no column."""
+    counts = {*COUNTERS, TOTAL, *export.further_of(rows)}
+    numbers = [name for name in columns if name in counts and any(row.get(name) for row in rows)]
+    numbers += [name for name in ("amount",) if name in columns]
+    names = [name for name in columns if name not in counts and name not in ("amount", "begin", "end")]
+    shown = [
+        [
+            *(_text(row.get(name)) for name in names),
+            *(f"{row.get(name, 0):,}" if name in counts else row[name] or "unpriced" for name in numbers),
+        ]
+        for row in rows
+    ]
+    show_rows(names, [name.removesuffix("_tokens") if name != TOTAL else name for name in numbers], shown)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return " ".join(f"{name}={each}" for name, each in value.items())
+    return "" if value is None else str(value)

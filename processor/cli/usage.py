@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Any
 
-from rich.table import Table
-from rich.text import Text
 from typer import Option
 
-from tokenometer.processor import show
-from tokenometer.processor.cli.asking import Ask, AskSettings, PriceFile, TimeZone, all_rows
-from tokenometer.processor.cli.common import needs, say, show_view, usage_error, write_csv, write_json
+from tokenometer.processor.cli.asking import Ask, AskSettings, PriceFile, TimeZone, all_rows, file_text
+from tokenometer.processor.cli.common import needs, say, write_csv, write_json
+from tokenometer.processor.cli.tables import show_rows
 from tokenometer.processor.ledger import export, usage
 from tokenometer.schemas.usage import COUNTERS, TOTAL
 
@@ -90,7 +88,7 @@ def usage_command(command: UsageCommand) -> None:
         elif command.form is TableFormat.CSV:
             write_csv(export.csv_text(first["rows"], export.columns_of(first)))
         else:
-            show_view(_usage_table(first))
+            _show(first)
             say(_completeness(first))
             if first["next"]:
                 say(f"There are more rows: --after {first['next']}, or --out FILE for all of them.")
@@ -100,9 +98,7 @@ def usage_command(command: UsageCommand) -> None:
 def _asked(command: UsageCommand) -> Iterator[Ask]:
     """A function that answers as /v1/usage does, from a database or from a running ledger."""
     if command.url is not None:
-        if command.price_list is not None:
-            usage_error("the running ledger has its own price list: --prices goes with --database")
-        yield lambda given: command.fetch("/v1/usage", given)
+        yield lambda given: _fetched(command, given)
         return
     with needs("ledger"):
         from tokenometer.processor.ledger import pricefile
@@ -112,6 +108,13 @@ def _asked(command: UsageCommand) -> Iterator[Ask]:
     with contextlib.closing(open_database(command.database_name, writer=False)) as opened:
         with opened.snapshot() as moment:
             yield lambda given: usage.as_json(usage.answer(moment, usage.parse(given), price_list))
+
+
+def _fetched(command: UsageCommand, given: Mapping[str, Any]) -> dict[str, Any]:
+    """With a price list of the asker's, as a body."""
+    if command.price_list is None:
+        return command.fetch("/v1/usage", given)
+    return command.fetch("/v1/usage", body={**given, "prices": file_text(command.price_list)})
 
 
 def _further(ask: Ask, given: Mapping[str, Any]) -> list[str]:
@@ -130,21 +133,21 @@ def _completeness(answer: Mapping[str, Any]) -> str:
     return f"Complete up to {answer['complete_up_to']}; later usage may still come."
 
 
-def _usage_table(answer: Mapping[str, Any]) -> Table:
+def _show(answer: Mapping[str, Any]) -> None:
     names = [*([] if answer["window"] == "total" else ["begin"]), *answer["group_by"]]
     money = ["revenue", "chip_cost"] if "currency" in answer else []
-    table = Table(box=None, header_style="bold")
-    for name in names:
-        table.add_column(name, no_wrap=name == "begin", overflow="fold")
     counts = (*COUNTERS, TOTAL, *export.further_of(answer["rows"]))
-    for name in (*counts, *money):
-        shown_name = name.removesuffix("_tokens") if name != TOTAL else name
-        table.add_column(f"{shown_name} {answer['currency']}" if name in money else shown_name, justify="right")
-    for row in answer["rows"]:
-        texts = (Text(show.printable(row[name] or "")) for name in names)
-        numbers = [f"{row.get(name, 0):,}" for name in counts]
-        table.add_row(*texts, *numbers, *(_money_text(row, name) for name in money))
-    return table
+    titles = [name.removesuffix("_tokens") if name != TOTAL else name for name in counts]
+    titles += [f"{name} {answer['currency']}" for name in money]
+    rows = [
+        [
+            *(row[name] or "" for name in names),
+            *(f"{row.get(name, 0):,}" for name in counts),
+            *(_money_text(row, name) for name in money),
+        ]
+        for row in answer["rows"]
+    ]
+    show_rows(names, titles, rows)
 
 
 def _money_text(row: Mapping[str, Any], name: str) -> str:

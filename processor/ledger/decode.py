@@ -79,6 +79,29 @@ def usage_rows(polled: Sequence[Messages]) -> UsageRows | None:
         return _columns(pa.Table.from_pylist(rows, labelled))
 
 
+def of_table(table: Any, where: str) -> UsageRows:
+    """The rows of a table that has the fields of a row as columns. Raises Malformed."""
+    missing = [name for name in _REQUIRED if name not in table.column_names]
+    unknown = set(table.column_names) - _REQUIRED - _OPTIONAL
+    if missing or unknown:
+        name = min(missing or unknown)
+        raise Malformed(f"{where}: {'no' if missing else 'an unknown'} column {name}")
+    try:
+        for name in FURTHER:
+            if name not in table.column_names:
+                table = table.append_column(name, pa.nulls(len(table), pa.uint64()))
+        if any(table[name].null_count for name in _REQUIRED):
+            raise _Doubt
+        return _columns(table.cast(_cast_of(table.schema)).combine_chunks())
+    except (_Doubt, pa.ArrowInvalid, pa.ArrowNotImplementedError, UnicodeDecodeError):
+        raise Malformed(f"{where}: not usage rows: a value is none, or counters contradict each other") from None
+
+
+def _cast_of(schema: Any) -> Any:
+    kinds = {field.name: field for field in _WHOLE}
+    return pa.schema([kinds.get(field.name, field) for field in schema])
+
+
 def _with_labels(names: Sequence[str]) -> Any:
     return _WHOLE.append(pa.field("labels", pa.struct([(name, pa.string()) for name in names])))
 

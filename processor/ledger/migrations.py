@@ -102,10 +102,12 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE late ADD COLUMN amount TEXT",
         "UPDATE late SET closed_by = (SELECT min(statements.id) FROM statements "
         "WHERE statements.end_ms > late.window_start)",
-        # Corrections by hand. given: all that was asked for, so that the same key again is known to mean the same.
+        # Corrections by hand. label_id, value_id: a credit's that is of a label's value. given: all that was asked for,
+        # so that the same key again is known to mean the same.
         "CREATE TABLE adjustments (id INTEGER NOT NULL, key TEXT NOT NULL, kind TEXT NOT NULL, reason TEXT NOT NULL, "
         "given TEXT NOT NULL, made_at BIGINT NOT NULL, window_start BIGINT, user_id INTEGER, model_id INTEGER, "
-        "chip_id INTEGER, labels_id INTEGER NOT NULL, voids INTEGER, requests {total} NOT NULL, "
+        "chip_id INTEGER, labels_id INTEGER NOT NULL, label_id INTEGER, value_id INTEGER, voids INTEGER, "
+        "requests {total} NOT NULL, "
         "input_tokens {total} NOT NULL, cached_input_tokens {total} NOT NULL, cache_write_tokens {total} NOT NULL, "
         "output_tokens {total} NOT NULL, reasoning_tokens {total} NOT NULL, cache_write_1h_tokens {total} NOT NULL, "
         "audio_input_tokens {total} NOT NULL, image_input_tokens {total} NOT NULL, "

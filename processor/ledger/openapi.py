@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenometer.processor.http import openapi
 from tokenometer.processor.http.openapi import array_of, choice, json_of, object_of, operation, parameter, ref
-from tokenometer.processor.ledger import times, usage
+from tokenometer.processor.ledger import statements, times, usage
 from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
 
 _WRONG = {"400": "What is asked for is wrong; the message says what."}
@@ -17,6 +17,7 @@ _COUNT = {"type": "integer", "minimum": 0}
 _MONEY = {"type": ["string", "null"], "pattern": r"^-?\d+(\.\d+)?$", "description": "A decimal, all of its digits."}
 _INSTANT = {"type": "string", "format": "date-time"}
 _MAYBE = {"type": ["string", "null"], "format": "date-time"}
+_LABELS = {"type": "object", "additionalProperties": _TEXT}
 _NEXT = {"type": ["string", "null"], "description": "`after` of the next page; null: this is the last one."}
 
 
@@ -29,29 +30,50 @@ def describe() -> dict[str, Any]:
 
 
 def _paths() -> dict[str, Any]:
-    health = json_of(ref("Health"))
-    page = [
-        parameter("name", {"type": "string", "pattern": r"^([1-9]\d{0,7}|next)$"}, "Of a statement.", True, "path"),
-        parameter("kind", {"type": "string", "enum": ["lines", "adjustments"]}, "The next: adjustments.", True, "path"),
-        *_paging(),
-    ]
-    incomplete = {"409": "The period is not complete."}
-    closing = operation(
-        "Close a period: its statement is final.", json_of(ref("Statement")),
-        {**_WRONG, "408": "The body does not come.", **incomplete, "413": "The body is too large.", **_AWAY},
-        body=ref("Close"),
-    )  # fmt: skip
+    text = {"text/plain": {"schema": _TEXT}}
     gets = {
         "/v1/usage": _usage(),
         "/v1/status": operation("How far it is, and whether anything is disputed.", json_of(ref("Status")), _AWAY),
-        "/v1/statements": operation("What is closed.", json_of(ref("Statements")), _AWAY),
+        "/v1/statements": operation("What is closed.", json_of(ref("Statements")), {**_WRONG, **_AWAY}),
         "/v1/statements/{name}/{kind}": operation(
-            "A statement's lines, or late usage that it reports.", json_of(ref("Page")), {**_WRONG, **_AWAY}, page
+            "A statement's lines, or late usage and corrections that it reports; or all of it in FOCUS's columns.",
+            json_of(ref("Page")), {**_WRONG, **_AWAY}, _page(),
         ),
+        "/v1/check": operation("Do all statements add up to the rows?", json_of(ref("Check")), _AWAY),
         "/v1/openapi.json": operation("This description.", json_of({"type": "object"})),
-        "/healthz": operation("Does it answer?", health, guarded=False),
-    }
-    return {**{path: {"get": each} for path, each in gets.items()}, "/v1/close": {"post": closing}}
+        "/metrics": operation("For Prometheus.", text, _AWAY),
+        "/healthz": operation("Does it answer?", json_of(ref("Health")), guarded=False),
+    }  # fmt: skip
+    usage_of_body = _posted("What was used, by a price list of its own.", "Usage", "UsageQuestion", {})
+    posts = {
+        "/v1/usage": usage_of_body,
+        "/v1/close": _posted(
+            "Close a period: its statement is final.", "Statement", "Close",
+            {"409": "The period is not complete, or some usage has no price."},
+        ),
+        "/v1/adjust": _posted(
+            "A credit, a correction, or a void; the same key again is the same entry.", "Correction", "Adjust",
+            {"409": "The key is another entry's."},
+        ),
+    }  # fmt: skip
+    paths: dict[str, Any] = {path: {"get": each} for path, each in gets.items()}
+    for path, each in posts.items():
+        paths.setdefault(path, {})["post"] = each
+    return paths
+
+
+def _posted(summary: str, answer: str, body: str, errors: dict[str, str]) -> dict[str, Any]:
+    of_body = {"408": "The body does not come.", "413": "The body is too large."}
+    return operation(summary, json_of(ref(answer)), {**_WRONG, **of_body, **errors, **_AWAY}, body=ref(body))
+
+
+def _page() -> list[dict[str, Any]]:
+    kinds = {"type": "string", "enum": [*statements.KINDS, "focus"]}
+    return [
+        parameter("name", {"type": "string", "pattern": r"^([1-9]\d{0,7}|next)$"}, "Of a statement.", True, "path"),
+        parameter("kind", kinds, "The next has adjustments and corrections.", True, "path"),
+        *_paging(),
+    ]
 
 
 def _usage() -> dict[str, Any]:
@@ -108,8 +130,10 @@ def _schemas() -> dict[str, Any]:
     row = object_of(optional, begin=_INSTANT, end=_INSTANT, **names, **counters, **further, **priced)
     row["additionalProperties"] = {"type": ["string", "null"], "description": "A label; null: it is absent."}
     statement = object_of(
+        ("customer", "time_zone", "amount", "currency", "price_list"),
         statement={"type": "integer", "minimum": 1}, begin=_MAYBE, end=_INSTANT, closed_at=_INSTANT,
-        complete={"type": "boolean"}, complete_up_to=_MAYBE,
+        complete={"type": "boolean"}, complete_up_to=_MAYBE, customer={"type": "object", "additionalProperties": _TEXT},
+        time_zone=_TEXT, amount=_MONEY, currency=_TEXT, price_list={**_TEXT, "description": "SHA-256 of the list."},
     )  # fmt: skip
     return {
         "Health": object_of(status=_TEXT),
@@ -137,16 +161,58 @@ def _schemas() -> dict[str, Any]:
         ),  # fmt: skip
         "Statement": statement,
         "Statements": object_of(statements=array_of(ref("Statement"))),
-        "Page": object_of(
-            rows=array_of(object_of(("window_start",), window_start=_INSTANT, **names, **counters)), next=_NEXT
-        ),
+        "Page": object_of(rows=array_of({"type": "object"}), next=_NEXT),
+        "Check": object_of(statements=_COUNT, differences=_COUNT),
+        "UsageQuestion": _question(),
+        "Correction": object_of(
+            tuple(("voids", "at", *usage.DIMENSIONS, "labels", *COUNTERS, *FURTHER, "currency")),
+            key=_TEXT,
+            kind={"type": "string", "enum": ["credit", "correction", "void"]},
+            reason=_TEXT,
+            made_at=_INSTANT,
+            voids=_TEXT,
+            at=_INSTANT,
+            **names,
+            labels=_LABELS,
+            currency=_TEXT,
+            amount=_MONEY,
+            statement={"type": ["integer", "null"]},
+            **dict.fromkeys((*COUNTERS, *FURTHER), {"type": "integer"}),
+        ),  # fmt: skip
+        "Adjust": _adjust(names),
         "Close": {
             **object_of(
-                ("time_zone", "anyway"),
+                ("time_zone", "anyway", "user", "label", "prices", "priced", "allow_unpriced"),
                 to={**_TEXT, "minLength": 10, "examples": ["2026-12-01"]},
                 time_zone={**_TEXT, "minLength": 1, "default": "UTC"},
                 anyway={"type": "boolean", "default": False},
+                user={**_TEXT, "minLength": 1, "description": "Only of this user."},
+                label={**_TEXT, "minLength": 1, "description": "Only of this label's value, NAME=VALUE."},
+                prices={**_TEXT, "minLength": 1, "description": "The text of a price list."},
+                priced={"type": "boolean", "default": False, "description": "By the ledger's own list."},
+                allow_unpriced={"type": "boolean", "default": False},
             ),
             "additionalProperties": False,
         },
     }
+
+
+def _question() -> dict[str, Any]:
+    texts = {
+        each["name"]: {"type": "string"} for each in _usage()["parameters"] if each["name"] not in ("label", "format")
+    }
+    optional = [name for name in (*texts, "label", "prices") if name not in ("from", "to")]
+    found = object_of(optional, **texts, label=array_of(_TEXT), prices={**_TEXT, "description": "A price list."})
+    return {**found, "additionalProperties": False}
+
+
+def _adjust(names: dict[str, Any]) -> dict[str, Any]:
+    counts = dict.fromkeys((*COUNTERS, *FURTHER), {"type": "integer"})
+    optional = ("amount", "currency", *names, "labels", "at", "tokens", "void")
+    short = {**_TEXT, "minLength": 1, "maxLength": 1024}
+    found = object_of(
+        optional, key=short, reason=short, amount={**_TEXT, "examples": ["-12.50"]}, currency=_TEXT, **names,
+        labels=_LABELS, at=_TEXT, void=short,
+        tokens={"type": "object", "properties": counts, "additionalProperties": False},
+    )  # fmt: skip
+    return {**found, "additionalProperties": False}

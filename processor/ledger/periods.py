@@ -1,31 +1,35 @@
-"""Periods: when one is complete, closing it, and the statements that are final.
+"""Periods: when one is complete, and closing it. `statements` reads what is closed.
 
     ──────────────┬───────────────────┬──────────── event time
      statement 1  │    statement 2    │    open
                   └ closed until      └ closed until, later
     Usage of a window left of "closed until" that comes later is written twice: into the rows, as any usage, and into
-    `late`, with its window. The next statement reports what is in `late` since the one before, as adjustments.
+    `late`, with its window and the statement that closed it. The next statement reports it, as an adjustment.
 
-So at any moment, for every window that is closed: its statement's lines + adjustments of later statements + those that
-wait for the next one = the rows. `reconcile` proves it. A period begins where the one before ended, so that no window
-is in two of them or in none.
+A period is of everybody, or of one customer: a user, or a label's value. It has what began before its end and is in no
+statement yet, of everybody or of any customer. So no window of a row is in two statements, whatever is closed in which
+order; and what comes late is reported by the next statement of the same customer.
+
+With prices, a statement keeps an amount for each line, and the list itself: the amounts never change, and late usage is
+priced by the list of the statement that closed its window.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, tzinfo
+from datetime import UTC
 from typing import Any
 
-from tokenometer.processor.ledger import times
+from tokenometer.processor.ledger import labelsets, times
+from tokenometer.processor.ledger.billing import Bill, Unpriced
 from tokenometer.processor.ledger.database import Database
-from tokenometer.processor.ledger.usage import LIMIT, decode_cursor, encode_cursor, number, watermark, window_end
+from tokenometer.processor.ledger.prices import Prices, from_text, text
+from tokenometer.processor.ledger.usage import is_complete, watermark, window_end
 from tokenometer.processor.ledger.values import BadRequest, LedgerError
-from tokenometer.schemas.usage import COUNTERS, Usage
 
-_IDS = ("user_id", "model_id", "chip_id")
-_SUMS = ", ".join(f"sum({name})" for name in COUNTERS)
-_ALL = ", ".join(COUNTERS)
-_STATEMENT = "id, begin_ms, end_ms, closed_at, complete, watermark"
+STATEMENT = (
+    "id, begin_ms, end_ms, closed_at, complete, watermark, user_id, label_id, value_id, time_zone, list_id, amount"
+)
+_HELD_UP_SHOWN = 3
 
 
 class NotComplete(LedgerError):
@@ -33,8 +37,61 @@ class NotComplete(LedgerError):
 
 
 @dataclass(frozen=True)
+class Customer:
+    """label: None: the value is a user's name."""
+
+    label: str | None
+    value: str
+
+    def __str__(self) -> str:
+        return f"user {self.value}" if self.label is None else f"{self.label} {self.value}"
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Whose rows a statement has, as numbers: a user's, or a label's value's; none of them: everybody's."""
+
+    user_id: int | None = None
+    label_id: int | None = None
+    value_id: int | None = None
+
+    def rows(self) -> str:
+        """A condition on rows."""
+        if self.user_id is not None:
+            return f"user_id = {self.user_id}"
+        if self.label_id is None:
+            return "1 = 1"
+        held = f"SELECT set_id FROM set_labels WHERE name_id = {self.label_id} AND value_id = {self.value_id}"
+        return f"labels_id IN ({held})"
+
+    def corrections(self) -> str:
+        """A condition on corrections. Everybody's statement has those of nobody who has statements of their own."""
+        if self.user_id is not None:
+            return self.rows()
+        if self.label_id is not None:
+            return f"({self.rows()} OR label_id = {self.label_id} AND value_id = {self.value_id})"
+        of_labels = "statements.label_id = {label} AND statements.value_id = {value}"
+        return (
+            "NOT EXISTS (SELECT 1 FROM statements WHERE statements.user_id = adjustments.user_id "
+            f"OR {of_labels.format(label='adjustments.label_id', value='adjustments.value_id')}) "
+            "AND labels_id NOT IN (SELECT set_id FROM set_labels JOIN statements "
+            f"ON {of_labels.format(label='set_labels.name_id', value='set_labels.value_id')})"
+        )
+
+    def same(self) -> str:
+        """A condition on statements."""
+        numbers = {"user_id": self.user_id, "label_id": self.label_id, "value_id": self.value_id}
+        conditions = (f"{name} IS NULL" if id is None else f"{name} = {id}" for name, id in numbers.items())
+        return f"({' AND '.join(conditions)})"
+
+
+EVERYBODY = Scope()
+
+
+@dataclass(frozen=True)
 class Statement:
-    """begin: None for the first, which has all that is older too. complete: as it was judged when it was closed."""
+    """begin: None for the first, which has all that is older too. complete: as it was judged when it was closed.
+    amount: None where nothing has a price."""
 
     id: int
     begin: int | None
@@ -42,179 +99,165 @@ class Statement:
     closed_at: int
     complete: bool
     watermark: int | None
+    scope: Scope = EVERYBODY
+    time_zone: str | None = None
+    list_id: int | None = None
+    amount: int | None = None
 
 
 @dataclass(frozen=True)
-class Line:
-    """window_start: None in a statement's own lines, which are the period's sums."""
+class Terms:
+    """How a period is closed. anyway: also if it is not complete. allow_unpriced: also if a price is missing."""
 
-    window_start: int | None
-    user: str
-    model: str
-    chip: str
-    counters: Usage
-
-
-@dataclass(frozen=True)
-class Page:
-    lines: Sequence[Line]
-    following: str | None
+    customer: Customer | None = None
+    time_zone: str = "UTC"
+    anyway: bool = False
+    prices: Prices | None = None
+    allow_unpriced: bool = False
 
 
-def close(database: Database, end: int, grace_ms: int, now_ms: int, anyway: bool = False) -> Statement:
-    """Make the statement of all that began before `end` and is in no statement. Raises NotComplete, unless `anyway`."""
+def close(
+    database: Database, end: int, grace_ms: int, now_ms: int, anyway: bool = False, terms: Terms | None = None
+) -> Statement:
+    """Make the statement of all that began before `end` and is in no statement. Raises NotComplete, unless `anyway`;
+    Unpriced, unless the terms allow it."""
+    terms = terms or Terms(anyway=anyway)
     with database.transaction():
         # A batch of usage takes the same lock: it is in the statement as a whole, or late as a whole.
-        [(begin,)] = database.rows("UPDATE book SET closed_until = closed_until RETURNING closed_until")
+        database.rows("UPDATE book SET closed_until = closed_until RETURNING closed_until")
+        scope = scope_of(database, terms.customer)
+        begin = _closed_until(database, scope)
         if begin is not None and end <= begin:
             raise BadRequest(f"everything up to {times.text(begin, UTC)} is closed already")
-        reached, needed = watermark(database), window_end(database, end) + grace_ms
-        complete = reached is not None and reached >= needed
-        if not complete and not anyway:
-            so_far = "nothing is known to be complete" if reached is None else f"it is at {times.text(reached, UTC)}"
-            raise NotComplete(
-                f"the period is not complete before every partition's watermark is at {times.text(needed, UTC)}, and "
-                f"{so_far}; wait, or close it anyway: what comes later is an adjustment of the next statement"
-            )
+        reached, complete = watermark(database), is_complete(database, end, grace_ms)
+        if not complete and not terms.anyway:
+            raise NotComplete(_why_not(database, end, grace_ms, reached))
         [(last,)] = database.rows("SELECT coalesce(max(id), 0) FROM statements")
-        statement = Statement(last + 1, begin, end, now_ms, complete, reached)
-        _write(database, statement)
-    return statement
+        zone = None if terms.time_zone == "UTC" else terms.time_zone
+        made = Statement(int(last) + 1, begin, end, now_ms, complete, reached, scope, zone)
+        bill = Bill(database, made.id, terms.prices)
+        joins, condition, parameters = region(database, made)
+        bill.lines(f"usage {joins} WHERE {condition}", parameters, made.begin, made.end)
+        bill.late(scope.same())
+        bill.corrections(scope.corrections())
+        if bill.unpriced and not terms.allow_unpriced:
+            raise Unpriced(bill.complaint())
+        amount = None if bill.amount is None else text(bill.amount)
+        found = (*_numbers(made), bill.list_id, amount)
+        database.rows(f"INSERT INTO statements ({STATEMENT}) VALUES ({', '.join('?' * len(found))})", found)
+        # The latest end of all: batches that begin after it need no look at the statements.
+        database.rows("UPDATE book SET closed_until = greatest(coalesce(closed_until, ?), ?)", [end, end])
+    return _statement(found)
 
 
-def _write(database: Database, statement: Statement) -> None:
-    begin = statement.begin
-    database.rows(
-        f"INSERT INTO statements ({_STATEMENT}) VALUES (?, ?, ?, ?, ?, ?)",
-        [statement.id, begin, statement.end, statement.closed_at, statement.complete, statement.watermark],
-    )
-    since, parameters = ("", []) if begin is None else ("window_start >= ? AND", [begin])
-    database.rows(
-        f"INSERT INTO statement_lines (statement_id, {', '.join(_IDS)}, {_ALL}) "
-        f"SELECT CAST(? AS INTEGER), {', '.join(_IDS)}, {_SUMS} FROM usage "
-        f"WHERE {since} window_start < ? GROUP BY {', '.join(_IDS)}",
-        [statement.id, *parameters, statement.end],
-    )
-    database.rows("UPDATE late SET statement_id = ? WHERE statement_id IS NULL", [statement.id])
-    database.rows("UPDATE book SET closed_until = ?", [statement.end])
+def _numbers(made: Statement) -> tuple[Any, ...]:
+    scope = made.scope
+    return (
+        made.id, made.begin, made.end, made.closed_at, made.complete, made.watermark, scope.user_id, scope.label_id,
+        scope.value_id, made.time_zone,
+    )  # fmt: skip
 
 
-# --- What is closed ---
+def _statement(row: Sequence[Any]) -> Statement:
+    id, begin, end, closed_at, complete, mark, user_id, label_id, value_id, zone, list_id, amount = row
+    scope, exact = Scope(user_id, label_id, value_id), None if amount is None else from_text(amount)
+    return Statement(id, begin, end, closed_at, complete, mark, scope, zone, list_id, exact)
 
 
 def statements(database: Database) -> list[Statement]:
-    return [Statement(*row) for row in database.rows(f"SELECT {_STATEMENT} FROM statements ORDER BY id")]
+    return [_statement(row) for row in database.rows(f"SELECT {STATEMENT} FROM statements ORDER BY id")]
 
 
 def statement(database: Database, id: int) -> Statement:
-    for found in statements(database):
-        if found.id == id:
-            return found
+    for row in database.rows(f"SELECT {STATEMENT} FROM statements WHERE id = ?", [id]):
+        return _statement(row)
     raise BadRequest(f"there is no statement {id}")
 
 
-def lines(database: Database, id: int, limit: int = LIMIT, after: str | None = None) -> Page:
-    """Of the statement's own period, by user, model and chip."""
-    return _page(database, "statement_lines", "statement_id = ?", [id], (), limit, after)
-
-
-def adjustments(database: Database, id: int | None, limit: int = LIMIT, after: str | None = None) -> Page:
-    """Usage of closed windows that a statement reports, by window; None: what the next one will report."""
-    condition, parameters = ("statement_id IS NULL", []) if id is None else ("statement_id = ?", [id])
-    return _page(database, "late", condition, parameters, ("window_start",), limit, after)
-
-
-def _page(
-    database: Database,
-    table: str,
-    condition: str,
-    parameters: Sequence[Any],
-    windows: tuple[str, ...],
-    limit: int,
-    after: str | None,
-) -> Page:
-    keys = ", ".join([*windows, "u.name", "m.name", "c.name"])
-    behind = ""
-    if after is not None:
-        key = decode_cursor(after, len(windows), 3)
-        behind, parameters = f"AND ({keys}) > ({', '.join('?' * len(key))})", [*parameters, *key]
-    rows = database.rows(
-        f"SELECT {keys}, {_SUMS} FROM {table} JOIN names AS u ON u.id = user_id JOIN names AS m ON m.id = model_id "
-        f"JOIN names AS c ON c.id = chip_id WHERE {condition} {behind} GROUP BY {keys} ORDER BY {keys} "
-        f"LIMIT {int(limit) + 1}",
-        parameters,
-    )
-    count = len(windows)
-    found = [_line(row, count) for row in rows[:limit]]
-    following = None
-    if len(rows) > limit:
-        last = rows[limit - 1]
-        following = encode_cursor([*map(int, last[:count]), *map(bytes, last[count : count + 3])])
-    return Page(found, following)
-
-
-def _line(row: Sequence[Any], windows: int) -> Line:
-    user, model, chip = (bytes(name).decode() for name in row[windows : windows + 3])
-    counters = Usage(*map(int, row[windows + 3 :]))
-    return Line(int(row[0]) if windows else None, user, model, chip, counters)
-
-
-# --- The proof ---
-
-
-def reconcile(database: Database) -> list[tuple[int, Sequence[Any]]]:
-    """Statements whose lines and adjustments are not what the rows say, with what differs; none, unless a table was
-    changed by somebody else."""
-    found: list[tuple[int, Sequence[Any]]] = []
-    for each in statements(database):
-        since, begin = ("", []) if each.begin is None else ("window_start >= ? AND", [each.begin])
-        rows = database.rows(
-            f"""
-            SELECT {", ".join(_IDS)}, {_SUMS} FROM (
-                SELECT {", ".join(_IDS)}, {_ALL} FROM usage WHERE {since} window_start < ?
-                UNION ALL
-                SELECT {", ".join(_IDS)}, {", ".join(f"-{name}" for name in COUNTERS)} FROM statement_lines
-                WHERE statement_id = ?
-                UNION ALL
-                SELECT {", ".join(_IDS)}, {", ".join(f"-{name}" for name in COUNTERS)} FROM late
-                WHERE {since} window_start < ?
-            ) AS both_sides GROUP BY {", ".join(_IDS)}
-            HAVING {" OR ".join(f"sum({name}) <> 0" for name in COUNTERS)}
-            """,
-            [*begin, each.end, each.id, *begin, each.end],
+def scope_of(database: Database, customer: Customer | None) -> Scope:
+    """Raises BadRequest for somebody of whom there is no usage."""
+    if customer is None:
+        return EVERYBODY
+    try:
+        wanted = customer.value.encode()
+    except UnicodeEncodeError:
+        raise BadRequest(f"{customer.value!r} is not a text in UTF-8") from None
+    id = database.ids("names", [wanted]).get(wanted)
+    if customer.label is not None:
+        label_id = labelsets.checked(database, [customer.label])[customer.label]
+        used = id is not None and database.rows(
+            "SELECT 1 FROM set_labels WHERE name_id = ? AND value_id = ? LIMIT 1", [label_id, id]
         )
-        found += [(each.id, row) for row in rows]
-    return found
-
-
-# --- As JSON ---
-
-
-def statement_json(each: Statement, where: tzinfo = UTC) -> dict[str, Any]:
-    return {
-        "statement": each.id,
-        "begin": None if each.begin is None else times.text(each.begin, where),
-        "end": times.text(each.end, where),
-        "closed_at": times.text(each.closed_at, where),
-        "complete": each.complete,
-        "complete_up_to": None if each.watermark is None else times.text(each.watermark, where),
-    }
-
-
-def page_json(database: Database, name: str, kind: str, limit: int, after: str | None) -> dict[str, Any]:
-    """`lines` or `adjustments` of a statement by its number; of `next`, the one to come, there are adjustments only."""
-    if kind not in ("lines", "adjustments") or (name, kind) == ("next", "lines"):
-        raise BadRequest("a statement has lines and adjustments, and the next one only adjustments so far")
-    id = None if name == "next" else statement(database, number("statement", name)).id
-    if kind == "adjustments":
-        page = adjustments(database, id, limit, after)
+        scope = Scope(label_id=label_id, value_id=id)
     else:
-        assert id is not None
-        page = lines(database, id, limit, after)
-    return {"rows": [line_json(line) for line in page.lines], "next": page.following}
+        used = id is not None and database.rows("SELECT 1 FROM usage WHERE user_id = ? LIMIT 1", [id])
+        scope = Scope(user_id=id)
+    if not used:
+        raise BadRequest(f"the ledger has no usage of {customer}")
+    return scope
 
 
-def line_json(line: Line, where: tzinfo = UTC) -> Mapping[str, Any]:
-    window = {} if line.window_start is None else {"window_start": times.text(line.window_start, where)}
-    names = {"user": line.user, "model": line.model, "chip": line.chip}
-    return {**window, **names, **line.counters.with_total()}
+def customer_of(database: Database, scope: Scope) -> Customer | None:
+    if scope == EVERYBODY:
+        return None
+    ids = [scope.user_id] if scope.user_id is not None else [scope.label_id, scope.value_id]
+    names: dict[int, Any] = dict(database.rows(f"SELECT id, name FROM names WHERE id IN ({', '.join(map(str, ids))})"))
+    *label, value = (bytes(names[id]).decode() for id in ids)
+    return Customer(label[0] if label else None, value)
+
+
+# --- Which rows are a statement's ---
+
+
+def _closed_until(database: Database, scope: Scope) -> int | None:
+    """Everything of these customers is in a statement up to here; None: nothing is."""
+    [(until,)] = database.rows(f"SELECT max(end_ms) FROM statements WHERE {scope.same()} OR {EVERYBODY.same()}")
+    return None if until is None else int(until)
+
+
+def region(database: Database, made: Statement) -> tuple[str, str, list[Any]]:
+    """Joins to `usage`, a condition, and its parameters: the rows of the statement's customers between its times that
+    no earlier statement has."""
+    conditions, parameters, joins = [made.scope.rows(), "window_start < ?"], [made.end], ""
+    if made.begin is not None:
+        conditions.append("window_start >= ?")
+        parameters.append(made.begin)
+    earlier = f"statements.id < {made.id}"
+    [(users, labels)] = database.rows(f"SELECT count(user_id), count(label_id) FROM statements WHERE {earlier}")
+    if users:
+        joins += (
+            f" LEFT JOIN (SELECT user_id AS closed_user, max(end_ms) AS user_until FROM statements WHERE {earlier} "
+            "GROUP BY user_id) AS of_users ON closed_user = user_id"
+        )
+        conditions.append("(user_until IS NULL OR window_start >= user_until)")
+    if labels:
+        joins += (
+            " LEFT JOIN (SELECT set_id AS closed_set, max(end_ms) AS set_until FROM set_labels JOIN statements "
+            "ON statements.label_id = set_labels.name_id AND statements.value_id = set_labels.value_id "
+            f"WHERE {earlier} GROUP BY set_id) AS of_sets ON closed_set = labels_id"
+        )
+        conditions.append("(set_until IS NULL OR window_start >= set_until)")
+    return joins, " AND ".join(conditions), parameters
+
+
+# --- When a period is complete ---
+
+
+def _why_not(database: Database, end: int, grace_ms: int, reached: int | None) -> str:
+    needed = window_end(database, end) + grace_ms
+    so_far = "nothing is known to be complete" if reached is None else f"it is at {times.text(reached, UTC)}"
+    behind = database.rows(
+        "SELECT topic, partition, complete FROM watermarks WHERE seen IS NOT NULL "
+        "AND (complete IS NULL OR complete < ?) ORDER BY coalesce(complete, -1), topic, partition",
+        [needed],
+    )
+    places = [
+        f"{topic}, partition {partition} ({'nothing yet' if mark is None else times.text(mark, UTC)})"
+        for topic, partition, mark in behind[:_HELD_UP_SHOWN]
+    ]
+    more = f" and {len(behind) - len(places):,} more" if len(behind) > len(places) else ""
+    held_up = f" (held up by {'; '.join(places)}{more})" if places else ""
+    return (
+        f"the period is not complete before every partition's watermark is at {times.text(needed, UTC)}, and "
+        f"{so_far}{held_up}; wait, or close it anyway: what comes later is an adjustment of the next statement"
+    )

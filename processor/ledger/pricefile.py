@@ -84,7 +84,7 @@ class _File:
                     )
 
     def _check_entries(self, entries: list[Entry]) -> None:
-        """Two that say the same of when they hold. Those that may meet on some usage only are told by `prices check`."""
+        """Two that say the same of when they hold. `prices check` tells of those that may meet on some usage."""
         alike: dict[Any, list[Entry]] = {}
         for entry in entries:
             for other in alike.setdefault((entry.customer, labels.set_of(entry.labels), entry.rank), []):

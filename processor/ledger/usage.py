@@ -19,11 +19,11 @@ from typing import Any
 
 from tokenometer.processor.ledger import labels, labelsets, times
 from tokenometer.processor.ledger.database import COUNTS, KEY, Database
-from tokenometer.processor.ledger.labels import DIMENSIONS
 from tokenometer.processor.ledger.prices import Prices, maybe_text
 from tokenometer.processor.ledger.values import BadRequest
 from tokenometer.schemas.usage import COUNTERS, FURTHER, PARENTS, TOKENS, Usage
 
+DIMENSIONS = labels.DIMENSIONS
 Given = Mapping[str, Any]  # the parameters of a question: texts by name; of `label`, which may come again, a sequence
 LIMIT, LIMIT_MAX = 1_000, 100_000  # groups of one answer
 _MS_END = 1 << 53  # of milliseconds, in a cursor: far beyond the calendar, and within any database's integers
@@ -192,7 +192,7 @@ def answer(database: Database, query: Query, prices: Prices | None = None) -> An
     following = None
     if query.top is None and len(groups) > query.limit:
         groups, following = groups[: query.limit], encode_cursor(keys[query.limit - 1])
-    complete = found is not None and found >= window_end(database, query.end)
+    complete = is_complete(database, query.end, 0)
     return Answer(query, groups, following, found, complete, prices.currency if prices and query.priced else None)
 
 
@@ -326,10 +326,11 @@ class _Question:
         label_sets = labelsets.sets(self._database, held)
         keyed: dict[tuple[Any, ...], Group] = {}
         for row in rows:
-            key = (int(row[0]), *(bytes(name) for name in row[1:count]))
+            begin, encoded = int(row[0]), [bytes(name) for name in row[1:count]]
+            key = (begin, *encoded)
             if (group := keyed.get(key)) is None:
-                names = zip(self._query.group_by, (name.decode() or None for name in key[1:]), strict=True)
-                group = keyed[key] = Group(key[0], ends[key[0]], dict(names))
+                names = zip(self._query.group_by, (name.decode() or None for name in encoded), strict=True)
+                group = keyed[key] = Group(begin, ends[begin], dict(names))
             values = row[count + 5 :] if self._prices else row[count:]
             counts = [*map(int, values), *([0] * (len(COUNTS) - len(values)))]
             _add(group, counts)
@@ -388,6 +389,15 @@ def watermark(database: Database) -> int | None:
     if not marks or any(mark is None for (mark,) in marks):
         return None
     return min(int(mark) for (mark,) in marks)
+
+
+def is_complete(database: Database, moment: int, grace_ms: int) -> bool:
+    """Is all usage before the moment in? Of a ledger that reads no topic but was given files: it has what it has."""
+    reached = watermark(database)
+    if reached is None:
+        [(topics, parts)] = database.rows("SELECT (SELECT count(*) FROM positions), (SELECT count(*) FROM parts)")
+        return not topics and bool(parts) and not database.rows("SELECT 1 FROM watermarks LIMIT 1")
+    return reached >= window_end(database, moment) + grace_ms
 
 
 def window_end(database: Database, moment: int) -> int:

@@ -21,7 +21,7 @@ from tests.kafka.stream import PATIENCE_SECONDS, SMALL, Stream, eventually
 from tests.kafka_server import KafkaServer, free_ports
 from tokenometer.processor.broker.kafka import KafkaBroker
 from tokenometer.processor.cli import __main__ as cli
-from tokenometer.processor.ledger import periods
+from tokenometer.processor.ledger import periods, statements
 from tokenometer.processor.ledger.parts import DISPUTED, MERGED
 
 pytestmark = pytest.mark.kafka
@@ -143,11 +143,11 @@ def _replay(stream: Stream, store: books.Store, wanted: object, seed: int) -> No
 def _close(store: books.Store, wanted: dict[object, list[int]]) -> None:
     """The statement of all of it is what the oracle says."""
     statement = periods.close(store.database, books.START_MS * 2, 0, 0, anyway=True)
-    lines = periods.lines(store.database, statement.id, 100_000).lines
+    lines = statements.lines(store.database, statement.id, 100_000).lines
     assert [sum(line.counters[n] for line in lines) for n in range(6)] == [
         sum(row[n] for row in wanted.values()) for n in range(6)
     ]
-    assert periods.reconcile(store.database) == []
+    assert statements.reconcile(store.database) == []
 
 
 def test_once_takes_in_what_is_there_and_ends(stream: Stream, database: str) -> None:

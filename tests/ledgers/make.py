@@ -17,9 +17,9 @@ from typing import Any
 
 from tests import books, streams
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.ledger import periods, pricefile
+from tokenometer.processor.ledger import periods, pricefile, statements
 from tokenometer.processor.ledger.intake import IntakeProgress
-from tokenometer.processor.ledger.serve import Api, ServeSettings
+from tokenometer.processor.ledger.api import Api, ServeSettings
 from tokenometer.processor.ledger.store import Store
 
 FOLDER = pathlib.Path(__file__).parent
@@ -79,16 +79,16 @@ def answers(store: Store) -> dict[str, Any]:
 
     api = Api(store.database, ServeSettings(prices=lists), nothing, IntakeProgress, lambda: 0)
     days = {"from": "2026-11-22", "to": "2026-11-28", "window": "day"}
-    statements = [str(each.id) for each in periods.statements(store.database)]
+    ids = [str(each.id) for each in periods.statements(store.database)]
     return {
         "usage": api.usage({**days, "group_by": "user,model,chip"}),
         "priced": api.usage({**days, "group_by": "model", "priced": "true"}),
         "of one": api.usage({**days, "user": "\u0000"}),
         "status": api.status(),
         "statements": api.statements(),
-        "lines": [api.page(each, "lines", {}) for each in statements],
-        "adjustments": [api.page(each, "adjustments", {}) for each in (*statements, "next")],
-        "differences": [list(map(str, each)) for each in periods.reconcile(store.database)],
+        "lines": [api.page(each, "lines", {}) for each in ids],
+        "adjustments": [api.page(each, "adjustments", {}) for each in (*ids, "next")],
+        "differences": [list(map(str, each)) for each in statements.reconcile(store.database)],
         "positions": sorted([*place, stand.topic_id, stand.next] for place, stand in store.positions.items()),
         "parts": sorted(map(list, store.database.rows("SELECT name, state, sequence FROM parts"))),
     }

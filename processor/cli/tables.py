@@ -1,0 +1,47 @@
+"""Rows as a table where the terminal is wide enough for every digit; else row after row, in lines of pairs."""
+
+import textwrap
+from collections.abc import Sequence
+
+from rich.table import Table
+from rich.text import Text
+
+from tokenometer.processor import show
+from tokenometer.processor.cli.common import say, show_view, stdout_console
+
+_NAME_MIN = 8  # columns for a name, which may be folded
+_GAP = 2
+_NO_BREAK = "\u00a0"
+
+
+def show_rows(names: Sequence[str], numbers: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """rows: texts, first of `names`, then of `numbers`. A number is never cut or folded."""
+    widths = [
+        max(len(title), *(len(row[len(names) + place]) for row in rows), 0) if rows else len(title)
+        for place, title in enumerate(numbers)
+    ]
+    needed = sum(widths) + _GAP * (len(names) + len(numbers))
+    needed += sum(
+        min(_NAME_MIN, max([len(title), *(len(row[place]) for row in rows)])) for place, title in enumerate(names)
+    )
+    if needed > stdout_console().width:
+        for row in rows:
+            _show_pairs(names, numbers, row)
+        return
+    table = Table(box=None, header_style="bold")
+    for title in names:
+        table.add_column(title, overflow="fold")
+    for title, width in zip(numbers, widths, strict=True):
+        table.add_column(title, justify="right", no_wrap=True, min_width=width)
+    for row in rows:
+        table.add_row(*(Text(show.printable(text)) for text in row))
+    show_view(table)
+
+
+def _show_pairs(names: Sequence[str], numbers: Sequence[str], row: Sequence[str]) -> None:
+    say("  ".join(f"{title} {show.printable(text)}" for title, text in zip(names, row, strict=False)) or "total")
+    pairs = (f"{title} {text}" for title, text in zip(numbers, row[len(names) :], strict=True))
+    text = "  ".join(pair.replace(" ", _NO_BREAK) for pair in pairs)
+    width = max(stdout_console().width, 40)
+    for line in textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False):
+        say(line.replace(_NO_BREAK, " "))

@@ -1,0 +1,88 @@
+"""What a price list says of the usage in a ledger: what has no price, and what in the list is never used. `database`: a
+snapshot."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from tokenometer.processor.ledger import labelsets
+from tokenometer.processor.ledger.database import Database
+from tokenometer.processor.ledger.prices import Entry, PriceError, Prices
+from tokenometer.schemas.usage import PARENTS, TOKENS
+
+_TOTAL = " + ".join(name for name in TOKENS if name not in PARENTS)
+
+
+@dataclass
+class PriceCheck:
+    """unpriced: tokens by model and labels, of all users. ties: usage that two entries fit equally well."""
+
+    unpriced: dict[tuple[str, str], int] = field(default_factory=dict)
+    used: dict[int, int] = field(default_factory=dict)  # by line of an entry: tokens
+    ties: set[str] = field(default_factory=set)
+    models: set[str] = field(default_factory=set)
+
+
+def may_tie(prices: Prices) -> Iterator[tuple[Entry, Entry]]:
+    """Entries of one rank that some usage may fit alike, unless a third one is more specific for all of that."""
+    for number, entry in enumerate(prices.entries):
+        for other in prices.entries[:number]:
+            if entry.rank == other.rank and entry.may_meet(other):
+                if not any(_settles(third, other, entry) for third in prices.entries):
+                    yield other, entry
+
+
+def _settles(third: Entry, a: Entry, b: Entry) -> bool:
+    """Does it win wherever both of the others fit?"""
+    both = {**a.labels, **b.labels}
+    return (
+        third.rank > a.rank
+        and all(both.get(name) == value for name, value in third.labels.items())
+        and third.customer in (None, a.customer or b.customer)
+        and third.model in ({a.model, b.model} if a.is_pattern and b.is_pattern else {a.model, b.model, third.model})
+        and all(not each.model or third.fits_model(each.model) for each in (a, b) if not each.is_pattern)
+        and (third.begin is None or all(each.begin is not None and third.begin <= each.begin for each in (a, b)))
+        and (third.end is None or all(each.end is not None and each.end <= third.end for each in (a, b)))
+    )
+
+
+def against(database: Database, prices: Prices, begin: int | None = None) -> PriceCheck:
+    """Of the usage of windows from `begin` on; None: of all."""
+    found = PriceCheck()
+    [(first, last)] = database.rows("SELECT min(window_start), max(window_start) FROM usage")
+    if first is None:
+        return found
+    first = max(int(first), begin) if begin is not None else int(first)
+    if first > int(last):
+        return found
+    segment = database.buckets(prices.bounds(first, int(last) + 1))
+    user = "user_id" if prices.by_user else "0"
+    rows = database.rows(
+        f"SELECT segment, user_id, model_id, labels_id, sum(total) FROM (SELECT {segment} AS segment, "
+        f"{user} AS user_id, model_id, labels_id, {_TOTAL} AS total FROM usage WHERE window_start >= ?) AS placed "
+        "GROUP BY segment, user_id, model_id, labels_id",
+        [first],
+    )
+    names = _names(database, {int(row[2]) for row in rows} | {int(row[1]) for row in rows})
+    sets = labelsets.sets(database, {int(row[3]) for row in rows})
+    for at, user_id, model_id, labels_id, total in rows:
+        model, labels, tokens = names[int(model_id)], sets[int(labels_id)], int(total)
+        found.models.add(model)
+        try:
+            entry = prices.entry(model, names.get(int(user_id), ""), labels, int(at))
+        except PriceError as error:
+            found.ties.add(str(error))
+            continue
+        if entry is not None:
+            found.used[entry.line] = found.used.get(entry.line, 0) + tokens
+        elif tokens:
+            place = model, ", ".join(f"{name}={value}" for name, value in labels.items())
+            found.unpriced[place] = found.unpriced.get(place, 0) + tokens
+    return found
+
+
+def _names(database: Database, ids: set[int]) -> dict[int, str]:
+    wanted = ", ".join(map(str, sorted(ids)))
+    return {
+        int(id): bytes(name).decode()
+        for id, name in database.rows(f"SELECT id, name FROM names WHERE id IN ({wanted})")
+    }
