@@ -21,8 +21,7 @@ from tokenometer.schemas.mapping import (
     resolve,
     shipped,
 )
-from tokenometer.schemas.usage import TOKENS
-from tokenometer.schemas.usage import FURTHER
+from tokenometer.schemas.usage import FURTHER, TOKENS
 from tokenometer.schemas.value import PLAIN
 
 MAPPINGS = pathlib.Path(__file__).parents[1] / "schemas" / "mappings"
