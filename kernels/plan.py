@@ -55,14 +55,15 @@ class Need(NamedTuple):
     texts: int
     arena_bytes: int
     further: int
+    rows_each: int = 2  # one for the input where another chip read it, and one for the rest
 
     @property
     def rows(self) -> int:
-        return 2 * self.records
+        return self.rows_each * self.records
 
     @property
     def cells(self) -> int:
-        return 2 * self.records
+        return self.rows_each * self.records
 
 
 @dataclass
@@ -121,9 +122,13 @@ class Plan:
         accounts = records if self.mapping.labels else 0
         return Need(
             records=records,
-            texts=self._most_values(lines, size, 4, _bytes_of_labels(self.mapping)) + accounts + self._given_labels,
+            texts=self._most_values(lines, size, _needed_names(self.mapping), _bytes_of_texts(self.mapping))
+            + len(self.defaults)
+            + accounts
+            + self._given_labels,
             arena_bytes=size + len(self.prefix) + accounts * (4 + layout.LABEL_BYTES * len(self.mapping.labels)),
             further=self._most_values(lines, size, 0, _bytes_of_further(self.mapping)),
+            rows_each=2 if _may_differ(self.mapping.field("prefill_chip")) else 1,
         )
 
     @property
@@ -426,17 +431,32 @@ def _leaf_bytes(path: Path, spec: Field) -> int:
     return len(path[-1].encode()) + (7 if quoted else 5)
 
 
-def _bytes_of_labels(mapping: Mapping) -> list[int]:
-    """Of each label whose values may be texts of their own: how many bytes of a record one takes at least, beside those
-    of needed fields. What a needed string reads, too, is no text of its own."""
+def _names(mapping: Mapping) -> list[Field]:
+    """The strings of a record that its rows have."""
+    return [mapping.field(name) for name in ("user", "model", "chip", "prefill_chip")]
+
+
+def _needed_names(mapping: Mapping) -> int:
+    return sum(spec.required for spec in _names(mapping))
+
+
+def _may_differ(prefill_chip: Field) -> bool:
+    return bool(prefill_chip.paths) or prefill_chip.default is not None
+
+
+def _bytes_of_texts(mapping: Mapping) -> list[int]:
+    """Of each label, and each optional name, whose values may be texts of their own: how many bytes of a record one
+    takes at least, beside those of needed fields. What a needed string reads, too, is no text of its own."""
     needed = [spec for spec in mapping.fields if spec.required]
     strings = {spec.paths[0] for spec in needed if spec.kind == "string" and len(spec.paths) == 1}
     others = {path for spec in needed if spec.kind != "string" for path in spec.paths}
     costs = []
-    for label in mapping.labels:
-        if label.field and not strings.issuperset(label.field.paths):
-            shared = not others.isdisjoint(label.field.paths)
-            costs.append(0 if shared else min(_leaf_bytes(path, label.field) for path in label.field.paths))
+    optional = [label.field for label in mapping.labels if label.field]
+    optional += [spec for spec in _names(mapping) if not spec.required]
+    for spec in optional:
+        if not strings.issuperset(spec.paths):
+            shared = not others.isdisjoint(spec.paths)
+            costs.append(0 if shared else min(_leaf_bytes(path, spec) for path in spec.paths))
     return costs
 
 

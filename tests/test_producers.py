@@ -9,6 +9,7 @@ from typing import Any
 import orjson
 import pytest
 
+from tests import harness
 from tests.test_samples import counted, counters
 from tokenometer.schemas import mapping as mappings
 
@@ -469,6 +470,68 @@ def test_a_producers_records_count_as_they_say(make_engine, tmp_path, name):
     assert counters(summary) == expected
     assert summary.tally.skipped == skipped
     assert {reason.partition(":")[0]: count for reason, count in summary.rejects.items()} == rejects
+
+
+Labels = tuple[tuple[str, str], ...]
+# mapping, record, labels of its row, its further counters (1 h writes; audio, image, cached audio, audio out)
+LABELLED: dict[str, tuple[str, dict[str, Any], Labels, tuple[int, ...]]] = {
+    "LiteLLM knows team, project, organisation and key": ("litellm", litellm("1", "1", tokens=(1000, 20), metadata={
+        "user_api_key_team_id": "t", "user_api_key_org_id": "o", "user_api_key_project_id": "p",
+        "user_api_key_hash": "k", "usage_object": {"service_tier": "standard", "cache_creation_input_tokens": 100,
+            "prompt_tokens_details": {"audio_tokens": 3, "image_tokens": 4, "cache_creation_token_details": {
+                "ephemeral_5m_input_tokens": 60, "ephemeral_1h_input_tokens": 40}},
+            "completion_tokens_details": {"audio_tokens": 5}}}),
+        (("api_key", "k"), ("organisation", "o"), ("project", "p"), ("service_tier", "standard"), ("team", "t")),
+        (40, 3, 4, 0, 5)),
+    "OpenAI's tier, audio and images": ("openai-chat", wrapped(chat(
+        prompt_tokens=100, completion_tokens=20, total_tokens=120,
+        prompt_tokens_details={"audio_tokens": 17, "image_tokens": 9, "cached_tokens": None},
+        completion_tokens_details={"audio_tokens": 11}) | {"service_tier": "flex"})[0],
+        (("service_tier", "flex"),), (0, 17, 9, 0, 11)),
+    "a body without a tier has no label": ("openai-chat", wrapped(
+        chat(prompt_tokens=1, completion_tokens=2, total_tokens=3) | {"service_tier": None})[0], (), ()),
+    "Anthropic's one-hour writes, tier, speed and place": ("anthropic", wrapped({
+        "id": "msg_1", "model": "m", "usage": {
+            "input_tokens": 500, "cache_creation_input_tokens": 100, "output_tokens": 20,
+            "cache_creation": {"ephemeral_5m_input_tokens": 60, "ephemeral_1h_input_tokens": 40},
+            "service_tier": "priority", "speed": "fast", "inference_geo": "us"}})[0],
+        (("inference_geo", "us"), ("service_tier", "priority"), ("speed", "fast")), (40, 0, 0, 0, 0)),
+    "batches cost less": ("openai-batch", {"id": "b", "response": {"status_code": 200, "body": BATCH_BODY}},
+        (("service_tier", "batch"),), ()),
+    "Gemini's traffic": ("gemini", wrapped({"usageMetadata": {
+        "promptTokenCount": 5, "totalTokenCount": 5, "trafficType": "ON_DEMAND"}})[0],
+        (("service_tier", "ON_DEMAND"),), ()),
+    "Kong's workspace, service and key": ("kong", kong("proxy", "1", {"prompt_tokens": 1, "completion_tokens": 1})
+        | {"workspace_name": "w", "service": {"name": "s"}, "authenticated_entity": {"id": "k"}},
+        (("api_key", "k"), ("service", "s"), ("workspace", "w")), ()),
+    "Bedrock's metadata of a request": ("bedrock-log", {
+        "timestamp": "2026-11-29T03:20:29Z", "requestId": "b", "modelId": "m", "input": {"inputTokenCount": 1},
+        "requestMetadata": {"team": "growth", "project": "p"}}, (("project", "p"), ("team", "growth")), ()),
+    "a span's tier and organisation": ("otel-genai", {
+        "span_id": "1", "end_time": "2026-11-23T17:00:01Z", "gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 1,
+        "gen_ai.usage.output_tokens": 1, "openai.response.service_tier": "flex", "anthropic.organization.id": "o"},
+        (("organisation", "o"), ("service_tier", "flex")), ()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_a_row_carries_what_its_price_depends_on(make_engine, name):
+    mapping, record, labels, further = LABELLED[name]
+    run = harness.Run(make_engine(), harness.shipped(mapping))
+    run.feed([orjson.dumps(record)])
+    [(key, row)] = run.rows().items()
+    assert key[4:] == ((labels,) if labels else ())
+    assert tuple(row[6:]) == further
+
+
+@pytest.mark.parametrize(("name", "edges"), [("anthropic", 1), ("gemini", 1), ("ark", 3)])
+def test_the_ranges_that_prices_depend_on_are_ready_to_be_used(name, edges):
+    """Take out the signs, as the mapping says."""
+    text = (harness.MAPPINGS / f"{name}.toml").read_text()
+    table = text[text.index("# [labels.context]") :]
+    mapping = mappings.parse(text.replace(table, table.replace("# ", "")), name)
+    [context] = [label.bracket for label in mapping.labels if label.bracket]
+    assert (context.counter, len(context.names)) == ("input_tokens", edges + 1)
 
 
 def test_spans_in_jaegers_and_zipkins_json_have_the_rules_of_otlp(make_engine, tmp_path):

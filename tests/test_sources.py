@@ -68,8 +68,9 @@ def test_opentelemetrys_openai_v2_writes_what_otlp_reads(make_engine, tmp_path):
 
 @needs("opentelemetry.instrumentation.openai", "opentelemetry.instrumentation.anthropic")
 def test_traceloop_and_the_anthropic_sdk_write_what_otlp_reads(make_engine, tmp_path):
-    """The call of Claude has two spans, traceloop's and the SDK's own, and one response id: it counts once. The spans of
-    streams do not count reasoning."""
+    """The call of Claude has two spans, traceloop's and the SDK's own, and one response id: it counts once.
+
+    The spans of streams do not count reasoning."""
     with provider() as address:
         run("spans", "traceloop", address, str(tmp_path / "spans"))
     summary = counted(make_engine, tmp_path / "spans", "otlp", whole=True)
