@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
+from tests.cuda_on_cpu import CudaOnCpuTarget  # noqa: E402
 
 for _name in ("COLUMNS", "LINES"):  # readline puts them into the environment that a worker of xdist inherits
     os.environ.pop(_name, None)
@@ -36,12 +37,16 @@ def own_logs() -> Iterator[None]:
         logger.handlers, logger.propagate, logger.level = state
 
 
-@pytest.fixture(scope="session", params=["cpu", "cpu x 2 threads", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    scope="session", params=["cpu", "cpu x 2 threads", "cuda on cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+)
 def target(request: pytest.FixtureRequest) -> Target:
     if request.param == "cpu":
         return HostTarget()
     if request.param == "cpu x 2 threads":
         return HostTarget(threads=2)
+    if request.param == "cuda on cpu":
+        return CudaOnCpuTarget()
     try:
         return CudaTarget()
     except DeviceError as error:
