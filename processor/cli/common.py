@@ -3,7 +3,7 @@
 0    done, also where a log has rejected records: they are reported
 1    something outside cannot be used, or an audit found a difference; one line on stderr says what and what to do
 2    wrong arguments
-3    --strict, and the log has rejected records
+3    no record of a log was counted, or --strict was given and some were rejected
 130  interrupted by Ctrl-C
 141  the reader of our output went away
 """

@@ -2,8 +2,9 @@
 
 Owns: the files' formats, and that a file of the wanted name is complete: it is written under another name and renamed
 when all of it is there.
-Promises: there is no Python step for each row. A row has the fields of schemas/usage.schema.json; in Parquet `window_start` is a
-timestamp and `labels` a map, in NDJSON a text and an object. A dead letter keeps every byte of its record.
+Promises: there is no Python step for each row. A row has the fields of schemas/usage.schema.json; in Parquet
+`window_start` is a timestamp and `labels` a map, in NDJSON a text and an object. A dead letter keeps every byte of its
+record.
 """
 
 import base64
