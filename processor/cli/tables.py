@@ -11,6 +11,7 @@ from tokenometer.processor.cli.common import say, show_view, stdout_console
 
 _NAME_MIN = 8  # columns for a name, which may be folded
 _GAP = 2
+_WIDTH_MIN = 40  # of a line of pairs: room for the largest count
 _NO_BREAK = "\u00a0"
 
 
@@ -39,9 +40,13 @@ def show_rows(names: Sequence[str], numbers: Sequence[str], rows: Sequence[Seque
 
 
 def _show_pairs(names: Sequence[str], numbers: Sequence[str], row: Sequence[str]) -> None:
-    say("  ".join(f"{title} {show.printable(text)}" for title, text in zip(names, row, strict=False)) or "total")
-    pairs = (f"{title} {text}" for title, text in zip(numbers, row[len(names) :], strict=True))
+    """A long name is folded, a number is not."""
+    _show_line([f"{title} {show.printable(text)}" for title, text in zip(names, row, strict=False)] or ["total"], "")
+    _show_line([f"{title} {text}" for title, text in zip(numbers, row[len(names) :], strict=True)], "  ")
+
+
+def _show_line(pairs: Sequence[str], indent: str) -> None:
     text = "  ".join(pair.replace(" ", _NO_BREAK) for pair in pairs)
-    width = max(stdout_console().width, 40)
-    for line in textwrap.wrap(text, width, initial_indent="  ", subsequent_indent="  ", break_long_words=False):
+    width = max(stdout_console().width, _WIDTH_MIN)
+    for line in textwrap.wrap(text, width, initial_indent=indent, subsequent_indent="  ", break_on_hyphens=False):
         say(line.replace(_NO_BREAK, " "))

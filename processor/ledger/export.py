@@ -15,7 +15,11 @@ from tokenometer.processor.ledger.values import BadRequest, LedgerError
 from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
 
 _COUNTS = (*COUNTERS, TOTAL, *FURTHER, "unpriced_tokens", "uncosted_tokens", "price_line")
-_MONEY = ("revenue", "chip_cost", "amount")
+# Decimals: of ours, and of FOCUS.
+_MONEY = (
+    "revenue", "chip_cost", "amount", "BilledCost", "ContractedCost", "EffectiveCost", "ListCost", "ListUnitPrice",
+    "ContractedUnitPrice", "PricingQuantity", "ConsumedQuantity",
+)  # fmt: skip
 _MONEY_TYPE = pa.decimal128(38, 18)  # a price has twelve digits behind the point, and is for a million
 # What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian keyboards too.
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")

@@ -31,7 +31,7 @@ _SERVICE = {
     "InvoiceIssuerName": _ISSUER, "ProviderName": _ISSUER, "PublisherName": _ISSUER,
 }  # fmt: skip
 _EPOCH = "1970-01-01T00:00:00Z"  # where a first statement begins, which has all that is older
-_MILLIONTH = prices.UNIT // 10**6  # of tokens; and of the unit of a rate, 10^-12, what makes it one of an amount
+_MILLIONTH = prices.UNIT // 10**6
 _SECTIONS = statements.KINDS
 
 
@@ -100,7 +100,7 @@ class _Book:
             if not tokens:
                 continue
             meter = f"{name.replace('_', ' ').capitalize()} tokens"
-            cost, price = prices.text(tokens * rate), prices.text(rate * _MILLIONTH)
+            cost, price = prices.text(tokens * rate), prices.text(rate * 10**6)
             terms = "" if entry is None else ",".join(f"{key}={value}" for key, value in sorted(entry.labels.items()))
             yield _row({
                 **common, **dict.fromkeys(_COSTS, cost), "ListUnitPrice": price, "ContractedUnitPrice": price,

@@ -200,7 +200,7 @@ def scope_of(database: Database, customer: Customer | None) -> Scope:
 def customer_of(database: Database, scope: Scope) -> Customer | None:
     if scope == EVERYBODY:
         return None
-    ids = [scope.user_id] if scope.user_id is not None else [scope.label_id, scope.value_id]
+    ids = [id for id in (scope.user_id, scope.label_id, scope.value_id) if id is not None]
     names: dict[int, Any] = dict(database.rows(f"SELECT id, name FROM names WHERE id IN ({', '.join(map(str, ids))})"))
     *label, value = (bytes(names[id]).decode() for id in ids)
     return Customer(label[0] if label else None, value)

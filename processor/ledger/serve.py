@@ -36,6 +36,7 @@ from tokenometer.processor.ledger import export, openapi, periods
 from tokenometer.processor.ledger.adjust import Conflict
 from tokenometer.processor.ledger.api import Api, ServeSettings, metrics
 from tokenometer.processor.ledger.billing import Unpriced
+from tokenometer.processor.ledger.periods import Customer
 from tokenometer.processor.ledger.prices import PriceError
 from tokenometer.processor.ledger.values import BadRequest, LedgerError
 
@@ -92,16 +93,18 @@ class LedgerServer:
             if not access.is_own_host(request.headers.get("Host")):
                 raise Refused(403, "the Host header names another machine")
             return
-        given = request.headers.get("Authorization")
-        if access.may_ask(token, given) or request.path in access.OPEN_PATHS:
+        if access.may_ask(token, request.headers.get("Authorization")) or request.path in access.OPEN_PATHS:
             return
-        # All are compared, so that how long it takes says nothing.
-        customers = [each for own, each in self._settings.customers.items() if access.may_ask(own, given)]
-        if not customers:
+        if self._customer(request) is None:
             raise Refused(401, "a bearer token is wanted", WWW_Authenticate="Bearer")
         if request.method not in ("GET", "HEAD") or not _OF_CUSTOMERS.fullmatch(request.path):
             raise Refused(403, "this token reads the usage and the statements of one customer")
-        request["customer"] = customers[0]
+
+    def _customer(self, request: web.Request) -> Customer | None:
+        """Whose token it is. All are compared, so that how long it takes says nothing."""
+        given = request.headers.get("Authorization")
+        found = [each for own, each in self._settings.customers.items() if access.may_ask(own, given)]
+        return found[0] if found else None
 
     async def _answer(self, question: Callable[[], dict[str, Any]]) -> web.Response:
         return answers.of(await self._ask(question))
@@ -128,7 +131,7 @@ class LedgerServer:
         return await self._answer(self._api.status)
 
     async def _statements(self, request: web.Request) -> web.Response:
-        return await self._answer(lambda: self._api.statements(request.get("customer")))
+        return await self._answer(lambda: self._api.statements(self._customer(request)))
 
     async def _usage(self, request: web.Request) -> web.Response:
         given: dict[str, Any] = _once(request, "label")
@@ -137,7 +140,7 @@ class LedgerServer:
         form = given.pop("format", "json")
         if form not in ("json", "csv"):
             raise BadRequest(f"format {form!r}: expected json or csv")
-        found = await self._ask(lambda: self._api.usage(given, None, request.get("customer")))
+        found = await self._ask(lambda: self._api.usage(given, None, self._customer(request)))
         if form == "json":
             return answers.of(found)
         text = export.csv_text(found["rows"], export.columns_of(found))
@@ -146,7 +149,7 @@ class LedgerServer:
 
     async def _page(self, request: web.Request) -> web.Response:
         given, name, kind = _once(request), request.match_info["name"], request.match_info["kind"]
-        return await self._answer(lambda: self._api.page(name, kind, given, request.get("customer")))
+        return await self._answer(lambda: self._api.page(name, kind, given, self._customer(request)))
 
     def _posted(self, question: Callable[[Any], dict[str, Any]]) -> Handler:
         async def posted(request: web.Request) -> web.StreamResponse:

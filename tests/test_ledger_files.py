@@ -1,0 +1,220 @@
+"""From a log to a priced statement without Kafka: rows of files into a ledger, and a provider's export against it."""
+
+import gzip
+import json
+import pathlib
+from typing import Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests import books
+from tests.test_ledger import COUNTS, IDENTITY, labelled, messages, take
+from tests.test_ledger_usage import run
+from tokenometer.processor.ledger import decode, files, provider
+from tokenometer.processor.ledger.values import LedgerError
+
+ROWS = [labelled({"team": name} if name else {}, COUNTS, (*IDENTITY[:4], f"p.{n}")) for n, name in enumerate(["blue", "red", "", "blue"])]
+ROWS += [labelled({}, COUNTS, (*IDENTITY[:4], "p.9"), audio_input_tokens=7), books.usage_row(IDENTITY, COUNTS)]
+
+
+def parquet(name: pathlib.Path, labels: str) -> None:
+    """As replay writes it; labels: as a struct, a map, or dictionary-coded names beside them."""
+    rows = [orjson.loads(row) for row in ROWS if row is not None]
+    for row in rows:
+        row["window_start"] = books.START_MS
+        row["labels"] = row.get("labels", {})
+        if labels == "map":
+            row["labels"] = list(row["labels"].items())
+    kind = pa.map_(pa.string(), pa.string()) if labels == "map" else pa.struct([("team", pa.string())])
+    text = pa.dictionary(pa.int32(), pa.string()) if labels == "dictionary" else pa.string()
+    fields = [pa.field("window_start", pa.timestamp("ms", "UTC")), *((name, text) for name in ("user", "model", "chip", "part"))]
+    fields += [("window_ms", pa.int64()), *((name, pa.uint64()) for name in (*books.COUNTERS, "total_tokens"))]
+    fields += [("schema", pa.int32()), ("labels", kind), ("audio_input_tokens", pa.uint64())]
+    pq.write_table(pa.Table.from_pylist(rows, pa.schema(fields)), name)
+
+
+@pytest.mark.parametrize("form", ["struct", "map", "dictionary", "ndjson", "gz"])
+def test_rows_of_a_file_are_those_of_the_topic_and_come_once(database: str, tmp_path: pathlib.Path, form: str) -> None:
+    suffix = {"ndjson": ".ndjson", "gz": ".ndjson.gz"}.get(form, ".parquet")
+    name = tmp_path / f"usage{suffix}"
+    text = b"\n".join(row for row in ROWS if row is not None)
+    if suffix == ".parquet":
+        parquet(name, form)
+    else:
+        name.write_bytes(gzip.compress(text) if form == "gz" else text + b"\n")
+    with books.opened(database) as store:
+        assert files.load(store, str(name)) == len(ROWS)
+        first = books.contents(store)
+        assert files.load(store, str(name)) == len(ROWS)
+        assert books.contents(store) == first and len(first["open_rows"]) == len(ROWS)
+    other = tmp_path / "other.duckdb"
+    with books.opened(str(other)) as store:
+        take(store, ROWS)
+        assert [row.count("blue") for row in books.contents(store)["names"]] == [row.count("blue") for row in first["names"]]
+        assert len(books.contents(store)["open_rows"]) == len(first["open_rows"])
+
+
+def test_a_file_is_read_in_batches(database: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_BATCH_ROWS", 2)
+    monkeypatch.setattr(files, "_CHUNK_BYTES", 100)
+    name = tmp_path / "usage.ndjson"
+    name.write_bytes(b"\n".join(row for row in ROWS if row is not None))
+    with books.opened(database) as store:
+        assert files.load(store, str(name)) == len(ROWS)
+        assert store.database.rows("SELECT sum(requests) FROM usage") == [(len(ROWS),)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("none.parquet", None, "none.parquet: cannot be read"),
+        ("usage.csv", b"", "expected a name that ends in .parquet, .ndjson"),
+        ("usage.parquet", b"PAR1", "usage.parquet: cannot be read"),
+        ("usage.ndjson", ROWS[0] + b"\n{}", r"usage\.ndjson, line 2: "),
+        ("usage.ndjson", ROWS[0] + b"\n\n", r"usage\.ndjson, line 2: not JSON"),
+        ("usage.ndjson.gz", b"no gzip", "cannot be read"),
+    ],
+)
+def test_a_file_that_cannot_be_read_names_the_place(tmp_path: pathlib.Path, name: str, content: Any, words: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with books.opened(str(tmp_path / "ledger.duckdb")) as store, pytest.raises(LedgerError, match=words):
+        files.load(store, str(tmp_path / name))
+
+
+def test_a_parquet_file_of_other_columns_is_told(tmp_path: pathlib.Path) -> None:
+    name = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"a": [1]}), name)
+    with books.opened(str(tmp_path / "ledger.duckdb")) as store:
+        with pytest.raises(decode.Malformed, match="x.parquet, rows 1 to 1: no column "):
+            files.load(store, str(name))
+
+
+PRICES = 'currency = "USD"\n[[price]]\nmodel = "*"\ninput = "2"\noutput = "10"\n'
+
+
+def test_from_a_log_to_a_priced_statement_in_four_commands(capsys: Any, tmp_path: pathlib.Path) -> None:
+    log, rows, ledger = (str(tmp_path / name) for name in ("log.ndjson", "usage.parquet", "ledger.duckdb"))
+    (tmp_path / "prices.toml").write_text(PRICES)
+    records = [
+        {"request_id": f"r-{n}", "timestamp": "2026-11-03T12:00:00Z", "user": "alice", "model": "llama", "chip": "H100",
+         "input_tokens": 1_000_000, "output_tokens": 100_000} for n in range(3)
+    ]  # fmt: skip
+    pathlib.Path(log).write_text("".join(json.dumps(record) + "\n" for record in records))
+    code, out, err = run(capsys, "replay", log, "--out", rows)
+    assert code == 0, err
+    where = ["--database", ledger]
+    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("usage.parquet: 1 rows\n")
+    code, out, err = run(capsys, "close", *where, "--to", "2026-12-01", "--prices", str(tmp_path / "prices.toml"))
+    assert code == 0 and json.loads(out)["amount"] == "9", err
+    code, out, _ = run(capsys, "statement", "1", *where, "--json")
+    assert code == 0 and json.loads(out)["amount"] == "9"
+    assert run(capsys, "ledger", "load", rows, *where)[0] == 0
+    assert run(capsys, "statement", "next", *where, "--json")[1] == "", "the same file again is nothing new"
+
+
+def test_files_go_beside_topics_only_if_that_is_said(capsys: Any, tmp_path: pathlib.Path) -> None:
+    ledger, name = str(tmp_path / "ledger.duckdb"), tmp_path / "usage.ndjson"
+    name.write_bytes(ROWS[0] or b"")
+    with books.opened(ledger) as store:
+        take(store, ROWS[1:2])
+    code, _, err = run(capsys, "ledger", "load", str(name), "--database", ledger)
+    assert code == 1 and "counted twice" in err
+    assert run(capsys, "ledger", "load", str(name), "--database", ledger, "--beside-topics")[0] == 0
+
+
+# --- A provider's export ---
+
+OPENAI = """start_time,end_time,project_id,num_model_requests,model,input_tokens,output_tokens,input_cached_tokens
+1795392000,1795478400,p,2,llama,200,60,80
+1795392000,1795478400,q,1,gemma,5,0,0
+"""
+ANTHROPIC = """usage_date_utc,model_version,api_key,usage_input_tokens_no_cache,usage_input_tokens_cache_write_5m,\
+usage_input_tokens_cache_write_1h,usage_input_tokens_cache_read,usage_output_tokens
+2026-11-23,llama,k,80,40,0,80,61
+"""
+LITELLM = """request_id,startTime,model,prompt_tokens,completion_tokens,total_tokens,spend
+a,2026-11-23 00:00:01,llama,100,30,130,0.1
+b,2026-11-23T00:00:01.5Z,llama,100,30,130,0.2
+"""
+CUR = """line_item_usage_start_date,line_item_usage_type,line_item_usage_amount,line_item_unblended_cost
+2026-11-23T00:00:00Z,USE1-llama-input-tokens,200.0,0.1
+2026-11-23T00:00:00Z,USE1-llama-output-tokens,60,0.1
+2026-11-23T00:00:00Z,USE1-llama-search,3,0.1
+"""
+
+
+@pytest.fixture
+def ledger(tmp_path: pathlib.Path) -> str:
+    name = str(tmp_path / "ledger.duckdb")
+    with books.opened(name) as store:
+        take(store, [books.usage_row((*IDENTITY[:4], part), COUNTS) for part in ("p.1", "p.2")])
+    return name
+
+
+def reconciled(capsys: Any, ledger: str, text: str, *more: str) -> tuple[int, list[Any], str]:
+    file = pathlib.Path(ledger).with_name("export.csv")
+    file.write_text(text)
+    code, out, err = run(capsys, "reconcile", str(file), "--database", ledger, "--json", *more)
+    return code, [json.loads(line) for line in out.splitlines()], err
+
+
+def test_exports_of_providers_are_compared_by_day_and_model(ledger: str, capsys: Any, tmp_path: pathlib.Path) -> None:
+    code, found, _ = reconciled(capsys, ledger, OPENAI)
+    assert code == 1 and [(row["model"], row["counter"], row["theirs"], row["ours"], row["difference"]) for row in found] == [
+        ("gemma", "requests", 1, 0, -1), ("gemma", "input_tokens", 5, 0, -5),
+    ]  # fmt: skip
+    code, found, _ = reconciled(capsys, ledger, ANTHROPIC)
+    assert code == 1 and [(row["counter"], row["difference"]) for row in found] == [("output_tokens", -1)]
+    assert reconciled(capsys, ledger, LITELLM)[:2] == (0, [])
+    models = 'models = { "USE1-llama-*" = "llama" }\n'
+    layout = tmp_path / "cur.toml"
+    layout.write_text(
+        'day = "line_item_usage_start_date"\nmodel = "line_item_usage_type"\n' + models + '[kinds]\n'
+        'column = "line_item_usage_type"\nquantity = "line_item_usage_amount"\n'
+        'of = { "*-input-tokens" = ["input_tokens"], "*-output-tokens" = ["output_tokens"] }\n'
+    )  # fmt: skip
+    assert reconciled(capsys, ledger, CUR, "--layout", str(layout))[:2] == (1, []), "a kind is not named"
+    named = "\n".join(line for line in CUR.splitlines() if "search" not in line)
+    assert reconciled(capsys, ledger, named, "--layout", str(layout))[:2] == (0, [])
+    assert provider.read(str(tmp_path / "export.csv"), None).layout is provider.LAYOUTS["cur"]
+    assert reconciled(capsys, ledger, LITELLM, "--user", "nobody")[0] == 1
+
+
+def test_our_own_focus_statement_reconciles_with_the_ledger(ledger: str, capsys: Any, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "prices.toml").write_text(PRICES)
+    where = ["--database", ledger]
+    close = ["close", *where, "--to", "2026-11-24", "--anyway", "--prices", str(tmp_path / "prices.toml")]
+    assert run(capsys, *close)[0] == 0
+    text = run(capsys, "statement", "1", *where, "--format", "focus")[1].replace("1970-01-01T", "2026-11-23T")
+    code, found, _ = reconciled(capsys, ledger, text)
+    assert (code, found) == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a,b\n1,2\n", "its columns are of none of openai, anthropic, litellm, focus, cur"),
+        (OPENAI.replace("1795392000,", "yesterday,", 1), "line 2: 'yesterday' is no day"),
+        (OPENAI.replace(",200,", ",2.5,"), "line 2: input_tokens is no whole number: 2.5"),
+        (OPENAI.replace(",200,", ",many,"), "line 2: input_tokens is no number: 'many'"),
+        (OPENAI.replace(",200,", ",NaN,"), "line 2: input_tokens is no number: 'NaN'"),
+    ],
+)
+def test_an_export_that_cannot_be_read_names_its_line(ledger: str, capsys: Any, text: str, words: str) -> None:
+    code, _, err = reconciled(capsys, ledger, text)
+    assert code == 1 and words in err
+
+
+@pytest.mark.parametrize("text", ["", "day = 1", 'day = "d"\nmodel = "m"\n[counters]\naudio = ["x"]', "x ="])
+def test_a_layout_that_is_none_is_told(tmp_path: pathlib.Path, text: str) -> None:
+    (tmp_path / "layout.toml").write_text(text)
+    with pytest.raises(provider.ExportUnreadable, match="layout.toml: "):
+        provider.layout_of(str(tmp_path / "layout.toml"))
+
+
+def test_messages_and_files_share_the_reader() -> None:
+    assert decode.usage_rows([messages(ROWS)]) is not None
