@@ -132,7 +132,7 @@ class _Book:
     def _common(self, user: str, currency: str) -> dict[str, Any]:
         return {
             **_SERVICE, "BillingAccountId": self._account or user, "SubAccountId": user, "BillingCurrency": currency,
-            "BillingPeriodStart": self._begin, "BillingPeriodEnd": self._end, "InvoiceId": str(self._made.id),
+            "BillingPeriodStart": self._begin, "BillingPeriodEnd": self._end, "InvoiceId": f"statement-{self._made.id}",
         }  # fmt: skip
 
 
