@@ -13,7 +13,7 @@ import pytest
 from tests import books, streams
 from tests.ledgers import make
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.ledger import periods
+from tokenometer.processor.ledger import periods, statements
 from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.values import Busy, Damaged, DatabaseError
 

@@ -16,7 +16,8 @@ from tests.test_ledger_usage import run
 from tokenometer.processor.ledger import decode, files, provider
 from tokenometer.processor.ledger.values import LedgerError
 
-ROWS = [labelled({"team": name} if name else {}, COUNTS, (*IDENTITY[:4], f"p.{n}")) for n, name in enumerate(["blue", "red", "", "blue"])]
+TEAMS = [{"team": "blue"}, {"team": "red"}, {}, {"team": "blue"}]
+ROWS = [labelled(labels, COUNTS, (*IDENTITY[:4], f"p.{n}")) for n, labels in enumerate(TEAMS)]
 ROWS += [labelled({}, COUNTS, (*IDENTITY[:4], "p.9"), audio_input_tokens=7), books.usage_row(IDENTITY, COUNTS)]
 
 
@@ -30,7 +31,8 @@ def parquet(name: pathlib.Path, labels: str) -> None:
             row["labels"] = list(row["labels"].items())
     kind = pa.map_(pa.string(), pa.string()) if labels == "map" else pa.struct([("team", pa.string())])
     text = pa.dictionary(pa.int32(), pa.string()) if labels == "dictionary" else pa.string()
-    fields = [pa.field("window_start", pa.timestamp("ms", "UTC")), *((name, text) for name in ("user", "model", "chip", "part"))]
+    fields: list[Any] = [("window_start", pa.timestamp("ms", "UTC"))]
+    fields += [(name, text) for name in ("user", "model", "chip", "part")]
     fields += [("window_ms", pa.int64()), *((name, pa.uint64()) for name in (*books.COUNTERS, "total_tokens"))]
     fields += [("schema", pa.int32()), ("labels", kind), ("audio_input_tokens", pa.uint64())]
     pq.write_table(pa.Table.from_pylist(rows, pa.schema(fields)), name)
@@ -53,7 +55,7 @@ def test_rows_of_a_file_are_those_of_the_topic_and_come_once(database: str, tmp_
     other = tmp_path / "other.duckdb"
     with books.opened(str(other)) as store:
         take(store, ROWS)
-        assert [row.count("blue") for row in books.contents(store)["names"]] == [row.count("blue") for row in first["names"]]
+        assert sorted(row.count("blue") for row in books.contents(store)["names"]) == [0] * 6 + [1]
         assert len(books.contents(store)["open_rows"]) == len(first["open_rows"])
 
 
@@ -78,7 +80,7 @@ def test_a_file_is_read_in_batches(database: str, tmp_path: pathlib.Path, monkey
         ("usage.ndjson.gz", b"no gzip", "cannot be read"),
     ],
 )
-def test_a_file_that_cannot_be_read_names_the_place(tmp_path: pathlib.Path, name: str, content: Any, words: str) -> None:
+def test_a_file_that_cannot_be_read_names_it(tmp_path: pathlib.Path, name: str, content: Any, words: str) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
     with books.opened(str(tmp_path / "ledger.duckdb")) as store, pytest.raises(LedgerError, match=words):
@@ -164,7 +166,8 @@ def reconciled(capsys: Any, ledger: str, text: str, *more: str) -> tuple[int, li
 
 def test_exports_of_providers_are_compared_by_day_and_model(ledger: str, capsys: Any, tmp_path: pathlib.Path) -> None:
     code, found, _ = reconciled(capsys, ledger, OPENAI)
-    assert code == 1 and [(row["model"], row["counter"], row["theirs"], row["ours"], row["difference"]) for row in found] == [
+    assert code == 1
+    assert [tuple(row[name] for name in ("model", "counter", "theirs", "ours", "difference")) for row in found] == [
         ("gemma", "requests", 1, 0, -1), ("gemma", "input_tokens", 5, 0, -5),
     ]  # fmt: skip
     code, found, _ = reconciled(capsys, ledger, ANTHROPIC)

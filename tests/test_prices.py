@@ -89,7 +89,8 @@ def test_every_token_is_charged_once_at_its_own_rate() -> None:
             cache_write_tokens=own["cache_write"] + own["cache_write_1h"], cache_write_1h_tokens=own["cache_write_1h"],
             audio_input_tokens=own["audio_input"] + own["audio_cached_input"], image_input_tokens=own["image_input"],
             audio_cached_input_tokens=own["audio_cached_input"], reasoning_tokens=own["reasoning"],
-            audio_output_tokens=own["audio_output"], output_tokens=own["output"] + own["reasoning"] + own["audio_output"],
+            audio_output_tokens=own["audio_output"],
+            output_tokens=own["output"] + own["reasoning"] + own["audio_output"],
         )  # fmt: skip
         wanted = sum(Fraction(rates[name]) * own[name] for name in own) / 1_000_000
         assert Fraction(amount(lists, given)) == wanted

@@ -130,7 +130,13 @@ def _read(values: list[bytes]) -> Any:
     table = _parsed(text)
     if len(table) != len(values) or any(table[name].null_count for name in _REQUIRED):
         raise _Doubt
-    return table.combine_chunks()
+    table = table.combine_chunks()
+    # What has no label has no object of labels, and what is 0 is not there.
+    if any(pc.min(table[name]).as_py() == 0 for name in FURTHER if table[name].null_count < len(table)):
+        raise _Doubt
+    if "labels" in table.column_names and labels.has_empty(_one_chunk(table["labels"])):
+        raise _Doubt
+    return table
 
 
 def _parsed(text: bytes) -> Any:
@@ -242,6 +248,8 @@ def _row(value: bytes, where: str) -> dict[str, Any]:
         name = min(wrong)
         raise Malformed(f"{where}: {'an unknown' if name in row else 'no'} field {name}")
     given = [name for name in FURTHER if name in row]
+    if any(row[name] == 0 for name in given):
+        raise Malformed(f"{where}: a further counter that is 0 is not there")
     for name in (*COUNTERS, *given, TOTAL, "window_ms"):
         if type(row[name]) is not int or not 0 <= row[name] < (_WINDOW_MS_END if name == "window_ms" else U64_END):
             raise Malformed(f"{where}: {name} is not an unsigned 64-bit integer")
@@ -259,7 +267,7 @@ def _row(value: bytes, where: str) -> dict[str, Any]:
         _window_ms(row["window_start"])
     except _Doubt:
         raise Malformed(f"{where}: window_start is not a moment such as 2026-11-23T17:05:00Z") from None
-    if "labels" in row and (wrong_labels := labels.fault(row["labels"])):
+    if "labels" in row and (wrong_labels := labels.fault(row["labels"]) or labels.emptiness(row["labels"])):
         raise Malformed(f"{where}: {wrong_labels}")
     counters, further = ([np.array([row.get(name, 0)], np.uint64) for name in names] for names in (COUNTERS, FURTHER))
     if not _consistent(counters, np.uint64(row[TOTAL]), further):

@@ -36,6 +36,19 @@ def fault(labels: Any) -> str | None:
     return None
 
 
+def emptiness(labels: Mapping[str, Any]) -> str | None:
+    """A row without labels does not have the object."""
+    return None if any(value is not None for value in labels.values()) else "labels is empty"
+
+
+def has_empty(column: Any) -> bool:
+    """Has a row of a column of structs an object in which nothing is?"""
+    held = column.is_valid()
+    for field in column.type:
+        held = pc.and_not(held, pc.struct_field(column, field.name).is_valid())
+    return bool(pc.any(held).as_py())
+
+
 def set_of(labels: Mapping[str, str]) -> LabelSet:
     """In the order of names."""
     return tuple(sorted((name.encode(), value.encode()) for name, value in labels.items()))

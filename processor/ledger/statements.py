@@ -83,7 +83,8 @@ def _page(database: Database, table: str, condition: str, list_id: int | None, l
     span = "min(span_begin), min(span_end)" if not late else "NULL, NULL"
     rows = database.rows(
         f"SELECT {', '.join([*numbers, *names])}, price_line, {own}, {span}, min(amount), count(*), {_SUMS} "
-        f"FROM {table} JOIN names AS u ON u.id = user_id JOIN names AS m ON m.id = model_id JOIN names AS c ON c.id = chip_id "
+        f"FROM {table} JOIN names AS u ON u.id = user_id JOIN names AS m ON m.id = model_id "
+        "JOIN names AS c ON c.id = chip_id "
         f"WHERE {condition} GROUP BY {', '.join([*numbers, *names])}, price_line, {own} ORDER BY {', '.join(order)} "
         f"LIMIT {int(limit) + 1}",
         parameters,

@@ -18,8 +18,8 @@ from typing import Any
 from tests import books, streams
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.ledger import periods, pricefile, statements
-from tokenometer.processor.ledger.intake import IntakeProgress
 from tokenometer.processor.ledger.api import Api, ServeSettings
+from tokenometer.processor.ledger.intake import IntakeProgress
 from tokenometer.processor.ledger.store import Store
 
 FOLDER = pathlib.Path(__file__).parent
