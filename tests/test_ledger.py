@@ -166,7 +166,9 @@ def test_labels_come_out_as_they_went_in(odd: bool) -> None:
     """On both ways of reading, together and alone."""
     values: list[bytes | None] = [labelled(each) for each in ODD_LABELS]
     for some in (values, *([value] for value in values)):
-        again = [orjson.dumps(orjson.loads(value or b""), option=orjson.OPT_INDENT_2) if odd else value for value in some]
+        again = [
+            orjson.dumps(orjson.loads(value or b""), option=orjson.OPT_INDENT_2) if odd else value for value in some
+        ]
         rows = decode.usage_rows([messages(again)])
         assert rows is not None
         found = [
@@ -177,7 +179,9 @@ def test_labels_come_out_as_they_went_in(odd: bool) -> None:
 
 
 def test_rows_of_both_versions_come_together() -> None:
-    rows = decode.usage_rows([messages([books.usage_row(IDENTITY, COUNTS), labelled({"a": "b"}, audio_input_tokens=7)])])
+    rows = decode.usage_rows(
+        [messages([books.usage_row(IDENTITY, COUNTS), labelled({"a": "b"}, audio_input_tokens=7)])]
+    )
     assert rows is not None and rows.labels is not None
     assert [rows.labels.sets[code] for code in rows.labels.codes] == [(), ((b"a", b"b"),)]
     assert [column.tolist() for column in rows.further] == [[0, 0], [0, 7], [0, 0], [0, 0], [0, 0]]
