@@ -6,10 +6,12 @@ remembered for two minutes, so that it fits a small machine's memory: at 0.7 M r
 
 freshness   of a message: from its append (the broker's timestamp) to the end of the commit that covers it, which is
             when a reader of token-live can see it. Taken over all messages, as if they came evenly between two commits.
+--attack    another run: brokers and meters are killed, and HTTP faces are flooded (attack.py); nothing is measured
 settled     the same from the third generation of request ids on: before, their tables grow through memory that the
             machine never used, and the broker's code is compiled, both beside the load
 """
 
+import argparse
 import itertools
 import json
 import secrets
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from bench import common
+from bench import attack, common
 from tests.kafka_server import KafkaServer
 from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.target import HostTarget
@@ -48,11 +50,14 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--rate", type=float, default=700_000.0, help="records a second")
     parser.add_argument("--horizon", type=float, default=120.0, help="seconds for which request ids are remembered")
+    parser.add_argument("--attack", action="store_true", help="assert what holds while everything goes wrong")
     arguments = parser.parse_args()
     if arguments.child:
         request = json.loads(sys.stdin.readline())
         {"produce": _produce, "meter": _meter}[request["role"]](request)
         return
+    if arguments.attack:
+        return _attacked(arguments)
     facts = common.facts("bench.bench_soak", sys.argv[1:])
     seconds = 20.0 if arguments.size == "small" else arguments.minutes * 60
     with KafkaServer(heap="512m", settings=SERVER) as kafka:
@@ -88,6 +93,14 @@ def main() -> None:
     )
     print("resident MiB, every 10 s:", result["meter"]["resident_mib"])
     print("oldest message, ms, worst of each 10 s:", result["meter"]["freshness_ms_worst"])
+
+
+def _attacked(arguments: argparse.Namespace) -> None:
+    facts = common.facts("bench.bench_soak", sys.argv[1:])
+    seconds = 60.0 if arguments.size == "small" else arguments.minutes * 60
+    found = attack.run(seconds, arguments.rate, arguments.horizon, _start, _answer)
+    common.save(arguments.json, {"kind": "attack", **facts, "minutes": seconds / 60, "rate": arguments.rate, **found})
+    print(json.dumps(found, indent=1))
 
 
 def _start(request: dict[str, Any]) -> subprocess.Popen[str]:
@@ -141,8 +154,10 @@ class _Number:
 def _produce(request: dict[str, Any]) -> None:
     broker = KafkaBroker(request["bootstrap"], {"compression.type": "lz4"})
     now_ms = time.time_ns() // 1_000_000
-    profile = Profile(records=BLOCK_RECORDS, start_ms=now_ms, late=0, duplicates=0)
-    block = np.frombuffer(b"".join(synth.generate(profile)), np.uint8).copy()
+    is_hostile = request.get("hostile", False)
+    profile = Profile(records=BLOCK_RECORDS, start_ms=now_ms, late=0, duplicates=0, compact=is_hostile)
+    lines = b"".join(synth.generate(profile))
+    block = np.frombuffer(attack.hostile(lines) if is_hostile else lines, np.uint8).copy()
     ids, times = _places(block, b'"request_id":"'), _places(block, b'"timestamp":1') - 1
     for k, place in enumerate(ids.tolist()):
         block[place : place + _ID_DIGITS] = np.frombuffer(b"%0*d" % (_ID_DIGITS, k), np.uint8)

@@ -3,6 +3,8 @@
 import ctypes
 import gc
 import logging
+import os
+import signal
 import socket
 import threading
 import time
@@ -19,6 +21,7 @@ from tokenometer.processor.broker import (
     BrokerError,
     Dead,
     Fenced,
+    GroupMember,
     Messages,
     Offset,
     OutOfRange,
@@ -180,6 +183,36 @@ def test_a_restart_of_the_broker_is_waited_out(owned: KafkaServer, topics: Calla
 
 
 # --- Rebalances ---
+
+
+def test_a_client_that_ends_its_process_while_it_looks_at_a_group_ends_not_ours(
+    broker: KafkaBroker, topics: Callable[..., str]
+) -> None:
+    """librdkafka does so when the broker that coordinates the group is killed; here we do it."""
+    topic, group = topics("log"), new_name()
+    consumer = broker.consumer(group, [topic], Starter(), "me")
+    fill(broker, topic, 1)
+    poll_offsets(consumer, 1)
+    known = broker.members(group)
+    assert known == [GroupMember("me", [Place(topic, 0)])]
+    child = broker._members._child
+    assert child is not None
+    os.kill(child.pid, signal.SIGABRT)
+    child.wait()
+    assert broker.members(group) == known, "between two questions nobody hears of it"
+    frozen = broker._members._child
+    assert frozen is not None and frozen.pid != child.pid
+    os.kill(frozen.pid, signal.SIGSTOP)
+    killer = threading.Timer(1, lambda: os.kill(frozen.pid, signal.SIGKILL))
+    killer.start()
+    with pytest.raises(BrokerError, match="the process that asks has ended"):
+        broker.members(group)
+    killer.join()
+    assert broker.members(group) == known and broker.members(new_name()) == []
+    consumer.close()
+    last = broker._members._child
+    broker.close()
+    assert last is not None and last.poll() is not None
 
 
 def test_what_a_listener_raises_comes_out_of_poll(broker: KafkaBroker, topics: Callable[..., str]) -> None:

@@ -27,7 +27,8 @@ from tokenometer.processor.broker import (
 from tokenometer.processor.broker.kafka.consumer import KafkaConsumer
 from tokenometer.processor.broker.kafka.errors import Access, error_from
 from tokenometer.processor.broker.kafka.following import KafkaFollower, access_of, assigned, read
-from tokenometer.processor.broker.kafka.messages import Beside, committed, parts_of, places_of, positions_of
+from tokenometer.processor.broker.kafka.members import Failed, MembersAsker, NoAnswer
+from tokenometer.processor.broker.kafka.messages import Beside, committed, parts_of, positions_of
 from tokenometer.processor.broker.kafka.producer import KafkaAppender, KafkaProducer
 from tokenometer.processor.broker.kafka.settings import (
     ANSWER_SECONDS,
@@ -50,6 +51,7 @@ class KafkaBroker:
         self._admin = make(AdminClient, {**DEFAULTS, **self._settings, "error_cb": self._on_error})
         self._appender = KafkaAppender(self._settings)
         self._askers: dict[tuple[str, bool], client.Consumer] = {}
+        self._members = MembersAsker({**DEFAULTS, **classic(self._settings)})
         self._reach(bootstrap)
 
     def _on_error(self, error: KafkaError) -> None:
@@ -202,20 +204,17 @@ class KafkaBroker:
         return known
 
     def members(self, group: str) -> list[GroupMember]:
-        future = self._admin.describe_consumer_groups([group], request_timeout=ANSWER_SECONDS)[group]
         try:
-            described = future.result(timeout=2 * ANSWER_SECONDS)
-        except KafkaException as error:
-            if error.args[0].code() == KafkaError.GROUP_ID_NOT_FOUND:
+            members = self._members.members(group)
+        except Failed as failed:
+            if failed.code == KafkaError.GROUP_ID_NOT_FOUND:
                 return []
             access = self._access(group=f"DESCRIBE on the group {group}")
+            error = KafkaException(KafkaError(failed.code, failed.text))
             raise error_from(f"looking at group {group}", error, access) from None
-        except TimeoutError:
-            raise BrokerError(f"looking at group {group}: no answer in {2 * ANSWER_SECONDS} s") from None
-        return [
-            GroupMember(member.group_instance_id, places_of(member.assignment.topic_partitions))
-            for member in described.members
-        ]
+        except NoAnswer as error:
+            raise BrokerError(f"looking at group {group}: {error}") from None
+        return [GroupMember(name, [Place(*place) for place in places]) for name, places in members]
 
     def topics(self, names: Sequence[str]) -> dict[str, TopicState | None]:
         described = self._described(names)
@@ -272,6 +271,7 @@ class KafkaBroker:
 
     def close(self) -> None:
         self._appender.close()
+        self._members.close()
         for asking in self._askers.values():
             asking.close()
         self._askers.clear()
