@@ -30,7 +30,8 @@ PROFILES: dict[str, dict[str, Any]] = {
 
 def path_of(profile: Profile, directory: pathlib.Path) -> pathlib.Path:
     """The file of a profile; another profile or another generator has another name."""
-    generator = pathlib.Path(synth.__file__).read_bytes()
+    sources = sorted(pathlib.Path(synth.__file__).parent.glob("*.[cp]*"))
+    generator = b"".join(source.read_bytes() for source in sources if source.is_file())
     name = hashlib.sha256(repr(dataclasses.astuple(profile)).encode() + generator).hexdigest()[:12]
     return directory / f"{profile.records}-{profile.seed}-{name}.ndjson"
 

@@ -1,4 +1,5 @@
-"""A short engine run for compute-sanitizer: every kernel, odd records, growing and turning request ids, several parts.
+"""A short engine run for compute-sanitizer: every kernel, odd records, growing and turning request ids, several parts,
+the examples of every shipped mapping, with their rules, labels and repeats.
 
 Its totals are compared with those of the CPU build. Without CuPy's memory pool each array is an allocation of its own,
 so that an access beyond one is seen.
@@ -7,8 +8,10 @@ so that an access beyond one is seen.
 """
 
 import argparse
+import pathlib
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 from tokenometer.kernels.engine import Engine, Limits
@@ -17,7 +20,9 @@ from tokenometer.processor.load.profile import START_MS, Profile
 from tokenometer.processor.load.synth import generate, messages
 from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.value import PLAIN
 
+FOLDER = pathlib.Path(mappings.__file__).parent / "mappings"
 RECORDS = 6_000
 MESSAGES = 40  # of a batch
 HORIZON_MS = 600_000
@@ -33,26 +38,49 @@ LIMITS = Limits(
 )
 
 
+LABELS = """
+[labels.region]
+path = "region"
+
+[labels.context]
+bracket_of = "input_tokens"
+edges = [500, 2000]
+"""
+
+
+def batches() -> Iterator[tuple[mappings.Mapping, list[bytes]]]:
+    """What is counted; the values of each are messages of one partition."""
+    profile = Profile(records=RECORDS, malformed=0.02, duplicates=0.05, escaped=0.02, late=0.02, users=2_000)
+    values = list(messages(generate(profile), lines_per_message=7))
+    for at in range(0, len(values), MESSAGES):
+        yield mappings.resolve("native"), values[at : at + MESSAGES]
+    native = (FOLDER / "native.toml").read_text(encoding="utf-8").replace("format = 1", "format = 2")
+    yield mappings.parse(native + LABELS, "labelled.toml"), values[:MESSAGES]
+    for name in mappings.shipped():
+        mapping = mappings.resolve(name)
+        if mapping.value == PLAIN:
+            lines = (FOLDER / f"examples/{name}.ndjson").read_bytes().splitlines()
+            yield mapping, [b"\n".join(lines), *lines * 3]
+
+
 def totals(target: Target) -> tuple[Counter[tuple[Any, ...]], Any, int]:
     """Sums over parts of every row, the tally, and the number of parts."""
     engine = Engine(target, Referee(), secret=range(1, 9), limits=LIMITS, dedup_horizon_ms=HORIZON_MS)
-    mapping = mappings.resolve("native")
-    profile = Profile(records=RECORDS, malformed=0.02, duplicates=0.05, escaped=0.02, late=0.02, users=2_000)
-    values = list(messages(generate(profile), lines_per_message=7))
     sums: Counter[tuple[Any, ...]] = Counter()
 
     def close_part() -> None:
         for rows in engine.changes():
-            keys = zip(rows.window_starts(), *(rows.texts(name) for name in ("user", "model", "chip")), strict=True)
-            for key, counters in zip(keys, rows.table["counters"].tolist(), strict=True):
-                for k, count in enumerate(counters):
+            texts = (rows.texts(name) for name in ("user", "model", "chip"))
+            labels = (tuple(sorted(labels.items())) for labels in rows.labels())
+            keys = zip(rows.window_starts(), *texts, labels, strict=True)
+            for key, counters, further in zip(keys, rows.table["counters"].tolist(), rows.further(), strict=True):
+                for k, count in enumerate((*counters, *further)):
                     sums[*key, k] += count
 
-    for at in range(0, len(values), MESSAGES):
-        batch = values[at : at + MESSAGES]
+    for number, (mapping, batch) in enumerate(batches()):
         # Every third batch is one dedup generation later.
-        times = [START_MS + HORIZON_MS * (1 + at // MESSAGES // 3)] * len(batch)
-        loaded = engine.load(engine.pack(batch, times), mapping)
+        times = [START_MS + HORIZON_MS * (1 + number // 3)] * len(batch)
+        loaded = engine.load(engine.pack(batch, times, mapping.source), mapping)
         done = 0
         while (done := engine.count(loaded, done).next_message) < len(batch):
             close_part()
