@@ -2,7 +2,7 @@
 
     consume        Consumer.consume() that drops its messages, as librdkafka comes
     consume-tuned  the same with the queues of the meter's consumer: about the fastest that it can be made
-    read           the meter's consumer, without a meter behind it
+    read           the meter's consumer, without a meter after it
     meter          the real meter: everything but the command line, a transaction each second
     orjson         consume-tuned, orjson.loads for each line, totals in a dict; no dedup, no commits
     faust          a Faust agent that does the same

@@ -167,7 +167,7 @@ def _required(name: str, table: dict[str, Any], here: Place) -> bool:
     instead = next((key for key in ("default", "fallback") if key in table), None)
     required = flag(table, "required", here)
     if required and instead:
-        (here / "required").error(f"excluded by {instead}, which stands in for an absent value")
+        (here / "required").error(f"excluded by {instead}, which replaces an absent value")
     if name not in NEEDED:
         return required
     if "required" in table and not required and not instead:
@@ -192,7 +192,7 @@ def _paths(table: dict[str, Any], known: tuple[str, ...], here: Place, reads: Re
 
 
 def _source(table: dict[str, Any], key: str, here: Place) -> tuple[Place, Path]:
-    """What stands first: a path into the record, or the member that intake makes of the message's key or a header."""
+    """The first source: a path into the record, or the member that intake makes of the message's key or a header."""
     place = here / key
     if key == "path":
         return place, path_of(table.get(key), place)

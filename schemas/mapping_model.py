@@ -46,7 +46,7 @@ VALUE_BYTES_MAX = 48
 PLUS_MAX = 4
 LABELS_MAX = 8
 EDGES_MAX = 16
-# A label stands beside these where rows and their sums are shown, so it may not have their names.
+# A label is shown beside these in rows and their sums, so it may not have their names.
 LABEL_NAMES_TAKEN = frozenset(
     (*FIELDS, *COUNTERS, *FURTHER, TOTAL_TOKENS, "scope", "tokens", "label", "labels", "part", "schema", "skip")
     + ("window", "window_start", "window_ms", "begin", "end", "revenue", "unpriced_tokens", "chip_cost")

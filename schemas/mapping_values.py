@@ -51,7 +51,7 @@ class Prefix:
 
 
 def _string_of(text: str, here: Place) -> str | Prefix:
-    """What a listed string means: a `*` at its end stands for anything; a star itself is `\\*`, a backslash `\\\\`."""
+    """What a listed string means: a `*` at its end means any text; a star itself is `\\*`, a backslash `\\\\`."""
     found = _LISTED.fullmatch(text)
     if not found:
         here.fail(r"a star only at the end, for anything; a star itself is written \* and a backslash \\", text)

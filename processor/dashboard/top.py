@@ -18,7 +18,7 @@ from tokenometer.processor.show import percent, printable, si
 
 WIDTH_MIN, HEIGHT_MIN = 60, 16
 _TABLE_LINES = 3  # of a table beside its rows: its head, a rule, an empty line
-_WIDE = 144  # columns, from which four tables stand side by side
+_WIDE = 144  # columns, from which four tables fit side by side
 _MATRIX_ROWS_MIN = 4  # of room, below which the tables need it more
 _SPARKS = " ▁▂▃▄▅▆▇█"
 _CATEGORIES = (

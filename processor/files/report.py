@@ -87,7 +87,7 @@ def summary_view(summary: ReplaySummary, run: Run, bars: bool = False) -> Render
         tables += [_users_table(summary, bars)] if summary.top_users else []
         names = [name for usages in (summary.by_model, summary.by_chip) for name, _ in _shortened(usages)]
         names += [user for user, _ in summary.top_users]
-        for table in tables:  # of one width, so that their first numbers stand in one column
+        for table in tables:  # of one width, so that their first numbers are in one column
             table.columns[0].min_width = min(_NAME_WIDTH_MAX, max(map(cell_len, names)))
         parts += [Padding(table, (0, 0, 1, 0)) for table in tables]
     if summary.rejects:

@@ -27,7 +27,7 @@ EXAMPLES_MAX = 3
 WINDOW_MS = 60_000  # as the engine's default: a duplicate in another window is a conflict
 _LOOKED_AT_MAX = 1000  # records whose keys are kept for hints
 _NAMES_MAX = 5  # that a hint lists
-_TEXTS = {  # where each stands in a Canonical
+_TEXTS = {  # where each is in a Canonical
     "request_id": layout.REQUEST_ID,
     "scope": layout.SCOPE,
     "user": layout.USER,

@@ -126,7 +126,7 @@ class Names:
         distinct, self._index = encoded.dictionary.to_numpy(), encoded.indices
         lengths = (distinct & np.uint64(0xFFFF)).astype(np.int64)
         ends = np.cumsum(lengths)
-        # Byte i of all names together stands at i - (where its name begins here) + (where it begins in the arena).
+        # Byte i of all names together is at i - (where its name begins here) + (where it begins in the arena).
         shift = (distinct >> np.uint64(16)).astype(np.int64) - (ends - lengths)
         self._bytes = arena[np.arange(int(ends[-1])) + np.repeat(shift, lengths)] if len(ends) else arena[:0]
         self._ends = np.concatenate((np.zeros(1, np.int32), ends.astype(np.int32)))

@@ -89,7 +89,7 @@ class Watch:
                         self._begin()
                     self._stop.wait(_RETRY_SECONDS)
                 except BrokerError as error:
-                    log.warning("totals stand still, trying again in %.0f s: %s", _RETRY_SECONDS, error)
+                    log.warning("totals do not change, trying again in %.0f s: %s", _RETRY_SECONDS, error)
                     self._stop.wait(_RETRY_SECONDS)
         except BaseException as error:  # who owns this looks at it
             log.exception("the totals' thread ended")

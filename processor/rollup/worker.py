@@ -89,7 +89,7 @@ class Rollup:
             _TABLE,
             key_type=bytes,
             value_type=bytes,
-            partitions=self._partitions,  # an entry stands where its summaries do
+            partitions=self._partitions,  # an entry is in the partition of its summaries
             on_recover=self._restore,
         )
         self._app.agent(self._live)(self._fold)  # one of it: entries know one order

@@ -1,6 +1,6 @@
-"""`tokenometer verify`: is every token of the log in the published rows, exactly once?
+"""`tokenometer verify` answers: is every token of the log in the published rows, exactly once?
 
-The audit of a metered stream, from what is in the broker alone
+It audits a metered stream from what is in the broker alone:
 1. Cut: the group's committed offsets, and how far the published topics reach at that moment.
 2. token-live: the last summary of each part; their ranges must tile every partition up to the committed offset.
 3. token-usage and the dead letters: every message, as columns.
@@ -85,7 +85,7 @@ def verify(
 
 @dataclass(frozen=True)
 class _Cut:
-    """One moment of the stream: what was published belongs to the offsets that were committed."""
+    """One moment of the stream, in which what was published belongs to the offsets that were committed."""
 
     committed: dict[Place, Offset]
     log: dict[Place, Extent]
@@ -107,7 +107,8 @@ class _Cut:
 
 
 def _cut(broker: Broker, group: str, topics: list[str], settings: Settings) -> _Cut:
-    """Between two commits. A commit's marks reach the partitions one after another, so wait before looking."""
+    """Finds a moment between two commits. A commit's markers reach the partitions one after another, so it waits
+    before it looks."""
     published = [settings.usage_topic, settings.live_topic, settings.rejected_topic]
     for _ in range(_CUT_ATTEMPTS):
         committed = _committed(broker, group, topics)
@@ -147,7 +148,7 @@ def _schema(mapping: mappings.Mapping) -> bytes | None:
 
 
 class _Problems:
-    """All of them are counted, the first ones kept."""
+    """Counts all problems and keeps the first ones."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -353,7 +354,8 @@ def _in_chunks(stream: Iterable[Messages]) -> Iterator[list[Messages]]:
 
 @contextlib.contextmanager
 def _pool(settings: Settings, cut: _Cut) -> Iterator[Executor | None]:
-    """None: the work is done here. Spawned, not forked: a broker's client has threads, which a fork would lose."""
+    """Other processes for the work; None where it is done here. They are spawned and not forked, because a fork would
+    lose the threads of a broker's client."""
     if settings.processes < 2 or cut.messages < _FEW_MESSAGES:
         yield None
         return
@@ -375,7 +377,7 @@ def _begin_process() -> None:
 def _in_order(
     pool: Executor, work: Callable[[_Task], _Result], chunks: Iterable[_Task], processes: int
 ) -> Iterator[_Result]:
-    """Reads ahead just so far that no process waits."""
+    """Reads ahead only so far that no process waits."""
     waiting: deque[Any] = deque()
     for chunk in chunks:
         waiting.append(pool.submit(work, chunk))

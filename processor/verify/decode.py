@@ -1,7 +1,7 @@
 """The audit's own decoder: the value of a message into lines, in plain Python, one message at a time.
 
-It shares no code with `processor/intake` and keeps the same promises: what a message gives is the same records in the
-same order, and the same reason where it gives none. Slow on purpose: each rule is written where it can be read.
+It shares no code with `processor/intake` and keeps the same promises: a message gives the same records in the same
+order, and the same reason where it gives none. It is slow on purpose: each rule is written where it can be read.
 """
 
 import base64

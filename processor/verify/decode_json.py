@@ -15,7 +15,7 @@ _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*+"?|\\.|[\[\]{},]', re.DOTALL)
 
 
 class Misread(Exception):
-    """A message that cannot be read; the argument is the reason."""
+    """A message cannot be read; the argument is the reason."""
 
 
 def is_json(text: bytes) -> bool:

@@ -162,7 +162,7 @@ def _walker(path: Path, name: str) -> Callable[[Object], Any]:
 
 
 def _first_of(paths: tuple[Path, ...], name: str, nothing: str | None = None) -> Callable[[Object], Any]:
-    """Reads the first path that has a value; `nothing` is as good as null."""
+    """Reads the first path that has a value; `nothing` counts as null."""
     walks = [_walker(path, name) for path in paths]
     if len(walks) == 1 and nothing is None:
         return walks[0]
@@ -294,7 +294,7 @@ def _total_reader(field: Field) -> ReadTotal:
 
 
 def _main_count_reader(field: Field) -> ReadTotal:
-    """Without what `plus` adds; None where it has no value."""
+    """The count without what `plus` adds; None where it has no value."""
     name, required, number_of = field.name, field.required, _number_reader(field)
     value_of = _first_of(field.paths, name)
 
@@ -346,7 +346,7 @@ def _bounded(count: int, name: str) -> int:
 
 
 def _digits(text: str, name: str) -> int:
-    # 2^40 has 13 digits; a leading zero stands alone. isdigit alone would take other scripts' digits.
+    # 2^40 has 13 digits; a leading zero is the only digit. isdigit alone would take other scripts' digits.
     if 0 < len(text) <= 13 and text.isascii() and text.isdigit() and (text[0] != "0" or text == "0"):
         return _bounded(int(text), name)
     raise RefusedRecord("bad_count", name)
@@ -370,7 +370,7 @@ def _further_reader(fields: tuple[Field, ...]) -> Callable[[Object], Five]:
 
 
 def _check_within(further: Five, counters: Six) -> None:
-    """No part is more than what it is a part of."""
+    """Checks that no part is more than what it is a part of."""
     if further is NO_FURTHER:
         return
     for count, place in zip(further, _PARENT_PLACES, strict=True):

@@ -34,7 +34,7 @@ _NEW_RECORDS = {"skipped": 0, "conflicts": 0}  # what older meters do not write
 
 
 class Malformed(Exception):
-    """A message that is not what its schema says; the argument says how."""
+    """A message does not fit its schema; the argument says how."""
 
 
 class PartRange(NamedTuple):
@@ -45,7 +45,7 @@ class PartRange(NamedTuple):
 
 @dataclass(frozen=True)
 class SummaryHead:
-    """The head of a live summary: all but what changed since the one before."""
+    """The head of a live summary: all but the changes since the summary before."""
 
     part: str
     sequence: int
@@ -196,7 +196,7 @@ def _unconserved(summary: SummaryHead) -> Iterator[str]:
 
 
 def token_problems(parts: Parts, rows: Mapping[str, Counters]) -> Iterator[Problem]:
-    """A part's rows add up to its summary's tokens. `rows`: their sums by part."""
+    """Checks that a part's rows add up to its summary's tokens. `rows`: their sums by part."""
     for part in sorted(parts.last.keys() | rows.keys()):
         summary = parts.last.get(part)
         if summary is None:
@@ -211,7 +211,7 @@ def token_problems(parts: Parts, rows: Mapping[str, Counters]) -> Iterator[Probl
 
 
 def ranges_of(parts: Parts) -> dict[Place, list[PartRange]]:
-    """What the parts cover, by partition, lowest offset first, without the empty ranges."""
+    """The ranges that the parts cover, by partition, lowest offset first, without the empty ones."""
     ranges: dict[Place, list[PartRange]] = {}
     for summary in parts.last.values():
         for place, begin, end in summary.ranges:
@@ -242,7 +242,7 @@ def tiling_problems(
 
 
 def record_problems(parts: Parts, tally: Tally, rejects: Mapping[str, int]) -> Iterator[Problem]:
-    """The parts' summaries together say what the log says."""
+    """Checks that the parts' summaries together say what the log says."""
     summaries = parts.last.values()
     for name in _RECORDS:
         said, found = sum(summary.records[name] for summary in summaries), getattr(tally, name)

@@ -1,4 +1,4 @@
-"""Whether a mapped key stands twice in its object: readers would disagree, and orjson keeps the last one silently.
+"""Whether a mapped key occurs twice in its object. Readers would disagree, and orjson keeps the last one silently.
 
 A part of the audit's judge, and as independent of the engine and of the referee as that.
 """
@@ -16,7 +16,7 @@ _STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]+|\\.)*+"|[{}\[\]:,]')
 
 
 class RepeatedKeys:
-    """Whether a key on any mapped path stands twice in its object."""
+    """Whether a key on any mapped path occurs twice in its object."""
 
     def __init__(self, mapping: Mapping) -> None:
         paths = _all_paths(mapping)
@@ -40,7 +40,7 @@ class RepeatedKeys:
 
 
 def _all_paths(mapping: Mapping) -> list[Path]:
-    """Gathered here once more: an audit that asked the mapping would share its mistakes."""
+    """The paths are gathered here once more, because an audit that asked the mapping would share its mistakes."""
     fields = [*mapping.fields, *mapping.further, *([mapping.total] if mapping.total else [])]
     fields += [label.field for label in mapping.labels if label.field]
     paths = [path for field in fields for path in (*field.paths, *field.plus)]

@@ -7,7 +7,7 @@
                           ├── differing_letters                        by partition, offset and line
     letters ──────────────┘
 
-Exact: sums of 64-bit integers are 128 bits wide here. Within its memory: what is more goes to the folder.
+The sums are exact: those of 64-bit integers are 128 bits wide here. Memory is bounded: what is more goes to the folder.
 """
 
 from collections.abc import Iterator
@@ -206,7 +206,7 @@ class Sums:
         return int(rows)
 
     def total(self, table: str) -> Counters:
-        """Of all rows of `expected` or `found`."""
+        """The sums over all rows of `expected` or `found`."""
         [row] = self._rows(f"SELECT {_SUMS} FROM {table}")
         return _counters(row) or NO_COUNTERS
 
@@ -215,7 +215,7 @@ class Sums:
         return {part.decode(): _counters(row) or NO_COUNTERS for part, *row in rows}
 
     def differences(self, most: int) -> Iterator[Difference]:
-        """The first ones by key."""
+        """The first differing rows by key."""
         for row in self._rows(f"SELECT * FROM differing ORDER BY {_KEY} LIMIT {most}"):
             start, *texts = row[:5]
             user, model, chip, labels = (text.decode() for text in texts)
@@ -250,7 +250,7 @@ class Sums:
 
 
 def require_duckdb() -> ModuleType:
-    """The module, which is an extra. Raises DuckDBMissing."""
+    """The module duckdb, which is an extra. Raises DuckDBMissing."""
     try:
         import duckdb
     except ImportError:

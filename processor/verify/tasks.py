@@ -110,7 +110,7 @@ class OutputResult(NamedTuple):
 
 
 def write(folder: str, kind: str, number: int, rows: Sequence[Sequence[Any]]) -> None:
-    """Rows as one file; none makes an empty one, so that there is a file to read."""
+    """Writes rows as one file. No rows make an empty file, so that there is one to read."""
     _write(folder, kind, number, list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMAS[kind]))
 
 
@@ -144,7 +144,7 @@ def lines_of(value: bytes | None) -> list[bytes]:
 
 
 def _kept(value: bytes | None, lines: list[bytes], number: int, line: bytes) -> bytes:
-    """What a dead letter holds: the record where it is a line of its message as it stands there, else the message."""
+    """What a dead letter holds: the record where it is an unchanged line of its message, else the message."""
     return line if number < len(lines) and lines[number] == line else value or b""
 
 

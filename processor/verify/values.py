@@ -62,7 +62,7 @@ class RefusedRecord(Exception):
 
 
 class VerifyError(TokenometerError):
-    """The audit cannot be made; nothing is said about the stream. The message is for the person who asked for it."""
+    """The audit cannot be made, and it says nothing about the stream. The message is for the person who asked."""
 
 
 class NothingCommitted(VerifyError):
@@ -74,7 +74,7 @@ class LogGone(VerifyError):
 
 
 class UnknownSchema(VerifyError):
-    """A message is of a schema version that this audit does not read."""
+    """A message has a schema version that this audit does not read."""
 
 
 class WrongWindow(VerifyError):
@@ -86,7 +86,7 @@ class StreamMoves(VerifyError):
 
 
 class DuckDBMissing(VerifyError):
-    """DuckDB does the sums; it is an extra."""
+    """DuckDB, which does the sums, is not installed; it is an extra."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Settings:
 
 
 class Problem(NamedTuple):
-    """Something that is wrong beside the totals themselves."""
+    """Something other than a total is wrong."""
 
     kind: str  # gap, overlap, end, sequence, summary, conservation, tokens, records, row or letter
     where: str

@@ -86,7 +86,7 @@ class MemoryConsumer:
                 self._give_up(list(self._positions), self._listener.revoked if current else self._listener.lost)
         finally:
             with self._cluster.changing():
-                # A static member leaves nothing behind but its session, so that it finds its partitions again.
+                # A static member leaves only its session, so that it finds its partitions again.
                 if self._is_current() and self._member.instance is None:
                     self._group.remove(self._member)
 
@@ -171,6 +171,6 @@ class MemoryConsumer:
                 found.append(messages)
                 most -= len(messages.values)
                 self._positions[place] = messages.next_offset
-            if most > 0:  # a gap at the end is behind us too
+            if most > 0:  # a gap at the end is passed, too
                 self._positions[place] = max(self._positions[place], log.last_stable)
         return found

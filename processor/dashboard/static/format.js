@@ -7,7 +7,7 @@ const FIXED = [0, 1, 2].map((digits) => new Intl.NumberFormat("en-US", { minimum
 const EXACT = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
 
 // JSON whose integers may pass 2^53, where a double loses tokens: those become BigInt. Names cannot look like one here,
-// because a quote stands before them.
+// because a quote comes before them.
 export function parse(text) {
   return /[:,[]\d{16}/.test(text) ? JSON.parse(text, exactInteger) : JSON.parse(text);
 }

@@ -110,7 +110,7 @@ function drawRate(rate) {
   put("per-day", si(rate.tokens_per_day), exact(rate.tokens_per_day));
   put("target", si(rate.target_tokens_per_day), exact(rate.target_tokens_per_day));
   put("share", percent(rate.share_of_target));
-  // The bar ends at five quarters of the target, whose mark stands at four fifths.
+  // The bar ends at five quarters of the target, whose mark is at four fifths.
   setStyle(fields.bar, "transform", `scaleX(${Math.min(1, (rate.share_of_target ?? 0) * 0.8).toFixed(4)})`);
 }
 

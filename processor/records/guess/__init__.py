@@ -159,7 +159,8 @@ def _without_counts(plan: Plan) -> None:
         if role not in plan.tables:
             plan.tables[role] = Table(role, [free(role, kept)], {}, ["Not found."])
             plan.doubt(
-                role, f"no path looks like it: {paths_text(plan.tables[role].paths)} stands for the path that is meant."
+                role,
+                f"no path looks like it: {paths_text(plan.tables[role].paths)} is only an example.",
             )
 
 

@@ -97,7 +97,7 @@ def keep_total(reading: Reading, sample: Sample, plan: Plan) -> dict[int, Amount
         return amounts
     reading.roles[TOTAL] = []
     if all(each.total == each.input + each.output for each in totals.values()):
-        plan.doubt("input_tokens", f"{paths} is the input + the output as they stand, although parts are larger than "
+        plan.doubt("input_tokens", f"{paths} is the input + the output as they are, although parts are larger than "
                                    f"these in {of_records(len(unfit), len(totals))} ({first}). So it proves nothing "
                                    "about parts, and is not checked.")  # fmt: skip
     else:

@@ -207,7 +207,7 @@ def _part(candidates: list[Candidate], parents: list[Path]) -> list[Candidate]:
 
 
 def _add_plus(reading: Reading, by_role: dict[str, list[Candidate]]) -> None:
-    """Cache writes that stand only as their parts, and input that the producer counts beside its input."""
+    """Adds up cache writes that are there only as their parts, and input that the producer counts beside its input."""
     parts = [each for each in by_role.get(WRITE_PART, []) if each.counts]
     if parts and not any(each.positive for each in reading.roles[WRITE]):
         parent = min(parts, key=_worth).path[:-1]
