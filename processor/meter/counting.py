@@ -65,7 +65,7 @@ class Intake:
         failures: dict[int, str] = {}
         first = before = 0
         while first < len(values):
-            lines = decoder(values, first)
+            lines = decoder(values, first, messages.keys, messages.headers)
             if lines.data is values.data:  # as they are
                 return cls(messages.place, [values.data], values.lines, messages.times, messages.offsets)
             pieces.append(lines.data)

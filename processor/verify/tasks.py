@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.processor.broker import Headers, Place
+from tokenometer.processor.broker.registry import Registry
+from tokenometer.processor.secret import Secret, reveal
 from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord, labels_text
 from tokenometer.processor.verify.live import U64_END, Malformed, check_version, object_of
@@ -82,6 +84,9 @@ class LogChunk(NamedTuple):
     max_future_skew_ms: int
     max_past_ms: int | None
     schema: bytes | None = None  # of the mapping's values
+    keys: list[bytes | None] | None = None  # where the mapping reads them
+    headers: list[Headers] | None = None
+    registry: tuple[tuple[str, str | Secret], ...] | None = None  # its settings, where values name their schemas
 
 
 class LogResult(NamedTuple):
@@ -131,8 +136,9 @@ def _judge(mapping: Mapping, max_future_skew_ms: int, max_past_ms: int | None) -
 
 
 @lru_cache(maxsize=16)
-def _decoder(value: Value, schema: bytes | None) -> AuditDecoder:
-    return AuditDecoder(value, None, schema)
+def _decoder(value: Value, schema: bytes | None, registry: tuple[tuple[str, str | Secret], ...] | None) -> AuditDecoder:
+    known = Registry(reveal(dict(registry))).schemas(value.encoding) if registry is not None else None
+    return AuditDecoder(value, known, schema)
 
 
 def lines_of(value: bytes | None) -> list[bytes]:
@@ -150,7 +156,7 @@ def _kept(value: bytes | None, lines: list[bytes], number: int, line: bytes) -> 
 
 def read_log(chunk: LogChunk) -> LogResult:
     judge = _judge(chunk.mapping, chunk.max_future_skew_ms, chunk.max_past_ms)
-    decode = _decoder(chunk.mapping.value, chunk.schema)
+    decode = _decoder(chunk.mapping.value, chunk.schema, chunk.registry)
     records: list[Judged] = []
     messages: list[int] = []  # of each record: its message's index in the chunk
     lines: list[int] = []
@@ -159,7 +165,8 @@ def read_log(chunk: LogChunk) -> LogResult:
     empty = skipped = 0
     for message, (value, time) in enumerate(zip(chunk.values, chunk.times, strict=True)):
         plain = lines_of(value)
-        decoded = decode(value)
+        key = chunk.keys[message] if chunk.keys is not None else None
+        decoded = decode(value, key, chunk.headers[message] if chunk.headers is not None else ())
         for number, line in enumerate(decoded.lines or [b""]):
             try:
                 if decoded.failure is not None:
