@@ -223,4 +223,3 @@ _KEYS = ("schema", "schemaType", "references")
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
     return all(one.get(key) == other.get(key) for key in _KEYS)
-
