@@ -14,6 +14,7 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import tarfile
 import tempfile
@@ -73,6 +74,10 @@ class SchemaRegistry:
                 self.kill()
                 raise KafkaFailed(f"Apicurio Registry did not start in {START_SECONDS_MAX} s:\n{said}")
             time.sleep(0.1)
+
+    def signal(self, number: signal.Signals) -> None:
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def kill(self) -> None:
         if self._process is not None:

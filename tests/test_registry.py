@@ -104,7 +104,7 @@ PART = 'syntax = "proto3"; package llm; message Part { string name = 1; int64 to
 PROTO = """syntax = "proto3"; package llm;
 import "google/protobuf/timestamp.proto"; import "llm/part.proto";
 message Other { string no = 1; }
-message Call { string id = 1; google.protobuf.Timestamp at = 2; repeated Part parts = 3; message Inner { int32 n = 1; } }
+message Call { string id = 1; google.protobuf.Timestamp at = 2; repeated Part parts = 3; }
 """
 PROTO_MADE = {"id": "c", "at": "2026-11-29T00:00:00.000000000Z", "parts": [{"name": "a", "tokens": 7}]}
 
