@@ -29,7 +29,7 @@ from tokenometer.processor.broker import Column
 from tokenometer.processor.files.logs import STDIN, Chunk, LogError, LogReader, message_ends
 from tokenometer.processor.intake import MESSAGE_BYTES_MAX, Decoder, SchemaError
 from tokenometer.schemas.mapping import Mapping, MappingError
-from tokenometer.schemas.value import PLAIN, Value
+from tokenometer.schemas.value import HEADER_PREFIX, KEY_MEMBER, PLAIN, Value
 
 _VALUES_BYTES = 1 << 20  # decoded together
 _VALUES_MAX = 4096
@@ -287,9 +287,19 @@ def decoder_of(mapping: Mapping) -> Callable[[], Decoder]:
                 raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error.strerror}") from None
         if value.registry:
             raise MappingError(f"{mapping.source}: value.registry: this command has no Schema Registry; name a schema")
+        _check_for_files(mapping)
         try:
             return Decoder(value, None, schema)
         except SchemaError as error:
             raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error}") from None
 
     return make
+
+
+def _check_for_files(mapping: Mapping) -> None:
+    for field in mapping.fields:
+        if field.paths and all(path[0] == KEY_MEMBER or path[0].startswith(HEADER_PREFIX) for path in field.paths):
+            raise MappingError(
+                f"{mapping.source}: fields.{field.name} reads the message's key or a header, and a file has neither; "
+                f"meter the topic, or name aliases that read the field from the value"
+            )

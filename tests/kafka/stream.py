@@ -55,7 +55,6 @@ class Stream:
         else:
             self.broker.create_topic(self.input, partitions, {})
         self.meters: list[MeterProcess] = []
-        self.mapping = "native"
         self.registry: str | None = None  # the URL of a Schema Registry
         profile = Profile(
             records=10_000_000, seed=3, users=40, models=3, chips=2, start_ms=START_MS, duplicates=0.05, malformed=0.03

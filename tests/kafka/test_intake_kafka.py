@@ -34,14 +34,7 @@ pytestmark = pytest.mark.kafka
 SAMPLES_MS = 1_795_950_000_000  # 2026-11-29: when the samples were made
 COUNTERS = 6
 # A batch holds the largest message of these streams; parts are full now and then.
-TABLES = {
-    "rows": 1 << 11,
-    "cells": 1 << 11,
-    "texts": 1 << 12,
-    "windows": 16,
-    "arena_bytes": 1 << 17,
-    "batch_bytes": 1 << 15,
-}
+TABLES = {"rows": 2048, "cells": 2048, "texts": 4096, "windows": 16, "arena_bytes": 1 << 17, "batch_bytes": 1 << 15}
 
 
 # --- Samples ---
