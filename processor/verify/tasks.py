@@ -13,7 +13,7 @@ import re
 from calendar import timegm
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from time import strptime
 from typing import Any, NamedTuple
 
@@ -149,9 +149,31 @@ def lines_of(value: bytes | None) -> list[bytes]:
     return lines
 
 
-def _kept(value: bytes | None, lines: list[bytes], number: int, line: bytes) -> bytes:
-    """What a dead letter holds: the record where it is a line of its message as it stands there, else the message."""
-    return line if number < len(lines) and lines[number] == line else value or b""
+class _Message:
+    """What the dead letters of a message hold: the record where it is a line of the message as it stands there, else
+    the message; where the copies would be too many, only the first reject's letter has it, and the others say its size
+    and hash."""
+
+    def __init__(self, value: bytes | None, records: int) -> None:
+        self._value, self._lines = value or b"", lines_of(value)
+        self._has_room = len(self._value) * records <= _COPIES_BYTES_MAX
+        self._copied = False
+
+    def digest(self, number: int, line: bytes, rejected: bool) -> bytes:
+        if number < len(self._lines) and self._lines[number] == line:
+            return record_digest(line)
+        if self._has_room or (rejected and not self._copied):
+            self._copied = self._copied or rejected
+            return self._whole
+        return self._named
+
+    @cached_property
+    def _whole(self) -> bytes:
+        return record_digest(self._value)
+
+    @cached_property
+    def _named(self) -> bytes:
+        return _letter_digest(b"", (len(self._value), hashlib.sha256(self._value).hexdigest()))
 
 
 def read_log(chunk: LogChunk) -> LogResult:
@@ -164,10 +186,11 @@ def read_log(chunk: LogChunk) -> LogResult:
     refused: list[tuple[Any, ...]] = []
     empty = skipped = 0
     for message, (value, time) in enumerate(zip(chunk.values, chunk.times, strict=True)):
-        plain = lines_of(value)
         key = chunk.keys[message] if chunk.keys is not None else None
         decoded = decode(value, key, chunk.headers[message] if chunk.headers is not None else ())
-        for number, line in enumerate(decoded.lines or [b""]):
+        decoded_lines = decoded.lines or [b""]
+        whole = _Message(value, len(decoded_lines))
+        for number, line in enumerate(decoded_lines):
             try:
                 if decoded.failure is not None:
                     raise RefusedRecord(decoded.failure)
@@ -176,7 +199,7 @@ def read_log(chunk: LogChunk) -> LogResult:
                 skipped += 1
                 continue
             except RefusedRecord as why:
-                digest = record_digest(_kept(value, plain, number, line))
+                digest = whole.digest(number, line, rejected=True)
                 refused.append((chunk.place, chunk.offsets[message], number, why.reason, why.field, digest))
                 continue
             if record is None:
@@ -185,7 +208,7 @@ def read_log(chunk: LogChunk) -> LogResult:
             records.append(record)
             messages.append(message)
             lines.append(number)
-            digests.append(record_digest(_kept(value, plain, number, line)))
+            digests.append(whole.digest(number, line, rejected=False))
     if records:
         columns = [*_record_columns(chunk, records, messages, lines), [judge.grows] * len(records), digests]
         _write(chunk.folder, "records", chunk.number, columns)
@@ -281,6 +304,7 @@ def _window_start_ms(text: str) -> int | None:
 # --- Dead letters ---
 
 _WHOLE_BYTES_MAX, _HEAD_BYTES = 900 << 10, 64 << 10  # of a letter's value; docs/RECORDS.md
+_COPIES_BYTES_MAX = 1 << 20  # of a message in all letters of its records
 
 _HEADERS = {"reason", "topic", "partition", "offset", "line"}
 _OF_WHOLE = {"size", "sha256"}  # of a record whose letter has only its head

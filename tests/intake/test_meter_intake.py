@@ -271,6 +271,49 @@ def test_a_registry_that_refuses_the_credentials_stops_the_meter() -> None:
             stream.steps()
 
 
+# --- Dead letters of messages with many bad records ---
+
+
+def bad(count: int, size: int) -> list[bytes]:
+    return [orjson.dumps(record(number, input_tokens="many", pad="x" * size)) for number in range(count)]
+
+
+@pytest.mark.parametrize(("count", "copies"), [(7, 7), (15, 1)])
+def test_a_message_is_copied_into_its_dead_letters_up_to_1_MiB(count: int, copies: int) -> None:
+    """15 records of 5 kB: 1.1 MB of copies. The first reject's letter has the message, the others its size and hash."""
+    stream = Stream(NATIVE)
+    twice = [orjson.dumps(record(0, chip=chip)) for chip in ("H100", "A100")]  # a conflicting duplicate
+    value = b"[" + b",".join([*twice, *bad(count, 5000)]) + b"]"
+    stream.put([value, value])
+    assert stream.audit().tally.rejected == 2 * count
+    letters = [(value, headers.get("size")) for headers, value in stream.letters() if headers["reason"] == "wrong_type"]
+    assert letters == 2 * ([(value, None)] * copies + [(b"", str(len(value)))] * (count - copies))
+    conflicts = [value for headers, value in stream.letters() if headers["reason"] == "conflicting_duplicate"]
+    assert conflicts == [value if copies == count else b""] * 2
+
+
+def test_many_bad_records_of_a_large_message_are_small_dead_letters() -> None:
+    """20,000 of them in 2 MB: whole copies would be 40 GB. The message goes in pieces, and into several parts."""
+    stream = Stream(NATIVE, engine={"batch_bytes": 1 << 16})
+    lines = bad(20_000, 0)
+    value = b"[" + b",".join(lines) + b"]"
+    stream.put([gzip.compress(value, 1), b"[" + b",".join(lines[:2000]) + b"]"])
+    assert stream.audit().tally.rejected == 22_000
+    letters = stream.letters()
+    assert sum(len(value) for _, value in letters) < 1 << 20
+    assert [len(value) > 0 for _, value in letters] == [True, *[False] * 19_999, True, *[False] * 1999]
+
+
+def test_a_message_s_bytes_are_in_a_dead_letter_again_after_a_recovery() -> None:
+    stream = Stream(NATIVE)
+    stream.put([b"[" + b",".join(bad(30, 5000)) + b"]"])
+    stream.meter.step()
+    stream.meter._feed(everything=True)
+    stream.meter._recover(BrokerError("a test"))
+    assert stream.audit().tally.rejected == 30
+    assert [len(value) > 0 for _, value in stream.letters()] == [True, *[False] * 29]
+
+
 # --- Messages that are larger than a batch ---
 
 
