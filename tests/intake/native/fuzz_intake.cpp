@@ -44,7 +44,7 @@ extern "C" int LLVMFuzzerTestOneInput(const u8* input, size_t size) {
   const i64 length = (i64)size - 1, inject_ends[2] = {0, 10};
   i64 end = 0;
   u8 failure = 0;
-  Task task = {&address, &length, 0, 1, ~0ull, nullptr, inject_ends, &end, &failure, nullptr, 0, 0};
+  Task task = {&address, &length, nullptr, 0, 0, 1, ~0ull, nullptr, inject_ends, &end, &failure, nullptr, 0, 0};
   if (input[0] & 0x80) task.inject = (const u8*)"\"@key\":\"k\",";
   const u32 which = (input[0] & 0x7f) % (recipes.size() + 3);
   int failed;
