@@ -263,7 +263,7 @@ _Reference = int | str  # an id or a GUID
 
 def _guids(headers: Sequence[Headers] | None, count: int) -> dict[int, str]:
     """The schemas that headers name, by message."""
-    found = enumerate(map(envelopes.schema_guid, headers[:count])) if headers is not None else ()
+    found = ((index, envelopes.schema_guid(some)) for index, some in enumerate((headers or ())[:count]) if some)
     return {index: guid for index, guid in found if guid is not None}
 
 
