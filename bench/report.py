@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench import bench_engine, common
+from bench import bench_engine, bench_intake, common
 
 RESULTS_MD = common.ROOT / "bench" / "RESULTS.md"
 NOTES = "notes.md"  # beside the results: what was measured by hand
@@ -54,6 +54,8 @@ def _goals(results: Sequence[dict[str, Any]]) -> str:
             rows += _page_goals(content)
         if content["kind"] == "ledger":
             rows += _ledger_goals(content)
+        if content["kind"] == "intake":
+            rows += _intake_goals(content)
     return _table(("goal", "measured", "met"), "lll", rows)
 
 
@@ -374,9 +376,60 @@ def _ledger_row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+# --- Intake ---
+
+
+def _intake(content: dict[str, Any]) -> list[str]:
+    intro = (
+        "Values of messages into lines of records on one core, in seconds of processor time, each beside what one "
+        "would write with the library, on the same messages."
+    )
+    decoders, engine = content["cases"][:-1], content["cases"][-1]
+    rows = [
+        (
+            case["name"],
+            f"{case['message_bytes']:,.0f}",
+            f"{case['records_per_s'] / 1e6:.2f} M",
+            f"{case['bytes_per_s'] / 1e9:.2f}",
+            case["library"],
+            f"{case['library_records_per_s'] / 1e6:.3f} M",
+            f"{case['ratio']:.1f}",
+            "equal" if len(set(case["digests"])) == 1 else "DIFFERENT",
+        )
+        for case in decoders
+    ]
+    head = ("values", "bytes a message", "records/s", "GB/s", "library", "its records/s", "times", "answers")
+    whole = (
+        f"The engine's whole way: {engine['ns']['lines']:.0f} ns a record in lines, {engine['ns']['arrays']:.0f} ns in "
+        f"arrays; with one record a message {engine['ns']['plain']:.0f} ns, and {engine['ns']['openers']:.0f} ns where "
+        f"each value is looked at for openers."
+    )
+    return ["## Intake", intro, _table(head, "lrrrlrrl", rows), whole]
+
+
+def _intake_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    decoders, engine = content["cases"][:-1], content["cases"][-1]
+    for case in decoders:
+        if case["name"] in bench_intake.GOALS:
+            name, goal = bench_intake.GOALS[case["name"]]
+            unit = f"{goal / 1e9:g} GB/s" if name == "bytes_per_s" else f"{goal / 1e6:g} M records/s"
+            found = f"{case[name] / (1e9 if name == 'bytes_per_s' else 1e6):.2f}"
+            yield f"intake: {case['name']} at {unit} on one core", found, _yes(case[name] >= goal)
+        yield (
+            f"intake: {case['name']} at {bench_intake.GOAL_RATIO} times {case['library']}",
+            f"{case['ratio']:.1f} times",
+            _yes(case["ratio"] >= bench_intake.GOAL_RATIO),
+        )
+    for what, key, goal in (
+        ("arrays beside lines, the engine's whole way", "ratio", bench_intake.GOAL_ARRAYS),
+        ("plain values with openers beside without", "openers_ratio", bench_intake.GOAL_OPENERS),
+    ):
+        yield f"intake: {what}: {goal:.0%} of the speed", f"{engine[key]:.1%}", _yes(engine[key] >= goal)
+
+
 _SECTIONS = {
     "engine": _engine, "peers": _peers, "pipeline": _pipeline, "rollup": _rollup, "soak": _soak, "ledger": _ledger,
-    "page": _page,
+    "page": _page, "intake": _intake,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ table of reasons does. A mapping is the plain dict that tomllib makes of its fil
 """
 
 import datetime
+import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -534,10 +535,24 @@ def identity_of(record: Canonical, mapping: dict, partition: object) -> tuple:
     return (partition, record.scope, record.request_id, *more)
 
 
-def kept(value: bytes | None, lines: list[bytes], number: int, record: bytes) -> bytes:
-    """What a dead letter holds: the record, where it is a line of its message as it stands there, else the message.
-    lines: the message's."""
-    return record if number < len(lines) and lines[number] == record else value or b""
+class Letters:
+    """What the dead letters of a message hold: the record, where it is a line of its message as it stands there, else
+    the message; where all copies would take more than 1 MiB, the first reject's letter alone, and the others nothing,
+    its size and its hash."""
+
+    def __init__(self, value: bytes | None, records: int) -> None:
+        self.value, self.lines = value or b"", (value or b"").split(b"\n")
+        self.room = len(self.value) * records <= 1 << 20
+        self.named = None if self.room else (b"", len(self.value), hashlib.sha256(self.value).hexdigest())
+        self.copied = False
+
+    def of(self, number: int, record: bytes, rejected: bool) -> bytes | tuple[bytes, int, str]:
+        if number < len(self.lines) and self.lines[number] == record:
+            return record
+        if self.named is None or (rejected and not self.copied):
+            self.copied = self.copied or rejected
+            return self.value
+        return self.named
 
 
 class Meter:
@@ -562,7 +577,7 @@ class Meter:
         self.read = self.counted = self.duplicates = self.rejected = self.empty = self.skipped = 0
         self.conflicts = 0  # of the duplicates, those that say something else
         self.reasons: Counter[str] = Counter()
-        self.dead_letters: list[tuple[object, int, int, str, str | None, bytes]] = []
+        self.dead_letters: list[tuple[object, int, int, str, str | None, Any]] = []
         self.messages: Counter[object] = Counter()  # of each partition: the next message's index in it
         self.log_time: dict[object, int] = {}  # of each partition
         self.said: dict[tuple, tuple] = {}  # (identity, generation) -> its first record's statement
@@ -573,11 +588,10 @@ class Meter:
         message_index = self.messages[partition]
         self.messages[partition] += 1
         lines, failure = self.lines_of(value)
-        as_they_stand = (value or b"").split(b"\n")
+        letters = Letters(value, len(lines))
         for line_index, line in enumerate(lines):
             self.read += 1
             verdict = Verdict("rejected", failure) if failure else judge(line, mapping, message_time, self.bounds)
-            line = kept(value, as_they_stand, line_index, line)
             if verdict.kind == "empty":
                 self.empty += 1
             elif verdict.kind == "skipped":
@@ -585,8 +599,10 @@ class Meter:
             elif verdict.record is None:
                 self.rejected += 1
                 self.reasons[str(verdict.reason)] += 1
-                letter = (partition, message_index, line_index, str(verdict.reason), verdict.field, line)
-                self.dead_letters.append(letter)
+                said = letters.of(line_index, line, rejected=True)
+                self.dead_letters.append(
+                    (partition, message_index, line_index, str(verdict.reason), verdict.field, said)
+                )
             elif mapping.get("repeats") == "grow":
                 self.take(self.grown(verdict.record, mapping, partition, generation))
             else:
@@ -595,8 +611,9 @@ class Meter:
                 if first not in (None, self.statement(verdict.record)):
                     self.conflicts += 1
                     self.dead_letters.append(
-                        (partition, message_index, line_index, "conflicting_duplicate", None, line)
-                    )
+                        (partition, message_index, line_index, "conflicting_duplicate", None,
+                         letters.of(line_index, line, rejected=False))
+                    )  # fmt: skip
         assert self.read == self.counted + self.duplicates + self.rejected + self.empty + self.skipped
 
     def fates(self) -> Counter[str]:

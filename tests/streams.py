@@ -127,9 +127,9 @@ def outcome(broker: Broker) -> Outcome:
     return result
 
 
-def said_of(record: bytes) -> bytes | tuple[bytes, int, str]:
+def said_of(record: bytes | tuple[bytes, int, str]) -> bytes | tuple[bytes, int, str]:
     """What a dead letter says of a record: all, or of one above 900 KiB its head, size and hash."""
-    if len(record) <= 900 << 10:
+    if isinstance(record, tuple) or len(record) <= 900 << 10:
         return record
     return record[: 64 << 10], len(record), hashlib.sha256(record).hexdigest()
 

@@ -26,6 +26,7 @@ from tokenometer.processor.cli.options import (
     Listen,
     LogSettings,
     Memory,
+    RegistrySettings,
     Window,
 )
 from tokenometer.processor.meter import heap
@@ -83,7 +84,7 @@ RejectedTopic = Annotated[str, Option(help="The topic of dead letters.")]
 
 
 @dataclass(frozen=True)
-class MeterCommand(KafkaSettings, LogSettings):
+class MeterCommand(KafkaSettings, RegistrySettings, LogSettings):
     config: Config = None
     input: Inputs = None
     group: Annotated[str, Option(help="Meters of one group share the partitions.")] = "tokenometer"
@@ -164,6 +165,7 @@ class MeterCommand(KafkaSettings, LogSettings):
             from_end=self.begin_at is BeginAt.END,
             schemas=topics.schemas(inputs),
             fit=FitSettings(self.alarm_share, self.alarm_records, self.alarm_interval * 1000),
+            registry=topics.registry(inputs, self.registry_client),
         )
 
     def engine(self) -> Engine:
@@ -188,6 +190,7 @@ def meter_command(command: MeterCommand) -> None:
     Examples:
         tokenometer meter --bootstrap kafka:9092 --group billing --create-topics 6
         tokenometer meter --input inference-logs=openai-chat --device cuda --memory 8GiB
+        tokenometer meter --input otlp-spans=otlp
         tokenometer meter --config meter.toml --kafka-file kafka.properties --log-format text
     """
     settings = command.of_meter()

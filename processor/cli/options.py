@@ -358,3 +358,46 @@ class KafkaSettings(Settings):
     def shown(self) -> dict[str, Any]:
         shown = super().shown() | {"kafka": {name: str(value) for name, value in self.client.items()}}
         return {name: value for name, value in shown.items() if name != "setting.kafka"}
+
+
+# --- Schema Registry ---
+
+RegistryPairs = Annotated[
+    list[KafkaSetting] | None,
+    Option(
+        "--registry",
+        parser=kafka_setting,
+        rich_help_panel=_KAFKA,
+        metavar="NAME=VALUE",
+        help="A setting of the Schema Registry, such as schema.registry.url=https://registry:8081, for mappings with "
+        "registry = true; may be repeated. In --config: a table [bold]\\[registry][/].",
+    ),
+]
+RegistryFile = Annotated[
+    str | None,
+    Option(
+        rich_help_panel=_KAFKA,
+        metavar="FILE",
+        help="A file of such settings, one NAME=VALUE a line: basic.auth.user.info belongs there. --registry goes "
+        "before it.",
+    ),
+]
+
+
+@dataclass(frozen=True)
+class RegistrySettings(Settings):
+    """Where schemas come from that values name by an id."""
+
+    registry: RegistryPairs = None
+    registry_file: RegistryFile = None
+
+    @property
+    def registry_client(self) -> dict[str, str | Secret] | None:
+        """Confluent's settings by name; None: there are none."""
+        pairs = [*(_kafka_file(self.registry_file) if self.registry_file else ()), *(self.registry or ())]
+        return {pair.name: pair.value for pair in pairs} or None
+
+    def shown(self) -> dict[str, Any]:
+        shown = {name: value for name, value in super().shown().items() if name != "setting.registry"}
+        client = self.registry_client
+        return shown | ({"registry": {name: str(value) for name, value in client.items()}} if client else {})

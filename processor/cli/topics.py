@@ -5,12 +5,13 @@ import pathlib
 from collections.abc import Mapping
 
 from tokenometer.processor.broker import Broker, TopicMissing
+from tokenometer.processor.broker.registry import Registry, RegistryAway
 from tokenometer.processor.cli.common import usage_error
 from tokenometer.processor.meter.meter import MeterSettings
+from tokenometer.processor.secret import Secret, reveal
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 from tokenometer.schemas.mapping import MappingError
-from tokenometer.schemas.value import asks_for_headers
 
 log = logging.getLogger("tokenometer")
 INPUT, USAGE, LIVE, REJECTED, TOTALS = (
@@ -39,16 +40,32 @@ def schemas(inputs_: Mapping[str, RecordMapping]) -> dict[str, bytes]:
     found = {}
     for topic, mapping in inputs_.items():
         value = mapping.value
-        if value.registry or value.key or asks_for_headers(value):
-            raise MappingError(
-                f"{mapping.source}: a meter reads neither a Schema Registry nor the keys and headers of messages yet; "
-                f"name a schema file, or take the fields from the value"
-            )
         if value.schema is not None:
             try:
                 found[topic] = pathlib.Path(value.schema).read_bytes()
             except OSError as error:
                 raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error.strerror}") from None
+    return found
+
+
+def registry(inputs_: Mapping[str, RecordMapping], client: Mapping[str, str | Secret] | None) -> Registry | None:
+    """The Schema Registry, where a mapping reads it. One that is away is waited for when its schemas are needed.
+    Raises MappingError and Refused."""
+    asking = [mapping for mapping in inputs_.values() if mapping.value.registry]
+    if not asking:
+        return None
+    if client is None:
+        raise MappingError(
+            f"{asking[0].source}: value.registry: where is the Schema Registry? Give --registry "
+            f"schema.registry.url=https://HOST:PORT, and what else it needs in --registry-file"
+        )
+    found = Registry(reveal(client))
+    for mapping in asking:
+        found.schemas(mapping.value.encoding)
+    try:
+        found.check()
+    except RegistryAway as error:
+        log.warning("%s; messages will wait for it", error)
     return found
 
 

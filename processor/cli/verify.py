@@ -21,12 +21,12 @@ from tokenometer.processor.cli.meter import (
     RejectedTopic,
     UsageTopic,
 )
-from tokenometer.processor.cli.options import Config, KafkaSettings, Window
+from tokenometer.processor.cli.options import Config, KafkaSettings, RegistrySettings, Window
 from tokenometer.schemas.usage import DAY_MS
 
 
 @dataclass(frozen=True)
-class VerifyCommand(KafkaSettings):
+class VerifyCommand(KafkaSettings, RegistrySettings):
     config: Config = None
     input: Inputs = None
     group: Annotated[str, Option(help="The group whose commits are audited.")] = "tokenometer"
@@ -62,6 +62,7 @@ def verify_command(command: VerifyCommand) -> None:
     require_duckdb()  # before a log of hours is read
     outputs = command.usage_topic, command.live_topic, command.rejected_topic
     inputs = topics.inputs(command.input, outputs)
+    topics.registry(inputs, command.registry_client)  # at once, not in the middle of the log
     settings = verify.Settings(
         *outputs,
         window_ms=command.window * 1000,
@@ -71,6 +72,7 @@ def verify_command(command: VerifyCommand) -> None:
         dedup_horizon_ms=command.dedup_horizon * 1000,
         differences_max=command.differences,
         processes=command.processes or os.cpu_count() or 1,
+        registry=tuple(client.items()) if (client := command.registry_client) else None,
     )
     broker = running.broker_of(command)
     with progress_bar(None) as advance:

@@ -14,7 +14,7 @@ import pathlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,12 +29,13 @@ from tokenometer.processor.broker import Column
 from tokenometer.processor.files.logs import STDIN, Chunk, LogError, LogReader, message_ends
 from tokenometer.processor.intake import MESSAGE_BYTES_MAX, Decoder, SchemaError
 from tokenometer.schemas.mapping import Mapping, MappingError
-from tokenometer.schemas.value import PLAIN, Value
+from tokenometer.schemas.value import HEADER_PREFIX, KEY_MEMBER, PLAIN, Value
 
 _VALUES_BYTES = 1 << 20  # decoded together
 _VALUES_MAX = 4096
 _ROWS = 4096  # of a table, read together
 _HEAD_BYTES = 4096
+_COPIES_BYTES_MAX = 1 << 20  # of a value in the dead letters of its records; one has it at least
 _PARQUET = b"PAR1"
 _CSV_HEADER = re.compile(rb"\w[\w .-]*(,\w[\w .-]*)+\r?\n", re.ASCII)
 
@@ -47,6 +48,18 @@ class SourceValue(NamedTuple):
     data: bytes
 
 
+@dataclass
+class _Copies:
+    """How many bytes of a value's copies dead letters may still take."""
+
+    left: int = _COPIES_BYTES_MAX
+
+    def of(self, data: bytes) -> bytes | None:
+        copied = self.left == _COPIES_BYTES_MAX or len(data) <= self.left
+        self.left -= len(data) if copied else 0
+        return data if copied else None
+
+
 @dataclass(frozen=True)
 class _Origin:
     """Lines of one chunk that come from one value. first: the number of the first of these lines in the value."""
@@ -54,6 +67,7 @@ class _Origin:
     value: SourceValue
     first: int
     failure: str | None
+    copies: _Copies = field(default_factory=_Copies)
 
 
 class Origins:
@@ -62,12 +76,13 @@ class Origins:
     def __init__(self, origins: Sequence[_Origin], line_ends: Sequence[int]) -> None:
         self._origins, self._ends = origins, np.array(line_ends, np.int64)
 
-    def of(self, line: int) -> tuple[SourceValue, int, str | None]:
-        """The value, the record's number in it (from 0), and why the value could not be read."""
+    def of(self, line: int) -> tuple[SourceValue, int, str | None, bytes | None]:
+        """The value, the record's number in it (from 0), why the value could not be read, and a copy of its bytes for a
+        dead letter; None: there are enough."""
         index = int(np.searchsorted(self._ends, line, side="right"))
         before = int(self._ends[index - 1]) if index else 0
         origin = self._origins[index]
-        return origin.value, origin.first + line - before, origin.failure
+        return origin.value, origin.first + line - before, origin.failure, origin.copies.of(origin.value.data)
 
 
 class _Lines(NamedTuple):
@@ -106,7 +121,7 @@ class DecodedReader:
             ends.append(lines)
             self._held.popleft()
             if cut < len(held.data):
-                origin = _Origin(held.origin.value, held.origin.first + count, held.origin.failure)
+                origin = replace(held.origin, first=held.origin.first + count)
                 self._held.appendleft(_Lines(held.file, origin, held.data[cut:]))
         if file is None:
             if self._held:
@@ -287,9 +302,19 @@ def decoder_of(mapping: Mapping) -> Callable[[], Decoder]:
                 raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error.strerror}") from None
         if value.registry:
             raise MappingError(f"{mapping.source}: value.registry: this command has no Schema Registry; name a schema")
+        _check_for_files(mapping)
         try:
             return Decoder(value, None, schema)
         except SchemaError as error:
             raise MappingError(f"{mapping.source}: value.schema: {value.schema}: {error}") from None
 
     return make
+
+
+def _check_for_files(mapping: Mapping) -> None:
+    for one in mapping.fields:
+        if one.paths and all(path[0] == KEY_MEMBER or path[0].startswith(HEADER_PREFIX) for path in one.paths):
+            raise MappingError(
+                f"{mapping.source}: fields.{one.name} reads the message's key or a header, and a file has neither; "
+                f"meter the topic, or name aliases that read the field from the value"
+            )

@@ -223,7 +223,8 @@ def open_letters(name: str, force: bool = False) -> Iterator["LetterWriter"]:
 @dataclass(frozen=True)
 class LetterWriter:
     """One JSON object a line: reason, field, file, line, offset, and the record as `value` or `value_base64`; where a
-    mapping's decoder made several records of a value, the whole value, and `record`, the number in it."""
+    mapping's decoder made several records of a value, the whole value, and `record`, the number in it; no value where
+    other letters have 1 MiB of its copies."""
 
     file: Any
 
@@ -241,7 +242,8 @@ def _letter_line(letter: PlacedLetter) -> bytes:
     }
     if letter.record is not None:
         place["record"] = letter.record
-    return orjson.dumps(place | _value(letter.value), option=orjson.OPT_APPEND_NEWLINE)
+    value = {} if letter.value is None else _value(letter.value)
+    return orjson.dumps(place | value, option=orjson.OPT_APPEND_NEWLINE)
 
 
 def _value(value: bytes) -> dict[str, str]:

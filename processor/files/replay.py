@@ -33,7 +33,8 @@ _WAIT_SECONDS = 0.2  # between looks at `stopped` while a pipe has nothing to re
 class PlacedLetter:
     """A rejected record and where it was in its log.
 
-    record: its number in its value, from 0, where a value holds several; `value` is the whole one then.
+    record: its number in its value, from 0, where a value holds several; `value` is the whole one then, or None where
+    other letters have enough copies of it.
     """
 
     file: str
@@ -41,7 +42,7 @@ class PlacedLetter:
     offset: int  # in bytes, after decompression
     reason: str
     field: str | None
-    value: bytes
+    value: bytes | None
     record: int | None = None
 
 
@@ -203,7 +204,7 @@ class _Replay:
             if each.reason != CONFLICTING.reason:  # a duplicate, not a reject
                 fault = f"{each.reason}:{each.field}" if each.field else each.reason
                 self._rejects[fault] += 1
-                if fault not in self._keys:
+                if fault not in self._keys and each.value is not None:
                     self._keys[fault] = keys_of(each.value)
         if self._outlets.letters:
             self._outlets.letters(placed)
@@ -286,9 +287,9 @@ _STOPPED = Chunk("", 0, 0, np.zeros(0, np.uint32), 0)
 def _placed(chunk: Chunk, lines_before: int, letter: DeadLetter) -> PlacedLetter:
     """Turns a line and byte of a batch into a line and byte of a log."""
     if chunk.origins is not None:
-        value, record, failure = chunk.origins.of(letter.batch_line)
+        value, record, failure, data = chunk.origins.of(letter.batch_line)
         reason, field = (failure, None) if failure else (letter.rejection.reason, letter.rejection.field)
-        return PlacedLetter(chunk.file, value.number, value.offset, reason, field, value.data, record)
+        return PlacedLetter(chunk.file, value.number, value.offset, reason, field, data, record)
     return PlacedLetter(
         file=chunk.file,
         line=lines_before + letter.batch_line + 1,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from tokenometer.processor.broker import Column
+from tokenometer.processor.broker.registry import UnknownSchema
 from tokenometer.processor.intake import avro, envelopes, native, openers, protobuf
 from tokenometer.processor.intake.envelopes import Headers
 from tokenometer.processor.intake.native import Bytes, Ints
@@ -42,10 +43,6 @@ _FRAME_BYTES = {"confluent": openers.FRAME_BYTES, "single_object": 10, "none": 0
 _CALL_BYTES = 256 << 20  # lines of one call: messages may grow, memory must not
 
 SchemaError = (avro.SchemaError, protobuf.SchemaError)
-
-
-class UnknownSchema(LookupError):
-    """Raised by a source of schemas: the registry answers that there is no such schema."""
 
 
 # The text of a registry's schema by its id or GUID: Avro's JSON, or the bytes of a protobuf descriptor set. Raises
@@ -266,7 +263,7 @@ _Reference = int | str  # an id or a GUID
 
 def _guids(headers: Sequence[Headers] | None, count: int) -> dict[int, str]:
     """The schemas that headers name, by message."""
-    found = enumerate(map(envelopes.schema_guid, headers[:count])) if headers is not None else ()
+    found = ((index, envelopes.schema_guid(some)) for index, some in enumerate((headers or ())[:count]) if some)
     return {index: guid for index, guid in found if guid is not None}
 
 
@@ -287,16 +284,15 @@ class _Schemas:
 
     def place(self, reference: _Reference) -> int:
         """The index of an Avro schema; -1: there is none."""
-        if reference not in self._places:
-            tables = None
-            if (text := self._text(reference)) is not None:
-                try:
-                    tables = avro.compile_schema(text)
-                except avro.SchemaError:
-                    tables = None  # a registry's schema that cannot be used is like none
-            self._places[reference] = -1 if tables is None else len(self.avro)
-            if tables is not None:
-                self.avro.append(tables)
+        if reference in self._places:
+            return self._places[reference]
+        if (text := self._text(reference)) is None:
+            return -1  # and perhaps not tomorrow
+        try:
+            self.avro.append(avro.compile_schema(text))
+            self._places[reference] = len(self.avro) - 1
+        except avro.SchemaError:
+            self._places[reference] = -1  # a schema that cannot be used is like none
         return self._places[reference]
 
     def protobuf(self, value: bytes, reference: _Reference | None) -> bytes:
@@ -310,7 +306,8 @@ class _Schemas:
         if reference is None:
             raise Undecodable("unknown_schema")
         if reference not in self._types:
-            text = self._text(reference)
+            if (text := self._text(reference)) is None:
+                raise Undecodable("unknown_schema")
             try:
                 self._types[reference] = protobuf.MessageTypes(text) if isinstance(text, bytes) else None
             except protobuf.SchemaError:

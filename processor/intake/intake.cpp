@@ -15,6 +15,8 @@ enum Failure : u8 { NONE, TOO_LARGE, BAD_ENCODING, UNKNOWN_SCHEMA };
 struct Task {
   const u64* addresses;
   const i64* lengths;  // -1: no value
+  const u8* memory;    // where most values are: one that has SLACK bytes of it after it need not be copied to be read
+  u64 memory_bytes;
   u64 first, count, stop_bytes;
   const u8* inject;  // members for every record of message i: inject_ends[i]..inject_ends[i + 1]; or null
   const i64* inject_ends;
@@ -95,6 +97,12 @@ static int run(Task* task, Out& out, Decode&& decode) {
   } catch (const std::bad_alloc&) { return 1; }
 }
 
+static Text padded(const Task* task, Out& scratch, Text value) {
+  const u64 at = (u64)value.p - (u64)task->memory;
+  const bool has = at <= task->memory_bytes && value.n + SLACK <= task->memory_bytes - at;
+  return LIKELY(has) ? value : as_padded(scratch, value);
+}
+
 static int spans(Task* task, const Recipe& recipe, Out& out) {
   SpanLines lines(out, recipe.limit);
   OtlpJson json(lines);
@@ -107,7 +115,7 @@ static int spans(Task* task, const Recipe& recipe, Out& out) {
       const u8* p = as_line(scratch, value);
       return json.message(p, p + value.n);
     }
-    if (proto.message(as_padded(scratch, value))) return true;
+    if (proto.message(padded(task, scratch, value))) return true;
     lines.back_to({lines.begin(), 0, 0});
     if (!value.n || *value.p != '\n') return false;
     const u8* p = as_line(scratch, value);
@@ -146,7 +154,7 @@ ENTRY int decode_avro(Task* task, const AvroSchema* schemas, const int* which, u
   Avro avro(out, limit);
   return run(task, out, [&](Text value, u64 i) {
     if (which[i] < 0) return UNKNOWN_SCHEMA;
-    const u8 *p = as_padded(scratch, value).p, *end = p + value.n;
+    const u8 *p = padded(task, scratch, value).p, *end = p + value.n;
     if (value.n < frame_bytes || (frame_bytes == 5 && p[0]) || (frame_bytes == 10 && (p[0] != 0xc3 || p[1] != 0x01)))
       return BAD_ENCODING;
     return avro.datum(schemas[which[i]], p + frame_bytes, end) ? NONE : BAD_ENCODING;

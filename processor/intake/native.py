@@ -33,8 +33,8 @@ class _Task(ctypes.Structure):
     """As in intake.cpp."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("addresses", "lengths")),
-        *((name, ctypes.c_uint64) for name in ("first", "count", "stop_bytes")),
+        *((name, ctypes.c_void_p) for name in ("addresses", "lengths", "memory")),
+        *((name, ctypes.c_uint64) for name in ("memory_bytes", "first", "count", "stop_bytes")),
         *((name, ctypes.c_void_p) for name in ("inject", "inject_ends", "ends", "failures", "lines")),
         *((name, ctypes.c_uint64) for name in ("size", "done")),
     ]
@@ -59,7 +59,7 @@ class Batch:
 
     addresses: np.ndarray[Any, np.dtype[np.uint64]]
     lengths: Ints
-    owners: list[Any]
+    owners: list[Any]  # the first is where the values were before any was replaced
 
     @classmethod
     def of(cls, data: Bytes, starts: Ints, lengths: Ints) -> "Batch":
@@ -148,8 +148,8 @@ def _run(
     ends, failures = np.empty(count, np.int64), np.zeros(count, np.uint8)
     lengths = np.ascontiguousarray(batch.lengths)
     task = _Task(
-        *(a.ctypes.data for a in (batch.addresses, lengths)),
-        *(first, count, stop_bytes),
+        *(a.ctypes.data for a in (batch.addresses, lengths, batch.owners[0])),
+        *(batch.owners[0].nbytes, first, count, stop_bytes),
         *(None if a is None else a.ctypes.data for a in (inject, inject_ends)),
         *(a.ctypes.data for a in (ends, failures)),
     )

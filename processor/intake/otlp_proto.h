@@ -175,11 +175,12 @@ class OtlpProto {
     row_ = Row::SPAN;
     Fixed f;
     attributes_.clear();
+    if (bytes.n >> 32) return false;
     Wire wire(bytes);
     while (wire.next()) {
       if (wire.type == Wire::BYTES) {
         if (LIKELY(wire.field == 9))
-          attributes_.push_back(wire.bytes);
+          attributes_.push_back((u64)(wire.bytes.p - bytes.p) << 32 | wire.bytes.n);
         else if (wire.field == 1)
           f.trace = wire.bytes;
         else if (wire.field == 2)
@@ -206,8 +207,8 @@ class OtlpProto {
     enumeration(NAMED("kind"), f.kind, KIND_TEXTS, 6);
     time(NAMED("start_time"), f.start);
     time(NAMED("end_time"), f.end);
-    for (const Text& one : attributes_)
-      if (!attribute(one, {}, out_)) return false;
+    for (const u64 one : attributes_)
+      if (!attribute({bytes.p + (one >> 32), (u32)one}, {}, out_)) return false;
     return status(f.status);
   }
 
@@ -317,6 +318,16 @@ class OtlpProto {
   }
 
   HD static bool key_and_value(Text bytes, Text* key, Text* value) {
+    // As everybody writes it: the key, the value, both short.
+    const u8* p = bytes.p;
+    if (LIKELY(bytes.n >= 4 && p[0] == 0x0a && p[1] < 0x80 && p[1] + 4ull <= bytes.n)) {
+      const u8* q = p + 2 + p[1];
+      if (LIKELY(q[0] == 0x12 && q[1] < 0x80 && q + 2 + q[1] == p + bytes.n)) {
+        *key = {p + 2, p[1]};
+        *value = {q + 2, q[1]};
+        return true;
+      }
+    }
     Wire wire(bytes);
     while (wire.next()) {
       if (wire.type != Wire::BYTES) continue;
@@ -328,6 +339,12 @@ class OtlpProto {
 
   bool any_value(Text bytes, Out& out, u32 depth) {
     if (depth > ANY_VALUE_DEPTH_MAX) return false;
+    const u8* p = bytes.p;
+    if (LIKELY(bytes.n >= 2 && p[0] == 0x0a && p[1] < 0x80 && p[1] + 2ull == bytes.n)) {  // a short string
+      u8* to = out.room(6 * bytes.n + 2);
+      out.size += (u64)(write_string(to, {p + 2, p[1]}) - to);
+      return true;
+    }
     u32 field = 0;
     u64 number = 0;
     Text value;
@@ -388,7 +405,7 @@ class OtlpProto {
   SpanLines& lines_;
   Out& out_;
   Out resource_, scope_;
-  std::vector<Text> attributes_;  // of the span at hand
+  std::vector<u64> attributes_;  // of the span at hand: where in it, and the length, in one word
   SpanIds ids_;
   Row row_ = Row::SPAN;
 };

@@ -129,10 +129,11 @@ class SpanLines {
   void relate() {
     sorted_.clear();
     for (u32 i = 0; i < marks_.size(); ++i)
-      if (marks_[i].ids.span.n) sorted_.push_back(i);
-    std::sort(sorted_.begin(), sorted_.end(), [this](u32 a, u32 b) {
-      const int order = compare_ids(a, marks_[b].ids.trace, marks_[b].ids.span);
-      return order ? order < 0 : a < b;
+      if (marks_[i].ids.span.n) sorted_.push_back({key_of(marks_[i].ids.span), i});
+    std::sort(sorted_.begin(), sorted_.end(), [this](const Entry& a, const Entry& b) {
+      if (LIKELY(a.key != b.key)) return a.key < b.key;
+      const int order = compare_ids(a.index, marks_[b.index].ids.trace, marks_[b.index].ids.span);
+      return order ? order < 0 : a.index < b.index;
     });
     bool any = false;
     for (u32 i = 0; i < marks_.size(); ++i) {
@@ -148,6 +149,16 @@ class SpanLines {
   }
 
   static constexpr u32 NONE = ~0u;
+  struct Entry {
+    u64 key;
+    u32 index;
+  };
+  // The first eight bytes, which are all that most ids have; ids of one key are compared in full.
+  static u64 key_of(Text id) {
+    u64 key = 0;
+    if (id.n) memcpy(&key, id.p, id.n < 8 ? id.n : 8);
+    return key;
+  }
   int compare_ids(u32 i, Text trace, Text span) const {
     const int order = compare(marks_[i].ids.span, span);
     return order ? order : compare(marks_[i].ids.trace, trace);
@@ -156,9 +167,12 @@ class SpanLines {
   u32 parent_of(u32 i) const {
     const SpanIds& ids = marks_[i].ids;
     if (!ids.parent.n || same(ids.parent, ids.span)) return NONE;
-    const auto found = std::lower_bound(sorted_.begin(), sorted_.end(), 0u,
-                                        [&](u32 a, u32) { return compare_ids(a, ids.trace, ids.parent) < 0; });
-    return found == sorted_.end() || compare_ids(*found, ids.trace, ids.parent) ? NONE : *found;
+    const u64 key = key_of(ids.parent);
+    const auto found = std::lower_bound(sorted_.begin(), sorted_.end(), key, [&](const Entry& a, u64) {
+      return a.key != key ? a.key < key : compare_ids(a.index, ids.trace, ids.parent) < 0;
+    });
+    if (found == sorted_.end() || found->key != key) return NONE;
+    return compare_ids(found->index, ids.trace, ids.parent) ? NONE : found->index;
   }
 
   // From the last line to the first, each moves to where it will be.
@@ -190,7 +204,7 @@ class SpanLines {
   Out& out_;
   u64 limit_, begin_ = 0, usages_ = 0;
   std::vector<Mark> marks_;
-  std::vector<u32> sorted_;
+  std::vector<Entry> sorted_;
 };
 
 }  // namespace tokenometer

@@ -27,6 +27,8 @@ from tokenometer.processor.meter.emission import DeadRecord, LiveSummary, Range
 from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 
+# Of a message with many bad records: what all copies of it in its dead letters may take; else the first one has it.
+COPIES_BYTES_MAX = 1 << 20
 LETTERS_BYTES_MAX = 64 << 20  # held until a commit; a log that is all rejects would fill them in a second
 TOP_USERS = 20
 _NEWLINE = 0x0A
@@ -65,15 +67,16 @@ class Intake:
         failures: dict[int, str] = {}
         first = before = 0
         while first < len(values):
-            lines = decoder(values, first)
+            lines = decoder(values, first, messages.keys, messages.headers)
             if lines.data is values.data:  # as they are
                 return cls(messages.place, [values.data], values.lines, messages.times, messages.offsets)
             pieces.append(lines.data)
             ends.append(lines.ends + before)
             failures |= lines.failures
             first, before = first + len(lines.ends), before + int(lines.ends[-1])
-        source = _Source(messages.offsets, values, failures)
-        return cls(messages.place, pieces, np.concatenate(ends), messages.times, messages.offsets, (source,))
+        all_ends = np.concatenate(ends)
+        source = _Source(messages.offsets, values, failures, pieces, all_ends)
+        return cls(messages.place, pieces, all_ends, messages.times, messages.offsets, (source,))
 
     @classmethod
     def together(cls, intakes: "Sequence[Intake]") -> "Intake":
@@ -99,37 +102,56 @@ class Intake:
         pieces = list(_cut(self.pieces, first, first + (int(ends[-1]) if len(ends) else 0)))
         return Intake(self.place, pieces, ends, self.times[begin:end], self.offsets[begin:end], self.sources)
 
-    def rejected(self, offset: Offset, line: int, record: bytes, rejection: Rejection) -> tuple[bytes, Rejection]:
-        """What a dead letter holds, and why. A record that is a line of its message as it stands there is kept by
-        itself; else the whole message is, untouched."""
+    def letter(
+        self, offset: Offset, line: int, record: bytes, rejection: Rejection, first: bool
+    ) -> tuple[DeadRecord, bool]:
+        """A record that is a line of its message as it stands there is kept by itself; else its message is, untouched,
+        as often as the copies may take, or once. first: no letter of the message's rejects has it so far. The answer's
+        second: now one has."""
         for source in self.sources:
             index = int(np.searchsorted(source.offsets, offset))
             if index < len(source.offsets) and int(source.offsets[index]) == offset:
-                (value, lines), failure = source.lines(index), source.failures.get(index)
-                kept = record if line < len(lines) and lines[line] == record else value
-                return kept, Rejection(failure) if failure else rejection
-        return record, rejection
+                failure, message = source.failures.get(index), source.message(index)
+                rejection = Rejection(failure) if failure else rejection
+                if line < len(message.lines) and message.lines[line] == record:
+                    break
+                copied = first or len(message.value) * message.records <= COPIES_BYTES_MAX
+                return DeadRecord.of(self.place, offset, line, rejection, message.value, copied), copied
+        return DeadRecord.of(self.place, offset, line, rejection, record), False
 
     @property
     def size(self) -> int:
         return sum(map(len, self.pieces))
 
 
+class _Message(NamedTuple):
+    """lines: of the value as it stands. records: that a decoder made of it."""
+
+    value: bytes
+    lines: list[bytes]
+    records: int
+
+
 @dataclass(frozen=True)
 class _Source:
-    """Messages as they came. failures: why some of them, by index, could not be decoded."""
+    """Messages as they came. failures: why some of them, by index, could not be decoded. pieces, ends: their lines, as
+    an Intake has them."""
 
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     values: Column
     failures: Mapping[int, str]
-    _last: dict[int, tuple[bytes, list[bytes]]] = field(default_factory=dict, compare=False)
+    pieces: Sequence[Bytes]
+    ends: np.ndarray[Any, np.dtype[np.int64]]
+    _last: dict[int, _Message] = field(default_factory=dict, compare=False)
 
-    def lines(self, index: int) -> tuple[bytes, list[bytes]]:
-        """The value and its lines; the last one is kept, since a message that is all rejects is asked for each."""
+    def message(self, index: int) -> _Message:
+        """The last one is kept, since a message that is all rejects is asked for each."""
         if index not in self._last:
             self._last.clear()
             value = self.values[index] or b""
-            self._last[index] = value, value.split(b"\n")
+            begin, end = int(self.ends[index - 1]) if index else 0, int(self.ends[index])
+            records = sum(int(np.count_nonzero(piece == _NEWLINE)) for piece in _cut(self.pieces, begin, end))
+            self._last[index] = _Message(value, value.split(b"\n"), records)
         return self._last[index]
 
 
@@ -199,6 +221,7 @@ class Counting:
         self._partitions: dict[Place, _Partition] = {}
         self._letters: list[DeadRecord] = []
         self._letter_bytes = 0
+        self._copied: dict[Place, Offset] = {}  # the last message that a reject's letter has
         self._aside: list[Snapshot] = []
         self._judged: Counter[str] = Counter()  # by topic, since the last flip
         self._tally = engine.tally()  # as it was then noted in _judged
@@ -219,6 +242,7 @@ class Counting:
             self._close_part("rebalance")  # a part covers one range of a partition
         for place, start in starts.items():
             self._engine.forget(place)
+            self._copied.pop(place, None)
             partition = self._partitions[place] = _Partition(start, start.read_from, start.offset, refilling=True)
             if start.read_from >= start.offset:
                 self._end_refill(place, partition)
@@ -332,14 +356,18 @@ class Counting:
         """Dead letters belong to the open part, as the counters do."""
         before, self._tally = self._tally, self._engine.tally()
         self._judged[piece.intake.place.topic] += (self._tally - before).judged
-        for letter in progress.dead_letters:
-            offset = Offset(int(piece.intake.offsets[letter.message]))
+        place = piece.intake.place
+        for letter in progress.dead_letters:  # in the order of the log
+            offset, is_reject = Offset(int(piece.intake.offsets[letter.message])), letter.rejection != CONFLICTING
             record, line = letter.value if piece.whole is None else piece.whole, piece.line + letter.line
-            value, rejection = piece.intake.rejected(offset, line, record, letter.rejection)
-            self._letters.append(DeadRecord.of(piece.intake.place, offset, line, rejection, value))
-            self._letter_bytes += len(self._letters[-1].value)
-            if rejection != CONFLICTING:  # a duplicate, not a reject
-                self._part.rejects[rejection.reason] += 1
+            first = is_reject and self._copied.get(place) != offset
+            found, copied = piece.intake.letter(offset, line, record, letter.rejection, first)
+            self._letters.append(found)
+            self._letter_bytes += len(found.value)
+            if is_reject:  # and no duplicate
+                self._part.rejects[found.rejection.reason] += 1
+            if is_reject and copied:
+                self._copied[place] = offset
         self.has_news = self.has_news or progress.next_message > 0
 
     def _book(self, intake: Intake, after: int, partition: _Partition) -> None:

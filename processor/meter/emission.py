@@ -51,7 +51,12 @@ class DeadRecord:
     sha256: str | None = None
 
     @classmethod
-    def of(cls, place: Place, offset: Offset, line: int, rejection: Rejection, record: bytes) -> "DeadRecord":
+    def of(
+        cls, place: Place, offset: Offset, line: int, rejection: Rejection, record: bytes, copied: bool = True
+    ) -> "DeadRecord":
+        """copied: False where another letter has the bytes, and this one says which they are."""
+        if not copied:
+            return cls(place, offset, line, rejection, b"", *_head(record)[1:])
         if len(record) <= LETTER_BYTES_MAX:
             return cls(place, offset, line, rejection, record)
         return cls(place, offset, line, rejection, *_head(record))

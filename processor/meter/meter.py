@@ -41,11 +41,12 @@ from tokenometer.processor.broker import (
     TopicMissing,
     TopicState,
 )
-from tokenometer.processor.intake import Decoder
+from tokenometer.processor.broker.registry import Registry
 from tokenometer.processor.meter import emission, positions
 from tokenometer.processor.meter.counting import Counting, Intake, Snapshot, Start
 from tokenometer.processor.meter.emission import Misfit
 from tokenometer.processor.meter.fitting import FitSettings, Fitting
+from tokenometer.processor.meter.receiving import Receiving
 from tokenometer.processor.meter.watching import TROUBLE_MS, Standing
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 
@@ -78,6 +79,7 @@ class MeterSettings:
     from_end: bool = False  # where a partition begins that the group has never committed
     schemas: Mapping[str, bytes] = field(default_factory=dict)  # topic -> its mapping's schema file, read
     fit: FitSettings = FitSettings()
+    registry: Registry | None = None  # where a mapping has registry = true
 
 
 @dataclass
@@ -129,11 +131,9 @@ class Meter:
         self._engine_thread, self._commit_thread = threads(lambda: None), threads(yield_to_others)
         self.counting = Counting(engine, settings.name, run, self._commit_full)
         self._fitting = Fitting(settings.fit, settings.inputs)
-        self._decoders = {
-            topic: Decoder(mapping.value, None, settings.schemas.get(topic))
-            for topic, mapping in settings.inputs.items()
-        }
+        self._receiving = Receiving(settings.inputs, settings.schemas, settings.registry, self._clock.steady_ms)
         self._pending: dict[Place, _Pending] = {}
+        self._paused: list[Place] = []  # when the last recovery began
         self._intakes: deque[Future[None]] = deque()
         self._commit: Future[Future[None]] | None = None
         self._full: Future[None] | None = None  # the last commit that the engine's thread asked for
@@ -175,8 +175,9 @@ class Meter:
             raise
 
     def _open_consumer(self) -> Consumer:
-        settings = self._settings
-        return self._broker.consumer(settings.group, list(settings.inputs), self, settings.name)
+        settings, receiving = self._settings, self._receiving
+        asked = {"keys": receiving.keys, "headers": receiving.headers}
+        return self._broker.consumer(settings.group, list(settings.inputs), self, settings.name, **asked)
 
     def _open_producer(self) -> Producer:
         """From the thread that commits, whose priority its own threads inherit."""
@@ -198,6 +199,7 @@ class Meter:
                 self._receive(messages)
             if self._failure:
                 raise self._failure
+            self._receive_again()
             self._feed(everything=False)
             self._commit_if_due()
             if self._trouble and self._clock.steady_ms() - self._trouble[1] > TROUBLE_MS:
@@ -212,7 +214,7 @@ class Meter:
         held = self.counting.held()
         offsets = {place: max(start, self._committed.get(place, start)) for place, (start, _) in held.items()}
         refilled = {place: taken for place, (_, taken) in held.items() if taken is not None}
-        return Standing(offsets, refilled, self._trouble and self._trouble[0])
+        return Standing(offsets, refilled, self._receiving.trouble or (self._trouble and self._trouble[0]))
 
     def _ask_consumer(self) -> None:
         """Whatever a commit needs of it: in another thread than the polling one an answer may take minutes."""
@@ -221,8 +223,21 @@ class Meter:
     # --- Messages in ---
 
     def _receive(self, messages: Messages) -> None:
-        intake = Intake.of(messages, self._decoders[messages.place.topic])
-        pending = self._pending.setdefault(messages.place, _Pending(self._clock.steady_ms()))
+        intake = self._receiving.take(messages)
+        if intake is None:
+            self._consumer.pause([messages.place])
+        else:
+            self._add(intake)
+
+    def _receive_again(self) -> None:
+        intakes, free = self._receiving.again()
+        for intake in intakes:
+            self._add(intake)
+        if free:
+            self._consumer.resume(free)
+
+    def _add(self, intake: Intake) -> None:
+        pending = self._pending.setdefault(intake.place, _Pending(self._clock.steady_ms()))
         pending.intakes.append(intake)
         pending.bytes += intake.size
         mean = max(1, intake.size // len(intake.offsets))
@@ -380,6 +395,8 @@ class Meter:
     def _give_up(self, places: Sequence[Place]) -> None:
         for place in places:
             self._pending.pop(place, None)
+        with contextlib.suppress(BrokerError):  # who has them next must not find them paused
+            self._consumer.resume(self._receiving.forget(places))
         self._engine_thread.submit(self.counting.end, places).result()
 
     def _starts(self, places: Sequence[Place]) -> dict[Place, Start]:
@@ -444,6 +461,7 @@ class Meter:
     def _abandon(self) -> None:
         """Wait until nothing is on its way any more, whatever became of it."""
         self._pending.clear()
+        self._paused = self._receiving.forget()
         while self._intakes:
             with contextlib.suppress(BrokerError):
                 self._intakes.popleft().result()
@@ -466,6 +484,7 @@ class Meter:
         self._engine_thread.submit(self.counting.drop, starts).result()
         self._commit_failed = False
         self._consumer.seek({place: start.read_from for place, start in starts.items()})
+        self._consumer.resume([place for place in self._paused if place in starts])
         self._ask_consumer()
 
     def _replace_consumer(self) -> None:

@@ -43,6 +43,7 @@ from tokenometer.processor.verify.values import (
     VerifyError,
 )
 from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.value import asks_for_headers
 
 __all__ = ["Report", "Settings", "VerifyError", "verify"]
 
@@ -270,12 +271,19 @@ class _Audit:
                 self.settings.max_future_skew_ms,
                 self.settings.max_past_ms,
                 self.schemas[place.topic],
+                [key for messages in some for key in messages.keys or ()] if some[0].keys is not None else None,
+                [list(one) for messages in some for one in messages.headers or ()]
+                if some[0].headers is not None
+                else None,
+                self.settings.registry if self.topics[place.topic].value.registry else None,
             )
 
     def _log(self, place: Place) -> Iterator[Messages]:
         begin, committed = self.cut.log[place].begin, self.cut.committed[place]
+        value = self.topics[place.topic].value
+        beside = {"keys": value.key, "headers": asks_for_headers(value)}
         try:
-            for messages in self.broker.read(place, begin, max(begin, committed)):
+            for messages in self.broker.read(place, begin, max(begin, committed), **beside):
                 self._advance(messages)
                 yield messages
         except OutOfRange as error:

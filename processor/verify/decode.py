@@ -8,7 +8,7 @@ import base64
 import binascii
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import orjson
 import zstandard
@@ -29,7 +29,11 @@ class Decoded(NamedTuple):
     failure: str | None = None
 
 
-Schemas = Mapping[int | str, str | bytes]  # of a registry, by id or GUID
+class Schemas(Protocol):
+    """Of a registry, by id or GUID."""
+
+    def __getitem__(self, reference: int | str, /) -> str | bytes:
+        """Raises LookupError where there is none."""
 
 
 class AuditDecoder:
@@ -41,7 +45,7 @@ class AuditDecoder:
         self._value, self._limit = value, min(limit, BYTES_MAX)
         self._binary = None
         if value.encoding in ("avro", "protobuf"):
-            self._binary = decode_binary.reader(value, schemas or {}, schema, self._limit)
+            self._binary = decode_binary.reader(value, schemas, schema, self._limit)
 
     def __call__(
         self, value: bytes | None, key: bytes | None = None, headers: Sequence[tuple[str, bytes | None]] = ()

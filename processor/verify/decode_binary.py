@@ -6,7 +6,7 @@ import datetime
 import decimal
 import json
 import struct
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import orjson
@@ -20,18 +20,16 @@ _Headers = Sequence[tuple[str, bytes | None]]
 Reader = Callable[[bytes, _Headers], list[bytes]]
 
 
-def reader(value: Value, schemas: Mapping[int | str, str | bytes], schema: bytes | None, limit: int) -> Reader:
-    """Reads a message's value into its one line; raises Misread."""
+def reader(value: Value, schemas: Any, schema: bytes | None, limit: int) -> Reader:
+    """Reads a message's value into its one line; raises Misread. schemas: of a registry, by id or GUID."""
     known: dict[Any, Any] = {}
 
     def compiled(reference: int | str | None) -> Any:
-        text = schema if reference is None else schemas.get(reference)
-        if text is None:
-            raise Misread("unknown_schema")
         if reference not in known:
             try:
+                text: str | bytes = (schema or b"") if reference is None else schemas[reference]
                 known[reference] = _Avro(text, limit) if value.encoding == "avro" else _Protobuf(text)
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, LookupError, TypeError):
                 raise Misread("unknown_schema") from None
         return known[reference]
 

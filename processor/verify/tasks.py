@@ -13,7 +13,7 @@ import re
 from calendar import timegm
 from collections import Counter
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from time import strptime
 from typing import Any, NamedTuple
 
@@ -22,6 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.processor.broker import Headers, Place
+from tokenometer.processor.broker.registry import Registry
+from tokenometer.processor.secret import Secret, reveal
 from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord, labels_text
 from tokenometer.processor.verify.live import U64_END, Malformed, check_version, object_of
@@ -82,6 +84,9 @@ class LogChunk(NamedTuple):
     max_future_skew_ms: int
     max_past_ms: int | None
     schema: bytes | None = None  # of the mapping's values
+    keys: list[bytes | None] | None = None  # where the mapping reads them
+    headers: list[Headers] | None = None
+    registry: tuple[tuple[str, str | Secret], ...] | None = None  # its settings, where values name their schemas
 
 
 class LogResult(NamedTuple):
@@ -131,8 +136,9 @@ def _judge(mapping: Mapping, max_future_skew_ms: int, max_past_ms: int | None) -
 
 
 @lru_cache(maxsize=16)
-def _decoder(value: Value, schema: bytes | None) -> AuditDecoder:
-    return AuditDecoder(value, None, schema)
+def _decoder(value: Value, schema: bytes | None, registry: tuple[tuple[str, str | Secret], ...] | None) -> AuditDecoder:
+    known = Registry(reveal(dict(registry))).schemas(value.encoding) if registry is not None else None
+    return AuditDecoder(value, known, schema)
 
 
 def lines_of(value: bytes | None) -> list[bytes]:
@@ -143,14 +149,36 @@ def lines_of(value: bytes | None) -> list[bytes]:
     return lines
 
 
-def _kept(value: bytes | None, lines: list[bytes], number: int, line: bytes) -> bytes:
-    """What a dead letter holds: the record where it is an unchanged line of its message, else the message."""
-    return line if number < len(lines) and lines[number] == line else value or b""
+class _Message:
+    """What the dead letters of a message hold: the record where it is a line of the message as it stands there, else
+    the message; where the copies would be too many, only the first reject's letter has it, and the others say its size
+    and hash."""
+
+    def __init__(self, value: bytes | None, records: int) -> None:
+        self._value, self._lines = value or b"", lines_of(value)
+        self._has_room = len(self._value) * records <= _COPIES_BYTES_MAX
+        self._copied = False
+
+    def digest(self, number: int, line: bytes, rejected: bool) -> bytes:
+        if number < len(self._lines) and self._lines[number] == line:
+            return record_digest(line)
+        if self._has_room or (rejected and not self._copied):
+            self._copied = self._copied or rejected
+            return self._whole
+        return self._named
+
+    @cached_property
+    def _whole(self) -> bytes:
+        return record_digest(self._value)
+
+    @cached_property
+    def _named(self) -> bytes:
+        return _letter_digest(b"", (len(self._value), hashlib.sha256(self._value).hexdigest()))
 
 
 def read_log(chunk: LogChunk) -> LogResult:
     judge = _judge(chunk.mapping, chunk.max_future_skew_ms, chunk.max_past_ms)
-    decode = _decoder(chunk.mapping.value, chunk.schema)
+    decode = _decoder(chunk.mapping.value, chunk.schema, chunk.registry)
     records: list[Judged] = []
     messages: list[int] = []  # of each record: its message's index in the chunk
     lines: list[int] = []
@@ -158,9 +186,11 @@ def read_log(chunk: LogChunk) -> LogResult:
     refused: list[tuple[Any, ...]] = []
     empty = skipped = 0
     for message, (value, time) in enumerate(zip(chunk.values, chunk.times, strict=True)):
-        plain = lines_of(value)
-        decoded = decode(value)
-        for number, line in enumerate(decoded.lines or [b""]):
+        key = chunk.keys[message] if chunk.keys is not None else None
+        decoded = decode(value, key, chunk.headers[message] if chunk.headers is not None else ())
+        decoded_lines = decoded.lines or [b""]
+        whole = _Message(value, len(decoded_lines))
+        for number, line in enumerate(decoded_lines):
             try:
                 if decoded.failure is not None:
                     raise RefusedRecord(decoded.failure)
@@ -169,7 +199,7 @@ def read_log(chunk: LogChunk) -> LogResult:
                 skipped += 1
                 continue
             except RefusedRecord as why:
-                digest = record_digest(_kept(value, plain, number, line))
+                digest = whole.digest(number, line, rejected=True)
                 refused.append((chunk.place, chunk.offsets[message], number, why.reason, why.field, digest))
                 continue
             if record is None:
@@ -178,7 +208,7 @@ def read_log(chunk: LogChunk) -> LogResult:
             records.append(record)
             messages.append(message)
             lines.append(number)
-            digests.append(record_digest(_kept(value, plain, number, line)))
+            digests.append(whole.digest(number, line, rejected=False))
     if records:
         columns = [*_record_columns(chunk, records, messages, lines), [judge.grows] * len(records), digests]
         _write(chunk.folder, "records", chunk.number, columns)
@@ -274,6 +304,7 @@ def _window_start_ms(text: str) -> int | None:
 # --- Dead letters ---
 
 _WHOLE_BYTES_MAX, _HEAD_BYTES = 900 << 10, 64 << 10  # of a letter's value; docs/RECORDS.md
+_COPIES_BYTES_MAX = 1 << 20  # of a message in all letters of its records
 
 _HEADERS = {"reason", "topic", "partition", "offset", "line"}
 _OF_WHOLE = {"size", "sha256"}  # of a record whose letter has only its head

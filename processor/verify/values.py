@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from tokenometer.processor.broker import Offset, Place
+from tokenometer.processor.secret import Secret
 from tokenometer.schemas.errors import TokenometerError
 
 SCHEMA = 1  # of live summaries: the one version that this audit reads
@@ -104,6 +105,7 @@ class Settings:
     differences_max: int = 20  # that the report shows, of each kind
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
     memory_bytes: int = 2 << 30  # of DuckDB; what is beyond it goes to `scratch`
+    registry: tuple[tuple[str, str | Secret], ...] | None = None  # settings of the Schema Registry
     scratch: str | None = None  # a folder for about 100 bytes a record; None: the system's temporary one
     settle_seconds: float = 0.25  # for a commit's marks to reach every partition
 

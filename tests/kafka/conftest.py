@@ -1,5 +1,6 @@
 """Fixtures: topics of a test's own on the session's real broker."""
 
+import pathlib
 import re
 import time
 import uuid
@@ -8,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from tests.kafka.service import Service
 from tests.kafka.stream import Stream
 from tests.kafka_server import ENVIRONMENT, KafkaServer
 
@@ -77,3 +79,16 @@ def make_stream(
 @pytest.fixture
 def stream(make_stream: Callable[..., Stream]) -> Stream:
     return make_stream()
+
+
+@pytest.fixture
+def start(tmp_path: pathlib.Path) -> Iterator[Callable[..., Service]]:
+    made: list[Service] = []
+
+    def one(stream: Stream, *more: str, **settings: str) -> Service:
+        made.append(Service(stream, tmp_path / f"log-{len(made)}", *more, **settings))
+        return made[-1]
+
+    yield one
+    for service in made:
+        service.close()

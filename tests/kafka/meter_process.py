@@ -51,12 +51,13 @@ class Spec:
     bootstrap: str
     group: str
     name: str
-    inputs: Mapping[str, str]  # topic -> mapping
+    inputs: Mapping[str, str]  # topic -> mapping: a shipped one, or a file's path
     outputs: Sequence[str]  # usage, live, rejected
     settings: Mapping[str, Any] = field(default_factory=dict)
     engine: Mapping[str, Any] = field(default_factory=dict)
     kafka: Mapping[str, str] = field(default_factory=dict)
     trip: Trip | None = None
+    registry: str | None = None  # the URL of a Schema Registry
 
 
 class Ended(AssertionError):
@@ -224,7 +225,9 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
     from tokenometer.kernels.target import HostTarget
     from tokenometer.processor.broker import Offset, Place
     from tokenometer.processor.broker.kafka import KafkaBroker
+    from tokenometer.processor.broker.registry import Registry
     from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
+    from tokenometer.schemas import mapping as mappings
 
     class Telling(Meter):
         """Says what happens to it."""
@@ -279,8 +282,9 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
                 _say("refilled")
 
     broker = TrippingBroker(KafkaBroker(spec.bootstrap, spec.kafka), spec)
-    inputs = {topic: harness.shipped(mapping).engine for topic, mapping in spec.inputs.items()}
-    settings = MeterSettings(spec.name, spec.group, inputs, *spec.outputs, **spec.settings)
+    inputs = {topic: mappings.resolve(mapping) for topic, mapping in spec.inputs.items()}
+    more = {**spec.settings, "registry": Registry({"url": spec.registry}) if spec.registry else None}
+    settings = MeterSettings(spec.name, spec.group, inputs, *spec.outputs, **more)
     engine = harness.make_engine(HostTarget(), **spec.engine)
     run = f"{spec.name}.{time.time_ns()}"
     _say("ready", run=run)

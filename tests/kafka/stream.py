@@ -55,6 +55,7 @@ class Stream:
         else:
             self.broker.create_topic(self.input, partitions, {})
         self.meters: list[MeterProcess] = []
+        self.registry: str | None = None  # the URL of a Schema Registry
         profile = Profile(
             records=10_000_000, seed=3, users=40, models=3, chips=2, start_ms=START_MS, duplicates=0.05, malformed=0.03
         )
@@ -62,7 +63,7 @@ class Stream:
 
     def meter(self, name: str = "meter-0", trip: Trip | None = None, **options: Any) -> MeterProcess:
         """One that runs; `options` are fields of its Spec."""
-        options = {"settings": SETTINGS, "kafka": CLIENT, **options}
+        options = {"settings": SETTINGS, "kafka": CLIENT, "registry": self.registry, **options}
         spec = Spec(self.bootstrap, self.group, name, {self.input: self.mapping}, self.outputs, trip=trip, **options)
         self.meters.append(MeterProcess(spec))
         return self.meters[-1]
@@ -134,7 +135,9 @@ class Stream:
 
     def verify(self) -> verify.Report:
         wanted = {self.input: mappings.resolve(self.mapping)}
-        return verify.verify(self.broker, self.group, wanted, verify.Settings(*self.outputs, processes=1))
+        registry = (("url", self.registry),) if self.registry else None
+        settings = verify.Settings(*self.outputs, processes=1, registry=registry)
+        return verify.verify(self.broker, self.group, wanted, settings)
 
     def close(self) -> None:
         for meter in self.meters:

@@ -99,6 +99,7 @@ class KafkaConsumer:
         self._exception: BaseException | None = None  # to be raised by the poll that runs
         self._fatal: BrokerError | None = None  # librdkafka has given this client up: every poll says so
         self._closed = False
+        self._metadata: Any = None
         self._consumer = make(client.Consumer, {**defaults, **settings, **own})
         try:
             self._consumer.subscribe(
@@ -280,7 +281,14 @@ class KafkaConsumer:
         return ends
 
     def group_metadata(self) -> Any:
-        return self._consumer.consumer_group_metadata()
+        """Where the client is about to close it may have none any more: the last one says where this member was, and
+        the brokers refuse it if that is over."""
+        try:
+            self._metadata = self._consumer.consumer_group_metadata()
+        except RuntimeError as error:
+            if self._metadata is None:
+                raise BrokerError(f"this member's place in its group is not known: {error}") from None
+        return self._metadata
 
     def close(self) -> None:
         if self._closed:

@@ -14,10 +14,10 @@ import functools
 import importlib.metadata
 import pathlib
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, overload
+from typing import Any
 
 import confluent_kafka
 import numpy as np
@@ -119,32 +119,20 @@ class _Columns(ctypes.Structure):
 _LENGTHS = struct.Struct("=ii")  # of a header's name and value
 
 
-@dataclass(frozen=True)
-class HeaderColumn(Sequence[Headers]):
-    """The headers of many messages, those of message i in `data` before ends[i]; made into Python's only when asked."""
-
-    data: bytes
-    begins: np.ndarray[Any, np.dtype[np.int64]]
-    ends: np.ndarray[Any, np.dtype[np.int64]]
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    @overload
-    def __getitem__(self, index: int) -> Headers: ...
-    @overload
-    def __getitem__(self, index: slice) -> "HeaderColumn": ...
-    def __getitem__(self, index: int | slice) -> "Headers | HeaderColumn":
-        if isinstance(index, slice):
-            return HeaderColumn(self.data, self.begins[index], self.ends[index])
-        at, end, found = int(self.begins[index]), int(self.ends[index]), list[tuple[str, bytes | None]]()
+def _headers(data: bytes, ends: np.ndarray[Any, np.dtype[np.int64]]) -> list[Headers]:
+    """Of each message, those that end before ends[i]; most messages have none."""
+    found: list[Headers] = [()] * len(ends)
+    begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
+    for index in np.flatnonzero(ends > begins).tolist():
+        at, end, headers = int(begins[index]), int(ends[index]), list[tuple[str, bytes | None]]()
         while at < end:
-            name_length, length = _LENGTHS.unpack_from(self.data, at)
+            name_length, length = _LENGTHS.unpack_from(data, at)
             value = at + _LENGTHS.size + name_length
-            name = self.data[at + _LENGTHS.size : value].decode(errors="replace")
+            name = data[at + _LENGTHS.size : value].decode(errors="replace")
             at = value + max(length, 0)
-            found.append((name, None if length < 0 else self.data[value:at]))
-        return found
+            headers.append((name, None if length < 0 else data[value:at]))
+        found[index] = headers
+    return found
 
 
 class _Beside(ctypes.Structure):
@@ -174,7 +162,7 @@ class Fetched:
     partitions: np.ndarray[Any, np.dtype[np.int32]]
     errors: np.ndarray[Any, np.dtype[np.int32]]
     keys: Column | None = None
-    headers: HeaderColumn | None = None
+    headers: list[Headers] | None = None
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -244,7 +232,7 @@ class Reader:
         starts = np.concatenate((np.zeros(min(count, 1), np.int64), ends[:-1]))
         return Fetched(Column(data, starts, lengths, ends), times, offsets, topics, partitions, errors, *beside)
 
-    def _gather_beside(self, count: int) -> tuple[Column, HeaderColumn]:
+    def _gather_beside(self, count: int) -> tuple[Column, list[Headers]]:
         topics, sizes = np.empty(count, np.uint64), np.zeros(2, np.uint64)
         self._own.topics_of(self._messages, count, _pointer(topics))
         known, places = np.unique(topics, return_inverse=True)
@@ -255,9 +243,8 @@ class Reader:
         key_lengths, key_ends, header_ends = (np.empty(count, np.int64) for _ in range(3))
         to = _Beside(*(a.ctypes.data for a in (key_lengths, key_ends, header_ends)))
         self._own.gather_beside(*asked, _pointer(keys), _pointer(headers), ctypes.byref(to))
-        begins = np.concatenate((np.zeros(1, np.int64), header_ends[:-1]))
-        found = HeaderColumn(headers.tobytes(), begins, header_ends)
-        return Column(keys, key_ends - np.maximum(key_lengths, 0), key_lengths), found
+        found = Column(keys, key_ends - np.maximum(key_lengths, 0), key_lengths)
+        return found, _headers(headers.tobytes(), header_ends)
 
     def _wanted(self, topic: int) -> int:
         name = self.topic(topic)

@@ -1,5 +1,5 @@
 // Every decoder on messages that went wrong, for AddressSanitizer and UBSan. The first byte of an input names the
-// decoder, the rest is the message, which lies in memory of exactly its size.
+// decoder, the rest is the message, which lies in memory of exactly its size, and then among others.
 //
 // Built with -DLIBFUZZER it is a target of libFuzzer; without, a small fuzzer of its own: SETUP SEED_FILE MUTANTS.
 #include "intake.cpp"
@@ -36,17 +36,20 @@ static void set_up(const char* path) {
   recipes.assign(parts.begin() + 3, parts.end());
 }
 
-extern "C" int LLVMFuzzerTestOneInput(const u8* input, size_t size) {
-  if (!size) return 0;
-  u8* message = (u8*)malloc(size - 1 ? size - 1 : 1);
-  memcpy(message, input + 1, size - 1);
+struct Result {
+  Buffer lines;
+  u8 failure;
+};
+
+// room: of the message's memory; where more than its bytes is there, decoders need no copy to read it.
+static Result decoded(u8 kind, const u8* message, i64 length, u64 room) {
   const u64 address = (u64)message;
-  const i64 length = (i64)size - 1, inject_ends[2] = {0, 10};
+  const i64 inject_ends[2] = {0, 10};
   i64 end = 0;
   u8 failure = 0;
-  Task task = {&address, &length, 0, 1, ~0ull, nullptr, inject_ends, &end, &failure, nullptr, 0, 0};
-  if (input[0] & 0x80) task.inject = (const u8*)"\"@key\":\"k\",";
-  const u32 which = (input[0] & 0x7f) % (recipes.size() + 3);
+  Task task = {&address, &length, message, room, 0, 1, ~0ull, nullptr, inject_ends, &end, &failure, nullptr, 0, 0};
+  if (kind & 0x80) task.inject = (const u8*)"\"@key\":\"k\",";
+  const u32 which = (kind & 0x7f) % (recipes.size() + 3);
   int failed;
   if (which < recipes.size()) {
     failed = decode_lines(&task, recipes[which].data());
@@ -59,12 +62,28 @@ extern "C" int LLVMFuzzerTestOneInput(const u8* input, size_t size) {
   }
   // What every decoder promises: whole lines, at least one.
   if (failed || task.done != 1 || !task.size || task.lines[task.size - 1] != '\n' || end != (i64)task.size) abort();
+  Result result = {Buffer(task.lines, task.lines + task.size), failure};
   release(task.lines);
+  return result;
+}
+
+extern "C" int LLVMFuzzerTestOneInput(const u8* input, size_t size) {
+  if (!size) return 0;
+  const i64 length = (i64)size - 1;
+  u8* message = (u8*)malloc(length ? (u64)length : 1);
+  memcpy(message, input + 1, (u64)length);
+  const Result alone = decoded(input[0], message, length, 0);
   i64 claimed[2];
   u8 claims[2];
   const i64 start = 0;
   look(message, &start, &length, 1, claimed, claims);
   free(message);
+  // With other messages after it: what they hold changes nothing.
+  const char* after = size % 2 ? "\"}]\x0a\x12" : "\xff\x00";
+  Buffer among(input + 1, input + size);
+  for (u64 i = 0; i < SLACK; ++i) among.push_back((u8)after[i % 2]);
+  const Result other = decoded(input[0], among.data(), length, among.size());
+  if (other.lines != alone.lines || other.failure != alone.failure) abort();
   return 0;
 }
 
