@@ -67,7 +67,7 @@ class MembersAsker:
         return [(name, [(topic, partition) for topic, partition in places]) for name, places in found["members"]]
 
     def _start(self) -> "subprocess.Popen[bytes]":
-        # -P: the names of the files beside this one are nobody's modules. Assertions and log lines are not ours to show.
+        # -P: the names of the files beside this one are no modules. Its assertions and log lines are not ours to show.
         child = subprocess.Popen(
             [sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
         )
