@@ -30,7 +30,7 @@ HOST_FLAGS = (
 THREADS_FLAG = "-DTOKENOMETER_THREADS"
 DEVICE_FLAGS = ("-std=c++17",)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data centre cards
-_PARSING = "parse", "finish", "look_again", "adopt"
+_PARSING = "parse", "finish", "look_again", "accounts", "adopt"
 ENTRIES = (*_PARSING, "claim", "grow", "recall", "settle", "count", "export_rows")
 
 

@@ -35,6 +35,7 @@ KERNEL place_lines(const u8* data, u32 length, u32 origin, const u32* before, u3
 KERNEL parse(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) parse_line(*job, first, i); }
 KERNEL finish(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) finish_line(*job, first, i); }
 KERNEL look_again(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) look_at_line_again(*job, first, i); }
+KERNEL accounts(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) finish_extra_of(*job, i); }
 KERNEL adopt(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) adopt_ruling(*job, i); }
 KERNEL claim(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) claim_request(*job, i); }
 KERNEL grow(const Job* job, u32 first, u32 n) { FOR_EACH(k, n) grow_identity(*job, k); }

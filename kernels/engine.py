@@ -419,6 +419,8 @@ class Engine:
         if loaded.plan.table["has_rules"] and not self.target.in_order:
             launch("finish", job, first, count)
             launch("look_again", job, first, count)
+        if loaded.plan.has_extras and not self.target.in_order:
+            launch("accounts", job, first, count)
         doubtful = int(self._fill.read()[layout.FILL_DOUBTFUL])
         if doubtful:
             letters = self._ask_referee(loaded, ends, first, doubtful)

@@ -22,29 +22,27 @@ HD void stand_in(const LabelPlan& label, const Record& record, Extra& extra, u32
   extra.length[slot] = (u16)label.length[range];
 }
 
-// The counters are settled: is every needed label there, and every further counter within what it is a part of? Fills
-// in brackets and defaults. False is doubt.
-HD bool settle_extra(const Plan& plan, const Record& record, Extra& extra) {
+// The counters are settled: is every needed label there, and every further counter within what it is a part of? False
+// is doubt.
+HD bool settle_extra(const Plan& plan, const Record& record, const Extra& extra) {
   const u64* counters = record.counters;
   const u64* further = extra.further;
   if (further[CACHE_WRITE_1H] > counters[CACHE_WRITE] || further[AUDIO_INPUT] > counters[INPUT] ||
       further[IMAGE_INPUT] > counters[INPUT] || further[AUDIO_CACHED_INPUT] > counters[CACHED_INPUT] ||
       further[AUDIO_OUTPUT] > counters[OUTPUT])
     return false;
-  ROLLED for (u32 slot = 0; slot < plan.label_count; ++slot) {
-    if (extra.length[slot]) continue;
-    if (plan.labels_needed >> slot & 1) return false;
-    stand_in(plan.labels[slot], record, extra, slot);
-  }
+  ROLLED for (u32 rest = plan.labels_needed; rest;
+              rest &= rest - 1) if (!extra.length[trailing_zeros(rest)]) return false;
   return true;
 }
 
-// Of the user and those of its labels that have a value. What is hashed can be read in one way only: which labels there
-// are, how long each is, and their bytes one after the other, padded to blocks.
-HD void hash_account(const Job& job, const Record& record, Extra& extra) {
+// Fills in brackets and defaults, and hashes the user and those labels that have a value. What is hashed can be read in
+// one way only: which labels there are, how long each is, and their bytes one after the other, padded to blocks.
+HD void finish_extra(const Job& job, const Record& record, Extra& extra) {
   const Plan& plan = *job.plan;
   u64 names = 0, lengths_low = 0, lengths_high = 0;
   ROLLED for (u32 slot = 0; slot < plan.label_count; ++slot) {
+    if (!extra.length[slot]) stand_in(plan.labels[slot], record, extra, slot);
     const u32 length = extra.length[slot];
     if (!length) continue;
     names += plan.labels[slot].salt;
@@ -67,7 +65,11 @@ HD void hash_account(const Job& job, const Record& record, Extra& extra) {
   extra.high = high_word(state) | 1;
 }
 
-// The referee's labels have their defaults already; brackets are left to us.
+HD void finish_extra_of(const Job& job, u32 i) {
+  if (job.records[i].verdict == ACCEPTED) finish_extra(job, job.records[i], job.extras[i]);
+}
+
+// The referee leaves brackets to us.
 HD void adopt_extra(const Job& job, const RulingExtra& ruling, const Record& record, Extra& extra) {
   const Plan& plan = *job.plan;
   clear_extra(extra);
@@ -75,9 +77,8 @@ HD void adopt_extra(const Job& job, const RulingExtra& ruling, const Record& rec
   ROLLED for (u32 slot = 0; slot < plan.label_count; ++slot) {
     extra.start[slot] = ruling.start[slot];
     extra.length[slot] = (u16)ruling.length[slot];
-    if (plan.labels[slot].edge_count) stand_in(plan.labels[slot], record, extra, slot);
   }
-  hash_account(job, record, extra);
+  finish_extra(job, record, extra);
 }
 
 // What it says beside the record's own values, for a fingerprint.

@@ -77,7 +77,7 @@ HD bool settle_record(const Job& job, const Reader& reader, u32 line) {
   } else if (!settle_conventions(reader)) {
     return false;
   }
-  if (plan.has_extras && !settle_extra(plan, *reader.record, *reader.extra)) return false;
+  if (plan.has_extras && !settle_extra(plan, *reader.record, *extra_of(job, reader))) return false;
   u64 time_ms = reader.time_ms;
   if (job.message_time) {
     const u64 message_time = job.message_time[find_message(job, line, reader.begin)];
@@ -116,7 +116,8 @@ HD u32 finish_record(const Job& job, const Reader& reader, u32 line) {
   }
   if (!settle_record<RULED>(job, reader, line)) return DOUBTFUL;
   hash_texts(job, record);
-  if (plan.has_extras) hash_account(job, record, *reader.extra);
+  if (IN_ORDER && plan.has_extras)
+    finish_extra(job, record, *extra_of(job, reader));  // elsewhere it is a pass of its own
   return ACCEPTED;
 }
 
@@ -138,8 +139,7 @@ HD Reader take_up(const Job& job, u32 i, u32 line) {
   const u64 seen = record.identity_slot | (u64)record.user_slot << 32;
   const u64 time_ms = record.cell_slot | (u64)(record.prefill_cell_slot & 0xffff) << 32;
   const u32 choice = record.prefill_cell_slot >> 16;
-  return {job.plan, job.buffer, &record, extra_of(job, i), job.line_start[line], job.buffer, seen,
-          time_ms,  END,        choice};
+  return {job.plan, job.buffer, &record, nullptr, job.line_start[line], job.buffer, seen, time_ms, END, choice};
 }
 
 // The referee's ruling on a doubtful record; its strings stand after the batch's messages.

@@ -38,6 +38,10 @@ ENTRY void look_again(const Job* shared, u32 first, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) look_at_line_again(job, first, i);
 }
+ENTRY void accounts(const Job* shared, u32, u32 begin, u32 end) {
+  const Job job = *shared;
+  for (u32 i = begin; i < end; ++i) finish_extra_of(job, i);
+}
 ENTRY void adopt(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) adopt_ruling(job, i);
@@ -92,10 +96,30 @@ ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
     compare_duplicate(job, i);
   }
 }
+// What the labels of a row are read from, in three steps of which each needs what the one before has brought.
+static u64 where_of_account(const Job& job, u32 i) {
+  return job.texts[(u32)(job.rows[job.changed[i]].key >> 32) & 0x7fffffffu].where;
+}
+static void prefetch_extra(const Job& job, u32 i, u32 last) {
+  if (i + 3 * AHEAD / 4 < last) {
+    const u64 key = job.rows[job.changed[i + 3 * AHEAD / 4]].key;
+    prefetch(&job.texts[(u32)(key >> 32) & 0x7fffffffu]);
+  }
+  if (i + AHEAD / 2 < last) prefetch(&job.arena[where_of_account(job, i + AHEAD / 2) >> OFFSET_SHIFT]);
+  if (i + AHEAD / 4 < last) {
+    const u64 where = where_of_account(job, i + AHEAD / 4);
+    const u32 length = (u32)where & ((1u << LENGTH_BITS) - 1);
+    if (length <= ACCOUNT) return;
+    const u8* p = job.arena + (where >> OFFSET_SHIFT);
+    prefetch(&job.texts[get_word(p)]);
+    for (u32 k = 0; k < length - ACCOUNT; ++k) prefetch(&job.texts[get_word(p + 8 + k * LABEL_BYTES)]);
+  }
+}
 ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) {
     if (i + AHEAD < end) prefetch(&job.rows[job.changed[first + i + AHEAD]]);
+    if (job.usage_extras) prefetch_extra(job, first + i, first + end);
     export_row(job, first, i);
   }
 }

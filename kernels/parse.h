@@ -269,7 +269,7 @@ COLD u32 finish_deferred(const Job& job, u32 i, u32 line) {
   Reader reader = take_up(job, i, line);
   const Answer skipped = is_skipped(reader);
   if (skipped != NO) return skipped == YES ? SKIPPED : DOUBTFUL;
-  return apply_rules(reader) ? finish_record<true>(job, reader, line) : (u32)DOUBTFUL;
+  return apply_rules(job, reader) ? finish_record<true>(job, reader, line) : (u32)DOUBTFUL;
 }
 
 HD void give_verdict(const Job& job, u32 i, u32 verdict) {

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from typing import Any, NamedTuple
 
@@ -122,16 +123,33 @@ class Plan:
         accounts = records if self.mapping.labels else 0
         return Need(
             records=records,
-            texts=self._most_values(lines, size, _needed_names(self.mapping), _bytes_of_texts(self.mapping))
+            texts=self._most_values(lines, size, self._needed_names, self._text_bytes)
             + len(self.defaults)
             + accounts
             + self._given_labels,
             arena_bytes=size + len(self.prefix) + accounts * (4 + layout.LABEL_BYTES * len(self.mapping.labels)),
-            further=self._most_values(lines, size, 0, _bytes_of_further(self.mapping)),
-            rows_each=2 if _may_differ(self.mapping.field("prefill_chip")) else 1,
+            further=self._most_values(lines, size, 0, self._further_bytes),
+            rows_each=self._rows_each,
         )
 
-    @property
+    # Asked for every tile, so worked out once.
+    @cached_property
+    def _rows_each(self) -> int:
+        return 2 if _may_differ(self.mapping.field("prefill_chip")) else 1
+
+    @cached_property
+    def _needed_names(self) -> int:
+        return _needed_names(self.mapping)
+
+    @cached_property
+    def _text_bytes(self) -> list[int]:
+        return _bytes_of_texts(self.mapping)
+
+    @cached_property
+    def _further_bytes(self) -> list[int]:
+        return _bytes_of_further(self.mapping)
+
+    @cached_property
     def _given_labels(self) -> int:
         """Values of labels that come from the mapping."""
         return sum(len(label.bracket.names) if label.bracket else 1 for label in self.mapping.labels)

@@ -17,7 +17,7 @@ struct Reader {
   const Plan* plan;
   const u8* buffer;
   Record* record;
-  Extra* extra;  // null without labels and further counters
+  Extra* extra;  // while the record is parsed; null without labels and further counters
   u32 begin;     // of the record, in the buffer
   const u8* p;   // after the last value; null for doubt
   u64 seen;      // marks: mapped keys, of which none may stand twice, and fields that have a value
@@ -222,25 +222,26 @@ HD Answer is_skipped(const Reader& reader) {
 
 // --- After the record's end ---
 
-HD bool apply_rule(Reader& reader, const Rule& rule) {
+HD Extra* extra_of(const Job& job, const Reader& reader) { return &job.extras[reader.record - job.records]; }
+
+HD bool apply_rule(const Job& job, Reader& reader, const Rule& rule) {
   const Plan& plan = *reader.plan;
-  bool has;
-  if (rule.kind == FURTHER_COUNT) return read_sum(reader, rule, &reader.extra->further[rule.slot], &has);
-  if (rule.kind == COUNT) {
-    if (!read_sum(reader, rule, &reader.record->counters[rule.slot], &has)) return false;
-    if (has) reader.seen |= 1ull << (HAVE_SHIFT + HAVE_COUNTER + rule.slot);
+  if (rule.kind == COUNT || rule.kind == FURTHER_COUNT) {
+    bool has;
+    u64* counters = rule.kind == COUNT ? reader.record->counters : extra_of(job, reader)->further;
+    if (!read_sum(reader, rule, &counters[rule.slot], &has)) return false;
+    if (has && rule.kind == COUNT) reader.seen |= 1ull << (HAVE_SHIFT + HAVE_COUNTER + rule.slot);
     return true;
   }
   const u8* p = first_value(reader, rule);
   if (!p) return true;
-  if (rule.kind == LABEL) {
-    Extra& extra = *reader.extra;
-    return (extra.length[rule.slot] = (u16)read_deferred_text(reader, rule, p, &extra.start[rule.slot])) != 0;
-  }
-  if (rule.kind == TEXT) {
-    Record& record = *reader.record;
-    reader.seen |= 1ull << (HAVE_SHIFT + rule.slot);
-    return (record.length[rule.slot] = (u16)read_deferred_text(reader, rule, p, &record.start[rule.slot])) != 0;
+  if (rule.kind == TEXT || rule.kind == LABEL) {
+    const bool text = rule.kind == TEXT;
+    if (text) reader.seen |= 1ull << (HAVE_SHIFT + rule.slot);
+    u32* start = text ? reader.record->start : extra_of(job, reader)->start;
+    u16* length = text ? reader.record->length : extra_of(job, reader)->length;
+    length[rule.slot] = (u16)read_deferred_text(reader, rule, p, &start[rule.slot]);
+    return length[rule.slot] != 0;
   }
   if (rule.kind == TIME) {
     reader.seen |= (u64)HAVE_TIME << HAVE_SHIFT;
@@ -254,8 +255,9 @@ HD bool apply_rule(Reader& reader, const Rule& rule) {
 }
 
 // Fills in what the spots say. False is doubt.
-HD bool apply_rules(Reader& reader) {
-  ROLLED for (u32 i = 0; i < reader.plan->rule_count; ++i) if (!apply_rule(reader, reader.plan->rules[i])) return false;
+HD bool apply_rules(const Job& job, Reader& reader) {
+  ROLLED for (u32 i = 0; i < reader.plan->rule_count;
+              ++i) if (!apply_rule(job, reader, reader.plan->rules[i])) return false;
   return true;
 }
 
