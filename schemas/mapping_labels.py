@@ -26,7 +26,7 @@ def labels_of(tables: Any, here: Place, reads: Reads) -> tuple[Label, ...]:
     if not isinstance(tables, dict) or not tables:
         here.fail("a table with one table for each label, such as [labels.team]", tables)
     if len(tables) > LABELS_MAX:
-        here.fail(f"at most {LABELS_MAX} labels", f"{len(tables)}: {', '.join(tables)}")
+        here.error(f"expected at most {LABELS_MAX} labels, found {len(tables)}: {', '.join(tables)}")
     return tuple(_label(name, tables[name], here / name, reads) for name in sorted(tables))
 
 

@@ -38,6 +38,11 @@ class Inline(Executor):
         return future
 
 
+def mapped_by(mapping: str | harness.Mapping) -> harness.Mapping:
+    """A shipped mapping by its name, or one that a test has made."""
+    return harness.shipped(mapping) if isinstance(mapping, str) else mapping
+
+
 def make_topics(broker: Broker, partitions: int = 1, inputs: Sequence[str] = (INPUT,)) -> None:
     for topic in inputs:
         broker.create_topic(topic, partitions, {})
@@ -54,11 +59,11 @@ def make_meter(
     inline: bool = True,
     clock: Clock | None = None,
     engine: Engine | None = None,
-    inputs: Mapping[str, str] | None = None,
+    inputs: Mapping[str, str | harness.Mapping] | None = None,
     **settings: Any,
 ) -> Meter:
     """A meter; with `inline` it is to be driven by `open` and `step`."""
-    mapped = {topic: harness.shipped(mapping).engine for topic, mapping in (inputs or {INPUT: "native"}).items()}
+    mapped = {topic: mapped_by(mapping).engine for topic, mapping in (inputs or {INPUT: "native"}).items()}
     engine = engine or harness.make_engine(HostTarget(), dedup_horizon_ms=HORIZON_MS)
     threads = {"threads": lambda begin: Inline()} if inline else {}
     return Meter(
@@ -136,7 +141,7 @@ def said_of(record: bytes | tuple[bytes, int, str]) -> bytes | tuple[bytes, int,
 
 def expected(
     broker: Broker,
-    inputs: Mapping[str, str] | None = None,
+    inputs: Mapping[str, str | harness.Mapping] | None = None,
     horizon_ms: int = HORIZON_MS,
     upto: Mapping[Place, Position | None] | None = None,
 ) -> tuple[oracle.Meter, list]:
@@ -153,7 +158,7 @@ def expected(
                     messages.values, messages.times.tolist(), messages.offsets.tolist(), strict=True
                 ):
                     before = len(wanted.dead_letters)
-                    wanted.feed(harness.shipped(mapping).oracle, value, time, place)
+                    wanted.feed(mapped_by(mapping).oracle, value, time, place)
                     letters += [
                         (place, offset, *letter[2:5], said_of(letter[5])) for letter in wanted.dead_letters[before:]
                     ]
@@ -162,7 +167,7 @@ def expected(
 
 def assert_exact(
     broker: Broker,
-    inputs: Mapping[str, str] | None = None,
+    inputs: Mapping[str, str | harness.Mapping] | None = None,
     horizon_ms: int = HORIZON_MS,
     upto: Mapping[Place, Position | None] | None = None,
 ) -> Outcome:
