@@ -25,11 +25,11 @@ from tokenometer.kernels.limits import FILL_LIMIT
 from tokenometer.kernels.limits import Limits as Limits
 from tokenometer.kernels.part import Fill, Part
 from tokenometer.kernels.plan import Plan, compile_mapping, sample
+from tokenometer.kernels.rulings import Texts, beside
 from tokenometer.kernels.target import Array, Lines, Target
 from tokenometer.kernels.values import (
     Batch,
     Bytes,
-    Canonical,
     CellTotals,
     DeadLetter,
     PartitionState,
@@ -105,46 +105,6 @@ CONFLICTING = Rejection("conflicting_duplicate")
 _IDENTITY_SLOT_WORD = layout.RECORD.fields["identity_slot"][1] // 4  # type: ignore[index]
 _NO_FIELDS = ((0,) * layout.COUNTERS, (0,) * layout.TEXTS, (0,) * layout.TEXTS)  # of a ruling that does not accept
 _NO_PAST_MS = 1 << 62  # no bound
-
-
-class _Texts:
-    """Strings of the referee's records on their way into a batch's buffer, after its messages.
-
-    Defaults stand in the prefix; all else came out of the line, and what two fields read is placed once. So space as
-    large as the batch's is enough for them.
-    """
-
-    def __init__(self, at: int) -> None:
-        self._at = at
-        self._texts: list[bytes] = []
-
-    def of_record(self) -> "_TextsOfRecord":
-        return _TextsOfRecord(self, {})
-
-    def add(self, text: bytes) -> int:
-        self._texts.append(text)
-        self._at += len(text)
-        return self._at - len(text)
-
-    def joined(self) -> bytes:
-        return b"".join(self._texts)
-
-
-class _TextsOfRecord(NamedTuple):
-    all: _Texts
-    placed: dict[bytes, int]
-
-    def place(self, texts: Sequence[bytes], defaults: Sequence[tuple[bytes, int]]) -> tuple[list[int], list[int]]:
-        """Where they stand in the buffer, and their lengths."""
-        places: list[int] = []
-        for text, (default, place) in zip(texts, defaults, strict=True):
-            if text == default:
-                places.append(place)
-                continue
-            if text not in self.placed:
-                self.placed[text] = self.all.add(text)
-            places.append(self.placed[text])
-        return places, [len(text) for text in texts]
 
 
 class Engine:
@@ -466,7 +426,7 @@ class Engine:
         letters: list[DeadLetter] = []
         rulings: list[tuple[Any, ...]] = []
         extras: list[tuple[Any, ...]] = []
-        texts = _Texts(loaded.referee_at)
+        texts = Texts(loaded.referee_at)
         for record, line in zip(records, self._lines(loaded, ends, first, records), strict=True):
             message_time = None if times is None else int(times[line.message])
             ruling = self._referee(line.value, loaded.plan.mapping, message_time)
@@ -480,7 +440,7 @@ class Engine:
                 placed = of_record.place(ruling.texts, loaded.plan.defaults)
                 rulings.append((ruling.time_ms, ruling.counters, *placed, record, layout.ACCEPTED))
                 if loaded.plan.has_extras:
-                    extras.append(_beside(loaded.plan, ruling, of_record, len(rulings) - 1))
+                    extras.append(beside(loaded.plan, ruling, of_record, len(rulings) - 1))
         self._write_texts(loaded, texts.joined())
         if loaded.plan.has_extras:
             self._send_extras(extras, len(rulings))
@@ -584,12 +544,6 @@ class Engine:
 
     def _identity_sets(self) -> Iterator[IdentitySet]:
         return (partition.identities for partition in self._partitions.values())
-
-
-def _beside(plan: Plan, record: Canonical, texts: _TextsOfRecord, number: int) -> tuple[Any, ...]:
-    """Of a ruling: its number, further counters, and where its labels stand. The kernels know brackets."""
-    labels = [b"" if each.bracket else text for each, text in zip(plan.mapping.labels, record.labels, strict=True)]
-    return number, record.further, *texts.place(labels, plan.label_defaults)
 
 
 def _latest(a: int | None, b: int | None) -> int | None:
