@@ -154,7 +154,12 @@ def _schemas() -> dict[str, Any]:
 
 
 def _usage_row() -> dict[str, Any]:
-    priced = {"revenue": _MONEY, "unpriced_tokens": _COUNT, "chip_cost": _MONEY, "uncosted_tokens": _COUNT}
+    priced: dict[str, Any] = {
+        "revenue": _MONEY,
+        "unpriced_tokens": _COUNT,
+        "chip_cost": _MONEY,
+        "uncosted_tokens": _COUNT,
+    }
     optional = (*_NAMES, *_FURTHER, *priced)
     row = object_of(optional, begin=_INSTANT, end=_INSTANT, **_NAMES, **_COUNTS, **_FURTHER, **priced)
     return {**row, "additionalProperties": {"type": ["string", "null"], "description": "A label; null: it is absent."}}
