@@ -137,7 +137,7 @@ def _publish(broker: MemoryBroker, rows: list[tuple[books.Identity, list[int]]])
     broker.append(streams.USAGE, [books.usage_row(*row) for row in rows], [repr(row[0]).encode() for row in rows])
 
 
-def _sums(lines: list[periods.Line]) -> dict[tuple[str, ...], list[int]]:
+def _sums(lines: list[statements.Line]) -> dict[tuple[str, ...], list[int]]:
     found: dict[tuple[str, ...], list[int]] = {}
     for line in lines:
         key = (line.user, line.model, line.chip)

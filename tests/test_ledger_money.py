@@ -299,13 +299,8 @@ def _history(name: str, seed: int) -> None:
     with books.opened(name) as store:
         while delivered:
             some = [delivered.pop() for _ in range(min(len(delivered), draw.randrange(1, 12)))]
-            take(
-                store,
-                [
-                    labelled(labels, counts, identity, audio_input_tokens=audio)
-                    for identity, labels, counts, audio in some
-                ],
-            )
+            further = [{"audio_input_tokens": audio} if audio else {} for *_, audio in some]
+            take(store, [labelled(row[1], row[2], row[0], **more) for row, more in zip(some, further, strict=True)])
             if draw.random() < 0.6:
                 customer = draw.choice([None, None, Customer(None, "user-1"), Customer("team", "vip")])
                 try:

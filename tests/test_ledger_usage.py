@@ -289,6 +289,10 @@ def test_a_period_that_is_not_complete_is_not_closed_unless_it_is_wanted(databas
         reach(store, end + 299_999)
         with pytest.raises(periods.NotComplete, match="is at 2026-11-24T00:05:00Z, and it is at 2026-11-24T00:04:59"):
             periods.close(store.database, end, 300_000, 0)
+        with pytest.raises(
+            periods.NotComplete, match=rf"held up by {streams.INPUT}, partition 0 \(2026-11-24T00:04:59"
+        ):
+            periods.close(store.database, end, 300_000, 0)
         assert periods.close(store.database, end, 300_000, 0, anyway=True).complete is False
         reach(store, end + DAY_MS + 300_000)
         assert periods.close(store.database, end + DAY_MS, 300_000, 0).complete

@@ -46,6 +46,7 @@ def test_the_ledger_s_description_is_openapi() -> None:
 def ledger(database: str) -> Iterator[str]:
     with books.opened(database) as store:
         make.fill(store)
+        make.fill_money(store)
         with serving(store, prices=pricefile.parse(make.PRICES, "p.toml")) as url:
             yield url
 

@@ -126,6 +126,8 @@ def _further(ask: Ask, given: Mapping[str, Any]) -> list[str]:
 
 
 def _completeness(answer: Mapping[str, Any]) -> str:
+    if answer["complete"] and answer["complete_up_to"] is None:
+        return "Complete: the ledger has files, and reads no topic."
     if answer["complete"]:
         return "Complete: every partition's watermark has passed the end."
     if answer["complete_up_to"] is None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tokenometer.processor.http import openapi
 from tokenometer.processor.http.openapi import array_of, choice, json_of, object_of, operation, parameter, ref
-from tokenometer.processor.ledger import statements, times, usage
+from tokenometer.processor.ledger import focus, statements, times, usage
 from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
 
 _WRONG = {"400": "What is asked for is wrong; the message says what."}
@@ -116,85 +116,87 @@ def _number() -> dict[str, Any]:
     return {"type": "integer", "minimum": 1, "maximum": usage.LIMIT_MAX}
 
 
+_NAMES: dict[str, Any] = {name: _TEXT for name in usage.DIMENSIONS}
+_COUNTS: dict[str, Any] = {name: _COUNT for name in (*COUNTERS, TOTAL)}
+_FURTHER: dict[str, Any] = {name: _COUNT for name in FURTHER}
+
+
 def _schemas() -> dict[str, Any]:
-    counters: dict[str, Any] = {name: _COUNT for name in (*COUNTERS, TOTAL)}
-    names: dict[str, Any] = {name: _TEXT for name in usage.DIMENSIONS}
+    return {
+        "Health": object_of(status=_TEXT),
+        "Usage": object_of(
+            ("currency",), **{"from": _INSTANT, "to": _INSTANT}, time_zone=_TEXT,
+            window={"type": "string", "enum": list(times.UNITS)}, group_by=array_of(_TEXT),
+            complete={"type": "boolean"}, complete_up_to=_MAYBE, rows=array_of(_usage_row()), next=_NEXT,
+            currency=_TEXT,
+        ),
+        "UsageQuestion": _question(),
+        "Status": object_of(
+            complete_up_to=_MAYBE, closed_until=_MAYBE, parts={"type": "object", "additionalProperties": _COUNT},
+            rows_taken=_COUNT, batches=_COUNT, rows_ignored=_COUNT, messages_behind={"type": ["integer", "null"]},
+            disputed_parts=array_of(_TEXT),
+        ),
+        "Statement": _statement(),
+        "Statements": object_of(statements=array_of(ref("Statement"))),
+        "Page": object_of(rows=array_of({"anyOf": [ref("Line"), ref("Correction"), ref("Focus")]}), next=_NEXT),
+        "Line": object_of(
+            ("window_start", "labels", *FURTHER, "begin", "end", "price_line", "amount"), window_start=_INSTANT,
+            **_NAMES, labels=_LABELS, **_COUNTS, **_FURTHER, begin=_MAYBE, end=_INSTANT,
+            price_line={"type": ["integer", "null"], "description": "Of the entry in the list; null: unpriced."},
+            amount=_MONEY,
+        ),
+        "Correction": _correction(),
+        "Focus": object_of(**{name: {"type": ["string", "null"]} for name in focus.COLUMNS}),
+        "Check": object_of(statements=_COUNT, differences=_COUNT),
+        "Adjust": _adjust(_NAMES),
+        "Close": _close(),
+    }  # fmt: skip
+
+
+def _usage_row() -> dict[str, Any]:
     priced: dict[str, Any] = {
         "revenue": _MONEY,
         "unpriced_tokens": _COUNT,
         "chip_cost": _MONEY,
         "uncosted_tokens": _COUNT,
     }
-    further: dict[str, Any] = {name: _COUNT for name in FURTHER}
-    optional = (*usage.DIMENSIONS, *further, *priced)
-    row = object_of(optional, begin=_INSTANT, end=_INSTANT, **names, **counters, **further, **priced)
-    row["additionalProperties"] = {"type": ["string", "null"], "description": "A label; null: it is absent."}
-    statement = object_of(
+    optional = (*_NAMES, *_FURTHER, *priced)
+    row = object_of(optional, begin=_INSTANT, end=_INSTANT, **_NAMES, **_COUNTS, **_FURTHER, **priced)
+    return {**row, "additionalProperties": {"type": ["string", "null"], "description": "A label; null: it is absent."}}
+
+
+def _statement() -> dict[str, Any]:
+    return object_of(
         ("customer", "time_zone", "amount", "currency", "price_list"),
         statement={"type": "integer", "minimum": 1}, begin=_MAYBE, end=_INSTANT, closed_at=_INSTANT,
         complete={"type": "boolean"}, complete_up_to=_MAYBE, customer={"type": "object", "additionalProperties": _TEXT},
         time_zone=_TEXT, amount=_MONEY, currency=_TEXT, price_list={**_TEXT, "description": "SHA-256 of the list."},
     )  # fmt: skip
-    return {
-        "Health": object_of(status=_TEXT),
-        "Usage": object_of(
-            ("currency",),
-            **{"from": _INSTANT, "to": _INSTANT},
-            time_zone=_TEXT,
-            window={"type": "string", "enum": list(times.UNITS)},
-            group_by=array_of(_TEXT),
-            complete={"type": "boolean"},
-            complete_up_to=_MAYBE,
-            rows=array_of(row),
-            next=_NEXT,
-            currency=_TEXT,
-        ),  # fmt: skip
-        "Status": object_of(
-            complete_up_to=_MAYBE,
-            closed_until=_MAYBE,
-            parts={"type": "object", "additionalProperties": _COUNT},
-            rows_taken=_COUNT,
-            batches=_COUNT,
-            rows_ignored=_COUNT,
-            messages_behind={"type": ["integer", "null"]},
-            disputed_parts=array_of(_TEXT),
-        ),  # fmt: skip
-        "Statement": statement,
-        "Statements": object_of(statements=array_of(ref("Statement"))),
-        "Page": object_of(rows=array_of({"type": "object"}), next=_NEXT),
-        "Check": object_of(statements=_COUNT, differences=_COUNT),
-        "UsageQuestion": _question(),
-        "Correction": object_of(
-            tuple(("voids", "at", *usage.DIMENSIONS, "labels", *COUNTERS, *FURTHER, "currency")),
-            key=_TEXT,
-            kind={"type": "string", "enum": ["credit", "correction", "void"]},
-            reason=_TEXT,
-            made_at=_INSTANT,
-            voids=_TEXT,
-            at=_INSTANT,
-            **names,
-            labels=_LABELS,
-            currency=_TEXT,
-            amount=_MONEY,
-            statement={"type": ["integer", "null"]},
-            **dict.fromkeys((*COUNTERS, *FURTHER), {"type": "integer"}),
-        ),  # fmt: skip
-        "Adjust": _adjust(names),
-        "Close": {
-            **object_of(
-                ("time_zone", "anyway", "user", "label", "prices", "priced", "allow_unpriced"),
-                to={**_TEXT, "minLength": 10, "examples": ["2026-12-01"]},
-                time_zone={**_TEXT, "minLength": 1, "default": "UTC"},
-                anyway={"type": "boolean", "default": False},
-                user={**_TEXT, "minLength": 1, "description": "Only of this user."},
-                label={**_TEXT, "minLength": 1, "description": "Only of this label's value, NAME=VALUE."},
-                prices={**_TEXT, "minLength": 1, "description": "The text of a price list."},
-                priced={"type": "boolean", "default": False, "description": "By the ledger's own list."},
-                allow_unpriced={"type": "boolean", "default": False},
-            ),
-            "additionalProperties": False,
-        },
-    }
+
+
+def _correction() -> dict[str, Any]:
+    counts = dict.fromkeys((*COUNTERS, *FURTHER), {"type": "integer"})
+    return object_of(
+        ("voids", "at", *_NAMES, "labels", *counts, "currency"),
+        key=_TEXT, kind={"type": "string", "enum": ["credit", "correction", "void"]}, reason=_TEXT, made_at=_INSTANT,
+        voids=_TEXT, at=_INSTANT, **_NAMES, labels=_LABELS, **counts, currency=_TEXT, amount=_MONEY,
+        statement={"type": ["integer", "null"]},
+    )  # fmt: skip
+
+
+def _close() -> dict[str, Any]:
+    found = object_of(
+        ("time_zone", "anyway", "user", "label", "prices", "priced", "allow_unpriced"),
+        to={**_TEXT, "minLength": 10, "examples": ["2026-12-01"]},
+        time_zone={**_TEXT, "minLength": 1, "default": "UTC"},
+        anyway={"type": "boolean", "default": False},
+        user={**_TEXT, "minLength": 1, "description": "Only of this user."},
+        label={**_TEXT, "minLength": 1, "description": "Only of this label's value, NAME=VALUE."},
+        prices={**_TEXT, "minLength": 1, "description": "The text of a price list."},
+        priced={"type": "boolean", "default": False, "description": "By the ledger's own list."},
+        allow_unpriced={"type": "boolean", "default": False},
+    )
+    return {**found, "additionalProperties": False}
 
 
 def _question() -> dict[str, Any]:

@@ -17,8 +17,8 @@ from typing import Any
 
 from tests import books, streams
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.ledger import periods, pricefile, statements
-from tokenometer.processor.ledger.api import Api, ServeSettings
+from tokenometer.processor.ledger import adjust, periods, pricefile, statements, usage
+from tokenometer.processor.ledger.api import Api, ServeSettings, page_json
 from tokenometer.processor.ledger.intake import IntakeProgress
 from tokenometer.processor.ledger.store import Store
 
@@ -38,6 +38,19 @@ per_million_tokens = "0.02"
 """
 
 
+LABELLED = (
+    PRICES
+    + """
+[[price]]
+model = "llama"
+labels = { tier = "batch" }
+input = "0.1"
+output = "0.3"
+audio_input = "9"
+"""
+)
+
+
 def fill(store: Store) -> None:
     """Rows of every state: merged, disputed and open parts, two statements, late usage reported and waiting."""
     broker = MemoryBroker()
@@ -53,6 +66,43 @@ def fill(store: Store) -> None:
     periods.close(store.database, books.START_MS + 2 * DAY_MS, 0, books.START_MS, anyway=True)
     _commit(broker, 5, DAY_MS, [5, 16, 4, 4, 8, 8])  # late, and waits for the next one
     books.drain(ledger)
+
+
+def fill_money(store: Store) -> None:
+    """And what version 2 has: labels, further counters, a priced statement of everybody and one of a customer, late
+    usage with an amount, and corrections of each kind."""
+    from tests.test_ledger import labelled, take
+
+    lists, day = pricefile.parse(LABELLED, "prices.toml"), books.START_MS + 2 * DAY_MS
+    closing = {"anyway": True, "prices": lists, "allow_unpriced": True}
+    rows = [
+        ((day, "alice", "llama", "H100", "l.1"), {"team": "blue", "tier": "batch"}, 0),
+        ((day, "bob", "llama", "H100", "l.1"), {"team": "{}"}, 3),
+        ((day, "bob", "gemma", "H100", "l.1"), {}, 0),
+    ]
+    for counts in ([1, 100, 40, 20, 30, 10], [2, 150, 40, 20, 30, 10]):
+        further = [{"audio_input_tokens": audio} if audio else {} for _, _, audio in rows]
+        take(store, [labelled(row[1], counts, row[0], **more) for row, more in zip(rows, further, strict=True)])
+        end = day + DAY_MS * counts[0]
+        blue = periods.Customer("team", "blue")
+        periods.close(store.database, end, 0, 7, terms=periods.Terms(blue, "Europe/Berlin", **closing))
+        periods.close(store.database, end, 0, 7, terms=periods.Terms(**closing))
+        adjust.adjust(store.database, {"key": f"c{counts[0]}", "reason": "r", "user": "bob", "amount": "-0.5"}, 8)
+    adjust.adjust(store.database, {"key": "v", "reason": "r", "void": "c1"}, 8)
+
+
+def money(store: Store) -> dict[str, Any]:
+    """What a ledger answers about it."""
+    ids = [str(each.id) for each in periods.statements(store.database)]
+    pages = {kind: [] for kind in statements.KINDS}  # type: dict[str, list[Any]]
+    for kind, held in pages.items():
+        for id in (*ids, *(["next"] if kind != "lines" else [])):
+            held.append(page_json(store.database, id, kind, 100, None))
+    days = {"from": "2026-11-22", "to": "2026-11-28", "group_by": "team,tier", "priced": "true"}
+    with store.database.snapshot() as moment:
+        found = usage.as_json(usage.answer(moment, usage.parse(days), pricefile.parse(LABELLED, "prices.toml")))
+    shown = [statements.statement_json(store.database, each) for each in periods.statements(store.database)]
+    return {"pages": pages, "usage": found, "statements": shown}
 
 
 def _commit(broker: MemoryBroker, part: int, day: int, counts: list[int], said: list[int] | None = None) -> None:
@@ -101,15 +151,17 @@ def main(name: str) -> None:
         file = pathlib.Path(folder) / "ledger.duckdb"
         with books.opened(str(file)) as store:
             fill(store)
-            told = answers(store)
+            fill_money(store)
+            told = {**answers(store), "money": money(store)}
         (FOLDER / f"{name}.duckdb.gz").write_bytes(gzip.compress(file.read_bytes(), 9, mtime=0))
     server = PostgresServer()
     try:
         with server.database() as url:
             with books.opened(url) as store:
                 fill(store)
+                fill_money(store)
                 positions = told["positions"]  # topics of another broker have other ids
-                again = answers(store)
+                again = {**answers(store), "money": money(store)}
                 assert {**again, "positions": positions} == told
             # Not COPY, which only psql can read from a file.
             dump = ["pg_dump", "--no-owner", "--inserts", "--rows-per-insert=100", url]
