@@ -78,6 +78,19 @@ def test_traceloop_and_the_anthropic_sdk_write_what_otlp_reads(make_engine, tmp_
     assert summary.tally.duplicates == 1
 
 
+@needs("openinference.instrumentation.openai", "openinference.instrumentation.anthropic")
+def test_openinference_writes_what_otlp_reads(make_engine, tmp_path):
+    """Its spans have no response id: the SDK's own span of the call is below OpenInference's, which is skipped.
+
+    So is the call that failed.
+    """
+    with provider() as address:
+        run("spans", "openinference", address, str(tmp_path / "spans"))
+    summary = counted(make_engine, tmp_path / "spans", "otlp", whole=True)
+    assert (counters(summary), summary.rejects) == ((4, 2 * 2006 + 8 + 4071, 2 * 1920 + 3962, 100, 650, 128), {})
+    assert (summary.tally.skipped, summary.tally.duplicates) == (2, 0)
+
+
 @needs("cloudevents.core")
 @pytest.mark.parametrize("data", [RECORD, orjson.dumps(RECORD).decode(), orjson.dumps(RECORD)], ids=type)
 @pytest.mark.parametrize("mode", ["structured", "binary"])

@@ -1,4 +1,7 @@
-"""Spans of some calls as an OTLP message: python -m tests.sources.spans openai_v2|traceloop ADDRESS FILE"""
+"""Spans of some calls as an OTLP message.
+
+python -m tests.sources.spans openai_v2|traceloop|openinference ADDRESS FILE
+"""
 
 import sys
 from typing import Any
@@ -45,6 +48,14 @@ def main(instrumentation: str, address: str, file: str) -> None:
 
         OpenAIV2Instrumentor().instrument(tracer_provider=provider)
         call_openai(address)
+    elif instrumentation == "openinference":
+        from openinference.instrumentation.anthropic import AnthropicInstrumentor as OpenInferenceAnthropic
+        from openinference.instrumentation.openai import OpenAIInstrumentor as OpenInferenceOpenAI
+
+        OpenInferenceOpenAI().instrument(tracer_provider=provider)
+        OpenInferenceAnthropic().instrument(tracer_provider=provider)
+        call_openai(address)
+        call_anthropic(address)
     else:
         from opentelemetry.instrumentation.anthropic import AnthropicInstrumentor
         from opentelemetry.instrumentation.openai import OpenAIInstrumentor
