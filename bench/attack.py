@@ -44,7 +44,7 @@ CONNECTIONS = 2000  # on each face
 BROKER_SECONDS, BROKER_AWAY_SECONDS, METER_SECONDS = 60.0, 15.0, 30.0
 TOPICS = {"soak-logs": 6, "soak-usage": 4, "soak-live": 2, "soak-rejected": 2}
 GROUP, METERS = "soak", ("meter-0", "meter-1")
-CLIENT = ("--kafka", "session.timeout.ms=10000", "--kafka", "transaction.timeout.ms=10000")
+CLIENT = ("--kafka", "session.timeout.ms=10000", "--kafka", "transaction.timeout.ms=8000")
 _LOOK_SECONDS = 1.0
 _START_SECONDS = 20.0  # of a process, until its face must answer
 _SETTLE_SECONDS = 300.0
@@ -77,6 +77,7 @@ class Service:
     ended: list[int] = field(default_factory=list)  # codes of ends that nobody asked for
     started: float = 0.0
     process: "subprocess.Popen[bytes] | None" = None
+    lock: threading.Lock = field(default_factory=threading.Lock)  # its killer and its supervisor are two
 
     def start(self) -> None:
         command = [sys.executable, "-m", "tokenometer.processor.cli", *self.arguments]
@@ -89,8 +90,15 @@ class Service:
 
     def look_after(self) -> None:
         assert self.process is not None
-        if (code := self.process.poll()) is not None:
-            self.ended.append(code)
+        with self.lock:
+            if (code := self.process.poll()) is not None:
+                self.ended.append(code)
+                self.start()
+
+    def kill(self) -> None:
+        """And start it again."""
+        with self.lock:
+            self.end(signal.SIGKILL)
             self.start()
 
     def end(self, number: signal.Signals) -> int:
@@ -222,9 +230,7 @@ def _kill_a_broker(cluster: KafkaCluster, turn: int) -> None:
 
 
 def _kill_a_meter(faces: dict[str, Service], turn: int) -> None:
-    service = faces[METERS[turn % len(METERS)]]
-    service.end(signal.SIGKILL)
-    service.start()
+    faces[METERS[turn % len(METERS)]].kill()
 
 
 @contextlib.contextmanager
@@ -289,6 +295,8 @@ def _attack(
     cluster: KafkaCluster, faces: dict[str, Service], seconds: float, rate: float, produce: Any, answer: Any
 ) -> dict[str, Any]:
     time.sleep(_START_SECONDS)
+    for name, service in faces.items():
+        assert service.process and service.process.poll() is None, f"{name} did not start"
     until = time.monotonic() + seconds
     request = {"role": "produce", "bootstrap": cluster.bootstrap, "seconds": seconds, "rate": rate, "hostile": True}
     sent, flood = produce(request), _flooded(faces)
@@ -298,9 +306,8 @@ def _attack(
     ]
     while time.monotonic() < until:
         time.sleep(1)
-        for name, service in faces.items():
-            if name not in METERS:
-                service.look_after()
+        for service in faces.values():
+            service.look_after()
     for killer in killers:
         killer.join()
     for service in faces.values():
