@@ -44,9 +44,9 @@ CONNECTIONS = 2000  # on each face
 BROKER_SECONDS, BROKER_AWAY_SECONDS, METER_SECONDS = 60.0, 15.0, 30.0
 TOPICS = {"soak-logs": 6, "soak-usage": 4, "soak-live": 2, "soak-rejected": 2}
 GROUP, METERS = "soak", ("meter-0", "meter-1")
-CLIENT = ("--kafka", "session.timeout.ms=10000", "--kafka", "transaction.timeout.ms=10000")
+CLIENT = ("--kafka", "session.timeout.ms=10000", "--kafka", "transaction.timeout.ms=8000")
 _LOOK_SECONDS = 1.0
-_START_SECONDS = 20.0  # of a process, until its face must answer
+_START_SECONDS = 30.0  # of a process, until its face must answer
 _SETTLE_SECONDS = 300.0
 HOSTILE = [
     "\u202eevil\u202c", "=cmd|' /C calc'!A0", "<script>alert(1)</script>", "\x1b]0;title\x07", "a" * 256, "\u6f22" * 85,
@@ -76,7 +76,9 @@ class Service:
     log: pathlib.Path
     ended: list[int] = field(default_factory=list)  # codes of ends that nobody asked for
     started: float = 0.0
+    wanted: bool = True  # it is started again where it ends
     process: "subprocess.Popen[bytes] | None" = None
+    lock: threading.Lock = field(default_factory=threading.Lock)  # its killer and its supervisor are two
 
     def start(self) -> None:
         command = [sys.executable, "-m", "tokenometer.processor.cli", *self.arguments]
@@ -89,8 +91,15 @@ class Service:
 
     def look_after(self) -> None:
         assert self.process is not None
-        if (code := self.process.poll()) is not None:
-            self.ended.append(code)
+        with self.lock:
+            if self.wanted and (code := self.process.poll()) is not None:
+                self.ended.append(code)
+                self.start()
+
+    def kill(self) -> None:
+        """And start it again."""
+        with self.lock:
+            self.end(signal.SIGKILL)
             self.start()
 
     def end(self, number: signal.Signals) -> int:
@@ -222,18 +231,27 @@ def _kill_a_broker(cluster: KafkaCluster, turn: int) -> None:
 
 
 def _kill_a_meter(faces: dict[str, Service], turn: int) -> None:
-    service = faces[METERS[turn % len(METERS)]]
-    service.end(signal.SIGKILL)
-    service.start()
+    faces[METERS[turn % len(METERS)]].kill()
 
 
 @contextlib.contextmanager
 def _supervised(faces: dict[str, Service]) -> Iterator[None]:
+    done = threading.Event()
+
+    def supervise() -> None:
+        while not done.wait(1):
+            for service in faces.values():
+                service.look_after()
+
     for service in faces.values():
         service.start()
+    supervisor = threading.Thread(target=supervise)
+    supervisor.start()
     try:
         yield
     finally:
+        done.set()
+        supervisor.join()
         for service in faces.values():
             if service.process and service.process.poll() is None:
                 service.process.kill()
@@ -289,6 +307,8 @@ def _attack(
     cluster: KafkaCluster, faces: dict[str, Service], seconds: float, rate: float, produce: Any, answer: Any
 ) -> dict[str, Any]:
     time.sleep(_START_SECONDS)
+    for name, service in faces.items():
+        assert name not in METERS or not service.ended, f"{name} did not start"
     until = time.monotonic() + seconds
     request = {"role": "produce", "bootstrap": cluster.bootstrap, "seconds": seconds, "rate": rate, "hostile": True}
     sent, flood = produce(request), _flooded(faces)
@@ -296,15 +316,8 @@ def _attack(
         _every(BROKER_SECONDS, until, lambda turn: _kill_a_broker(cluster, turn)),
         _every(METER_SECONDS, until, lambda turn: _kill_a_meter(faces, turn)),
     ]
-    while time.monotonic() < until:
-        time.sleep(1)
-        for name, service in faces.items():
-            if name not in METERS:
-                service.look_after()
     for killer in killers:
         killer.join()
-    for service in faces.values():
-        service.look_after()
     told = flood.communicate("")[0].splitlines()
     return answer(sent) | {"flood": json.loads(told[-1])}
 
@@ -313,6 +326,7 @@ def _verdict(
     broker: KafkaBroker, faces: dict[str, Service], folder: pathlib.Path, horizon: float, watchman: Watchman
 ) -> dict[str, Any]:
     for name in METERS:
+        faces[name].wanted = False
         assert faces[name].end(signal.SIGTERM) == 0, f"{name} did not end well"
     settings = verify.Settings(
         "soak-usage", "soak-live", "soak-rejected", dedup_horizon_ms=round(horizon) * 1000, scratch=str(folder)
@@ -347,7 +361,6 @@ def _totals(service: Service, name: str, wanted: dict[str, int]) -> dict[str, in
     """What it says once it has said the same as the audit, or what it says at last."""
     deadline, said = time.monotonic() + 120, {}
     while time.monotonic() < deadline:
-        service.look_after()
         if name == "ledger":
             status, answer = service.ask("/v1/usage?from=2000-01-01&to=2100-01-01")
             rows = answer["rows"] if status == 200 else []
