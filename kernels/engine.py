@@ -1,4 +1,4 @@
-"""The engine: batches of raw bytes in, usage rows out. One orchestration for both targets; no I/O, no clock.
+"""The engine: batches of raw bytes go in, usage rows come out. It serves both targets, without I/O or a clock.
 
     load     a batch travels to the device and is split into lines, while the one before is counted
     count    segment by segment: parse, the referee's rulings, dedup, intern, aggregate
@@ -49,7 +49,7 @@ RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minu
 
 
 class TablesTooSmall(TokenometerError, ValueError):
-    """One message could overfill an empty table; the message names the setting."""
+    """One message could overfill an empty table. The error's text names the setting."""
 
 
 class Loaded:
@@ -110,7 +110,7 @@ _NO_PAST_MS = 1 << 62  # no bound
 class _Texts:
     """Strings of the referee's records on their way into a batch's buffer, after its messages.
 
-    Defaults stand in the prefix; all else came out of the line, and what two fields read is placed once. So space as
+    Defaults are in the prefix. All else came out of the line, and what two fields read is placed once. So space as
     large as the batch's is enough for them.
     """
 
@@ -135,7 +135,7 @@ class _TextsOfRecord(NamedTuple):
     placed: dict[bytes, int]
 
     def place(self, texts: Sequence[bytes], defaults: Sequence[tuple[bytes, int]]) -> tuple[list[int], list[int]]:
-        """Where they stand in the buffer, and their lengths."""
+        """Where they are in the buffer, and their lengths."""
         places: list[int] = []
         for text, (default, place) in zip(texts, defaults, strict=True):
             if text == default:
@@ -565,8 +565,6 @@ class Engine:
 
     # --- Inside ---
 
-    # --- Inside ---
-
     def _partition(self, partition: Hashable, grows: int | None = None) -> _Partition:
         """grows: how many counters its mapping's repeats make grow, once that is known."""
         known = self._partitions.get(partition)
@@ -585,7 +583,7 @@ class Engine:
 
 
 def _beside(plan: Plan, record: Canonical, texts: _TextsOfRecord, number: int) -> tuple[Any, ...]:
-    """Of a ruling: its number, further counters, and where its labels stand. The kernels know brackets."""
+    """A ruling's number, its further counters, and where its labels are. The kernels compute brackets."""
     labels = [b"" if each.bracket else text for each, text in zip(plan.mapping.labels, record.labels, strict=True)]
     return number, record.further, *texts.place(labels, plan.label_defaults)
 
