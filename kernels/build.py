@@ -1,7 +1,7 @@
 """Builds the kernels: for the CPU with the host's C++ compiler at first use, for the GPU with NVRTC.
 
-Both from the same headers, and both compare layout.py with them. The CPU library is cached by a hash of the sources,
-the flags, the compiler and the processor. Apart from engine.py this is the only module that touches CuPy.
+Both come from the same headers, and both compare layout.py with them. The CPU library is cached by a hash of the
+sources, the flags, the compiler and the processor. Apart from target.py this is the only module that touches CuPy.
 """
 
 import ctypes
@@ -35,7 +35,7 @@ ENTRIES = (*_PARSING, "claim", "grow", "recall", "settle", "count", "export_rows
 
 
 class BuildError(TokenometerError, RuntimeError):
-    """The kernels cannot be built here; the message says what is missing and how to mend it."""
+    """The kernels cannot be built here. The message says what is missing and how to mend it."""
 
 
 def compiler() -> str:

@@ -14,7 +14,7 @@ HD void clear_extra(Extra& extra) {
   for (u32 k = 0; k < LABELS_MAX; ++k) extra.length[k] = 0;
 }
 
-// What stands for a label without a value: the range that holds a count, or the default.
+// The value of a label that a record does not give: the range that holds a count, or the default.
 HD void stand_in(const LabelPlan& label, const Record& record, Extra& extra, u32 slot) {
   u32 range = 0;
   ROLLED while (range < label.edge_count && record.counters[label.counter] > label.edges[range])++ range;

@@ -142,7 +142,7 @@ HD Reader take_up(const Job& job, u32 i, u32 line) {
   return {job.plan, job.buffer, &record, nullptr, job.line_start[line], job.buffer, seen, time_ms, END, choice};
 }
 
-// The referee's ruling on a doubtful record; its strings stand after the batch's messages.
+// The referee's ruling on a doubtful record; its strings are after the batch's messages.
 HD void adopt_ruling(const Job& job, u32 k) {
   const Ruling& ruling = job.rulings[k];
   Record& record = job.records[ruling.record];

@@ -1,14 +1,14 @@
 """The request ids of one partition: two generations that turn by log time (docs/RECORDS.md, Duplicates).
 
-A table per partition, so that what is a duplicate depends on that partition's log alone and a revoked partition's ids
-go with it. Unlike the other tables these grow: closing a part must not forget an id. For gigabytes of ids each step of
-that takes seconds, so none is taken at once. Before a table is full, a larger one's memory is taken from the system and
-the ids of this one are counted; then the ids move, tile by tile, and both tables are looked into until they have.
-Likewise a generation that will not find a dropped table of its size has a spare one. How many ids a generation will
-have is foreseen from those that it has and the log time that is left. A log without times is one generation, read from
-files: nobody waits there for a step that takes seconds, so nothing is taken ahead.
+There is a table for each partition, so that what is a duplicate depends on that partition's log alone, and a revoked
+partition's ids go with it. Unlike the other tables these grow, because closing a part must not forget an id. For
+gigabytes of ids each step of growing takes seconds, so no step is taken at once. Before a table is full, the memory of
+a larger one is taken from the system and the ids of this one are counted. Then the ids move, tile by tile, and both
+tables are looked into until all have moved. A generation that will not find a dropped table of its size has a spare
+one. The ids of a generation are foreseen from those that it has and the log time that is left. A log without times is
+one generation, read from files: nobody waits there for a step that takes seconds, so nothing is taken ahead.
 
-Beside each id lies a note of what its records said: 4 bytes that tell conflicting duplicates, or the counters so far
+Beside each id is a note of what its records said: 4 bytes that tell conflicting duplicates, or the counters so far
 where a mapping's repeats grow (kernels/dedup.h, kernels/grow.h).
 """
 
@@ -36,7 +36,7 @@ _WORTH_STAYING = 0.875  # of what the table takes: with more, the ids would be c
 
 @dataclass(frozen=True)
 class IdentityTable:
-    """Ids and the notes beside them, slot by slot."""
+    """A table of ids and of the notes beside them, slot by slot."""
 
     ids: Array
     notes: Array
@@ -54,11 +54,11 @@ class IdentityTable:
 
 
 class IdentityMemoryError(TokenometerError, MemoryError):
-    """Request ids need more memory than they may have; the message names the settings."""
+    """Request ids need more memory than they may have. The message names the settings."""
 
 
 class IdentitySet:
-    """One partition's. bytes_max: of all partitions together, whose sets are `everybody`'s."""
+    """The ids of one partition. bytes_max: of all partitions together, whose sets `everybody` gives."""
 
     def __init__(
         self, target: Target, bytes_max: int, everybody: Callable[[], "Iterable[IdentitySet]"], grows: int = 0
@@ -82,7 +82,7 @@ class IdentitySet:
 
     @property
     def is_new(self) -> bool:
-        """No record came yet."""
+        """Whether no record came yet."""
         return self._generation is None and self._sequence == 0
 
     # --- Memory ---
@@ -100,7 +100,7 @@ class IdentitySet:
         return IdentityTable(self._target.zeros(slots, layout.IDENTITY), self._target.zeros(slots, self._note))
 
     def _table_ahead(self, slots: int) -> IdentityTable | None:
-        """One that may be needed; None where there is no room for such."""
+        """A table that may be needed; None where there is no room for it."""
         if slots * self._slot_bytes > self._left():
             return None
         table = self._table(slots)
@@ -109,7 +109,7 @@ class IdentitySet:
         return table
 
     def _needed_table(self, slots: int, wanted: int) -> IdentityTable:
-        """For so many ids. What anybody has ahead of need is given up first."""
+        """A table for so many ids. What anybody has ahead of need is given up first."""
         size = slots * self._slot_bytes
         assert slots <= layout.IDENTITIES_MAX, "400 million ids of a partition's generation"
         if size > self._left():
@@ -123,7 +123,7 @@ class IdentitySet:
         return self._table(slots)
 
     def _use(self, current: IdentityTable, before: IdentityTable | None) -> None:
-        """Addresses are looked up here, once, and not for each tile."""
+        """Uses these tables. Addresses are looked up here, once, and not for each tile."""
         self._current, self._before, self._next = current, before, None
         if self._spare is not None and len(self._spare) != len(current):
             self._spare = None
@@ -212,7 +212,7 @@ class IdentitySet:
                 self._next.prepare(records, self._current.ids, self._target)
 
     def _make_room(self, records: int) -> None:
-        """Sent again, an id takes no second slot, so the table may be emptier than it could be; else take a larger."""
+        """An id that is sent again takes no second slot, so the table may have room; if not, a larger one is taken."""
         self._move(None)
         if self._next is not None and self._next.used_at_most is not None:
             self._used_at_most = min(self._used_at_most, self._next.used_at_most - records)
@@ -264,11 +264,11 @@ class _Next:
         self.used_at_most: int | None = None  # once all slots were looked at; the records that are coming included
 
     def prepare(self, records: int, current: Array, target: Target) -> None:
-        """Before so many records come."""
+        """To be called before so many records come."""
         counted = self._counted + self._slots * records
         if self._counted < len(current):
             self._found += int(target.xp.count_nonzero(current[self._counted : counted, 0]))
         self._counted = counted
-        self._since += records  # any of these may be behind the count
+        self._since += records  # any of these may be after the count
         if counted >= len(current):
             self.used_at_most = self._found + self._since

@@ -58,7 +58,7 @@ HD u32 intern_text(const Job& job, const Record& record, u32 text) {
   return intern_bytes(job, record.low[text], record.high[text], job.buffer + record.start[text], record.length[text]);
 }
 
-// --- Accounts: in the arena stands the user's slot, and for each label the number of its name and its text's slot ---
+// --- Accounts: the arena holds the user's slot, and for each label the number of its name and its text's slot ---
 
 HD void put_word(u8* p, u32 word) {  // byte by byte: places are not aligned
   for (u32 k = 0; k < 4; ++k) p[k] = (u8)(word >> 8 * k);

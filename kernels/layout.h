@@ -2,13 +2,13 @@
 // compare all of them with this file, and a difference is a compile error that names it.
 //
 //   batch buffer    | defaults 2 KiB | messages, each ended by a newline | 64 newlines | referee's text | 64 spare |
-//                     a mapping's default strings stand in the buffer, so every string is (start, length) in it
+//                     a mapping's default strings are in the buffer, so every string is (start, length) in it
 //   records         one for each line of the tile at hand: record i is line first + i of the batch
 //   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : ~sequence 40 |
 //   notes           beside each identity: a fingerprint of its first record, or (repeats = "grow") its counters so far
 //   extras          beside each record, where the mapping has labels or further counters
 //   texts           users, models, chips, labels, one dictionary     | low | high | where in the arena | tokens |
-//                   and accounts: a user with labels; in the arena stands | user | label's number, text | ... |
+//                   and accounts: a user with labels; the arena holds | user | label's number, text | ... |
 //   cells           (window, model, chip)                            | low | high | 6 counters | window | model, chip |
 //   rows            (account, cell)                                  | account : cell | 6 counters | epoch |
 //                   the account is a user without labels, or (user, labels)
@@ -121,7 +121,7 @@ constexpr u32 PARTS = 3;
 constexpr u32 LABELS_MAX = 8;
 constexpr u32 EDGES_MAX = 16;
 
-// One predicted move from the end of a value to the next value: these bytes stand between them. Whatever the parser
+// One predicted move from the end of a value to the next value: these bytes are between them. Whatever the parser
 // must know of that value's key is here too, so that a right prediction touches nothing else.
 struct alignas(128) Step {
   u8 literal[LITERAL_BYTES_MAX];  // such as  ,"user":"

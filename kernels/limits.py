@@ -1,4 +1,4 @@
-"""How large everything is that an engine holds, and why."""
+"""The sizes of everything that an engine holds, and the reasons."""
 
 from dataclasses import dataclass
 

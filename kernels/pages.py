@@ -1,11 +1,11 @@
 """Large tables' memory, and taking it from the system before it is needed.
 
-A page is cleared when it is first touched, on a virtual machine often found by its host first: 0.3 GB/s were measured
-there, and 6.5 for pages that the machine has had before. A table that is filled at random touches all of its pages with
-its first thousands of entries. So what can be foreseen is taken ahead, in a thread that yields to all others.
+A page is cleared when it is first touched, and on a virtual machine its host often has to find it first. 0.3 GB/s were
+measured there, and 6.5 for pages that the machine has had before. A table that is filled at random touches all of its
+pages with its first thousands of entries. So foreseen memory is taken ahead, in a thread that yields to all others.
 
-By touching it, not by madvise(MADV_POPULATE_WRITE): that holds a lock of the whole process's memory, and numpy, which
-asks for huge pages for each array of 4 MiB, waited for it most of the time.
+Pages are taken by touching them, not by madvise(MADV_POPULATE_WRITE). That call holds a lock of the whole process's
+memory, and numpy, which asks for huge pages for each array of 4 MiB, waited for it most of the time.
 """
 
 import functools
@@ -27,7 +27,7 @@ _Wanted = queue.SimpleQueue[tuple[weakref.ref[_Memory], Touch]]
 
 
 def fresh(size: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Zeroed. Not from the heap: that may have old pages at hand, and would clear gigabytes of them at once."""
+    """Zeroed memory. It is not from the heap, which may have old pages at hand and would clear gigabytes at once."""
     pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # shared ones would be small
     if hasattr(mmap, "MADV_HUGEPAGE"):
         pages.madvise(mmap.MADV_HUGEPAGE)
@@ -58,7 +58,7 @@ def _take(wanted: _Wanted) -> None:
 
 
 def _take_step(memory: _Memory | None, begin: int, touch: Touch) -> bool:
-    """False where there is nothing to take, or nobody who wants it."""
+    """Takes one step. Returns False where there is nothing to take, or nobody who wants it."""
     if memory is None or begin >= memory.nbytes:
         return False
     touch(memory.ctypes.data + begin, min(_STEP_BYTES, memory.nbytes - begin))

@@ -19,7 +19,7 @@ from tokenometer.schemas.usage import Usage
 COUNTER_MAX = (1 << 64) - 1
 RECORD_TOKENS_MAX = 5 << 40  # what one record adds to its user: five counts of less than 2^40, if all are additive
 CHANGES_SLICE_ROWS = 1 << 15  # 2.5 MiB: what comes and goes with each commit stays in the heap
-_SCATTERED = "texts", "cells", "rows"  # tables whose entries lie at random places
+_SCATTERED = "texts", "cells", "rows"  # tables whose entries are at random places
 _LENGTH_MASK = (1 << layout.LENGTH_BITS) - 1  # of TextEntry::where
 _PAGE_BYTES = 1 << 21  # a huge one: as many rows as a table has pages touch most of these
 
@@ -96,8 +96,8 @@ class Part:
         }
 
     def give_up(self) -> dict[str, Array]:
-        """Drop every table, before new ones come: never are two parts in memory. Returns those that the next part may
-        have, cleared: that costs less than fresh pages (kernels/pages.py), if most of them were touched."""
+        """Drop every table before new ones come, so that two parts are never in memory. Returns those that the next
+        part may have, cleared: this costs less than fresh pages (kernels/pages.py), if most were touched."""
         touched = int(self._fill.read()[layout.FILL_ROWS]) * _PAGE_BYTES >= self.tables["rows"].nbytes
         kept = {name: self.tables[name] for name in _SCATTERED if touched}
         self.tables = {}
@@ -109,7 +109,7 @@ class Part:
     # --- Room ---
 
     def has_room(self, need: Need) -> bool:
-        """Can every table take what some records could bring?"""
+        """Whether every table can take what some records could bring."""
         fill, limits = self._fill.read(), self.limits
         return (
             int(fill[layout.FILL_TEXTS]) + need.texts <= limits.texts * FILL_LIMIT
@@ -130,7 +130,7 @@ class Part:
         return self._tokens_bound + records * RECORD_TOKENS_MAX <= COUNTER_MAX
 
     def counted(self, records: int) -> None:
-        """So many records were counted since."""
+        """Notes that so many records were counted."""
         self._records_since_bound += records
 
     # --- Results out ---
@@ -138,7 +138,7 @@ class Part:
     def changes(self) -> Iterator[UsageRows]:
         """The rows that changed since the last call, in slices of bounded size; none if there are none.
 
-        Each slice owns its table. Behind the last one a new set of changes begins; an iterator that is given up earlier
+        Each slice owns its table. After the last one a new set of changes begins; an iterator that is given up earlier
         changes nothing. Nothing may be counted in between.
         """
         before = self._fill.read().copy()
@@ -179,7 +179,7 @@ class Part:
         ]
 
     def totals(self) -> Usage:
-        """Of the open part."""
+        """The sums of the open part."""
         return Usage(*self._cells()["counters"].sum(axis=0).tolist())
 
     def top_users(self, most: int) -> list[tuple[str, int]]:

@@ -1,6 +1,6 @@
 """A mapping, compiled for the parser: a tree of keys, a perfect hash over them, and the steps a log usually takes.
 
-The tree and the hash decide what is read. The steps only predict which bytes stand between two values, so learning them
+The tree and the hash decide what is read. The steps only predict which bytes are between two values, so learning them
 from any sample, or from none, changes speed and nothing else.
 
 A path that one field reads, and that holds what a field of format 1 may hold, is read where it is. Every other
@@ -101,7 +101,7 @@ class Plan:
 
     @property
     def has_extras(self) -> bool:
-        """Does it read labels or further counters?"""
+        """Whether it reads labels or further counters."""
         return bool(self.mapping.labels or self.mapping.further)
 
     @property
@@ -184,7 +184,7 @@ def compile_mapping(mapping: Mapping) -> Plan:
 
 
 class _TooMuch(Exception):
-    """More than a plan holds."""
+    """The mapping says more than a plan holds."""
 
 
 class _Compiler:
@@ -269,7 +269,7 @@ class _Compiler:
     # --- Labels and further counters ---
 
     def _labels(self) -> None:
-        """What stands for them where a record has no value."""
+        """The values of labels where a record has none."""
         table, labels = self.table, self.mapping.labels
         table["has_extras"], table["label_count"] = self.plan.has_extras, len(labels)
         table["labels_needed"] = sum(
@@ -302,7 +302,7 @@ class _Compiler:
             self._rule(layout.FURTHER_COUNT, slot, spec.paths, replace(spec, default=None))
 
     def _is_direct(self, spec: Field) -> bool:
-        """Is it read where it is? A mapping of format 1 has no other fields."""
+        """Whether the field is read where it is. A mapping of format 1 has no other fields."""
         special = spec.plus or spec.whole_numbers or spec.empty_is_absent or spec.numbers
         special = special or (spec.kind == "time" and (spec.digits or "iso8601" in spec.formats))
         many = self.mapping.format > 1 and len(spec.paths) > _ALTERNATIVES_MAX

@@ -20,7 +20,7 @@ struct Reader {
   Extra* extra;  // while the record is parsed; null without labels and further counters
   u32 begin;     // of the record, in the buffer
   const u8* p;   // after the last value; null for doubt
-  u64 seen;      // marks: mapped keys, of which none may stand twice, and fields that have a value
+  u64 seen;      // marks: mapped keys, of which none may occur twice, and fields that have a value
   u64 time_ms;
   u32 key;  // of the last value: NONE before the first, END after the record
   u32 choice;

@@ -1,11 +1,11 @@
-"""Who goes first where a process has more threads to run than cores."""
+"""Which threads go first where a process has more threads to run than cores."""
 
 import contextlib
 import os
 import sys
 import threading
 
-_NICE = 10  # a tenth of the weight of a thread that says nothing: behind the others, and never starved
+_NICE = 10  # a tenth of the weight of other threads: it runs after them, and never starves
 
 
 def yield_to_others() -> None:

@@ -1,4 +1,4 @@
-"""The two machines the engine runs on: memory, copies and launches. Nothing here knows what is being counted."""
+"""The two machines that the engine runs on: memory, copies and launches. Nothing here knows what is being counted."""
 
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
@@ -13,7 +13,7 @@ Array = Any  # numpy.ndarray on the host, cupy.ndarray on a GPU
 
 
 class DeviceError(TokenometerError, RuntimeError):
-    """The wanted device cannot be used; the message says why and what to do."""
+    """The wanted device cannot be used. The message says why and what to do."""
 
 
 class Target(Protocol):
@@ -194,7 +194,7 @@ class CudaTarget:
             return self.xp.zeros(count if words == 1 else (count, words), word)
 
     def take_ahead(self, array: Array) -> None:
-        """It is there since it was allocated."""
+        """Nothing to do: the memory is there since it was allocated."""
 
     def pinned(self, size: int) -> np.ndarray[Any, Any]:
         memory = self.xp.cuda.alloc_pinned_memory(size)
@@ -209,11 +209,11 @@ class CudaTarget:
             return self.xp.asarray(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
 
     def send_ahead(self, array: np.ndarray[Any, Any], to: Array) -> None:
-        """From pinned memory, beside the counting of an earlier batch."""
+        """Copies from pinned memory, while an earlier batch is counted."""
         to.set(array, stream=self._travel)
 
     def send_behind(self, array: np.ndarray[Any, Any], to: Array) -> None:
-        """In the order of launches."""
+        """Copies in the order of launches."""
         to.set(array, stream=self._compute)
 
     def fetch(self, array: Array) -> np.ndarray[Any, Any]:

@@ -1,4 +1,4 @@
-"""From the values of messages to lines of JSON records: bytes in, lines out, no I/O, no clock.
+"""From the values of messages to lines of JSON records. Bytes go in and lines come out, without I/O or a clock.
 
     values ── openers ──> plain bytes ── the mapping's encoding ──> lines ──> engine
 
@@ -61,7 +61,7 @@ class Lines:
 
 
 class Decoder:
-    """Reads values as one mapping says. Not for several threads at once.
+    """Reads values as one mapping says. It is not for several threads at once.
 
     schemas: where a registry's schemas come from. schema: the content of `value.schema`'s file. limit: bytes of an
     opened value and of one message's lines.
@@ -268,7 +268,7 @@ def _guids(headers: Sequence[Headers] | None, count: int) -> dict[int, str]:
 
 
 class _Schemas:
-    """The compiled schemas of a mapping, by what values call them."""
+    """The compiled schemas of a mapping, by the names that values give them."""
 
     def __init__(self, value: Value, source: Schemas | None, schema: bytes | None) -> None:
         self._value, self._source = value, source
@@ -283,7 +283,7 @@ class _Schemas:
             self._types_of_file.by_name(value.message)  # which must be there
 
     def place(self, reference: _Reference) -> int:
-        """The index of an Avro schema; -1: there is none."""
+        """The index of an Avro schema; -1 where there is none."""
         if reference in self._places:
             return self._places[reference]
         if (text := self._text(reference)) is None:

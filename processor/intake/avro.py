@@ -1,4 +1,4 @@
-"""Avro schemas, compiled to the tables that avro.h reads by."""
+"""Compiles Avro schemas to the tables that avro.h reads by."""
 
 import json
 from typing import Any
@@ -19,7 +19,7 @@ _NODES_MAX = 100_000
 
 
 class SchemaError(ValueError):
-    """A schema that cannot be used; the message says what is wrong with it."""
+    """A schema cannot be used. The message says what is wrong with it."""
 
 
 def compile_schema(text: str | bytes) -> AvroTables:

@@ -1,4 +1,4 @@
-"""What a message carries beside its value: keys and headers as members of records, CloudEvents in binary mode."""
+"""The parts of a message beside its value: keys and headers as members of records, CloudEvents in binary mode."""
 
 from collections.abc import Iterable, Sequence
 
@@ -67,7 +67,7 @@ def _attributes(headers: Headers) -> Iterable[tuple[str, bytes]]:
 
 
 def _json(value: bytes) -> bytes:
-    """Whatever is put into another text must be one whole value."""
+    """Checks one value: whatever is put into another text must be whole."""
     try:
         orjson.loads(value)
     except orjson.JSONDecodeError:

@@ -68,7 +68,7 @@ ENTRY void frames(const u64* addresses, const i64* lengths, u64 count, i64* ids)
   }
 }
 
-// Runs decode(message, i) for each; it answers with a Failure, may throw TooLarge, and may leave lines behind when it
+// Runs decode(message, i) for each; it answers with a Failure, may throw TooLarge, and may leave some lines when it
 // fails.
 template <class Decode>
 static int run(Task* task, Out& out, Decode&& decode) {

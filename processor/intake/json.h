@@ -216,7 +216,7 @@ HD const u8* after_string(const u8* p) {
   }
 }
 
-// Past whatever stands at p: a string, brackets and what is in them (of whichever kind), or all up to a comma, a
+// Past whatever is at p: a string, brackets and what is in them (of whichever kind), or all up to a comma, a
 // closing bracket or white space. Null: the line ends first.
 inline const u8* after_value(const u8* p) {
   if (*p == '"') return after_string(p + 1);

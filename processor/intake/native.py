@@ -1,6 +1,6 @@
 """The C++ half of intake: builds it at first use like the kernels, and calls it.
 
-Every call takes columns and gives lines; nothing is done for a message in Python. The interpreter's lock is released
+Every call takes columns and gives lines, without a step in Python for each message. The interpreter's lock is released
 meanwhile.
 """
 
@@ -66,7 +66,7 @@ class Batch:
         return cls(np.uint64(data.ctypes.data) + starts.astype(np.uint64), lengths, [data])
 
     def replace(self, values: dict[int, bytes]) -> None:
-        """Other bytes for some messages."""
+        """Puts other bytes in the place of some messages."""
         if not values:
             return
         joined = np.frombuffer(b"".join([*values.values(), b"\0"]), np.uint8)

@@ -1,5 +1,5 @@
-"""What needs no configuration, because no JSON object begins so: compression, a byte order mark, a Confluent frame, a
-string that holds JSON. They nest; arrays are opened afterwards, in C++.
+"""Opens what needs no configuration, because no JSON object begins so: compression, a byte order mark, a Confluent
+frame, a string that holds JSON. They nest; arrays are opened afterwards, in C++.
 """
 
 import zlib
@@ -23,7 +23,7 @@ Opener = Callable[[bytes, int], bytes]  # of a value and the limit of what may c
 
 
 class Undecodable(Exception):
-    """A message that cannot be read at all; the argument is the reason of its dead letter."""
+    """A message cannot be read at all; the argument is the reason of its dead letter."""
 
     @property
     def reason(self) -> str:
@@ -31,7 +31,7 @@ class Undecodable(Exception):
 
 
 def claim(value: bytes) -> int:
-    """As `native.look` says of one value."""
+    """The opener that claims one value, as `native.look` says it of many."""
     if value.startswith(b"\x1f\x8b\x08"):
         return native.GZIP
     if value.startswith(b"\x28\xb5\x2f\xfd"):
@@ -59,7 +59,7 @@ def opened(value: bytes, limit: int, openers: dict[int, Opener]) -> bytes:
 
 
 def gunzip(value: bytes, limit: int) -> bytes:
-    """All members of a gzip file."""
+    """Opens all members of a gzip file."""
     parts: list[bytes] = []
     left = limit
     while value:
@@ -80,7 +80,7 @@ def gunzip(value: bytes, limit: int) -> bytes:
 
 
 def unzstd(value: bytes, limit: int) -> bytes:
-    """All frames; memory is bounded by the limit and by libzstd's own limit of a window, 128 MiB."""
+    """Opens all frames. Memory is bounded by the limit and by libzstd's own limit of a window, 128 MiB."""
     parts, left = [], limit
     try:
         with pyarrow.CompressedInputStream(pyarrow.PythonFile(BytesIO(value), mode="r"), "zstd") as stream:
@@ -99,7 +99,7 @@ def without_mark(value: bytes, limit: int) -> bytes:
 
 
 def json_of_frame(value: bytes, limit: int) -> bytes:
-    """What a JSON serializer of a Schema Registry wrote; its schema is not needed."""
+    """Opens what a JSON serializer of a Schema Registry wrote, without its schema."""
     inner = value[FRAME_BYTES:]
     if inner and inner[0] not in _JSON_STARTS and claim(inner) == native.PLAIN:
         raise Undecodable("unknown_schema")  # Avro or protobuf, which cannot be read as JSON
@@ -137,7 +137,7 @@ def _zigzag(value: bytes, at: int) -> tuple[int, int]:
 
 
 def json_of_string(value: bytes, limit: int) -> bytes:
-    """JSON in a JSON string, or one in each line; what is something else stays as it is."""
+    """Opens JSON in a JSON string, or one in each line. Other values stay as they are."""
     lines = value.split(b"\n")
     inner = [_held(line) if line.strip() else b"" for line in lines]
     return value if None in inner else b"\n".join(inner)  # type: ignore[arg-type]

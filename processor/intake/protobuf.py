@@ -1,4 +1,4 @@
-"""Protobuf messages of a schema, one JSON line each, with the names of the .proto file.
+"""Turns protobuf messages of a schema into JSON lines, with the names of the .proto file.
 
 Numbers, booleans and enumerations (by name) are always there, as proto3 means it; strings, bytes (base64) and messages
 where they are set. A Timestamp is RFC 3339, a wrapper is its value, a double that is a whole number below 2^63 is an
@@ -24,7 +24,7 @@ _TIMESTAMP = "google.protobuf.Timestamp"
 
 
 class SchemaError(ValueError):
-    """A schema that cannot be used; the message says what is wrong with it."""
+    """A schema cannot be used. The message says what is wrong with it."""
 
 
 class MessageTypes:
@@ -60,7 +60,7 @@ class MessageTypes:
             raise SchemaError(f"the protobuf descriptor set has no message {name}") from None
 
     def by_indexes(self, indexes: Sequence[int]) -> Any:
-        """The message that a Confluent frame names: a place in the file, then in the message around it."""
+        """The message that a Confluent frame names: its number in the file, then in the message around it."""
         file = next(file for file in reversed(self._files) if file.message_types_by_name)
         types, found = list(file.message_types_by_name.values()), None
         for index in indexes:

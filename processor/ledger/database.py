@@ -1,4 +1,4 @@
-"""What the ledger needs of a database; `duck` and `postgres` give it, and `opening` chooses between them.
+"""What the ledger needs of a database. `duck` and `postgres` give it, and `opening` chooses between them.
 
 SQL is written once, with `?` for parameters.
 
@@ -25,7 +25,7 @@ WIDE = (*COLUMNS, *FURTHER)
 
 @dataclass(frozen=True)
 class Types:
-    """What a dialect calls them. u64: 64 bits without sign; total: wide enough for any sum of them."""
+    """A dialect's names of types. u64: 64 bits without sign; total: wide enough for any sum of them."""
 
     u64: str
     total: str
@@ -40,7 +40,7 @@ class Database(Protocol):
     def rows(self, statement: str, parameters: Sequence[Any] = ()) -> Rows: ...
 
     def transaction(self) -> contextlib.AbstractContextManager[None]:
-        """Committed at the end of the block, rolled back if it raises."""
+        """A transaction that is committed at the end of the block, and rolled back if the block raises."""
 
     def ids(self, table: str, texts: Sequence[bytes]) -> dict[bytes, int]:
         """Of those texts that a table of `id` and `name` has: `names`, or `label_sets`."""
@@ -52,7 +52,7 @@ class Database(Protocol):
         """Make an Arrow table of COLUMNS or WIDE readable as `incoming` until the transaction ends."""
 
     def upsert(self, further: bool) -> None:
-        """Of `incoming` into `open_rows`. Counters of an identity never go down. further: it is WIDE."""
+        """Write `incoming` into `open_rows`. Counters of an identity never go down. further: it is WIDE."""
 
     def merge_part(self, part_id: int) -> None:
         """Add the part's rows in `open_rows` up in `merged_rows`, and remove them there."""
@@ -61,7 +61,7 @@ class Database(Protocol):
         """An expression: the greatest of `bounds` that is not above `window_start`."""
 
     def snapshot(self) -> contextlib.AbstractContextManager["Database"]:
-        """To read from, by any thread, at one moment."""
+        """A database to read from, by any thread, at one moment."""
 
     def close(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""The ledger's database in one file, by DuckDB: the default. The only importer of DuckDB beside the audit.
+"""The ledger's database in one file, by DuckDB. This is the default. Only this file and the audit import DuckDB.
 
 There are no keys and no indexes: the store alone writes, and MERGE finds identities by a hash join whose scan of the
 table is bounded by the windows of the batch. A primary key made the same batches 1.8 times slower; an index on users
@@ -146,7 +146,7 @@ class DuckDatabase:
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[Database]:
-        """On a connection of its own to the same database."""
+        """Reads on a connection of its own to the same database."""
         reader = object.__new__(DuckDatabase)
         with self._lock:
             reader._connection, reader._readers, reader._lock = self._readers.cursor(), self._readers, self._lock

@@ -1,4 +1,4 @@
-"""Answers as files: CSV, JSON lines, Parquet. What is a number there is the exact one; money is a decimal."""
+"""Writes answers as files: CSV, JSON lines, Parquet. Numbers are exact, and money is a decimal."""
 
 import csv
 import io
@@ -20,7 +20,7 @@ _MONEY = (
     "revenue", "chip_cost", "amount", "BilledCost", "ContractedCost", "EffectiveCost", "ListCost", "ListUnitPrice",
     "ContractedUnitPrice", "PricingQuantity", "ConsumedQuantity",
 )  # fmt: skip
-_MONEY_TYPE = pa.decimal128(38, 18)  # a price has twelve digits behind the point, and is for a million
+_MONEY_TYPE = pa.decimal128(38, 18)  # a price has twelve digits after the point, and is for a million
 # What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian keyboards too.
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
@@ -36,7 +36,7 @@ def csv_text(rows: Iterable[Mapping[str, Any]], columns: Sequence[str], header: 
 
 
 def value(column: str, row: Mapping[str, Any]) -> Any:
-    """A further counter that a row does not name is 0."""
+    """The value of a column. A further counter that a row does not name is 0."""
     return row.get(column, 0) if column in FURTHER else row.get(column)
 
 
@@ -49,7 +49,7 @@ def _cell(column: str, value: Any) -> Any:
 
 
 def _is_formula(value: str) -> bool:
-    """Also behind white space and invisible characters, which a spreadsheet may drop."""
+    """Whether it begins a formula, also after white space and invisible characters, which a spreadsheet may drop."""
     seen = next((place for place, c in enumerate(value) if c.isprintable() and not c.isspace()), len(value))
     return value[seen:].startswith(_FORMULA) or value.startswith(("\t", "\r", "\n"))
 

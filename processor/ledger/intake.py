@@ -1,16 +1,16 @@
-"""The ledger's loop: polls both topics, and gives what came to the store, batch by batch.
+"""The ledger's loop. It polls both topics and gives what came to the store, batch by batch.
 
-Where to read on stands in the database, in the transaction of the rows, and nowhere else: no group is joined and no
-offset is committed to the broker. A start, whatever came before it, is: read the database, go on from there.
+The offsets to read from are in the database, in the transaction of the rows, and nowhere else: no group is joined and
+no offset is committed to the broker. After whatever happened, a start reads the database and goes on from there.
 
-What is known to be complete, and which parts are final, follows one step behind the rows:
+What is known to be complete, and which parts are final, follows one step after the rows:
 
     token-live   ... summary: watermark W, part p has ended
                         │ noted: what was seen, and where token-usage ends now, open transactions included
                         ▼
     token-usage  ... ──────────────────> all of that is in:  rows are complete up to W, p is merged
 
-A summary and its rows are in one transaction, so when the summary can be read, its rows lie before that end.
+A summary and its rows are in one transaction, so when the summary can be read, its rows are before that end.
 """
 
 import logging
@@ -65,8 +65,8 @@ class IntakeSettings:
 
 @dataclass
 class _Goal:
-    """All that was there at some moment. horizons: how many were reached when all of it was in; then one more that was
-    noted behind it says what it has to say."""
+    """All that was there at some moment. horizons: how many were reached when all of it was in. Its summaries are used
+    when one more is reached, which was noted after it."""
 
     ends: Mapping[Place, Offset]
     horizons: int | None = None
@@ -86,7 +86,7 @@ class _Horizon:
 
 @dataclass
 class IntakeProgress:
-    """For people and metrics; written by the loop alone."""
+    """Numbers for people and metrics. Only the loop writes them."""
 
     rows: int = 0  # taken in since the start, whatever became of them
     batches: int = 0
@@ -111,7 +111,7 @@ class Ledger:
         self._topics = (settings.usage_topic, settings.live_topic)
         self._horizon: _Horizon | None = None
         self._horizons = self._looked_ms = 0
-        self._news = True  # summaries that no horizon has noted yet; at the start there may be some of before
+        self._news = True  # there are summaries that no horizon has noted; at the start there may be older ones
         self._jobs: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self.progress = IntakeProgress()
 
@@ -134,7 +134,7 @@ class Ledger:
                 self.close()
 
     def open(self) -> None:
-        """Go on from where the database is."""
+        """Go on from the database's offsets."""
         self.close()
         self._store.bind(*self._topics)
         starts = self._starts()
@@ -217,7 +217,7 @@ class Ledger:
             raise OutOfRange(f"{_named(place)} ends at {end}, before the {stand.next} that the ledger has read")
 
     def _skip(self, place: Place, following: Offset, begin: Offset) -> None:
-        """Usage that is gone cannot be billed; summaries only tell what is final."""
+        """Raises for usage that is gone, because it cannot be billed. Summaries that are gone only delay merging."""
         gone = f"{_named(place)}: retention deleted offsets {following} to {begin - 1} before the ledger read them"
         if place.topic == self._settings.usage_topic:
             raise OutOfRange(
@@ -230,7 +230,7 @@ class Ledger:
     # --- Batches ---
 
     def _gather(self, timeout_seconds: float) -> list[Messages]:
-        """Until the batch is full, a second has passed, or nothing more comes."""
+        """Polls until the batch is full, a second has passed, or nothing more comes."""
         assert self._reader is not None
         found, began = list[Messages](), self._steady_ms()
         room, room_bytes = self._settings.batch_rows, BATCH_BYTES
@@ -259,7 +259,7 @@ class Ledger:
         progress.ignored_rows = self._store.ignored_rows
 
     def _advance(self) -> None:
-        """Is the horizon reached? Then note the next one, if there is something to note."""
+        """If the horizon is reached, note the next one, if there is something to note."""
         assert self._reader is not None
         if self._horizon is not None and self._horizon.reached(self._reader.reached()):
             for dispute in self._store.reach(self._horizon.watermarks, self._horizon.ended):

@@ -50,7 +50,7 @@ def has_empty(column: Any) -> bool:
 
 
 def set_of(labels: Mapping[str, str]) -> LabelSet:
-    """In the order of names."""
+    """The labels in the order of their names."""
     return tuple(sorted((name.encode(), value.encode()) for name, value in labels.items()))
 
 
@@ -78,7 +78,7 @@ def _set(labels: Mapping[str, str | None] | None) -> LabelSet:
 
 
 def checked(sets: Sequence[LabelSet]) -> bool:
-    """Are these sets as the contract says?"""
+    """Whether these sets are as the contract says."""
     return all(
         len(each) <= LABELS_MAX
         and all(is_name(name.decode()) and 0 < len(value) <= NAME_BYTES_MAX for name, value in each)

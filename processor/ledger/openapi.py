@@ -42,7 +42,7 @@ def _paths() -> dict[str, Any]:
         "/v1/check": operation("Do all statements add up to the rows?", json_of(ref("Check")), _AWAY),
         "/v1/openapi.json": operation("This description.", json_of({"type": "object"})),
         "/metrics": operation("For Prometheus.", text, _AWAY),
-        "/healthz": operation("Does it answer?", json_of(ref("Health")), guarded=False),
+        "/healthz": operation("Whether it answers.", json_of(ref("Health")), guarded=False),
     }  # fmt: skip
     usage_of_body = _posted("What was used, by a price list of its own.", "Usage", "UsageQuestion", {})
     posts = {

@@ -1,4 +1,4 @@
-"""Which database a name means, and who may open it. The databases do not import this room."""
+"""Which database a name means, and who may open it. The databases do not import this file."""
 
 from tokenometer.processor.ledger.database import POSTGRES_SCHEMES, Database, shown
 from tokenometer.processor.ledger.values import BadRequest
@@ -18,5 +18,5 @@ def open_database(name: str, writer: bool) -> Database:
 
 
 def open_clerk(name: str) -> Database:
-    """To close a period without a ledger. PostgreSQL lets it work beside one; a file is one process's at a time."""
+    """The database, to close a period without a ledger. PostgreSQL allows this beside one; a file has one process."""
     return open_database(name, writer=not name.startswith(POSTGRES_SCHEMES))

@@ -1,4 +1,4 @@
-"""Which parts may still change: a table of states, and what moves a part through them. Pure.
+"""Which parts may still change: a table of states, and what moves a part through them. It is pure.
 
     rows or a summary       a later part of        its rows add up to its
     of an unknown part      the meter is seen      last summary's tokens
@@ -7,7 +7,7 @@
                         │                     ├──> disputed                 they do not add up: kept apart, and reported
                         └─────────────────────┴──> unproved                 its last summary may be missing: kept apart
 
-A meter's summaries stand in one partition of token-live (their key is the meter's name), in the order of its commits,
+A meter's summaries are in one partition of token-live (their key is the meter's name), in the order of its commits,
 and a meter has one open part at a time. So the first summary of its next part says that the summary before was the
 last one of the old part. Whatever is not merged is still right: it only takes the room of a row for each part.
 """
@@ -22,7 +22,7 @@ OPEN, ENDED, MERGED, DISPUTED, UNPROVED = "open", "ended", "merged", "disputed",
 
 
 class PartGoesOn(LedgerError):
-    """A part was taken for ended, and its meter goes on with it."""
+    """A part that was taken for ended goes on."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The ledger's database in PostgreSQL, for production. The only importer of psycopg.
+"""The ledger's database in PostgreSQL, for production. Only this file imports psycopg.
 
 A batch comes by COPY into a temporary table, and goes from there into the rows by one INSERT ... ON CONFLICT. Names are
 `bytea`: a text of PostgreSQL cannot hold U+0000, and a name may. Counters are NUMERIC: its integers of 64 bits have a

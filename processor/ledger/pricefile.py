@@ -14,7 +14,7 @@ from tokenometer.processor.ledger import labels, times
 from tokenometer.processor.ledger.prices import AS, RATES, Cost, Entry, PriceError, Prices, overlap
 from tokenometer.processor.ledger.values import NAME_BYTES_MAX, LedgerError
 
-_DIGITS_MAX = 12  # behind the point, of a price; before it as many
+_DIGITS_MAX = 12  # after the point, of a price; before it as many
 _FIELDS = {
     "price": ("model", "customer", "labels", "from", "to", *RATES),
     "chip_cost": ("chip", "from", "to", "per_million_tokens"),
@@ -42,7 +42,7 @@ def parse(text: str, source: str) -> Prices:
 
 
 class _File:
-    """One price file on its way to prices: knows where things stand, for complaints."""
+    """One price file on its way to prices. It knows the line of each thing, for complaints."""
 
     def __init__(self, text: str, source: str, top: dict[str, Any]) -> None:
         self._text, self._lines, self._source, self._top = text, text.splitlines(), source, top

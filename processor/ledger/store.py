@@ -9,8 +9,8 @@ A batch, in one transaction:
     5. upsert
     6. parts, watermarks, offsets
 
-Promises: after a crash the database is before or behind a batch, never inside. Counters of an identity only grow, so a
-batch that comes again, or comes late, changes nothing. Whatever fails, the store is of no more use: open it again.
+Promises: after a crash the database has a batch as a whole or not at all. Counters of an identity only grow, so a
+batch that comes again, or comes late, changes nothing. After any failure the store is of no more use: open it again.
 """
 
 import struct
@@ -77,7 +77,7 @@ _LATE, _LATE_WIDE = _late(COUNTERS), _late(COUNTS)
 
 @dataclass(frozen=True)
 class Stand:
-    """Where a topic's partition is to be read on. topic_id: of the topic that this is true of."""
+    """The next offset to read of a topic's partition. topic_id: the topic for which this is true."""
 
     topic_id: str
     next: Offset
@@ -136,7 +136,7 @@ class Store:
         self._positions.update(stands)
 
     def skip(self, place: Place, following: Offset) -> None:
-        """Go on behind summaries that retention has deleted."""
+        """Go on after summaries that retention has deleted."""
         self.parts.doubt_all()
         self.take(LedgerBatch(None, (), {place: following}))
 
@@ -173,7 +173,7 @@ class Store:
             return
         further = len(batch.column_names) > len(COLUMNS)
         self.database.stage(batch)
-        # Locks it: a close by another process comes before this batch, and is heeded, or behind it.
+        # This locks it: a close by another process comes before this batch, and is heeded, or after it.
         [(closed_until,)] = self.database.rows("UPDATE book SET closed_until = closed_until RETURNING closed_until")
         if closed_until is not None and pc.min(batch["window_start"]).as_py() < closed_until:
             self.database.rows(_LATE_WIDE if further else _LATE, [closed_until])

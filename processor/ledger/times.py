@@ -1,4 +1,4 @@
-"""Moments and calendars: what a person means by a day, as milliseconds. Pure, and never by the machine's time zone.
+"""Moments and calendars: what a person means by a day, in milliseconds. It is pure and never uses the machine's zone.
 
 A window of usage belongs to the bucket in which it begins. Days and months are those of a zone, so that a day of a
 change of clocks has 23 or 25 hours.
@@ -77,7 +77,7 @@ def bounds(begin: int, end: int, unit: str, where: tzinfo) -> list[int]:
 
 
 def _next(ms: int, unit: str, where: tzinfo) -> int:
-    """The next beginning of a unit behind a moment."""
+    """The next beginning of a unit after a moment."""
     local = _local(ms, where)
     try:
         if unit == "day":

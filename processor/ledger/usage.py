@@ -260,7 +260,7 @@ class _Question:
         return self._database.ids("names", [_encoded(name)]).get(name.encode(), -1)
 
     def _chosen(self, asked: str) -> str:
-        """The groups of the most tokens, and all that have as many as the last of them: of these the names decide, and
+        """The groups of the most tokens, and all that have as many as the last. Among equals the names decide, and
         are looked up for no others. By one sum, since six sums of every group took PostgreSQL twice as long."""
         ids = ", ".join(self._ids)
         return f"""

@@ -83,7 +83,7 @@ class UsageRows:
 
 @dataclass(frozen=True)
 class LedgerSummary:
-    """What the ledger wants of a live summary. live_partition: where it stood in token-live."""
+    """What the ledger needs of a live summary. live_partition: its partition in token-live."""
 
     meter: str
     part: str

@@ -155,7 +155,7 @@ class _Due:
         self._began_ms = pacing.steady_ms()
 
     def ahead_ms(self, time_ms: int) -> float:
-        """How long it is until then; negative where the sender is behind."""
+        """How long it is until then; negative where the sender is late."""
         assert self._pacing.speed is not None
         self._recent.append(time_ms)
         log_ms = sorted(self._recent)[len(self._recent) // 2]

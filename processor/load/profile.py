@@ -90,7 +90,7 @@ class Profile:
 
 
 def _check_types(profile: Profile) -> None:
-    """Settings come from command lines and files; a float where an integer belongs fails far from its cause."""
+    """Checks types, because settings come from command lines and files, and a wrong type fails far from its cause."""
     for field in fields(profile):
         value = getattr(profile, field.name)
         wanted = {int: "an integer", float: "a number", bool: "true or false"}[field.type]  # type: ignore[index]

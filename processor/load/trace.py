@@ -1,4 +1,4 @@
-"""Public traces of token counts as records: every count as the trace has it, the rest made up from a seed."""
+"""Public traces of token counts as records. Every count is the trace's, and the rest is made up from a seed."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +25,7 @@ from tokenometer.schemas.usage import TOKENS
 
 
 class TraceError(TokenometerError, ValueError):
-    """A trace file that cannot become records. The message says what was expected."""
+    """A trace file cannot become records. The message says what was expected."""
 
 
 # Columns of a trace, by the field that they become. Several names for one field: any of them, but only one.
@@ -66,7 +66,7 @@ def trace_blocks(
     repeat: int = 1,
     user_skew: float = 1.1,
 ) -> Iterator[Block]:
-    """Records of the native mapping from a CSV trace (.csv or .csv.zst), with every token count as it stands there.
+    """Records of the native mapping from a CSV trace (.csv or .csv.zst), with every token count unchanged.
 
     What traces lack is made up from the seed: request ids, chips, and users where no column tells requests apart (one
     that does decides the user). `model` is used where the trace has no such column. The first row is put at

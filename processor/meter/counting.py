@@ -36,7 +36,7 @@ SKETCHES_MAX = 8  # of the latest windows that changed: late records touch hundr
 
 
 class LineTooLarge(TokenometerError):
-    """A record that no batch can hold, and that is not too long to be counted; the message names the setting."""
+    """A record fits no batch and is not too long to be counted. The error's text names the setting."""
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ class Counting:
                 self._engine.forget(place)
 
     def drop(self, starts: Mapping[Place, Start]) -> None:
-        """The one recovery: forget all that was not committed, and the request ids; a new part begins at `starts`."""
+        """The one recovery: forget all that was not committed, and the request ids. A new part begins at `starts`."""
         for place in self._partitions:
             self._engine.forget(place)
         self._partitions.clear()
@@ -292,7 +292,7 @@ class Counting:
         intake = intake.part(int(np.searchsorted(intake.offsets, partition.taken)), len(intake.offsets))
         if not len(intake.offsets):
             return
-        self._failed = True  # until all of it is in: behind a failure everything is dropped
+        self._failed = True  # until all of it is in: after a failure everything is dropped
         partition.taken = Offset(int(intake.offsets[-1]) + 1)
         known = int(np.searchsorted(intake.offsets, partition.start.offset))
         for batch in _batches(intake.part(0, known), self.batch_bytes):
@@ -398,7 +398,7 @@ class Counting:
         return snapshot
 
     def _resumable(self, place: Place) -> PartitionState:
-        """With nothing remembered yet, a restart has nothing to refill before the next message."""
+        """The state to commit. Where nothing is remembered yet, a restart has nothing to refill."""
         state, next_ = self._state(place), self._partitions[place].next
         dedup_from = next_ if state.dedup_from is None else min(state.dedup_from, next_)
         return PartitionState(state.watermark_ms, state.log_time_ms, dedup_from)
@@ -424,7 +424,7 @@ class Counting:
         )
 
     def _ranges(self) -> list[Range]:
-        """What the part has read, and the partitions that it stands at without having read any."""
+        """What the part has read, and its partitions of which it has read nothing."""
         gone = [
             Range(place, *self._part.covered[place], state)
             for place, state in self._part.states.items()
@@ -437,7 +437,7 @@ class Counting:
         return gone + held
 
     def turn(self) -> None:
-        """Close the part because of its age; an empty one has none."""
+        """Close the part because of its age. An empty part stays open."""
         if self._part.covered:
             self._close_part("age")
 
@@ -448,7 +448,7 @@ class Counting:
         self._open_part(reason)
 
     def _set_part_aside(self) -> None:
-        """It is full, and a message is in it by half."""
+        """Sets the part aside: it is full, and holds only a part of a message."""
         snapshot = self.flip()
         self._aside = [*snapshot.earlier, replace(snapshot, earlier=())]
         self._open_part("full")
@@ -463,7 +463,7 @@ class Counting:
 
 
 def _cut(pieces: Sequence[Bytes], first: int, after: int) -> Iterator[Bytes]:
-    """Bytes `first` to `after` of the pieces, one behind the other."""
+    """Bytes `first` to `after` of the pieces, one after the other."""
     for piece in pieces:
         cut = piece[max(first, 0) : max(after, 0)]
         if len(cut):
@@ -472,7 +472,7 @@ def _cut(pieces: Sequence[Bytes], first: int, after: int) -> Iterator[Bytes]:
 
 
 def _batches(intake: Intake, batch_bytes: int) -> Iterator[Intake]:
-    """Into as few as can be, of about the same size; a message that is larger than a batch is alone in its own."""
+    """Cuts into as few batches as possible, of about the same size. A message that is larger than a batch is alone."""
     first, total = 0, intake.size
     while first < len(intake.ends):
         before = int(intake.ends[first - 1]) if first else 0
@@ -485,8 +485,8 @@ def _batches(intake: Intake, batch_bytes: int) -> Iterator[Intake]:
 
 
 def _pieces(message: Intake, batch_bytes: int) -> Iterator[_Piece]:
-    """Whole lines, as many as fit a batch. A record that fits none is too long to be counted: its beginning, which is
-    too long as well, goes to the engine for it. One of nothing but white space stays one."""
+    """Pieces of whole lines, as many as fit a batch. A record that fits none is too long to be counted; its beginning,
+    which is too long as well, goes to the engine for it. A line of white space stays one."""
     if message.size <= batch_bytes:
         yield _Piece(message, 0)
         return

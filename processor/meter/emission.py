@@ -1,7 +1,7 @@
 """What one commit writes: usage rows, live summaries and dead letters as Kafka messages.
 
 Owns: the messages' bytes (schemas/usage, usage-key, live, rejected).
-Promises: pure; no Python dict for a row, since 200,000 changed rows in one commit are normal.
+Promises: it is pure, and makes no Python dict for a row, because 200,000 changed rows in one commit are normal.
 """
 
 import base64
@@ -40,7 +40,7 @@ def _head(record: bytes) -> tuple[bytes, int, str]:
 
 @dataclass(frozen=True)
 class DeadRecord:
-    """A rejected record and where in Kafka it stands. size, sha256: of the whole record, where `value` is its head."""
+    """A rejected record and its place in Kafka. size, sha256: of the whole record, where `value` is only its head."""
 
     place: Place
     offset: Offset
@@ -156,7 +156,7 @@ def _beside(rows: UsageRows) -> tuple[Any, Any, int]:
 
 
 def _joined(rows: UsageRows, part: str) -> tuple[Column, Column]:
-    """The same by Arrow."""
+    """The same messages, made by Arrow."""
     identities = usage_identities(rows, part)
     columns = []
     for texts in (pc.binary_join_element_wise(identities, "}", ""), usage_texts(rows, identities)):

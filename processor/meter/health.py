@@ -67,7 +67,7 @@ class Health:
             buckets=_COMMIT_SECONDS, registry=registry,
         )  # fmt: skip
         self._lag = Gauge(
-            "tokenometer_lag_messages", "Messages in a partition behind the last committed one.",
+            "tokenometer_lag_messages", "Messages in a partition after the last committed one.",
             ["topic", "partition"], registry=registry,
         )  # fmt: skip
         self._freshness = Gauge(
@@ -85,8 +85,10 @@ class Health:
         self._parts = Gauge("tokenometer_parts_opened", "Parts opened, by reason.", ["reason"], registry=registry)
         for reason in PARTS_REASONS:  # from zero on, or an alert would miss the first failure
             self._parts.labels(reason)
-        self._last_commit = Gauge("tokenometer_last_commit_timestamp_seconds", "Of the last commit.", registry=registry)
-        self._healthy = Gauge("tokenometer_healthy", "1 while the meter does what it is for.", registry=registry)
+        self._last_commit = Gauge(
+            "tokenometer_last_commit_timestamp_seconds", "Time of the last commit.", registry=registry
+        )
+        self._healthy = Gauge("tokenometer_healthy", "1 while the meter is healthy.", registry=registry)
         self._healthy.set_function(lambda: float(self.status()[0]))
         self._device = Gauge("tokenometer_device_info", "What the engine runs on.", ["device"], registry=registry)
         self._device.labels(device).set(1)

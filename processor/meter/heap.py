@@ -1,4 +1,4 @@
-"""Memory that is used again and again, without being returned in between.
+"""Keeps freed memory in the process, so that it is used again without going back to the system.
 
 glibc gives every block of more than 128 KiB back to the system when it is freed, and takes fresh pages for the next,
 which the system must clear: for a meter, whose buffers of a megabyte come and go hundreds of times a second, that costs
@@ -12,7 +12,7 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # malloc.h
 
 
 def keep_freed_memory() -> None:
-    """For this process, from now on; nothing happens where the C library is not glibc."""
+    """Holds for this process from now on. Nothing happens where the C library is not glibc."""
     library = ctypes.CDLL(None)
     with contextlib.suppress(AttributeError):
         library.mallopt(_MMAP_THRESHOLD, 1 << 30)

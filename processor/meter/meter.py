@@ -1,4 +1,4 @@
-"""The meter: a consumer group's messages in, one transaction a second out.
+"""The meter: a consumer group's messages go in, one transaction a second comes out.
 
 Owns: the group membership, the transactional producer, the order of things.
 Promises: what is committed is exact. A part's rows, its live summary, its dead letters and the offsets that it covers
@@ -9,7 +9,7 @@ committed offsets.
     engine thread             pack, count ─── flip ─── count ─── count     one caller of the engine
     commit thread                               └─ produce, send offsets, commit
 
-Partitions come and go inside `poll`. What comes is taken up where the group stands; what goes is committed first.
+Partitions come and go inside `poll`. One that comes begins at the group's offset; one that goes is committed first.
 """
 
 import contextlib
@@ -93,7 +93,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class Committed:
-    """What is told of each commit, for logs and metrics."""
+    """What logs and metrics hear of each commit."""
 
     snapshot: Snapshot
     began_ms: int  # wall clock
@@ -180,11 +180,11 @@ class Meter:
         return self._broker.consumer(settings.group, list(settings.inputs), self, settings.name, **asked)
 
     def _open_producer(self) -> Producer:
-        """From the thread that commits, whose priority its own threads inherit."""
+        """Opened from the thread that commits, because the producer's own threads inherit its priority."""
         return self._commit_thread.submit(self._broker.producer, self._settings.name).result()
 
     def close(self) -> None:
-        """Leave the group; what is counted and not committed is committed first, unless something failed."""
+        """Leave the group. What is counted and not committed is committed first, unless something failed."""
         try:
             self._consumer.close()
         finally:
@@ -210,7 +210,7 @@ class Meter:
             self._recover(error)
 
     def standing(self) -> Standing:
-        """What this meter knows of itself. From any thread."""
+        """What this meter knows of itself. Any thread may ask."""
         held = self.counting.held()
         offsets = {place: max(start, self._committed.get(place, start)) for place, (start, _) in held.items()}
         refilled = {place: taken for place, (_, taken) in held.items() if taken is not None}
@@ -244,7 +244,7 @@ class Meter:
         self._poll_messages = max(1, min(_POLL_MESSAGES_MAX, 2 * self._settings.flush_bytes // mean))
 
     def _feed(self, everything: bool) -> None:
-        """Send full or old batches on to the engine; wait where it is behind."""
+        """Send full or old batches on to the engine, and wait where it is too slow."""
         now = self._clock.steady_ms()
         for place, pending in list(self._pending.items()):
             if (
@@ -357,7 +357,7 @@ class Meter:
         return count
 
     def _produce_live(self, snapshot: Snapshot, began_ms: int) -> None:
-        """Keyed by meter, so that its parts follow one another: behind a new part's summary the one before is final."""
+        """Keyed by meter, so that its parts follow one another: after a new part's summary the part before is final."""
         summary = replace(snapshot.summary, misfits=self._fitting.misfits)
         values = emission.live_messages(summary, began_ms, self._ends)
         self._producer.produce(self._settings.live_topic, values, [snapshot.summary.meter.encode()] * len(values))
@@ -400,7 +400,7 @@ class Meter:
         self._engine_thread.submit(self.counting.end, places).result()
 
     def _starts(self, places: Sequence[Place]) -> dict[Place, Start]:
-        """Where the group stands, in topics that are still the same."""
+        """The group's offsets, in topics that are still the same."""
         committed = self._consumer.committed(places)
         topics = sorted({place.topic for place in places})
         extents, states = self._broker.extents(topics), self._broker.topics(topics)
@@ -417,7 +417,7 @@ class Meter:
         return starts
 
     def _tell_of_sizes(self, topic: str, state: TopicState) -> None:
-        """A small --memory makes small batches: that must not be a surprise."""
+        """Logs that a small --memory makes small batches, so that this is no surprise."""
         most, batch = int(state.settings.get("max.message.bytes", 0)), self.counting.batch_bytes
         if most > batch:
             log.info(
@@ -459,7 +459,7 @@ class Meter:
         self._last_commit_ms = self._clock.steady_ms()
 
     def _abandon(self) -> None:
-        """Wait until nothing is on its way any more, whatever became of it."""
+        """Wait until nothing is on its way any more, whether it succeeded or failed."""
         self._pending.clear()
         self._paused = self._receiving.forget()
         while self._intakes:
@@ -496,7 +496,7 @@ class Meter:
         self._consumer = self._open_consumer()
 
     def _persistently(self, action: Callable[[], T]) -> T:
-        """Again and again while the broker cannot, until the meter should stop."""
+        """Does the action again and again while the broker fails, until the meter should stop."""
         wait, longest = _RETRY_SECONDS
         while True:
             try:

@@ -9,11 +9,11 @@ VERSION = 1
 
 
 class UnknownMetadata(BrokerError):
-    """A committed offset whose metadata is another program's, or a later version's."""
+    """The metadata of a committed offset is another program's, or a later version's."""
 
 
 def encode(state: PartitionState, topic_id: str) -> str:
-    """A few hundred bytes at most; brokers take 4 KiB. `topic` tells a topic from its namesake made anew."""
+    """A few hundred bytes at most; brokers take 4 KiB. `topic` tells a topic from a later one of the same name."""
     return orjson.dumps(
         {
             "v": VERSION,
@@ -26,7 +26,7 @@ def encode(state: PartitionState, topic_id: str) -> str:
 
 
 def decode(metadata: str) -> tuple[PartitionState, str | None]:
-    """The state, and the topic's id. An empty text is an operator's: Kafka's tools reset offsets without metadata."""
+    """The state, and the topic's id. An empty text is an operator's: Kafka's tools reset offsets without one."""
     if not metadata:
         return PartitionState(), None
     try:
@@ -36,6 +36,6 @@ def decode(metadata: str) -> tuple[PartitionState, str | None]:
         return PartitionState(values["watermark"], values["log_time"], values["dedup_from"]), values["topic"]
     except (orjson.JSONDecodeError, KeyError, TypeError):
         raise UnknownMetadata(
-            f"the group's committed offset bears metadata that no meter wrote: {metadata!r}; give the meter a group of "
+            f"the group's committed offset has metadata that no meter wrote: {metadata!r}; give the meter a group of "
             f"its own, or delete this group's offsets"
         ) from None

@@ -1,4 +1,4 @@
-"""Whether a meter does what it is for, looked at from outside of its own loop.
+"""Judges from outside of a meter's own loop whether the meter does its work.
 
 Owns: a thread that asks the brokers every few seconds what is true of this meter, and the judgement on it.
 Promises: it never touches the engine or the meter's clients. What hangs the meter does not hang it, and where it hangs
@@ -51,7 +51,7 @@ class Verdict:
 
 
 class Judge:
-    """What has been wrong for longer than it may be. No clock, no broker: looks come in."""
+    """Judges what has been wrong for too long. It has no clock and no broker: looks come in."""
 
     def __init__(
         self,
@@ -156,7 +156,7 @@ class Watch:
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def close(self) -> None:
-        """Does not wait: it may be asking a broker that does not answer."""
+        """Closes without waiting, because the watch may be asking a broker that does not answer."""
         self._end.set()
 
     def _run(self) -> None:
