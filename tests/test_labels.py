@@ -20,6 +20,7 @@ from tokenometer.kernels.engine import Engine, TablesTooSmall
 from tokenometer.kernels.plan import compile_mapping
 from tokenometer.kernels.values import Tally
 from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.records.mapping_check import check
 from tokenometer.processor.verify import Settings, verify
 from tokenometer.schemas.mapping import MappingError, parse
 from tokenometer.schemas.usage import FURTHER
@@ -462,3 +463,12 @@ def test_the_audit_refuses_labels_that_are_none(labels):
     broker.flush()
     report = verify(broker, streams.GROUP, {streams.INPUT: LABELLED.engine}, AUDIT)
     assert [problem.kind for problem in report.problems] == ["row"] and "label" in report.problems[0].what
+
+
+def test_the_check_of_a_mapping_shows_labels_and_further_counters():
+    again = [record(request_id="r", team="red", tier="batch"), record(request_id="r", team="blue")]
+    found = check([record(team="red", audio_input_tokens=7), *again], LABELLED.engine)
+    assert (found.counted, found.duplicates, found.conflicts, found.first_conflict) == (2, 1, 1, 3)
+    assert (found.fields["labels.team"].records, found.fields["labels.team"].examples) == (2, ["red"])
+    assert found.fields["labels.context"].examples == ["0-100"]
+    assert (found.fields["audio_input_tokens"].total, found.fields["audio_input_tokens"].records) == (7, 1)

@@ -10,7 +10,7 @@ from rich.text import Text
 
 from tokenometer.processor import show
 from tokenometer.schemas.mapping import PARTS, Condition, Convention, Field, Mapping, Path
-from tokenometer.schemas.usage import PARENTS
+from tokenometer.schemas.usage import FURTHER_PARENTS, PARENTS
 
 
 def mappings_view(mappings: Iterable[Mapping]) -> RenderableType:
@@ -32,9 +32,15 @@ def mapping_view(mapping: Mapping) -> RenderableType:
     table.add_column("Field", no_wrap=True)
     table.add_column("Read from", overflow="fold")
     table.add_column("Rule")
-    for field in (*mapping.fields, *([mapping.total] if mapping.total else [])):
+    read = [label.field for label in mapping.labels if label.field]
+    for field in (*mapping.fields, *mapping.further, *([mapping.total] if mapping.total else []), *read):
         texts = (Text(show.printable_lines(text)) for text in (_source(field), _rule(field, mapping)))
         table.add_row(field.name, *texts)
+    for label in mapping.labels:
+        if label.bracket:
+            table.add_row(
+                f"labels.{label.name}", f"the range of {label.bracket.counter}", ", ".join(label.bracket.names)
+            )
     notes = ["; ".join(_conventions(mapping)) + "."]
     notes += [f"Skipped where {' and '.join(map(_condition, entry))}." for entry in mapping.skip]
     if mapping.repeats == "grow":
@@ -128,6 +134,8 @@ def _rule(field: Field, mapping: Mapping) -> str:
             rules.append(f"{mapping.selector.requests} counts as the request")
     if field is mapping.total:
         rules.append("must be input + output")
+    if field.name in FURTHER_PARENTS:
+        rules.append(f"a part of {FURTHER_PARENTS[field.name]}")
     return "; ".join(rules)
 
 

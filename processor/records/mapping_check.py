@@ -21,7 +21,7 @@ from tokenometer.processor.records.sample import leaves_of
 from tokenometer.schemas.mapping import Field, Mapping, Path
 from tokenometer.schemas.mapping_errors import show_path
 from tokenometer.schemas.mapping_model import NEEDED
-from tokenometer.schemas.usage import COUNTERS, Usage
+from tokenometer.schemas.usage import COUNTERS, FURTHER, Usage
 
 EXAMPLES_MAX = 3
 WINDOW_MS = 60_000  # as the engine's default: a duplicate in another window is a conflict
@@ -36,6 +36,7 @@ _TEXTS = {  # where each is in a Canonical
     "prefill_chip": layout.PREFILL_CHIP,
 }
 _Identity = tuple[bytes, ...]
+_Counters = tuple[int, ...]  # of COUNTERS, then of FURTHER
 
 
 @dataclass
@@ -92,7 +93,8 @@ def check(lines: Iterable[bytes], mapping: Mapping, window_ms: int = WINDOW_MS) 
     """Judge every line as a file's record: without a message time."""
     referee, result, seen, hints = Referee(), Check(), _Seen(mapping, window_ms), _Hints(mapping)
     result.fields = {name: Values(None) for name in ("timestamp", *_TEXTS)}
-    result.fields |= {name: Values(0) for name in COUNTERS}
+    result.fields |= {name: Values(0) for name in (*COUNTERS, *(field.name for field in mapping.further))}
+    result.fields |= {f"labels.{label.name}": Values(None) for label in mapping.labels}
     for number, line in enumerate(lines, 1):
         if not line.strip(b" \t\r"):
             result.empty += 1
@@ -105,14 +107,14 @@ def check(lines: Iterable[bytes], mapping: Mapping, window_ms: int = WINDOW_MS) 
         elif isinstance(ruling, Skipped):
             result.skipped += 1
         else:
-            _count(ruling, number, seen, result)
+            _count(ruling, number, seen, result, mapping)
     if not mapping.field("request_id").scope:
         del result.fields["scope"]
     result.hints = hints.sentences()
     return result
 
 
-def _count(record: Canonical, number: int, seen: "_Seen", result: Check) -> None:
+def _count(record: Canonical, number: int, seen: "_Seen", result: Check, mapping: Mapping) -> None:
     counters, conflict = seen.counters(record)
     if counters is None:
         result.duplicates += 1
@@ -121,15 +123,18 @@ def _count(record: Canonical, number: int, seen: "_Seen", result: Check) -> None
             result.first_conflict = number
         return
     result.counted += 1
-    result.usage = result.usage.plus(counters)
+    result.usage = result.usage.plus(counters[: len(COUNTERS)])
     fields = result.fields
     fields["timestamp"].add(record.time_ms)
     for name, place in _TEXTS.items():
         if record.texts[place]:
             fields[name].add(record.texts[place].decode())
-    for name, count in zip(COUNTERS, counters, strict=True):
+    for name, count in zip((*COUNTERS, *FURTHER), counters, strict=True):
         if count:
             fields[name].add(count)
+    for label, text in zip(mapping.labels, record.labels, strict=True):
+        if text:
+            fields[f"labels.{label.name}"].add(text.decode())
 
 
 # --- Repeats ---
@@ -143,32 +148,33 @@ class _Seen:
         self._grow = mapping.repeats == "grow"
         self._window_ms = window_ms
         self._first: dict[_Identity, tuple[Any, ...]] = {}
-        self._greatest: dict[_Identity, Usage] = {}
+        self._greatest: dict[_Identity, _Counters] = {}
 
-    def counters(self, record: Canonical) -> tuple[Usage | None, bool]:
+    def counters(self, record: Canonical) -> tuple[_Counters | None, bool]:
         """What the record adds (None for a duplicate), and whether it is a conflicting duplicate."""
-        texts = record.texts
+        texts, counters = record.texts, (*record.counters, *record.further)
         if not texts[layout.REQUEST_ID]:
-            return record.counters, False
+            return counters, False
         identity = (texts[layout.SCOPE], texts[layout.REQUEST_ID], *(texts[place] for place in self._with))
         if self._grow:
-            return self._increment(identity, record.counters), False
+            return self._increment(identity, counters), False
         says = (
             *(texts[_TEXTS[name]] for name in ("user", "model", "chip", "prefill_chip")),
             record.time_ms // self._window_ms,
-            record.counters,
+            record.labels,
+            counters,
         )
         first = self._first.setdefault(identity, says)
-        return (record.counters, False) if first is says else (None, first != says)
+        return (counters, False) if first is says else (None, first != says)
 
-    def _increment(self, identity: _Identity, counters: Usage) -> Usage | None:
+    def _increment(self, identity: _Identity, counters: _Counters) -> _Counters | None:
         before = self._greatest.get(identity)
         if before is None:
             self._greatest[identity] = counters
             return counters
-        greatest = Usage(*map(max, before, counters))._replace(requests=before.requests)
+        greatest = before[0], *map(max, before[1:], counters[1:])  # the request counts once
         self._greatest[identity] = greatest
-        added = Usage(*(now - then for now, then in zip(greatest, before, strict=True)))
+        added = tuple(now - then for now, then in zip(greatest, before, strict=True))
         return added if any(added) else None
 
 
