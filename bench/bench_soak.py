@@ -15,6 +15,7 @@ import argparse
 import itertools
 import json
 import secrets
+import signal
 import subprocess
 import sys
 import threading
@@ -96,6 +97,7 @@ def main() -> None:
 
 
 def _attacked(arguments: argparse.Namespace) -> None:
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that everybody is ended
     facts = common.facts("bench.bench_soak", sys.argv[1:])
     seconds = 60.0 if arguments.size == "small" else arguments.minutes * 60
     found = attack.run(seconds, arguments.rate, arguments.horizon, _start, _answer)
