@@ -17,6 +17,7 @@ from tokenometer.processor.cli.options import Address, Device, DeviceName, Kafka
 from tokenometer.processor.demo import stream
 from tokenometer.processor.demo.view import live_view
 from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.meter import Clock, MeterSettings
 from tokenometer.processor.records import engines
 from tokenometer.processor.rollup import watch
@@ -123,6 +124,7 @@ def demo_command(command: DemoCommand) -> None:
         from tokenometer.processor.verify.sums import require_duckdb
 
     require_duckdb()  # the audit at the end needs it
+    heap.keep_freed_memory()  # as a meter does
     broker = command.broker()
     settings = _settings()
     _make_topics(broker, settings, command.partitions)
