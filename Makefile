@@ -4,7 +4,7 @@ BIN := .venv/bin
 TREE := .venv/tree/tokenometer# the folders as one package, for tools that read files and import nothing
 LINKS := $(addprefix ../../../,kernels processor schemas processor/api/__init__.py processor/api/py.typed)
 SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/*/*.cpp processor/*/*/*.cpp tests/native/*.h tests/native/*.cpp
-DEMO_RECORDS ?= 1000000
+DEMO_ARGS ?=# --pace: the slow one, an hour of a log in half a minute
 WORKERS ?= 0
 
 .DEFAULT_GOAL := help
@@ -13,11 +13,11 @@ WORKERS ?= 0
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
-demo: .venv/installed ## install, stream a million requests through a broker in memory and a meter to a live dashboard; audit the result
-	$(BIN)/tokenometer demo --count $(DEMO_RECORDS)
+demo: .venv/installed ## install, meter a live log at more than 120 trillion tokens a day on a dashboard; audit the result
+	$(BIN)/tokenometer demo $(DEMO_ARGS)
 
 demo-kafka: .venv/installed ## the same through a real Apache Kafka (needs Maven and a JDK 17+)
-	$(BIN)/python -m tests.kafka_server --run "$(BIN)/tokenometer demo --count $(DEMO_RECORDS) --bootstrap {}"
+	$(BIN)/python -m tests.kafka_server --run "$(BIN)/tokenometer demo $(DEMO_ARGS) --bootstrap {}"
 
 replay-demo: .venv/installed ## write a log of 3 million requests, meter the file
 	@mkdir -p demo

@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 1280, 1000
 RECORDS, SECONDS = 1_000_000, 60
 AT_SECONDS = 45  # of the demo: the charts have most of an hour of its log
 COMMAND = (
-    *(sys.executable, "-m", "tokenometer.processor.cli", "demo", "--listen", "127.0.0.1:0"),
+    *(sys.executable, "-m", "tokenometer.processor.cli", "demo", "--pace", "--listen", "127.0.0.1:0"),
     *("--count", str(RECORDS), "--seconds", str(SECONDS)),
 )
 _SHOWN = (

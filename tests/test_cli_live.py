@@ -4,11 +4,13 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,12 @@ from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.cli import meter as cli_meter
 from tokenometer.processor.cli import running
+from tokenometer.processor.cli.demo import DemoCommand
 from tokenometer.processor.cli.options import LogFormat
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter.meter import Meter
+from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
 
 START_MS = 1_795_392_000_000
 LOG = b"".join(synth.generate(Profile(600, seed=3, users=20, duplicates=0.05, malformed=0.05))).splitlines()
@@ -649,6 +653,36 @@ def test_the_demo_runs_and_is_clean(call, monkeypatch):
     assert metered.split()[1] == clean.split()[1], "the audit finds the tokens that the view shows"
     for words in ("Model", "gpt-4o-mini", "Chip", "H100-SXM5-80GB", "dead letters", "duplicates"):
         assert words in out
+
+
+def test_a_live_demo_has_the_rate_of_120_trillion_tokens_a_day_and_shows_the_arithmetic(call):
+    profile = DemoCommand().profile()
+    tokens = sum(json.loads(line)["input_tokens"] + json.loads(line)["output_tokens"] for line in sample_of(profile))
+    assert profile.rate * tokens / 20_000 * 86_400 > 1.1 * TARGET_TOKENS_PER_DAY
+    assert profile.start_ms == pytest.approx(time.time() * 1000, abs=60_000)
+    code, out, _ = call("demo", "--count", 20_000, "--seconds", 1, "--device", "cpu", "--listen", "")
+    assert code == 0 and "clean: " in out
+    [metered] = [text for text in out.splitlines() if text.startswith("Metered ")]
+    speed = out[out.index("Speed ") : out.index("Records ")].replace("\n", " ")
+    found = re.search(
+        r"([\d.]+) ([GT]) tokens a day, .* of 120 T: +([\d.]+) k records/s x ([\d,]+) tokens x 86,400 s", speed
+    )
+    assert found, speed
+    shown = float(found[1]) * {"G": 1e9, "T": 1e12}[found[2]]
+    assert float(found[3]) * 1000 * int(found[4].replace(",", "")) * 86_400 == pytest.approx(shown, rel=0.02)
+    assert int(found[4].replace(",", "")) == round(int(metered.split()[1].replace(",", "")) / 20_000)
+
+
+def sample_of(profile: Profile) -> list[bytes]:
+    return b"".join(synth.generate(replace(profile, records=20_000, malformed=0))).splitlines()
+
+
+def test_the_paced_demo_is_an_hour_in_half_a_minute():
+    paced, fast = DemoCommand(pace=True), DemoCommand(seconds=0)
+    assert (paced.records, paced.speed) == (1_000_000, 120) and fast.speed is None and DemoCommand().speed == 1
+    for command in (paced, fast):
+        assert command.profile().start_ms == pytest.approx(time.time() * 1000 - 3_600_000, abs=60_000)
+        assert command.profile().records == pytest.approx(3600 * command.profile().rate)
 
 
 def test_a_demo_is_as_large_as_one_asks_for(call):

@@ -3,7 +3,7 @@
 import secrets
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -12,11 +12,12 @@ from typer import Option
 
 from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli import running, topics
-from tokenometer.processor.cli.common import EXIT_FAILURE, needs, show_view, stdout_console, usage_error
+from tokenometer.processor.cli.common import EXIT_FAILURE, needs, progress_bar, show_view, stdout_console, usage_error
 from tokenometer.processor.cli.options import Address, Device, DeviceName, KafkaSettings, address
 from tokenometer.processor.demo import stream
 from tokenometer.processor.demo.view import live_view
 from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.meter import Clock, MeterSettings
 from tokenometer.processor.records import engines
 from tokenometer.processor.rollup import watch
@@ -24,7 +25,10 @@ from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
 
 _LISTEN, _ANY_PORT = Address("127.0.0.1", 8321), Address("127.0.0.1", 0)
-_LOG_SECONDS = 3600.0  # the log is that of the last hour, and the charts fill while it passes
+_LIVE_RATE = 900_000  # records/s of 1,900 tokens each: 148 trillion tokens a day
+_LIVE_RECORDS = 8_000_000
+_PACED_SECONDS, _PACED_RECORDS = 30.0, 1_000_000
+_LOG_SECONDS = 3600.0  # a log that is not live is that of the last hour, and the charts fill while it passes
 _WAIT_SECONDS = 0.2
 
 
@@ -38,10 +42,19 @@ class DemoCommand(KafkaSettings):
             help="A Kafka to use, also from KAFKA_BOOTSTRAP_SERVERS. Without it the broker is in this process.",
         ),
     ] = ""
-    count: Annotated[int, Option(min=1000, max=100_000_000, help="The number of records.")] = 1_000_000
+    pace: Annotated[
+        bool, Option("--pace", help="A smaller log, an hour of it in half a minute, so that the charts fill.")
+    ] = False
+    count: Annotated[
+        int | None,
+        Option(min=1000, max=100_000_000, help="The number of records.",
+               show_default=f"{_LIVE_RECORDS:,}, or {_PACED_RECORDS:,} with --pace"),
+    ] = None  # fmt: skip
     seconds: Annotated[
-        float, Option("--seconds", min=0, max=86_400, help="How long the log takes; with 0 it goes as fast as it can.")
-    ] = 30.0
+        float | None,
+        Option("--seconds", min=0, max=86_400, help="How long the log takes; with 0 it goes as fast as it can.",
+               show_default=f"{_LIVE_RATE:,} records a second, or {_PACED_SECONDS:.0f} with --pace"),
+    ] = None  # fmt: skip
     lines: Annotated[int, Option(min=1, max=1000, help="How many records a message has.")] = 50
     partitions: Annotated[int, Option(min=1, max=64, help="Partitions of the input topic.")] = 4
     seed: Annotated[int, Option(help="The same seed gives the same log.")] = 1
@@ -66,16 +79,34 @@ class DemoCommand(KafkaSettings):
 
         return MemoryBroker()
 
+    @property
+    def records(self) -> int:
+        return self.count or (_PACED_RECORDS if self.pace else _LIVE_RECORDS)
+
+    @property
+    def live(self) -> bool:
+        return not self.pace and self.seconds != 0
+
+    @property
+    def speed(self) -> float | None:
+        """Of the log's clock."""
+        if self.seconds == 0:
+            return None
+        return 1.0 if self.live else _LOG_SECONDS / (self.seconds or _PACED_SECONDS)
+
     def profile(self) -> Profile:
-        return Profile(
-            records=self.count,
-            seed=self.seed,
-            start_ms=Clock().now_ms() - round(_LOG_SECONDS * 1000),
-            rate=self.count / _LOG_SECONDS,
-            duplicates=0.02,
-            malformed=0.01,
-            escaped=0.005,
-        )
+        """A live log begins now; another one is the last hour's."""
+        if self.live:
+            seconds = self.seconds or self.records / _LIVE_RATE
+            log = Profile(
+                self.records, start_ms=Clock().now_ms(), rate=self.records / seconds, bursts=0.0, malformed=0.001
+            )
+        else:
+            start_ms = Clock().now_ms() - round(_LOG_SECONDS * 1000)
+            log = Profile(
+                self.records, start_ms=start_ms, rate=self.records / _LOG_SECONDS, malformed=0.01, escaped=0.005
+            )
+        return replace(log, seed=self.seed, duplicates=0.02)
 
 
 def demo_command(command: DemoCommand) -> None:
@@ -83,6 +114,7 @@ def demo_command(command: DemoCommand) -> None:
 
     Examples:
         tokenometer demo
+        tokenometer demo --pace
         tokenometer demo --count 100000 --seconds 0 --listen ''
         tokenometer demo --bootstrap 127.0.0.1:9092
     """
@@ -92,18 +124,25 @@ def demo_command(command: DemoCommand) -> None:
         from tokenometer.processor.verify.sums import require_duckdb
 
     require_duckdb()  # the audit at the end needs it
+    heap.keep_freed_memory()  # as a meter does
     broker = command.broker()
     settings = _settings()
     _make_topics(broker, settings, command.partitions)
     engine = engines.make_engine(command.device, None)
-    playing = stream.Demo(settings, f"{settings.group}.run", command.profile(), command.lines, command.seconds)
+    playing = stream.Demo(settings, f"{settings.group}.run", command.profile(), command.lines, command.speed)
     onlooker = watch.Watch(broker, settings.live_topic, watch.live, TARGET_TOKENS_PER_DAY).start()
     other = _ANY_PORT if command.listen == _LISTEN else None
     with running.dashboard(onlooker, command.listen, other=other) as url, running.stop_signals() as stopped:
         view = _play(broker, playing, engine, onlooker, url, stopped)
         show_view(live_view(view))
         outputs = settings.usage_topic, settings.live_topic, settings.rejected_topic
-        audit = verify.verify(broker, settings.group, settings.inputs, verify.Settings(*outputs))
+        with progress_bar(None) as advance:
+
+            def audited(done: int, total: int) -> None:
+                if advance:
+                    advance(done, f"audit: {done:,} of {total:,} messages")
+
+            audit = verify.verify(broker, settings.group, settings.inputs, verify.Settings(*outputs), audited)
         show_view(render(audit))
         same = stopped() or view.totals is not None and view.tokens == audit.expected
         if not same:

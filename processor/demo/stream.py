@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,10 @@ import orjson
 
 from tokenometer.kernels.engine import Engine
 from tokenometer.processor.broker import Broker
-from tokenometer.processor.load import produce, synth
+from tokenometer.processor.load import blocks, produce, synth
+from tokenometer.processor.load.lines import Block
 from tokenometer.processor.load.profile import Profile
 from tokenometer.processor.meter.meter import Meter, MeterSettings
-from tokenometer.processor.records.referee import Referee
 from tokenometer.processor.rollup.watch import Watch
 from tokenometer.schemas.usage import COUNTERS, Usage
 
@@ -29,18 +29,19 @@ _SEE_SECONDS = 30.0  # for the onlooker to see what was committed last
 
 @dataclass(frozen=True)
 class Demo:
-    """What runs. seconds: how long the log takes; with 0 it goes as fast as it can."""
+    """What runs. speed: how many times as fast as its clock the log goes; None: as fast as it can."""
 
     meter: MeterSettings
     run: str
     profile: Profile
     lines_per_message: int
-    seconds: float
+    speed: float | None
 
 
 @dataclass
 class View:
-    """What there is to see. totals: as in schemas/totals.schema.json; None before the first."""
+    """What there is to see. totals: as in schemas/totals.schema.json; None before the first. seconds: since the log
+    began, and in the end until all of it was committed."""
 
     expected: int
     seconds: float = 0.0
@@ -65,19 +66,21 @@ def play(
 ) -> View:
     """Run until the whole log is metered, committed and seen. Raises what the meter or the producer raised."""
     done, view = threading.Event(), View(demo.profile.records)
+    log = synth.blocks(demo.profile)
+    first = next(log)  # before the clock runs: what makes it may have to be compiled
     meter = Meter(broker, engine, demo.meter, demo.run)
-    producer = _Worker(lambda: _produce(broker, demo, view, done.is_set))
+    producer = _Worker(lambda: _produce(broker, demo, itertools.chain([first], log), view, done.is_set))
     metering = _Worker(lambda: meter.run(done.is_set))
     began = time.monotonic()
 
     def look() -> None:
         time.sleep(_LOOK_SECONDS)
-        view.seconds = time.monotonic() - began
         view.totals = orjson.loads(watch.latest) if watch.latest else None
         show(view)
 
     try:
         while not (producer.ended() and _all_committed(broker, demo)) and not metering.ended() and not stopped():
+            view.seconds = time.monotonic() - began
             look()
     finally:
         done.set()
@@ -116,21 +119,16 @@ class _Stopped(Exception):
     pass
 
 
-def _produce(broker: Broker, demo: Demo, view: View, stopped: Callable[[], bool]) -> None:
-    began = time.monotonic()
-
+def _produce(broker: Broker, demo: Demo, log: Iterator[Block], view: View, stopped: Callable[[], bool]) -> None:
     def progress(sent: produce.Sent) -> None:
         view.produced = sent.records
         if stopped():
             raise _Stopped
-        ahead = began + demo.seconds * sent.records / demo.profile.records - time.monotonic()
-        time.sleep(max(0.0, ahead))
 
-    lines = itertools.chain.from_iterable(chunk.splitlines() for chunk in synth.generate(demo.profile))
-    topic, mapping = next(iter(demo.meter.inputs.items()))
-    pacing = produce.Pacing(None, lambda: 0, time.sleep)
+    topic = next(iter(demo.meter.inputs))
+    pacing = produce.Pacing(demo.speed, lambda: time.monotonic_ns() // 1_000_000, time.sleep)
     with contextlib.suppress(_Stopped):
-        produce.send(broker, topic, lines, mapping, Referee(), pacing, demo.lines_per_message, progress)
+        blocks.send_blocks(broker, topic, log, pacing, demo.lines_per_message, progress)
 
 
 def _all_committed(broker: Broker, demo: Demo) -> bool:

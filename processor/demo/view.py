@@ -20,15 +20,17 @@ def live_view(view: View) -> RenderableType:
     grid.add_column(overflow="fold")
     if view.totals is None:
         return Padding(Text("waiting for the first commit"), (1, 0))
-    records, rate, day = view.totals["records"], view.totals["rate"], view.totals["windows"]["last_24h"]
+    records, day = view.totals["records"], view.totals["windows"]["last_24h"]
     tokens = view.totals["windows"]["since_start"]["tokens"]
-    speed = rate["tokens_per_second"] or 0.0
+    target, seconds = view.totals["rate"]["target_tokens_per_day"], max(view.seconds, 1e-9)
+    speed = view.tokens.total_tokens / seconds
     metered = f"{tokens['total_tokens']:,} tokens in {show.plural(tokens['requests'], 'request')}"
     grid.add_row("Metered", Text(metered, "bold green"))
     grid.add_row(
         "Speed",
-        f"{show.si(speed)} tokens/s = {show.si(speed * _DAY_SECONDS)} a day, "
-        f"{show.percent(rate['share_of_target'] or 0)} of {show.si(rate['target_tokens_per_day'])}",
+        f"{show.si(speed * _DAY_SECONDS)} tokens a day, {show.share_of(speed * _DAY_SECONDS, target)}: "
+        f"{show.si(view.read / seconds)} records/s x {view.tokens.total_tokens / max(view.read, 1):,.0f} tokens"
+        f" x {_DAY_SECONDS:,} s",
     )
     grid.add_row(
         "Records", f"{view.read:,} of {view.expected:,} committed, {view.produced:,} sent, {show.seconds(view.seconds)}"
