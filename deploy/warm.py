@@ -10,7 +10,7 @@ from tokenometer import processor
 from tokenometer.kernels import build
 
 build.load_host()
-for name in ("meter/emission.cpp", "broker/kafka/gather.cpp"):
+for name in ("meter/emission.cpp", "broker/kafka/fetch/walk.cpp"):
     file = pathlib.Path(processor.__path__[0]) / name
     build.build_shared(file)
 print(*sorted(path.name for path in build.cache_directory().iterdir()))

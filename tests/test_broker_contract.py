@@ -143,24 +143,25 @@ class Cluster:
         "memory-cooperative",
         pytest.param("kafka-eager", marks=pytest.mark.kafka),
         pytest.param("kafka-cooperative", marks=pytest.mark.kafka),
-        pytest.param("kafka-cooperative-message by message", marks=pytest.mark.kafka),
         pytest.param("kafka-kip848", marks=pytest.mark.kafka),
+        pytest.param("kafka-cooperative-librdkafka", marks=pytest.mark.kafka),
+        pytest.param("kafka-kip848-librdkafka", marks=pytest.mark.kafka),
     ]
 )
-def cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    kind, assignor, *plain = request.param.split("-")
+def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
+    """Groups read by the fetcher, unless the parameter says that librdkafka does."""
+    kind, assignor, *way = request.param.split("-")
     cooperative = assignor != "eager"
     if kind == "memory":
         memory = MemoryBroker(assignor=assignor)
         made = Cluster(memory, memory, cooperative)
     else:
-        from tokenometer.processor.broker.kafka import KafkaBroker, direct
+        from tokenometer.processor.broker.kafka import KafkaBroker
 
-        if plain:  # as with versions of the client that are not known
-            monkeypatch.setattr(direct, "supported", lambda: False)
         bootstrap = request.getfixturevalue("kafka").bootstrap
+        settings = STRATEGIES[assignor] | {"tokenometer.fetch": way[0] if way else "own"}
         made = Cluster(
-            KafkaBroker(bootstrap, STRATEGIES[assignor]),
+            KafkaBroker(bootstrap, settings),
             KafkaAdmin(bootstrap),
             cooperative,
             brokers_lead=assignor == "kip848",

@@ -6,7 +6,8 @@ Promises: no client writes to standard error (all goes to the log `tokenometer.k
 
     cluster    KafkaBroker, the protocol's Broker, which makes the others
     consumer   a member of a group                     following   readers in no group
-    producer   writing, with and without transactions  direct      librdkafka's batch calls, gather.cpp
+    fetch/     whole record batches for the consumer, by requests of our own
+    producer   writing, with and without transactions  direct      librdkafka's call to produce many at once
     messages   the client's messages as ours           errors      what errors mean
     settings   which settings are ours, which have defaults
 """

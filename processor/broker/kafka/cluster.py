@@ -33,6 +33,7 @@ from tokenometer.processor.broker.kafka.producer import KafkaAppender, KafkaProd
 from tokenometer.processor.broker.kafka.settings import (
     ANSWER_SECONDS,
     DEFAULTS,
+    FETCH,
     READY_SECONDS,
     check,
     classic,
@@ -47,6 +48,7 @@ class KafkaBroker:
     def __init__(self, bootstrap: str, settings: Mapping[str, str] = {}) -> None:
         check(settings)
         self._settings: dict[str, Any] = {**settings, "bootstrap.servers": bootstrap}
+        self._fetch = self._settings.pop(FETCH, "auto")
         self._passing: str | None = None  # what goes wrong while we wait for an answer
         self._admin = make(AdminClient, {**DEFAULTS, **self._settings, "error_cb": self._on_error})
         self._appender = KafkaAppender(self._settings)
@@ -75,7 +77,7 @@ class KafkaBroker:
         keys: Collection[str] = (),
         headers: Collection[str] = (),
     ) -> KafkaConsumer:
-        return KafkaConsumer(self._settings, group, topics, listener, member, Beside.of(keys, headers))
+        return KafkaConsumer(self._settings, group, topics, listener, member, Beside.of(keys, headers), self._fetch)
 
     def producer(self, transactional_id: str) -> KafkaProducer:
         return KafkaProducer(self._settings, transactional_id)

@@ -4,8 +4,8 @@
                    ^ rebalances happen in here: a Listener is called. What it raises is kept until consume() is over,
                      because a callback that raises makes the client drop the messages at hand, and move on past them
 
-Where librdkafka's own batch calls are at hand (direct.py), messages come through a queue of ours, and the client's
-queue has only what is left: rebalances and errors.
+Messages come through the fetcher (fetch/), if it can do that: the client's partitions are paused then, and consume()
+has only what is left, which is rebalances and errors. What the fetcher cannot read is resumed in the client.
 """
 
 import threading
@@ -14,13 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import confluent_kafka as client
-import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
 from tokenometer.kernels.build import BuildError
-from tokenometer.processor.broker import BrokerError, Listener, Messages, Offset, Place, Position
-from tokenometer.processor.broker.kafka import direct
+from tokenometer.processor.broker import BrokerError, Listener, Messages, Offset, Place, Position, Refused
 from tokenometer.processor.broker.kafka.errors import PASSING, Access, error_from, error_of, is_fatal
+from tokenometer.processor.broker.kafka.fetch import Failure, Fallback, Fetcher, Unable
 from tokenometer.processor.broker.kafka.messages import (
     LINGER_SECONDS,
     PLAIN,
@@ -38,6 +37,7 @@ from tokenometer.processor.broker.kafka.settings import (
     CLASSIC_ONLY,
     CONSUMER_DEFAULTS,
     DEFAULTS,
+    FETCH,
     READY_SECONDS,
     log,
     make,
@@ -48,7 +48,7 @@ _BURY_SECONDS = 2  # a dead client that closes at all does at once
 _SEEK_SECONDS = 5  # for a partition that was assigned a moment ago and is not fetched from yet
 _LINGER_MS = round(LINGER_SECONDS * 1000)
 _SLICE_MESSAGES = 2_000  # taken from the client at a time: they stay in the processor's cache until they are lists
-_FETCH_MESSAGES = 8_000  # taken from librdkafka at a time: one buffer, without Python for each
+_FALLBACK_SECONDS = 0.05  # how long the one waits for messages before the other is asked again
 
 
 class KafkaConsumer:
@@ -68,7 +68,9 @@ class KafkaConsumer:
         listener: Listener,
         member: str | None,
         beside: Beside = PLAIN,
+        fetch: str = "auto",
     ) -> None:
+        """fetch: which way messages come, FETCH of settings.py."""
         own = {
             "group.id": group,
             "enable.auto.commit": False,
@@ -107,14 +109,17 @@ class KafkaConsumer:
             )
         except KafkaException as error:
             raise error_from(f"subscribing to {', '.join(topics)}", error, self._access) from None
-        self._reader = _reader(self._consumer, beside)
+        self._fetcher = None if fetch == "librdkafka" else _fetcher({**DEFAULTS, **settings}, beside, fetch)
+        self._strict = fetch == "own"
+        self._paused: set[Place] = set()
+        self._fallen: set[Place] = set()  # read by librdkafka, because the fetcher cannot
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
         """A partition may come more than once in the answer, each time further on."""
         # What was held back by a poll that had to raise goes first.
         wait_seconds = 0.0 if self._held else timeout_seconds
-        if self._reader is not None:
-            return self._poll_queues(self._reader, wait_seconds, most)
+        if self._fetcher is not None:
+            return self._poll_fetcher(self._fetcher, wait_seconds, most)
         while most > 0:
             size = min(most, _SLICE_MESSAGES)
             batch = self._consume(wait_seconds, size)
@@ -128,51 +133,66 @@ class KafkaConsumer:
         found, self._held = self._held, []
         return found
 
-    def _poll_queues(self, reader: direct.Reader, timeout_seconds: float, most: int) -> list[Messages]:
-        """The client's queue holds rebalances and errors; a message there is older than any in our queue."""
+    def _poll_fetcher(self, fetcher: Fetcher, timeout_seconds: float, most: int) -> list[Messages]:
+        deadline = time.monotonic() + timeout_seconds
         while True:
-            batch = self._consume(0.0, _SLICE_MESSAGES)
+            batch = self._consume(0.0, min(_SLICE_MESSAGES, max(most, 1)))
             self._held += self._take(batch)
-            if len(batch) < _SLICE_MESSAGES:
-                break
-        wait_ms = 0 if self._held or self._exception else round(timeout_seconds * 1000)
-        while self._exception is None and most > 0:
-            size = min(most, _FETCH_MESSAGES)
-            fetched = reader.fetch(min(wait_ms, _LINGER_MS), size)
-            if not len(fetched) and wait_ms > _LINGER_MS:
-                fetched, size = reader.fetch(wait_ms - _LINGER_MS, 1), 1
-            self._held += self._still_ours(self._runs(reader, fetched))
-            most -= len(fetched)
-            wait_ms = 0
-            if len(fetched) < size:
+            most -= len(batch)
+            wait_seconds = 0.0 if self._held or self._exception else max(0.0, deadline - time.monotonic())
+            if self._fallen:
+                wait_seconds = min(wait_seconds, _FALLBACK_SECONDS)
+            if most > 0 and self._exception is None:
+                update = fetcher.poll(wait_seconds, most)
+                for note in update.notes:
+                    self._note(note)
+                self._held += self._still_ours(update.messages)
+                self._keep_events(update.events, update.error)
+            if self._held or self._exception or most <= 0 or time.monotonic() >= deadline:
                 break
         self._raise_kept()
         found, self._held = self._held, []
         return found
 
-    def _runs(self, reader: direct.Reader, fetched: direct.Fetched) -> list[Messages]:
-        found = []
-        for begin, end in fetched.runs():
-            place = Place(reader.topic(int(fetched.topics[begin])), int(fetched.partitions[begin]))
-            if fetched.errors[begin]:
-                self._judge(KafkaError(int(fetched.errors[begin])), f"reading {place.topic}-{place.partition}")
-                continue
-            times = fetched.times[begin:end].astype(np.uint64)
-            keys = fetched.keys[begin:end] if fetched.keys and place.topic in self._beside.keys else None
-            headers = fetched.headers[begin:end] if fetched.headers and place.topic in self._beside.headers else None
-            found.append(Messages(place, fetched.values[begin:end], times, fetched.offsets[begin:end], keys, headers))
-        return found
+    def _keep_events(self, events: Sequence[Failure | Fallback], error: BaseException | None) -> None:
+        for event in events:
+            if isinstance(event, Fallback):
+                self._fall_back([place for place in event.places if place in self._next], event.reason)
+            elif event.place in self._next:
+                doing = f"reading {event.place.topic}-{event.place.partition}"
+                text = f": {event.text}" if event.text else ""
+                self._keep(error_of(doing + text, KafkaError(event.code), self._access))
+        if error is not None:
+            self._keep(error)
+
+    def _fall_back(self, places: Sequence[Place], reason: str) -> None:
+        if self._strict:
+            return self._keep(Refused(f"the fetcher cannot read {reason}: set {FETCH}=auto"))
+        if not places or self._fetcher is None:
+            return
+        log.warning("librdkafka reads %s, because the fetcher cannot read %s", ", ".join(_names(places)), reason)
+        self._fetcher.remove(places)
+        self._fallen.update(places)
+        for place in places:  # what came up to there is held, or handed out
+            self._seek(TopicPartition(place.topic, place.partition, self._next[place]))
+        self.resume([place for place in places if place not in self._paused])
 
     def _take(self, batch: list[Message]) -> list[Messages]:
         found: list[Messages] = []
         if batch:
-            times = times_of(batch)
             # An error has no time; few messages have none, so that few batches are looked through.
-            if times.min() <= 0 and any(map(failed, batch)):
+            if times_of(batch).min() <= 0 and any(map(failed, batch)):
                 batch = self._sort_out(batch)
-                times = times_of(batch)
-            found = gather(batch, times, self._topic, self._beside) if batch else []
+            if self._fetcher is not None:
+                batch = self._fallen_only(batch)
+            found = gather(batch, times_of(batch), self._topic, self._beside) if batch else []
         return self._still_ours(found)
+
+    def _fallen_only(self, batch: list[Message]) -> list[Message]:
+        """Not what the client fetched before it was paused: the fetcher reads that, and looks at its checksums."""
+        if not self._fallen:
+            return []
+        return [each for each in batch if Place(str(each.topic()), each.partition() or 0) in self._fallen]
 
     def _consume(self, timeout_seconds: float, most: int) -> list[Message]:
         """Returns soon after the first message. consume() alone would wait for `most` of them as long as it may."""
@@ -230,8 +250,13 @@ class KafkaConsumer:
         return ours
 
     def seek(self, positions: Mapping[Place, Offset]) -> None:
+        if strangers := [place for place in positions if place not in self._next]:
+            raise BrokerError(f"seeking {', '.join(_names(strangers))}: not assigned to this member")
+        if self._fetcher is not None:
+            self._fetcher.add({place: offset for place, offset in positions.items() if place not in self._fallen})
         for place, offset in positions.items():
-            self._seek(TopicPartition(place.topic, place.partition, offset))
+            if self._fetcher is None or place in self._fallen:
+                self._seek(TopicPartition(place.topic, place.partition, offset))
             self._next[place] = offset
         self._held = [messages for messages in self._held if messages.place not in positions]
 
@@ -248,12 +273,19 @@ class KafkaConsumer:
             time.sleep(0.01)
 
     def pause(self, places: Sequence[Place]) -> None:
+        self._paused.update(places)
+        if self._fetcher is not None:
+            self._fetcher.pause(places, True)
         try:
             self._consumer.pause(parts_of(places))
         except KafkaException as error:
             raise error_from("pausing", error) from None
 
     def resume(self, places: Sequence[Place]) -> None:
+        self._paused.difference_update(places)
+        if self._fetcher is not None:
+            self._fetcher.pause(places, False)
+            places = [place for place in places if place in self._fallen]
         try:
             self._consumer.resume(parts_of(places))
         except KafkaException as error:
@@ -273,8 +305,8 @@ class KafkaConsumer:
         return positions_of(parts, self._access)
 
     def known_ends(self) -> dict[Place, Offset]:
-        ends: dict[Place, Offset] = {}
-        for place in self._next:
+        ends = {} if self._fetcher is None else self._fetcher.ends()
+        for place in self._next if self._fetcher is None else self._fallen:
             _, high = self._consumer.get_watermark_offsets(TopicPartition(*place), cached=True)
             if high >= 0:
                 ends[place] = Offset(high)
@@ -297,9 +329,8 @@ class KafkaConsumer:
         self._held = []
         if self._fatal is not None and self._next:  # librdkafka tells of nothing any more
             self._on_lost(self._consumer, parts_of(list(self._next)))
-        if self._reader is not None:
-            self._reader.close()
-            self._reader = None
+        if self._fetcher is not None:
+            self._fetcher.close()
         if self._fatal is None:
             self._consumer.close()
         else:
@@ -329,9 +360,10 @@ class KafkaConsumer:
         except BaseException as error:
             self._keep(error)
         # Also if that failed: without this call the wrapper would start at the committed offsets by itself.
-        if self._reader is not None:  # before anything is fetched, which would come through the client's queue
-            self._reader.add(Place(part.topic, part.partition) for part in start)
         self._guard(self._consumer.incremental_assign if self._incremental else self._consumer.assign, start)
+        if self._fetcher is not None and start:
+            self._guard(self._consumer.pause, start)
+            self._fetcher.add({place: Offset(self._next[place]) for place in places_of(start)})
 
     def _on_revoke(self, _: client.Consumer, parts: list[TopicPartition]) -> None:
         self._leave(parts, self._listener.revoked)
@@ -350,8 +382,10 @@ class KafkaConsumer:
             self._keep(error)
         for place in places:
             self._next.pop(place, None)
-        if self._reader is not None:
-            self._reader.remove(places)
+        if self._fetcher is not None:
+            self._fetcher.remove(places)
+        self._paused.difference_update(places)
+        self._fallen.difference_update(places)
         self._left.update(places)
         self._again.difference_update(places)
         self._held = [messages for messages in self._held if messages.place in self._next]
@@ -396,12 +430,16 @@ class KafkaConsumer:
             raise exception
 
 
-def _reader(consumer: client.Consumer, beside: Beside) -> direct.Reader | None:
-    """None where messages come one by one, through the client."""
-    if not direct.supported():
-        return None
+def _fetcher(settings: Mapping[str, Any], beside: Beside, fetch: str) -> Fetcher | None:
+    """None: messages come through librdkafka. Raises Refused if they must not."""
     try:
-        return direct.Reader(consumer, _FETCH_MESSAGES, beside)
-    except BuildError as error:
-        log.warning("reading message by message: %s", error)
+        return Fetcher(settings, beside)
+    except (Unable, BuildError, OSError) as error:
+        if fetch == "own":
+            raise Refused(f"the fetcher cannot be used: {error}: set {FETCH}=auto") from None
+        log.warning("librdkafka reads all messages, one by one, because the fetcher cannot do this: %s", error)
         return None
+
+
+def _names(places: Sequence[Place]) -> list[str]:
+    return [f"{place.topic}-{place.partition}" for place in places]

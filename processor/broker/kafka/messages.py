@@ -1,6 +1,7 @@
 """Turns the client's messages and partitions into ours, with as little Python for each message as possible."""
 
 import operator
+import struct
 import time
 from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple, cast
@@ -27,6 +28,24 @@ class Beside(NamedTuple):
 
 
 PLAIN = Beside()
+
+_LENGTHS = struct.Struct("=ii")  # of a header's name and value
+
+
+def headers_in(data: bytes, ends: np.ndarray[Any, np.dtype[np.int64]]) -> list[Headers]:
+    """Of each message, those that end before ends[i], as batches.h writes them; most messages have none."""
+    found: list[Headers] = [()] * len(ends)
+    begins = np.concatenate((np.zeros(min(len(ends), 1), np.int64), ends[:-1]))
+    for index in np.flatnonzero(ends > begins).tolist():
+        at, end, headers = int(begins[index]), int(ends[index]), list[tuple[str, bytes | None]]()
+        while at < end:
+            name_length, length = _LENGTHS.unpack_from(data, at)
+            value = at + _LENGTHS.size + name_length
+            name = data[at + _LENGTHS.size : value].decode(errors="replace")
+            at = value + max(length, 0)
+            headers.append((name, None if length < 0 else data[value:at]))
+        found[index] = headers
+    return found
 
 
 def parts_of(places: Sequence[Place]) -> list[TopicPartition]:

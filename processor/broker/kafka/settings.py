@@ -24,6 +24,11 @@ _REPEAT_SECONDS = 30  # a log line that says the same again
 
 _T = TypeVar("_T")
 
+# A setting of ours among librdkafka's: which way a group's messages come. "own": by the fetcher, and an error if it
+# cannot; "librdkafka": never by it; "auto": by it where it can.
+FETCH = "tokenometer.fetch"
+FETCH_WAYS = ("auto", "own", "librdkafka")
+
 # Exactness depends on these, or the protocol's arguments give them: a user cannot.
 _OURS = {
     "bootstrap.servers": "it is an argument of its own",
@@ -82,6 +87,8 @@ def check(settings: Mapping[str, str]) -> None:
     for name in settings:
         if name in _OURS:
             raise Refused(f"the librdkafka setting {name} cannot be chosen: {_OURS[name]}")
+    if settings.get(FETCH, "auto") not in FETCH_WAYS:
+        raise Refused(f"{FETCH} is one of {', '.join(FETCH_WAYS)}, not {settings[FETCH]!r}")
     if settings.get("group.protocol", "classic") != "classic":
         return
     transaction, session = (

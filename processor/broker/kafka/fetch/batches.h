@@ -1,0 +1,317 @@
+// Kafka's record batches, format 2: from bytes to columns.
+//
+//   0 base offset i64 | 8 length i32, of what follows | 12 leader's epoch i32 | 16 format i8 | 17 CRC-32C u32, of what
+//   follows | 21 attributes i16 | 23 last offset's delta i32 | 27 base time i64 | 35 largest time i64 | 43 producer i64
+//   51 its epoch i16 | 53 sequence i32 | 57 records i32 | 61 records, compressed together
+//
+//   record: length | attributes i8 | time's delta | offset's delta | key | value | headers, each a name and a value
+//
+// A record's numbers are zigzag varints; a text is its length (-1: none) and its bytes. All else is big-endian.
+#pragma once
+#include <algorithm>
+#include <utility>
+#include <vector>
+
+#include "codecs.h"
+
+constexpr size_t HEAD = 61, BEFORE_LENGTH = 12, CHECKED_FROM = 21;
+constexpr size_t RECORD_MIN = 7;  // each of its parts takes one byte at least
+
+template <class T>
+inline T big(const uint8_t* at) {
+  typename std::make_unsigned<T>::type value = 0;
+  for (size_t i = 0; i < sizeof(T); ++i) value = static_cast<decltype(value)>(value << 8 | at[i]);
+  return static_cast<T>(value);
+}
+
+// --- CRC-32C ---
+
+#if defined(__SSE4_2__) && defined(__x86_64__)
+inline uint32_t crc_byte(uint32_t crc, uint8_t byte) { return __builtin_ia32_crc32qi(crc, byte); }
+inline uint32_t crc_word(uint32_t crc, uint64_t word) {
+  return static_cast<uint32_t>(__builtin_ia32_crc32di(crc, word));
+}
+#else
+struct CrcTable {
+  uint32_t entries[256];
+  CrcTable() {
+    for (uint32_t i = 0; i < 256; ++i) {
+      uint32_t crc = i;
+      for (int bit = 0; bit < 8; ++bit) crc = crc >> 1 ^ (crc & 1 ? 0x82F63B78u : 0);
+      entries[i] = crc;
+    }
+  }
+};
+inline uint32_t crc_byte(uint32_t crc, uint8_t byte) {
+  static const CrcTable table;
+  return crc >> 8 ^ table.entries[(crc ^ byte) & 255];
+}
+inline uint32_t crc_word(uint32_t crc, uint64_t word) {
+  uint8_t bytes[8];
+  memcpy(bytes, &word, sizeof bytes);
+  for (uint8_t byte : bytes) crc = crc_byte(crc, byte);
+  return crc;
+}
+#endif
+
+inline uint32_t crc32c(const uint8_t* data, size_t size) {
+  uint32_t crc = ~0u;
+  size_t at = 0;
+  for (; size - at >= 8; at += 8) {
+    uint64_t word;
+    memcpy(&word, data + at, 8);
+    crc = crc_word(crc, word);
+  }
+  for (; at < size; ++at) crc = crc_byte(crc, data[at]);
+  return ~crc;
+}
+
+// --- What comes in and what goes out ---
+
+enum Status : int32_t { FINE, BAD_CRC, BAD_BATCH, BAD_COMPRESSION, TOO_LARGE, OLD_FORMAT, UNKNOWN_CODEC, NO_MEMORY };
+enum Wanted : uint8_t { KEYS = 1, HEADERS = 2 };
+
+// As in walk.py. One partition's part of an answer.
+struct Task {
+  const uint8_t* data;
+  uint64_t size;
+  int64_t from;  // messages of lower offsets are left out: they share a batch with what was asked for
+  const int64_t* aborted_producers;
+  const int64_t* aborted_offsets;  // of each aborted transaction's first message, rising
+  uint64_t aborted;
+  uint32_t wanted;
+};
+
+// As in walk.py. What the pointers point to is the caller's, to be freed with `release`.
+struct Found {
+  uint8_t *values, *keys, *headers;
+  uint64_t value_bytes, key_bytes, header_bytes, count;
+  int64_t *ends, *lengths, *times, *offsets, *key_ends, *key_lengths, *header_ends;
+  int64_t next_offset;  // past all whole batches, those included that hold nothing for us
+  uint64_t walked;      // bytes of whole batches
+  int32_t epoch;        // of the leader that wrote the last of them; -1: there is none
+  int32_t status;       // of the batch where the walk ended
+};
+
+struct Columns {
+  Bytes values, keys, headers;
+  Array<int64_t> ends, lengths, times, offsets, key_ends, key_lengths, header_ends;
+
+  Array<int64_t>* numbers[7] = {&ends, &lengths, &times, &offsets, &key_ends, &key_lengths, &header_ends};
+  Bytes* texts[3] = {&values, &keys, &headers};
+
+  // Forgets a batch that turned out to be broken.
+  struct Mark {
+    size_t numbers[7], texts[3];
+  };
+  Mark mark() const {
+    Mark made;
+    for (size_t i = 0; i < 7; ++i) made.numbers[i] = numbers[i]->size;
+    for (size_t i = 0; i < 3; ++i) made.texts[i] = texts[i]->size;
+    return made;
+  }
+  void back_to(const Mark& mark) {
+    for (size_t i = 0; i < 7; ++i) numbers[i]->size = mark.numbers[i];
+    for (size_t i = 0; i < 3; ++i) texts[i]->size = mark.texts[i];
+  }
+};
+
+struct Batch {
+  const uint8_t* head;
+  size_t size;  // with the head
+  explicit Batch(const uint8_t* at, size_t length) : head(at), size(length) {}
+  int64_t base() const { return big<int64_t>(head); }
+  int32_t epoch() const { return big<int32_t>(head + 12); }
+  int8_t format() const { return static_cast<int8_t>(head[16]); }
+  int32_t last() const { return big<int32_t>(head + 23); }
+  int64_t producer() const { return big<int64_t>(head + 43); }
+  int32_t count() const { return big<int32_t>(head + 57); }
+  uint8_t codec() const { return head[22] & 7; }
+  bool time_of_append() const { return head[22] & 8; }
+  bool transactional() const { return head[22] & 16; }
+  bool control() const { return head[22] & 32; }
+  bool intact() const { return big<uint32_t>(head + 17) == crc32c(head + CHECKED_FROM, size - CHECKED_FROM); }
+};
+
+// The batch's size with its head, where it is there as a whole; 0: the answer was cut here, as answers may be.
+inline int64_t batch_size(const uint8_t* data, size_t size) {
+  if (size < BEFORE_LENGTH) return 0;
+  const int64_t length = big<int32_t>(data + 8);
+  if (length < 0) return -1;
+  const size_t whole = static_cast<size_t>(length) + BEFORE_LENGTH;
+  if (whole > size) return 0;
+  return whole < 17 ? -1 : static_cast<int64_t>(whole);
+}
+
+// Reads a record's parts; once `bad`, all further ones are nothing.
+struct Cursor {
+  const uint8_t *at, *end;
+  bool bad = false;
+
+  int64_t number() {
+    uint64_t value = 0;
+    for (unsigned shift = 0; shift < 64; shift += 7) {
+      if (at == end) break;
+      const uint8_t byte = *at++;
+      value |= static_cast<uint64_t>(byte & 127) << shift;
+      if (!(byte & 128)) return static_cast<int64_t>(value >> 1) ^ -static_cast<int64_t>(value & 1);
+    }
+    bad = true;
+    return 0;
+  }
+  // -1: none. The bytes are at `at` minus the length afterwards.
+  int64_t text() {
+    const int64_t length = number();
+    if (length == -1) return -1;
+    if (length < 0 || length > end - at) {
+      bad = true;
+      return -1;
+    }
+    at += length;
+    return length;
+  }
+};
+
+class Walker {
+ public:
+  Walker(const Libraries& libraries, size_t limit) : opener_(libraries, limit) {}
+
+  Status walk(const Task& task, Columns& to, Found& found) {
+    found.next_offset = task.from;
+    found.epoch = -1;
+    aborting_.clear();
+    uint64_t abort = 0;
+    int64_t after = 0;  // the last batch
+    while (found.walked < task.size) {
+      const uint8_t* at = task.data + found.walked;
+      const int64_t size = batch_size(at, task.size - found.walked);
+      if (!size) return FINE;
+      if (size < 0) return BAD_BATCH;
+      const Batch batch(at, static_cast<size_t>(size));
+      if (batch.format() < 2) return OLD_FORMAT;
+      if (batch.size < HEAD || batch.format() > 2) return BAD_BATCH;
+      if (!batch.intact()) return BAD_CRC;
+      const int64_t base = batch.base();
+      if (base < after || batch.last() < 0 || base > INT64_MAX - 1 - batch.last()) return BAD_BATCH;
+      for (; abort < task.aborted && task.aborted_offsets[abort] <= base + batch.last(); ++abort)
+        aborting_.push_back(task.aborted_producers[abort]);
+      const Columns::Mark before = to.mark();
+      const Status status = base + batch.last() < task.from ? FINE : use(batch, task, to);
+      if (status != FINE) {
+        to.back_to(before);
+        return status;
+      }
+      found.walked += batch.size;
+      found.epoch = batch.epoch();
+      after = base + batch.last() + 1;
+      found.next_offset = std::max(found.next_offset, after);
+    }
+    return FINE;
+  }
+
+ private:
+  Status use(const Batch& batch, const Task& task, Columns& to) {
+    if (batch.control()) return end_transaction(batch);
+    const bool aborted = std::find(aborting_.begin(), aborting_.end(), batch.producer()) != aborting_.end();
+    if (batch.transactional() && aborted) return FINE;
+    const uint8_t* records = batch.head + HEAD;
+    size_t size = batch.size - HEAD;
+    if (batch.codec() > ZSTD) return UNKNOWN_CODEC;
+    if (batch.codec() && batch.count()) {
+      const Opened opened = opener_.open(static_cast<Codec>(batch.codec()), records, size);
+      if (opened != Opened::WHOLE) return opened == Opened::BAD ? BAD_COMPRESSION : TOO_LARGE;
+      records = opener_.out.data;
+      size = opener_.out.size;
+    }
+    return take(batch, Cursor{records, records + size}, task, to);
+  }
+
+  // A marker: its key is a format and a kind, 0 for an abort.
+  Status end_transaction(const Batch& batch) {
+    if (batch.codec() || batch.count() < 1) return batch.count() ? BAD_BATCH : FINE;
+    Cursor cursor{batch.head + HEAD, batch.head + batch.size};
+    cursor.number();
+    if (cursor.at < cursor.end) ++cursor.at;
+    cursor.number();
+    cursor.number();
+    const int64_t length = cursor.text();
+    if (cursor.bad || length < 4) return BAD_BATCH;
+    if (big<int16_t>(cursor.at - length + 2) == 0)
+      aborting_.erase(std::remove(aborting_.begin(), aborting_.end(), batch.producer()), aborting_.end());
+    return FINE;
+  }
+
+  Status take(const Batch& batch, Cursor all, const Task& task, Columns& to) {
+    const int64_t count = batch.count(), size = all.end - all.at;
+    if (count < 0 || static_cast<uint64_t>(count) > static_cast<uint64_t>(size) / RECORD_MIN) return BAD_BATCH;
+    // A record is longer than its value and a newline, and than its key or its headers in our form, so that there is
+    // room for all of them.
+    to.values.reserve(static_cast<size_t>(size));
+    const size_t columns = task.wanted ? 7 : 4;
+    for (size_t i = 0; i < columns; ++i) to.numbers[i]->reserve(static_cast<size_t>(count));
+    int64_t before = -1;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t length = all.number();
+      if (all.bad || length < static_cast<int64_t>(RECORD_MIN) - 1 || length > all.end - all.at) return BAD_BATCH;
+      const int64_t delta = record(batch, Cursor{all.at, all.at + length}, task, to);
+      if (delta <= before || delta > batch.last()) return BAD_BATCH;
+      before = delta;
+      all.at += length;
+    }
+    return all.at == all.end ? FINE : BAD_BATCH;
+  }
+
+  // The offset's delta; -1: the record is broken.
+  int64_t record(const Batch& batch, Cursor cursor, const Task& task, Columns& to) {
+    ++cursor.at;
+    const int64_t time = cursor.number(), delta = cursor.number();
+    const int64_t key_length = cursor.text();
+    const uint8_t* key = cursor.at - std::max<int64_t>(key_length, 0);
+    const int64_t length = cursor.text();
+    const uint8_t* value = cursor.at - std::max<int64_t>(length, 0);
+    if (cursor.bad || delta < 0 || delta > batch.last()) return -1;
+    if (batch.base() + delta < task.from) return delta;
+    if (task.wanted && !beside(cursor, task.wanted, key, key_length, to)) return -1;
+    const int64_t begun = static_cast<int64_t>(
+        batch.time_of_append() ? big<uint64_t>(batch.head + 35) : big<uint64_t>(batch.head + 27) + static_cast<uint64_t>(time));
+    uint8_t* out = to.values.data + to.values.size;
+    if (length > 0) memcpy(out, value, static_cast<size_t>(length));
+    out += std::max<int64_t>(length, 0);
+    if (length <= 0 || out[-1] != '\n') *out++ = '\n';
+    to.values.size = static_cast<size_t>(out - to.values.data);
+    const size_t index = to.ends.size++;
+    to.ends.data[index] = static_cast<int64_t>(to.values.size);
+    to.lengths.data[index] = length;
+    to.times.data[index] = std::max<int64_t>(begun, 0);
+    to.offsets.data[index] = batch.base() + delta;
+    to.lengths.size = to.times.size = to.offsets.size = to.ends.size;
+    return delta;
+  }
+
+  // Keys and headers. A header is written as two lengths (a value's is -1: none) of 32 bits, its name, its value.
+  static bool beside(Cursor cursor, uint32_t wanted, const uint8_t* key, int64_t key_length, Columns& to) {
+    if (wanted & KEYS) {
+      to.keys.append(key, static_cast<size_t>(std::max<int64_t>(key_length, 0)));
+      to.key_lengths.data[to.key_lengths.size++] = key_length;
+      to.key_ends.data[to.key_ends.size++] = static_cast<int64_t>(to.keys.size);
+    }
+    if (!(wanted & HEADERS)) return true;
+    const int64_t count = cursor.number();
+    if (count < 0 || count > cursor.end - cursor.at) return false;
+    for (int64_t i = 0; i < count && !cursor.bad; ++i) {
+      const int64_t name_length = cursor.text();
+      const uint8_t* name = cursor.at - std::max<int64_t>(name_length, 0);
+      const int64_t length = cursor.text();
+      if (cursor.bad || name_length < 0 || name_length > INT32_MAX || length > INT32_MAX) return false;
+      const int32_t lengths[2] = {static_cast<int32_t>(name_length), static_cast<int32_t>(length)};
+      to.headers.append(reinterpret_cast<const uint8_t*>(lengths), sizeof lengths);
+      to.headers.append(name, static_cast<size_t>(name_length));
+      to.headers.append(cursor.at - std::max<int64_t>(length, 0), static_cast<size_t>(std::max<int64_t>(length, 0)));
+    }
+    to.header_ends.data[to.header_ends.size++] = static_cast<int64_t>(to.headers.size);
+    return !cursor.bad;
+  }
+
+  Decompressor opener_;
+  std::vector<int64_t> aborting_;  // producers whose aborted transaction is open where the walk is
+};

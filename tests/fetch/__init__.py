@@ -1,0 +1,1 @@
+"""Tests of processor/broker/kafka/fetch that need no Kafka."""
