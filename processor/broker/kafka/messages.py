@@ -1,5 +1,6 @@
 """Turns the client's messages and partitions into ours, with as little Python for each message as possible."""
 
+import contextlib
 import operator
 import struct
 import time
@@ -37,14 +38,15 @@ def headers_in(data: bytes, ends: np.ndarray[Any, np.dtype[np.int64]]) -> list[H
     found: list[Headers] = [()] * len(ends)
     begins = np.concatenate((np.zeros(min(len(ends), 1), np.int64), ends[:-1]))
     for index in np.flatnonzero(ends > begins).tolist():
-        at, end, headers = int(begins[index]), int(ends[index]), list[tuple[str, bytes | None]]()
+        at, end, headers = int(begins[index]), int(ends[index]), list[tuple[bytes, bytes | None]]()
         while at < end:
             name_length, length = _LENGTHS.unpack_from(data, at)
             value = at + _LENGTHS.size + name_length
-            name = data[at + _LENGTHS.size : value].decode(errors="replace")
+            name = data[at + _LENGTHS.size : value]
             at = value + max(length, 0)
             headers.append((name, None if length < 0 else data[value:at]))
-        found[index] = headers
+        with contextlib.suppress(UnicodeDecodeError):  # as the client: such a message has none
+            found[index] = [(name.decode(), value) for name, value in headers]
     return found
 
 
