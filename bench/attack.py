@@ -160,6 +160,7 @@ class Watchman:
         self._broker, self._faces = broker, faces
         self.wrong = {name: _Wrong() for name in faces}
         self._moved: dict[Place, tuple[Offset, float]] = {}
+        self._looked = 0.0  # at Kafka
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self._thread.start()
@@ -179,7 +180,7 @@ class Watchman:
                 status, said = service.ask("/healthz")
                 wrong = "" if status else "does not answer"
                 if status and name in METERS and members is not None:
-                    wrong = self._judge(name, now, status, members)
+                    wrong = self._judge(name, status, members)
                 self.wrong[name].look(time.monotonic(), wrong and f"{wrong}: {said}")
 
     def _outside(self) -> list[GroupMember] | None:
@@ -189,7 +190,7 @@ class Watchman:
             committed = self._broker.committed(GROUP, ["soak-logs"])
         except BrokerError:
             return None  # nobody knows what is true
-        now = time.monotonic()
+        now = self._looked = time.monotonic()
         for place, position in committed.items():
             offset = position.offset if position else Offset(0)
             before = self._moved.get(place)
@@ -197,9 +198,9 @@ class Watchman:
                 self._moved[place] = offset, now
         return list(members)
 
-    def _judge(self, name: str, now: float, status: int, members: list[GroupMember]) -> str:
+    def _judge(self, name: str, status: int, members: list[GroupMember]) -> str:
         places = [place for member in members if member.name == name for place in member.places]
-        still = [now - self._moved[place][1] for place in places]
+        still = [self._looked - self._moved[place][1] for place in places]
         if status == 200 and (not places or max(still) > _LOOK_SECONDS * 3):
             return f"says that it is healthy, and has {len(places)} partitions, still for {max(still, default=0):.0f} s"
         if status != 200 and places and max(still) < _LOOK_SECONDS * 3:
