@@ -79,7 +79,7 @@ class Messages:
     """Messages of one partition, lowest offset first; there is at least one.
 
     times: ms since the epoch, as the broker has them. A value of None is a tombstone. keys, headers: only where they
-    were asked for; a name that is not UTF-8 has replacement characters.
+    were asked for; a message has none where a header's name is not UTF-8, which the client cannot read.
     """
 
     place: Place

@@ -2,6 +2,8 @@
 and a real Schema Registry. `verify` finds each stream clean.
 """
 
+import ctypes
+import io
 import json
 import os
 import pathlib
@@ -13,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import confluent_kafka
 import fastavro
 import orjson
 import pytest
@@ -26,6 +29,7 @@ from tests.registry_server import SchemaRegistry, SmallRegistry
 from tests.test_samples import BODIES, CASES
 from tokenometer.kernels.target import HostTarget
 from tokenometer.processor import verify
+from tokenometer.processor.broker.kafka import direct
 from tokenometer.processor.meter.meter import Meter, MeterSettings
 from tokenometer.schemas import mapping as mappings
 
@@ -63,9 +67,9 @@ def test_every_sample_is_metered(stream: Stream, tmp_path: pathlib.Path) -> None
         stream.broker.append(topic, messages, times=[SAMPLES_MS] * len(messages))
     stream.broker.flush()
     schemas = {topic: AVRO for topic, mapping in inputs.items() if mapping == str(avro)}
-    meter_until_read(stream, inputs, schemas)
-    settings = verify.Settings(*stream.outputs, processes=1)
     wanted = {topic: mappings.resolve(mapping) for topic, mapping in inputs.items()}
+    meter_until_read(stream, wanted, schemas)
+    settings = verify.Settings(*stream.outputs, processes=1)
     report = verify.verify(stream.broker, stream.group, wanted, settings)
     assert report.clean, text_of(report)
     found = streams.outcome(stream.broker)
@@ -74,10 +78,9 @@ def test_every_sample_is_metered(stream: Stream, tmp_path: pathlib.Path) -> None
     assert sums == [sum(case[2][index] for case in cases) for index in range(COUNTERS)]
 
 
-def meter_until_read(stream: Stream, inputs: dict[str, str], schemas: dict[str, bytes]) -> None:
+def meter_until_read(stream: Stream, inputs: dict[str, mappings.Mapping], schemas: dict[str, bytes]) -> None:
     """A meter in this process, until every message is committed."""
-    mapped = {topic: mappings.resolve(mapping) for topic, mapping in inputs.items()}
-    settings = MeterSettings("meter-0", stream.group, mapped, *stream.outputs, schemas=schemas)
+    settings = MeterSettings("meter-0", stream.group, inputs, *stream.outputs, schemas=schemas)
     meter = Meter(stream.broker, harness.make_engine(HostTarget()), settings, "meter-0.run")
     done = threading.Event()
     thread = threading.Thread(target=meter.run, args=(done.is_set,))
@@ -116,6 +119,29 @@ def test_the_command_meters_the_collector_s_spans_without_other_settings(
 def end(service: Service) -> None:
     service.process.send_signal(signal.SIGTERM)
     assert service.process.wait(60) == 0, service.log
+
+
+def test_a_header_s_name_that_is_not_utf_8_is_read_alike_by_meter_and_audit(stream: Stream) -> None:
+    """The client cannot read such a message's headers at all; the meter reads them without the client."""
+    topic = f"{stream.input}-headers"
+    text = (harness.MAPPINGS / "native.toml").read_text().replace("format = 1", "format = 2")
+    mapping = mappings.parse(text.replace('path = "user"', 'header = "user"\ndefault = "nobody"'), "test.toml")
+    stream.broker.create_topic(topic, 1, {})
+    producer, library = confluent_kafka.Producer({"bootstrap.servers": stream.bootstrap}), direct._library()
+    for number, name in enumerate((b"other", b"\xff")):
+        value = orjson.dumps(Calls(seed=number)() | {"request_id": f"r-{number}"})
+        error = library.rd_kafka_producev(
+            direct._handle(producer),
+            *(1, topic.encode(), 4, value, ctypes.c_size_t(len(value))),  # RD_KAFKA_VTYPE_TOPIC and _VALUE
+            *(9, b"user", b"alice", ctypes.c_ssize_t(5), 9, name, b"x", ctypes.c_ssize_t(1)),  # _HEADER
+            *(8, ctypes.c_int64(SAMPLES_MS), 7, 2, 0),  # _TIMESTAMP, _MSGFLAGS, _END
+        )
+        assert error == 0
+    producer.flush(10)
+    meter_until_read(stream, {topic: mapping}, {})
+    report = verify.verify(stream.broker, stream.group, {topic: mapping}, verify.Settings(*stream.outputs, processes=1))
+    assert report.clean, text_of(report)
+    assert sorted(row[1] for row in streams.outcome(stream.broker).rows) == ["alice", "nobody"]
 
 
 # --- kill -9 and rebalances ---
@@ -178,8 +204,6 @@ def avro_mapping(value: str) -> str:
 
 
 def avro(call: dict[str, Any], schema_id: int) -> bytes:
-    import io
-
     schema = fastavro.parse_schema(json.loads(AVRO))
     full = {"prefill_chip": None, "cached_input_tokens": 0, "cache_write_tokens": 0, "reasoning_tokens": 0} | call
     stream = io.BytesIO()

@@ -9,6 +9,7 @@ first field of the client's objects. Nobody promises that, so this is used only 
 others, messages go one by one.
 """
 
+import contextlib
 import ctypes
 import functools
 import importlib.metadata
@@ -124,14 +125,15 @@ def _headers(data: bytes, ends: np.ndarray[Any, np.dtype[np.int64]]) -> list[Hea
     found: list[Headers] = [()] * len(ends)
     begins = np.concatenate((np.zeros(1, np.int64), ends[:-1]))
     for index in np.flatnonzero(ends > begins).tolist():
-        at, end, headers = int(begins[index]), int(ends[index]), list[tuple[str, bytes | None]]()
+        at, end, headers = int(begins[index]), int(ends[index]), list[tuple[bytes, bytes | None]]()
         while at < end:
             name_length, length = _LENGTHS.unpack_from(data, at)
             value = at + _LENGTHS.size + name_length
-            name = data[at + _LENGTHS.size : value].decode(errors="replace")
+            name = data[at + _LENGTHS.size : value]
             at = value + max(length, 0)
             headers.append((name, None if length < 0 else data[value:at]))
-        found[index] = headers
+        with contextlib.suppress(UnicodeDecodeError):
+            found[index] = [(name.decode(), value) for name, value in headers]
     return found
 
 

@@ -43,11 +43,17 @@ _offset = Message.offset
 _partition = Message.partition
 _topic = Message.topic
 _timestamp = Message.timestamp
+_headers = Message.headers
 failed = Message.error
 
 
 def _headers_of(message: Message) -> Headers:
-    return cast(Headers, message.headers() or ())
+    """None where a name is not UTF-8: then the client answers with an error set, which `map` sees and a call does not;
+    and it may be asked only once."""
+    try:
+        return cast(Headers, next(map(_headers, (message,))) or ())
+    except SystemError:
+        return ()
 
 
 def times_of(batch: list[Message]) -> np.ndarray[Any, np.dtype[np.int64]]:
