@@ -8,6 +8,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given, settings
@@ -15,15 +16,17 @@ from hypothesis import strategies as st
 
 from tests import harness, streams
 from tests.harness import DEDUP_HORIZON_MS, Mapping, Piece
+from tests.test_output import expected, labelled_rows, some_rows
 from tokenometer.kernels import layout
 from tokenometer.kernels.engine import Engine, TablesTooSmall
 from tokenometer.kernels.plan import compile_mapping
 from tokenometer.kernels.values import Tally
 from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.files.label_sums import LabelSums
 from tokenometer.processor.records.mapping_check import check
 from tokenometer.processor.verify import Settings, verify
 from tokenometer.schemas.mapping import MappingError, parse
-from tokenometer.schemas.usage import FURTHER
+from tokenometer.schemas.usage import COUNTERS, FURTHER
 
 MakeEngine = Callable[..., Engine]
 START_MS = 1_795_392_000_000
@@ -472,3 +475,22 @@ def test_the_check_of_a_mapping_shows_labels_and_further_counters():
     assert (found.fields["labels.team"].records, found.fields["labels.team"].examples) == (2, ["red"])
     assert found.fields["labels.context"].examples == ["0-100"]
     assert (found.fields["audio_input_tokens"].total, found.fields["audio_input_tokens"].records) == (7, 1)
+
+
+def test_sums_by_a_label_add_up_over_parts():
+    first, second = labelled_rows(300), labelled_rows(50, seed=3)
+    for rows in (first, second):
+        rows.table["counters"] >>= np.uint64(20)  # an engine keeps a part's sums within 64 bits
+    sums = LabelSums(["team", "region"])
+    for rows in (first, second, some_rows(1)):
+        sums.take(rows)
+    everything = [*expected(first, "p"), *expected(second, "p"), *expected(some_rows(1), "p")]
+    for name, found in sums.sorted().items():
+        wanted: dict[str | None, list[int]] = {}
+        for row in everything:
+            of_value = wanted.setdefault(row.get("labels", {}).get(name), [0] * 6)
+            of_value[:] = [a + row[counter] for a, counter in zip(of_value, COUNTERS, strict=True)]
+        assert {value: list(usage) for value, usage in found.items()} == wanted
+        assert [usage.total_tokens for usage in found.values()] == sorted(
+            (row[1] + row[4] for row in wanted.values()), reverse=True
+        )

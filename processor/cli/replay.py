@@ -17,6 +17,7 @@ import orjson
 import typer
 from typer import Argument, Option
 
+from tokenometer.kernels.values import UsageRows
 from tokenometer.processor import show
 from tokenometer.processor.cli.common import (
     EXIT_INTERRUPTED,
@@ -32,6 +33,7 @@ from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory,
 from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send_lines
 from tokenometer.processor.files import decoded, logs, output, report
 from tokenometer.processor.files.clock import LogClock
+from tokenometer.processor.files.label_sums import LabelSums
 from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
 from tokenometer.processor.records import engines
 from tokenometer.processor.records.referee import TIME_END_MS, Referee
@@ -80,6 +82,10 @@ class ReplayCommand(ToKafkaSettings):
     memory: Memory = None
     window: Window = 60
     top: Annotated[int, Option(min=0, max=10_000, metavar="N", help="How many users are shown.")] = 10
+    by_label: Annotated[
+        list[str] | None,
+        Option("--by-label", metavar="LABEL", help="Show totals by this label of the mapping, too; may be repeated."),
+    ] = None
     run_name: Annotated[
         str | None,
         Option(
@@ -186,10 +192,11 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     engine = engines.make_engine(
         command.device, command.memory, window_ms=command.window * 1000, not_before_ms=not_before_ms, **settings
     )
+    labels = _label_sums(command, chosen)
     name = command.run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()
     try:
-        with _outlets(command, chosen) as outlets, _progress(total_bytes) as progress, ctrl_c() as pressed:
+        with _outlets(command, chosen, labels) as outlets, _progress(total_bytes) as progress, ctrl_c() as pressed:
             outlets = dataclasses.replace(outlets, progress=progress, stopped=pressed)
             reader = decoded.reader_of(command.files, chosen.value, decoded.decoder_of(chosen), command.whole)
             summary = replay(engine, reader.fill, chosen, name, outlets, command.top, clock)
@@ -199,7 +206,15 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
         summary = interrupted.summary
     seconds = time.perf_counter() - begun
     run = report.Run(name, command.files, chosen.name, engine.target.name, seconds, command.out, command.rejected)
-    return summary, run
+    return summary, dataclasses.replace(run, by_label=labels.sorted() if labels else {})
+
+
+def _label_sums(command: ReplayCommand, mapping: Mapping) -> LabelSums | None:
+    known = [label.name for label in mapping.labels]
+    for name in command.by_label or []:
+        if name not in known:
+            usage_error(f"--by-label {name}: mapping {mapping.name} has {', '.join(known) or 'no labels'}")
+    return LabelSums(command.by_label) if command.by_label else None
 
 
 def _horizon(command: ReplayCommand, mapping: Mapping, not_before_ms: int) -> tuple[dict[str, int], LogClock | None]:
@@ -223,13 +238,20 @@ def _check_names(command: ReplayCommand) -> None:
 
 
 @contextlib.contextmanager
-def _outlets(command: ReplayCommand, mapping: Mapping) -> Iterator[Outlets]:
+def _outlets(command: ReplayCommand, mapping: Mapping, labels: LabelSums | None) -> Iterator[Outlets]:
     with contextlib.ExitStack() as stack:
         rows = stack.enter_context(output.open_rows(command.out, mapping, command.force)) if command.out else None
         letters = (
             stack.enter_context(output.open_letters(command.rejected, command.force)) if command.rejected else None
         )
-        yield Outlets(rows=rows.write if rows else None, letters=letters.write if letters else None)
+
+        def take(some: UsageRows, part: str) -> None:
+            if labels:
+                labels.take(some)
+            if rows:
+                rows.write(some, part)
+
+        yield Outlets(rows=take if rows or labels else None, letters=letters.write if letters else None)
 
 
 def _print_summary(summary: ReplaySummary, ran: report.Run, json: bool) -> None:

@@ -4,7 +4,7 @@ It is pure: values go in, Rich renderables or plain dicts come out, and the comm
 """
 
 from collections.abc import Mapping as Dict
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from rich import box
@@ -35,6 +35,7 @@ class Run:
     seconds: float  # of reading, counting and writing
     out: str | None = None
     rejected: str | None = None
+    by_label: Dict[str, Dict[str | None, Usage]] = field(default_factory=dict)  # of those that were asked for
 
 
 # --- A replay's summary ---
@@ -69,10 +70,30 @@ def summary_dict(summary: ReplaySummary, run: Run) -> dict[str, Any]:
             {"model": model, "chip": chip, **usage.with_total()}
             for (model, chip), usage in summary.by_model_and_chip.items()
         ],
+        **_labels_dict(run),
         "top_users": [{"user": user, "total_tokens": tokens} for user, tokens in summary.top_users],
         "active_users_estimate": summary.active_users,
         "active_users_understated": summary.active_users_understated,
     }
+
+
+def _labels_dict(run: Run) -> dict[str, Any]:
+    """null: rows without the label."""
+    if not run.by_label:
+        return {}
+    lists = {
+        name: [{"value": value, **usage.with_total()} for value, usage in usages.items()]
+        for name, usages in run.by_label.items()
+    }
+    return {"by_label": lists}
+
+
+def _named(usages: Dict[str | None, Usage]) -> dict[str, Usage]:
+    """With a name for what has no value, which no value has."""
+    none = "(none)"
+    while none in usages:
+        none = f"({none})"
+    return {none if value is None else value: usage for value, usage in usages.items()}
 
 
 def summary_view(summary: ReplaySummary, run: Run, bars: bool = False) -> RenderableType:
@@ -84,6 +105,8 @@ def summary_view(summary: ReplaySummary, run: Run, bars: bool = False) -> Render
             usage_table("Model", summary.by_model, total, bars),
             usage_table("Chip", summary.by_chip, total, bars),
         ]
+        for name, usages in run.by_label.items():
+            tables.append(usage_table(name, _named(usages), total, bars))
         tables += [_users_table(summary, bars)] if summary.top_users else []
         names = [name for usages in (summary.by_model, summary.by_chip) for name, _ in _shortened(usages)]
         names += [user for user, _ in summary.top_users]
@@ -334,8 +357,8 @@ def _examples_table(check: Check) -> Table:
     table.add_column("Records", justify="right", no_wrap=True)
     table.add_column("First at", justify="right", no_wrap=True)
     table.add_column("Record", overflow="fold")
-    for (reason, field), rejects in check.rejects.items():
-        name = f"{reason}\n{field}" if field else reason
+    for (reason, at_fault), rejects in check.rejects.items():
+        name = f"{reason}\n{at_fault}" if at_fault else reason
         table.add_row(name, f"{rejects.records:,}", f"line {rejects.line:,}", Text(_excerpt(rejects.value)))
     return table
 
