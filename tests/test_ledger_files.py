@@ -55,7 +55,8 @@ def test_rows_of_a_file_are_those_of_the_topic_and_come_once(database: str, tmp_
     other = tmp_path / "other.duckdb"
     with books.opened(str(other)) as store:
         take(store, ROWS)
-        assert sorted(row.count("blue") for row in books.contents(store)["names"]) == [0] * 6 + [1]
+        names = [[row.partition(", ")[2] for row in held["names"]] for held in (books.contents(store), first)]
+        assert sorted(names[0]) == sorted(names[1]), "numbers aside, the same"
         assert len(books.contents(store)["open_rows"]) == len(first["open_rows"])
 
 
