@@ -329,7 +329,7 @@ def _verdict(
     for name in METERS:
         faces[name].wanted = False
         assert faces[name].end(signal.SIGTERM) == 0, f"{name} did not end well"
-    settings = verify.Settings(
+    settings = verify.VerifySettings(
         "soak-usage", "soak-live", "soak-rejected", dedup_horizon_ms=round(horizon) * 1000, scratch=str(folder)
     )
     audit = verify.verify(broker, GROUP, {"soak-logs": mappings.resolve("native")}, settings)

@@ -32,8 +32,8 @@ from bench import common
 from tokenometer.kernels.engine import Engine, Limits
 from tokenometer.kernels.target import HostTarget
 from tokenometer.processor.broker import Column
+from tokenometer.processor.intake import DecodedLines as Decoded
 from tokenometer.processor.intake import Decoder
-from tokenometer.processor.intake import Lines as Decoded
 from tokenometer.processor.load.profile import START_MS
 from tokenometer.processor.meter import heap
 from tokenometer.processor.records.referee import Referee

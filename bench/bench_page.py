@@ -20,7 +20,7 @@ from selenium import webdriver
 from bench import common
 from tests import browser
 from tests.totals_data import TARGET, Feed, Shape, make
-from tokenometer.processor.dashboard import Settings, SiteThread
+from tokenometer.processor.dashboard import ServeAddress, SiteThread
 
 SHAPE = Shape(models=64, chips=32, meters=20)
 VERSIONS = 12
@@ -44,7 +44,7 @@ def main() -> None:
     feed, done = Feed(), threading.Event()
     news = threading.Thread(target=_tell, args=(feed, done))
     news.start()
-    with contextlib.closing(SiteThread(feed.source(), Settings(port=0))) as site, _chromium(seconds) as chrome:
+    with contextlib.closing(SiteThread(feed.source(), ServeAddress(port=0))) as site, _chromium(seconds) as chrome:
         try:
             cases = [_frames(chrome, site.url, span, seconds) for span in ("1h", "24h")]
             version = chrome.capabilities["browserVersion"]

@@ -20,7 +20,7 @@ import tomllib
 from dataclasses import replace
 from typing import Any, NoReturn
 
-from tokenometer.schemas.mapping_errors import MappingError, Place, did_you_mean, show, toml_error
+from tokenometer.schemas.mapping_errors import MappingError, MappingPlace, did_you_mean, show, toml_error
 from tokenometer.schemas.mapping_fields import fields_of
 from tokenometer.schemas.mapping_labels import labels_of
 from tokenometer.schemas.mapping_meaning import check_skip, conventions_of, repeats_of, skip_of
@@ -127,12 +127,12 @@ def _load(path: pathlib.Path, source: str) -> Mapping:
     mapping = parse(text, source)
     stem = path.name.removesuffix(".toml")
     if mapping.name != stem:
-        Place(source, "name").fail(f"the file's name without .toml, {show(stem)}", mapping.name)
+        MappingPlace(source, "name").fail(f"the file's name without .toml, {show(stem)}", mapping.name)
     return mapping
 
 
 def _mapping(top: dict[str, Any], source: str) -> Mapping:
-    here = Place(source)
+    here = MappingPlace(source)
     # The format comes first: a file of another format may well have other keys.
     file_format = top.get("format")
     if type(file_format) is not int or file_format not in FORMATS:
@@ -158,14 +158,14 @@ def _mapping(top: dict[str, Any], source: str) -> Mapping:
     return replace(mapping, value=with_fields(_value(top, here / "value"), mapping.paths))
 
 
-def _value(top: dict[str, Any], here: Place) -> Value:
+def _value(top: dict[str, Any], here: MappingPlace) -> Value:
     def fail(where: str, expected: str, found: Any) -> NoReturn:
         (here / where if where else here).fail(expected, found)
 
     return value_of(top.get("value"), fail)
 
 
-def _check_top_keys(top: dict[str, Any], file_format: int, here: Place) -> None:
+def _check_top_keys(top: dict[str, Any], file_format: int, here: MappingPlace) -> None:
     for key in top:
         if key in _TOP_KEYS[file_format]:
             continue

@@ -15,19 +15,19 @@ class MappingError(TokenometerError, ValueError):
 
 
 @dataclass(frozen=True)
-class Place:
+class MappingPlace:
     """A place in a mapping, such as `fields.user.path`, to be named in an error."""
 
     source: str
     where: str = ""
 
-    def __truediv__(self, key: str) -> "Place":
+    def __truediv__(self, key: str) -> "MappingPlace":
         if not re.fullmatch(r"[A-Za-z0-9_-]+", key):
             key = json.dumps(key, ensure_ascii=False)
-        return Place(self.source, f"{self.where}.{key}" if self.where else key)
+        return MappingPlace(self.source, f"{self.where}.{key}" if self.where else key)
 
-    def __getitem__(self, index: int) -> "Place":
-        return Place(self.source, f"{self.where}[{index}]")
+    def __getitem__(self, index: int) -> "MappingPlace":
+        return MappingPlace(self.source, f"{self.where}[{index}]")
 
     def error(self, message: str) -> NoReturn:
         raise MappingError(f"{self.source}: {self.where}: {message}")

@@ -3,7 +3,7 @@
 import re
 from typing import Any
 
-from tokenometer.schemas.mapping_errors import Place, did_you_mean, show
+from tokenometer.schemas.mapping_errors import MappingPlace, did_you_mean, show
 from tokenometer.schemas.mapping_model import (
     EPOCH_FORMATS,
     FIELDS,
@@ -61,7 +61,7 @@ _EXCLUDED_BY_CONSTANT = (
 
 
 def fields_of(
-    tables: Any, file_format: int, here: Place, reads: Reads
+    tables: Any, file_format: int, here: MappingPlace, reads: Reads
 ) -> tuple[tuple[Field, ...], tuple[Field, ...], Field | None, Selector | None]:
     """All canonical fields in their order, the further counters, `total_tokens`, and the selector of `tokens`."""
     if not isinstance(tables, dict):
@@ -87,12 +87,12 @@ def fields_of(
     return fields, further, total, selector
 
 
-def label_field(name: str, table: dict[str, Any], here: Place, reads: Reads) -> Field:
+def label_field(name: str, table: dict[str, Any], here: MappingPlace, reads: Reads) -> Field:
     """A label that is read from the record: the rules of `user`, but that it may be absent."""
     return _field(LABEL, table, 2, here, reads, f"{LABEL}.{name}")
 
 
-def _further(name: str, table: Any, fields: tuple[Field, ...], here: Place, reads: Reads) -> Field:
+def _further(name: str, table: Any, fields: tuple[Field, ...], here: MappingPlace, reads: Reads) -> Field:
     """A part is refused where it is more than its total, so that has to be read, too."""
     parent = next(field for field in fields if field.name == FURTHER_PARENTS[name])
     if not parent.paths and not parent.default:
@@ -100,12 +100,12 @@ def _further(name: str, table: Any, fields: tuple[Field, ...], here: Place, read
     return _field(name, table, 2, here, reads)
 
 
-def _newer(is_newer: bool, here: Place) -> None:
+def _newer(is_newer: bool, here: MappingPlace) -> None:
     if is_newer:
         here.error("needs format = 2")
 
 
-def _check_field_keys(name: str, table: dict[str, Any], file_format: int, here: Place) -> None:
+def _check_field_keys(name: str, table: dict[str, Any], file_format: int, here: MappingPlace) -> None:
     known = _KEYS[file_format][name]
     for key in table:
         if key in known:
@@ -117,7 +117,9 @@ def _check_field_keys(name: str, table: dict[str, Any], file_format: int, here: 
         unknown_key(key, known, here)
 
 
-def _field(name: str, table: Any, file_format: int, here: Place, reads: Reads, called: str | None = None) -> Field:
+def _field(
+    name: str, table: Any, file_format: int, here: MappingPlace, reads: Reads, called: str | None = None
+) -> Field:
     kind: Kind = "time" if name == "timestamp" else "string" if name in (*STRINGS, LABEL) else "count"
     bytes_max = ID_BYTES_MAX if name == "request_id" and file_format == 2 else STRING_BYTES_MAX
     if table is None:
@@ -161,7 +163,7 @@ def _field(name: str, table: Any, file_format: int, here: Place, reads: Reads, c
     )
 
 
-def _required(name: str, table: dict[str, Any], here: Place) -> bool:
+def _required(name: str, table: dict[str, Any], here: MappingPlace) -> bool:
     """Whether a record must have the field: a needed one unless something replaces it, an optional one if the mapping
     says so."""
     instead = next((key for key in ("default", "fallback") if key in table), None)
@@ -179,7 +181,7 @@ def _required(name: str, table: dict[str, Any], here: Place) -> bool:
 # --- Paths ---
 
 
-def _paths(table: dict[str, Any], known: tuple[str, ...], here: Place, reads: Reads) -> tuple[Path, ...]:
+def _paths(table: dict[str, Any], known: tuple[str, ...], here: MappingPlace, reads: Reads) -> tuple[Path, ...]:
     sources = [key for key in ("path", *_MESSAGE) if key in table]
     if len(sources) > 1:
         (here / sources[1]).error(f"excluded by {sources[0]}")
@@ -191,7 +193,7 @@ def _paths(table: dict[str, Any], known: tuple[str, ...], here: Place, reads: Re
     return tuple(path for _, path in places)
 
 
-def _source(table: dict[str, Any], key: str, here: Place) -> tuple[Place, Path]:
+def _source(table: dict[str, Any], key: str, here: MappingPlace) -> tuple[MappingPlace, Path]:
     """The first source: a path into the record, or the member that intake makes of the message's key or a header."""
     place = here / key
     if key == "path":
@@ -206,7 +208,7 @@ def _source(table: dict[str, Any], key: str, here: Place) -> tuple[Place, Path]:
     return place, (HEADER_PREFIX + header,)
 
 
-def _scope(table: dict[str, Any], here: Place, reads: Reads) -> Path | None:
+def _scope(table: dict[str, Any], here: MappingPlace, reads: Reads) -> Path | None:
     if "scope" not in table:
         return None
     scope = path_of(table["scope"], here / "scope")
@@ -214,7 +216,7 @@ def _scope(table: dict[str, Any], here: Place, reads: Reads) -> Path | None:
     return scope
 
 
-def _plus(table: dict[str, Any], here: Place, reads: Reads) -> tuple[Path, ...]:
+def _plus(table: dict[str, Any], here: MappingPlace, reads: Reads) -> tuple[Path, ...]:
     """An addend that the field reads already would be counted twice: `Reads` refuses it."""
     places = paths_of(table, "plus", here, PLUS_MAX)
     for place, path in places:
@@ -225,7 +227,7 @@ def _plus(table: dict[str, Any], here: Place, reads: Reads) -> tuple[Path, ...]:
 # --- Identity ---
 
 
-def _with_fields(table: dict[str, Any], here: Place) -> tuple[str, ...]:
+def _with_fields(table: dict[str, Any], here: MappingPlace) -> tuple[str, ...]:
     if "with" not in table:
         return ()
     names, known = table["with"], [name for name in STRINGS if name != "request_id"]
@@ -239,7 +241,7 @@ def _with_fields(table: dict[str, Any], here: Place) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _check_identity(fields: tuple[Field, ...], here: Place) -> None:
+def _check_identity(fields: tuple[Field, ...], here: MappingPlace) -> None:
     by_name = {field.name: field for field in fields}
     for index, name in enumerate(by_name["request_id"].with_fields):
         if not by_name[name].paths:
@@ -249,14 +251,14 @@ def _check_identity(fields: tuple[Field, ...], here: Place) -> None:
 # --- Counts and strings ---
 
 
-def _digits(table: dict[str, Any], kind: Kind, formats: tuple[str, ...], here: Place) -> bool:
+def _digits(table: dict[str, Any], kind: Kind, formats: tuple[str, ...], here: MappingPlace) -> bool:
     digits = flag(table, "digits", here)
     if digits and kind == "time" and not any(name in EPOCH_FORMATS for name in formats):
         (here / "digits").error(f"needs an epoch format in formats ({', '.join(EPOCH_FORMATS)})")
     return digits
 
 
-def _empty(table: dict[str, Any], here: Place) -> bool:
+def _empty(table: dict[str, Any], here: MappingPlace) -> bool:
     if "empty" in table and table["empty"] != "absent":
         here.fail('"absent"', table["empty"])
     return "empty" in table
@@ -265,7 +267,7 @@ def _empty(table: dict[str, Any], here: Place) -> bool:
 # --- Times ---
 
 
-def _formats(value: Any, file_format: int, here: Place) -> tuple[str, ...]:
+def _formats(value: Any, file_format: int, here: MappingPlace) -> tuple[str, ...]:
     texts = TEXT_FORMATS if file_format == 2 else TEXT_FORMATS[:1]
     known = (*EPOCH_FORMATS, *texts)
     expected = f"a list of at most one epoch format ({', '.join(EPOCH_FORMATS)}) and/or {' or '.join(texts)}"
@@ -281,7 +283,7 @@ def _formats(value: Any, file_format: int, here: Place) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _zone_minutes(table: dict[str, Any], formats: tuple[str, ...], here: Place) -> int | None:
+def _zone_minutes(table: dict[str, Any], formats: tuple[str, ...], here: MappingPlace) -> int | None:
     if "zone" not in table:
         return None
     zone = table["zone"]
@@ -298,7 +300,7 @@ def _zone_minutes(table: dict[str, Any], formats: tuple[str, ...], here: Place) 
 # --- Token events ---
 
 
-def _selector(table: dict[str, Any], here: Place, reads: Reads) -> Selector:
+def _selector(table: dict[str, Any], here: MappingPlace, reads: Reads) -> Selector:
     by = path_of(table.get("by"), here / "by")
     reads.add(here / "by", by, f"{here.where}.by")
     to = table.get("to")

@@ -4,7 +4,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from tokenometer.schemas.mapping_errors import Place, did_you_mean, show
+from tokenometer.schemas.mapping_errors import MappingPlace, did_you_mean, show
 from tokenometer.schemas.mapping_fields import label_field
 from tokenometer.schemas.mapping_model import (
     COUNT_END,
@@ -21,7 +21,7 @@ _NAME = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 _BRACKET_KEYS = ("bracket_of", "edges")
 
 
-def labels_of(tables: Any, here: Place, reads: Reads) -> tuple[Label, ...]:
+def labels_of(tables: Any, here: MappingPlace, reads: Reads) -> tuple[Label, ...]:
     """By name, as rows list them."""
     if not isinstance(tables, dict) or not tables:
         here.fail("a table with one table for each label, such as [labels.team]", tables)
@@ -30,7 +30,7 @@ def labels_of(tables: Any, here: Place, reads: Reads) -> tuple[Label, ...]:
     return tuple(_label(name, tables[name], here / name, reads) for name in sorted(tables))
 
 
-def _label(name: str, table: Any, here: Place, reads: Reads) -> Label:
+def _label(name: str, table: Any, here: MappingPlace, reads: Reads) -> Label:
     if not _NAME.fullmatch(name):
         here.error("expected a name of 1 to 63 characters of a-z, 0-9 and _ that begins with a letter")
     if name in LABEL_NAMES_TAKEN:
@@ -42,7 +42,7 @@ def _label(name: str, table: Any, here: Place, reads: Reads) -> Label:
     return Label(name, label_field(name, table, here, reads))
 
 
-def _bracket(table: dict[str, Any], here: Place) -> Bracket:
+def _bracket(table: dict[str, Any], here: MappingPlace) -> Bracket:
     for key in table:
         if key not in _BRACKET_KEYS and "bracket_of" in table:
             (here / key).error("excluded by bracket_of: a bracket is computed from a count, and has only edges")
@@ -54,7 +54,7 @@ def _bracket(table: dict[str, Any], here: Place) -> Bracket:
     return Bracket(counter, _edges(table.get("edges"), here / "edges"))
 
 
-def _edges(edges: Any, here: Place) -> tuple[int, ...]:
+def _edges(edges: Any, here: MappingPlace) -> tuple[int, ...]:
     if not isinstance(edges, list) or not 1 <= len(edges) <= EDGES_MAX:
         here.fail(f"a list of 1 to {EDGES_MAX} integers", edges)
     for index, edge in enumerate(edges):

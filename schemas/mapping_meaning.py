@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from tokenometer.schemas.mapping_errors import Place
+from tokenometer.schemas.mapping_errors import MappingPlace
 from tokenometer.schemas.mapping_model import (
     PARTS,
     SKIP_AND_MAX,
@@ -25,14 +25,14 @@ _STATED = ("inclusive", "additive")
 # --- Skip ---
 
 
-def skip_of(value: Any, here: Place, reads: Reads) -> tuple[tuple[Condition, ...], ...]:
+def skip_of(value: Any, here: MappingPlace, reads: Reads) -> tuple[tuple[Condition, ...], ...]:
     """The entries of `[[skip]]`, each with all its conditions."""
     if not isinstance(value, list) or not 1 <= len(value) <= SKIP_ENTRIES_MAX:
         here.fail(f"1 to {SKIP_ENTRIES_MAX} tables, each written as [[skip]]", value)
     return tuple(_entry(table, here[index], reads) for index, table in enumerate(value))
 
 
-def _entry(table: Any, here: Place, reads: Reads) -> tuple[Condition, ...]:
+def _entry(table: Any, here: MappingPlace, reads: Reads) -> tuple[Condition, ...]:
     conditions = [_condition(table, here, reads, here.where, ("path", *_TESTS, "and"))]
     more = table.get("and", [])
     if not isinstance(more, list) or ("and" in table and not 1 <= len(more) <= SKIP_AND_MAX):
@@ -44,7 +44,7 @@ def _entry(table: Any, here: Place, reads: Reads) -> tuple[Condition, ...]:
     return tuple(conditions)
 
 
-def _condition(table: Any, here: Place, reads: Reads, reader: str, known: tuple[str, ...]) -> Condition:
+def _condition(table: Any, here: MappingPlace, reads: Reads, reader: str, known: tuple[str, ...]) -> Condition:
     if not isinstance(table, dict):
         here.fail("a table with a path and one test", table)
     check_keys(table, known, here)
@@ -72,7 +72,7 @@ def _condition(table: Any, here: Place, reads: Reads, reader: str, known: tuple[
     )
 
 
-def _check_it_can_fit(conditions: list[Condition], here: Place) -> None:
+def _check_it_can_fit(conditions: list[Condition], here: MappingPlace) -> None:
     """Refuses conditions that never fit: where a value is absent, so is everything below it."""
     for above in conditions:
         for below in conditions:
@@ -81,7 +81,7 @@ def _check_it_can_fit(conditions: list[Condition], here: Place) -> None:
                 here.error("can never fit: one condition wants a value below another that must be absent")
 
 
-def check_skip(skip: tuple[tuple[Condition, ...], ...], fields: tuple[Field, ...], here: Place) -> None:
+def check_skip(skip: tuple[tuple[Condition, ...], ...], fields: tuple[Field, ...], here: MappingPlace) -> None:
     """Refuses an entry that fits every record that could be counted, because it is a mistake."""
     for index, entry in enumerate(skip):
         if len(entry) != 1 or entry[0].test != "present":
@@ -95,7 +95,7 @@ def check_skip(skip: tuple[tuple[Condition, ...], ...], fields: tuple[Field, ...
 
 
 def conventions_of(
-    top: dict[str, Any], file_format: int, here: Place, reads: Reads, has_total: bool
+    top: dict[str, Any], file_format: int, here: MappingPlace, reads: Reads, has_total: bool
 ) -> tuple[Convention, Convention, Convention]:
     """Of PARTS; a part without one of its own has its total's."""
     stated = {
@@ -115,7 +115,7 @@ def conventions_of(
     return found[0], found[1], found[2]
 
 
-def _stated(top: dict[str, Any], key: str, file_format: int, here: Place, has_total: bool) -> Convention:
+def _stated(top: dict[str, Any], key: str, file_format: int, here: MappingPlace, has_total: bool) -> Convention:
     value, place, field = top.get(key), here / key, key.removesuffix("_are")
     if value in _STATED:
         return Convention(value == "additive", field=field)
@@ -136,7 +136,7 @@ def _stated(top: dict[str, Any], key: str, file_format: int, here: Place, has_to
     return Convention(_is_additive(value, "by_total", place), by_total=True, field=field)
 
 
-def _by_value(table: dict[str, Any], here: Place, field: str) -> Convention:
+def _by_value(table: dict[str, Any], here: MappingPlace, field: str) -> Convention:
     path: Path = path_of(table["path"], here / "path")
     values: list[tuple[str | bool | Prefix, bool]] = []
     for name in _STATED:
@@ -155,7 +155,7 @@ def _by_value(table: dict[str, Any], here: Place, field: str) -> Convention:
     return Convention(otherwise, path=path, values=whole, field=field, prefixes=prefixes)
 
 
-def _is_additive(table: dict[str, Any], key: str, here: Place) -> bool:
+def _is_additive(table: dict[str, Any], key: str, here: MappingPlace) -> bool:
     if table[key] not in _STATED:
         (here / key).fail('"inclusive" or "additive"', table[key])
     return bool(table[key] == "additive")
@@ -164,7 +164,7 @@ def _is_additive(table: dict[str, Any], key: str, here: Place) -> bool:
 # --- Repeats ---
 
 
-def repeats_of(top: dict[str, Any], has_id: bool, here: Place) -> Literal["first", "grow"]:
+def repeats_of(top: dict[str, Any], has_id: bool, here: MappingPlace) -> Literal["first", "grow"]:
     value = top.get("repeats", "first")
     if value == "first":
         return "first"

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tokenometer.schemas.mapping_errors import Place, did_you_mean, show, show_path
+from tokenometer.schemas.mapping_errors import MappingPlace, did_you_mean, show, show_path
 from tokenometer.schemas.mapping_model import (
     COUNT_END,
     KEY_BYTES_MAX,
@@ -21,7 +21,7 @@ _LISTED = re.compile(r"((?:[^\\*]|\\[\\*])*)(\*?)", re.DOTALL)  # of a condition
 _PATH_EXPECTED = f"a string or a list of 1 to {PATH_KEYS_MAX} strings"
 
 
-def path_of(value: Any, here: Place) -> Path:
+def path_of(value: Any, here: MappingPlace) -> Path:
     """A string is ONE key, dots and all; a list goes down."""
     keys = [value] if isinstance(value, str) else value
     if not isinstance(keys, list) or not 1 <= len(keys) <= PATH_KEYS_MAX:
@@ -34,7 +34,9 @@ def path_of(value: Any, here: Place) -> Path:
     return tuple(keys)
 
 
-def paths_of(table: dict[str, Any], key: str, here: Place, most: int | None = None) -> list[tuple[Place, Path]]:
+def paths_of(
+    table: dict[str, Any], key: str, here: MappingPlace, most: int | None = None
+) -> list[tuple[MappingPlace, Path]]:
     """A list of paths, each with its place; empty where the key is absent."""
     values = table.get(key, [])
     expected = "a list of paths" if most is None else f"a list of 1 to {most} paths"
@@ -50,7 +52,7 @@ class Prefix:
     text: str
 
 
-def _string_of(text: str, here: Place) -> str | Prefix:
+def _string_of(text: str, here: MappingPlace) -> str | Prefix:
     """What a listed string means: a `*` at its end means any text; a star itself is `\\*`, a backslash `\\\\`."""
     found = _LISTED.fullmatch(text)
     if not found:
@@ -66,7 +68,7 @@ def listed_string(text: str) -> str:
     return re.sub(r"([\\*])", r"\\\1", text)
 
 
-def values_of(values: Any, here: Place, types: tuple[type, ...], what: str) -> list[Any]:
+def values_of(values: Any, here: MappingPlace, types: tuple[type, ...], what: str) -> list[Any]:
     """A list of different values to compare with: a `Prefix` for a string with a star. Types are exact: true is no
     integer."""
     if not isinstance(values, list) or not 1 <= len(values) <= VALUES_MAX:
@@ -82,7 +84,7 @@ def values_of(values: Any, here: Place, types: tuple[type, ...], what: str) -> l
     return found
 
 
-def stand_in(kind: Kind, value: Any, here: Place) -> str | int:
+def stand_in(kind: Kind, value: Any, here: MappingPlace) -> str | int:
     """A default or constant obeys the rule of its own field."""
     if kind == "string":
         if not isinstance(value, str) or not 1 <= len(value.encode()) <= STRING_BYTES_MAX:
@@ -93,19 +95,19 @@ def stand_in(kind: Kind, value: Any, here: Place) -> str | int:
     return value
 
 
-def flag(table: dict[str, Any], key: str, here: Place) -> bool:
+def flag(table: dict[str, Any], key: str, here: MappingPlace) -> bool:
     value = table.get(key, False)
     if not isinstance(value, bool):
         (here / key).fail("true or false", value)
     return value
 
 
-def unknown_key(key: str, known: Iterable[str], here: Place) -> None:
+def unknown_key(key: str, known: Iterable[str], here: MappingPlace) -> None:
     known = tuple(known)
     (here / key).error(f"unknown key; expected one of {', '.join(known)}{did_you_mean(key, known)}")
 
 
-def check_keys(table: dict[str, Any], known: Iterable[str], here: Place) -> None:
+def check_keys(table: dict[str, Any], known: Iterable[str], here: MappingPlace) -> None:
     known = tuple(known)
     for key in table:
         if key not in known:
@@ -116,13 +118,13 @@ class Reads:
     """Every path of a mapping and where it is written, for the rules across fields."""
 
     def __init__(self) -> None:
-        self._all: list[tuple[Place, Path, str, bool]] = []  # with who reads it, and whether an object will do
+        self._all: list[tuple[MappingPlace, Path, str, bool]] = []  # with who reads it, and whether an object will do
 
-    def add(self, place: Place, path: Path, reader: str, object_too: bool = False) -> None:
+    def add(self, place: MappingPlace, path: Path, reader: str, object_too: bool = False) -> None:
         """`object_too`: only the value's presence matters, so the path may lead to an object that others go through."""
         self._all.append((place, path, reader, object_too))
 
-    def check(self, here: Place, shared: bool, places_max: int) -> None:
+    def check(self, here: MappingPlace, shared: bool, places_max: int) -> None:
         """All paths are leaves of one tree of limited size. `shared`: several readers may read one path."""
         self._check_once(shared)
         leaves = {path: place for place, path, _, object_too in reversed(self._all) if not object_too}
@@ -135,7 +137,7 @@ class Reads:
             here.error(f"expected at most {places_max} distinct keys in all paths, found {len(places)}")
 
     def _check_once(self, shared: bool) -> None:
-        readers: dict[tuple[Path, str], Place] = {}
+        readers: dict[tuple[Path, str], MappingPlace] = {}
         for place, path, reader, _ in self._all:
             known = readers.setdefault((path, reader if shared else ""), place)
             if known is not place:

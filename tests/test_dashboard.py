@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests import totals_data
 from tests.totals_data import Feed, Shape, make, nothing
-from tokenometer.processor.dashboard import DashboardError, Settings, SiteThread, assets, metrics, openapi, server
+from tokenometer.processor.dashboard import DashboardError, ServeAddress, SiteThread, assets, metrics, openapi, server
 from tokenometer.processor.http import access
 from tokenometer.processor.rollup.summaries import FATES
 
@@ -56,13 +56,13 @@ def feed() -> Feed:
 
 @pytest.fixture
 def site(feed: Feed) -> Iterator[SiteThread]:
-    with contextlib.closing(SiteThread(feed.source(), Settings(port=0))) as site:
+    with contextlib.closing(SiteThread(feed.source(), ServeAddress(port=0))) as site:
         yield site
 
 
 @pytest.fixture
 def guarded(feed: Feed) -> Iterator[SiteThread]:
-    with contextlib.closing(SiteThread(feed.source(), Settings(port=0, token=TOKEN))) as site:
+    with contextlib.closing(SiteThread(feed.source(), ServeAddress(port=0, token=TOKEN))) as site:
         yield site
 
 
@@ -77,7 +77,7 @@ def test_totals_are_those_of_the_source(site, feed):
 
 def test_before_the_first_totals_it_says_so(site, feed):
     empty = Feed(None)
-    with contextlib.closing(SiteThread(empty.source(), Settings(port=0))) as early:
+    with contextlib.closing(SiteThread(empty.source(), ServeAddress(port=0))) as early:
         answer = get(early, "/api/totals")
         assert answer.status == 503 and answer.json() == {"error": "no totals yet"} and answer.headers["Retry-After"]
         assert "tokenometer" not in get(early, "/metrics").body.decode()
@@ -238,10 +238,10 @@ def hostile() -> dict[str, Any]:
 def test_without_a_token_only_loopback_is_bound(feed):
     for host in ("0.0.0.0", "", "::", "192.0.2.1", "example.org", "127.0.0.1.example.org"):
         with pytest.raises(DashboardError, match="refusing to serve on .* without a token"):
-            Settings(host, 0)
-        assert Settings(host, 0, TOKEN).token == TOKEN
+            ServeAddress(host, 0)
+        assert ServeAddress(host, 0, TOKEN).token == TOKEN
     for host in ("127.0.0.1", "127.8.8.8", "::1", "localhost"):
-        assert Settings(host, 0).token is None
+        assert ServeAddress(host, 0).token is None
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_without_a_token_only_loopback_is_bound(feed):
 )
 def test_a_weak_token_is_refused(token):
     with pytest.raises(DashboardError) as refused:
-        Settings(token=token)
+        ServeAddress(token=token)
     assert "openssl rand" in str(refused.value) and (not token or token not in str(refused.value))
 
 
@@ -305,7 +305,7 @@ def test_the_stream_takes_a_token_in_its_address(guarded):
 
 def test_a_token_is_in_no_log_and_no_repr(feed, capfd, caplog):
     caplog.set_level(logging.DEBUG)
-    settings = Settings(port=0, token=TOKEN)
+    settings = ServeAddress(port=0, token=TOKEN)
     with contextlib.closing(SiteThread(feed.source(), settings)) as site:
         get(site, f"/?token={TOKEN}")
         get(site, "/api/totals?token=wrong-one", Authorization="Bearer wrong-two")
@@ -502,7 +502,7 @@ def urlopen(url: str) -> tuple[int, bytes]:
 
 
 def test_stopping_ends_open_streams(feed):
-    site = SiteThread(feed.source(), Settings(port=0))
+    site = SiteThread(feed.source(), ServeAddress(port=0))
     with stream(site) as events:
         next(events)
         site.close()
@@ -514,7 +514,7 @@ def test_stopping_ends_open_streams(feed):
 def test_a_port_in_use_is_named(site, feed):
     port = site.site.port
     with pytest.raises(DashboardError, match=rf"127\.0\.0\.1:{port}: .*choose another address"):
-        SiteThread(feed.source(), Settings(port=port))
+        SiteThread(feed.source(), ServeAddress(port=port))
 
 
 def test_ipv6_loopback(feed):
@@ -522,7 +522,7 @@ def test_ipv6_loopback(feed):
         socket.create_server(("::1", 0), family=socket.AF_INET6).close()
     except OSError:
         pytest.skip("no IPv6 here")
-    with contextlib.closing(SiteThread(feed.source(), Settings("::1", 0))) as site:
+    with contextlib.closing(SiteThread(feed.source(), ServeAddress("::1", 0))) as site:
         assert site.url.startswith("http://[::1]:") and urlopen(f"{site.url}/healthz")[0] == 200
 
 

@@ -22,7 +22,7 @@ from tests import books
 from tests.test_dashboard import wait_until
 from tests.test_ledger_usage import serving
 from tests.totals_data import Feed
-from tokenometer.processor.dashboard import Settings, SiteThread
+from tokenometer.processor.dashboard import ServeAddress, SiteThread
 from tokenometer.processor.http import access, server
 from tokenometer.processor.http.access import ServeError
 from tokenometer.processor.http.answers import of
@@ -41,7 +41,7 @@ def meter() -> Iterator[int]:
 
 @contextlib.contextmanager
 def dashboard() -> Iterator[int]:
-    with contextlib.closing(SiteThread(Feed().source(), Settings(port=0, token=TOKEN))) as face:
+    with contextlib.closing(SiteThread(Feed().source(), ServeAddress(port=0, token=TOKEN))) as face:
         yield face.site.port
 
 

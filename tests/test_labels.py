@@ -24,7 +24,7 @@ from tokenometer.kernels.values import Tally
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.files.label_sums import LabelSums
 from tokenometer.processor.records.mapping_check import check
-from tokenometer.processor.verify import Settings, verify
+from tokenometer.processor.verify import VerifySettings, verify
 from tokenometer.schemas.mapping import MappingError, parse
 from tokenometer.schemas.usage import COUNTERS, FURTHER
 
@@ -393,7 +393,7 @@ def test_at_most_eight_labels_of_at_most_63_characters_and_16_edges_are_taken():
 
 # --- The meter and the audit ---
 
-AUDIT = Settings(dedup_horizon_ms=DEDUP_HORIZON_MS, settle_seconds=0, processes=1, max_past_ms=None)
+AUDIT = VerifySettings(dedup_horizon_ms=DEDUP_HORIZON_MS, settle_seconds=0, processes=1, max_past_ms=None)
 
 
 def broker_with(values: list[bytes], partitions: int = 2) -> MemoryBroker:

@@ -22,7 +22,7 @@ from tests.ledgers import make
 from tests.test_http import TOKEN
 from tests.test_ledger_usage import serving
 from tests.totals_data import Feed
-from tokenometer.processor.dashboard import Settings, SiteThread
+from tokenometer.processor.dashboard import ServeAddress, SiteThread
 from tokenometer.processor.dashboard import openapi as dashboard_openapi
 from tokenometer.processor.ledger import openapi as ledger_openapi
 from tokenometer.processor.ledger import pricefile
@@ -53,7 +53,7 @@ def ledger(database: str) -> Iterator[str]:
 
 @pytest.fixture
 def dashboard() -> Iterator[str]:
-    with contextlib.closing(SiteThread(Feed().source(), Settings(port=0))) as site:
+    with contextlib.closing(SiteThread(Feed().source(), ServeAddress(port=0))) as site:
         yield site.url
 
 

@@ -16,7 +16,7 @@ from tests import browser, totals_data
 from tests.summaries import Fleet
 from tests.totals_data import Feed, Shape, make, nothing
 from tokenometer.processor import show
-from tokenometer.processor.dashboard import Settings, SiteThread, server
+from tokenometer.processor.dashboard import ServeAddress, SiteThread, server
 from tokenometer.processor.rollup.entries import Entries
 from tokenometer.processor.rollup.summaries import read_summary
 from tokenometer.processor.rollup.totals import Totals
@@ -121,7 +121,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextlib.contextmanager
 def served(feed: Feed, port: int = 0, **settings: Any) -> Iterator[SiteThread]:
-    with contextlib.closing(SiteThread(feed.source(), Settings(port=port, **settings))) as site:
+    with contextlib.closing(SiteThread(feed.source(), ServeAddress(port=port, **settings))) as site:
         yield site
 
 

@@ -24,7 +24,7 @@ from tests.totals_data import AT_MS, Feed, Shape, make, nothing
 from tokenometer.processor import show
 from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.cli import top as cli_top
-from tokenometer.processor.dashboard import Settings, SiteThread, server, top
+from tokenometer.processor.dashboard import ServeAddress, SiteThread, server, top
 
 TOKEN = "a-token-for-top-0123456789"
 SIZES = [(80, 24), (160, 50), (100, 30), (143, 24), (144, 24), (120, 50), (60, 16), (240, 70)]
@@ -161,7 +161,7 @@ def feed() -> Feed:
 
 @pytest.fixture
 def site(feed: Feed) -> Iterator[SiteThread]:
-    with contextlib.closing(SiteThread(feed.source(), Settings(port=0))) as site:
+    with contextlib.closing(SiteThread(feed.source(), ServeAddress(port=0))) as site:
         yield site
 
 
@@ -178,7 +178,7 @@ def test_the_url_may_stand_in_the_environment(call, site, monkeypatch):
 
 
 def test_a_token_is_asked_for_and_taken(call, feed, monkeypatch):
-    with contextlib.closing(SiteThread(feed.source(), Settings(port=0, token=TOKEN))) as site:
+    with contextlib.closing(SiteThread(feed.source(), ServeAddress(port=0, token=TOKEN))) as site:
         assert_error(call("top", "--once", "--url", site.url), 1, "set TOKENOMETER_TOP_TOKEN")
         assert_error(call("top", "--once", "--url", site.url, "--token", "wrong"), 1, "set TOKENOMETER_TOP_TOKEN")
         assert call("top", "--once", "--url", site.url, "--token", TOKEN)[0] == 0
@@ -213,7 +213,7 @@ def test_something_else_there_is_named(call, answer):
 
 
 def test_early_totals_are_explained(call):
-    with contextlib.closing(SiteThread(Feed(None).source(), Settings(port=0))) as site:
+    with contextlib.closing(SiteThread(Feed(None).source(), ServeAddress(port=0))) as site:
         assert_error(call("top", "--once", "--url", site.url), 1, "no totals yet")
 
 
@@ -281,7 +281,7 @@ def wait_until(true: Callable[[], Any], why: Callable[[], str]) -> None:
 
 @pytest.mark.parametrize("key", [b"q", b"\x03"])
 def test_the_screen_lives_through_a_restart(feed, key):
-    site = SiteThread(feed.source(), Settings(port=0))
+    site = SiteThread(feed.source(), ServeAddress(port=0))
     with contextlib.closing(Terminal("--url", site.url)) as terminal:
         terminal.until("\x1b[?1049h")  # the alternate screen
         terminal.until("17:05:13 UTC")
@@ -291,7 +291,7 @@ def test_the_screen_lives_through_a_restart(feed, key):
         terminal.until("NO UPDATES for ")
         terminal.until("retrying")
         later = Feed(make(at_ms=AT_MS + 5000))
-        with contextlib.closing(SiteThread(later.source(), Settings(port=site.site.port))):
+        with contextlib.closing(SiteThread(later.source(), ServeAddress(port=site.site.port))):
             terminal.until("17:05:18 UTC")
             terminal.press(key)
             assert terminal.process.wait(30) == 0

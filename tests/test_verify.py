@@ -22,7 +22,7 @@ from tests import bad_input, harness, mutate, oracle, streams
 from tests.test_schemas import validator
 from tokenometer.processor.broker import BEGINNING, Offset, Place, Position
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.verify import Settings, verify
+from tokenometer.processor.verify import VerifySettings, verify
 from tokenometer.processor.verify import tasks as verify_tasks
 from tokenometer.processor.verify.judge import Judge, SkippedRecord
 from tokenometer.processor.verify.report import render
@@ -43,7 +43,7 @@ GROUP = "meters"
 LOG, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
 WINDOW_MS, HORIZON_MS, NOW_MS = 60_000, 1000, mutate.NOW_MS
 COUNTERS = ("requests", *oracle.COUNTS)
-SETTINGS = Settings(dedup_horizon_ms=HORIZON_MS, settle_seconds=0, processes=1)
+SETTINGS = VerifySettings(dedup_horizon_ms=HORIZON_MS, settle_seconds=0, processes=1)
 SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
 LINES = 24_000
 
@@ -94,7 +94,7 @@ class Stream:
         producer.close()
         consumer.close()
 
-    def verify(self, settings: Settings = SETTINGS) -> Report:
+    def verify(self, settings: VerifySettings = SETTINGS) -> Report:
         self.publish()
         return verify(self.broker, GROUP, {LOG: self.mapping.engine}, settings)
 
@@ -401,7 +401,7 @@ def test_what_a_meter_writes_is_clean(name):
             broker, inputs={streams.INPUT: name}, commit_interval_ms=0, flush_ms=0, run=f"run-{again}"
         )
         meter.run(lambda stop=stop: next(stop))
-        settings = Settings(dedup_horizon_ms=streams.HORIZON_MS, settle_seconds=0, processes=1)
+        settings = VerifySettings(dedup_horizon_ms=streams.HORIZON_MS, settle_seconds=0, processes=1)
         report = verify(broker, streams.GROUP, {streams.INPUT: harness.shipped(name).engine}, settings)
         assert report.clean, text_of(report)
         assert report.parts > again and report.tally.read >= 300 * (again + 1)
@@ -757,7 +757,7 @@ def test_an_unknown_schema_has_its_error(version):
 
 def test_another_window_has_its_error():
     with pytest.raises(WrongWindow, match="60000 ms, verified with 30000 ms"):
-        make_stream().verify(Settings(window_ms=30_000, settle_seconds=0))
+        make_stream().verify(VerifySettings(window_ms=30_000, settle_seconds=0))
 
 
 def test_retention_of_the_log_has_its_error():

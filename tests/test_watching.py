@@ -13,7 +13,15 @@ from tokenometer.processor.broker import BrokerError, Extent, GroupMember, Offse
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.meter import watching
 from tokenometer.processor.meter.health import Health
-from tokenometer.processor.meter.watching import LOOK_SECONDS, PATIENCE_MS, Judge, Outside, Standing, Verdict, Watch
+from tokenometer.processor.meter.watching import (
+    LOOK_SECONDS,
+    PATIENCE_MS,
+    HealthJudge,
+    HealthWatch,
+    Outside,
+    Standing,
+    Verdict,
+)
 
 A, B = Place("logs", 0), Place("logs", 1)
 ME, OTHER = GroupMember("me", [A]), GroupMember("other", [B])
@@ -21,15 +29,17 @@ BOTH = {A: Extent(Offset(0), Offset(10)), B: Extent(Offset(0), Offset(10))}
 AT_END = Standing({A: Offset(10)}, {})
 
 
-def after(judge: Judge, standing: Standing, outside: Outside | BrokerError, ms: int, step_ms: int = 2500) -> Verdict:
+def after(
+    judge: HealthJudge, standing: Standing, outside: Outside | BrokerError, ms: int, step_ms: int = 2500
+) -> Verdict:
     """Look at the same for so long."""
     for now_ms in range(0, ms, step_ms):
         judge.look(now_ms, standing, outside)
     return judge.look(ms, standing, outside)
 
 
-def judge(has_message: Callable[[Place, Offset, Offset], bool] = lambda place, begin, end: True) -> Judge:
-    return Judge("me", "group", has_message)
+def judge(has_message: Callable[[Place, Offset, Offset], bool] = lambda place, begin, end: True) -> HealthJudge:
+    return HealthJudge("me", "group", has_message)
 
 
 def test_patience_and_a_look_are_below_15_seconds() -> None:
@@ -113,7 +123,7 @@ class Run:
         self.meter = streams.make_meter(broker, "m", commit_interval_ms=50, inline=False)
         self.meter._on_commit = self.health.committed
         settings = self.meter._settings
-        self.watch = Watch(
+        self.watch = HealthWatch(
             broker, "m", settings.group, settings.inputs, self.meter.standing, self.health.judged,
             lambda: time.monotonic_ns() // 1_000_000,
         )  # fmt: skip

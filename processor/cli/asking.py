@@ -12,7 +12,7 @@ from typer import Option
 from tokenometer.processor import secret
 from tokenometer.processor.cli.client import open_url
 from tokenometer.processor.cli.common import usage_error
-from tokenometer.processor.cli.options import Config, Settings, TokenFile, http_url
+from tokenometer.processor.cli.options import CommandSettings, Config, TokenFile, http_url
 from tokenometer.processor.secret import Secret
 from tokenometer.schemas.errors import TokenometerError
 
@@ -81,7 +81,7 @@ TimeZone = Annotated[str, Option(metavar="ZONE", help="The zone of dates, days a
 
 
 @dataclass(frozen=True)
-class AskSettings(Settings):
+class AskSettings(CommandSettings):
     """Which ledger is asked: its database, or the process that has it open."""
 
     config: Config = None

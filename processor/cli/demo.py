@@ -142,7 +142,7 @@ def demo_command(command: DemoCommand) -> None:
                 if advance:
                     advance(done, f"audit: {done:,} of {total:,} messages")
 
-            audit = verify.verify(broker, settings.group, settings.inputs, verify.Settings(*outputs), audited)
+            audit = verify.verify(broker, settings.group, settings.inputs, verify.VerifySettings(*outputs), audited)
         show_view(render(audit))
         same = stopped() or view.totals is not None and view.tokens == audit.expected
         if not same:

@@ -9,13 +9,13 @@ from typer import Option
 
 from tokenometer.processor.cli.asking import DATABASE, Database
 from tokenometer.processor.cli.common import needs, say
-from tokenometer.processor.cli.options import Config, Settings
+from tokenometer.processor.cli.options import CommandSettings, Config
 from tokenometer.processor.ledger.values import BadRequest
 from tokenometer.processor.secret import Secret
 
 
 @dataclass(frozen=True)
-class LoadCommand(Settings):
+class LoadCommand(CommandSettings):
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Rows, as replay writes them.")]
     config: Config = None
     database: Database = Secret(DATABASE, DATABASE)

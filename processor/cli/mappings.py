@@ -12,7 +12,7 @@ import typer
 from typer import Argument, Option
 
 from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view
-from tokenometer.processor.cli.options import Settings, register
+from tokenometer.processor.cli.options import CommandSettings, register
 from tokenometer.processor.files import decoded, logs, mapping_report, output, report
 from tokenometer.processor.intake import Decoder
 from tokenometer.processor.records import guess, mapping_check
@@ -34,7 +34,7 @@ def mappings_list(context: typer.Context) -> None:
 
 
 @dataclass(frozen=True)
-class ShowCommand(Settings):
+class ShowCommand(CommandSettings):
     name: Annotated[str, Argument(help="A shipped mapping or a .toml file.")]
 
 
@@ -49,7 +49,7 @@ def show_command(command: ShowCommand) -> None:
 
 
 @dataclass(frozen=True)
-class CheckCommand(Settings):
+class CheckCommand(CommandSettings):
     name: Annotated[str, Argument(metavar="MAPPING", help="A .toml file or a shipped mapping.")]
     sample: Annotated[str, Option("--sample", metavar="LOG", help="A log to try it on; [bold]-[/] is standard input.")]
     records: Annotated[
@@ -80,7 +80,7 @@ def _first_lines(log: str, most: int) -> Iterator[bytes]:
 
 
 @dataclass(frozen=True)
-class GuessCommand(Settings):
+class GuessCommand(CommandSettings):
     sample: Annotated[str, Argument(metavar="LOG", help="A log of lines; [bold]-[/] is standard input.")]
     name: Annotated[
         str | None, Option("--name", metavar="N", help="The mapping's name; by default it is the log's.")
@@ -114,7 +114,7 @@ def _name_of(log: str) -> str:
 
 
 @dataclass(frozen=True)
-class InitCommand(Settings):
+class InitCommand(CommandSettings):
     name: Annotated[str, Argument(metavar="NAME", help="A shipped mapping.")]
     force: Annotated[bool, Option("--force", help="Replace a file that is there.")] = False
 

@@ -33,7 +33,7 @@ from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.fitting import FitSettings
 from tokenometer.processor.meter.health import Health
 from tokenometer.processor.meter.meter import Clock, Committed, Meter, MeterSettings
-from tokenometer.processor.meter.watching import Watch
+from tokenometer.processor.meter.watching import HealthWatch
 from tokenometer.processor.records import engines
 from tokenometer.schemas.usage import DAY_MS
 
@@ -209,7 +209,7 @@ def meter_command(command: MeterCommand) -> None:
         _log_commit(done)
 
     meter = Meter(broker, engine, settings, run, clock=clock, on_commit=committed)
-    watch = Watch(
+    watch = HealthWatch(
         broker, settings.name, settings.group, settings.inputs, meter.standing, health.judged, clock.steady_ms,
         settings.commit_interval_ms,
     )  # fmt: skip

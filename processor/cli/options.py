@@ -38,7 +38,7 @@ _TOKEN_MIN = 16  # nothing slows down guessing; the servers refuse shorter ones,
 
 
 @dataclass(frozen=True)
-class Settings:
+class CommandSettings:
     """What a command was told. It logs itself, with every secret as `***`."""
 
     def shown(self) -> dict[str, Any]:
@@ -303,7 +303,7 @@ Force = Annotated[bool, Option("--force", "-f", help="Replace files that exist."
 
 
 @dataclass(frozen=True)
-class LogSettings(Settings):
+class LogSettings(CommandSettings):
     """What a service logs."""
 
     log_format: LogForm = LogFormat.JSON
@@ -342,7 +342,7 @@ KafkaFile = Annotated[
 
 
 @dataclass(frozen=True)
-class KafkaSettings(Settings):
+class KafkaSettings(CommandSettings):
     """Where Kafka is, and the settings of its clients."""
 
     bootstrap: Bootstrap = BOOTSTRAP
@@ -385,7 +385,7 @@ RegistryFile = Annotated[
 
 
 @dataclass(frozen=True)
-class RegistrySettings(Settings):
+class RegistrySettings(CommandSettings):
     """Where schemas come from that values name by an id."""
 
     registry: RegistryPairs = None

@@ -9,7 +9,7 @@ from typer import Option
 
 from tokenometer.processor.cli.asking import database
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say
-from tokenometer.processor.cli.options import Settings, register
+from tokenometer.processor.cli.options import CommandSettings, register
 from tokenometer.processor.ledger import pricecheck, pricefile
 from tokenometer.processor.ledger.prices import Prices
 from tokenometer.processor.secret import Secret
@@ -19,7 +19,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class CheckCommand(Settings):
+class CheckCommand(CommandSettings):
     file: Annotated[str, typer.Argument(metavar="FILE", help="A price list; docs/BILLING.md.")]
     against: Annotated[
         Secret | None,

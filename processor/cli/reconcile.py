@@ -9,14 +9,14 @@ from typer import Option
 
 from tokenometer.processor.cli.asking import DATABASE, Database
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, write_json
-from tokenometer.processor.cli.options import Config, Settings
+from tokenometer.processor.cli.options import CommandSettings, Config
 from tokenometer.processor.cli.tables import show_rows
 from tokenometer.processor.ledger import provider
 from tokenometer.processor.secret import Secret
 
 
 @dataclass(frozen=True)
-class ReconcileCommand(Settings):
+class ReconcileCommand(CommandSettings):
     file: Annotated[str, typer.Argument(metavar="FILE", help="A provider's usage export, CSV.")]
     config: Config = None
     database: Database = Secret(DATABASE, DATABASE)

@@ -56,13 +56,13 @@ def dashboard(
         yield None
         return
     with needs("dashboard", ", or serve none with --listen ''"):
-        from tokenometer.processor.dashboard import DashboardError, Settings, SiteThread, Source, metrics
+        from tokenometer.processor.dashboard import DashboardError, ServeAddress, SiteThread, Source, metrics
 
     def totals() -> bytes | None:
         return watch.latest
 
     def at(address: Address) -> SiteThread:
-        return SiteThread(source, Settings(address.host, address.port, token.reveal() if token else None))
+        return SiteThread(source, ServeAddress(address.host, address.port, token.reveal() if token else None))
 
     source = Source(totals, watch.history, watch.rate, watch.health, metrics.registry(totals))
     try:

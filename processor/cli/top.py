@@ -26,7 +26,7 @@ from typer import Option
 from tokenometer.processor import show
 from tokenometer.processor.cli.client import open_url
 from tokenometer.processor.cli.common import ctrl_c, show_view, stdout_console
-from tokenometer.processor.cli.options import Settings, TokenFile, http_url
+from tokenometer.processor.cli.options import CommandSettings, TokenFile, http_url
 from tokenometer.processor.dashboard import top
 from tokenometer.processor.secret import Secret
 from tokenometer.schemas.errors import TokenometerError
@@ -46,7 +46,7 @@ class TopError(TokenometerError):
 
 
 @dataclass(frozen=True)
-class TopCommand(Settings):
+class TopCommand(CommandSettings):
     url: Annotated[
         str, Option(parser=http_url, metavar="URL", help="The address of the dashboard that a rollup serves.")
     ] = "http://127.0.0.1:8321"

@@ -63,7 +63,7 @@ def verify_command(command: VerifyCommand) -> None:
     outputs = command.usage_topic, command.live_topic, command.rejected_topic
     inputs = topics.inputs(command.input, outputs)
     topics.registry(inputs, command.registry_client)  # at once, not in the middle of the log
-    settings = verify.Settings(
+    settings = verify.VerifySettings(
         *outputs,
         window_ms=command.window * 1000,
         max_future_skew_ms=command.max_future_skew * 1000,

@@ -8,7 +8,7 @@ static/      the page: plain ES modules, no build step
 """
 
 from tokenometer.processor.dashboard.server import Site, SiteThread, Source
-from tokenometer.processor.http.access import ServeAddress as Settings
+from tokenometer.processor.http.access import ServeAddress
 from tokenometer.processor.http.access import ServeError as DashboardError
 
-__all__ = ["DashboardError", "Settings", "Site", "SiteThread", "Source"]
+__all__ = ["DashboardError", "ServeAddress", "Site", "SiteThread", "Source"]

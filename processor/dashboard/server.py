@@ -26,7 +26,7 @@ from prometheus_client import CollectorRegistry
 from tokenometer.processor.dashboard import assets, openapi
 from tokenometer.processor.http import access, answers
 from tokenometer.processor.http.access import ServeAddress, ServeError
-from tokenometer.processor.http.answers import Refused
+from tokenometer.processor.http.answers import RefusedRequest
 from tokenometer.processor.http.server import Server, application, connections_max
 
 log = logging.getLogger("tokenometer.dashboard")
@@ -153,7 +153,7 @@ class Site:
         token = self._settings.token
         if token is None:
             if not access.is_own_host(request.headers.get("Host")):
-                raise Refused(
+                raise RefusedRequest(
                     403, "the Host header names another machine; open the dashboard by 127.0.0.1 or localhost"
                 )
             return
@@ -161,7 +161,7 @@ class Site:
         allowed = access.may_ask(token, request.headers.get("Authorization"), query, cookie)
         if not allowed and request.path not in access.OPEN_PATHS:
             message = "a token is needed: open /?token=TOKEN once, or send the header Authorization: Bearer TOKEN"
-            raise Refused(401, message, WWW_Authenticate="Bearer")
+            raise RefusedRequest(401, message, WWW_Authenticate="Bearer")
 
     @property
     def _cookie_name(self) -> str:
@@ -186,7 +186,7 @@ class Site:
     async def _static(self, request: web.Request) -> web.StreamResponse:
         asset = self._assets.get(request.match_info["name"])
         if asset is None:
-            raise Refused(404, "no such file")
+            raise RefusedRequest(404, "no such file")
         return await self._send_asset(request, asset)
 
     async def _send_asset(self, request: web.Request, asset: assets.Asset) -> web.StreamResponse:
@@ -201,7 +201,7 @@ class Site:
 
     async def _totals(self, request: web.Request) -> web.StreamResponse:
         if self._frame is None:
-            raise Refused(503, "no totals yet", Retry_After="1")
+            raise RefusedRequest(503, "no totals yet", Retry_After="1")
         return answers.answer(self._frame.totals)
 
     async def _history(self, request: web.Request) -> web.StreamResponse:
@@ -231,7 +231,7 @@ class Site:
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         if self._streams >= min(STREAMS_MAX, self._room):
-            raise Refused(503, f"there are {self._streams:,} streams already", Retry_After="10")
+            raise RefusedRequest(503, f"there are {self._streams:,} streams already", Retry_After="10")
         packed = _takes_gzip(request)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "X-Accel-Buffering": "no"})
         if packed:
@@ -287,7 +287,7 @@ def _takes_gzip(request: web.Request) -> bool:
 def _choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:
     value = request.query.get(name, allowed[0])
     if value not in allowed:
-        raise Refused(400, f"{name}: expected one of {', '.join(allowed)}")
+        raise RefusedRequest(400, f"{name}: expected one of {', '.join(allowed)}")
     return value
 
 

@@ -17,7 +17,7 @@ _JSON = "application/json"
 _COMPRESS_FROM = 1024  # bytes; smaller answers fit a packet
 
 
-class Refused(Exception):
+class RefusedRequest(Exception):
     """A request that gets an error for an answer. headers: with _ for -."""
 
     def __init__(self, status: int, message: str, **headers: str) -> None:

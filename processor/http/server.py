@@ -22,7 +22,7 @@ from typing import Any, cast
 from aiohttp import web
 
 from tokenometer.processor.http import access
-from tokenometer.processor.http.answers import Refused, error
+from tokenometer.processor.http.answers import RefusedRequest, error
 
 log = logging.getLogger("tokenometer.http")
 
@@ -55,7 +55,7 @@ def application(
             if gate is not None:
                 gate(request)
             return await handler(request)
-        except Refused as refused:
+        except RefusedRequest as refused:
             return error(refused.status, refused.message, refused.headers)
         except web.HTTPException as refused:
             allow = {"Allow": refused.headers["Allow"]} if "Allow" in refused.headers else {}
@@ -79,7 +79,7 @@ async def body(request: web.Request) -> bytes:
         async with asyncio.timeout(BODY_SECONDS):
             return await request.read()
     except TimeoutError:
-        raise Refused(408, f"the body did not come within {BODY_SECONDS:.0f} s", Connection="close") from None
+        raise RefusedRequest(408, f"the body did not come within {BODY_SECONDS:.0f} s", Connection="close") from None
 
 
 def connections_max() -> int:

@@ -27,7 +27,7 @@ from tokenometer.processor.intake.native import Bytes, Ints
 from tokenometer.processor.intake.openers import MESSAGE_BYTES_MAX, Undecodable
 from tokenometer.schemas.value import PLAIN, Value
 
-__all__ = ["MESSAGE_BYTES_MAX", "REASONS", "Decoder", "Lines", "SchemaError", "UnknownSchema", "decoder"]
+__all__ = ["MESSAGE_BYTES_MAX", "REASONS", "Decoder", "DecodedLines", "SchemaError", "UnknownSchema", "decoder"]
 
 REASONS = (
     "too_large",  # the opened value, or its lines, are more than the limit
@@ -42,7 +42,7 @@ _BAD = b"?"  # the value in place of one that cannot be read
 _FRAME_BYTES = {"confluent": openers.FRAME_BYTES, "single_object": 10, "none": 0}
 _CALL_BYTES = 256 << 20  # lines of one call: messages may grow, memory must not
 
-SchemaError = (avro.SchemaError, protobuf.SchemaError)
+SchemaError = (avro.AvroSchemaError, protobuf.ProtobufSchemaError)
 
 
 # The text of a registry's schema by its id or GUID: Avro's JSON, or the bytes of a protobuf descriptor set. Raises
@@ -51,7 +51,7 @@ Schemas = Callable[[int | str], str | bytes]
 
 
 @dataclass(frozen=True)
-class Lines:
+class DecodedLines:
     """data: lines. ends: past each message's last line, for messages first, first + 1, ... of the column: perhaps not
     all of them. failures: why messages (by their index in the column) cannot be read."""
 
@@ -96,27 +96,31 @@ class Decoder:
         first: int = 0,
         keys: Sequence[bytes | None] | None = None,
         headers: Sequence[Headers] | None = None,
-    ) -> Lines:
+    ) -> DecodedLines:
         """The lines of messages `first` and following, as many as one call may give: at least one of them.
 
         keys: where `value.key`. headers: where `schemas.value.asks_for_headers`.
         """
         if not len(values):
-            return Lines(np.empty(0, np.uint8), np.empty(0, np.int64))
+            return DecodedLines(np.empty(0, np.uint8), np.empty(0, np.int64))
         claimed, claims = native.look(values.data, values.starts, values.lengths)
         if self._untouched and not len(claimed) and values.lines is not None and first == 0:
-            return Lines(values.data, values.lines)
-        batch = native.Batch.of(values.data, values.starts, values.lengths)
+            return DecodedLines(values.data, values.lines)
+        batch = native.ValueBatch.of(values.data, values.starts, values.lengths)
         failures = self._open(batch, values, first, claimed, claims)
         if self._value.encoding == "cloudevents" and headers is not None:
             self._structure(batch, headers, failures)
         inject = self._members(batch, keys, headers, failures)
         written = self._decode(batch, first, inject, headers, failures)
-        return Lines(written.data, written.ends, {**written.failures, **_upto(failures, first + len(written.ends))})
+        return DecodedLines(
+            written.data, written.ends, {**written.failures, **_upto(failures, first + len(written.ends))}
+        )
 
     # --- Openers ---
 
-    def _open(self, batch: native.Batch, values: Column, first: int, claimed: Ints, claims: Bytes) -> dict[int, str]:
+    def _open(
+        self, batch: native.ValueBatch, values: Column, first: int, claimed: Ints, claims: Bytes
+    ) -> dict[int, str]:
         """Replaces what is claimed; stops where the opened values are as much as one call may give."""
         failures: dict[int, str] = {}
         replaced: dict[int, bytes] = {}
@@ -139,7 +143,7 @@ class Decoder:
 
     # --- Keys and headers ---
 
-    def _structure(self, batch: native.Batch, headers: Sequence[Headers], failures: dict[int, str]) -> None:
+    def _structure(self, batch: native.ValueBatch, headers: Sequence[Headers], failures: dict[int, str]) -> None:
         replaced: dict[int, bytes] = {}
         for index in range(len(batch.lengths)):
             if index in failures or not envelopes.is_binary_event(headers[index]):
@@ -152,7 +156,7 @@ class Decoder:
 
     def _members(
         self,
-        batch: native.Batch,
+        batch: native.ValueBatch,
         keys: Sequence[bytes | None] | None,
         headers: Sequence[Headers] | None,
         failures: dict[int, str],
@@ -176,7 +180,7 @@ class Decoder:
 
     def _decode(
         self,
-        batch: native.Batch,
+        batch: native.ValueBatch,
         first: int,
         inject: list[bytes] | None,
         headers: Sequence[Headers] | None,
@@ -198,13 +202,13 @@ class Decoder:
     def _finish(self, written: native.Written, first: int, inject: list[bytes] | None) -> native.Written:
         """Strings that hold JSON, keys and headers, in lines that another encoding has given."""
         starts = np.concatenate((np.zeros(1, np.int64), written.ends[:-1]))
-        batch = native.Batch.of(written.data, starts, written.ends - starts)
+        batch = native.ValueBatch.of(written.data, starts, written.ends - starts)
         part = None if inject is None else inject[first : first + len(written.ends)]
         again = native.lines(batch, self._second_recipe, 0, 2 * _CALL_BYTES, part)
         failures = {**{first + index: reason for index, reason in again.failures.items()}, **written.failures}
         return native.Written(again.data, again.ends, _upto(failures, first + len(again.ends)))
 
-    def _avro(self, batch: native.Batch, first: int, headers: Sequence[Headers] | None) -> native.Written:
+    def _avro(self, batch: native.ValueBatch, first: int, headers: Sequence[Headers] | None) -> native.Written:
         assert self._schemas is not None
         which = np.zeros(len(batch.lengths), np.int32)
         if self._value.registry:
@@ -221,7 +225,7 @@ class Decoder:
         return native.avro(batch, self._schemas.avro, which, frame_bytes, self._limit, first, _CALL_BYTES)
 
     def _protobuf(
-        self, batch: native.Batch, first: int, headers: Sequence[Headers] | None, failures: dict[int, str]
+        self, batch: native.ValueBatch, first: int, headers: Sequence[Headers] | None, failures: dict[int, str]
     ) -> native.Written:
         assert self._schemas is not None
         parts: list[bytes] = []
@@ -291,7 +295,7 @@ class _Schemas:
         try:
             self.avro.append(avro.compile_schema(text))
             self._places[reference] = len(self.avro) - 1
-        except avro.SchemaError:
+        except avro.AvroSchemaError:
             self._places[reference] = -1  # a schema that cannot be used is like none
         return self._places[reference]
 
@@ -310,7 +314,7 @@ class _Schemas:
                 raise Undecodable("unknown_schema")
             try:
                 self._types[reference] = protobuf.MessageTypes(text) if isinstance(text, bytes) else None
-            except protobuf.SchemaError:
+            except protobuf.ProtobufSchemaError:
                 self._types[reference] = None
         types = self._types[reference]
         if types is None:

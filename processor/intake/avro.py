@@ -18,7 +18,7 @@ _SCALE_MAX = 38  # what 16 bytes can hold
 _NODES_MAX = 100_000
 
 
-class SchemaError(ValueError):
+class AvroSchemaError(ValueError):
     """A schema cannot be used. The message says what is wrong with it."""
 
 
@@ -29,11 +29,11 @@ def compile_schema(text: str | bytes) -> AvroTables:
         compiler = _Compiler()
         compiler.node(schema, "")
     except RecursionError:
-        raise SchemaError("the Avro schema is nested too deeply") from None
-    except SchemaError:
+        raise AvroSchemaError("the Avro schema is nested too deeply") from None
+    except AvroSchemaError:
         raise
     except ValueError as error:
-        raise SchemaError(f"the Avro schema is not JSON: {error}") from None
+        raise AvroSchemaError(f"the Avro schema is not JSON: {error}") from None
     return compiler.tables()
 
 
@@ -57,7 +57,7 @@ class _Compiler:
         if isinstance(schema, list):
             return self._union(schema, namespace)
         if not isinstance(schema, dict) or "type" not in schema:
-            raise SchemaError(f"expected a type, found {str(schema)[:80]}")
+            raise AvroSchemaError(f"expected a type, found {str(schema)[:80]}")
         kind = schema["type"]
         if not isinstance(kind, str) or kind not in _KINDS or kind == "union":
             return self.node(kind, namespace)
@@ -85,7 +85,7 @@ class _Compiler:
         for known in (full, name):
             if known in self._names:
                 return self._names[known]
-        raise SchemaError(f"unknown type {name}")
+        raise AvroSchemaError(f"unknown type {name}")
 
     def _union(self, branches: list[Any], namespace: str) -> int:
         index = self._add(_KINDS["union"])
@@ -99,7 +99,7 @@ class _Compiler:
         fields = []
         for field in _list(schema, "fields"):
             if not isinstance(field, dict) or not isinstance(field.get("name"), str):
-                raise SchemaError(f"expected a field with a name in {name}, found {str(field)[:80]}")
+                raise AvroSchemaError(f"expected a field with a name in {name}, found {str(field)[:80]}")
             fields.append((self.node(field.get("type"), inner), orjson.dumps(field["name"]) + b":"))
         self._adopt(index, fields)
         return index
@@ -107,11 +107,11 @@ class _Compiler:
     def _decimal(self, schema: dict[str, Any], namespace: str) -> int:
         scale = schema.get("scale", 0)
         if type(scale) is not int or not 0 <= scale <= _SCALE_MAX:
-            raise SchemaError(f"expected a decimal's scale of 0 to {_SCALE_MAX}, found {scale}")
+            raise AvroSchemaError(f"expected a decimal's scale of 0 to {_SCALE_MAX}, found {scale}")
         if schema["type"] == "bytes":
             return self._add(_DECIMAL, scale=scale)
         if not 1 <= (size := _size(schema)) <= _DECIMAL_BYTES_MAX:
-            raise SchemaError(f"expected a decimal of 1 to {_DECIMAL_BYTES_MAX} bytes, found {size}")
+            raise AvroSchemaError(f"expected a decimal of 1 to {_DECIMAL_BYTES_MAX} bytes, found {size}")
         return self._add(_FIXED_DECIMAL, size=size, scale=scale, name=_full_name(schema, namespace))
 
     def _add(
@@ -119,7 +119,7 @@ class _Compiler:
     ) -> int:
         index = len(self._nodes)
         if index == _NODES_MAX:
-            raise SchemaError(f"the Avro schema has more than {_NODES_MAX} types")
+            raise AvroSchemaError(f"the Avro schema has more than {_NODES_MAX} types")
         self._nodes.append([kind, 0, 0, size, scale])
         if name:
             self._names[name] = index
@@ -137,19 +137,19 @@ class _Compiler:
 def _full_name(schema: dict[str, Any], namespace: str) -> str:
     name, namespace = schema.get("name"), schema.get("namespace", namespace)
     if not isinstance(name, str) or not name or not isinstance(namespace, str):
-        raise SchemaError(f"expected a name of the {schema['type']}, found {str(name)[:80]}")
+        raise AvroSchemaError(f"expected a name of the {schema['type']}, found {str(name)[:80]}")
     return name if "." in name or not namespace else f"{namespace}.{name}"
 
 
 def _list(schema: dict[str, Any], key: str) -> list[Any]:
     found = schema.get(key)
     if not isinstance(found, list):
-        raise SchemaError(f"expected a list of {key}, found {str(found)[:80]}")
+        raise AvroSchemaError(f"expected a list of {key}, found {str(found)[:80]}")
     return found
 
 
 def _size(schema: dict[str, Any]) -> int:
     size = schema.get("size")
     if type(size) is not int or not 0 <= size < 1 << 31:
-        raise SchemaError(f"expected a size of fewer than 2^31 bytes, found {str(size)[:80]}")
+        raise AvroSchemaError(f"expected a size of fewer than 2^31 bytes, found {str(size)[:80]}")
     return size

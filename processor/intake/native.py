@@ -54,7 +54,7 @@ class AvroTables:
 
 
 @dataclass
-class Batch:
+class ValueBatch:
     """Values by address and length (-1: none), and what must live as long as they are read."""
 
     addresses: np.ndarray[Any, np.dtype[np.uint64]]
@@ -62,7 +62,7 @@ class Batch:
     owners: list[Any]  # the first is where the values were before any was replaced
 
     @classmethod
-    def of(cls, data: Bytes, starts: Ints, lengths: Ints) -> "Batch":
+    def of(cls, data: Bytes, starts: Ints, lengths: Ints) -> "ValueBatch":
         return cls(np.uint64(data.ctypes.data) + starts.astype(np.uint64), lengths, [data])
 
     def replace(self, values: dict[int, bytes]) -> None:
@@ -111,7 +111,9 @@ def look(data: Bytes, starts: Ints, lengths: Ints) -> tuple[Ints, Bytes]:
     return claimed[:found], claims[:found]
 
 
-def lines(batch: Batch, recipe: bytes, first: int, stop_bytes: int, inject: Sequence[bytes] | None = None) -> Written:
+def lines(
+    batch: ValueBatch, recipe: bytes, first: int, stop_bytes: int, inject: Sequence[bytes] | None = None
+) -> Written:
     """JSON in any of its shapes, and OTLP. inject: members that every record of a message gets."""
     text, ends = None, None
     if inject is not None:
@@ -121,7 +123,7 @@ def lines(batch: Batch, recipe: bytes, first: int, stop_bytes: int, inject: Sequ
 
 
 def avro(
-    batch: Batch,
+    batch: ValueBatch,
     schemas: Sequence[AvroTables],
     which: np.ndarray[Any, np.dtype[np.int32]],
     frame_bytes: int,
@@ -141,7 +143,12 @@ def avro(
 
 
 def _run(
-    batch: Batch, first: int, stop_bytes: int, call: Any, inject: Bytes | None = None, inject_ends: Ints | None = None
+    batch: ValueBatch,
+    first: int,
+    stop_bytes: int,
+    call: Any,
+    inject: Bytes | None = None,
+    inject_ends: Ints | None = None,
 ) -> Written:
     count = len(batch.lengths)
     assert 0 <= first < count

@@ -23,7 +23,7 @@ _WRAPPERS = {
 _TIMESTAMP = "google.protobuf.Timestamp"
 
 
-class SchemaError(ValueError):
+class ProtobufSchemaError(ValueError):
     """A schema cannot be used. The message says what is wrong with it."""
 
 
@@ -35,7 +35,7 @@ class MessageTypes:
             from google.protobuf import descriptor_pb2, descriptor_pool
             from google.protobuf.message import DecodeError
         except ImportError:
-            raise SchemaError(
+            raise ProtobufSchemaError(
                 'encoding = "protobuf" needs the package protobuf: pip install "tokenometer[protobuf]"'
             ) from None
         pool = descriptor_pool.DescriptorPool()
@@ -45,9 +45,9 @@ class MessageTypes:
                 pool.AddSerializedFile(file.SerializeToString())
             self._files = [pool.FindFileByName(file.name) for file in files]
         except (DecodeError, TypeError, KeyError) as error:
-            raise SchemaError(f"not a complete protobuf descriptor set: {error}") from None
+            raise ProtobufSchemaError(f"not a complete protobuf descriptor set: {error}") from None
         if not any(file.message_types_by_name for file in self._files):
-            raise SchemaError("the protobuf descriptor set has no message")
+            raise ProtobufSchemaError("the protobuf descriptor set has no message")
         self._pool = pool
 
     def by_name(self, name: str | None) -> Any:
@@ -57,7 +57,7 @@ class MessageTypes:
         try:
             return self._class_of(self._pool.FindMessageTypeByName(name))
         except KeyError:
-            raise SchemaError(f"the protobuf descriptor set has no message {name}") from None
+            raise ProtobufSchemaError(f"the protobuf descriptor set has no message {name}") from None
 
     def by_indexes(self, indexes: Sequence[int]) -> Any:
         """The message that a Confluent frame names: its number in the file, then in the message around it."""

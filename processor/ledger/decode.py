@@ -27,10 +27,10 @@ from tokenometer.processor.ledger.values import (
     U64_END,
     Coded,
     CodedLabels,
+    LedgerRows,
     LedgerSummary,
     Malformed,
     UnknownSchema,
-    UsageRows,
 )
 from tokenometer.schemas.usage import COUNTERS, FURTHER, FURTHER_PARENTS, PARENTS, TOTAL, Usage, total_of
 
@@ -64,7 +64,7 @@ class _Doubt(Exception):
 # --- Usage rows ---
 
 
-def usage_rows(polled: Sequence[Messages]) -> UsageRows | None:
+def usage_rows(polled: Sequence[Messages]) -> LedgerRows | None:
     """The rows of messages of token-usage; None: there are none. A tombstone is no row: it takes one from the topic,
     not from the books."""
     values = [value for value in itertools.chain.from_iterable(m.values for m in polled) if value is not None]
@@ -79,7 +79,7 @@ def usage_rows(polled: Sequence[Messages]) -> UsageRows | None:
         return _columns(pa.Table.from_pylist(rows, labelled))
 
 
-def of_table(table: Any, where: str) -> UsageRows:
+def of_table(table: Any, where: str) -> LedgerRows:
     """The rows of a table that has the fields of a row as columns. Raises Malformed."""
     missing = [name for name in _REQUIRED if name not in table.column_names]
     unknown = set(table.column_names) - _REQUIRED - _OPTIONAL
@@ -156,7 +156,7 @@ def _parsed(text: bytes) -> Any:
     return pj.read_json(pa.BufferReader(text), read_options=_READ, parse_options=options)
 
 
-def _columns(table: Any) -> UsageRows:
+def _columns(table: Any) -> LedgerRows:
     counters = [table[name].to_numpy() for name in COUNTERS]
     further = _further(table)
     if not _consistent(counters, table["total_tokens"].to_numpy(), further):
@@ -178,7 +178,7 @@ def _columns(table: Any) -> UsageRows:
     if (found or further) and (versions == 1).any():
         _check_old(versions == 1, found, further)
     of_parts = _of_parts(part, windows)
-    return UsageRows(times[starts.codes], user, model, chip, part, of_parts, counters, found, further)
+    return LedgerRows(times[starts.codes], user, model, chip, part, of_parts, counters, found, further)
 
 
 def _further(table: Any) -> list[Any]:

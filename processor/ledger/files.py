@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tokenometer.processor.broker import Messages, Place
 from tokenometer.processor.ledger import decode
 from tokenometer.processor.ledger.store import Store
-from tokenometer.processor.ledger.values import LedgerBatch, LedgerError, UsageRows
+from tokenometer.processor.ledger.values import LedgerBatch, LedgerError, LedgerRows
 
 _BATCH_ROWS = 200_000
 _CHUNK_BYTES = 8 << 20
@@ -38,7 +38,7 @@ def load(store: Store, name: str) -> int:
     return count
 
 
-def _batches(name: str) -> Iterator[UsageRows]:
+def _batches(name: str) -> Iterator[LedgerRows]:
     if name.endswith(".parquet"):
         yield from _parquet(name)
     elif name.endswith(_LINES):
@@ -49,7 +49,7 @@ def _batches(name: str) -> Iterator[UsageRows]:
         )
 
 
-def _parquet(name: str) -> Iterator[UsageRows]:
+def _parquet(name: str) -> Iterator[LedgerRows]:
     first = 0
     with pq.ParquetFile(name) as file:
         for batch in file.iter_batches(_BATCH_ROWS):
@@ -77,7 +77,7 @@ def _as_messages_have_it(table: Any) -> Any:
     return table
 
 
-def _lines(name: str) -> Iterator[UsageRows]:
+def _lines(name: str) -> Iterator[LedgerRows]:
     first, values = 0, list[bytes]()
     for line in _text_lines(name):
         values.append(line)
@@ -89,7 +89,7 @@ def _lines(name: str) -> Iterator[UsageRows]:
         yield _decoded(name, values, first)
 
 
-def _decoded(name: str, values: list[bytes], first: int) -> UsageRows:
+def _decoded(name: str, values: list[bytes], first: int) -> LedgerRows:
     offsets = np.arange(first, first + len(values), dtype=np.int64)
     messages = Messages(Place(name, 0), values, np.zeros(len(values), np.uint64), offsets)
     try:

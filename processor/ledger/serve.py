@@ -30,7 +30,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from tokenometer.processor.http import access, answers
-from tokenometer.processor.http.answers import Refused
+from tokenometer.processor.http.answers import RefusedRequest
 from tokenometer.processor.http.server import Handler, Server, application, body
 from tokenometer.processor.ledger import export, openapi, periods
 from tokenometer.processor.ledger.adjust import Conflict
@@ -91,14 +91,14 @@ class LedgerServer:
         token = self._settings.token
         if token is None:
             if not access.is_own_host(request.headers.get("Host")):
-                raise Refused(403, "the Host header names another machine")
+                raise RefusedRequest(403, "the Host header names another machine")
             return
         if access.may_ask(token, request.headers.get("Authorization")) or request.path in access.OPEN_PATHS:
             return
         if self._customer(request) is None:
-            raise Refused(401, "a bearer token is wanted", WWW_Authenticate="Bearer")
+            raise RefusedRequest(401, "a bearer token is wanted", WWW_Authenticate="Bearer")
         if request.method not in ("GET", "HEAD") or not _OF_CUSTOMERS.fullmatch(request.path):
-            raise Refused(403, "this token reads the usage and the statements of one customer")
+            raise RefusedRequest(403, "this token reads the usage and the statements of one customer")
 
     def _customer(self, request: web.Request) -> Customer | None:
         """Whose token it is. All are compared, so that how long it takes says nothing."""
@@ -182,13 +182,13 @@ def _told(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except BadRequest as error:
-            raise Refused(400, str(error)) from None
+            raise RefusedRequest(400, str(error)) from None
         except (periods.NotComplete, Unpriced, Conflict) as error:
-            raise Refused(409, str(error)) from None
+            raise RefusedRequest(409, str(error)) from None
         except PriceError as error:
-            raise Refused(400, str(error)) from None
+            raise RefusedRequest(400, str(error)) from None
         except LedgerError as error:
-            raise Refused(503, str(error)) from None
+            raise RefusedRequest(503, str(error)) from None
 
     return told
 

@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.processor.ledger.database import COLUMNS, COUNTS, IDENTITY, KEY, WIDE, Database
 from tokenometer.processor.ledger.parts import DISPUTED, ENDED, MERGED, LedgerPart, LedgerParts
-from tokenometer.processor.ledger.values import Coded, DatabaseError, LabelSet, LedgerBatch, LedgerError, UsageRows
+from tokenometer.processor.ledger.values import Coded, DatabaseError, LabelSet, LedgerBatch, LedgerError, LedgerRows
 from tokenometer.schemas.usage import COUNTERS, FURTHER, Usage
 
 NAMES_CACHED_MAX = 2_000_000  # about 300 MB of bytes and numbers; then the cache begins anew
@@ -167,7 +167,7 @@ class Store:
                 raise DatabaseError(f"another process has moved {place.topic}, partition {place.partition}: stop it")
             self._positions[place] = Stand(stand.topic_id, following)
 
-    def _take_rows(self, rows: UsageRows) -> None:
+    def _take_rows(self, rows: LedgerRows) -> None:
         batch = self._batch(rows)
         if not len(batch):
             return
@@ -181,7 +181,7 @@ class Store:
         if further and not self._further:
             self.database.rows("UPDATE book SET further = TRUE")
 
-    def _batch(self, rows: UsageRows) -> Any:
+    def _batch(self, rows: LedgerRows) -> Any:
         """An Arrow table of COLUMNS, or WIDE: numbers for names, each identity once, its highest counters."""
         of_codes = [self.parts.of(n.decode(), ms) for n, ms in zip(rows.part.names, rows.window_ms, strict=True)]
         sets = rows.labels.sets if rows.labels is not None else ()
@@ -208,7 +208,7 @@ class Store:
         named = grouped.rename_columns([name.removesuffix("_max") for name in grouped.column_names])
         return named.select(WIDE if rows.further else COLUMNS)
 
-    def _label_numbers(self, rows: UsageRows, numbers: Mapping[bytes, int]) -> Any:
+    def _label_numbers(self, rows: LedgerRows, numbers: Mapping[bytes, int]) -> Any:
         if rows.labels is None:
             return np.zeros(len(rows), np.int32)
         keys = [set_key(each, numbers) for each in rows.labels.sets]

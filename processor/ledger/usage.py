@@ -56,7 +56,7 @@ class Query:
 
 
 @dataclass
-class Group:
+class UsageGroup:
     """A row of the answer. names: None is a label that the rows have not. unpriced, uncosted: tokens that no price, no
     cost was found for. Money is in the unit of prices.py."""
 
@@ -76,7 +76,7 @@ class Answer:
     """watermark: the rows are complete up to this moment of event time; None: nobody can say yet."""
 
     query: Query
-    groups: Sequence[Group]
+    groups: Sequence[UsageGroup]
     following: str | None
     watermark: int | None
     complete: bool
@@ -319,18 +319,18 @@ class _Question:
 
     # --- Its rows ---
 
-    def groups(self, ends: Mapping[int, int]) -> tuple[list[Group], list[tuple[Any, ...]]]:
+    def groups(self, ends: Mapping[int, int]) -> tuple[list[UsageGroup], list[tuple[Any, ...]]]:
         """And their keys, for a cursor."""
         rows, count = self._database.rows(*self._statement()), 1 + len(self._ids)
         held = {int(row[count + 4]) for row in rows} if self._prices else set[int]()
         label_sets = labelsets.sets(self._database, held)
-        keyed: dict[tuple[Any, ...], Group] = {}
+        keyed: dict[tuple[Any, ...], UsageGroup] = {}
         for row in rows:
             begin, encoded = int(row[0]), [bytes(name) for name in row[1:count]]
             key = (begin, *encoded)
             if (group := keyed.get(key)) is None:
                 names = zip(self._query.group_by, (name.decode() or None for name in encoded), strict=True)
-                group = keyed[key] = Group(begin, ends[begin], dict(names))
+                group = keyed[key] = UsageGroup(begin, ends[begin], dict(names))
             values = row[count + 5 :] if self._prices else row[count:]
             counts = [*map(int, values), *([0] * (len(COUNTS) - len(values)))]
             _add(group, counts)
@@ -353,13 +353,18 @@ def _joins(ids: Sequence[str], table: str) -> str:
     )
 
 
-def _add(group: Group, counts: Sequence[int]) -> None:
+def _add(group: UsageGroup, counts: Sequence[int]) -> None:
     group.counters = group.counters.plus(counts[: len(COUNTERS)])
     group.further = tuple(a + b for a, b in zip(group.further, counts[len(COUNTERS) :], strict=True))
 
 
 def _charge(
-    group: Group, prices: Prices, at: int, names: tuple[str, str, Mapping[str, str]], chip: str, counts: Sequence[int]
+    group: UsageGroup,
+    prices: Prices,
+    at: int,
+    names: tuple[str, str, Mapping[str, str]],
+    chip: str,
+    counts: Sequence[int],
 ) -> None:
     """names: model, user, labels. What has no price is counted, and is never a price of zero."""
     tokens = Usage(*counts[: len(COUNTERS)]).total_tokens
@@ -425,7 +430,7 @@ def as_json(found: Answer) -> dict[str, Any]:
     return {**shown, "currency": found.currency} if query.priced else shown
 
 
-def row_json(group: Group, query: Query) -> dict[str, Any]:
+def row_json(group: UsageGroup, query: Query) -> dict[str, Any]:
     further = dict(zip(FURTHER, group.further, strict=True))
     row: dict[str, Any] = {
         "begin": times.text(group.begin, query.where),

@@ -63,7 +63,7 @@ class CodedLabels:
 
 
 @dataclass(frozen=True)
-class UsageRows:
+class LedgerRows:
     """Usage rows as columns. counters: one array for each of COUNTERS. window_ms: by code of the part. labels: None
     where no row has any. further: one array for each of FURTHER; none where all of them are 0."""
 
@@ -98,6 +98,6 @@ class LedgerSummary:
 class LedgerBatch:
     """What one transaction takes in. reached: where each partition is to be read on, once it is in."""
 
-    rows: UsageRows | None
+    rows: LedgerRows | None
     summaries: Sequence[LedgerSummary]
     reached: Mapping[Place, Offset]

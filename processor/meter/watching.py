@@ -50,7 +50,7 @@ class Verdict:
     lags: Mapping[Place, int]
 
 
-class Judge:
+class HealthJudge:
     """Judges what has been wrong for too long. It has no clock and no broker: looks come in."""
 
     def __init__(
@@ -133,7 +133,7 @@ def _lags(standing: Standing, outside: Outside) -> dict[Place, int]:
     return {place: max(0, outside.extents[place].end - begin) for place, begin in begins.items()}
 
 
-class Watch:
+class HealthWatch:
     """Looks at a meter until it is closed. `told` gets each verdict, in the watch's own thread."""
 
     def __init__(
@@ -150,7 +150,7 @@ class Watch:
         self._broker, self._name, self._group, self._topics = broker, name, group, list(topics)
         self._standing, self._told, self._now_ms = standing, told, now_ms
         patience_ms = PATIENCE_MS + max(0, commit_interval_ms - 1000)  # commits that are wanted seldom come seldom
-        self._judge = Judge(name, group, self._has_message, patience_ms)
+        self._judge = HealthJudge(name, group, self._has_message, patience_ms)
         self._said: set[str] = set()
         self._end = threading.Event()
         threading.Thread(target=self._run, name="watch", daemon=True).start()

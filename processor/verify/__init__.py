@@ -37,15 +37,15 @@ from tokenometer.processor.verify.values import (
     NothingCommitted,
     Problem,
     Report,
-    Settings,
     StreamMoves,
     Tally,
     VerifyError,
+    VerifySettings,
 )
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.value import asks_for_headers
 
-__all__ = ["Report", "Settings", "VerifyError", "verify"]
+__all__ = ["Report", "VerifySettings", "VerifyError", "verify"]
 
 _CUT_ATTEMPTS = 100
 _CHUNK_MESSAGES = 16_384
@@ -62,11 +62,11 @@ def verify(
     broker: Broker,
     group: str,
     topics: Mapping[str, mappings.Mapping],
-    settings: Settings | None = None,
+    settings: VerifySettings | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Report:
     """Audit what `group` has metered of `topics`, each with its mapping. Raises VerifyError, or a BrokerError."""
-    settings = settings or Settings()
+    settings = settings or VerifySettings()
     started = time.monotonic()
     require_duckdb()  # at once, not when all is read
     cut = _cut(broker, group, sorted(topics), settings)
@@ -107,7 +107,7 @@ class _Cut:
         return log + sum(extent.end - extent.begin for extent in self.published.values())
 
 
-def _cut(broker: Broker, group: str, topics: list[str], settings: Settings) -> _Cut:
+def _cut(broker: Broker, group: str, topics: list[str], settings: VerifySettings) -> _Cut:
     """Finds a moment between two commits. A commit's markers reach the partitions one after another, so it waits
     before it looks."""
     published = [settings.usage_topic, settings.live_topic, settings.rejected_topic]
@@ -167,7 +167,7 @@ class _Audit:
         self,
         broker: Broker,
         topics: Mapping[str, mappings.Mapping],
-        settings: Settings,
+        settings: VerifySettings,
         cut: _Cut,
         folder: str,
         pool: Executor | None,
@@ -361,7 +361,7 @@ def _in_chunks(stream: Iterable[Messages]) -> Iterator[list[Messages]]:
 
 
 @contextlib.contextmanager
-def _pool(settings: Settings, cut: _Cut) -> Iterator[Executor | None]:
+def _pool(settings: VerifySettings, cut: _Cut) -> Iterator[Executor | None]:
     """Other processes for the work; None where it is done here. They are spawned and not forked, because a fork would
     lose the threads of a broker's client."""
     if settings.processes < 2 or cut.messages < _FEW_MESSAGES:

@@ -33,7 +33,7 @@ _RECORDS = ("read", *_FATES, "conflicts")  # conflicts are duplicates too
 _NEW_RECORDS = {"skipped": 0, "conflicts": 0}  # what older meters do not write
 
 
-class Malformed(Exception):
+class MalformedSummary(Exception):
     """A message does not fit its schema; the argument says how."""
 
 
@@ -83,7 +83,7 @@ def read_parts(stream: Iterable[Messages], window_ms: int) -> Parts:
             where = f"{messages.place.topic}/{messages.place.partition} at offset {offset}"
             try:
                 parts.add(_summary(value, where, window_ms), where)
-            except Malformed as error:
+            except MalformedSummary as error:
                 parts.problems.append(Problem("summary", where, str(error)))
     return parts
 
@@ -92,9 +92,9 @@ def object_of(text: bytes | None) -> dict[str, Any]:
     try:
         value = orjson.loads(text or b"")
     except orjson.JSONDecodeError:
-        raise Malformed("not JSON") from None
+        raise MalformedSummary("not JSON") from None
     if not isinstance(value, dict):
-        raise Malformed("not an object")
+        raise MalformedSummary("not an object")
     return value
 
 
@@ -118,7 +118,7 @@ def _summary(value: bytes | None, where: str, window_ms: int) -> SummaryHead:
     rejects = _object(top, "rejects")
     part, sequence = top.get("part"), top.get("sequence")
     if not isinstance(part, str) or not _is_count(sequence):
-        raise Malformed("no part, or no sequence")
+        raise MalformedSummary("no part, or no sequence")
     return SummaryHead(
         part,
         sequence,
@@ -143,28 +143,28 @@ def _is_count(value: Any) -> TypeGuard[int]:
 def _object(top: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = top.get(key)
     if not isinstance(value, dict):
-        raise Malformed(f"{key} is not an object")
+        raise MalformedSummary(f"{key} is not an object")
     return value
 
 
 def _counts(top: Mapping[str, Any], key: str, names: Sequence[str]) -> dict[str, int]:
     counts = _object(top, key)
     if set(counts) != set(names) or not all(map(_is_count, counts.values())):
-        raise Malformed(f"{key} is not an object of its counters")
+        raise MalformedSummary(f"{key} is not an object of its counters")
     return counts
 
 
 def _ranges(partitions: Any) -> Iterator[tuple[Place, int, int]]:
     if not isinstance(partitions, list):
-        raise Malformed("partitions is not a list")
+        raise MalformedSummary("partitions is not a list")
     for item in partitions:
         if not isinstance(item, dict) or not isinstance(item.get("topic"), str):
-            raise Malformed("partitions is not a list of partitions")
+            raise MalformedSummary("partitions is not a list of partitions")
         partition, begin, end = item.get("partition"), item.get("from"), item.get("next")
         if not (_is_count(partition) and _is_count(begin) and _is_count(end)):
-            raise Malformed("partitions is not a list of partitions")
+            raise MalformedSummary("partitions is not a list of partitions")
         if begin > end:
-            raise Malformed(f"a range from {begin} to {end}")
+            raise MalformedSummary(f"a range from {begin} to {end}")
         yield Place(item["topic"], partition), begin, end
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tokenometer.processor.verify import verify
-from tokenometer.processor.verify.values import Report, Settings
+from tokenometer.processor.verify.values import Report, VerifySettings
 from tokenometer.schemas import mapping as mappings
 
 
@@ -12,14 +12,14 @@ def verify_stream(
     inputs: Mapping[str, str] = {"inference-logs": "native"},  # noqa: B006  never written to
     *,
     group: str = "tokenometer",
-    settings: Settings | None = None,
+    settings: VerifySettings | None = None,
     client: Mapping[str, str] = {},  # noqa: B006
 ) -> Report:
     """Audit a metered stream: recompute every total from the log, without the engine, and compare with the rows.
 
     bootstrap: Kafka's addresses. inputs: topic -> mapping, a shipped one's name or a file. group: whose commits are
-    audited. settings: how the stream was metered (`tokenometer.processor.verify.values.Settings`). client: settings of
-    librdkafka, such as security.protocol.
+    audited. settings: how the stream was metered (`tokenometer.processor.verify.values.VerifySettings`). client:
+    settings of librdkafka, such as security.protocol.
 
     Returns a report: `clean` is False if one token differs; `differences` and `problems` say where.
     Raises BrokerError, MappingError and VerifyError, all TokenometerErrors.

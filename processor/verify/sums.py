@@ -26,8 +26,8 @@ from tokenometer.processor.verify.values import (
     DuckDBMissing,
     LetterDifference,
     Problem,
-    Settings,
     VerifyError,
+    VerifySettings,
 )
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ _DIFFERING_LETTERS = f"""
 class Sums:
     """A database over the files of a folder."""
 
-    def __init__(self, folder: str, places: list[Place], settings: Settings) -> None:
+    def __init__(self, folder: str, places: list[Place], settings: VerifySettings) -> None:
         self._database = _connect(folder, settings)
         for kind in tasks.SCHEMAS:
             tasks.write(folder, kind, -1, [])  # a kind without any messages is an empty table, too
@@ -258,7 +258,7 @@ def require_duckdb() -> ModuleType:
     return duckdb
 
 
-def _connect(folder: str, settings: Settings) -> "duckdb.DuckDBPyConnection":
+def _connect(folder: str, settings: VerifySettings) -> "duckdb.DuckDBPyConnection":
     config: dict[str, Any] = {
         "memory_limit": f"{settings.memory_bytes >> 20}MiB",
         "temp_directory": folder,

@@ -26,7 +26,7 @@ from tokenometer.processor.broker.registry import Registry
 from tokenometer.processor.secret import Secret, reveal
 from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord, labels_text
-from tokenometer.processor.verify.live import U64_END, Malformed, check_version, object_of
+from tokenometer.processor.verify.live import U64_END, MalformedSummary, check_version, object_of
 from tokenometer.processor.verify.values import (
     CONFLICTING,
     COUNTERS,
@@ -243,7 +243,7 @@ def read_usage(chunk: OutputChunk) -> OutputResult:
         where = f"{chunk.place.topic}/{chunk.place.partition} at offset {offset}"
         try:
             rows.append((chunk.place.partition, offset, *_usage_row(key, value, where, chunk.window_ms)))
-        except Malformed as error:
+        except MalformedSummary as error:
             problems.append(Problem("row", where, str(error)))
     if rows:
         write(chunk.folder, "usage", chunk.number, rows)
@@ -252,42 +252,44 @@ def read_usage(chunk: OutputChunk) -> OutputResult:
 
 def _usage_row(key: bytes | None, value: bytes | None, where: str, window_ms: int) -> tuple[Any, ...]:
     if value is None:
-        raise Malformed("a tombstone: the meter deletes no row")
+        raise MalformedSummary("a tombstone: the meter deletes no row")
     row = object_of(value)
     check_version(row, where, window_ms, ROW_SCHEMAS)
     if not _ROW <= row.keys() <= _MORE[row["schema"]]:
-        raise Malformed("its fields are not those of a usage row")
+        raise MalformedSummary("its fields are not those of a usage row")
     if object_of(key) != {name: row[name] for name in (*_KEY, "labels") if name in row}:
-        raise Malformed("its key's fields are not its value's")
+        raise MalformedSummary("its key's fields are not its value's")
     labels = _labels_text(row["labels"]) if "labels" in row else ""
     texts = [row[name] for name in _KEY]
     counters = [row[name] for name in COUNTERS]
     if not all(type(text) is str and text for text in texts):
-        raise Malformed("a field that must be a string is not, or is empty")
+        raise MalformedSummary("a field that must be a string is not, or is empty")
     if not all(type(count) is int and 0 <= count < U64_END for count in counters):
-        raise Malformed("a counter is not an integer of 64 bits")
+        raise MalformedSummary("a counter is not an integer of 64 bits")
     if row["total_tokens"] != row["input_tokens"] + row["output_tokens"]:
-        raise Malformed("total_tokens is not input_tokens + output_tokens")
+        raise MalformedSummary("total_tokens is not input_tokens + output_tokens")
     window_start = _window_start_ms(texts[0])
     if window_start is None or window_start % window_ms:
-        raise Malformed(f"no window starts at {texts[0]}")
+        raise MalformedSummary(f"no window starts at {texts[0]}")
     return (window_start, *texts[1:], *counters, labels, *_further(row))
 
 
 def _further(row: dict[str, Any]) -> list[int]:
     counts = [row.get(name) for name in FURTHER]
     if not all(count is None or (type(count) is int and 0 < count < U64_END) for count in counts):
-        raise Malformed("a further counter is not an integer of 64 bits above 0")
+        raise MalformedSummary("a further counter is not an integer of 64 bits above 0")
     return [count or 0 for count in counts]
 
 
 def _labels_text(labels: Any) -> str:
     if type(labels) is not dict or not 1 <= len(labels) <= _LABELS_MAX or list(labels) != sorted(labels):
-        raise Malformed(f"its labels are not an object of 1 to {_LABELS_MAX} members in the order of their names")
+        raise MalformedSummary(
+            f"its labels are not an object of 1 to {_LABELS_MAX} members in the order of their names"
+        )
     if not all(map(_LABEL_NAME.fullmatch, labels)):
-        raise Malformed("a label has a name that no label may have")
+        raise MalformedSummary("a label has a name that no label may have")
     if not all(type(text) is str and 1 <= len(text.encode()) <= _LABEL_BYTES_MAX for text in labels.values()):
-        raise Malformed(f"a label is not a string of 1 to {_LABEL_BYTES_MAX} bytes")
+        raise MalformedSummary(f"a label is not a string of 1 to {_LABEL_BYTES_MAX} bytes")
     return labels_text(labels)
 
 
@@ -316,7 +318,7 @@ def read_letters(chunk: OutputChunk) -> OutputResult:
     for value, headers, offset in zip(chunk.values, chunk.headers, chunk.offsets, strict=True):
         try:
             rows.append(_letter(value, headers))
-        except Malformed as error:
+        except MalformedSummary as error:
             where = f"{chunk.place.topic}/{chunk.place.partition} at offset {offset}"
             problems.append(Problem("letter", where, str(error)))
     if rows:
@@ -328,9 +330,9 @@ def _letter(value: bytes | None, headers: Headers) -> tuple[Any, ...]:
     named = {name: (text or b"").decode(errors="replace") for name, text in headers}
     optional = named.keys() - _HEADERS - {"field"}
     if len(named) != len(headers) or not _HEADERS <= named.keys() or optional not in (set(), _OF_WHOLE):
-        raise Malformed("its headers are not those of a dead letter")
+        raise MalformedSummary("its headers are not those of a dead letter")
     if named["reason"] not in (*REASONS, CONFLICTING):
-        raise Malformed("its reason is none of ours")
+        raise MalformedSummary("its reason is none of ours")
     numbers = [_decimal(named[name]) for name in ("partition", "offset", "line")]
     whole = (_decimal(named["size"]), named["sha256"]) if optional else None
     digest = _letter_digest(value or b"", whole)
@@ -354,5 +356,5 @@ def _letter_digest(value: bytes, whole: tuple[int, str] | None) -> bytes:
 
 def _decimal(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and (text == "0" or text[0] != "0")):
-        raise Malformed("a header that must be a number is not")
+        raise MalformedSummary("a header that must be a number is not")
     return int(text)

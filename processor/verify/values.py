@@ -91,7 +91,7 @@ class DuckDBMissing(VerifyError):
 
 
 @dataclass(frozen=True)
-class Settings:
+class VerifySettings:
     """How the stream was metered, and what the audit may use."""
 
     usage_topic: str = "token-usage"

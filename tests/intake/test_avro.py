@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.intake import harness
-from tokenometer.processor.intake.avro import SchemaError, compile_schema
+from tokenometer.processor.intake.avro import AvroSchemaError, compile_schema
 from tokenometer.schemas.value import Value
 
 SCHEMA = {
@@ -176,5 +176,5 @@ def test_a_malformed_datum_is_refused(schema, message):
     ],
 )
 def test_a_schema_that_cannot_be_used_is_said(schema, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(AvroSchemaError, match=words):
         compile_schema(schema)

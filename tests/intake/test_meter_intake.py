@@ -80,7 +80,7 @@ class Stream:
         self.steps()
         self.meter._commit_now()
         registry = (("url", self.url),) if self.url else None
-        wanted = verify.Settings(
+        wanted = verify.VerifySettings(
             streams.USAGE, streams.LIVE, streams.REJECTED, dedup_horizon_ms=streams.HORIZON_MS, processes=1,
             settle_seconds=0, registry=registry, **settings,
         )  # fmt: skip

@@ -8,7 +8,7 @@ from google.protobuf import descriptor_pb2, timestamp_pb2, wrappers_pb2
 from tests.intake import harness
 from tests.intake.mutate import mutants
 from tests.intake.test_agreement import Registry
-from tokenometer.processor.intake.protobuf import MessageTypes, SchemaError
+from tokenometer.processor.intake.protobuf import MessageTypes, ProtobufSchemaError
 from tokenometer.schemas.value import Value
 
 F = descriptor_pb2.FieldDescriptorProto
@@ -151,7 +151,7 @@ def test_damaged_messages_are_read_alike():
 
 @pytest.mark.parametrize(("content", "words"), [(b"", "no message"), (b"\xff", "descriptor set")])
 def test_a_descriptor_set_that_cannot_be_used_is_said(content, words):
-    with pytest.raises(SchemaError, match=words):
+    with pytest.raises(ProtobufSchemaError, match=words):
         MessageTypes(content)
-    with pytest.raises(SchemaError, match="no message llm.Nothing"):
+    with pytest.raises(ProtobufSchemaError, match="no message llm.Nothing"):
         TYPES.by_name("llm.Nothing")

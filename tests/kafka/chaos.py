@@ -297,7 +297,9 @@ def play(plan: Plan, folder: str) -> int:
         chaos = Chaos(kafka.bootstrap, plan, metered)
         stack.callback(chaos.close)
         chaos.run(feeder)
-        settings = verify.Settings(USAGE, LIVE, REJECTED, dedup_horizon_ms=plan.horizon_seconds * 1000, scratch=folder)
+        settings = verify.VerifySettings(
+            USAGE, LIVE, REJECTED, dedup_horizon_ms=plan.horizon_seconds * 1000, scratch=folder
+        )
         print(f"{plan.records:,} records are metered; the audit begins", flush=True)
         audit = verify.verify(broker, GROUP, {INPUT: mappings.resolve("native")}, settings)
         if not audit.clean:

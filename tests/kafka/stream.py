@@ -136,7 +136,7 @@ class Stream:
     def verify(self) -> verify.Report:
         wanted = {self.input: mappings.resolve(self.mapping)}
         registry = (("url", self.registry),) if self.registry else None
-        settings = verify.Settings(*self.outputs, processes=1, registry=registry)
+        settings = verify.VerifySettings(*self.outputs, processes=1, registry=registry)
         return verify.verify(self.broker, self.group, wanted, settings)
 
     def close(self) -> None:

@@ -69,7 +69,7 @@ def test_every_sample_is_metered(stream: Stream, tmp_path: pathlib.Path) -> None
     schemas = {topic: AVRO for topic, mapping in inputs.items() if mapping == str(avro)}
     wanted = {topic: mappings.resolve(mapping) for topic, mapping in inputs.items()}
     meter_until_read(stream, wanted, schemas)
-    settings = verify.Settings(*stream.outputs, processes=1)
+    settings = verify.VerifySettings(*stream.outputs, processes=1)
     report = verify.verify(stream.broker, stream.group, wanted, settings)
     assert report.clean, text_of(report)
     found = streams.outcome(stream.broker)
@@ -139,7 +139,9 @@ def test_a_header_s_name_that_is_not_utf_8_is_read_alike_by_meter_and_audit(stre
         assert error == 0
     producer.flush(10)
     meter_until_read(stream, {topic: mapping}, {})
-    report = verify.verify(stream.broker, stream.group, {topic: mapping}, verify.Settings(*stream.outputs, processes=1))
+    report = verify.verify(
+        stream.broker, stream.group, {topic: mapping}, verify.VerifySettings(*stream.outputs, processes=1)
+    )
     assert report.clean, text_of(report)
     assert sorted(row[1] for row in streams.outcome(stream.broker).rows) == ["alice", "nobody"]
 

@@ -47,7 +47,7 @@ def supported() -> bool:
     return ".".join(importlib.metadata.version("confluent-kafka").split(".")[:2]) in TESTED
 
 
-class Topic:
+class ProducerTopic:
     """A topic of one producer, for batches."""
 
     def __init__(self, producer: confluent_kafka.Producer, name: str) -> None:
@@ -79,7 +79,7 @@ class Rest:
     """Messages that were not taken. `error`: librdkafka's code, if it is another one than a full queue."""
 
     def __init__(
-        self, topic: Topic, messages: np.ndarray[Any, Any], error: int | None, keys: Column, values: Column
+        self, topic: ProducerTopic, messages: np.ndarray[Any, Any], error: int | None, keys: Column, values: Column
     ) -> None:
         self._topic, self._messages, self.error = topic, messages, error
         self._columns = keys, values  # alive as long as the messages point into them

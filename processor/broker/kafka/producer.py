@@ -47,7 +47,7 @@ class KafkaProducer:
         self._producer: client.Producer | None = make(
             client.Producer, {**DEFAULTS, **PRODUCER_DEFAULTS, **settings, **own}
         )
-        self._topics: dict[str, direct.Topic] = {}
+        self._topics: dict[str, direct.ProducerTopic] = {}
         self._do("opening", "init_transactions", READY_SECONDS)
 
     def begin(self) -> None:
@@ -89,7 +89,7 @@ class KafkaProducer:
         assert self._producer is not None, "produce after close"
         self._written.add(topic)
         assert len(keys) == len(values)
-        known = self._topics.get(topic) or self._topics.setdefault(topic, direct.Topic(self._producer, topic))
+        known = self._topics.get(topic) or self._topics.setdefault(topic, direct.ProducerTopic(self._producer, topic))
         try:
             rest = known.produce(keys, values)
             while rest:

@@ -21,7 +21,7 @@ from tokenometer.processor.records.count_names import INPUT, OUTPUT, TOTAL
 from tokenometer.processor.records.guess import conventions, events, skips, texts, times
 from tokenometer.processor.records.guess.counts import ROLES, Reading, candidates_of, reading_of
 from tokenometer.processor.records.guess.doubts import doubt_counts, doubt_log, doubt_rest
-from tokenometer.processor.records.guess.plan import Doubt, Plan, Table, of_records, paths_text
+from tokenometer.processor.records.guess.plan import Doubt, GuessPlan, Table, of_records, paths_text
 from tokenometer.processor.records.guess.values import Reader, opened
 from tokenometer.processor.records.guess.write import free, made_valid, text_of
 from tokenometer.processor.records.sample import Sample, sample_of
@@ -46,7 +46,7 @@ def guess(lines: Iterable[bytes], name: str, reader: Reader | None = None) -> Gu
     `reader` opens lines as a mapping's [value] says; without one, what only [value] can open is marked as a doubt.
     `name` is the mapping's name (a-z, 0-9 and -); any other raises MappingError. All lines are held in memory.
     """
-    lines, plan = list(lines), Plan()
+    lines, plan = list(lines), GuessPlan()
     if reader:
         lines, sample = opened(lines, reader, plan)
     else:
@@ -65,7 +65,7 @@ def guess(lines: Iterable[bytes], name: str, reader: Reader | None = None) -> Gu
     return Guess(text, parse(text, f"{name}.toml"), tuple(plan.doubts), found)
 
 
-def _decide(sample: Sample, plan: Plan) -> None:
+def _decide(sample: Sample, plan: GuessPlan) -> None:
     skipped = skips.skip_others(sample, plan)
     by_role = candidates_of(sample)
     reading = reading_of(sample, by_role)
@@ -100,7 +100,7 @@ def _decide(sample: Sample, plan: Plan) -> None:
     doubt_rest(reading, sample, plan)
 
 
-def _says(sample: Sample, read: set[int], amounts: dict[int, tuple[int, ...]], plan: Plan) -> texts.Says:
+def _says(sample: Sample, read: set[int], amounts: dict[int, tuple[int, ...]], plan: GuessPlan) -> texts.Says:
     columns: list[dict[int, str]] = []
     for name in texts.NAMES:
         columns.append({})
@@ -109,7 +109,7 @@ def _says(sample: Sample, read: set[int], amounts: dict[int, tuple[int, ...]], p
     return {index: texts.Say(tuple(each.get(index) for each in columns), amounts.get(index, ())) for index in read}
 
 
-def _tables(reading: Reading, sample: Sample, read: set[int], plan: Plan) -> None:
+def _tables(reading: Reading, sample: Sample, read: set[int], plan: GuessPlan) -> None:
     """The tables of the counts."""
     for role in (*ROLES, TOTAL):
         candidates = reading.roles.get(role, [])
@@ -132,7 +132,7 @@ def _tables(reading: Reading, sample: Sample, read: set[int], plan: Plan) -> Non
     _output_default(reading, sample, read, plan)
 
 
-def _output_default(reading: Reading, sample: Sample, read: set[int], plan: Plan) -> None:
+def _output_default(reading: Reading, sample: Sample, read: set[int], plan: GuessPlan) -> None:
     """An embedding, or an answer that is all reasoning, has no output: 0, if the total does not say something else."""
     made, total = reading.counts(OUTPUT, sample), reading.counts(TOTAL, sample)
     missing = read - made.keys()
@@ -147,7 +147,7 @@ def _output_default(reading: Reading, sample: Sample, read: set[int], plan: Plan
         plan.doubt(OUTPUT, f"{of_records(len(unproven), len(read))} have no output: they are counted with 0.")
 
 
-def _without_counts(plan: Plan) -> None:
+def _without_counts(plan: GuessPlan) -> None:
     """Paths that no record has: every record is rejected, so that nothing is counted as 0 in silence."""
     plan.head.setdefault("input_tokens_are", "inclusive")
     plan.head.setdefault("output_tokens_are", "inclusive")

@@ -21,7 +21,7 @@ from tokenometer.processor.records.count_names import (
     norm,
 )
 from tokenometer.processor.records.guess.counts import Reading, shared_keys
-from tokenometer.processor.records.guess.plan import Plan, listed, of_records, paths_text
+from tokenometer.processor.records.guess.plan import GuessPlan, listed, of_records, paths_text
 from tokenometer.processor.records.sample import Sample
 from tokenometer.schemas.mapping_errors import show, show_path
 from tokenometer.schemas.mapping_model import PARTS, VALUE_BYTES_MAX, VALUES_MAX, Path
@@ -77,7 +77,7 @@ def amounts_of(reading: Reading, sample: Sample, with_total: bool) -> dict[int, 
 # --- The total ---
 
 
-def keep_total(reading: Reading, sample: Sample, plan: Plan) -> dict[int, Amounts]:
+def keep_total(reading: Reading, sample: Sample, plan: GuessPlan) -> dict[int, Amounts]:
     """Amounts with the total where it is input + output after all; without it, and a doubt, where it is not."""
     amounts = amounts_of(reading, sample, with_total=True)
     _find_plus(reading, sample, plan, amounts)
@@ -106,7 +106,7 @@ def keep_total(reading: Reading, sample: Sample, plan: Plan) -> dict[int, Amount
     return amounts_of(reading, sample, with_total=False)
 
 
-def _find_plus(reading: Reading, sample: Sample, plan: Plan, amounts: dict[int, Amounts]) -> None:
+def _find_plus(reading: Reading, sample: Sample, plan: GuessPlan, amounts: dict[int, Amounts]) -> None:
     """A count beside the pair that makes every total fit."""
     unfit = {index: each for index, each in amounts.items() if each.total is not None and not each.ways}
     if not unfit:
@@ -149,7 +149,7 @@ class _Evidence:
         return self.proven.get(index, self.named.get(index))
 
 
-def decide(reading: Reading, sample: Sample, plan: Plan) -> None:
+def decide(reading: Reading, sample: Sample, plan: GuessPlan) -> None:
     """Writes `..._are` of the plan."""
     amounts = keep_total(reading, sample, plan)
     evidence = {part: _evidence(part, reading, amounts) for part in PARTS}
@@ -212,7 +212,7 @@ def _is_anthropic(path: Path) -> bool:
     )
 
 
-def _statement(part: str, evidence: _Evidence, reading: Reading, has_total: bool, plan: Plan) -> Any:
+def _statement(part: str, evidence: _Evidence, reading: Reading, has_total: bool, plan: GuessPlan) -> Any:
     sources = reading.roles[part]
     if not sources:
         return {"by_total": "inclusive"} if has_total else "inclusive"
@@ -255,7 +255,7 @@ def _statement(part: str, evidence: _Evidence, reading: Reading, has_total: bool
 
 
 def _doubt_claude(
-    reading: Reading, sample: Sample, evidence: dict[str, _Evidence], has_total: bool, plan: Plan
+    reading: Reading, sample: Sample, evidence: dict[str, _Evidence], has_total: bool, plan: GuessPlan
 ) -> None:
     """Anthropic counts the cache beside the input and has no total, so a total is somebody else's sum."""
     for path in _tellers(sample) if has_total else ():
@@ -279,7 +279,7 @@ def _why(part: str, evidence: _Evidence, reading: Reading, has_total: bool) -> l
     return [f"{text}{f', {by}' if proofs else ''}; its names say {' or '.join(sorted(names)) or 'nothing'}."]
 
 
-def _split(reading: Reading, sample: Sample, evidence: dict[str, _Evidence], plan: Plan) -> dict[str, Any] | None:
+def _split(reading: Reading, sample: Sample, evidence: dict[str, _Evidence], plan: GuessPlan) -> dict[str, Any] | None:
     """A string that tells the records whose cache counts are beside their input from the others."""
     sides: dict[int, bool | None] = {}
     for part in (CACHED, WRITE):

@@ -15,7 +15,7 @@ from tokenometer.processor.records.count_names import (
     place_of,
 )
 from tokenometer.processor.records.guess.counts import ROLES, Candidate, Reading, shared_keys
-from tokenometer.processor.records.guess.plan import Plan, listed, of_records, paths_text
+from tokenometer.processor.records.guess.plan import GuessPlan, listed, of_records, paths_text
 from tokenometer.processor.records.sample import Sample, count_of, held_objects, leaves_of
 from tokenometer.schemas.mapping_errors import show, show_path
 from tokenometer.schemas.mapping_model import PARTS, Path
@@ -24,7 +24,7 @@ _SEVERAL = ("request_count", "requests", "num_requests", "n_requests", "number_o
 _NAMES_OF_TAGS = ("key", "name", "k")
 
 
-def doubt_counts(reading: Reading, sample: Sample, read: set[int], plan: Plan) -> None:
+def doubt_counts(reading: Reading, sample: Sample, read: set[int], plan: GuessPlan) -> None:
     total = reading.counts(TOTAL, sample)
     for role in ROLES:
         for each in reading.roles.get(role, []):
@@ -42,7 +42,7 @@ def doubt_counts(reading: Reading, sample: Sample, read: set[int], plan: Plan) -
             plan.doubt(role, f"where {show_path(reading.roles[role][0].path)} has no value, {paths} is read instead.")
 
 
-def _doubt_rivals(role: str, reading: Reading, sample: Sample, plan: Plan) -> None:
+def _doubt_rivals(role: str, reading: Reading, sample: Sample, plan: GuessPlan) -> None:
     """Other paths of the same meaning that say something else."""
     counts = reading.counts(role, sample)
     differ = [each for each in reading.rivals.get(role, []) if _differs(each, counts)]
@@ -57,7 +57,7 @@ def _differs(each: Candidate, counts: dict[int, int]) -> bool:
     return any(count != counts.get(index, 0) for index, count in each.counts.items())
 
 
-def doubt_rest(reading: Reading | None, sample: Sample, plan: Plan) -> None:
+def doubt_rest(reading: Reading | None, sample: Sample, plan: GuessPlan) -> None:
     """Counts that no field reads: by name in strings and arrays, without a telling name beside those that are read."""
     for path, text in sample.strings.items():
         held = [(item_path, name) for item in held_objects(text) for item_path, name in _names(item)]
@@ -85,7 +85,7 @@ def _tags(item: dict[str, object]) -> list[tuple[Path, Name]]:
 
 
 def _doubt_held(
-    path: Path, held: list[tuple[Path, Name]], reading: Reading | None, plan: Plan, what: str, how: str
+    path: Path, held: list[tuple[Path, Name]], reading: Reading | None, plan: GuessPlan, what: str, how: str
 ) -> None:
     held = [(inner, name) for inner, name in held if name.role in (*ROLES, TOTAL)]
     if reading and what != "an array":  # what is inside an array may be counts of further calls
@@ -115,7 +115,7 @@ def _unread(reading: Reading, sample: Sample) -> list[Path]:
     return found
 
 
-def doubt_log(sample: Sample, plan: Plan) -> None:
+def doubt_log(sample: Sample, plan: GuessPlan) -> None:
     """Lines that no mapping reads as they are, and records that are more than one request."""
     for leaf in sample.leaves.values():
         if place_of(norm(leaf.path[-1:]), _SEVERAL) is not None and any(count > 1 for count in leaf.counts().values()):

@@ -1,7 +1,7 @@
 """Logs with one event for each type of tokens: a count without a telling name, and a word beside it that tells."""
 
 from tokenometer.processor.records.count_names import CACHED, INPUT, OUTPUT, REASONING, WRITE, name_of, words
-from tokenometer.processor.records.guess.plan import Plan, Table, of_records
+from tokenometer.processor.records.guess.plan import GuessPlan, Table, of_records
 from tokenometer.processor.records.sample import Leaf, Sample
 from tokenometer.schemas.mapping_errors import show, show_path
 from tokenometer.schemas.mapping_model import SELECTOR_ENTRIES_MAX, VALUE_BYTES_MAX
@@ -18,7 +18,7 @@ def counter_of(text: str) -> str | None:
     return name.role if name and name.role in _COUNTERS else None
 
 
-def guess_events(sample: Sample, plan: Plan) -> set[int]:
+def guess_events(sample: Sample, plan: GuessPlan) -> set[int]:
     """The records that are such events; writes the table `tokens`."""
     for amount in sample.leaves.values():
         if "_".join(words(amount.path[-1])) not in _AMOUNTS or not amount.counts():
@@ -29,7 +29,7 @@ def guess_events(sample: Sample, plan: Plan) -> set[int]:
     return set()
 
 
-def _events(amount: Leaf, kind: Leaf, plan: Plan) -> set[int]:
+def _events(amount: Leaf, kind: Leaf, plan: GuessPlan) -> set[int]:
     """What `kind` says of `amount`, if it is always a type of tokens that we know."""
     counts = amount.counts()
     types = dict.fromkeys(kind.values[index] for index in counts if index in kind.values)

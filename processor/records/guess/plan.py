@@ -28,7 +28,7 @@ class Table:
 
 
 @dataclass
-class Plan:
+class GuessPlan:
     tables: dict[str, Table] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)  # conventions and repeats
     head_why: dict[str, list[str]] = field(default_factory=dict)

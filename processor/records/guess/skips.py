@@ -4,7 +4,7 @@ from typing import Any
 
 from tokenometer.processor.records.count_names import INPUT, OUTPUT, norm, place_of, words
 from tokenometer.processor.records.guess.counts import ROLES, Reading
-from tokenometer.processor.records.guess.plan import Plan, listed, of_records, paths_text
+from tokenometer.processor.records.guess.plan import GuessPlan, listed, of_records, paths_text
 from tokenometer.processor.records.sample import Leaf, Sample
 from tokenometer.schemas.mapping_errors import show, show_path
 from tokenometer.schemas.mapping_model import SKIP_AND_MAX, VALUE_BYTES_MAX, VALUES_MAX
@@ -30,7 +30,7 @@ _READS = ("aget_responses", "get_responses", "alist_input_items", "list_input_it
           "delete_responses", "acancel_responses", "cancel_responses")  # fmt: skip
 
 
-def skip_others(sample: Sample, plan: Plan) -> set[int]:
+def skip_others(sample: Sample, plan: GuessPlan) -> set[int]:
     """Records that are skipped because of what they say they are."""
     skipped: set[int] = set()
     for leaf in sample.leaves.values():
@@ -50,7 +50,7 @@ def skip_others(sample: Sample, plan: Plan) -> set[int]:
     return skipped
 
 
-def _skip(leaf: Leaf, values: set[str], plan: Plan, what: str, also: tuple[str, ...] = ()) -> set[int]:
+def _skip(leaf: Leaf, values: set[str], plan: GuessPlan, what: str, also: tuple[str, ...] = ()) -> set[int]:
     found = {index for index, value in leaf.values.items() if isinstance(value, str) and value in values}
     strings = all(isinstance(value, (str, bool, int)) for value in leaf.values.values())
     if not found or not strings:
@@ -64,7 +64,7 @@ def _skip(leaf: Leaf, values: set[str], plan: Plan, what: str, also: tuple[str, 
     return {index for index in found if len(str(leaf.values[index]).encode()) <= VALUE_BYTES_MAX}
 
 
-def skip_empty(sample: Sample, reading: Reading, skipped: set[int], plan: Plan) -> set[int]:
+def skip_empty(sample: Sample, reading: Reading, skipped: set[int], plan: GuessPlan) -> set[int]:
     """Records in which no count that is read has a value; returns those with counts."""
     read = [each for role in ROLES for each in reading.roles.get(role, [])]
     filled = {index for each in read for index in sample.at(each.path)}
@@ -91,7 +91,7 @@ _PARENTS = ("parent_span_id", "parent_id", "parent_observation_id", "parent_run_
 _TELLERS = {"type", "kind", "operation", "name", "event"}
 
 
-def skip_sums(sample: Sample, counts: dict[int, int], read: set[int], plan: Plan) -> set[int]:
+def skip_sums(sample: Sample, counts: dict[int, int], read: set[int], plan: GuessPlan) -> set[int]:
     """Records that repeat what the records below them say; `counts` are their inputs. Returns what is skipped."""
     sums = _sums_of_children(sample, counts, read)
     if not sums:

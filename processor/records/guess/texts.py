@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tokenometer.processor.records.count_names import norm, place_of, words
 from tokenometer.processor.records.guess.counts import shared_keys
-from tokenometer.processor.records.guess.plan import Plan, Table, of_records, paths_text
+from tokenometer.processor.records.guess.plan import GuessPlan, Table, of_records, paths_text
 from tokenometer.processor.records.sample import Leaf, Sample
 from tokenometer.schemas.mapping_errors import show_path
 from tokenometer.schemas.mapping_model import ID_BYTES_MAX, STRING_BYTES_MAX, Path
@@ -105,7 +105,7 @@ def _coercion(table: Table, leaves: list[Leaf]) -> None:
         table.settings["numbers"] = True
 
 
-def guess_name(field: str, sample: Sample, near: Path, read: set[int], plan: Plan) -> None:
+def guess_name(field: str, sample: Sample, near: Path, read: set[int], plan: GuessPlan) -> None:
     """The table of user, model, chip or prefill_chip."""
     names = {"user": _USERS, "model": _MODELS, "chip": _CHIPS, "prefill_chip": _CHIPS}[field]
     leaves = _ranked(sample, field, names, near, read)
@@ -125,7 +125,7 @@ def guess_name(field: str, sample: Sample, near: Path, read: set[int], plan: Pla
     _say_others(field, chosen, leaves, read, plan)
 
 
-def _missing(field: str, table: Table, missing: set[int], read: set[int], plan: Plan) -> None:
+def _missing(field: str, table: Table, missing: set[int], read: set[int], plan: GuessPlan) -> None:
     """A record without a chip is still the user's usage; one without a model may be no usage at all."""
     if field == "model":
         plan.doubt(field, f"{of_records(len(missing), len(read))} with counts have no model: they are rejected.")
@@ -134,7 +134,7 @@ def _missing(field: str, table: Table, missing: set[int], read: set[int], plan: 
     plan.doubt(field, f"{of_records(len(missing), len(read))} have none: they are counted as {UNKNOWN}.")
 
 
-def _say_others(field: str, chosen: list[Leaf], leaves: list[Leaf], read: set[int], plan: Plan) -> None:
+def _say_others(field: str, chosen: list[Leaf], leaves: list[Leaf], read: set[int], plan: GuessPlan) -> None:
     first = chosen[0].texts()
     others = []
     for leaf in leaves:
@@ -152,7 +152,7 @@ def _say_others(field: str, chosen: list[Leaf], leaves: list[Leaf], read: set[in
 # --- The request's id ---
 
 
-def guess_id(sample: Sample, read: set[int], says: Says, plan: Plan) -> None:
+def guess_id(sample: Sample, read: set[int], says: Says, plan: GuessPlan) -> None:
     """`says`: what a record says by its index, to tell a request sent twice from another one of the same id."""
     leaves = _ranked(sample, "request_id", _IDS, (), read)
     varied = [leaf for leaf in leaves if _variety(leaf, read) >= _UNIQUE and _lacks(leaf, read) <= 0.5]
@@ -176,7 +176,7 @@ def guess_id(sample: Sample, read: set[int], says: Says, plan: Plan) -> None:
         plan.doubt("request_id", f"{of_records(len(missing), len(read))} have none: they are never duplicates.")
 
 
-def guess_scope(sample: Sample, read: set[int], plan: Plan) -> None:
+def guess_scope(sample: Sample, read: set[int], plan: GuessPlan) -> None:
     """A CloudEvent is identified by its source and its id together."""
     source = sample.leaves.get(("source",))
     is_event = read <= sample.at(("specversion",)).keys()
@@ -219,7 +219,7 @@ def _all_grow(leaf: Leaf, read: set[int], says: Says) -> bool:
     )
 
 
-def guess_repeats(sample: Sample, read: set[int], says: Says, plan: Plan) -> None:
+def guess_repeats(sample: Sample, read: set[int], says: Says, plan: GuessPlan) -> None:
     """What it means that an id occurs again: other requests, usage so far, or the same record sent twice."""
     table = plan.tables.get("request_id")
     if not table:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tokenometer.processor.records import plausible
 from tokenometer.processor.records.count_names import place_of, words
-from tokenometer.processor.records.guess.plan import Plan, Table, of_records, paths_text
+from tokenometer.processor.records.guess.plan import GuessPlan, Table, of_records, paths_text
 from tokenometer.processor.records.sample import Leaf, Sample
 from tokenometer.schemas.mapping_errors import show_path
 
@@ -67,7 +67,7 @@ def kinds_of(leaf: Leaf) -> Counter[tuple[str, bool] | None]:
     return Counter(_kind(value) for value in leaf.values.values())
 
 
-def guess_time(sample: Sample, read: set[int], plan: Plan) -> None:
+def guess_time(sample: Sample, read: set[int], plan: GuessPlan) -> None:
     leaves = _ranked(sample, read)
     if not leaves:
         plan.tables["timestamp"] = Table(
@@ -123,7 +123,7 @@ def _ranked(sample: Sample, read: set[int]) -> list[Leaf]:
     return [leaf for _, leaf in sorted(found, key=lambda each: each[0])]
 
 
-def _formats(table: Table, kinds: Counter[tuple[str, bool] | None], plan: Plan) -> None:
+def _formats(table: Table, kinds: Counter[tuple[str, bool] | None], plan: GuessPlan) -> None:
     """One epoch format, the one that most values have, and one text format."""
     total = sum(kinds.values())
     epochs: Counter[str] = Counter()

@@ -9,7 +9,7 @@ import orjson
 
 from tokenometer.processor.records.count_names import name_of
 from tokenometer.processor.records.guess.counts import ROLES
-from tokenometer.processor.records.guess.plan import Plan, paths_text
+from tokenometer.processor.records.guess.plan import GuessPlan, paths_text
 from tokenometer.processor.records.sample import Sample, count_of, held_objects, leaves_of, sample_of
 from tokenometer.schemas.mapping_errors import show
 from tokenometer.schemas.mapping_model import PATH_KEYS_MAX, Path
@@ -26,7 +26,7 @@ _ENCODINGS: dict[Encoding, set[str]] = {  # the keys that a document has in each
 _BESIDE = {"jaeger": "process"}  # what else tells it from a record that happens to have these keys
 
 
-def opened(lines: Sequence[bytes], reader: Reader, plan: Plan) -> tuple[list[bytes], Sample]:
+def opened(lines: Sequence[bytes], reader: Reader, plan: GuessPlan) -> tuple[list[bytes], Sample]:
     """The lines of records, and [value] in the plan where they are not plain."""
     value: dict[str, Any] = {}
 

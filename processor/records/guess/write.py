@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from tokenometer.processor import show
-from tokenometer.processor.records.guess.plan import Doubt, Plan, Table, paths_text
+from tokenometer.processor.records.guess.plan import Doubt, GuessPlan, Table, paths_text
 from tokenometer.schemas.mapping_model import FIELDS, PLACES_MAX, TOTAL_TOKENS, Path
 
 CHECK = "# CHECK: "
@@ -45,7 +45,7 @@ def comment(text: str, first: str = "# ") -> list[str]:
     return textwrap.wrap(safe, _WIDTH, initial_indent=first, subsequent_indent="#   ", break_long_words=True)
 
 
-def made_valid(plan: Plan) -> None:
+def made_valid(plan: GuessPlan) -> None:
     """Leaves out, with a doubt, what the loader would refuse: paths through values of others, and too many keys."""
     kept: set[Path] = set()
     for name in _ORDER:
@@ -70,7 +70,7 @@ def _conflicts(path: Path, kept: Iterable[Path]) -> bool:
     return any(path != other and path[: len(other)] == other[: len(path)] for other in kept)
 
 
-def _keep(table: Table, kept: set[Path], plan: Plan) -> None:
+def _keep(table: Table, kept: set[Path], plan: GuessPlan) -> None:
     """A path may not go through the value that another path reads: the first one stays."""
     plus = table.settings.get("plus", [])
     for path in [*table.paths, *plus]:
@@ -102,7 +102,7 @@ def free(name: str, kept: Iterable[Path]) -> Path:
     return (name,)
 
 
-def _drop_skips(plan: Plan, kept: set[Path]) -> None:
+def _drop_skips(plan: GuessPlan, kept: set[Path]) -> None:
     entries = []
     for entry, why in plan.skip:
         paths = [entry["path"], *(more["path"] for more in entry.get("and", []))]
@@ -114,7 +114,7 @@ def _drop_skips(plan: Plan, kept: set[Path]) -> None:
     plan.skip = entries
 
 
-def _places(plan: Plan) -> set[Path]:
+def _places(plan: GuessPlan) -> set[Path]:
     paths = [path for table in plan.tables.values() for path in (*table.paths, *table.settings.get("plus", []))]
     paths += [table.settings["by"] for table in plan.tables.values() if "by" in table.settings]
     paths += [item["path"] for entry, _ in plan.skip for item in (entry, *entry.get("and", []))]
@@ -122,7 +122,7 @@ def _places(plan: Plan) -> set[Path]:
     return {path[:end] for path in paths for end in range(1, len(path) + 1)}
 
 
-def text_of(plan: Plan, name: str, head: list[str]) -> str:
+def text_of(plan: GuessPlan, name: str, head: list[str]) -> str:
     lines = [line for text in head for line in comment(text)]
     lines += _checks(plan, "log")
     lines += ["", "format = 2", f"name = {quoted(name)}", 'description = "Guessed from a sample of the log."']
@@ -144,7 +144,7 @@ def text_of(plan: Plan, name: str, head: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _checks(plan: Plan, field: str) -> list[str]:
+def _checks(plan: GuessPlan, field: str) -> list[str]:
     return [line for doubt in plan.doubts if doubt.field == field for line in comment(_sentence(doubt), CHECK)]
 
 
@@ -152,7 +152,7 @@ def _sentence(doubt: Doubt) -> str:
     return doubt.text if doubt.field in ("log", "skip") else f"{doubt.field}: {doubt.text}"
 
 
-def _skip_lines(plan: Plan) -> list[str]:
+def _skip_lines(plan: GuessPlan) -> list[str]:
     checks = _checks(plan, "skip")
     lines = ["", *checks] if checks else []
     for entry, why in plan.skip:
@@ -160,7 +160,7 @@ def _skip_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _table_lines(plan: Plan, field: str) -> list[str]:
+def _table_lines(plan: GuessPlan, field: str) -> list[str]:
     table: Table | None = plan.tables.get(field)
     checks = _checks(plan, field)
     if not table:
