@@ -9,7 +9,7 @@ import os
 import random
 import subprocess
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -43,6 +43,7 @@ GROUP = "meters"
 LOG, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
 WINDOW_MS, HORIZON_MS, NOW_MS = 60_000, 1000, mutate.NOW_MS
 COUNTERS = ("requests", *oracle.COUNTS)
+ALL = len(COUNTERS) + len(oracle.FURTHER)
 SETTINGS = VerifySettings(dedup_horizon_ms=HORIZON_MS, settle_seconds=0, processes=1)
 SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
 LINES = 24_000
@@ -136,7 +137,11 @@ class Writer:
             name: getattr(meter, name)
             for name in ("read", "counted", "duplicates", "rejected", "empty", "skipped", "conflicts")
         }
-        rows = {key: tuple(counters) for key, counters in meter.rows.items()}
+        none = Counter[str]()
+        rows = {
+            key: (*counters, *(meter.further.get(key, none)[name] for name in oracle.FURTHER))
+            for key, counters in meter.rows.items()
+        }
         return {"records": records, "rejects": dict(meter.reasons), "rows": rows}
 
     def commit(self, place: Place, end: int) -> None:
@@ -156,17 +161,20 @@ class Writer:
     def rows(self) -> dict[tuple, tuple[int, ...]]:
         """Of the open part. Rows that are new belong to it even if they are all zero."""
         before, now = self.before["rows"], self.state()["rows"]
-        rows = {key: minus(counters, before.get(key, (0,) * 6)) for key, counters in now.items()}
+        rows = {key: minus(counters, before.get(key, (0,) * ALL)) for key, counters in now.items()}
         return {key: row for key, row in rows.items() if key not in before or any(row)}
 
     def publish_rows(self) -> None:
-        for (start, user, model, chip), counters in self.rows().items():
-            identity = (start, user, model, chip)
+        for identity, counters in self.rows().items():
             if self.written.get(identity) == counters:
                 continue
             self.written[identity] = counters
-            key = {"window_start": rfc3339(start), "user": user, "model": model, "chip": chip, "part": self.name}
-            value = key | {"schema": 1, "window_ms": WINDOW_MS} | tokens_of(counters)
+            start, user, model, chip, *labels = identity
+            key = {"window_start": rfc3339(start), "user": user, "model": model, "chip": chip}
+            key |= ({"labels": dict(labels[0])} if labels else {}) | {"part": self.name}
+            further = dict(zip(oracle.FURTHER, counters[6:], strict=True))
+            value = key | {"schema": 2, "window_ms": WINDOW_MS} | tokens_of(counters[:6])
+            value |= {name: count for name, count in further.items() if count}
             self.stream.usage.append((key, value))
 
     def publish_summary(self) -> None:
@@ -187,7 +195,7 @@ class Writer:
                  "next": self.stream.committed[place], "end": None, "watermark": None, "log_time": None}
                 for place, begin in self.begins.items()
             ],
-            "tokens": tokens_of([sum(column) for column in zip(*self.rows().values(), strict=True)] or [0] * 6),
+            "tokens": tokens_of([sum(column) for column in zip(*self.rows().values(), strict=True)][:6] or [0] * 6),
             "top_users": [],
             "users": [],
         }  # fmt: skip
@@ -864,7 +872,9 @@ def wanted(line: bytes, mapping: harness.Mapping, time: int | None) -> tuple:
         names = mapping.oracle["fields"].get("request_id", {}).get("with")
         if names:
             within = orjson.dumps([within, *(getattr(verdict.record, name) for name in names)]).decode()
-        return ("ok", *verdict.record._replace(scope=within))
+        *most, labels = verdict.record._replace(scope=within)
+        place = oracle.Canonical._fields.index(oracle.FURTHER[0])  # where the judge has its labels
+        return ("ok", *most[:place], orjson.dumps(dict(labels)).decode() if labels else "", *most[place:])
     return (verdict.kind,) if verdict.kind in ("empty", "skipped") else (verdict.kind, verdict.reason, verdict.field)
 
 
