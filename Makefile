@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TREE := .venv/tree/tokenometer# the folders as one package, for tools that read files and import nothing
 LINKS := $(addprefix ../../../,kernels processor schemas processor/api/__init__.py processor/api/py.typed)
-SOURCES := kernels/*.h kernels/*.cpp kernels/*.cu processor/*/*.cpp processor/*/*/*.cpp tests/native/*.h tests/native/*.cpp
+SOURCES := $(sort $(shell find kernels processor tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 DEMO_ARGS ?=# --pace: the slow one, an hour of a log in half a minute
 WORKERS ?= 0
 

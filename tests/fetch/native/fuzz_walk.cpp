@@ -62,11 +62,21 @@ static std::string mutated(std::string text, std::mt19937& chance) {
   for (unsigned i = 0; i < changes && !text.empty(); ++i) {
     const size_t at = chance() % 3 ? chance() % text.size() : chance() % std::min<size_t>(text.size(), 80);
     switch (chance() % 5) {
-      case 0: text[at] = static_cast<char>(chance()); break;
-      case 1: text[at] = static_cast<char>(text[at] ^ 1 << chance() % 8); break;
-      case 2: text.erase(at, chance() % 9); break;
-      case 3: text.insert(at, text.substr(chance() % text.size(), chance() % 9)); break;
-      default: text.resize(at); break;
+      case 0:
+        text[at] = static_cast<char>(chance());
+        break;
+      case 1:
+        text[at] = static_cast<char>(text[at] ^ 1 << chance() % 8);
+        break;
+      case 2:
+        text.erase(at, chance() % 9);
+        break;
+      case 3:
+        text.insert(at, text.substr(chance() % text.size(), chance() % 9));
+        break;
+      default:
+        text.resize(at);
+        break;
     }
   }
   if (chance() % 4) mend(text);
@@ -109,11 +119,11 @@ static int32_t walked(Walker* walker, const std::string& text, uint32_t wanted, 
   int32_t epoch = -1;
   const int64_t next = next_offset(data, copy.size(), from, &epoch);
   if (found.status == FINE) must(next == found.next_offset && epoch == found.epoch, "what heads tell");
-  for (void* memory : {static_cast<void*>(found.values), static_cast<void*>(found.keys),
-                       static_cast<void*>(found.headers), static_cast<void*>(found.ends),
-                       static_cast<void*>(found.lengths), static_cast<void*>(found.times),
-                       static_cast<void*>(found.offsets), static_cast<void*>(found.key_ends),
-                       static_cast<void*>(found.key_lengths), static_cast<void*>(found.header_ends)})
+  for (void* memory :
+       {static_cast<void*>(found.values), static_cast<void*>(found.keys), static_cast<void*>(found.headers),
+        static_cast<void*>(found.ends), static_cast<void*>(found.lengths), static_cast<void*>(found.times),
+        static_cast<void*>(found.offsets), static_cast<void*>(found.key_ends), static_cast<void*>(found.key_lengths),
+        static_cast<void*>(found.header_ends)})
     release(memory);
   return found.status;
 }

@@ -272,8 +272,9 @@ class Walker {
     if (cursor.bad || delta < 0 || delta > batch.last()) return -1;
     if (batch.base() + delta < task.from) return delta;
     if (task.wanted && !beside(cursor, task.wanted, key, key_length, to)) return -1;
-    const int64_t begun = static_cast<int64_t>(
-        batch.time_of_append() ? big<uint64_t>(batch.head + 35) : big<uint64_t>(batch.head + 27) + static_cast<uint64_t>(time));
+    const int64_t begun =
+        static_cast<int64_t>(batch.time_of_append() ? big<uint64_t>(batch.head + 35)
+                                                    : big<uint64_t>(batch.head + 27) + static_cast<uint64_t>(time));
     uint8_t* out = to.values.data + to.values.size;
     if (length > 0) memcpy(out, value, static_cast<size_t>(length));
     out += std::max<int64_t>(length, 0);

@@ -18,9 +18,7 @@ ENTRY int append_bytes(Bytes* out, const uint8_t* data, uint64_t size) {
   try {
     out->append(data, static_cast<size_t>(size));
     return 0;
-  } catch (const std::bad_alloc&) {
-    return 1;
-  }
+  } catch (const std::bad_alloc&) { return 1; }
 }
 
 ENTRY uint32_t checksum(const uint8_t* data, uint64_t size) { return crc32c(data, static_cast<size_t>(size)); }
@@ -47,9 +45,7 @@ ENTRY void walk(Walker* walker, const Task* task, Found* found) {
   *found = Found{};
   try {
     found->status = walker->walk(*task, to, *found);
-  } catch (const std::bad_alloc&) {
-    found->status = NO_MEMORY;
-  }
+  } catch (const std::bad_alloc&) { found->status = NO_MEMORY; }
   found->count = to.ends.size;
   found->values = to.values.data;
   found->value_bytes = to.values.size;
