@@ -109,7 +109,13 @@ class KafkaConsumer:
             )
         except KafkaException as error:
             raise error_from(f"subscribing to {', '.join(topics)}", error, self._access) from None
-        self._fetcher = None if fetch == "librdkafka" else _fetcher({**DEFAULTS, **settings}, beside, fetch)
+        self._fetcher: Fetcher | None = None
+        try:
+            if fetch != "librdkafka":
+                self._fetcher = _fetcher({**DEFAULTS, **settings}, beside, fetch)
+        except BaseException:
+            self._consumer.close()
+            raise
         self._strict = fetch == "own"
         self._paused: set[Place] = set()
         self._fallen: set[Place] = set()  # read by librdkafka, because the fetcher cannot
@@ -136,9 +142,13 @@ class KafkaConsumer:
     def _poll_fetcher(self, fetcher: Fetcher, timeout_seconds: float, most: int) -> list[Messages]:
         deadline = time.monotonic() + timeout_seconds
         while True:
-            batch = self._consume(0.0, min(_SLICE_MESSAGES, max(most, 1)))
+            size = min(_SLICE_MESSAGES, max(most, 1)) if self._fallen else _SLICE_MESSAGES
+            batch = self._consume(0.0, size)
             self._held += self._take(batch)
-            most -= len(batch)
+            if self._fallen:
+                most -= len(batch)
+            elif len(batch) == size:  # what was fetched before the client was paused: a rebalance may wait after it
+                continue
             wait_seconds = 0.0 if self._held or self._exception else max(0.0, deadline - time.monotonic())
             if self._fallen:
                 wait_seconds = min(wait_seconds, _FALLBACK_SECONDS)
