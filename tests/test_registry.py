@@ -19,7 +19,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 from tests.intake import harness
 from tests.registry_server import SmallRegistry
 from tokenometer.processor.broker import Refused
-from tokenometer.processor.broker.registry import Registry, RegistryAway, UnknownSchema
+from tokenometer.processor.broker.registry import Registry, RegistryAway, UnregisteredSchema
 from tokenometer.schemas.value import Value
 
 AVRO, PROTOBUF = Value("avro", registry=True), Value("protobuf", registry=True)
@@ -82,14 +82,14 @@ def test_a_schema_that_refers_to_others_is_put_together(server: SmallRegistry, c
 def test_a_reference_that_the_registry_lost_is_an_unknown_schema(server: SmallRegistry) -> None:
     reference = {"name": "llm.Model", "subject": "gone", "version": 1}
     known = server.add("usage", {"schema": json.dumps(USAGE), "schemaType": "AVRO", "references": [reference]})
-    with pytest.raises(UnknownSchema):
+    with pytest.raises(UnregisteredSchema):
         schemas_of(server, AVRO)(known)
 
 
 def test_a_schema_of_another_kind_is_an_unknown_schema(server: SmallRegistry) -> None:
     known = server.add("json", {"schema": "{}", "schemaType": "JSON"})
     for value in (AVRO, PROTOBUF):
-        with pytest.raises(UnknownSchema):
+        with pytest.raises(UnregisteredSchema):
             schemas_of(server, value)(known)
 
 
@@ -155,14 +155,14 @@ def test_an_import_s_name_leads_nowhere_else(server: SmallRegistry, name: str) -
     server.add("part", {"schema": PART, "schemaType": "PROTOBUF"})
     reference = {"name": name, "subject": "part", "version": 1}
     known = server.add("call", {"schema": PROTO, "schemaType": "PROTOBUF", "references": [reference]})
-    with pytest.raises(UnknownSchema):
+    with pytest.raises(UnregisteredSchema):
         schemas_of(server, PROTOBUF)(known)
 
 
 @pytest.mark.parametrize("text", ["nonsense", base64.b64encode(b"\x0a\xff\xff").decode()])
 def test_a_protobuf_schema_that_is_none_is_unknown(server: SmallRegistry, text: str) -> None:
     known = server.add("call", {"schema": text, "schemaType": "PROTOBUF"})
-    with pytest.raises(UnknownSchema):
+    with pytest.raises(UnregisteredSchema):
         schemas_of(server, PROTOBUF)(known)
 
 
@@ -172,7 +172,7 @@ def test_a_protobuf_schema_that_is_none_is_unknown(server: SmallRegistry, text: 
 def test_an_unknown_id_is_not_asked_for_again_at_once(server: SmallRegistry, monkeypatch: Any) -> None:
     schemas = schemas_of(server, AVRO)
     for _ in range(3):
-        with pytest.raises(UnknownSchema):
+        with pytest.raises(UnregisteredSchema):
             schemas(1)
     assert len(server.asked) == 1
     server.add("model", {"schema": json.dumps(MODEL)})

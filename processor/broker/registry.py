@@ -4,7 +4,7 @@ Owns: what its settings are called, and which of its answers mean what.
 Promises: a schema that came once is kept, for it never changes under its id. What comes out stands for itself: schemas
 that it refers to are in it.
 
-    404, "schema not found"                          UnknownSchema: the message is a dead letter
+    404, "schema not found"                          UnregisteredSchema: the message is a dead letter
     no answer, 5xx, 429, any other answer            RegistryAway: ask again later, and count nothing meanwhile
     401, 403; settings that the client refuses       Refused
 """
@@ -39,7 +39,7 @@ _UNKNOWN_MAX = 10_000
 _REFERENCES_MAX = 1_000  # of one schema, all together
 
 
-class UnknownSchema(LookupError):
+class UnregisteredSchema(LookupError):
     """The registry answers that there is no such schema."""
 
 
@@ -63,22 +63,22 @@ class Registry:
         """Does it answer? Raises RegistryAway or Refused."""
         self._ask(self._client.get_schema_types)
 
-    def schemas(self, encoding: str) -> "Schemas":
+    def schemas(self, encoding: str) -> "RegistrySchemas":
         """The schemas of "avro" (JSON) or of "protobuf" (a descriptor set). Raises Refused."""
         if encoding == "protobuf" and importlib.util.find_spec("google.protobuf") is None:
             raise Refused('encoding = "protobuf" needs the package protobuf: pip install "tokenometer[registry]"')
-        return Schemas(self, encoding)
+        return RegistrySchemas(self, encoding)
 
     def schema(self, encoding: str, reference: Reference) -> str | bytes:
-        """Raises UnknownSchema, RegistryAway, Refused."""
+        """Raises UnregisteredSchema, RegistryAway, Refused."""
         key, now = (encoding, reference), time.monotonic()
         if key in self._known:
             return self._known[key]
         if now - self._unknown.get(key, -_UNKNOWN_SECONDS) < _UNKNOWN_SECONDS:
-            raise UnknownSchema(reference)
+            raise UnregisteredSchema(reference)
         try:
             self._known[key] = self._avro(reference) if encoding == "avro" else self._protobuf(reference)
-        except UnknownSchema:
+        except UnregisteredSchema:
             if len(self._unknown) >= _UNKNOWN_MAX:
                 self._unknown.clear()
             self._unknown[key] = now
@@ -88,14 +88,14 @@ class Registry:
     def _avro(self, reference: Reference) -> str:
         schema = self._get(reference, None)
         if schema.schema_type != "AVRO":
-            raise UnknownSchema(reference)
+            raise UnregisteredSchema(reference)
         named = {name: json.loads(text) for name, text in self._referred(schema, None)}
         return str(schema.schema_str) if not named else json.dumps(_inlined(json.loads(schema.schema_str), named))
 
     def _protobuf(self, reference: Reference) -> bytes:
         schema = self._get(reference, "serialized")
         if schema.schema_type != "PROTOBUF":
-            raise UnknownSchema(reference)
+            raise UnregisteredSchema(reference)
         return _descriptor_set([*self._referred(schema, "serialized"), ("value.proto", str(schema.schema_str))])
 
     def _get(self, reference: Reference, form: str | None) -> Any:
@@ -125,7 +125,7 @@ class Registry:
             return question()
         except SchemaRegistryError as error:
             if error.http_status_code == 404 and error.error_code in _NOT_FOUND:
-                raise UnknownSchema(str(error)) from None
+                raise UnregisteredSchema(str(error)) from None
             if error.http_status_code in (401, 403):
                 raise Refused(f"{self._name} refuses: {error}; set basic.auth.user.info, or what it wants") from None
             raise RegistryAway(f"{self._name} answers: {error}") from None
@@ -133,14 +133,14 @@ class Registry:
             raise RegistryAway(f"{self._name} gives no answer: {error or type(error).__name__}") from None
 
 
-class Schemas:
+class RegistrySchemas:
     """A registry's schemas of one kind, to be called or looked up with an id or a GUID."""
 
     def __init__(self, registry: Registry, encoding: str) -> None:
         self._registry, self._encoding = registry, encoding
 
     def __call__(self, reference: Reference) -> str | bytes:
-        """Raises UnknownSchema, RegistryAway, Refused."""
+        """Raises UnregisteredSchema, RegistryAway, Refused."""
         return self._registry.schema(self._encoding, reference)
 
     __getitem__ = __call__
@@ -202,7 +202,7 @@ def _inlined(schema: Any, named: dict[str, Any], namespace: str = "", known: set
 
 def _descriptor_set(files: list[tuple[str, str]]) -> bytes:
     """files: names and contents, dependencies first; a content is a FileDescriptorProto in base64, as Confluent's
-    registry answers, or the text of a .proto file, as others do. Raises UnknownSchema, Refused."""
+    registry answers, or the text of a .proto file, as others do. Raises UnregisteredSchema, Refused."""
     from google.protobuf.descriptor_pb2 import FileDescriptorProto, FileDescriptorSet
     from google.protobuf.message import DecodeError
 
@@ -240,7 +240,7 @@ def _add_built_in(to: Any, name: str, have: set[str]) -> None:
     try:
         file = descriptor_pool.Default().FindFileByName(name)
     except KeyError:
-        raise UnknownSchema(f"an import of {name}, which the registry does not have") from None
+        raise UnregisteredSchema(f"an import of {name}, which the registry does not have") from None
     for dependency in file.dependencies:
         _add_built_in(to, dependency.name, have)
     file.CopyToProto(to.file.add())
@@ -259,12 +259,12 @@ def _compiled(files: list[tuple[str, str]]) -> bytes:
         for file, content in files:
             path = (folder / file).resolve()
             if not path.is_relative_to(folder.resolve()):
-                raise UnknownSchema(f"an import of {file}")
+                raise UnregisteredSchema(f"an import of {file}")
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(content)
         well_known = pathlib.Path(protoc.__file__).with_name("_proto")
         to = folder / "descriptor.set"
         arguments = ["protoc", f"-I{folder}", f"-I{well_known}", "--include_imports", f"-o{to}", files[-1][0]]
         if protoc.main(arguments):
-            raise UnknownSchema("protoc does not take the schema: its message is on standard error")
+            raise UnregisteredSchema("protoc does not take the schema: its message is on standard error")
         return to.read_bytes()

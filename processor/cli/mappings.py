@@ -49,7 +49,7 @@ def show_command(command: ShowCommand) -> None:
 
 
 @dataclass(frozen=True)
-class CheckCommand(CommandSettings):
+class MappingsCheckCommand(CommandSettings):
     name: Annotated[str, Argument(metavar="MAPPING", help="A .toml file or a shipped mapping.")]
     sample: Annotated[str, Option("--sample", metavar="LOG", help="A log to try it on; [bold]-[/] is standard input.")]
     records: Annotated[
@@ -58,7 +58,7 @@ class CheckCommand(CommandSettings):
     strict: Annotated[bool, Option("--strict", help="Exit with 3 if a record was rejected.")] = False
 
 
-def check_command(command: CheckCommand) -> None:
+def check_command(command: MappingsCheckCommand) -> None:
     """Show what a mapping makes of the first records of a log.
 
     Examples:

@@ -19,7 +19,7 @@ _SHOWN = 20
 
 
 @dataclass(frozen=True)
-class CheckCommand(CommandSettings):
+class PricesCheckCommand(CommandSettings):
     file: Annotated[str, typer.Argument(metavar="FILE", help="A price list; docs/BILLING.md.")]
     against: Annotated[
         Secret | None,
@@ -27,7 +27,7 @@ class CheckCommand(CommandSettings):
     ] = None
 
 
-def check_command(command: CheckCommand) -> None:
+def check_command(command: PricesCheckCommand) -> None:
     """Check a price list: its form, and entries that may fit the same usage equally well. Against a ledger, also what
     has no price, which patterns fit no model, and which entries are never used. Ends with 1 where usage has no price,
     or two.

@@ -59,7 +59,7 @@ def reconcile_command(command: ReconcileCommand) -> None:
         raise typer.Exit(EXIT_FAILURE)
 
 
-def _show(export: provider.Export, found: list[provider.Difference]) -> None:
+def _show(export: provider.Export, found: list[provider.ExportDifference]) -> None:
     if found:
         rows = [
             [each.day, each.model, each.counter, f"{each.theirs:,}", f"{each.ours:,}", f"{each.ours - each.theirs:+,}"]

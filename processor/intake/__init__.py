@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from tokenometer.processor.broker import Column
-from tokenometer.processor.broker.registry import UnknownSchema
+from tokenometer.processor.broker.registry import UnregisteredSchema
 from tokenometer.processor.intake import avro, envelopes, native, openers, protobuf
 from tokenometer.processor.intake.envelopes import Headers
 from tokenometer.processor.intake.native import Bytes, Ints
 from tokenometer.processor.intake.openers import MESSAGE_BYTES_MAX, Undecodable
 from tokenometer.schemas.value import PLAIN, Value
 
-__all__ = ["MESSAGE_BYTES_MAX", "REASONS", "Decoder", "DecodedLines", "SchemaError", "UnknownSchema", "decoder"]
+__all__ = ["MESSAGE_BYTES_MAX", "REASONS", "Decoder", "DecodedLines", "SchemaError", "UnregisteredSchema", "decoder"]
 
 REASONS = (
     "too_large",  # the opened value, or its lines, are more than the limit
@@ -46,7 +46,7 @@ SchemaError = (avro.AvroSchemaError, protobuf.ProtobufSchemaError)
 
 
 # The text of a registry's schema by its id or GUID: Avro's JSON, or the bytes of a protobuf descriptor set. Raises
-# UnknownSchema; any other error, such as a registry that is away, comes out of the decoder.
+# UnregisteredSchema; any other error, such as a registry that is away, comes out of the decoder.
 Schemas = Callable[[int | str], str | bytes]
 
 
@@ -326,5 +326,5 @@ class _Schemas:
         assert self._source is not None
         try:
             return self._source(reference)
-        except UnknownSchema:
+        except UnregisteredSchema:
             return None

@@ -110,7 +110,7 @@ class Export:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ExportDifference:
     day: str
     model: str
     counter: str
@@ -226,7 +226,7 @@ def layout_of(name: str) -> Layout:
 # --- The comparison ---
 
 
-def compare(database: Database, export: Export, only: Mapping[str, Any]) -> Iterator[Difference]:
+def compare(database: Database, export: Export, only: Mapping[str, Any]) -> Iterator[ExportDifference]:
     """For each day and model of the days that the export has; in order. only: as `usage` takes user and label."""
     days = sorted({day for day, _ in export.sums})
     if not days:
@@ -247,4 +247,4 @@ def compare(database: Database, export: Export, only: Mapping[str, Any]) -> Iter
         for counter in export.layout.compared:
             theirs, own = export.sums.get(key, {}).get(counter, 0), ours.get(key, {}).get(counter, 0)
             if theirs != own:
-                yield Difference(*key, counter, theirs, own)
+                yield ExportDifference(*key, counter, theirs, own)

@@ -50,10 +50,10 @@ class Registry(dict):
     """Answers like a registry, and like the table of schemas that an audit has."""
 
     def __call__(self, reference):
-        from tokenometer.processor.intake import UnknownSchema
+        from tokenometer.processor.intake import UnregisteredSchema
 
         if reference not in self:
-            raise UnknownSchema(reference)
+            raise UnregisteredSchema(reference)
         return self[reference]
 
 

@@ -27,7 +27,7 @@ from tokenometer.processor.broker import (
 from tokenometer.processor.broker.kafka.consumer import KafkaConsumer
 from tokenometer.processor.broker.kafka.errors import Access, error_from
 from tokenometer.processor.broker.kafka.following import KafkaFollower, access_of, assigned, read
-from tokenometer.processor.broker.kafka.members import Failed, MembersAsker, NoAnswer
+from tokenometer.processor.broker.kafka.members import Failed, MembersAsker, MembersSilent
 from tokenometer.processor.broker.kafka.messages import Beside, committed, parts_of, positions_of
 from tokenometer.processor.broker.kafka.producer import KafkaAppender, KafkaProducer
 from tokenometer.processor.broker.kafka.settings import (
@@ -214,7 +214,7 @@ class KafkaBroker:
             access = self._access(group=f"DESCRIBE on the group {group}")
             error = KafkaException(KafkaError(failed.code, failed.text))
             raise error_from(f"looking at group {group}", error, access) from None
-        except NoAnswer as error:
+        except MembersSilent as error:
             raise BrokerError(f"looking at group {group}: {error}") from None
         return [GroupMember(name, [Place(*place) for place in places]) for name, places in members]
 

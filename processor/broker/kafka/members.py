@@ -25,7 +25,7 @@ START_SECONDS = 30  # of a process, on a machine that is busy
 _GONE = "the process that asks has ended, as librdkafka's does when a group's coordinator goes away"
 
 
-class NoAnswer(Exception):
+class MembersSilent(Exception):
     """It may be asked again; the message says why."""
 
 
@@ -49,7 +49,7 @@ class MembersAsker:
         self._child: subprocess.Popen[bytes] | None = None
 
     def members(self, group: str) -> list[Member]:
-        """Raises Failed and NoAnswer."""
+        """Raises Failed and MembersSilent."""
         with self._lock:
             if self._child is not None and self._child.poll() is not None:
                 self._end()
@@ -58,9 +58,9 @@ class MembersAsker:
                 child = self._child = self._child or self._start()
                 _write(child.stdin, group)
                 answer = _read_line(child.stdout, seconds)
-            except (OSError, NoAnswer) as error:
+            except (OSError, MembersSilent) as error:
                 self._end()
-                raise NoAnswer(str(error) if isinstance(error, NoAnswer) else _GONE) from None
+                raise MembersSilent(str(error) if isinstance(error, MembersSilent) else _GONE) from None
         found = json.loads(answer)
         if "code" in found:
             raise Failed(found["code"], found["text"])
@@ -98,17 +98,17 @@ def _write(pipe: IO[bytes] | None, value: Any) -> None:
 
 
 def _read_line(pipe: IO[bytes] | None, seconds: float) -> bytes:
-    """Raises NoAnswer where it does not come, or the other end is gone."""
+    """Raises MembersSilent where it does not come, or the other end is gone."""
     assert pipe is not None
     found = b""
     with selectors.DefaultSelector() as selector:
         selector.register(pipe, selectors.EVENT_READ)
         while not found.endswith(b"\n"):
             if not selector.select(seconds):
-                raise NoAnswer(f"no answer in {seconds:.0f} s")
+                raise MembersSilent(f"no answer in {seconds:.0f} s")
             more = os.read(pipe.fileno(), 1 << 16)
             if not more:
-                raise NoAnswer(_GONE)
+                raise MembersSilent(_GONE)
             found += more
     return found
 
