@@ -5,7 +5,7 @@ TREE := .venv/tree/tokenometer# the folders as one package, for tools that read 
 LINKS := $(addprefix ../../../,kernels processor schemas processor/api/__init__.py processor/api/py.typed)
 SOURCES := $(sort $(shell find kernels processor tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 DEMO_ARGS ?=# --pace: the slow one, an hour of a log in half a minute
-WORKERS ?= 0
+WORKERS ?= 2
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-kafka replay-demo test test-sources test-fast check format kafka chaos fuzz picture site bench gpu up clean
@@ -25,7 +25,7 @@ replay-demo: .venv/installed ## write a log of 3 million requests, meter the fil
 		--force --output demo/requests.ndjson
 	$(BIN)/tokenometer replay demo/requests.ndjson --out demo/usage.parquet --rejected demo/rejected.ndjson --force
 
-test: .venv/installed-dev ## install with test tools, run the whole test suite; WORKERS=3 shares it among so many processes
+test: .venv/installed-dev ## install with test tools, run the whole test suite in two processes (WORKERS=0: in one)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-sources: .venv-sources/installed ## run LiteLLM, OpenTelemetry's instrumentations and others, and read what they write
