@@ -52,7 +52,8 @@ class Value:
     frame: what comes before an Avro datum; never guessed, because a datum that is
     cut off can look like one without a frame. Protobuf needs no such key: no message begins with the frame's 00.
     outer, key, headers, index: what the mapping's fields ask for, which `[value]` does not say: paths that begin with
-    OUTER, the message's key, headers by name, and the numbers of elements.
+    OUTER, the message's key, headers by name, and the numbers of elements. document: the mapping reads documents
+    themselves, too: a path of it begins as `records` does. So a document whose records are null or none is a record.
     """
 
     encoding: Encoding = "json"
@@ -68,6 +69,7 @@ class Value:
     key: bool = False
     headers: tuple[str, ...] = ()
     index: bool = False
+    document: bool = False
 
 
 PLAIN = Value()
@@ -199,4 +201,5 @@ def with_fields(value: Value, paths: Iterable[Path]) -> Value:
     headers = tuple(path[0].removeprefix(HEADER_PREFIX) for path in paths if path[0].startswith(HEADER_PREFIX))
     outer = tuple(path for path in paths if path[0] == OUTER)
     index = EACH in value.records and (INDEX_MEMBER,) in paths
-    return replace(value, outer=outer, headers=headers, key=(KEY_MEMBER,) in paths, index=index)
+    document = bool(value.records) and any(path[0] == value.records[0] for path in paths)
+    return replace(value, outer=outer, headers=headers, key=(KEY_MEMBER,) in paths, index=index, document=document)

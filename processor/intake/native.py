@@ -182,7 +182,7 @@ def recipe(value: Value, limit: int) -> bytes:
         json_in = (("data",), *(path for path in json_in if path != ("data",)))
     return b"".join(
         (
-            struct.pack("<IIII", _MODES.get(value.encoding, 0), value.whole, value.index, limit),
+            struct.pack("<IIIII", _MODES.get(value.encoding, 0), value.whole, value.index, value.document, limit),
             _path(value.prefix.split(ANYTHING) if value.prefix else ()),
             _path(value.records),
             struct.pack("<I", len(levels)),

@@ -26,10 +26,11 @@ struct Outer {
 
 struct Recipe {
   u32 mode = JSON, whole = 0;
-  u32 index = 0;  // elements get their number in the document: "@index":0
-  u64 limit = 0;  // bytes of one message's lines
-  Path prefix;    // literal pieces; anything may be between two of them
-  Path records;   // keys, and "*" for each element
+  u32 index = 0;     // elements get their number in the document: "@index":0
+  u32 document = 0;  // a document whose records are null or none is a record
+  u64 limit = 0;     // bytes of one message's lines
+  Path prefix;       // literal pieces; anything may be between two of them
+  Path records;      // keys, and "*" for each element
   std::vector<Outer> outer;
   std::vector<Path> json_in;
 };
@@ -42,6 +43,7 @@ class RecipeReader {
     recipe.mode = number();
     recipe.whole = number();
     recipe.index = number();
+    recipe.document = number();
     recipe.limit = number();
     recipe.prefix = path();
     recipe.records = path();
@@ -197,9 +199,12 @@ class Records {
   }
 
   // Down the path of the records from path[k] on; p..end is what is there. Where a member is missing the document is
-  // the record, or in an array its element.
+  // the record, or in an array its element. Some mappings ask for the document also where a member is null or the first
+  // array on the way is empty.
   void walk(const u8* p, const u8* end, u64 k, bool in_array = false) {
     const Path& path = recipe_.records;
+    const bool is_document = recipe_.document && k && !in_array;  // if there is nothing here
+    if (is_document && is_null(p)) return whole_document();
     if (k == path.size()) {
       if (k && path.back() != "*") write_outer();
       return emit(p, end, in_array);
@@ -207,9 +212,10 @@ class Records {
     if (k && is_null(p)) return;
     if (path[k] != "*") {
       const u8* value = member(p, tokenometer::text(path[k]));
+      if (!value && !in_array) return whole_document();
       if (!value) {
         outer_.clear();
-        return in_array ? emit(p, end, true) : emit(document_.p, document_.p + document_.n);
+        return emit(p, end, true);
       }
       parents_.push_back(p);
       const u8* after = after_value(value);
@@ -219,9 +225,18 @@ class Records {
     }
     if (k + 1 == path.size()) write_outer();
     if (*p != '[') return walk(p, end, k + 1, in_array);
-    const Split split =
-        split_array({p, (u64)(end - p)}, [&](u64 from, u64 to) { walk(p + from, p + to, k + 1, true); });
-    if (!split.closed) bad();
+    bool any = false;
+    const Split split = split_array({p, (u64)(end - p)}, [&](u64 from, u64 to) {
+      any = true;
+      walk(p + from, p + to, k + 1, true);
+    });
+    if (!split.closed) return bad();
+    if (is_document && !any) whole_document();
+  }
+
+  void whole_document() {
+    outer_.clear();
+    emit(document_.p, document_.p + document_.n);
   }
 
   // A change event of a database: the row after the change. No row, no record.

@@ -7,7 +7,9 @@
 //
 // A member that is not known is left out, and so is an attribute that has the name of a fixed one. One call that two
 // instrumentations report, or an agent's span that repeats the sum of its calls, is told by the last two: the parent in
-// the same message carries usage; a span below this one in the same message does.
+// the same message carries usage; the tokens of this span are those of spans below it in the same message. A span that
+// has a response id is a call of its own: it gives way only to a span of the same id, or to one without an id and with
+// the same counts. No span gives way to one that lacks a count that it has: an embedding is no chat.
 #pragma once
 #include <algorithm>
 #include "records.h"
@@ -15,6 +17,7 @@
 namespace tokenometer {
 
 constexpr u32 ANY_VALUE_DEPTH_MAX = 64;  // of arrays and lists in an attribute's value; attributes have one or two
+constexpr u32 ANCESTORS_MAX = 64;        // that a span's counts are looked for in; a trace has about ten levels
 
 enum class Row : u8 { SPAN, LOG };
 
@@ -53,6 +56,16 @@ HD bool is_fixed_name(Text key, Row row) {
 
 HD bool is_usage_name(Text key) {
   return begins(key, "gen_ai.usage.") || begins(key, "llm.token_count.") || begins(key, "llm.usage.");
+}
+
+HD bool is_input_name(Text key) {
+  return is(key, "gen_ai.usage.input_tokens") || is(key, "gen_ai.usage.prompt_tokens") ||
+         is(key, "llm.token_count.prompt");
+}
+
+HD bool is_output_name(Text key) {
+  return is(key, "gen_ai.usage.output_tokens") || is(key, "gen_ai.usage.completion_tokens") ||
+         is(key, "llm.token_count.completion");
 }
 
 struct SpanIds {
@@ -135,17 +148,75 @@ class SpanLines {
       const int order = compare_ids(a.index, marks_[b.index].ids.trace, marks_[b.index].ids.span);
       return order ? order < 0 : a.index < b.index;
     });
+    parents_.clear();
+    for (u32 i = 0; i < marks_.size(); ++i) parents_.push_back(parent_of(i));
+    calls_.assign(marks_.size(), {});
     bool any = false;
     for (u32 i = 0; i < marks_.size(); ++i) {
-      const u32 parent = parent_of(i);
-      if (parent == NONE) continue;
-      if (marks_[parent].ids.usage) marks_[i].relations |= PARENT, any = true;
-      if (!marks_[i].ids.usage) continue;
-      // Up to the first span that is known to have usage below it: all above that one are marked already.
-      for (u32 above = parent; above != NONE && !(marks_[above].relations & CHILD); above = parent_of(above))
-        marks_[above].relations |= CHILD, any = true;
+      if (parents_[i] == NONE) continue;
+      if (marks_[parents_[i]].ids.usage) marks_[i].relations |= PARENT, any = true;
+      if (!marks_[i].ids.usage || !call(i).counts) continue;
+      u32 above = parents_[i];
+      for (u32 level = 0; level < ANCESTORS_MAX && above != NONE && above != i; ++level, above = parents_[above])
+        if (repeats(above, i)) marks_[above].relations |= CHILD, any = true;
     }
     if (any) write_relations();
+  }
+
+  enum : u8 { INPUT = 1, OUTPUT = 2 };
+  static constexpr u64 NO_INTEGER = ~0ull;
+  struct Call {
+    bool read = false;
+    u8 counts = 0;  // which of the two there are
+    u64 input = 0, output = 0;
+    Text id;  // the provider's, with its escapes
+  };
+
+  // Are the tokens of span `above` those of the span below it?
+  bool repeats(u32 above, u32 below) {
+    if (!marks_[above].ids.usage) return true;
+    const Call &one = call(above), &other = call(below);
+    if (one.counts & ~other.counts) return false;
+    if (!one.id.n) return true;
+    if (other.id.n) return same_string(one.id, other.id);
+    return one.counts == other.counts && one.input == other.input && one.output == other.output &&
+           one.input != NO_INTEGER && one.output != NO_INTEGER;
+  }
+
+  static bool same_string(Text a, Text b) {
+    std::string one, other;
+    return same(plain_key(a, one), plain_key(b, other));
+  }
+
+  // What the span's line says of its call: of two members of one name the last. A line that is no JSON says nothing.
+  const Call& call(u32 i) {
+    Call& found = calls_[i];
+    if (found.read) return found;
+    Call said;
+    const u8* end = members(out_.data + (i ? marks_[i - 1].end : begin_), [&](Text key, const u8* value) {
+      const u8* after = json_end(value);
+      if (!after) return after;
+      if (is_input_name(key)) take(value, after, INPUT, said.counts, said.input);
+      if (is_output_name(key)) take(value, after, OUTPUT, said.counts, said.output);
+      if (is(key, "gen_ai.response.id")) said.id = *value == '"' ? Text{value + 1, (u64)(after - value - 2)} : Text{};
+      return after;
+    });
+    if (end) found = said;
+    found.read = true;
+    return found;
+  }
+
+  // A count is a number or a string; an integer of up to 18 digits can be compared.
+  static void take(const u8* value, const u8* after, u8 which, u8& counts, u64& number) {
+    if (*value != '"' && *value != '-' && !is_digit(*value)) return;
+    counts |= which;
+    const bool quoted = *value == '"';
+    std::string kept;
+    const Text digits = plain_key({value + quoted, (u64)(after - value) - 2 * quoted}, kept);
+    number = digits.n && digits.n <= 18 ? 0 : NO_INTEGER;
+    if (!quoted && is(digits, "-0")) return;
+    for (u64 i = 0; i < digits.n && number != NO_INTEGER; ++i)
+      number = is_digit(digits.p[i]) ? number * 10 + (digits.p[i] - '0') : NO_INTEGER;
   }
 
   static constexpr u32 NONE = ~0u;
@@ -205,6 +276,8 @@ class SpanLines {
   u64 limit_, begin_ = 0, usages_ = 0;
   std::vector<Mark> marks_;
   std::vector<Entry> sorted_;
+  std::vector<u32> parents_;  // of each mark
+  std::vector<Call> calls_;   // of each mark, where it was asked for
 };
 
 }  // namespace tokenometer

@@ -170,8 +170,11 @@ class AuditDecoder:
         self, element: bytes, path: Sequence[str], around: list[bytes], in_array: bool = False
     ) -> Iterator[tuple[bytes | None, list[bytes], bool]]:
         """Records, the objects around each, and whether it is in an array; None: the document, where a member of it is
-        missing."""
-        if not path:
+        missing. Where the mapping reads documents, too, a null and an empty array count as missing."""
+        may_be_document = self._value.document and path is not self._value.records and not in_array
+        if may_be_document and (element[:4] == b"null" or (path[:1] == ("*",) and _is_empty_array(element))):
+            yield None, [], False
+        elif not path:
             yield element, around, in_array
         elif path is not self._value.records and element[:4] == b"null":
             return
@@ -225,6 +228,10 @@ class AuditDecoder:
             if contents:
                 members += _text_member(f"@header.{name}", contents[-1], "bad_header")
         return members
+
+
+def _is_empty_array(element: bytes) -> bool:
+    return element[:1] == b"[" and not split(element)[0]
 
 
 def _text_member(name: str, content: bytes, reason: str) -> bytes:

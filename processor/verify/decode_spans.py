@@ -2,15 +2,16 @@
 
 import base64
 import datetime
+import json
 import re
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
-from tokenometer.processor.verify.decode_json import BAD, Misread, documents
+from tokenometer.processor.verify.decode_json import BAD, Misread, documents, is_json
 
 _DEPTH_MAX = 64
 SPAN_NAMES = {
@@ -21,6 +22,14 @@ _LOG_NAMES = {
     *("time", "observed_time", "event_name", "severity", "body", "trace_id", "span_id", "scope.name", "scope.version"),
 }
 USAGE = ("gen_ai.usage.", "llm.token_count.", "llm.usage.")
+_COUNTS = {
+    **dict.fromkeys(("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens", "llm.token_count.prompt"), "input"),
+    **dict.fromkeys(
+        ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.completion"), "output"
+    ),
+}
+_COMPARED = re.compile(r"[0-9]{1,18}")  # a count that can be compared
+_ANCESTORS_MAX = 64
 _KINDS = ("", "internal", "server", "client", "producer", "consumer")
 _STATUSES = ("", "ok", "error")
 _STATUS_NAMES = ("UNSET", "OK", "ERROR")
@@ -66,13 +75,7 @@ def related(spans: Sequence["Span | bytes"]) -> list[bytes]:
             return None
         return known.get((span.trace, span.parent))
 
-    above_usage: set[int] = set()
-    for index, span in enumerate(spans):
-        if isinstance(span, Span) and span.usage:
-            above = parent_of(index)
-            while above is not None and above not in above_usage:
-                above_usage.add(above)
-                above = parent_of(above)
+    repeated = _repeated(spans, parent_of)
     lines = []
     for index, span in enumerate(spans):
         if not isinstance(span, Span):
@@ -81,8 +84,65 @@ def related(spans: Sequence["Span | bytes"]) -> list[bytes]:
         parent = parent_of(index)
         holder = spans[parent] if parent is not None else None
         relations = ["parent.has_usage"] if isinstance(holder, Span) and holder.usage else []
-        lines.append(span.line([*relations, *(["child.has_usage"] if index in above_usage else [])]))
+        lines.append(span.line([*relations, *(["child.has_usage"] if index in repeated else [])]))
     return lines
+
+
+def _repeated(spans: Sequence["Span | bytes"], parent_of: Callable[[int], int | None]) -> set[int]:
+    """Spans whose tokens are those of spans below them."""
+    calls = [_call_of(span) if isinstance(span, Span) and span.usage else None for span in spans]
+    found: set[int] = set()
+    for index, below in enumerate(calls):
+        if below is None or not below.counts:
+            continue
+        above = parent_of(index)
+        for _ in range(_ANCESTORS_MAX):
+            if above is None or above == index:
+                break
+            holder = calls[above]
+            if holder is None or _repeats(holder, below):
+                found.add(above)
+            above = parent_of(above)
+    return found
+
+
+class _Number(str):
+    """A number of JSON, as it is written."""
+
+
+class _Call(NamedTuple):
+    """What a span says of one call. counts: by kind, as integers; None where the value is none that can be compared."""
+
+    counts: dict[str, int | None]
+    response_id: str
+
+
+def _call_of(span: Span) -> _Call:
+    counts: dict[str, int | None] = {}
+    response_id = ""
+    try:
+        line = span.line([])
+        said = json.loads(line, object_pairs_hook=list, parse_int=_Number, parse_float=_Number) if is_json(line) else []
+    except RecursionError:
+        said = []
+    for name, value in said:
+        if name in _COUNTS and isinstance(value, str):
+            plain = "0" if value == "-0" and isinstance(value, _Number) else value
+            counts[_COUNTS[name]] = int(plain) if _COMPARED.fullmatch(plain) else None
+        elif name == "gen_ai.response.id":
+            response_id = value if type(value) is str else ""
+    return _Call(counts, response_id)
+
+
+def _repeats(above: _Call, below: _Call) -> bool:
+    """Whether the tokens of a span are those of the span below it."""
+    if not above.counts.keys() <= below.counts.keys():
+        return False
+    if not above.response_id:
+        return True
+    if below.response_id:
+        return above.response_id == below.response_id
+    return above.counts == below.counts and None not in above.counts.values()
 
 
 def time_of(ns: int) -> str:

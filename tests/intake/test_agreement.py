@@ -68,6 +68,7 @@ RECORDS = {
     "each": Value(records=("batches", "*", "records", "*"), outer=(("^", "host"), ("^", "^", "tenant"))),
     "one": Value(records=("batches",), outer=(("^", "region", "a"),)),
     "opened": Value(records=("batches", "*"), json_in=(("records",),)),
+    "or the document": Value(records=("batches", "*", "records", "*"), outer=(("^", "host"),), document=True),
     "numbered": Value(records=("batches", "*", "records", "*"), outer=(("^", "host"),), index=True),
 }
 
@@ -75,7 +76,8 @@ RECORDS = {
 @pytest.mark.parametrize("name", RECORDS)
 def test_mutated_nested_records_are_read_alike(name):
     quoted = orjson.dumps({"batches": [{"records": NESTED.decode()}, {"records": "no"}], "tenant": 1})
-    harness.check(list(mutants([NESTED, quoted], 2 * MUTANTS, seed=7)), RECORDS[name])
+    empty = [b'{"batches":[],"a":1}', b'{"batches":null,"a":[1]}', b'{"batches":[{"records":null},{"records":[]}]}']
+    harness.check(list(mutants([NESTED, quoted, *empty], 2 * MUTANTS, seed=7)), RECORDS[name])
 
 
 def test_a_message_gives_the_same_wherever_it_is():

@@ -182,6 +182,66 @@ def test_an_agent_s_span_is_told_by_usage_anywhere_below_it():
     ]
 
 
+def call(number, parent=0, response_id="", **counts):
+    found = span(number, parent)
+    names = {"sent": "gen_ai.usage.input_tokens", "made": "gen_ai.usage.output_tokens", "cost": "gen_ai.usage.cost"}
+    found.attributes.extend(attribute(names[name], count) for name, count in counts.items())
+    found.attributes.extend([attribute("gen_ai.response.id", response_id)] if response_id else [])
+    return found
+
+
+def gives_way(*spans):
+    """Whether the first of them says that its tokens are those of the spans below it; both decoders say so, in JSON
+    and protobuf."""
+    data = traces(*spans)
+    found = [
+        lines_of(message)[0].get("child.has_usage", False) for message in (data.SerializeToString(), otlp_json(data))
+    ]
+    assert found[0] == found[1]
+    return found[0]
+
+
+def test_a_call_with_a_response_id_of_its_own_does_not_give_way_to_another_call():
+    chat = call(1, response_id="c1", sent=1000, made=200)
+    assert not gives_way(chat, call(2, 1, response_id="e1", sent=8))
+    assert not gives_way(chat, span(2, 1), call(3, 2, response_id="c2", sent=1000, made=200))
+    assert not gives_way(chat, call(2, 1, sent=10, made=5)), "another call, by its counts"
+    assert gives_way(chat, call(2, 1, response_id="c1", sent=1000, made=200))
+    assert gives_way(chat, call(2, 1, sent=1000, made=200)), "one call that a second instrumentation reports without id"
+
+
+def test_a_call_does_not_give_way_to_a_span_that_lacks_a_count_that_it_has():
+    chat = call(1, sent=1000, made=200)
+    assert not gives_way(chat, call(2, 1, cost=3)), "both would vanish"
+    assert not gives_way(chat, call(2, 1, sent=8)), "an embedding is no chat"
+    assert gives_way(chat, call(2, 1, sent=8), call(3, 1, sent=992, made=200)), "an agent's sum has no id"
+
+
+TAGS = st.dictionaries(
+    st.sampled_from(["gen_ai.usage.input_tokens", "gen_ai.usage.completion_tokens", "llm.token_count.prompt", "x"]),
+    st.sampled_from(["5", '"5"', '"\\u0035"', "-0", "0", "5.0", "null", "1000000000000000000", '""', '{"a":1}', "?"]),
+)
+IDS = st.sampled_from(["", ',"gen_ai.response.id":"a"', ',"gen_ai.response.id":"\\u0061"', ',"gen_ai.response.id":7'])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), TAGS, IDS), min_size=2, max_size=5))
+def test_both_decoders_relate_odd_spans_alike(spans):
+    message = ",".join(
+        f'{{"traceId":"1","id":"{number}","parentId":"{parent}","tags":{{"y":1{tag_id}'
+        + "".join(f',"{name}":{value}' for name, value in tags.items())
+        + "}}"
+        for number, (parent, tags, tag_id) in enumerate(spans)
+    )
+    harness.check([b"[" + message.encode() + b"]"], Value("zipkin"))
+
+
+@pytest.mark.parametrize(("levels", "expected"), [(64, True), (65, False)])
+def test_counts_are_looked_for_64_levels_up(levels, expected):
+    between = [span(number, number - 1) for number in range(2, levels + 1)]
+    assert gives_way(call(1, sent=9, made=1), *between, call(levels + 1, levels, sent=9, made=1)) == expected
+
+
 def test_relations_need_the_parent_in_the_same_message_and_trace():
     assert relations(span(2, parent=9, tokens=5)) == [(False, False)]
     other = span(1, tokens=5)

@@ -104,3 +104,28 @@ def test_a_string_that_stands_for_nothing_is_null():
     message = b'{"a":""}\n{"a":"-"}\n{"a":"--"}\n{"a":"{\\"b\\":\\"-\\"}"}\n{"a":"-1"}'
     wanted = [b'{"a":null}', b'{"a":null}', b'{"a":"--"}', b'{"a":{"b":null}}', b'{"a":"-1"}']
     assert harness.check([message], value).messages == [wanted]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"a":{"b":null},"u":1}',
+        b'{"a":{"b":[]},"u":1}',
+        b'{"a":{"b":[ ]},"u":1}',
+        b'{"a":null,"u":1}',
+        b'{"a":{},"u":1}',
+        b'{"u":1}',
+    ],
+)
+def test_a_document_without_records_is_one_where_the_mapping_reads_documents(text):
+    """Of a batch that is empty, no field reads the document, and it gives none."""
+    value = Value(records=("a", "b", "*"))
+    reads = with_fields(value, [("a", "usage"), ("u",)])
+    assert reads.document and not with_fields(value, [("u",), ("^", "a")]).document
+    assert harness.check([text], reads).messages == [[text]]
+    assert (harness.check([text], value).messages == [[b""]]) == (b"null" in text or b"[" in text)
+
+
+def test_null_in_an_array_is_no_document():
+    value = with_fields(Value(records=("a", "*", "b", "*")), [("a",)])
+    assert harness.check([b'{"a":[null,{"b":null},{"b":[]},{"b":[{"x":1}]}]}'], value).messages == [[b'{"x":1}']]
