@@ -143,6 +143,32 @@ def test_a_time_is_read_in_the_unit_that_gives_a_date_of_our_time(time, formats)
     assert ("CHECK: timestamp" in text) == ("zone" in formats)
 
 
+def test_the_remainder_of_a_total_is_the_output_where_none_was_found():
+    found = guess(
+        lines_of(rows(*({"prompt_tokens": p, "new_tokens": o, "total_tokens": p + o} for p, o in ((10, 3), (20, 7))))),
+        "x",
+    )
+    assert counters(found) == (2, 30, 0, 0, 10, 0)
+    assert "output_tokens" in {doubt.field for doubt in found.doubts} and "completion_tokens" not in found.text
+
+
+def test_an_output_that_is_not_found_is_a_doubt():
+    found = guess(lines_of(rows({"prompt_tokens": 10, "total_tokens": 10})), "x")
+    assert "output_tokens" in {doubt.field for doubt in found.doubts}
+
+
+@pytest.mark.parametrize("name", ["team", "tenant_id", "org", "project_id"])
+def test_a_group_that_is_taken_for_the_user_is_a_doubt(name):
+    text = text_of({name: "g-1", "input_tokens": 1, "output_tokens": 2}, user=None)
+    assert f'path = "{name}"' in text and "# CHECK: user: " in text
+
+
+@pytest.mark.parametrize("name", ["uid", "acct", "acct_id", "account", "owner_id"])
+def test_names_of_users_come_before_names_of_groups(name):
+    text = text_of({"team": "g-1", name: "u-1", "input_tokens": 1, "output_tokens": 2}, user=None)
+    assert f'[fields.user]\npath = "{name}"' in text.replace("\n\n", "\n") and "CHECK: user: team" not in text
+
+
 def test_units_that_are_mixed_are_a_doubt():
     times = [{"timestamp": time, "input_tokens": 1, "output_tokens": 2} for time in (1_795_453_500, 1_795_453_500_000)]
     assert "# CHECK: timestamp: " in text_of(*times)

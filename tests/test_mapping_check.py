@@ -1,10 +1,14 @@
 """What `mappings check` finds: fates, repeats, and what looks like a mistake in the mapping."""
 
 import json
+from datetime import UTC, datetime
 
 import pytest
 
+from tokenometer.processor.files.decoded import decoder_of, sample_lines
+from tokenometer.processor.records import plausible
 from tokenometer.processor.records.mapping_check import check
+from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.mapping import parse
 
 TOML = """
@@ -108,3 +112,21 @@ def test_a_field_that_no_record_has_is_named_with_what_the_log_has():
 
 def test_an_optional_part_that_the_log_does_not_have_is_no_hint():
     assert not found({}).hints
+
+
+@pytest.mark.parametrize(
+    "more", [{"bot_usage": None}, {"bot_usage": {"model_usage": None}}, {"bot_usage": {"model_usage": []}}, {}]
+)
+def test_an_answer_of_ark_without_models_counts_itself(more):
+    ark = mappings.resolve("ark")
+    usage = {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
+    record = {"request_id": "r", "timestamp": 1_795_453_500_000, "user": "u", "chip": "c"}
+    line = json.dumps(record | {"response": {"id": "a", "model": "m", "usage": usage} | more}).encode()
+    result = check(sample_lines([line], decoder_of(ark)()), ark)
+    assert (result.counted, result.usage.total_tokens) == (1, 15)
+
+
+def test_a_time_that_replay_refuses_by_default_is_refused():
+    assert plausible.NOT_BEFORE_MS == datetime(2015, 1, 1, tzinfo=UTC).timestamp() * 1000
+    result = found({"time": plausible.NOT_BEFORE_MS}, {"id": "b", "time": plausible.NOT_BEFORE_MS - 1})
+    assert result.counted == 1 and list(result.rejects) == [("past_timestamp", "timestamp")]

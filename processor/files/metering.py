@@ -19,13 +19,13 @@ from tokenometer.kernels.values import Tally, UsageRows
 from tokenometer.processor.files import decoded, given, logs
 from tokenometer.processor.files.output import OutputError, record_batches, row_schema
 from tokenometer.processor.files.replay import Outlets, PlacedLetter, ReplaySummary, replay
-from tokenometer.processor.records import engines
+from tokenometer.processor.records import engines, plausible
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import Usage
 
 _SPOOL_BYTES = 256 << 20  # in memory; what is more goes to a file
-NOT_BEFORE = date(2015, 1, 1)  # a time before it is a wrong unit: there was no such service
+NOT_BEFORE = datetime.fromtimestamp(plausible.NOT_BEFORE_MS / 1000, UTC).date()  # a time before it is a wrong unit
 WINDOW_SECONDS_MAX = 86_400  # as of the commands
 
 REJECT_SCHEMA = pa.schema(

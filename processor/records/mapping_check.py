@@ -90,8 +90,9 @@ class Check:
 
 
 def check(lines: Iterable[bytes], mapping: Mapping, window_ms: int = WINDOW_MS) -> Check:
-    """Judge every line as a file's record: without a message time."""
-    referee, result, seen, hints = Referee(), Check(), _Seen(mapping, window_ms), _Hints(mapping)
+    """Judge every line as `replay` does by default: without a message time, and with its earliest date."""
+    referee, result = Referee(not_before_ms=plausible.NOT_BEFORE_MS), Check()
+    seen, hints = _Seen(mapping, window_ms), _Hints(mapping)
     result.fields = {name: Values(None) for name in ("timestamp", *_TEXTS)}
     result.fields |= {name: Values(0) for name in (*COUNTERS, *(field.name for field in mapping.further))}
     result.fields |= {f"labels.{label.name}": Values(None) for label in mapping.labels}

@@ -3,6 +3,7 @@
 from typing import Any
 
 FIRST_MS = 978_307_200_000  # 2001-01-01; seconds, read as milliseconds, are in 1970
+NOT_BEFORE_MS = 1_420_070_400_000  # 2015-01-01; no event is earlier, for there was no such service
 END_MS = 4_102_444_800_000  # 2100-01-01
 UNITS = {"epoch_s": 1000, "epoch_ms": 1, "epoch_us": 1 / 1000, "epoch_ns": 1 / 1_000_000}  # milliseconds in each
 NAMES = {

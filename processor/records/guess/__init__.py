@@ -141,6 +141,7 @@ def _output_default(reading: Reading, sample: Sample, read: set[int], plan: Gues
     if OUTPUT not in plan.tables:
         path = (*reading.pairs[0].parent, "completion_tokens")
         plan.tables[OUTPUT] = Table(OUTPUT, [path], {}, ["No record has one."])
+        plan.doubt(OUTPUT, "no path looks like it: every record is counted with 0, which is right for embeddings only.")
     plan.tables[OUTPUT].settings["default"] = 0
     unproven = missing - total.keys()
     if unproven:

@@ -18,9 +18,10 @@ from tokenometer.processor.records.count_names import (
     TOTAL,
     UNCACHED,
     WRITE,
+    Name,
     norm,
 )
-from tokenometer.processor.records.guess.counts import Reading, shared_keys
+from tokenometer.processor.records.guess.counts import Candidate, Reading, shared_keys
 from tokenometer.processor.records.guess.plan import GuessPlan, listed, of_records, paths_text
 from tokenometer.processor.records.sample import Sample
 from tokenometer.schemas.mapping_errors import show, show_path
@@ -124,7 +125,14 @@ def _find_plus(reading: Reading, sample: Sample, plan: GuessPlan, amounts: dict[
             made = any(
                 word in norm(leaf.path[-1:]) for word in ("output", "completion", "generat", "predict", "answer")
             )
-            role = OUTPUT if made else INPUT
+            role = OUTPUT if made or not reading.roles[OUTPUT] else INPUT
+            if not reading.roles[role]:  # the remainder of the other side's total is the whole of this one
+                types = frozenset(type(value) for value in leaf.values.values())
+                reading.roles[role] = [
+                    Candidate(leaf.path, Name(role, None, known=False), counts, len(leaf.values), types)
+                ]
+                plan.doubt(role, f"{show_path(leaf.path)} is taken for it, because the totals only fit with it.")
+                return
             reading.plus.setdefault(role, []).append(leaf.path)
             plan.doubt(role, f"{show_path(leaf.path)} is added, because the totals only fit with it.")
             for part in PARTS:

@@ -17,11 +17,14 @@ _UNIQUE = 0.5  # ids that repeat more often than this name something larger than
 # The ends of paths, the best first.
 _USERS = (
     "end_user_id end_user enduser_id user_api_key_end_user_id gen_ai_user user_id user userid username user_name "
-    "metadata_user_id customer_id customer consumer_username consumer_id consumer_name consumer client_id account_id "
-    "account user_api_key_user_id tenant_id tenant team_id team organization_id organization org_id org project_id "
-    "project workspace_id workspace subject principal owner caller identity_arn user_email email api_key_name "
+    "metadata_user_id uid customer_id customer consumer_username consumer_id consumer_name consumer client_id "
+    "account_id account acct_id acct owner_id user_api_key_user_id tenant_id tenant team_id team organization_id "
+    "organization org_id org project_id project "
+    "workspace_id workspace subject principal owner caller identity_arn user_email email api_key_name "
     "api_key_id user_api_key_hash api_key_hash key_hash api_key token_name app_id app"
 ).split()
+# Words of names that several people share.
+_GROUPS = {"tenant", "team", "organization", "org", "project", "workspace"}
 _MODELS = (
     "response_model llm_model_name model_name model model_version served_model_name request_model "
     "model_id deployment engine model_group"
@@ -38,7 +41,7 @@ _SPAN = "span_id"
 NAMES = ("user", "model")  # that may identify a request together with its id
 _CONTENT = {"messages", "choices", "candidates", "content", "parts", "tools", "prompt", "headers"}
 _NOT = {
-    "user": {"agent", "ip", "spend", "prompt", "message", "alias", "budget"},
+    "user": {"agent", "pod", "ip", "spend", "prompt", "message", "alias", "budget"},
     "model": {"hw", "gpu", "host", "device", "chip", "accelerator", "cost", "map", "parameters", "ratio", "user"},
     "chip": {"count", "id", "user", "memory", "util", "utilization"},
     "prefill_chip": {"count", "memory"},
@@ -120,6 +123,9 @@ def guess_name(field: str, sample: Sample, near: Path, read: set[int], plan: Gue
     missing = read - {index for leaf in chosen for index in leaf.texts()}
     examples = list(dict.fromkeys(chosen[0].texts().values()))[:3]
     table.why.append(f"By its name; {of_records(len(chosen[0].texts()), len(sample.records))}, such as {examples}.")
+    groups = [leaf.path for leaf in chosen if set(words(leaf.path[-1])) & _GROUPS] if field == "user" else []
+    if groups:
+        plan.doubt(field, f"{paths_text(groups)} names a group of people: is it who pays?")
     if field != "prefill_chip" and missing:
         _missing(field, table, missing, read, plan)
     _say_others(field, chosen, leaves, read, plan)
