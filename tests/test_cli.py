@@ -39,6 +39,7 @@ LOG = b"".join(
     synth.generate(Profile(RECORDS, seed=5, users=50, duplicates=0.02, malformed=0.02, escaped=0.02, late=0))
 )
 CLEAN = b"".join(synth.generate(Profile(500, duplicates=0, malformed=0)))
+SECONDS = orjson.dumps(orjson.loads(CLEAN.splitlines()[0]) | {"timestamp": 1_795_453_500})
 
 
 def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
@@ -191,12 +192,16 @@ def test_strict_exits_with_3_after_the_report(call: Any, log: pathlib.Path, tmp_
     [
         ("anthropic", CLEAN, 3, "nothing was counted: 500 records rejected, 500 of them for missing_field of "),
         ("native", b"{\n[]\n[]\n\n", 3, "3 records rejected, 2 of them for not_an_object; try another mapping"),
+        ("native", SECONDS, 3, "1 of them for past_timestamp of timestamp; these look like seconds; try another"),
+        ("otlp", b"\x0a\x05\n\n\n\xff\n" * 3, 3, "rejected for bad_encoding; each line was taken for a value. Is the"),
         ("skips.toml", CLEAN, 3, "nothing was counted: mapping skips skips all 500 records"),
         ("native", b"", 0, ""),
         ("native", b"\n \n", 0, ""),
         ("native", CLEAN + b"{\n" * 5000, 0, ""),
     ],
-    ids=["wrong mapping", "no records", "all are skipped", "empty", "white space", "one in ten counts"],
+    ids=[
+        "wrong mapping", "no records", "seconds", "one binary message", "all are skipped", "empty", "white space", "one in ten counts",
+    ],
 )  # fmt: skip
 def test_a_log_of_which_nothing_is_counted_ends_with_3_and_says_why(
     call: Any, tmp_path: pathlib.Path, mapping: str, lines: bytes, code: int, why: str

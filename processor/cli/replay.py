@@ -31,11 +31,11 @@ from tokenometer.processor.cli.common import (
 )
 from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory, Window
 from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send_lines
-from tokenometer.processor.files import decoded, logs, output, report
+from tokenometer.processor.files import decoded, logs, metering, output, report
 from tokenometer.processor.files.clock import LogClock
 from tokenometer.processor.files.label_sums import LabelSums
 from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
-from tokenometer.processor.records import engines
+from tokenometer.processor.records import engines, plausible
 from tokenometer.processor.records.referee import TIME_END_MS, Referee
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.mapping import Mapping
@@ -98,7 +98,7 @@ class ReplayCommand(ToKafkaSettings):
             metavar="DATE",
             help="The earliest date of an event. An earlier one has a wrong unit of time and is rejected.",
         ),
-    ] = "2015-01-01"
+    ] = str(metering.NOT_BEFORE)
     dedup_horizon: Annotated[
         int | None,
         Option(
@@ -174,8 +174,15 @@ def _why_nothing(summary: ReplaySummary, ran: report.Run) -> str | None:
         return f"nothing was counted: mapping {ran.mapping} skips all {show.plural(tally.skipped, 'record')}"
     fault, most = next(iter(summary.rejects.items()))
     reason, _, field = fault.partition(":")
+    if reason == "bad_encoding":
+        return (
+            f"nothing was counted: {most:,} of {show.plural(tally.rejected, 'value')} rejected for bad_encoding; "
+            f"each line was taken for a value. Is the file one message? Try --whole"
+        )
     keys = f"; one of them has the keys {', '.join(summary.fault_keys)}" if summary.fault_keys else ""
     skipped = f", {tally.skipped:,} skipped" if tally.skipped else ""
+    if summary.fault_unit:
+        keys = f"; these look like {plausible.NAMES[summary.fault_unit]}"
     return (
         f"nothing was counted: {show.plural(tally.rejected, 'record')} rejected{skipped}, "
         f"{most:,} of them for {reason}{f' of {field}' if field else ''}{keys}; "

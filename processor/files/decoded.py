@@ -10,6 +10,7 @@ as they are in the file, and the record's number in it.
     values ── intake ──> lines ──> space
 """
 
+import csv
 import pathlib
 import re
 from collections import deque
@@ -37,7 +38,7 @@ _ROWS = 4096  # of a table, read together
 _HEAD_BYTES = 4096
 _COPIES_BYTES_MAX = 1 << 20  # of a value in the dead letters of its records; one has it at least
 _PARQUET = b"PAR1"
-_CSV_HEADER = re.compile(rb"\w[\w .-]*(,\w[\w .-]*)+\r?\n", re.ASCII)
+_CSV_HEADER = re.compile(rb'(\xef\xbb\xbf)?"?\w[\w .-]*"?(,"?\w[\w .-]*"?)+\r?\n', re.ASCII)
 
 
 class SourceValue(NamedTuple):
@@ -244,7 +245,9 @@ def _csv(name: str) -> Iterator[Any]:
     007 into 7."""
     try:
         with open(name, "rb") as file:
-            columns = file.readline().decode().strip().split(",")
+            (columns,) = csv.reader([file.readline().decode("utf-8-sig").strip()])
+        if twice := [column for column in columns if columns.count(column) > 1]:
+            raise LogError(f"{name}: the column {twice[0]} is there twice: rename one, for only one could be read")
         convert = pa_csv.ConvertOptions(
             column_types={column: pa.string() for column in columns}, strings_can_be_null=True, null_values=[""]
         )

@@ -14,14 +14,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import orjson
 
 from tokenometer.kernels import layout
 from tokenometer.kernels.engine import CONFLICTING, Engine, Loaded
 from tokenometer.kernels.values import Bytes, DeadLetter, Tally, UsageRows
 from tokenometer.processor.files.clock import LogClock
 from tokenometer.processor.files.logs import Chunk, ReadAhead
-from tokenometer.processor.records import hyperloglog
-from tokenometer.processor.records.sample import keys_of
+from tokenometer.processor.records import hyperloglog, plausible
+from tokenometer.processor.records.sample import keys_of, leaves_of
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import DAY_MS, Usage
 
@@ -77,6 +78,7 @@ class ReplaySummary:
     active_users: int  # an estimate, with a standard error of 0.81 %
     active_users_understated: bool  # more windows than sketches
     fault_keys: tuple[str, ...] = ()  # of the first record that was rejected for the most frequent reason
+    fault_unit: str | None = None  # where that is its time: the epoch format in which it would be of our time
 
 
 @dataclass(frozen=True)
@@ -139,6 +141,7 @@ class _Replay:
         self._sums = _Sums()
         self._rejects: Counter[str] = Counter()
         self._keys: dict[str, tuple[str, ...]] = {}  # of the first record of each kind of reject
+        self._units: dict[str, str | None] = {}  # of its time
         self._lines_before = 0  # of this batch, in its log
         self._lines = 0  # of all logs
         self._log_bytes = self._read_bytes = 0
@@ -206,6 +209,8 @@ class _Replay:
                 self._rejects[fault] += 1
                 if fault not in self._keys and each.value is not None:
                     self._keys[fault] = keys_of(each.value)
+                    if each.field == "timestamp":
+                        self._units[fault] = _unit_of(each.value, self._mapping)
         if self._outlets.letters:
             self._outlets.letters(placed)
 
@@ -278,10 +283,25 @@ class _Replay:
             active_users=round(hyperloglog.estimate(sums.registers)),
             active_users_understated=sums.unsketched_rows > 0,
             fault_keys=self._keys[next(iter(rejects))] if rejects else (),
+            fault_unit=self._units.get(next(iter(rejects))) if rejects else None,
         )
 
 
 _STOPPED = Chunk("", 0, 0, np.zeros(0, np.uint32), 0)
+
+
+def _unit_of(record_text: bytes, mapping: Mapping) -> str | None:
+    """The epoch format that the record's time seems to have, where the mapping reads another one."""
+    field = mapping.field("timestamp")
+    try:
+        record: Any = orjson.loads(record_text)
+    except orjson.JSONDecodeError:
+        return None
+    leaves = dict(leaves_of(record)) if isinstance(record, dict) else {}
+    value = next((leaves[path] for path in field.paths if leaves.get(path) is not None), None)
+    digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20
+    unit = plausible.unit_of(int(value) if digits else value)
+    return None if unit is None or {unit, f"{unit}_decimal"} & set(field.formats) else unit
 
 
 def _placed(chunk: Chunk, lines_before: int, letter: DeadLetter) -> PlacedLetter:

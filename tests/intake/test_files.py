@@ -5,10 +5,12 @@ import pytest
 
 from tests import harness
 from tokenometer.processor.files import decoded
+from tokenometer.processor.files.logs import LogError
 from tokenometer.processor.files.replay import Outlets, PlacedLetter, replay
 from tokenometer.processor.intake import Decoder
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.mapping import MappingError
+from tokenometer.schemas.value import PLAIN
 
 NATIVE = (harness.MAPPINGS / "native.toml").read_text().replace("format = 1", "format = 2")
 
@@ -33,3 +35,20 @@ def test_dead_letters_hold_copies_of_a_value_up_to_1_MiB(make_engine, tmp_path) 
     assert [letter.record for letter in letters] == list(range(30))
     copies = [letter.value for letter in letters if letter.value is not None]
     assert len(copies) == 6 and set(copies) == {(tmp_path / "array.json").read_bytes()}
+
+
+def rows_of(tmp_path, text: bytes) -> list[dict[str, str]]:
+    (tmp_path / "log.csv").write_bytes(text)
+    reader = decoded._file_values(str(tmp_path / "log.csv"), PLAIN, whole=False)
+    return [orjson.loads(value.data) for value in reader]
+
+
+@pytest.mark.parametrize("header", [b"user,in", b'"user","in"', b"\xef\xbb\xbfuser,in", b'\xef\xbb\xbf"user","in"'])
+def test_a_csv_file_may_have_quoted_headers_and_a_byte_order_mark(header, tmp_path) -> None:
+    assert rows_of(tmp_path, header + b"\r\n007,5\r\n") == [{"user": "007", "in": "5"}]
+    assert not decoded.is_plain(str(tmp_path / "log.csv"))
+
+
+def test_a_column_that_is_there_twice_is_an_error_that_names_it(tmp_path) -> None:
+    with pytest.raises(LogError, match="log.csv: the column in is there twice"):
+        rows_of(tmp_path, b"user,in,in\nu,1,2\n")
