@@ -140,6 +140,8 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
     ], NOTHING, 0, {"inconsistent_counts": 1}),
     "a failed login names no model, and a user may be a number": ("litellm", [
         litellm("f", "f", "failure", (0, 0), model="", end_user=7)], (1, 0, 0, 0, 0, 0), 0, {}),
+    "each read of a batch has all its tokens, and is no call": ("litellm", [
+        litellm("batch_1", poll, call_type="aretrieve_batch") for poll in ("p1", "p2")], NOTHING, 2, {}),
     # --- APISIX ---
     "Claude's rows add up, whatever the model's version": ("apisix", [
         apisix("claude-opus-9-20280101", 9, 50, 3962, 100),
