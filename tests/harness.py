@@ -40,7 +40,7 @@ LIMITS = {
 TINY = {
     "rows": 32,
     "cells": 32,
-    "texts": 64,
+    "texts": 128,
     "windows": 16,
     "arena_bytes": 4096,
     "batch_bytes": 900,

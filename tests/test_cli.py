@@ -200,9 +200,16 @@ def test_strict_exits_with_3_after_the_report(call: Any, log: pathlib.Path, tmp_
         ("native", CLEAN + b"{\n" * 5000, 0, ""),
     ],
     ids=[
-        "wrong mapping", "no records", "seconds", "one binary message", "all are skipped", "empty", "white space", "one in ten counts",
+        "wrong mapping",
+        "no records",
+        "seconds",
+        "one binary message",
+        "all are skipped",
+        "empty",
+        "white space",
+        "one in ten counts",
     ],
-)  # fmt: skip
+)
 def test_a_log_of_which_nothing_is_counted_ends_with_3_and_says_why(
     call: Any, tmp_path: pathlib.Path, mapping: str, lines: bytes, code: int, why: str
 ):

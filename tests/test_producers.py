@@ -104,6 +104,13 @@ CLAUDE_USAGE = {
 DYNAMO = {"schema": "dynamo.request.trace.v1", "event_type": "request_end", "event_time_unix_ms": TIME}
 BATCH_BODY = chat(prompt_tokens=10, completion_tokens=5, total_tokens=15) | {"created": TIME // 1000}
 ARK_BOT = {"name": "ep-1", "prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
+ANTHROPIC = {"id": "msg_1", "type": "message", "model": "m", "usage": {
+    "input_tokens": 9, "cache_read_input_tokens": 3962, "cache_creation_input_tokens": 100, "output_tokens": 50,
+    "cache_creation": {"ephemeral_1h_input_tokens": 40}}}  # fmt: skip
+RESPONSES = {"id": "resp_1", "object": "response", "model": "m", "usage": {
+    "input_tokens": 56, "input_tokens_details": {"cached_tokens": 40}, "output_tokens": 5,
+    "output_tokens_details": {"reasoning_tokens": 3}, "total_tokens": 61}}  # fmt: skip
+ONE_RESPONSE = (1, 56, 40, 0, 5, 3)
 EMBEDDING = {"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 8, "total_tokens": 8}}
 
 # mapping, records, counters, skipped, reasons of the rejected ones
@@ -131,6 +138,10 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         litellm("p", "p", tokens=(9, 50), call_type="pass_through_endpoint",
                 **usage_object(cache_read_input_tokens=3962)),
     ], NOTHING, 0, {"inconsistent_counts": 1}),
+    "a failed login names no model, and a user may be a number": ("litellm", [
+        litellm("f", "f", "failure", (0, 0), model="", end_user=7)], (1, 0, 0, 0, 0, 0), 0, {}),
+    "each read of a batch has all its tokens, and is no call": ("litellm", [
+        litellm("batch_1", poll, call_type="aretrieve_batch") for poll in ("p1", "p2")], NOTHING, 2, {}),
     # --- APISIX ---
     "Claude's rows add up, whatever the model's version": ("apisix", [
         apisix("claude-opus-9-20280101", 9, 50, 3962, 100),
@@ -157,6 +168,10 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         kong("proxy", "3", {"prompt_tokens": 1, "completion_tokens": 1}, cache={"cache_status": "Hit"}),
         kong("proxy", "4", {"prompt_tokens": 12.6, "completion_tokens": 30, "total_tokens": 42.6}),
     ], NOTHING, 3, {"wrong_type": 1}),
+    "an answer of the cache is none of a model under any name of the plugin": ("kong", [
+        kong(plugin, plugin, {"prompt_tokens": 1, "completion_tokens": 1}, cache={"cache_status": "Hit"})
+        for plugin in ("proxy", "ai-proxy", "ai-proxy-advanced")
+    ], NOTHING, 3, {}),
     # --- Higress ---
     "details tell where the parts are": ("higress", [
         higress({"model": "claude-sonnet-4-5", "input_token": 9, "output_token": 50, "total_token": 4121,
@@ -212,6 +227,9 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         bifrost("h", "success", CLAUDE_USAGE, cache_debug='{"cache_hit":true}'), bifrost("x", "success", ""),
     ], NOTHING, 3, {"missing_field": 1}),
     "a stream that was cancelled has tokens": ("bifrost", [bifrost("c", "cancelled", CLAUDE_USAGE)], ONE_CLAUDE, 0, {}),
+    "a failure with its usage that becomes a success is one request": ("bifrost", [
+        bifrost("g", "error", {"prompt_tokens": 4071, "total_tokens": 4071}), bifrost("g", "success", CLAUDE_USAGE),
+    ], ONE_CLAUDE, 0, {}),
     # --- OpenAI's chat and those who speak like it ---
     "cached tokens have a name at each provider": ("openai-chat", wrapped(
         chat(prompt_tokens=1000, completion_tokens=20, total_tokens=1020, cached_tokens=768),
@@ -244,6 +262,12 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         prompt_tokens=2000, completion_tokens=5, total_tokens=2005,
         prompt_tokens_details={"cached_tokens": 1500, "cache_write_tokens": 900})),
         NOTHING, 0, {"inconsistent_counts": 1}),
+    "an Anthropic body has its cache beside the input": ("openai-chat", wrapped(ANTHROPIC), ONE_CLAUDE, 0, {}),
+    "LiteLLM's proxy adds Anthropic's names to OpenAI's": ("openai-chat", wrapped(chat(
+        prompt_tokens=4071, completion_tokens=50, total_tokens=4121, cache_read_input_tokens=3962,
+        cache_creation_input_tokens=100, prompt_tokens_details={"cached_tokens": 3962, "cache_creation_tokens": 100})),
+        ONE_CLAUDE, 0, {}),
+    "a body of the Responses API": ("openai-chat", wrapped(RESPONSES), ONE_RESPONSE, 0, {}),
     "a batch's lines": ("openai-batch", [
         {"id": "b-1", "custom_id": "1", "response": {"status_code": 200, "request_id": "q", "body": BATCH_BODY},
          "error": None},
@@ -277,6 +301,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         {"id": "f", "status": "failed", "error": {"code": "server_error"}, "usage": None},
         {"object": "response.input_tokens", "input_tokens": 11}, {"error": {"message": "x"}},
     ), (1, 5, 0, 0, 2, 0), 3, {}),
+    "an Anthropic body, here too": ("openai-responses", wrapped(ANTHROPIC), ONE_CLAUDE, 0, {}),
     # --- Anthropic ---
     "null counts, errors, and counts ahead of a request": ("anthropic", wrapped(
         {"id": "msg_1", "model": "m", "usage": {
@@ -313,6 +338,10 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
             {"promptTokenCount": 10, "candidatesTokenCount": 9, "thoughtsTokenCount": 6, "totalTokenCount": 25},
         )
     ], (1, 10, 0, 0, 15, 6), 0, {}),
+    "one id of two users is two requests": ("gemini", [
+        wrapped({"usageMetadata": {"promptTokenCount": 10, "totalTokenCount": 10}})[0] | {"user": user}
+        for user in ("u", "v")
+    ], (2, 20, 0, 0, 0, 0), 0, {}),
     # --- xAI ---
     "the SDK's usage leaves zeros out": ("xai", wrapped(
         {"model": "g", "usage": {"promptTokens": 120, "reasoningTokens": 30, "totalTokens": 150,
@@ -321,6 +350,9 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         chat(prompt_tokens=10, completion_tokens=5, total_tokens=22, completion_tokens_details={"reasoning_tokens": 7}),
         {"error": "boom", "code": "x"},
     ), (3, 140, 64, 0, 47, 37), 1, {}),
+    "every chunk may have the usage so far": ("xai", [
+        wrapped(chat(prompt_tokens=10, completion_tokens=n, total_tokens=10 + n))[0] for n in (1, 5, 9)
+    ], (1, 10, 0, 0, 9, 0), 0, {}),
     # --- Cohere ---
     "embed, rerank, both APIs and their streams": ("cohere", wrapped(
         {"id": "e", "embeddings": {}, "meta": {"billed_units": {"input_tokens": 8.0}}},
@@ -334,6 +366,10 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         {"event_type": "stream-end", "response": {"generation_id": "s", "meta": {
             "tokens": {"input_tokens": 20.0, "output_tokens": 3.0}}}},
     ), (4, 8 + 20 + 215 + 20, 80, 0, 426, 0), 3, {}),
+    "the last event of API v1 has cached tokens": ("cohere", wrapped(
+        {"event_type": "stream-end", "response": {"generation_id": "s", "meta": {
+            "tokens": {"input_tokens": 215.0, "output_tokens": 420.0}, "cached_tokens": 80.0}}},
+    ), (1, 215, 80, 0, 420, 0), 0, {}),
     # --- DashScope ---
     "embeddings, failures, an explicit cache, the compatible mode, images": ("dashscope", wrapped(
         {"status_code": 200, "code": "", "output": {"embeddings": []}, "usage": {"total_tokens": 12}},
@@ -350,6 +386,9 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         wrapped({"status_code": 200, "code": "", "usage": {
             "input_tokens": 20, "output_tokens": n, "total_tokens": 20 + n}})[0] for n in (1, 5, 9)
     ], (1, 20, 0, 0, 9, 0), 0, {}),
+    "one id of two users is two requests of DashScope, too": ("dashscope", [
+        wrapped({"usage": {"input_tokens": 20, "output_tokens": 1}})[0] | {"user": user} for user in ("u", "v")
+    ], (2, 40, 0, 0, 2, 0), 0, {}),
     # --- Ollama and llama.cpp ---
     "loading, chunks, failures, embeddings and the compatible API": ("ollama", wrapped(
         {"model": "l", "done": True, "done_reason": "load", "response": ""}, {"model": "l", "done": False},
@@ -358,6 +397,13 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         {"model": "l", "done": True, "eval_count": 4},
         chat(prompt_tokens=10, completion_tokens=5, total_tokens=15),
     ), (3, 18, 0, 0, 9, 0), 4, {}),
+    "a body that is none of Ollama's is no request": ("ollama", wrapped(
+        {"usageMetadata": {"promptTokenCount": 10}}, {"usage": {"inputTokens": 9, "outputTokens": 4}}, {"id": "x"},
+    ), NOTHING, 3, {}),
+    "its Responses API, and a total that does not fit": ("ollama", wrapped(
+        {"model": "m", "usage": {"input_tokens": 56, "output_tokens": 5, "total_tokens": 61}},
+        {"model": "m", "usage": {"input_tokens": 56, "total_tokens": 61}},
+    ), (1, 56, 0, 0, 5, 0), 0, {"inconsistent_counts": 1}),
     "both APIs, with and without a cache": ("llamacpp", wrapped(
         {"stop": True, "model": "m", "tokens_predicted": 5, "tokens_evaluated": 40, "tokens_cached": 44,
          "timings": {"prompt_n": 40, "predicted_n": 5}},
@@ -398,12 +444,24 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
     "a bot may call one endpoint twice": ("ark", 2 * wrapped(
         {"id": "bot", "model": "bot-1", "usage": None, "bot_usage": {"model_usage": [ARK_BOT, ARK_BOT]}},
     ), (2, 200, 0, 0, 40, 0), 0, {}),
+    "chunks have the usage so far where they are asked for it": ("ark", [
+        wrapped(chat(prompt_tokens=10, completion_tokens=n, total_tokens=10 + n))[0] for n in (1, 5, 9)
+    ], (1, 10, 0, 0, 9, 0), 0, {}),
     # --- Servers ---
     "embeddings, reranking and errors": ("vllm", wrapped(
         EMBEDDING | {"usage": {"prompt_tokens": 8, "total_tokens": 8, "prompt_tokens_details": None}},
         {"id": "r", "results": [], "model": "m", "usage": {"total_tokens": 56}},
         {"object": "error", "message": "x"}, {"error": {"message": "x"}},
     ), (2, 64, 0, 0, 0, 0), 2, {}),
+    "the Responses API, also at the end of a stream, and reasoning at the top": ("vllm", wrapped(
+        RESPONSES, {"type": "response.created", "response": {"id": "resp_2", "usage": None}},
+        {"type": "response.completed", "response": RESPONSES},
+        chat(prompt_tokens=10, completion_tokens=5, total_tokens=15, reasoning_tokens=2),
+        {"model": "m", "usage": {"total_tokens": 61, "completion_tokens": 5}},
+    ), (3, 122, 80, 0, 15, 8), 1, {"inconsistent_counts": 1}),
+    "one id of two users is two requests of vLLM, too": ("vllm", [
+        wrapped(chat(prompt_tokens=10, total_tokens=10))[0] | {"user": user} for user in ("u", "v")
+    ], (2, 20, 0, 0, 0, 0), 0, {}),
     "embeddings have no completion, and an aborted request counts": ("sglang-metrics", [
         {"id": "e1", "prompt_tokens": 12, "request_finished_ts": TIME / 1000},
         {"id": "a1", "finish_reason": {"type": "abort"}, "prompt_tokens": 100, "completion_tokens": 7,
@@ -447,10 +505,32 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
              gen_ai__usage__output_tokens=5),
         span("2", openinference__span__kind="CHAIN", llm__token_count__prompt=5, llm__token_count__completion=5),
         span("3", traceloop__span__kind="workflow", gen_ai__usage__input_tokens=5, gen_ai__usage__output_tokens=5),
-        span("4", traceloop__span__kind="task", gen_ai__usage__input_tokens=7, gen_ai__usage__output_tokens=5),
+        span("4", traceloop__span__kind="task", gen_ai__request__model="m", gen_ai__usage__input_tokens=7,
+             gen_ai__usage__output_tokens=5),
         span("5", openinference__span__kind="EMBEDDING", embedding__model_name="e", llm__token_count__prompt=8),
         span("6", anthropic__message__count_tokens__input_tokens=800, gen_ai__request__model="m"),
     ), (2, 15, 0, 0, 5, 0), 4, {}),
+    "an agent's span of older Pydantic AI, and Vercel's cached tokens": ("otlp", otlp(
+        span("1", model_name="m", agent_name="a", gen_ai__usage__input_tokens=5, gen_ai__usage__output_tokens=5),
+        span("2", gen_ai__operation__name="chat", gen_ai__request__model="m", gen_ai__usage__input_tokens=100,
+             gen_ai__usage__output_tokens=5, gen_ai__usage__details__cache_read_tokens=60),
+        span("3", gen_ai__request__model="m", gen_ai__usage__input_tokens=100, gen_ai__usage__output_tokens=5,
+             ai__usage__cachedInputTokens=40),
+        span("4", openinference__span__kind="llm", llm__model_name="m", llm__token_count__prompt=7),
+    ), (3, 207, 100, 0, 10, 0), 1, {}),
+    "flattened, these have the same rules": ("otel-genai", [
+        {"span_id": str(number), "end_time": "2026-11-23T17:00:01Z"} | attributes for number, attributes in enumerate((
+            {"model_name": "m", "agent_name": "a", "gen_ai.usage.input_tokens": 5, "gen_ai.usage.output_tokens": 5},
+            {"gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 100, "gen_ai.usage.output_tokens": 9,
+             "gen_ai.usage.details.cache_read_tokens": 60, "gen_ai.usage.details.cache_write_tokens": 20,
+             "gen_ai.usage.details.reasoning_tokens": 4},
+            {"gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 100, "ai.usage.cachedInputTokens": 40},
+            {"gen_ai.operation.name": "chat.completions", "gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 3},
+            {"gen_ai.usage.prompt_tokens": 17, "gen_ai.usage.completion_tokens": 64},
+            {"openinference.span.kind": "llm", "llm.model_name": "m", "llm.token_count.prompt": 7},
+            {"gen_ai.operation.name": "chat", "gen_ai.request.model": "m"},
+        ))
+    ], (5, 227, 100, 20, 73, 4), 1, {"missing_field": 1}),
     "flattened spans of OpenInference": ("otel-genai", [
         {"span_id": "a1", "end_time": "2026-11-23T17:00:01.000Z", "openinference.span.kind": "LLM",
          "llm.model_name": "claude", "llm.token_count.prompt": 4071, "llm.token_count.completion": 50,
@@ -488,6 +568,12 @@ LABELLED: dict[str, tuple[str, dict[str, Any], Labels, tuple[int, ...]]] = {
         prompt_tokens_details={"audio_tokens": 17, "image_tokens": 9, "cached_tokens": None},
         completion_tokens_details={"audio_tokens": 11}) | {"service_tier": "flex"})[0],
         (("service_tier", "flex"),), (0, 17, 9, 0, 11)),
+    "Anthropic's one-hour writes, as another's body": ("openai-chat", wrapped(ANTHROPIC)[0], (), (40, 0, 0, 0, 0)),
+    "audio from realtime's cache": ("openai-responses", wrapped({"type": "response.done", "response": {
+        "id": "resp_2", "usage": {"total_tokens": 253, "input_tokens": 132, "output_tokens": 121,
+            "input_token_details": {
+                "cached_tokens": 64, "audio_tokens": 13, "cached_tokens_details": {"audio_tokens": 11}}}}})[0],
+        (), (0, 13, 0, 11, 0)),
     "a body without a tier has no label": ("openai-chat", wrapped(
         chat(prompt_tokens=1, completion_tokens=2, total_tokens=3) | {"service_tier": None})[0], (), ()),
     "Anthropic's one-hour writes, tier, speed and place": ("anthropic", wrapped({
@@ -522,6 +608,23 @@ def test_a_row_carries_what_its_price_depends_on(make_engine, name):
     [(key, row)] = run.rows().items()
     assert key[4:] == ((labels,) if labels else ())
     assert tuple(row[6:]) == further
+
+
+@pytest.mark.parametrize(
+    ("name", "body"),
+    [
+        ("bedrock-converse", {"usage": {"inputTokens": 9, "outputTokens": 4, "totalTokens": 13}}),
+        ("cohere", {"usage": {"tokens": {"input_tokens": 9.0, "output_tokens": 4.0}}}),
+        ("dashscope", {"usage": {"input_tokens": 9, "output_tokens": 4}}),
+    ],
+)
+def test_a_body_that_names_no_model_counts_without_one_of_the_gateway(make_engine, name, body):
+    [record] = wrapped(body)
+    del record["model"]
+    run = harness.Run(make_engine(), harness.shipped(name))
+    run.feed([orjson.dumps(record)])
+    [(key, row)] = run.rows().items()
+    assert (key[2], row[1], row[4]) == ("unknown", 9, 4)
 
 
 @pytest.mark.parametrize(("name", "edges"), [("anthropic", 1), ("gemini", 1), ("ark", 3)])

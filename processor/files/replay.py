@@ -300,7 +300,7 @@ def _unit_of(record_text: bytes, mapping: Mapping) -> str | None:
     leaves = dict(leaves_of(record)) if isinstance(record, dict) else {}
     value = next((leaves[path] for path in field.paths if leaves.get(path) is not None), None)
     digits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20
-    unit = plausible.unit_of(int(value) if digits else value)
+    unit = plausible.unit_of(int(str(value)) if digits else value)
     return None if unit is None or {unit, f"{unit}_decimal"} & set(field.formats) else unit
 
 

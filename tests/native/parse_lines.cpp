@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   open_job(job, plan);
   job.records = table<Record>(1);
   job.doubtful = table<u32>(1);
+  job.extras = table<Extra>(1);
   job.identities = table<Identity>(1);  // asked for ahead of need
   job.texts = table<TextEntry>(1);
   std::string alone;
@@ -37,6 +38,7 @@ int main(int argc, char** argv) {
   if (split_lines(buffer + PREFIX_BYTES, (u32)lines.size(), PREFIX_BYTES, line_start) != alone.size()) return 5;
   job.records = table<Record>(alone.size());
   job.doubtful = table<u32>(alone.size());
+  job.extras = table<Extra>(alone.size());
   job.buffer = buffer;
   job.line_start = line_start;
   job.fill[FILL_DOUBTFUL] = 0;
