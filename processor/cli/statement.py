@@ -34,6 +34,9 @@ class CloseCommand(AskSettings):
     allow_unpriced: Annotated[
         bool, Option("--allow-unpriced", help="Also if some usage has no price; its amount is then empty.")
     ] = False
+    without_prices: Annotated[
+        bool, Option("--without-prices", help="A statement without amounts, although earlier ones have prices.")
+    ] = False
     anyway: Annotated[bool, Option("--anyway", help="Close the period even if it is not complete.")] = False
     grace: Grace = 300
 
@@ -42,7 +45,7 @@ class CloseCommand(AskSettings):
         given = {"to": self.to, "time_zone": self.time_zone, "user": self.user, "label": self.label}
         if self.price_list is not None:
             given["prices"] = file_text(self.price_list)
-        flags = {"anyway": self.anyway, "allow_unpriced": self.allow_unpriced}
+        flags = {"anyway": self.anyway, "allow_unpriced": self.allow_unpriced, "without_prices": self.without_prices}
         return {name: value for name, value in (given | flags).items() if value not in (None, False)}
 
 
@@ -51,8 +54,8 @@ def close_command(command: CloseCommand) -> None:
 
     Examples:
         tokenometer close --to 2026-12-01 --time-zone Europe/Berlin --prices prices.toml
-        tokenometer close --to 2026-12-01 --label team=blue --database ledger.duckdb
-        tokenometer close --to 2026-12-01T00:00:00Z --url http://ledger:9465 --token-file ledger.token
+        tokenometer close --to 2026-12-01 --label team=blue --prices blue.toml --database ledger.duckdb
+        tokenometer close --to 2026-12-01 --prices prices.toml --url http://ledger:9465 --token-file ledger.token
     """
     if not command.to:
         raise BadRequest("--to is missing: a date (2026-12-01), or a time with its offset")
@@ -178,10 +181,20 @@ def _show_pages(command: StatementCommand, pages: list[list[dict[str, Any]]], he
     else:
         _show_table(rows, columns)
         if head is not None and "amount" in head:
-            amount = (
-                f"{head['amount']} {head.get('currency', '')}".rstrip() if head["amount"] else "nothing has a price"
-            )
-            say(f"Statement {head['statement']}, all of it: {amount}")
+            _show_sum(head)
+
+
+def _show_sum(head: dict[str, Any]) -> None:
+    """What the statement's amount is the sum of, one below the other, and the amount."""
+    name = f"Statement {head['statement']}"
+    if head["amount"] is None:
+        say(f"{name}: nothing has a price")
+        return
+    sums = {f"{name}, {kind}": amount for kind, amount in head["subtotals"].items()} | {f"{name}, all of it": head["amount"]}
+    wide = max(map(len, sums))
+    digits = {amount: len(amount.partition(".")[0]) for amount in sums.values()}
+    for title, amount in sums.items():
+        say(f"{title:{wide}}  {' ' * (max(digits.values()) - digits[amount])}{amount} {head.get('currency', '')}".rstrip())
 
 
 def _columns(kind: str, rows: list[dict[str, Any]]) -> list[str]:
