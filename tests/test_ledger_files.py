@@ -285,7 +285,10 @@ def test_a_part_is_compared_over_all_batches(
     """Also where an identity comes twice, and its further counters in one batch only."""
     monkeypatch.setattr(files, "_BATCH_ROWS", 1)
     identity = (*IDENTITY[:4], "november.1")
-    rows = [labelled({}, [1, 10, 0, 0, 0, 0], identity), labelled({}, [2, 20, 0, 0, 0, 0], identity, image_input_tokens=3)]
+    rows = [
+        labelled({}, [1, 10, 0, 0, 0, 0], identity),
+        labelled({}, [2, 20, 0, 0, 0, 0], identity, image_input_tokens=3),
+    ]
     (tmp_path / "twice.ndjson").write_bytes(b"\n".join(rows))
     (tmp_path / "once.ndjson").write_bytes(rows[0])
     with books.opened(database) as store:

@@ -237,7 +237,9 @@ def test_an_amount_in_another_currency_refuses_the_close(database: str) -> None:
     with books.opened(database) as store:
         take(store, [usage_of("a", 1)])
         adjust.adjust(store.database, {"key": "k", "reason": "r", "user": "a", "amount": "-1", "currency": "CNY"}, 0)
-        with pytest.raises(prices.PriceError, match="p.toml is in USD, and credit k of this statement in CNY.*--void KEY"):
+        with pytest.raises(
+            prices.PriceError, match="p.toml is in USD, and credit k of this statement in CNY.*--void KEY"
+        ):
             close(store)
         adjust.adjust(store.database, {"key": "v", "reason": "r", "void": "k"}, 0)
         assert prices.text(close(store).amount or 0) == "0.000002", "an entry and its void are nothing in any currency"
@@ -344,7 +346,7 @@ def priced(lists: prices.Prices, user: str, model: str, labels: dict[str, str], 
     chosen = lists.entry(model, user, labels, at)
     assert chosen is not None
     inside = dict(zip(COUNTS, counts, strict=True))
-    own = {name: prices.charged(name, inside) for name in prices.RATES}
+    own = prices.charged(inside)
     return sum((Fraction(chosen.rates[name]) * count for name, count in own.items()), Fraction()) / prices.UNIT
 
 

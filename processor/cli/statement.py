@@ -11,7 +11,7 @@ import typer
 from typer import Option
 
 from tokenometer.processor.cli.asking import AskSettings, Grace, PriceFile, TimeZone, all_rows, file_text
-from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, write_csv, write_json
+from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, usage_error, write_csv, write_json
 from tokenometer.processor.cli.ledger import now_ms
 from tokenometer.processor.cli.tables import show_rows
 from tokenometer.processor.ledger import api, export, focus, periods, statements, usage
@@ -71,6 +71,11 @@ def close_command(command: CloseCommand) -> None:
         write_json(statements.statement_json(opened, closed))
 
 
+_LIST_COLUMNS = (
+    "statement", "begin", "end", "closed_at", "complete", "customer", "time_zone", "amount", "currency", "price_list"
+)  # fmt: skip
+
+
 class StatementFormat(StrEnum):
     TABLE, JSON, CSV, FOCUS = "table", "json", "csv", "focus"
 
@@ -115,6 +120,7 @@ def statement_command(command: StatementCommand) -> None:
         tokenometer statement next --adjustments --url http://ledger:9465
         tokenometer statement --check
     """
+    _check_options(command)
     if command.url is not None:
         _answer(command, command.fetch)
         return
@@ -123,6 +129,21 @@ def statement_command(command: StatementCommand) -> None:
 
     with contextlib.closing(open_database(command.database_name, writer=False)) as opened, opened.snapshot() as moment:
         _answer(command, lambda path, given=None: _own(moment, path, given or {}))
+
+
+def _check_options(command: StatementCommand) -> None:
+    """Of two things that were asked for, none is left out silently."""
+    form = command.shown_as
+    if sum((command.adjustments, command.corrections, form is StatementFormat.FOCUS)) > 1:
+        usage_error("give one of --adjustments, --corrections and --format focus")
+    if not command.number and not command.check and (command.adjustments or command.corrections):
+        usage_error("--adjustments and --corrections are of one statement: give its number, or next")
+    if not command.number and not command.check and form is StatementFormat.FOCUS:
+        usage_error("--format focus is of one statement: give its number")
+    suffixes = {StatementFormat.JSON: (".ndjson", ".jsonl"), StatementFormat.CSV: (".csv",)}.get(form, ())
+    plain = (command.out or "").removesuffix(".gz").removesuffix(".zst")
+    if command.out is not None and suffixes and not plain.endswith(suffixes):
+        usage_error(f"--format {form} and --out {command.out} contradict each other: the name's end says the format")
 
 
 def _own(moment: "Database", path: str, given: Mapping[str, str]) -> dict[str, Any]:
@@ -153,8 +174,18 @@ def _answer(command: StatementCommand, fetch: Any) -> None:
 
 
 def _show_list(command: StatementCommand, listed: list[dict[str, Any]]) -> None:
-    if command.shown_as is StatementFormat.JSON:
+    if command.shown_as is StatementFormat.JSON and command.out is None:
         write_json(*listed)
+        return
+    if command.out is not None or command.shown_as is StatementFormat.CSV:
+        plain = [
+            {**each, "statement": str(each["statement"]), "complete": str(each["complete"]).lower()} for each in listed
+        ]
+        if command.out is not None:
+            count = export.write([plain], _LIST_COLUMNS, command.out, command.force)
+            say(f"{count:,} rows written to {command.out}")
+        else:
+            write_csv(export.csv_text(plain, _LIST_COLUMNS))
         return
     rows = [
         [
@@ -190,11 +221,15 @@ def _show_sum(head: dict[str, Any]) -> None:
     if head["amount"] is None:
         say(f"{name}: nothing has a price")
         return
-    sums = {f"{name}, {kind}": amount for kind, amount in head["subtotals"].items()} | {f"{name}, all of it": head["amount"]}
+    sums = {f"{name}, {kind}": amount for kind, amount in head["subtotals"].items()} | {
+        f"{name}, all of it": head["amount"]
+    }
     wide = max(map(len, sums))
     digits = {amount: len(amount.partition(".")[0]) for amount in sums.values()}
     for title, amount in sums.items():
-        say(f"{title:{wide}}  {' ' * (max(digits.values()) - digits[amount])}{amount} {head.get('currency', '')}".rstrip())
+        say(
+            f"{title:{wide}}  {' ' * (max(digits.values()) - digits[amount])}{amount} {head.get('currency', '')}".rstrip()
+        )
 
 
 def _columns(kind: str, rows: list[dict[str, Any]]) -> list[str]:

@@ -190,7 +190,11 @@ def statement_json(database: Database, each: Statement, where: tzinfo = UTC) -> 
 def _subtotals(database: Database, id: int, amount: int) -> dict[str, str]:
     """What the amount is the sum of, by kind."""
     late, corrections = (
-        sum(from_text(each) for (each,) in database.rows(f"SELECT amount FROM {table} WHERE statement_id = {id}") if each)
+        sum(
+            from_text(each)
+            for (each,) in database.rows(f"SELECT amount FROM {table} WHERE statement_id = {id}")
+            if each
+        )
         for table in ("late", "adjustments")
     )
     sums = (amount - late - corrections, late, corrections)
