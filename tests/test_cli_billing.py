@@ -70,3 +70,30 @@ def test_a_cell_that_a_spreadsheet_would_run_is_guarded(name: str, guarded: bool
     [[cell, count]] = csv.reader(io.StringIO(text, newline=""))
     assert cell == (f"'{name}" if guarded else name)
     assert count == "-5", "a number of ours is one"
+
+
+def test_a_list_of_statements_is_written_and_printed_as_what_was_asked_for(ledger: str, tmp_path: pathlib.Path):
+    assert run("close", "--database", ledger, "--to", "2026-11-24", "--anyway").returncode == 0
+    for name in ("list.csv", "list.parquet", "list.ndjson"):
+        assert run("statement", "--database", ledger, "--out", str(tmp_path / name)).returncode == 0
+        assert (tmp_path / name).stat().st_size
+    printed = run("statement", "--database", ledger, "--format", "csv").stdout
+    assert printed == (tmp_path / "list.csv").read_bytes()
+    [row] = csv.DictReader(io.StringIO(printed.decode(), newline=""))
+    assert (row["statement"], row["end"], row["complete"]) == ("1", "2026-11-24T00:00:00Z", "false")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("statement", "1", "--adjustments", "--corrections"),
+        ("statement", "1", "--format", "focus", "--corrections"),
+        ("statement", "--adjustments"),
+        ("statement", "1", "--format", "json", "--out", "x.csv"),
+        ("statement", "1", "--format", "csv", "--out", "x.parquet"),
+        ("adjust", "--reason", "r", "--user", "a", "--amount=-1"),
+    ],
+)
+def test_what_contradicts_itself_is_a_wrong_use(tmp_path: pathlib.Path, arguments: Any):
+    done = run(*arguments, "--database", str(tmp_path / "none.duckdb"))
+    assert done.returncode == 2 and b"--" in done.stderr and done.stdout == b""

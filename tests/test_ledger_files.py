@@ -48,9 +48,9 @@ def test_rows_of_a_file_are_those_of_the_topic_and_come_once(database: str, tmp_
     else:
         name.write_bytes(gzip.compress(text) if form == "gz" else text + b"\n")
     with books.opened(database) as store:
-        assert files.load(store, str(name)) == len(ROWS)
+        assert files.load(store, str(name)).rows == len(ROWS)
         first = books.contents(store)
-        assert files.load(store, str(name)) == len(ROWS)
+        assert files.load(store, str(name)).rows == len(ROWS)
         assert books.contents(store) == first and len(first["open_rows"]) == len(ROWS)
     other = tmp_path / "other.duckdb"
     with books.opened(str(other)) as store:
@@ -66,7 +66,7 @@ def test_a_file_is_read_in_batches(database: str, tmp_path: pathlib.Path, monkey
     name = tmp_path / "usage.ndjson"
     name.write_bytes(b"\n".join(row for row in ROWS if row is not None))
     with books.opened(database) as store:
-        assert files.load(store, str(name)) == len(ROWS)
+        assert files.load(store, str(name)).rows == len(ROWS)
         assert store.database.rows("SELECT sum(requests) FROM usage") == [(len(ROWS),)]
 
 
@@ -110,12 +110,19 @@ def test_from_a_log_to_a_priced_statement_in_four_commands(capsys: Any, tmp_path
     code, out, err = run(capsys, "replay", log, "--out", rows)
     assert code == 0, err
     where = ["--database", ledger]
-    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("usage.parquet: 1 rows\n")
+    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("usage.parquet: 1 rows, 1 of them new\n")
     code, out, err = run(capsys, "close", *where, "--to", "2026-12-01", "--prices", str(tmp_path / "prices.toml"))
     assert code == 0 and json.loads(out)["amount"] == "9", err
+    shown = run(capsys, "statement", "1", *where)[1].splitlines()[-4:]
+    assert shown == [
+        "Statement 1, lines        9 USD", "Statement 1, adjustments  0 USD", "Statement 1, corrections  0 USD",
+        "Statement 1, all of it    9 USD",
+    ]  # fmt: skip
+    code, out, err = run(capsys, "close", *where, "--to", "2026-12-02")
+    assert code == 1 and "--without-prices" in err and out == ""
     code, out, _ = run(capsys, "statement", "1", *where, "--json")
     assert code == 0 and json.loads(out)["amount"] == "9"
-    assert run(capsys, "ledger", "load", rows, *where)[0] == 0
+    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("1 rows, 0 of them new\n")
     assert run(capsys, "statement", "next", *where, "--json")[1] == "", "the same file again is nothing new"
 
 
@@ -222,3 +229,78 @@ def test_a_layout_that_is_none_is_told(tmp_path: pathlib.Path, text: str) -> Non
 
 def test_messages_and_files_share_the_reader() -> None:
     assert decode.usage_rows([messages(ROWS)]) is not None
+
+
+# --- One part, one content ---
+
+
+def replayed(name: pathlib.Path, counts: Any = (1, 10, 0, 0, 5, 0), labels: Any = None, user: str = "alice") -> str:
+    """A file of two rows of the part november.1."""
+    identity = (user, "llama", "H100", "november.1")
+    rows = [labelled(labels or {}, list(counts), (books.START_MS + n * 60_000, *identity)) for n in range(2)]
+    name.write_bytes(b"\n".join(rows))
+    return str(name)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"user": "bob"}, {"counts": (1, 20, 0, 0, 5, 0)}, {"counts": (1, 3, 0, 0, 5, 0)}, {"labels": {"team": "blue"}},
+        {"counts": (9, 10, 0, 0, 1, 0)},
+    ],
+    ids=["another log", "more", "less", "another mapping", "some more and some less"],
+)  # fmt: skip
+def test_a_part_of_other_rows_is_refused_and_nothing_of_its_file_is_taken_in(
+    database: str, tmp_path: pathlib.Path, other: Any
+) -> None:
+    first = replayed(tmp_path / "first.ndjson")
+    again = replayed(tmp_path / "again.ndjson", **other)
+    with open(again, "ab") as file:  # and a part that is new
+        file.write(b"\n" + labelled({}, COUNTS, (*IDENTITY[:4], "november.2")))
+    with books.opened(database) as store:
+        assert files.load(store, first) == (2, 2)
+        before = books.contents(store)
+        with pytest.raises(LedgerError, match=r"again.ndjson: the ledger has the part november\.1 already.*--run"):
+            files.load(store, again)
+    with books.opened(database) as store:
+        assert books.contents(store) == before
+        assert files.load(store, first) == (2, 0)
+        assert books.contents(store) == before
+
+
+def test_a_load_that_was_cut_short_is_completed(database: str, tmp_path: pathlib.Path) -> None:
+    whole = tmp_path / "whole.ndjson"
+    replayed(whole)
+    cut = tmp_path / "cut.ndjson"
+    cut.write_bytes(whole.read_bytes().split(b"\n")[0])
+    with books.opened(database) as store:
+        assert files.load(store, str(cut)) == (1, 1)
+        assert files.load(store, str(whole)) == (2, 1)
+        assert store.database.rows("SELECT sum(input_tokens) FROM usage") == [(20,)]
+
+
+def test_a_part_is_compared_over_all_batches(
+    database: str, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where an identity comes twice, and its further counters in one batch only."""
+    monkeypatch.setattr(files, "_BATCH_ROWS", 1)
+    identity = (*IDENTITY[:4], "november.1")
+    rows = [
+        labelled({}, [1, 10, 0, 0, 0, 0], identity),
+        labelled({}, [2, 20, 0, 0, 0, 0], identity, image_input_tokens=3),
+    ]
+    (tmp_path / "twice.ndjson").write_bytes(b"\n".join(rows))
+    (tmp_path / "once.ndjson").write_bytes(rows[0])
+    with books.opened(database) as store:
+        assert files.load(store, str(tmp_path / "twice.ndjson")) == (2, 1)
+        assert files.load(store, str(tmp_path / "twice.ndjson")) == (2, 0)
+        with pytest.raises(LedgerError, match="november.1 already"):
+            files.load(store, str(tmp_path / "once.ndjson"))
+
+
+def test_a_log_is_told_from_rows(tmp_path: pathlib.Path) -> None:
+    log = tmp_path / "log.ndjson"
+    log.write_text('{"timestamp":"2026-11-03T12:00:00Z","user":"a","model":"m","input_tokens":1,"output_tokens":1}\n')
+    with books.opened(str(tmp_path / "ledger.duckdb")) as store:
+        with pytest.raises(LedgerError, match="log.ndjson: this is a log, not usage rows: replay it first"):
+            files.load(store, str(log))

@@ -237,8 +237,74 @@ def test_an_amount_in_another_currency_refuses_the_close(database: str) -> None:
     with books.opened(database) as store:
         take(store, [usage_of("a", 1)])
         adjust.adjust(store.database, {"key": "k", "reason": "r", "user": "a", "amount": "-1", "currency": "CNY"}, 0)
-        with pytest.raises(prices.PriceError, match="p.toml is in USD, and credit 1 of this statement in CNY"):
+        with pytest.raises(
+            prices.PriceError, match="p.toml is in USD, and credit k of this statement in CNY.*--void KEY"
+        ):
             close(store)
+        adjust.adjust(store.database, {"key": "v", "reason": "r", "void": "k"}, 0)
+        assert prices.text(close(store).amount or 0) == "0.000002", "an entry and its void are nothing in any currency"
+        assert statements.reconcile(store.database) == []
+        given = {"key": "e", "reason": "r", "user": "a", "amount": "-1", "currency": "EUR"}
+        with pytest.raises(BadRequest, match="currency EUR: the statements of this ledger are in USD"):
+            adjust.adjust(store.database, given, 0)
+        adjust.adjust(store.database, {**given, "currency": "USD"}, 0)
+
+
+def test_a_void_of_what_a_statement_has_is_of_its_currency(database: str) -> None:
+    with books.opened(database) as store:
+        take(store, [usage_of("a", 1)])
+        adjust.adjust(store.database, {"key": "k", "reason": "r", "user": "a", "amount": "-1", "currency": "CNY"}, 0)
+        close(store, text=None)
+        adjust.adjust(store.database, {"key": "v", "reason": "r", "void": "k"}, 0)
+        with pytest.raises(prices.PriceError, match="void v of this statement in CNY"):
+            close(store, END + DAY_MS)
+
+
+def test_amounts_of_two_currencies_are_not_added_without_a_list_either(database: str) -> None:
+    with books.opened(database) as store:
+        take(store, [usage_of("a", 1)])
+        for key, currency in (("k", "EUR"), ("l", "USD")):
+            given = {"key": key, "reason": "r", "user": "a", "amount": "-1", "currency": currency}
+            adjust.adjust(store.database, given, 0)
+        with pytest.raises(prices.PriceError, match="credit k is in EUR, and credit l of this statement in USD"):
+            close(store, text=None)
+        assert periods.statements(store.database) == []
+
+
+def test_late_usage_and_a_credit_of_another_currency_are_not_added_without_a_list(database: str) -> None:
+    with books.opened(database) as store:
+        take(store, [usage_of("a", 1), usage_of("b", 1)])
+        adjust.adjust(store.database, {"key": "k", "reason": "r", "user": "a", "amount": "-1", "currency": "EUR"}, 0)
+        close(store, customer=Customer(None, "b"))
+        take(store, [usage_of("b", 9)])
+        adjust.adjust(store.database, {"key": "l", "reason": "r", "user": "b", "amount": "-1"}, 0)
+        store.database.rows("UPDATE adjustments SET currency = 'EUR' WHERE key = 'l'")
+        with pytest.raises(prices.PriceError, match="late usage is in USD, and credit l of this statement in EUR"):
+            close(store, END + DAY_MS, text=None, customer=Customer(None, "b"), without_prices=True)
+
+
+def test_a_forgotten_list_is_no_statement_without_amounts(database: str) -> None:
+    with books.opened(database) as store:
+        take(store, [usage_of("a", 1_000_000)])
+        close(store)
+        with pytest.raises(BadRequest, match="statement 1 has prices.*--prices FILE, or --without-prices"):
+            close(store, END + DAY_MS, text=None)
+        assert close(store, END + DAY_MS, text=None, without_prices=True).amount is None
+
+
+def test_a_statement_says_what_its_amount_is_the_sum_of(database: str) -> None:
+    with books.opened(database) as store:
+        take(store, [usage_of("a", 1_000_000)])
+        first = close(store)
+        take(store, [usage_of("a", 1_500_000), usage_of("a", 4_000_000, window=END)])
+        adjust.adjust(store.database, {"key": "k", "reason": "r", "user": "a", "amount": "-12.5"}, 0)
+        second = close(store, END + DAY_MS)
+        shown = [statements.statement_json(store.database, each) for each in (first, second)]
+        assert [each["subtotals"] for each in shown] == [
+            {"lines": "2", "adjustments": "0", "corrections": "0"},
+            {"lines": "8", "adjustments": "1", "corrections": "-12.5"},
+        ]
+        assert shown[1]["amount"] == "-3.5"
 
 
 @pytest.mark.parametrize(
@@ -280,7 +346,7 @@ def priced(lists: prices.Prices, user: str, model: str, labels: dict[str, str], 
     chosen = lists.entry(model, user, labels, at)
     assert chosen is not None
     inside = dict(zip(COUNTS, counts, strict=True))
-    own = {name: prices.charged(name, inside) for name in prices.RATES}
+    own = prices.charged(inside)
     return sum((Fraction(chosen.rates[name]) * count for name, count in own.items()), Fraction()) / prices.UNIT
 
 

@@ -94,7 +94,26 @@ def test_every_token_is_charged_once_at_its_own_rate() -> None:
         )  # fmt: skip
         wanted = sum(Fraction(rates[name]) * own[name] for name in own) / 1_000_000
         assert Fraction(amount(lists, given)) == wanted
-        assert {name: prices.charged(name, dict(zip(COUNTS, given, strict=True))) for name in own} == own
+        assert prices.charged(dict(zip(COUNTS, given, strict=True))) == own
+
+
+def test_parts_that_overlap_are_charged_once() -> None:
+    """An image that was read from the cache is in both counters."""
+    lists = parsed('model = "m"\ninput = "9"\noutput = "1"\ncached_input = "1"\nimage_input = "2"')
+    both = counts(input_tokens=10**6, cached_input_tokens=10**6, image_input_tokens=10**6)
+    assert amount(lists, both) == "1" and amount(lists, [-count for count in both]) == "-1"
+
+
+def test_no_amount_is_negative_and_all_tokens_are_charged_whatever_the_counters() -> None:
+    draw = random.Random(3)
+    for _ in range(2000):
+        given = dict(zip(COUNTS, (draw.randrange(4) for _ in COUNTS), strict=True))
+        tokens = prices.charged(given)
+        assert min(tokens.values()) >= 0
+        assert sum(tokens.values()) == given["input_tokens"] + given["output_tokens"], given
+        assert prices.charged({name: -count for name, count in given.items()}) == {
+            rate: -count for rate, count in tokens.items()
+        }
 
 
 @pytest.mark.parametrize("text", ["0", "1", "-1", "0.000000000000000001", "-12.5", "123456789012345678.1"])
@@ -171,7 +190,7 @@ def test_entries_that_tie_on_some_usage_are_told_and_refused_there() -> None:
     lists = parsed(*pair)
     assert [(a.line, b.line) for a, b in pricecheck.may_tie(lists)] == [(2, 7)]
     assert found(lists, tier="batch") == "1"
-    with pytest.raises(prices.PriceError, match="the prices on line 2 and line 7 fit 'm' of user 'u'"):
+    with pytest.raises(prices.PriceError, match="the prices on line 2 and line 7 fit 'm' with labels"):
         found(lists, tier="batch", context="200001-")
     settled = parsed(*pair, entry(given="9", labels='{ tier = "batch", context = "200001-" }'))
     assert list(pricecheck.may_tie(settled)) == [] and found(settled, tier="batch", context="200001-") == "9"

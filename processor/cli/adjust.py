@@ -62,6 +62,9 @@ def adjust_command(command: AdjustCommand) -> None:
         tokenometer adjust --key void-17 --reason "agreed otherwise" --void credit-17
         tokenometer adjust --key fix-4 --reason "counted twice" --tokens output_tokens=-1200 --at 2026-11-03 ...
     """
+    for name, value in (("--key", command.key), ("--reason", command.reason)):
+        if not value:
+            usage_error(f"{name} is missing")
     given = command.body()
     if command.url is not None:
         write_json(command.fetch("/v1/adjust", body=given))

@@ -25,7 +25,8 @@ class LoadCommand(CommandSettings):
 
 
 def load_command(command: LoadCommand) -> None:
-    """Take usage rows of files into a ledger. The same file again changes nothing.
+    """Take usage rows of files into a ledger. The same file again changes nothing. A file whose parts the ledger has of
+    other rows is refused.
 
     Examples:
         tokenometer replay requests.ndjson --out usage.parquet
@@ -43,4 +44,5 @@ def load_command(command: LoadCommand) -> None:
                 "Use another database, or --beside-topics"
             )
         for name in command.files:
-            say(f"{name}: {files.load(store, name):,} rows")
+            loaded = files.load(store, name)
+            say(f"{name}: {loaded.rows:,} rows, {loaded.new:,} of them new")

@@ -11,7 +11,7 @@ import typer
 from typer import Option
 
 from tokenometer.processor.cli.asking import AskSettings, Grace, PriceFile, TimeZone, all_rows, file_text
-from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, write_csv, write_json
+from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, usage_error, write_csv, write_json
 from tokenometer.processor.cli.ledger import now_ms
 from tokenometer.processor.cli.tables import show_rows
 from tokenometer.processor.ledger import api, export, focus, periods, statements, usage
@@ -34,6 +34,9 @@ class CloseCommand(AskSettings):
     allow_unpriced: Annotated[
         bool, Option("--allow-unpriced", help="Also if some usage has no price; its amount is then empty.")
     ] = False
+    without_prices: Annotated[
+        bool, Option("--without-prices", help="A statement without amounts, although earlier ones have prices.")
+    ] = False
     anyway: Annotated[bool, Option("--anyway", help="Close the period even if it is not complete.")] = False
     grace: Grace = 300
 
@@ -42,7 +45,7 @@ class CloseCommand(AskSettings):
         given = {"to": self.to, "time_zone": self.time_zone, "user": self.user, "label": self.label}
         if self.price_list is not None:
             given["prices"] = file_text(self.price_list)
-        flags = {"anyway": self.anyway, "allow_unpriced": self.allow_unpriced}
+        flags = {"anyway": self.anyway, "allow_unpriced": self.allow_unpriced, "without_prices": self.without_prices}
         return {name: value for name, value in (given | flags).items() if value not in (None, False)}
 
 
@@ -51,8 +54,8 @@ def close_command(command: CloseCommand) -> None:
 
     Examples:
         tokenometer close --to 2026-12-01 --time-zone Europe/Berlin --prices prices.toml
-        tokenometer close --to 2026-12-01 --label team=blue --database ledger.duckdb
-        tokenometer close --to 2026-12-01T00:00:00Z --url http://ledger:9465 --token-file ledger.token
+        tokenometer close --to 2026-12-01 --label team=blue --prices blue.toml --database ledger.duckdb
+        tokenometer close --to 2026-12-01 --prices prices.toml --url http://ledger:9465 --token-file ledger.token
     """
     if not command.to:
         raise BadRequest("--to is missing: a date (2026-12-01), or a time with its offset")
@@ -66,6 +69,11 @@ def close_command(command: CloseCommand) -> None:
     with contextlib.closing(open_clerk(command.database_name)) as opened:
         closed = periods.close(opened, end, command.grace * 1000, now_ms(), terms=terms)
         write_json(statements.statement_json(opened, closed))
+
+
+_LIST_COLUMNS = (
+    "statement", "begin", "end", "closed_at", "complete", "customer", "time_zone", "amount", "currency", "price_list"
+)  # fmt: skip
 
 
 class StatementFormat(StrEnum):
@@ -112,6 +120,7 @@ def statement_command(command: StatementCommand) -> None:
         tokenometer statement next --adjustments --url http://ledger:9465
         tokenometer statement --check
     """
+    _check_options(command)
     if command.url is not None:
         _answer(command, command.fetch)
         return
@@ -120,6 +129,21 @@ def statement_command(command: StatementCommand) -> None:
 
     with contextlib.closing(open_database(command.database_name, writer=False)) as opened, opened.snapshot() as moment:
         _answer(command, lambda path, given=None: _own(moment, path, given or {}))
+
+
+def _check_options(command: StatementCommand) -> None:
+    """Of two things that were asked for, none is left out silently."""
+    form = command.shown_as
+    if sum((command.adjustments, command.corrections, form is StatementFormat.FOCUS)) > 1:
+        usage_error("give one of --adjustments, --corrections and --format focus")
+    if not command.number and not command.check and (command.adjustments or command.corrections):
+        usage_error("--adjustments and --corrections are of one statement: give its number, or next")
+    if not command.number and not command.check and form is StatementFormat.FOCUS:
+        usage_error("--format focus is of one statement: give its number")
+    suffixes = {StatementFormat.JSON: (".ndjson", ".jsonl"), StatementFormat.CSV: (".csv",)}.get(form, ())
+    plain = (command.out or "").removesuffix(".gz").removesuffix(".zst")
+    if command.out is not None and suffixes and not plain.endswith(suffixes):
+        usage_error(f"--format {form} and --out {command.out} contradict each other: the name's end says the format")
 
 
 def _own(moment: "Database", path: str, given: Mapping[str, str]) -> dict[str, Any]:
@@ -150,8 +174,18 @@ def _answer(command: StatementCommand, fetch: Any) -> None:
 
 
 def _show_list(command: StatementCommand, listed: list[dict[str, Any]]) -> None:
-    if command.shown_as is StatementFormat.JSON:
+    if command.shown_as is StatementFormat.JSON and command.out is None:
         write_json(*listed)
+        return
+    if command.out is not None or command.shown_as is StatementFormat.CSV:
+        plain = [
+            {**each, "statement": str(each["statement"]), "complete": str(each["complete"]).lower()} for each in listed
+        ]
+        if command.out is not None:
+            count = export.write([plain], _LIST_COLUMNS, command.out, command.force)
+            say(f"{count:,} rows written to {command.out}")
+        else:
+            write_csv(export.csv_text(plain, _LIST_COLUMNS))
         return
     rows = [
         [
@@ -178,10 +212,24 @@ def _show_pages(command: StatementCommand, pages: list[list[dict[str, Any]]], he
     else:
         _show_table(rows, columns)
         if head is not None and "amount" in head:
-            amount = (
-                f"{head['amount']} {head.get('currency', '')}".rstrip() if head["amount"] else "nothing has a price"
-            )
-            say(f"Statement {head['statement']}, all of it: {amount}")
+            _show_sum(head)
+
+
+def _show_sum(head: dict[str, Any]) -> None:
+    """What the statement's amount is the sum of, one below the other, and the amount."""
+    name = f"Statement {head['statement']}"
+    if head["amount"] is None:
+        say(f"{name}: nothing has a price")
+        return
+    sums = {f"{name}, {kind}": amount for kind, amount in head["subtotals"].items()} | {
+        f"{name}, all of it": head["amount"]
+    }
+    wide = max(map(len, sums))
+    digits = {amount: len(amount.partition(".")[0]) for amount in sums.values()}
+    for title, amount in sums.items():
+        say(
+            f"{title:{wide}}  {' ' * (max(digits.values()) - digits[amount])}{amount} {head.get('currency', '')}".rstrip()
+        )
 
 
 def _columns(kind: str, rows: list[dict[str, Any]]) -> list[str]:

@@ -62,6 +62,8 @@ def adjust(database: Database, given: Mapping[str, Any], now_ms: int) -> dict[st
             raise Conflict(f"the key {given['key']} is another entry's already: {held[0][1]}")
         if not held:
             entry = _void(database, given["void"]) if "void" in given else _entry(database, given)
+            if "void" not in given:
+                _check_currency(database, entry.currency)
             [(last,)] = database.rows("SELECT coalesce(max(id), 0) FROM adjustments")
             values = [
                 int(last) + 1, given["key"], entry.kind, given["reason"], content, now_ms, entry.window, entry.user_id,
@@ -96,6 +98,13 @@ def _check(given: Mapping[str, Any]) -> None:
             raise BadRequest(f"void takes back all of an entry: {min(extra)} is the entry's own")
     if "currency" in given and kinds != ["amount"]:
         raise BadRequest("currency goes with amount")
+
+
+def _check_currency(database: Database, currency: str | None) -> None:
+    """One that no statement has would keep the next one from being closed."""
+    known = sorted(name for (name,) in database.rows("SELECT DISTINCT currency FROM price_lists"))
+    if currency is not None and known and currency not in known:
+        raise BadRequest(f"currency {currency}: the statements of this ledger are in {' and '.join(known)}")
 
 
 def _is_utf8(text: str) -> bool:

@@ -16,7 +16,7 @@ from tokenometer.processor.ledger.store import Store
 from tokenometer.processor.ledger.values import BadRequest, LedgerError
 
 _CLOSE_SECONDS = 300  # a batch may be on its way, and a month has many rows
-_CLOSE_FIELDS = ("to", "time_zone", "anyway", "user", "label", "prices", "priced", "allow_unpriced")
+_CLOSE_FIELDS = ("to", "time_zone", "anyway", "user", "label", "prices", "priced", "allow_unpriced", "without_prices")
 T = TypeVar("T")
 
 
@@ -159,7 +159,7 @@ def closing_terms(body: Any, own: Prices | None, source: str = "prices") -> tupl
     for name in ("time_zone", "user", "label", "prices"):
         if name in body and not _text(body[name]):
             raise BadRequest(f"{name}: expected a text")
-    for name in ("anyway", "priced", "allow_unpriced"):
+    for name in ("anyway", "priced", "allow_unpriced", "without_prices"):
         if not isinstance(body.get(name, False), bool):
             raise BadRequest(f"{name} is true or false")
     where = body.get("time_zone", "UTC")
@@ -170,8 +170,11 @@ def closing_terms(body: Any, own: Prices | None, source: str = "prices") -> tupl
     elif body.get("priced", False):
         if (prices := own) is None:
             raise BadRequest("priced: there is no price list; start the ledger with --prices FILE, or give prices")
+    without = body.get("without_prices", False)
+    if without and prices is not None:
+        raise BadRequest("a statement is closed with prices or without_prices, not both")
     customer = customer_from(body.get("user"), body.get("label"))
-    return end, Terms(customer, where, body.get("anyway", False), prices, body.get("allow_unpriced", False))
+    return end, Terms(customer, where, body.get("anyway", False), prices, body.get("allow_unpriced", False), without)
 
 
 def _text(value: Any) -> bool:

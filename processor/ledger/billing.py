@@ -48,6 +48,8 @@ class Bill:
     amount: int | None = None
     unpriced: dict[tuple[str, str], int] = field(default_factory=dict)
     list_id: int | None = None
+    currency: str | None = None  # of the list, or else of the first amount that has one
+    _first: str = ""  # what that is, for a message
     _lists: dict[int, Prices] = field(default_factory=dict)
     _names: dict[int, str] = field(default_factory=dict)
     _sets: dict[int, Mapping[str, str]] = field(default_factory=dict)
@@ -56,6 +58,7 @@ class Bill:
         self._lists = lists(self.database)
         if self.prices is not None:
             self.list_id = self._keep(self.prices)
+            self.currency, self._first = self.prices.currency, self.prices.source
             self._lists[self.list_id] = self.prices
 
     def _keep(self, prices: Prices) -> int:
@@ -170,14 +173,16 @@ class Bill:
         """Of customers that fit the condition."""
         waiting = f"statement_id IS NULL AND {condition}"
         held = self.database.rows(
-            f"SELECT id, kind, currency, amount, list_id, window_start, {', '.join(_IDS)}, {_ALL} FROM adjustments "
-            f"WHERE {waiting} ORDER BY id"
+            f"SELECT id, key, kind, voids, currency, amount, list_id, window_start, {', '.join(_IDS)}, {_ALL} "
+            f"FROM adjustments WHERE {waiting} ORDER BY id"
         )
-        for id, kind, currency, amount, list_id, window, *rest in held:
+        voided = {row[3] for row in held} & {row[0] for row in held}  # with its void it is 0 in any currency
+        for id, key, kind, voids, currency, amount, list_id, window, *rest in held:
             ids, counts = rest[:4], list(map(int, rest[4:]))
             line = None
             if amount is not None:
-                self._check_currency(currency, f"{kind} {id}")
+                if not {id, voids} & voided:
+                    self._check_currency(currency, f"{kind} {key}")
                 self.amount = (self.amount or 0) + from_text(amount)
             else:
                 list_id = self._list_of(window, ids) or self.list_id
@@ -206,10 +211,12 @@ class Bill:
         return (None if entry is None else entry.line), self._charge(entry, ids, counts)
 
     def _check_currency(self, currency: str | None, what: str) -> None:
-        if self.prices is not None and currency not in (None, self.prices.currency):
+        if currency is not None and self.currency is None:
+            self.currency, self._first = currency, what
+        if currency not in (None, self.currency):
             raise PriceError(
-                f"{self.prices.source} is in {self.prices.currency}, and {what} of this statement in {currency}: close "
-                f"with a list in {currency}"
+                f"{self._first} is in {self.currency}, and {what} of this statement in {currency}: close with a list in "
+                f"the currency of all that waits, or void the entry that is wrong (tokenometer adjust --void KEY)"
             )
 
     def _append(self, table: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

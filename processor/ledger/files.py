@@ -1,13 +1,16 @@
 """Usage rows of files into a ledger, as `replay` writes them: Parquet, or JSON lines, compressed or not.
 
-Promises: the same file again changes nothing, because a row's identity has its part's name, and counters only grow.
+Promises: the same file again changes nothing, and one that was cut short is completed: a row's identity has its part's
+name. A part that the ledger has with other rows is refused before anything is written, for two logs under one name would
+be taken for one. So a file is read twice: to compare, and to take in.
 """
 
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -26,16 +29,30 @@ class FileUnreadable(LedgerError):
     """A file of rows that cannot be read; the message names it and the place."""
 
 
-def load(store: Store, name: str) -> int:
-    """All rows of a file, in as many transactions as it takes; how many rows."""
-    count = 0
+class Loaded(NamedTuple):
+    """new: rows that the ledger did not have."""
+
+    rows: int
+    new: int
+
+
+def load(store: Store, name: str) -> Loaded:
+    """All rows of a file, in as many transactions as it takes. Raises OtherRows where the ledger has one of its parts
+    from something else; the store is then of no more use."""
+    count, before = 0, _held(store)
     try:
+        store.check_parts(_batches(name), name)
         for rows in _batches(name):
             store.take(LedgerBatch(rows, (), {}))
             count += len(rows)
     except (OSError, pa.ArrowException) as error:
         raise FileUnreadable(f"{name}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
-    return count
+    return Loaded(count, _held(store) - before)
+
+
+def _held(store: Store) -> int:
+    [(count,)] = store.database.rows("SELECT count(*) FROM open_rows")
+    return int(count)
 
 
 def _batches(name: str) -> Iterator[LedgerRows]:
@@ -95,12 +112,25 @@ def _decoded(name: str, values: list[bytes], first: int) -> LedgerRows:
     try:
         rows = decode.usage_rows([messages])
     except LedgerError as error:
+        if first == 0 and _is_record(values[0]):
+            raise FileUnreadable(
+                f"{name}: this is a log, not usage rows: replay it first (tokenometer replay {name} --out usage.parquet)"
+            ) from None
         placed = re.sub(
             r", partition 0, offset (\d+)", lambda match: f", line {int(match[1]) + 1}", str(error), count=1
         )
         raise type(error)(placed) from None
     assert rows is not None
     return rows
+
+
+def _is_record(line: bytes) -> bool:
+    """Is it an object that has nothing of a usage row's key?"""
+    try:
+        value = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(value, dict) and bool(value) and not value.keys() & {"window_start", "part", "window_ms"}
 
 
 def _text_lines(name: str) -> Iterator[bytes]:

@@ -95,19 +95,18 @@ class _Book:
         self, common: Mapping[str, Any], model: str, counts: Mapping[str, int], charge: statements.Charge
     ) -> Iterator[dict[str, Any]]:
         entry = None if charge.line is None else self._lists[charge.list_id].of_line(charge.line)
-        for name in prices.RATES:
-            tokens, rate = prices.charged(name, counts), 0 if entry is None else entry.rates[name]
+        for name, tokens in prices.charged(counts).items():
+            rate = 0 if entry is None else entry.rates[name]
             if not tokens:
                 continue
             meter = f"{name.replace('_', ' ').capitalize()} tokens"
             cost, price = prices.text(tokens * rate), prices.text(rate * 10**6)
-            terms = "" if entry is None else ",".join(f"{key}={value}" for key, value in sorted(entry.labels.items()))
             yield _row({
                 **common, **dict.fromkeys(_COSTS, cost), "ListUnitPrice": price, "ContractedUnitPrice": price,
                 "PricingQuantity": prices.text(tokens * _MILLIONTH), "PricingUnit": "1000000 Tokens",
                 "ConsumedQuantity": str(tokens), "ConsumedUnit": "Tokens", "SkuId": f"{model}/{name}",
                 "SkuMeter": meter,
-                "SkuPriceId": f"{model}/{name}/{terms}", "ChargeDescription": f"{meter} of {model}"
+                "SkuPriceId": f"{model}/{name}/{_terms(entry)}/{price}", "ChargeDescription": f"{meter} of {model}"
                 + (", without a price" if entry is None else ""),
             })  # fmt: skip
 
@@ -134,6 +133,16 @@ class _Book:
             **_SERVICE, "BillingAccountId": self._account or user, "SubAccountId": user, "BillingCurrency": currency,
             "BillingPeriodStart": self._begin, "BillingPeriodEnd": self._end, "InvoiceId": f"statement-{self._made.id}",
         }  # fmt: skip
+
+
+def _terms(entry: prices.Entry | None) -> str:
+    """When an entry of a list holds. An id has the price as well, for a list may be edited."""
+    if entry is None:
+        return "unpriced"
+    spans = (("from", entry.begin), ("to", entry.end))
+    terms = [f"{key}={value}" for key, value in sorted(entry.labels.items())]
+    terms += [] if entry.customer is None else [f"customer={entry.customer}"]
+    return ",".join(terms + [f"{name}={times.text(moment, UTC)}" for name, moment in spans if moment is not None])
 
 
 _COSTS = ("BilledCost", "ContractedCost", "EffectiveCost", "ListCost")

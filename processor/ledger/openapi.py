@@ -165,12 +165,15 @@ def _usage_row() -> dict[str, Any]:
     return {**row, "additionalProperties": {"type": ["string", "null"], "description": "A label; null: it is absent."}}
 
 
+_SUBTOTALS = object_of((), **dict.fromkeys(statements.KINDS, _MONEY))
+
+
 def _statement() -> dict[str, Any]:
     return object_of(
-        ("customer", "time_zone", "amount", "currency", "price_list"),
+        ("customer", "time_zone", "amount", "subtotals", "currency", "price_list"),
         statement={"type": "integer", "minimum": 1}, begin=_MAYBE, end=_INSTANT, closed_at=_INSTANT,
         complete={"type": "boolean"}, complete_up_to=_MAYBE, customer={"type": "object", "additionalProperties": _TEXT},
-        time_zone=_TEXT, amount=_MONEY, currency=_TEXT, price_list={**_TEXT, "description": "SHA-256 of the list."},
+        time_zone=_TEXT, amount=_MONEY, subtotals=_SUBTOTALS, currency=_TEXT, price_list={**_TEXT, "description": "SHA-256 of the list."},
     )  # fmt: skip
 
 
@@ -186,7 +189,7 @@ def _correction() -> dict[str, Any]:
 
 def _close() -> dict[str, Any]:
     found = object_of(
-        ("time_zone", "anyway", "user", "label", "prices", "priced", "allow_unpriced"),
+        ("time_zone", "anyway", "user", "label", "prices", "priced", "allow_unpriced", "without_prices"),
         to={**_TEXT, "minLength": 10, "examples": ["2026-12-01"]},
         time_zone={**_TEXT, "minLength": 1, "default": "UTC"},
         anyway={"type": "boolean", "default": False},
@@ -195,6 +198,7 @@ def _close() -> dict[str, Any]:
         prices={**_TEXT, "minLength": 1, "description": "The text of a price list."},
         priced={"type": "boolean", "default": False, "description": "By the ledger's own list."},
         allow_unpriced={"type": "boolean", "default": False},
+        without_prices={"type": "boolean", "default": False, "description": "Although earlier statements have prices."},
     )
     return {**found, "additionalProperties": False}
 

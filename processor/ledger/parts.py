@@ -59,6 +59,11 @@ class LedgerParts:
             raise LedgerError(f"part {name} has windows of {part.window_ms} ms, and of {window_ms} ms")
         return part
 
+    @property
+    def last_id(self) -> int:
+        """No part that is known so far has a higher one."""
+        return self._next_id - 1
+
     def in_state(self, state: str) -> list[LedgerPart]:
         return [part for part in self._by_name.values() if part.state == state]
 

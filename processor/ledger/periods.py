@@ -107,20 +107,23 @@ class Statement:
 
 @dataclass(frozen=True)
 class Terms:
-    """How a period is closed. anyway: also if it is not complete. allow_unpriced: also if a price is missing."""
+    """How a period is closed. anyway: also if it is not complete. allow_unpriced: also if a price is missing.
+    without_prices: also if there is no list, although earlier statements had one."""
 
     customer: Customer | None = None
     time_zone: str = "UTC"
     anyway: bool = False
     prices: Prices | None = None
     allow_unpriced: bool = False
+    without_prices: bool = False
 
 
 def close(
     database: Database, end: int, grace_ms: int, now_ms: int, anyway: bool = False, terms: Terms | None = None
 ) -> Statement:
     """Make the statement of all that began before `end` and is in no statement. Raises NotComplete, unless `anyway`;
-    Unpriced, unless the terms allow it."""
+    Unpriced, unless the terms allow it; BadRequest for no prices where an earlier statement had some, unless the terms
+    say so."""
     terms = terms or Terms(anyway=anyway)
     with database.transaction():
         # A batch of usage takes the same lock: it is in the statement as a whole, or late as a whole.
@@ -132,6 +135,8 @@ def close(
         reached, complete = watermark(database), is_complete(database, end, grace_ms)
         if not complete and not terms.anyway:
             raise NotComplete(_why_not(database, end, grace_ms, reached))
+        if terms.prices is None and not terms.without_prices:
+            _check_unpriced(database)
         [(last,)] = database.rows("SELECT coalesce(max(id), 0) FROM statements")
         zone = None if terms.time_zone == "UTC" else terms.time_zone
         made = Statement(int(last) + 1, begin, end, now_ms, complete, reached, scope, zone)
@@ -148,6 +153,15 @@ def close(
         # The latest end of all: batches that begin after it need no look at the statements.
         database.rows("UPDATE book SET closed_until = greatest(coalesce(closed_until, ?), ?)", [end, end])
     return _statement(found)
+
+
+def _check_unpriced(database: Database) -> None:
+    """A statement is final: one that has no amounts because a list was forgotten could not be mended."""
+    [(last,)] = database.rows("SELECT max(id) FROM statements WHERE list_id IS NOT NULL")
+    if last is not None:
+        raise BadRequest(
+            f"statement {last} has prices, and this one would have no amounts: give --prices FILE, or --without-prices"
+        )
 
 
 def _numbers(made: Statement) -> tuple[Any, ...]:

@@ -10,7 +10,8 @@ Counters are inclusive, and a token is charged once. What has no rate of its own
             ├─ audio_input (its cached tokens are charged as audio_cached_input)
             └─ image_input
 
-So an amount is linear in the counters: of a sum of rows it is the sum of their amounts.
+So an amount is never negative, and, where no parts overlap, that of a sum of rows is the sum of their amounts. Amounts
+are of sums: of a statement's line, or of what a question adds up.
 """
 
 import hashlib
@@ -33,22 +34,6 @@ RATES = (
 AS = {  # without a rate of its own
     "cached_input": "input", "cache_write": "input", "reasoning": "output", "cache_write_1h": "cache_write",
     "audio_input": "input", "image_input": "input", "audio_cached_input": "cached_input", "audio_output": "output",
-}  # fmt: skip
-# What is charged at a rate: the sum of these counters, with these signs.
-CHARGED: Mapping[str, Mapping[str, int]] = {
-    "input": {
-        "input_tokens": 1, "cached_input_tokens": -1, "cache_write_tokens": -1, "audio_input_tokens": -1,
-        "audio_cached_input_tokens": 1, "image_input_tokens": -1,
-    },
-    "cached_input": {"cached_input_tokens": 1, "audio_cached_input_tokens": -1},
-    "cache_write": {"cache_write_tokens": 1, "cache_write_1h_tokens": -1},
-    "output": {"output_tokens": 1, "reasoning_tokens": -1, "audio_output_tokens": -1},
-    "reasoning": {"reasoning_tokens": 1},
-    "cache_write_1h": {"cache_write_1h_tokens": 1},
-    "audio_input": {"audio_input_tokens": 1, "audio_cached_input_tokens": -1},
-    "image_input": {"image_input_tokens": 1},
-    "audio_cached_input": {"audio_cached_input_tokens": 1},
-    "audio_output": {"audio_output_tokens": 1},
 }  # fmt: skip
 _MODELS_CACHED_MAX = 100_000
 
@@ -99,11 +84,6 @@ class Entry:
         return self.customer is not None, len(self.labels), not self.is_pattern, literal
 
     @cached_property
-    def _coefficients(self) -> Sequence[int]:
-        """By counter."""
-        return [sum(signs.get(counter, 0) * self.rates[rate] for rate, signs in CHARGED.items()) for counter in COUNTS]
-
-    @cached_property
     def _matcher(self) -> re.Pattern[str]:
         parts = {"*": ".*", "?": "."}
         return re.compile("".join(parts.get(each) or re.escape(each) for each in self.model), re.DOTALL)
@@ -121,7 +101,8 @@ class Entry:
 
     def amount(self, counts: Sequence[int]) -> int:
         """counts: in the order of COUNTS."""
-        return sum(count * each for count, each in zip(counts, self._coefficients, strict=True))
+        tokens = charged(dict(zip(COUNTS, counts, strict=True)))
+        return sum(count * self.rates[rate] for rate, count in tokens.items())
 
     def may_share_a_model(self, other: "Entry") -> bool:
         """Is there a name that both fit?"""
@@ -205,8 +186,8 @@ class Prices:
             if entry.fits(user, labels, at):
                 if best is not None:
                     raise PriceError(
-                        f"{self.source}: the prices on line {best.line} and line {entry.line} fit {model!r} of user "
-                        f"{user!r} with labels {dict(labels)} equally well: add one for both"
+                        f"{self.source}: the prices on line {best.line} and line {entry.line} fit {model!r}"
+                        f"{f' of user {user!r}' if self.by_user else ''} with labels {dict(labels)} equally well: add one for both"
                     )
                 best = entry
         return best
@@ -229,9 +210,31 @@ class Prices:
         return next(entry for entry in self.entries if entry.line == line)
 
 
-def charged(rate: str, counts: Mapping[str, int]) -> int:
-    """The tokens that are charged at a rate."""
-    return sum(sign * counts.get(name, 0) for name, sign in CHARGED[rate].items())
+def charged(counts: Mapping[str, int]) -> dict[str, int]:
+    """The tokens that are charged at each rate. counts: all of one sign. They are as many as the input and the output:
+    where parts overlap (an image that was read from the cache), or are more than what they are a part of, the first in
+    this order has the token."""
+    sign = -1 if any(count < 0 for count in counts.values()) else 1
+    own = {name: sign * count for name, count in counts.items()}
+
+    def part(name: str, most: int, less: int = 0) -> int:
+        return max(0, min(own.get(f"{name}_tokens", 0) - less, most))
+
+    rest = own.get("input_tokens", 0)
+    cached = part("cached_input", rest)
+    cached_audio = part("audio_cached_input", cached)
+    written = part("cache_write", rest := rest - cached)
+    long = part("cache_write_1h", written)
+    audio = part("audio_input", rest := rest - written, less=cached_audio)
+    image = part("image_input", rest := rest - audio)
+    said = own.get("output_tokens", 0)
+    reasoning = part("reasoning", said)
+    spoken = part("audio_output", said - reasoning)
+    found = (
+        rest - image, cached - cached_audio, written - long, said - reasoning - spoken, reasoning, long, audio, image,
+        cached_audio, spoken,
+    )  # fmt: skip
+    return {rate: sign * count for rate, count in zip(RATES, found, strict=True)}
 
 
 # --- Amounts as texts ---

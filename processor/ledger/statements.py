@@ -13,7 +13,7 @@ from tokenometer.processor.ledger import labelsets, times
 from tokenometer.processor.ledger.billing import lists
 from tokenometer.processor.ledger.database import COUNTS, KEY, Database
 from tokenometer.processor.ledger.periods import EVERYBODY, Statement, customer_of, region, statement, statements
-from tokenometer.processor.ledger.prices import Prices, from_text, maybe_text
+from tokenometer.processor.ledger.prices import Prices, from_text, maybe_text, text
 from tokenometer.processor.ledger.usage import LIMIT, decode_cursor, encode_cursor
 from tokenometer.schemas.usage import COUNTERS, FURTHER, Usage
 
@@ -179,10 +179,26 @@ def statement_json(database: Database, each: Statement, where: tzinfo = UTC) -> 
         shown["time_zone"] = each.time_zone
     if each.amount is not None or each.list_id is not None:
         shown["amount"] = maybe_text(each.amount)
+    if each.amount is not None:
+        shown["subtotals"] = _subtotals(database, each.id, each.amount)
     if each.list_id is not None:
         [(digest, currency)] = database.rows(f"SELECT digest, currency FROM price_lists WHERE id = {each.list_id}")
         shown |= {"currency": currency, "price_list": digest}
     return shown
+
+
+def _subtotals(database: Database, id: int, amount: int) -> dict[str, str]:
+    """What the amount is the sum of, by kind."""
+    late, corrections = (
+        sum(
+            from_text(each)
+            for (each,) in database.rows(f"SELECT amount FROM {table} WHERE statement_id = {id}")
+            if each
+        )
+        for table in ("late", "adjustments")
+    )
+    sums = (amount - late - corrections, late, corrections)
+    return {kind: text(each) for kind, each in zip(KINDS, sums, strict=True)}
 
 
 def page_json(database: Database, id: int | None, kind: str, limit: int, after: str | None) -> dict[str, Any]:
