@@ -124,16 +124,18 @@ def test_init_writes_a_shipped_mapping_and_replaces_nothing(call: Any, tmp_path:
     assert code == 1 and "did you mean vllm?" in err
 
 
-def test_check_says_conflicts_and_what_looks_wrong(call: Any, tmp_path: pathlib.Path):
+@pytest.mark.parametrize("time", [1_795_453_500_000, 1_795_453_500])
+def test_check_says_conflicts_and_what_looks_wrong(call: Any, tmp_path: pathlib.Path, time: int):
     records = [
-        {"request_id": "r-1", "timestamp": 1_795_453_500, "user": "u", "model": "m", "chip": "c", "input_tokens": count,
+        {"request_id": "r-1", "timestamp": time, "user": "u", "model": "m", "chip": "c", "input_tokens": count,
          "output_tokens": 1} for count in (1, 2, 2)
     ]  # fmt: skip
     (tmp_path / "log").write_text("\n".join(map(json.dumps, records)))
     code, out, _ = call("mappings", "check", "native", "--sample", "log")
     words = " ".join(out.split())
-    assert code == 0 and "2 duplicates, of which 2 say something else (the first is line 2)" in words
-    assert 'these look like seconds: formats = ["epoch_s"]' in words
+    right = time > 10**12
+    assert code == 0 and ("2 duplicates, of which 2 say something else (the first is line 2)" in words) == right
+    assert ('these look like seconds: formats = ["epoch_s"]' in words and "3 rejected" in words) != right
     (tmp_path / "log").write_bytes(lines_of(wrapped({"model": "m", "usage": {"prompt_tokens": 1}}))[0])
     words = " ".join(call("mappings", "check", "native", "--sample", "log")[1].split())
     assert 'no record has input_tokens ("input_tokens"); the log has ["response", "usage", "prompt_tokens"]' in words
