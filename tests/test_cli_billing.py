@@ -7,10 +7,12 @@ import pathlib
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from tests import books
 from tests.test_cli import EVIL, assert_harmless, on_a_terminal, run
 from tests.test_ledger_usage import IDENTITY, take
+from tokenometer.processor.cli import tables
 from tokenometer.processor.ledger import export
 
 ASKED = ("--from", "2026-11-23", "--to", "2026-11-24", "--group-by", "user")
@@ -97,3 +99,18 @@ def test_a_list_of_statements_is_written_and_printed_as_what_was_asked_for(ledge
 def test_what_contradicts_itself_is_a_wrong_use(tmp_path: pathlib.Path, arguments: Any):
     done = run(*arguments, "--database", str(tmp_path / "none.duckdb"))
     assert done.returncode == 2 and b"--" in done.stderr and done.stdout == b""
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120])
+def test_no_time_and_no_header_is_folded(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr(tables, "stdout_console", lambda: Console(width=width))
+    monkeypatch.setattr(tables, "show_view", lambda view: Console(width=width).print(view))
+    time, count = "2026-11-23T00:00:00Z", "18,446,744,073,709,551,615"
+    tables.show_rows(
+        ["window_start", "price_line", "labels"], ["input"], [[time, "6", "service_tier=default " * 3, count]]
+    )
+    out = capsys.readouterr().out
+    assert all(word in out for word in (time, count, "window_start", "price_line", "labels"))
+    assert max(map(len, out.splitlines())) <= width

@@ -526,3 +526,18 @@ def test_the_commands_of_money(database: str, capsys: Any, tmp_path: pathlib.Pat
         asked = ["usage", *said, "--from", "2026-11-23", "--to", "2026-11-24", "--priced", "--prices", str(listed)]
         code, out, _ = run(capsys, *asked)
         assert code == 0 and "246913.578024" in out and max(map(len, out.splitlines())) <= 80
+
+
+def test_one_price_id_of_focus_has_one_price(database: str) -> None:
+    """Also where a list was edited, and where entries differ by their times or customers only."""
+    with books.opened(database) as store:
+        for day, text in enumerate((LIST, TWICE)):
+            window = books.START_MS + day * DAY_MS
+            take(store, [usage_of(user, 1_000, window=window, part=f"m.{day}") for user in ("a", "vip")])
+            close(store, END + day * DAY_MS, text)
+        found: dict[str, set[str]] = {}
+        for id in (1, 2):
+            for row in focus.page_json(store.database, id, 100, None)["rows"]:
+                found.setdefault(row["SkuPriceId"], set()).add(row["ListUnitPrice"])
+        assert sorted(prices for each in found.values() for prices in each) == ["0.1", "2", "4"]
+        assert all(len(each) == 1 for each in found.values())

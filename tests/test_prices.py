@@ -252,6 +252,12 @@ def test_prices_check_says_what_has_no_price_and_what_is_never_used(
     file.write_text(file.read_text() + "\n[[price]]\n" + entry("*"))
     code, out, _ = run(capsys, "prices", "check", str(file), "--against", database)
     assert code == 0 and out.endswith("All usage has one price.\n")
+    assert "line 16: has 7 tokens with tier=flex, for which no entry has a price of its own\n" in out
+    assert "tier=batch, for" not in out
+    every = [entry("llama"), entry("l*"), entry("*")]
+    file.write_text("\n".join(['currency = "USD"', *(f"[[price]]\n{each}" for each in every)]))
+    out = run(capsys, "prices", "check", str(file), "--against", database)[1]
+    assert "line 6: l* is never used: a more specific entry has all that it fits\n" in out
 
 
 @pytest.mark.parametrize("file", sorted(LISTS.glob("*.toml")), ids=lambda file: file.stem)

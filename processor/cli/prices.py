@@ -63,11 +63,20 @@ def _report(prices: Prices, found: pricecheck.PriceCheck) -> None:
         say(f"no price: {model}{f' ({labels})' if labels else ''}: {tokens:,} tokens")
     if len(unpriced) > _SHOWN:
         say(f"no price: {len(unpriced) - _SHOWN:,} more")
+    fallen = sorted(found.fallen.items())
+    for (line, label), tokens in fallen[:_SHOWN]:
+        say(f"line {line}: has {tokens:,} tokens with {label}, for which no entry has a price of its own")
+    if len(fallen) > _SHOWN:
+        say(f"{len(fallen) - _SHOWN:,} more values of labels have no price of their own")
     for entry in prices.entries:
         if entry.line in found.used:
             continue
-        fits = any(entry.fits_model(model) for model in found.models)
-        why = "its customer, labels or times fit no usage of it" if fits else "it fits no model of the ledger"
+        if entry.line in found.fitting:
+            why = "a more specific entry has all that it fits"
+        elif any(entry.fits_model(model) for model in found.models):
+            why = "its customer, labels or times fit no usage of it"
+        else:
+            why = "it fits no model of the ledger"
         say(f"line {entry.line}: {entry.model} is never used: {why}")
     if not (unpriced or found.ties):
         say("All usage has one price.")

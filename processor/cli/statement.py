@@ -227,9 +227,8 @@ def _show_sum(head: dict[str, Any]) -> None:
     wide = max(map(len, sums))
     digits = {amount: len(amount.partition(".")[0]) for amount in sums.values()}
     for title, amount in sums.items():
-        say(
-            f"{title:{wide}}  {' ' * (max(digits.values()) - digits[amount])}{amount} {head.get('currency', '')}".rstrip()
-        )
+        indent = " " * (max(digits.values()) - digits[amount])
+        say(f"{title:{wide}}  {indent}{amount} {head.get('currency', '')}".rstrip())
 
 
 def _columns(kind: str, rows: list[dict[str, Any]]) -> list[str]:

@@ -215,8 +215,8 @@ class Bill:
             self.currency, self._first = currency, what
         if currency not in (None, self.currency):
             raise PriceError(
-                f"{self._first} is in {self.currency}, and {what} of this statement in {currency}: close with a list in "
-                f"the currency of all that waits, or void the entry that is wrong (tokenometer adjust --void KEY)"
+                f"{self._first} is in {self.currency}, and {what} of this statement in {currency}: close with a list "
+                f"in the currency of all that waits, or void the entry that is wrong (tokenometer adjust --void KEY)"
             )
 
     def _append(self, table: str, names: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:

@@ -1,8 +1,8 @@
 """Usage rows of files into a ledger, as `replay` writes them: Parquet, or JSON lines, compressed or not.
 
 Promises: the same file again changes nothing, and one that was cut short is completed: a row's identity has its part's
-name. A part that the ledger has with other rows is refused before anything is written, for two logs under one name would
-be taken for one. So a file is read twice: to compare, and to take in.
+name. A part that the ledger has with other rows is refused before anything is written, for two logs under one name
+would be taken for one. So a file is read twice: to compare, and to take in.
 """
 
 import re
@@ -114,7 +114,8 @@ def _decoded(name: str, values: list[bytes], first: int) -> LedgerRows:
     except LedgerError as error:
         if first == 0 and _is_record(values[0]):
             raise FileUnreadable(
-                f"{name}: this is a log, not usage rows: replay it first (tokenometer replay {name} --out usage.parquet)"
+                f"{name}: this is a log, not usage rows: replay it first "
+                f"(tokenometer replay {name} --out usage.parquet)"
             ) from None
         placed = re.sub(
             r", partition 0, offset (\d+)", lambda match: f", line {int(match[1]) + 1}", str(error), count=1

@@ -173,7 +173,8 @@ def _statement() -> dict[str, Any]:
         ("customer", "time_zone", "amount", "subtotals", "currency", "price_list"),
         statement={"type": "integer", "minimum": 1}, begin=_MAYBE, end=_INSTANT, closed_at=_INSTANT,
         complete={"type": "boolean"}, complete_up_to=_MAYBE, customer={"type": "object", "additionalProperties": _TEXT},
-        time_zone=_TEXT, amount=_MONEY, subtotals=_SUBTOTALS, currency=_TEXT, price_list={**_TEXT, "description": "SHA-256 of the list."},
+        time_zone=_TEXT, amount=_MONEY, subtotals=_SUBTOTALS, currency=_TEXT,
+        price_list={**_TEXT, "description": "SHA-256 of the list."},
     )  # fmt: skip
 
 

@@ -1,7 +1,7 @@
 """What a price list says of the usage in a ledger: what has no price, and what in the list is never used. `database`: a
 snapshot."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from tokenometer.processor.ledger import labelsets
@@ -18,6 +18,8 @@ class PriceCheck:
 
     unpriced: dict[tuple[str, str], int] = field(default_factory=dict)
     used: dict[int, int] = field(default_factory=dict)  # by line of an entry: tokens
+    fitting: set[int] = field(default_factory=set)  # lines of entries that some usage fits, whichever entry wins
+    fallen: dict[tuple[int, str], int] = field(default_factory=dict)  # see `_fall`
     ties: set[str] = field(default_factory=set)
     models: set[str] = field(default_factory=set)
 
@@ -72,12 +74,24 @@ def against(database: Database, prices: Prices, begin: int | None = None) -> Pri
         except PriceError as error:
             found.ties.add(str(error))
             continue
+        fits = (each for each in prices.entries if each.line not in found.fitting and each.fits_model(model))
+        found.fitting |= {each.line for each in fits if each.fits(names.get(int(user_id), ""), labels, int(at))}
         if entry is not None:
+            _fall(found, prices, entry, labels, tokens)
             found.used[entry.line] = found.used.get(entry.line, 0) + tokens
         elif tokens:
             place = model, ", ".join(f"{name}={value}" for name, value in labels.items())
             found.unpriced[place] = found.unpriced.get(place, 0) + tokens
     return found
+
+
+def _fall(found: PriceCheck, prices: Prices, entry: Entry, labels: Mapping[str, str], tokens: int) -> None:
+    """Count tokens by entry and label, where the list has prices by this label, and none for this value."""
+    for name, value in labels.items():
+        priced = {each.labels[name] for each in prices.entries if name in each.labels}
+        if priced and value not in priced:
+            place = entry.line, f"{name}={value}"
+            found.fallen[place] = found.fallen.get(place, 0) + tokens
 
 
 def _names(database: Database, ids: set[int]) -> dict[int, str]:

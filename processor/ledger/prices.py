@@ -187,7 +187,8 @@ class Prices:
                 if best is not None:
                     raise PriceError(
                         f"{self.source}: the prices on line {best.line} and line {entry.line} fit {model!r}"
-                        f"{f' of user {user!r}' if self.by_user else ''} with labels {dict(labels)} equally well: add one for both"
+                        f"{f' of user {user!r}' if self.by_user else ''} with labels {dict(labels)} equally "
+                        "well: add one for both"
                     )
                 best = entry
         return best

@@ -209,8 +209,8 @@ class Store:
             if (name := found[0][0]) is not None:
                 raise OtherRows(
                     f"{source}: the ledger has the part {name} already, of other rows: another log was replayed under "
-                    f"this name, or the same one with another mapping. Nothing of the file was taken in. Replay it with "
-                    f"another --run, or load it into a ledger of its own"
+                    f"this name, or the same one with another mapping. Nothing of the file was taken in. Replay it "
+                    f"with another --run, or load it into a ledger of its own"
                 )
 
     def _batch(self, rows: LedgerRows) -> Any:

@@ -101,10 +101,13 @@ def money(store: Store) -> dict[str, Any]:
     days = {"from": "2026-11-22", "to": "2026-11-28", "group_by": "team,tier", "priced": "true"}
     with store.database.snapshot() as moment:
         found = usage.as_json(usage.answer(moment, usage.parse(days), pricefile.parse(LABELLED, "prices.toml")))
-    shown = [statements.statement_json(store.database, each) for each in periods.statements(store.database)]
-    for each in shown:
-        each.pop("subtotals", None)  # which later versions say too
+    shown = [_as_told(statements.statement_json(store.database, each)) for each in periods.statements(store.database)]
     return {"pages": pages, "usage": found, "statements": shown}
+
+
+def _as_told(statement: dict[str, Any]) -> dict[str, Any]:
+    """Without what only later programs say."""
+    return {name: value for name, value in statement.items() if name != "subtotals"}
 
 
 def _commit(broker: MemoryBroker, part: int, day: int, counts: list[int], said: list[int] | None = None) -> None:
@@ -137,7 +140,7 @@ def answers(store: Store) -> dict[str, Any]:
         "priced": api.usage({**days, "group_by": "model", "priced": "true"}),
         "of one": api.usage({**days, "user": "\u0000"}),
         "status": api.status(),
-        "statements": api.statements(),
+        "statements": {"statements": [_as_told(each) for each in api.statements()["statements"]]},
         "lines": [api.page(each, "lines", {}) for each in ids],
         "adjustments": [api.page(each, "adjustments", {}) for each in (*ids, "next")],
         "differences": [list(map(str, each)) for each in statements.reconcile(store.database)],
