@@ -29,7 +29,6 @@ def load_command(command: LoadCommand) -> None:
     other rows is refused.
 
     Examples:
-        tokenometer replay requests.ndjson --out usage.parquet
         tokenometer ledger load usage.parquet --database ledger.duckdb
     """
     with needs("ledger"):

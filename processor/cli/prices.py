@@ -14,7 +14,11 @@ from tokenometer.processor.ledger import pricecheck, pricefile
 from tokenometer.processor.ledger.prices import Prices
 from tokenometer.processor.secret import Secret
 
-group = typer.Typer(help="Price lists: is one right, and does it fit a ledger?", no_args_is_help=True)
+group = typer.Typer(
+    help="Check price lists: is one right, and does it fit a ledger?",
+    epilog="Examples:\n\ntokenometer prices check prices.toml",
+    no_args_is_help=True,
+)
 _SHOWN = 20
 
 
