@@ -447,13 +447,16 @@ def test_mappings_check_shows_values_and_reasons(call: Any, log: pathlib.Path, t
         '[fields.model]\nconstant = "m"\n[fields.chip]\nconstant = "c"\n'
         '[fields.input_tokens]\npath = "in"\n[fields.output_tokens]\npath = "out"\n'
     )
-    log.write_bytes(b'{"t":1,"who":{"name":"ann"},"in":5,"out":7}\n\n{"t":2,"who":"bob","in":1,"out":1}\n{"t":3}\n' * 2)
+    log.write_bytes(
+        b'{"t":1600000001,"who":{"name":"ann"},"in":5,"out":7}\n\n{"t":1600000002,"who":"bob","in":1,"out":1}\n{"t":1600000003}\n'
+        * 2
+    )
     code, out, _ = call("mappings", "check", mine, "--sample", log, "-n", 6)
     assert code == 0
     assert out.startswith("2 of 6 records of")
     assert "2 rejected, 1 empty" not in out
     words = out.split()
-    for word in ("ann", "wrong_type", "missing_field", "user", "1970-01-01"):
+    for word in ("ann", "wrong_type", "missing_field", "user", "2020-09-13"):
         assert word in words
     assert call("mappings", "check", mine, "--sample", log, "--strict")[0] == 3
 

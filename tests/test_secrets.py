@@ -396,7 +396,12 @@ def test_what_a_library_logs_or_raises_is_scrubbed(capfd, form):
 
 def test_every_option_that_takes_a_secret_has_the_type():
     """A new option whose name says that it is a secret comes with the type, or with a reason here."""
-    plain = {"kafka_file": "the name of a file", "token_sigma": "a number", "key": "an entry's, against a second one"}
+    plain = {
+        "kafka_file": "the name of a file",
+        "token_sigma": "a number",
+        "key": "an entry's name",
+        "tokens": "how many",
+    }
     found = set()
     for run in cli._COMMANDS.values():
         [settings] = [kind for key, kind in typing.get_type_hints(run).items() if key != "return"]
