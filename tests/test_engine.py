@@ -139,7 +139,7 @@ def test_generations_turn_by_log_time_wherever_batches_are_cut(make_engine, log,
 @pytest.mark.parametrize("tile_records", [1, 7, 64, 4096])
 @pytest.mark.parametrize("small", [False, True], ids=["one part", "many parts"])
 def test_a_long_log_of_mixed_mappings(make_engine, tile_records, small):
-    """Every shipped mapping in turn in one engine; those of the same rule for repeats share the partitions' ids."""
+    """Every shipped mapping in turn in one engine; those whose repeats do not grow share the partitions' ids."""
     rng = random.Random(tile_records)
     batch_bytes = 1 << 13
     limits = {"rows": 1 << 9, "cells": 1 << 9, "texts": 1 << 11, "batch_bytes": batch_bytes}
@@ -150,8 +150,9 @@ def test_a_long_log_of_mixed_mappings(make_engine, tile_records, small):
             mapping = shipped(name)
             lines = [text for text in mutate.lines(rng, name, mapping.oracle, 150) if len(text) < batch_bytes]
             for batch in harness.batches(lines, batch_bytes):
-                partitions = "ab" if mapping.engine.repeats == "first" else "cd"  # a partition keeps to one rule
-                pieces.append(Piece(batch, [mutate.NOW_MS] * len(batch), rng.choice(partitions), mapping))
+                # What grows is noted counter by counter, so that such a mapping has partitions of its own.
+                owner = "all" if mapping.engine.repeats == "first" else name
+                pieces.append(Piece(batch, [mutate.NOW_MS] * len(batch), f"{owner}-{rng.choice('ab')}", mapping))
     engine = make_engine(tile_records=min(tile_records, 128) if small else tile_records, **limits)
     run = harness.check(engine, NATIVE, pieces)
     assert (run.parts > 1) == small
