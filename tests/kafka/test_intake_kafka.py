@@ -279,7 +279,7 @@ def test_meters_of_otlp_and_avro_are_killed(encoded: Encoded) -> None:
         encoded.flow(lambda meter=meter: meter.ended)
         meter.wait_for_end(-signal.SIGKILL)
     stream.meter()
-    assert encoded.audit().parts > len(POINTS)
+    assert encoded.audit().parts >= len(POINTS)  # a meter that commits nothing before it is killed has no part
 
 
 def test_meters_of_otlp_and_avro_come_and_go(encoded: Encoded) -> None:
