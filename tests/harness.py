@@ -252,3 +252,28 @@ def batches(values: Sequence[bytes | None], batch_bytes: int = LIMITS["batch_byt
         found[-1].append(value)
         room -= size
     return found
+
+
+def cut_pieces(values: list[bytes], times: list[int], cuts: list[int]) -> list[Piece]:
+    return [Piece(part, at) for part, at in zip(cut(values, cuts), cut(times, cuts), strict=True)]
+
+
+def check_restart(
+    make_engine: Callable[..., Engine], mapping: Mapping, values: list[bytes], times: list[int], where: int
+) -> None:
+    """An engine that goes on from another's state, and remembers what that state tells of, counts as one engine."""
+    where = min(where, len(values))
+    first, second = make_engine(tile_records=3), make_engine(tile_records=3, secret_seed=2)
+    before = meter(first, mapping, [Piece(values[:where], times[:where])] if where else [])
+    state = first.partition_state(0)
+    known = where if state.dedup_from is None else state.dedup_from
+    if known < where:
+        second.remember(second.load(second.pack(values[known:where], times[known:where]), mapping.engine))
+    second.resume(0, state)
+    after = meter(second, mapping, [Piece(values[where:], times[where:])] if where < len(values) else [])
+    wanted = expected(mapping, [Piece(values, times)])
+    rows = before.rows()
+    add_rows(rows, after.rows())
+    assert rows == wanted_rows(wanted)
+    tallies = [vars(engine.tally()) for engine in (first, second)]
+    assert {name: sum(tally[name] for tally in tallies) for name in tallies[0]} == vars(tally_of(wanted))

@@ -97,10 +97,6 @@ def logs(draw: st.DrawFn) -> tuple[list[bytes], list[int]]:
     return values, times
 
 
-def pieces(values: list[bytes], times: list[int], cuts: list[int]) -> list[Piece]:
-    return [Piece(part, at) for part, at in zip(harness.cut(values, cuts), harness.cut(times, cuts), strict=True)]
-
-
 # --- The engine ---
 
 
@@ -108,7 +104,7 @@ def pieces(values: list[bytes], times: list[int], cuts: list[int]) -> list[Piece
 @given(log=logs(), cuts=st.lists(st.integers(1, 39)), tile=st.sampled_from([1, 3, 64]))
 @settings(max_examples=40, deadline=None)
 def test_cuts_tiles_and_generations_make_no_difference(make_engine, mapping, log, cuts, tile):
-    harness.check(make_engine(tile_records=tile), mapping, pieces(*log, cuts))
+    harness.check(make_engine(tile_records=tile), mapping, harness.cut_pieces(*log, cuts))
 
 
 @pytest.mark.parametrize("mapping", [LABELLED, GROW], ids=["first", "grow"])
@@ -116,22 +112,7 @@ def test_cuts_tiles_and_generations_make_no_difference(make_engine, mapping, log
 @settings(max_examples=40, deadline=None)
 def test_a_restart_makes_no_difference(make_engine, mapping, log, where):
     """What two generations of the log tell is read again, labels and further counters with it."""
-    values, times = log
-    where = min(where, len(values))
-    first, second = make_engine(tile_records=3), make_engine(tile_records=3, secret_seed=2)
-    before = harness.meter(first, mapping, [Piece(values[:where], times[:where])] if where else [])
-    state = first.partition_state(0)
-    known = where if state.dedup_from is None else state.dedup_from
-    if known < where:
-        second.remember(second.load(second.pack(values[known:where], times[known:where]), mapping.engine))
-    second.resume(0, state)
-    after = harness.meter(second, mapping, [Piece(values[where:], times[where:])] if where < len(values) else [])
-    wanted = harness.expected(mapping, [Piece(values, times)])
-    rows = before.rows()
-    harness.add_rows(rows, after.rows())
-    assert rows == harness.wanted_rows(wanted)
-    tallies = [vars(engine.tally()) for engine in (first, second)]
-    assert {name: sum(tally[name] for tally in tallies) for name in tallies[0]} == vars(harness.tally_of(wanted))
+    harness.check_restart(make_engine, mapping, *log, where)
 
 
 @given(log=logs())

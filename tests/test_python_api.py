@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import tokenometer
 from tokenometer.processor.files import metering, output
-from tokenometer.processor.files.given import LinesReader
+from tokenometer.processor.files.in_memory import LinesReader
 
 SAMPLES = pathlib.Path(__file__).parent / "intake" / "samples"
 LINES = [
@@ -181,7 +181,7 @@ def test_an_import_loads_no_engine() -> None:
 def test_lines_come_out_as_they_went_in_whatever_the_cut(blocks: list[list[bytes]], space: int) -> None:
     datas = [b"\n".join(lines) for lines in blocks]
     datas = [data for data in datas if data]
-    reader, room, got = LinesReader("x", datas), metering.given.np.zeros(space, "u1"), b""
+    reader, room, got = LinesReader("x", datas), metering.in_memory.np.zeros(space, "u1"), b""
     while chunk := reader.fill(room):
         assert chunk.offset == len(got) and room[chunk.length - 1] == 0x0A
         got += room[: chunk.length].tobytes()

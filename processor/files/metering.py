@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from tokenometer.kernels.values import Tally, UsageRows
-from tokenometer.processor.files import decoded, given, logs
+from tokenometer.processor.files import decoded, in_memory, logs
 from tokenometer.processor.files.output import OutputError, record_batches, row_schema
 from tokenometer.processor.files.replay import Outlets, PlacedLetter, ReplaySummary, replay
 from tokenometer.processor.records import engines, plausible
@@ -177,9 +177,9 @@ def _reader(source: Any, mapping: Mapping, whole: bool) -> Any:
     if isinstance(source, str | os.PathLike):
         source = [source]
     if isinstance(source, bytes | bytearray | memoryview | mmap.mmap):
-        return given.bytes_reader(source, mapping.value, make, whole)
+        return in_memory.bytes_reader(source, mapping.value, make, whole)
     if hasattr(source, "__arrow_c_stream__"):
-        return given.table_reader(source, mapping.value, make)
+        return in_memory.table_reader(source, mapping.value, make)
     if isinstance(source, Sequence) and all(isinstance(name, str | os.PathLike) for name in source):
         names = list(map(os.fspath, source))
         logs.size_of(names)  # a missing one is named before the first is counted
@@ -219,8 +219,9 @@ class _Spool:
         return pa.ipc.open_file(self._buffer()).read_all()
 
     def _buffer(self) -> Any:
-        self._file.seek(0)
-        if not self._file._rolled:  # type: ignore[attr-defined]
+        size = self._file.tell()
+        if size <= _SPOOL_BYTES:
+            self._file.seek(0)
             return pa.py_buffer(self._file.read())
         self._file.flush()
         return pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
