@@ -103,5 +103,7 @@ def test_libfuzzer_finds_nothing(setup):
     if compiler is None:
         pytest.skip("libFuzzer comes with clang")
     binary = compiled(setup, [compiler], f"fuzzer,{SANITIZERS}", "-DLIBFUZZER")
-    command = [str(binary), f"-max_total_time={LIBFUZZER_SECONDS}", "-max_len=4096", str(setup / "corpus")]
+    # Its own limit is of the highest use of memory, which a process takes over from the one that started it.
+    limits = ("-max_len=4096", "-rss_limit_mb=0", "-malloc_limit_mb=1024")
+    command = [str(binary), f"-max_total_time={LIBFUZZER_SECONDS}", *limits, str(setup / "corpus")]
     ran(command, INTAKE_SETUP=str(setup / "setup"))

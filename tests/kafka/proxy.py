@@ -8,6 +8,7 @@ import contextlib
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 
 from aiokafka.record.util import calc_crc32c
@@ -17,12 +18,15 @@ _FETCH, _API_VERSIONS = 1, 18
 
 
 class Proxy:
-    """`fetches`: answers that were forwarded. damage: of Fetch answers; versions: of ApiVersions answers."""
+    """damage: of Fetch answers; versions: of ApiVersions answers.
+
+    pauses: by connection, the seconds from a Fetch answer to the next Fetch request.
+    """
 
     def __init__(self) -> None:
         self.damage: Damage = lambda answer: answer
         self.versions: Damage = lambda answer: answer
-        self.fetches = 0
+        self.pauses: list[list[float]] = []
         self.target: tuple[str, int] | None = None
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._open: list[socket.socket] = []
@@ -41,22 +45,30 @@ class Proxy:
     def _serve(self, client: socket.socket) -> None:
         assert self.target is not None
         asked: dict[int, int] = {}
+        answered: list[float] = []
+        pauses: list[float] = []
+        self.pauses.append(pauses)
         with client, contextlib.suppress(OSError), socket.create_connection(self.target) as broker:
             self._open += [client, broker]
-            threading.Thread(target=self._answers, args=(broker, client, asked), daemon=True).start()
+            threading.Thread(target=self._answers, args=(broker, client, asked, answered), daemon=True).start()
             while (frame := _frame(client)) is not None:
                 key, _, correlation = struct.unpack(">hhi", frame[:8])
                 asked[correlation] = key
+                if key == _FETCH and answered:
+                    pauses.append(time.monotonic() - answered[-1])
                 broker.sendall(struct.pack(">i", len(frame)) + frame)
             broker.shutdown(socket.SHUT_RDWR)
 
-    def _answers(self, broker: socket.socket, client: socket.socket, asked: dict[int, int]) -> None:
+    def _answers(
+        self, broker: socket.socket, client: socket.socket, asked: dict[int, int], answered: list[float]
+    ) -> None:
         with contextlib.suppress(OSError):
             while (answer := _frame(broker)) is not None:
                 key = asked.pop(struct.unpack(">i", answer[:4])[0])
+                if key == _FETCH:
+                    answered.append(time.monotonic())
                 damage = {_FETCH: self.damage, _API_VERSIONS: self.versions}.get(key)
                 sent = answer if damage is None else damage(answer)
-                self.fetches += key == _FETCH
                 if sent is None:
                     client.sendall(struct.pack(">i", len(answer)) + answer[: len(answer) // 2])
                     break
