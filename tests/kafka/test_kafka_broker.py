@@ -468,7 +468,9 @@ def give_up(client: Any, code: int) -> None:
     direct._library().rd_kafka_test_fatal_error(direct._handle(client), ctypes.c_int(code), b"as a test")
 
 
-def test_a_consumer_with_any_fatal_error_is_dead(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+def test_a_consumer_with_any_fatal_error_is_dead(
+    broker: KafkaBroker, topics: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
     topic = topics()
     fill(broker, topic, 10)
     consumer = broker.consumer(new_name(), [topic], Starter())
@@ -482,6 +484,9 @@ def test_a_consumer_with_any_fatal_error_is_dead(broker: KafkaBroker, topics: Ca
         with pytest.raises(Dead):
             consumer.poll(0.1, MOST)
     consumer.close()
+    # Closing such a client never ends, and takes a core.
+    assert "stays until this process ends" in caplog.text
+    assert "closing" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_an_appender_with_a_fatal_error_is_followed_by_another(broker: KafkaBroker, topics: Callable[..., str]) -> None:

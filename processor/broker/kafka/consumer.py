@@ -8,6 +8,7 @@ Messages come through the fetcher (fetch/), if it can do that: the client's part
 has only what is left, which is rebalances and errors. What the fetcher cannot read is resumed in the client.
 """
 
+import ctypes
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -49,6 +50,13 @@ _SEEK_SECONDS = 5  # for a partition that was assigned a moment ago and is not f
 _LINGER_MS = round(LINGER_SECONDS * 1000)
 _SLICE_MESSAGES = 2_000  # taken from the client at a time: they stay in the processor's cache until they are lists
 _FALLBACK_SECONDS = 0.05  # how long the one waits for messages before the other is asked again
+
+
+def _keep_forever(consumer: client.Consumer) -> None:
+    """A dead client that had partitions. librdkafka 2.16 never ends to close such a one, and takes a whole core for it;
+    left alone it takes nothing. Python would close it with its last reference, so there is one more."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(consumer))
+    log.warning("a consumer that died with partitions is not closed; it stays until this process ends")
 
 
 class KafkaConsumer:
@@ -337,20 +345,22 @@ class KafkaConsumer:
             return
         self._closed = True
         self._held = []
-        if self._fatal is not None and self._next:  # librdkafka tells of nothing any more
-            self._on_lost(self._consumer, parts_of(list(self._next)))
+        held = list(self._next)
+        if self._fatal is not None and held:  # librdkafka tells of nothing any more
+            self._on_lost(self._consumer, parts_of(held))
         if self._fetcher is not None:
             self._fetcher.close()
         if self._fatal is None:
             self._consumer.close()
+        elif held:
+            _keep_forever(self._consumer)
         else:
             self._bury()
         if self._exception is not self._fatal:
             self._raise_kept()
 
     def _bury(self) -> None:
-        """Closes the client in another thread, which then keeps it: closing never ends where librdkafka gave up one
-        that had partitions."""
+        """Closes a client that died without partitions, in another thread: nobody promises that it ends."""
         closing = threading.Thread(target=self._consumer.close, name="closing", daemon=True)
         closing.start()
         closing.join(_BURY_SECONDS)
