@@ -145,9 +145,11 @@ class Engine:
         self._job["past_ms"] = _NO_PAST_MS if max_past_ms is None else max_past_ms
         self._job["not_before_ms"] = not_before_ms
         self._records = target.zeros(self.limits.tile_records, layout.RECORD)
+        self._spots = target.zeros(self.limits.tile_records * layout.SPOT_WORDS, np.uint64)
         self._doubtful = target.zeros(self.limits.tile_records, np.uint32)
         self._conflicts = target.zeros(self.limits.tile_records if conflict_letters else 0, np.uint32)
         self._job["records"], self._job["doubtful"] = target.address(self._records), target.address(self._doubtful)
+        self._job["spots"] = target.address(self._spots)
         self._job["conflicts"] = target.address(self._conflicts) if conflict_letters else 0
         self._fill = Fill(target)
         self._job["fill"] = target.address(self._fill.array)

@@ -7,6 +7,7 @@
 //   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : ~sequence 40 |
 //   notes           beside each identity: a fingerprint of its first record, or (repeats = "grow") its counters so far
 //   extras          beside each record, where the mapping has labels or further counters
+//   spots           beside each record, where the mapping defers more values than a record's hashes hold
 //   texts           users, models, chips, labels, one dictionary     | low | high | where in the arena | tokens |
 //                   and accounts: a user with labels; the arena holds | user | label's number, text | ... |
 //   cells           (window, model, chip)                            | low | high | 6 counters | window | model, chip |
@@ -257,7 +258,7 @@ struct Plan {
 
 // --- The tile ---
 
-// What is read from one line: four cache lines.
+// What is read from one line: three cache lines.
 struct alignas(64) Record {
   u64 low[HASHES];  // never zero, which means an empty slot
   u64 high[HASHES];
@@ -270,7 +271,6 @@ struct alignas(64) Record {
   u32 cell_slot;
   u32 prefill_cell_slot;  // NONE = no prefill chip
   u16 length[TEXTS];      // 0 = absent
-  u64 spots[SPOT_WORDS];  // see rules.h; touched only where a mapping defers more values than the hashes hold
 };
 
 // What a record has beside, under a mapping with labels or further counters: two cache lines.
@@ -397,6 +397,7 @@ struct Job {
   u32* doubtful;  // record numbers, in no order
   const Ruling* rulings;
   Extra* extras;  // beside records and rulings; null where the batch's mapping has no need of them
+  u64* spots;     // SPOT_WORDS beside each record, see rules.h
   const RulingExtra* ruling_extras;
   // tables
   Identity* identities;
@@ -447,7 +448,7 @@ struct Job {
 
 static_assert(SPOTS_MAX == 3 * (2 * HASHES + SPOT_WORDS) && 3 * SPOT_BITS <= 64 && RECORD_BYTES_MAX < 1u << SPOT_BITS,
               "see SPOTS_MAX");
-static_assert(sizeof(Record) == 256 && sizeof(Step) == 128, "whole cache lines");
+static_assert(sizeof(Record) == 192 && sizeof(Step) == 128, "whole cache lines");
 static_assert(OFFSET_OF(Record, window) == OFFSET_OF(Record, counters) + 8 * TOTAL, "see TOTAL");
 static_assert(sizeof(Identity) == 16 && sizeof(TextEntry) == 32 && sizeof(Window) == 16, "see the drawing above");
 static_assert(sizeof(Extra) == 128 && sizeof(FurtherEntry) == 16, "see the drawing above");

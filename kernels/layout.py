@@ -124,7 +124,6 @@ RECORD = np.dtype(
         ("start", "u4", TEXTS),
         *((name, "u4") for name in ("verdict", "identity_slot", "user_slot", "cell_slot", "prefill_cell_slot")),
         ("length", "u2", TEXTS),
-        ("spots", "u8", SPOT_WORDS),
     ]
 )
 EXTRA = np.dtype(
@@ -172,7 +171,7 @@ USAGE_EXTRA = np.dtype([("labels", "u8", LABELS_MAX), ("further", "u8", FURTHER)
 USAGE_ROW = np.dtype([("window", "u8"), ("user", "u8"), ("model", "u8"), ("chip", "u8"), ("counters", "u8", COUNTERS)])
 
 _POINTERS = (
-    "buffer line_start plan message_end message_time records doubtful rulings extras ruling_extras "
+    "buffer line_start plan message_end message_time records doubtful rulings extras spots ruling_extras "
     "identities identities_leaving identities_before notes notes_leaving notes_before conflicts grown_order "
     "texts cells rows further windows registers arena text_order cell_order window_order changed "
     "usage_rows usage_extras fill"

@@ -17,7 +17,7 @@ class Limits:
     identity_bytes: request ids of all partitions, 16 bytes each at no more than 75 % load, two generations, and both
         sizes while growing.
     batch_bytes: what one batch holds; 32-bit positions bound it to 1 GiB.
-    tile_records: 256 bytes each. A tile of a whole batch costs some cache misses, and less than Python between tiles.
+    tile_records: 192 bytes each. A tile of a whole batch costs some cache misses, and less than Python between tiles.
     """
 
     rows: int = 1 << 21

@@ -227,9 +227,9 @@ HD u32 parse_object(const Job& job, Record& record, Extra* extra, const u8* p, c
   const Plan& plan = *job.plan;
   if (plan.has_rules) {
     if (plan.undecided) return DOUBTFUL;
-    clear_spots(plan, record);
+    clear_spots(job, record);
   }
-  Reader reader = {&plan, job.buffer, &record, extra, (u32)(p - job.buffer), p, 0, 0, NONE, 0};
+  Reader reader = {&plan, job.buffer, &record, extra, spots_of(job, record), (u32)(p - job.buffer), p, 0, 0, NONE, 0};
   const Step* steps = plan.start;
   ROLLED for (;;) {
     const Step* step = predicted(steps, reader.p);
@@ -258,8 +258,9 @@ constexpr bool FINISHES_APART = !IN_ORDER;
 // A record whose fields leave doubt may still be one that the mapping skips: a failure without its usage, say.
 COLD u32 look_again(const Job& job, Record& record, u32 line) {
   const u32 begin = job.line_start[line];
-  clear_spots(*job.plan, record);
-  Reader reader = {job.plan, job.buffer, &record, nullptr, begin, job.buffer + begin, 0, 0, NONE, 0};
+  clear_spots(job, record);
+  u64* spots = spots_of(job, record);
+  Reader reader = {job.plan, job.buffer, &record, nullptr, spots, begin, job.buffer + begin, 0, 0, NONE, 0};
   ROLLED do reader = read_unpredicted<false>(reader);
   while (reader.p && reader.key != END);
   const bool whole = reader.p == job.buffer + job.line_start[line + 1] - 1;

@@ -18,6 +18,7 @@ struct Reader {
   const u8* buffer;
   Record* record;
   Extra* extra;  // while the record is parsed; null without labels and further counters
+  u64* spots;    // beside the record, for what its hashes do not hold
   u32 begin;     // of the record, in the buffer
   const u8* p;   // after the last value; null for doubt
   u64 seen;      // marks: mapped keys, of which none may occur twice, and fields that have a value
@@ -27,17 +28,22 @@ struct Reader {
 };
 
 // --- Spots: where values begin, counted from 1 at the record's start; 0 where the key did not come. Three share a
-// word. The first words are those of the record's hashes, which come last; few mappings need the others. ---
+// word. The first words are those of the record's hashes, which come last; few mappings need the others, which lie in a
+// table of their own, so that a record keeps to three cache lines. ---
 
 constexpr u32 SPOTS_IN_HASHES = 3 * 2 * HASHES;
 
-HD void clear_spots(const Plan& plan, Record& record) {
+HD u64* spots_of(const Job& job, const Record& record) { return job.spots + (&record - job.records) * SPOT_WORDS; }
+
+HD void clear_spots(const Job& job, Record& record) {
   for (u32 i = 0; i < HASHES; ++i) record.low[i] = record.high[i] = 0;
-  if (plan.spot_count <= SPOTS_IN_HASHES) return;
-  for (u32 i = 0; i < SPOT_WORDS; ++i) record.spots[i] = 0;
+  if (job.plan->spot_count <= SPOTS_IN_HASHES) return;
+  u64* spots = spots_of(job, record);
+  for (u32 i = 0; i < SPOT_WORDS; ++i) spots[i] = 0;
 }
-HD u64& spot_word(Record& record, u32 spot) {
-  if (spot >= SPOTS_IN_HASHES) return record.spots[(spot - SPOTS_IN_HASHES) % SPOT_WORDS];
+HD u64& spot_word(const Reader& reader, u32 spot) {
+  if (spot >= SPOTS_IN_HASHES) return reader.spots[(spot - SPOTS_IN_HASHES) % SPOT_WORDS];
+  Record& record = *reader.record;
   const u32 word = spot % (2 * HASHES);
   return word < HASHES ? record.low[word] : record.high[word - HASHES];
 }
@@ -45,11 +51,11 @@ HD u32 spot_shift(u32 spot) {
   return SPOT_BITS * (spot < SPOTS_IN_HASHES ? spot / (2 * HASHES) : (spot - SPOTS_IN_HASHES) / SPOT_WORDS);
 }
 HD void keep_spot(const Reader& reader, u32 spot, const u8* p) {
-  spot_word(*reader.record, spot) |= (u64)(p - reader.buffer - reader.begin + 1) << spot_shift(spot);
+  spot_word(reader, spot) |= (u64)(p - reader.buffer - reader.begin + 1) << spot_shift(spot);
 }
 // The value's first byte; null where the key did not come.
 HD const u8* spot_start(const Reader& reader, u32 spot) {
-  const u32 at = (u32)(spot_word(*reader.record, spot) >> spot_shift(spot)) & ((1u << SPOT_BITS) - 1);
+  const u32 at = (u32)(spot_word(reader, spot) >> spot_shift(spot)) & ((1u << SPOT_BITS) - 1);
   return at ? reader.buffer + reader.begin + at - 1 : nullptr;
 }
 HD const u8* spot_value(const Reader& reader, u32 spot) {  // null also for JSON's null

@@ -6,6 +6,8 @@ the C++ is compared with it when it is loaded (kernels/layout.py).
 """
 
 from collections.abc import Iterable, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, NamedTuple
 
 SCHEMA_VERSION = 1  # of live summaries
@@ -65,6 +67,10 @@ FURTHER_PARENTS = {
 FURTHER = tuple(FURTHER_PARENTS)
 NO_FURTHER = (0,) * len(FURTHER)
 _ADDENDS = [COUNTERS.index(name) for name in TOKENS if name not in PARENTS]
+_WHOLES = [  # counters that have parts, and these
+    (COUNTERS.index(whole), [COUNTERS.index(part) for part, parent in PARENTS.items() if parent == whole])
+    for whole in dict.fromkeys(PARENTS.values())
+]
 
 
 def total_of(columns: Sequence[Any]) -> Any:
@@ -75,8 +81,4 @@ def total_of(columns: Sequence[Any]) -> Any:
 
 def part_sums(columns: Sequence[Any]) -> list[tuple[Any, Any]]:
     """For each counter that has parts, the sum of the parts and the counter itself: the first is never the larger."""
-    sums: dict[str, Any] = {}
-    for part, parent in PARENTS.items():
-        value = columns[COUNTERS.index(part)]
-        sums[parent] = sums[parent] + value if parent in sums else value
-    return [(total, columns[COUNTERS.index(parent)]) for parent, total in sums.items()]
+    return [(reduce(add, [columns[part] for part in parts]), columns[whole]) for whole, parts in _WHOLES]

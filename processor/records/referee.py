@@ -15,7 +15,16 @@ import orjson
 from tokenometer.kernels.layout import RECORD_BYTES_MAX
 from tokenometer.kernels.values import SKIPPED, Canonical, EventTimeMs, Rejection, Skipped
 from tokenometer.schemas.mapping import COUNT_END, PARTS, Condition, Convention, Field, Label, Mapping, Path
-from tokenometer.schemas.usage import FURTHER, FURTHER_PARENTS, NO_FURTHER, PARENTS, Usage, part_sums
+from tokenometer.schemas.usage import (
+    COUNTERS,
+    FURTHER,
+    FURTHER_PARENTS,
+    NO_FURTHER,
+    PARENTS,
+    Usage,
+    part_sums,
+    total_of,
+)
 
 TIME_END_MS = 253_402_300_800_000  # 10000-01-01T00:00:00Z
 REASONS = (
@@ -42,6 +51,7 @@ _ISO8601 = re.compile(_DATE_TIME + r"(?:[.,](\d{1,9}))?(?:([Zz])|([+-])(\d\d)(?:
 _EPOCH_PER_MS = {"epoch_s": (1000, 1), "epoch_ms": (1, 1), "epoch_us": (1, 1000), "epoch_ns": (1, 1_000_000)}
 _EPOCH_DIGITS_MAX = 21  # more are beyond the year 9999 in every unit
 _CONTAINERS = (dict, list)
+_PARTS = [(COUNTERS.index(part), COUNTERS.index(PARENTS[part])) for part in PARTS]
 _KEY_END = re.compile(rb'"[ \t\r]*:')
 _TOKEN = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
 
@@ -118,7 +128,8 @@ class Referee:
         total = _count(value, mapping.total) if mapping.total else None
         labels = [_text(_read(value, each.field), each.field) if each.field else None for each in mapping.labels]
         usage = _inclusive(value, Usage(**({"requests": 1} | counts)), mapping, total)
-        _check_further(further, usage)
+        if further:
+            _check_further(further, usage)
         return Canonical(
             EventTimeMs(time_ms),
             (
@@ -184,8 +195,7 @@ def _value(record: dict[str, Any], field: Field) -> Any:
     """The value of the first path that has one."""
     for path in field.paths:
         value = record.get(path[0]) if len(path) == 1 else _walk(record, path, field.name)
-        value = _present(value, field)
-        if value is not None:
+        if value is not None and not (field.empty_is_absent and value == ""):
             return value
     return None
 
@@ -291,15 +301,14 @@ def _inclusive(record: dict[str, Any], source: Usage, mapping: Mapping, total: i
     """The source's counters with every part inside its total, by the first reading that adds up."""
     readings = [_readings(record, convention, total) for convention in mapping.conventions]
     for additive in product(*readings):
-        usage = source
-        for part, beside in zip(PARTS, additive, strict=True):
+        counters = list(source)
+        for (part, whole), beside in zip(_PARTS, additive, strict=True):
             if beside:
-                parent = PARENTS[part]
-                usage = usage._replace(**{parent: getattr(usage, parent) + getattr(usage, part)})
-        if total not in (None, usage.total_tokens):
+                counters[whole] += counters[part]
+        if total is not None and total != total_of(counters):
             continue
-        if all(parts <= whole for parts, whole in part_sums(usage)):
-            return usage
+        if all(parts <= whole for parts, whole in part_sums(counters)):
+            return Usage(*counters)
     raise Rejected("inconsistent_counts")
 
 

@@ -14,6 +14,7 @@ int main(int argc, char** argv) {
   Job job;
   open_job(job, plan);
   job.records = table<Record>(1);
+  job.spots = table<u64>(SPOT_WORDS);
   job.doubtful = table<u32>(1);
   job.extras = table<Extra>(1);
   job.identities = table<Identity>(1);  // asked for ahead of need
@@ -37,6 +38,7 @@ int main(int argc, char** argv) {
   u32* line_start = (u32*)malloc((alone.size() + 1) * sizeof(u32));
   if (split_lines(buffer + PREFIX_BYTES, (u32)lines.size(), PREFIX_BYTES, line_start) != alone.size()) return 5;
   job.records = table<Record>(alone.size());
+  job.spots = table<u64>(alone.size() * SPOT_WORDS);
   job.doubtful = table<u32>(alone.size());
   job.extras = table<Extra>(alone.size());
   job.buffer = buffer;

@@ -65,6 +65,7 @@ int main(int argc, char** argv) {
   Job job;
   open_job(job, plan);
   job.records = table<Record>(lines);
+  job.spots = table<u64>((size_t)lines * SPOT_WORDS);
   job.doubtful = table<u32>(lines);
   job.buffer = buffer;
   job.line_start = line_start;
