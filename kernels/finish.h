@@ -74,7 +74,7 @@ HD bool settle_record(const Job& job, const Reader& reader, u32 line) {
     if (plan.input_additive) counters[INPUT] += parts;
     if (plan.output_additive) counters[OUTPUT] += counters[REASONING];
     if (parts > counters[INPUT] || counters[REASONING] > counters[OUTPUT]) return false;
-  } else if (!settle_conventions(reader)) {
+  } else if (!settle_conventions(job, reader)) {
     return false;
   }
   if (plan.has_extras && !settle_extra(plan, *reader.record, *extra_of(job, reader))) return false;
@@ -139,8 +139,7 @@ HD Reader take_up(const Job& job, u32 i, u32 line) {
   const u64 seen = record.identity_slot | (u64)record.user_slot << 32;
   const u64 time_ms = record.cell_slot | (u64)(record.prefill_cell_slot & 0xffff) << 32;
   const u32 choice = record.prefill_cell_slot >> 16;
-  u64* spots = spots_of(job, record);
-  return {job.plan, job.buffer, &record, nullptr, spots, job.line_start[line], job.buffer, seen, time_ms, END, choice};
+  return {job.plan, job.buffer, &record, nullptr, job.line_start[line], job.buffer, seen, time_ms, END, choice};
 }
 
 // The referee's ruling on a doubtful record; its strings are after the batch's messages.

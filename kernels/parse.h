@@ -67,7 +67,7 @@ HD const u8* read_null(Reader& reader, u64 marks, const u8* p) {
 
 // Reads any value; with QUOTED in `kind` p is after the opening quote of a string. Its marks are in `seen`.
 // `digits` is loaded only where a count is quoted.
-HD const u8* read_value(Reader& reader, u64 marks, u32 kind, u32 slot, const u32& digits, const u8* p) {
+HD const u8* read_value(const Job& job, Reader& reader, u64 marks, u32 kind, u32 slot, const u32& digits, const u8* p) {
   const u8* after;
   switch (kind) {
     case TEXT | QUOTED:
@@ -106,14 +106,14 @@ HD const u8* read_value(Reader& reader, u64 marks, u32 kind, u32 slot, const u32
       after = digits ? read_count(p, &reader.extra->further[slot]) : nullptr;
       return after && *after == '"' ? after + 1 : nullptr;
     case DEFERRED | QUOTED:
-      keep_spot(reader, slot, p - 1);
+      keep_spot(job, reader, slot, p - 1);
       after = string_end(p, true);
       return after ? after + 1 : nullptr;
     case DEFERRED:
-      keep_spot(reader, slot, p);
+      keep_spot(job, reader, slot, p);
       return value_end(p);
     case DEFERRED_OBJECT:
-      keep_spot(reader, slot, p);
+      keep_spot(job, reader, slot, p);
       return is_null(p) ? p + 4 : nullptr;
     case OBJECT | QUOTED:
     case DEFERRED_OBJECT | QUOTED:
@@ -181,7 +181,7 @@ HD u32 only_rival(const Plan& plan, u64 seen, u64 mark) {
 // Key by key, from after the last known value to after the next one. This is where objects are looked up.
 // Without FIELDS only spots are kept, and a field may have any value.
 template <bool FIELDS>
-COLD Reader read_unpredicted(Reader reader) {
+COLD Reader read_unpredicted(const Job& job, Reader reader) {
   const Plan& plan = *reader.plan;
   const u8* p = reader.p;
   Place place = reader.key == NONE ? BEFORE_RECORD : AFTER_VALUE;
@@ -215,7 +215,7 @@ COLD Reader read_unpredicted(Reader reader) {
       continue;
     }
     const u32 kind = FIELDS || known.kind == OBJECT || known.kind >= DEFERRED ? known.kind : (u32)ORDINARY;
-    p = !FIELDS || looked_at ? read_value(reader, known.mark, kind, known.slot, known.digits, p) : value_end(p);
+    p = !FIELDS || looked_at ? read_value(job, reader, known.mark, kind, known.slot, known.digits, p) : value_end(p);
     break;
   }
   reader.key = key;
@@ -229,7 +229,7 @@ HD u32 parse_object(const Job& job, Record& record, Extra* extra, const u8* p, c
     if (plan.undecided) return DOUBTFUL;
     clear_spots(job, record);
   }
-  Reader reader = {&plan, job.buffer, &record, extra, spots_of(job, record), (u32)(p - job.buffer), p, 0, 0, NONE, 0};
+  Reader reader = {&plan, job.buffer, &record, extra, (u32)(p - job.buffer), p, 0, 0, NONE, 0};
   const Step* steps = plan.start;
   ROLLED for (;;) {
     const Step* step = predicted(steps, reader.p);
@@ -238,9 +238,9 @@ HD u32 parse_object(const Job& job, Record& record, Extra* extra, const u8* p, c
       reader.seen |= step->marks;
       reader.key = step->key;
       if (reader.key == END) break;
-      reader.p = read_value(reader, step->marks, step->kind, step->slot, step->digits, reader.p);
+      reader.p = read_value(job, reader, step->marks, step->kind, step->slot, step->digits, reader.p);
     } else {
-      reader = read_unpredicted<true>(reader);
+      reader = read_unpredicted<true>(job, reader);
       if (reader.key == END) break;
     }
     if (!reader.p) return DOUBTFUL;
@@ -259,16 +259,15 @@ constexpr bool FINISHES_APART = !IN_ORDER;
 COLD u32 look_again(const Job& job, Record& record, u32 line) {
   const u32 begin = job.line_start[line];
   clear_spots(job, record);
-  u64* spots = spots_of(job, record);
-  Reader reader = {job.plan, job.buffer, &record, nullptr, spots, begin, job.buffer + begin, 0, 0, NONE, 0};
-  ROLLED do reader = read_unpredicted<false>(reader);
+  Reader reader = {job.plan, job.buffer, &record, nullptr, begin, job.buffer + begin, 0, 0, NONE, 0};
+  ROLLED do reader = read_unpredicted<false>(job, reader);
   while (reader.p && reader.key != END);
   const bool whole = reader.p == job.buffer + job.line_start[line + 1] - 1;
-  return whole && is_skipped(reader) == YES ? SKIPPED : DOUBTFUL;
+  return whole && is_skipped(job, reader) == YES ? SKIPPED : DOUBTFUL;
 }
 COLD u32 finish_deferred(const Job& job, u32 i, u32 line) {
   Reader reader = take_up(job, i, line);
-  const Answer skipped = is_skipped(reader);
+  const Answer skipped = is_skipped(job, reader);
   if (skipped != NO) return skipped == YES ? SKIPPED : DOUBTFUL;
   return apply_rules(job, reader) ? finish_record<true>(job, reader, line) : (u32)DOUBTFUL;
 }

@@ -18,7 +18,6 @@ struct Reader {
   const u8* buffer;
   Record* record;
   Extra* extra;  // while the record is parsed; null without labels and further counters
-  u64* spots;    // beside the record, for what its hashes do not hold
   u32 begin;     // of the record, in the buffer
   const u8* p;   // after the last value; null for doubt
   u64 seen;      // marks: mapped keys, of which none may occur twice, and fields that have a value
@@ -41,8 +40,8 @@ HD void clear_spots(const Job& job, Record& record) {
   u64* spots = spots_of(job, record);
   for (u32 i = 0; i < SPOT_WORDS; ++i) spots[i] = 0;
 }
-HD u64& spot_word(const Reader& reader, u32 spot) {
-  if (spot >= SPOTS_IN_HASHES) return reader.spots[(spot - SPOTS_IN_HASHES) % SPOT_WORDS];
+HD u64& spot_word(const Job& job, const Reader& reader, u32 spot) {
+  if (spot >= SPOTS_IN_HASHES) return spots_of(job, *reader.record)[(spot - SPOTS_IN_HASHES) % SPOT_WORDS];
   Record& record = *reader.record;
   const u32 word = spot % (2 * HASHES);
   return word < HASHES ? record.low[word] : record.high[word - HASHES];
@@ -50,22 +49,22 @@ HD u64& spot_word(const Reader& reader, u32 spot) {
 HD u32 spot_shift(u32 spot) {
   return SPOT_BITS * (spot < SPOTS_IN_HASHES ? spot / (2 * HASHES) : (spot - SPOTS_IN_HASHES) / SPOT_WORDS);
 }
-HD void keep_spot(const Reader& reader, u32 spot, const u8* p) {
-  spot_word(reader, spot) |= (u64)(p - reader.buffer - reader.begin + 1) << spot_shift(spot);
+HD void keep_spot(const Job& job, const Reader& reader, u32 spot, const u8* p) {
+  spot_word(job, reader, spot) |= (u64)(p - reader.buffer - reader.begin + 1) << spot_shift(spot);
 }
 // The value's first byte; null where the key did not come.
-HD const u8* spot_start(const Reader& reader, u32 spot) {
-  const u32 at = (u32)(spot_word(reader, spot) >> spot_shift(spot)) & ((1u << SPOT_BITS) - 1);
+HD const u8* spot_start(const Job& job, const Reader& reader, u32 spot) {
+  const u32 at = (u32)(spot_word(job, reader, spot) >> spot_shift(spot)) & ((1u << SPOT_BITS) - 1);
   return at ? reader.buffer + reader.begin + at - 1 : nullptr;
 }
-HD const u8* spot_value(const Reader& reader, u32 spot) {  // null also for JSON's null
-  const u8* p = spot_start(reader, spot);
+HD const u8* spot_value(const Job& job, const Reader& reader, u32 spot) {  // null also for JSON's null
+  const u8* p = spot_start(job, reader, spot);
   return p && !is_null(p) ? p : nullptr;
 }
 // The first alternative that has a value, or null
-HD const u8* first_value(const Reader& reader, const Rule& rule) {
+HD const u8* first_value(const Job& job, const Reader& reader, const Rule& rule) {
   ROLLED for (u32 i = 0; i < rule.paths; ++i) {
-    const u8* p = spot_value(reader, rule.spots[i]);
+    const u8* p = spot_value(job, reader, rule.spots[i]);
     if (p && !(rule.flags & EMPTY_IS_ABSENT && p[0] == '"' && p[1] == '"')) return p;
   }
   return nullptr;
@@ -138,8 +137,8 @@ HD bool read_deferred_count(const u8* p, u32 flags, u64* count) {
 }
 
 // A count with its addends. False is doubt; *has says whether there is one.
-HD bool read_sum(const Reader& reader, const Rule& rule, u64* count, bool* has) {
-  const u8* p = first_value(reader, rule);
+HD bool read_sum(const Job& job, const Reader& reader, const Rule& rule, u64* count, bool* has) {
+  const u8* p = first_value(job, reader, rule);
   *has = p || rule.flags & OPTIONAL;
   if (!*has && rule.flags & REQUIRED) return false;
   *count = 0;
@@ -147,7 +146,7 @@ HD bool read_sum(const Reader& reader, const Rule& rule, u64* count, bool* has) 
   if (!p && rule.flags & OPTIONAL) *count = reader.plan->default_count[rule.slot];
   ROLLED for (u32 i = rule.paths; i < rule.paths + rule.plus; ++i) {
     u64 addend;
-    p = spot_value(reader, rule.spots[i]);
+    p = spot_value(job, reader, rule.spots[i]);
     if (!p) continue;
     if (!read_deferred_count(p, rule.flags, &addend)) return false;
     *count += addend;
@@ -200,8 +199,8 @@ HD u32 find_value(const Plan& plan, const u8* p, u32 first, u32 count) {
   return goes_on(end) || end - p > 18 || (p[0] == '-' && p[1] == '0') ? UNSURE_VALUE : NONE;
 }
 
-HD Answer fits(const Reader& reader, const Condition& condition) {
-  const u8* p = spot_start(reader, condition.spot);
+HD Answer fits(const Job& job, const Reader& reader, const Condition& condition) {
+  const u8* p = spot_start(job, reader, condition.spot);
   const bool present = p ? !is_null(p) : reader.seen >> condition.key & 1;  // an object on the way leaves no spot
   if (!present) return condition.fits_absent ? YES : NO;
   if (condition.test >= PRESENT) return condition.test == PRESENT ? YES : NO;
@@ -212,11 +211,11 @@ HD Answer fits(const Reader& reader, const Condition& condition) {
 }
 
 // Does an entry of the mapping's `skip` fit? Every condition is looked at, for a value of a wrong type is refused.
-HD Answer is_skipped(const Reader& reader) {
+HD Answer is_skipped(const Job& job, const Reader& reader) {
   const Plan& plan = *reader.plan;
   Answer answer = NO, entry = YES;
   ROLLED for (u32 i = 0; i < plan.condition_count; ++i) {
-    const Answer one = fits(reader, plan.conditions[i]);
+    const Answer one = fits(job, reader, plan.conditions[i]);
     if (one == UNSURE) return UNSURE;
     if (one == NO) entry = NO;
     if (!plan.conditions[i].last) continue;
@@ -235,11 +234,11 @@ HD bool apply_rule(const Job& job, Reader& reader, const Rule& rule) {
   if (rule.kind == COUNT || rule.kind == FURTHER_COUNT) {
     bool has;
     u64* counters = rule.kind == COUNT ? reader.record->counters : extra_of(job, reader)->further;
-    if (!read_sum(reader, rule, &counters[rule.slot], &has)) return false;
+    if (!read_sum(job, reader, rule, &counters[rule.slot], &has)) return false;
     if (has && rule.kind == COUNT) reader.seen |= 1ull << (HAVE_SHIFT + HAVE_COUNTER + rule.slot);
     return true;
   }
-  const u8* p = first_value(reader, rule);
+  const u8* p = first_value(job, reader, rule);
   if (!p) return true;
   if (rule.kind == TEXT || rule.kind == LABEL) {
     const bool text = rule.kind == TEXT;
@@ -269,8 +268,8 @@ HD bool apply_rules(const Job& job, Reader& reader) {
 
 // What the value of a string or boolean says of one part: INCLUSIVE, ADDITIVE, or UNKNOWN, which is doubt. A value of a
 // type that is not listed is refused; strings are listed first, booleans last.
-HD u32 stated_by(const Reader& reader, const Convention& convention) {
-  const u8* p = spot_value(reader, convention.spot);
+HD u32 stated_by(const Job& job, const Reader& reader, const Convention& convention) {
+  const u8* p = spot_value(job, reader, convention.spot);
   if (!p) return convention.otherwise;
   const bool quoted = *p == '"';
   if ((!quoted && *p != 't' && *p != 'f') || !convention.count) return UNKNOWN;
@@ -283,15 +282,15 @@ HD u32 stated_by(const Reader& reader, const Convention& convention) {
 
 // Makes the totals inclusive by the first reading that adds up. A reading has a bit for each part that is beside its
 // total; they are tried in the order of their numbers. False is doubt.
-HD bool settle_conventions(const Reader& reader) {
+HD bool settle_conventions(const Job& job, const Reader& reader) {
   const Plan& plan = *reader.plan;
   u64 total = reader.record->window;  // TOTAL, if it was read where it is
   bool has_total = reader.seen >> (HAVE_SHIFT + HAVE_COUNTER + TOTAL) & 1;
-  if (plan.total.paths && !read_sum(reader, plan.total, &total, &has_total)) return false;
+  if (plan.total.paths && !read_sum(job, reader, plan.total, &total, &has_total)) return false;
   const u32 open = has_total ? plan.by_total : 0;
   u32 additive = plan.additive & ~open;
   ROLLED for (u32 rest = plan.by_value; rest; rest &= rest - 1) {
-    const u32 stated = stated_by(reader, plan.conventions[trailing_zeros(rest)]);
+    const u32 stated = stated_by(job, reader, plan.conventions[trailing_zeros(rest)]);
     if (stated == UNKNOWN) return false;
     if (stated == ADDITIVE) additive |= rest & -rest;
   }
