@@ -87,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(options: Any, bootstrap: str) -> dict[str, Any]:
     wanted = SIZES[options.size]
     for name, records in wanted.items():
-        _fill(bootstrap, f"bench-{name}", records, LINES[name])
+        fill(bootstrap, f"bench-{name}", records, LINES[name])
     cases = [case for case in CASES if not options.only or ":".join(case) in options.only]
     answers: dict[str, list[dict[str, Any]]] = {f"{name}:{contender}": [] for name, contender in cases}
     for _ in range(options.turns):
@@ -119,7 +119,7 @@ def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _fill(bootstrap: str, topic: str, records: int, lines: int) -> None:
+def fill(bootstrap: str, topic: str, records: int, lines: int) -> None:
     """The topic, once: lines of about 320 bytes."""
     broker = KafkaBroker(bootstrap, {"compression.type": "lz4"})
     broker.create_topic(topic, PARTITIONS, {})

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from bench import bench_engine, bench_ledger, bench_peers, common, report, sanitize
-from bench.logs import CHUNK_BYTES, CHUNKS, RECORD_BYTES, STREAMS, ChunksLog, RowsLog
+from bench import bench_builds, bench_engine, bench_ledger, bench_peers, common, report, sanitize
+from bench.logs import CHUNK_BYTES, CHUNKS, RECORD_BYTES, STREAMS, ChunksLog, FileLog, RowsLog
 from tokenometer.kernels.target import HostTarget
 
 PEERS = ("duckdb", "polars", "chdb")
@@ -122,3 +122,19 @@ def test_small_rollup_run_adds_up(data):
         {"case": "memory", "arguments": {"shape": "typical", "meters": 2, "seconds": 24}},
     ):
         assert common.run_child("bench.bench_rollup", request, 1)
+
+
+def test_mappings_of_one_log_are_compared_in_alternating_runs(data):
+    """Both sides count all records of the log; a rule of format 2 that refused them would be measured as fast."""
+    file = data / "results" / "builds.json"
+    options = ["--only", "labels", "--turns", "1", "--clock", "cpu", "--data", str(data), "--json", str(file)]
+    assert bench_builds.main(options) == 0
+    assert [case["case"] for case in json.loads(file.read_text())["cases"]] == ["labels"]
+    log = next(data.glob("*-labelled.ndjson"))
+    found = {}
+    for mapping in bench_engine.MAPPINGS:
+        runner = bench_engine.Runner(bench_engine.Case("records", "", mapping=mapping))
+        runner.run(FileLog(log), "all")
+        found[mapping] = runner.engine.tally(), runner.engine.totals()
+    totals = [totals for _, totals in found.values()]
+    assert totals[0] == totals[1] == totals[2] and found["plain"][0].counted > 15_000
