@@ -129,8 +129,8 @@ def _fill(maven: str, cache: pathlib.Path, folder: pathlib.Path) -> None:
 
 class SmallRegistry:
     """Confluent's API as far as it is used. answer: the status of every answer, where it is not None; "silent": none.
-    user_info: the credentials that it wants. asked: the paths of requests. tls: what it shows of itself, and what it wants
-    of its clients."""
+    user_info: the credentials that it wants. asked: the paths of requests. tls: what it shows of itself and
+    wants of clients."""
 
     def __init__(self, user_info: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.answer: int | str | None = None
