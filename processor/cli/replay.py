@@ -216,7 +216,7 @@ def _why_nothing(summary: ReplaySummary, ran: report.Run) -> str | None:
 def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     _check_names(command)
     total_bytes = logs.size_of(command.files)
-    chosen = mappings.resolve(command.mapping)
+    chosen = decoded.read_as(mappings.resolve(command.mapping), command.files)
     not_before_ms = _date_ms(command.not_before)
     settings, clock = _clock(command, chosen, not_before_ms)
     engine = engines.make_engine(
