@@ -130,7 +130,7 @@ static int spans(Task* task, const Recipe& recipe, Out& out) {
   });
 }
 
-// Lines of JSON are about as long as their messages: room for them at once, for a buffer that grows is copied each time.
+// Lines of JSON are about as long as their messages: room for them at once. A buffer that grows is copied each time.
 static void reserve(const Task* task, Out& out) {
   u64 bytes = 0;
   for (u64 i = task->first; i < task->count && bytes < task->stop_bytes; ++i)
