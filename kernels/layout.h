@@ -114,8 +114,9 @@ constexpr u32 SPOT_BITS = 21;  // one more than a position in a record has
 constexpr u32 SPOTS_MAX = 54;  // deferred values of a record: more than a mapping may name (48)
 constexpr u32 SPOT_WORDS = 8;  // words of spots beside those of a record's hashes, three in each
 constexpr u32 RULES_MAX = 26;  // six strings, the time, the selector, five counts, eight labels, five further counts
-constexpr u32 CONDITIONS_MAX = 32;  // eight `skip` entries of four
-constexpr u32 VALUES_MAX = 128;     // that conditions and conventions compare with
+constexpr u32 CONDITIONS_MAX = 32;       // eight `skip` entries of four
+constexpr u32 CONVENTION_PATHS_MAX = 8;  // that one may be read from: more than a mapping may name (5)
+constexpr u32 VALUES_MAX = 128;          // that conditions and conventions compare with
 // Bits of the parts, in the order in which readings of a total are tried
 enum Part : u32 { REASONING_PART = 1, WRITE_PART = 2, CACHED_PART = 4 };
 constexpr u32 PARTS = 3;
@@ -189,9 +190,10 @@ enum Stated : u32 { INCLUSIVE = 0, ADDITIVE = 1, UNKNOWN = 2 };
 // What a string's values say of a part
 struct Convention {
   u32 otherwise;  // Stated: where they say nothing
-  u32 spot;
-  u32 first;  // of its values
+  u32 first;      // of its values
   u32 count;
+  u32 paths;
+  u8 spots[CONVENTION_PATHS_MAX];  // the first that has a value says it
 };
 // A label of the mapping. Where a record has no value: its default, or the name of the range that holds a count.
 struct LabelPlan {

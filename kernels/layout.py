@@ -38,6 +38,7 @@ ROOT, END, NONE = 254, 255, 0xFFFFFFFF
 ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR, LABEL, FURTHER_COUNT, DEFERRED, DEFERRED_OBJECT = range(10)
 QUOTED = 16
 SPOT_BITS, SPOTS_MAX, SPOT_WORDS, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 54, 8, 26, 32, 128, 3
+CONVENTION_PATHS_MAX = 8
 DIGITS, WHOLE_NUMBERS, EMPTY_IS_ABSENT, NUMBERS, OPTIONAL, REQUIRED = 1, 2, 4, 8, 16, 32
 IN, NOT_IN, PRESENT, ABSENT = range(4)
 INCLUSIVE, ADDITIVE, UNKNOWN = range(3)
@@ -72,7 +73,9 @@ RULE = np.dtype(
 )
 CONDITION = np.dtype([(name, "u4") for name in ("test", "fits_absent", "spot", "key", "first", "count", "last")])
 VALUE = np.dtype([("text", "V48"), *((name, "u4") for name in ("length", "quoted", "additive", "begins"))])
-CONVENTION = np.dtype([(name, "u4") for name in ("otherwise", "spot", "first", "count")])
+CONVENTION = np.dtype(
+    [*((name, "u4") for name in ("otherwise", "first", "count", "paths")), ("spots", "u1", CONVENTION_PATHS_MAX)]
+)
 LABEL_PLAN = np.dtype(
     [
         ("salt", "u8"),
@@ -112,7 +115,7 @@ PLAN = np.dtype(
         ("conventions", CONVENTION, PARTS),
         ("values", VALUE, VALUES_MAX),
         ("labels", LABEL_PLAN, LABELS_MAX),
-        ("padding", "V8"),
+        ("padding", "V112"),
     ]
 )
 RECORD = np.dtype(

@@ -378,13 +378,15 @@ class _Compiler:
 
     def _convention(self, part: int, convention: Convention) -> None:
         table = self.table
-        if not convention.path:
+        if not convention.paths:
             table["additive"] |= part if convention.additive else 0
             table["by_total"] |= part if convention.by_total else 0
             return
         table["by_value"] |= part
         out = table["conventions"][part.bit_length() - 1]
-        out["otherwise"], out["spot"] = _STATED[convention.additive], self._spot(convention.path)
+        out["otherwise"], out["paths"] = _STATED[convention.additive], len(convention.paths)
+        for number, path in enumerate(convention.paths):
+            out["spots"][number] = self._spot(path)
         out["first"] = self._values
         listed = [str(value).encode() for value, _ in (*convention.values, *convention.prefixes)]
         if convention.prefixes and any(map(_ESCAPED.search, listed)):

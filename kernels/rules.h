@@ -269,7 +269,8 @@ HD bool apply_rules(const Job& job, Reader& reader) {
 // What the value of a string or boolean says of one part: INCLUSIVE, ADDITIVE, or UNKNOWN, which is doubt. A value of a
 // type that is not listed is refused; strings are listed first, booleans last.
 HD u32 stated_by(const Job& job, const Reader& reader, const Convention& convention) {
-  const u8* p = spot_value(job, reader, convention.spot);
+  const u8* p = nullptr;
+  ROLLED for (u32 i = 0; !p && i < convention.paths; ++i) p = spot_value(job, reader, convention.spots[i]);
   if (!p) return convention.otherwise;
   const bool quoted = *p == '"';
   if ((!quoted && *p != 't' && *p != 'f') || !convention.count) return UNKNOWN;

@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from tokenometer.schemas.mapping_errors import MappingPlace
 from tokenometer.schemas.mapping_model import (
+    CONVENTION_ALIASES_MAX,
     PARTS,
     SKIP_AND_MAX,
     SKIP_ENTRIES_MAX,
@@ -11,10 +12,9 @@ from tokenometer.schemas.mapping_model import (
     Condition,
     Convention,
     Field,
-    Path,
     Test,
 )
-from tokenometer.schemas.mapping_values import Prefix, Reads, check_keys, path_of, values_of
+from tokenometer.schemas.mapping_values import Prefix, Reads, check_keys, path_of, paths_of, values_of
 from tokenometer.schemas.usage import PARENTS
 
 _TESTS: tuple[Test, ...] = ("in", "not_in", "present", "absent")
@@ -106,12 +106,12 @@ def conventions_of(
         key = f"{part}_are"
         found.append(_stated(top, key, file_format, here, has_total) if key in top else stated[PARENTS[part]])
     for name, convention in stated.items():
-        if (convention.path or convention.by_total) and convention not in found:
+        if (convention.paths or convention.by_total) and convention not in found:
             (here / f"{name}_are").error("has no effect: each of its parts has a convention of its own")
     for convention in dict.fromkeys(found):
-        if convention.path:
-            place = here / f"{convention.field}_are"
-            reads.add(place / "path", convention.path, place.where)
+        place = here / f"{convention.field}_are"
+        for number, path in enumerate(convention.paths):
+            reads.add((place / "aliases")[number - 1] if number else place / "path", path, place.where)
     return found[0], found[1], found[2]
 
 
@@ -125,7 +125,7 @@ def _stated(top: dict[str, Any], key: str, file_format: int, here: MappingPlace,
         value = {"by_total": "inclusive"}
     if not isinstance(value, dict):
         place.fail(_CONVENTION, value)
-    check_keys(value, ("by_total", "path", *_STATED, "otherwise"), place)
+    check_keys(value, ("by_total", "path", "aliases", *_STATED, "otherwise"), place)
     if ("by_total" in value) == ("path" in value):
         place.fail("a table with either by_total or path", " and ".join(value) if value else "an empty table")
     if "path" in value:
@@ -137,7 +137,8 @@ def _stated(top: dict[str, Any], key: str, file_format: int, here: MappingPlace,
 
 
 def _by_value(table: dict[str, Any], here: MappingPlace, field: str) -> Convention:
-    path: Path = path_of(table["path"], here / "path")
+    aliases = paths_of(table, "aliases", here, CONVENTION_ALIASES_MAX)
+    paths = (path_of(table["path"], here / "path"), *(path for _, path in aliases))
     values: list[tuple[str | bool | Prefix, bool]] = []
     for name in _STATED:
         if name in table:
@@ -152,7 +153,7 @@ def _by_value(table: dict[str, Any], here: MappingPlace, field: str) -> Conventi
     otherwise = _is_additive(table, "otherwise", here) if "otherwise" in table else None
     whole = tuple((value, additive) for value, additive in values if not isinstance(value, Prefix))
     prefixes = tuple((value.text, additive) for value, additive in values if isinstance(value, Prefix))
-    return Convention(otherwise, path=path, values=whole, field=field, prefixes=prefixes)
+    return Convention(otherwise, paths=paths, values=whole, field=field, prefixes=prefixes)
 
 
 def _is_additive(table: dict[str, Any], key: str, here: MappingPlace) -> bool:

@@ -44,6 +44,7 @@ SKIP_AND_MAX = 3  # further conditions of an entry
 VALUES_MAX = 16  # that a condition, or the lists of a convention together, compare with
 VALUE_BYTES_MAX = 48
 PLUS_MAX = 4
+CONVENTION_ALIASES_MAX = 4
 LABELS_MAX = 8
 EDGES_MAX = 16
 # A label is shown beside these in rows and their sums, so it may not have their names.
@@ -111,10 +112,10 @@ class Condition:
 class Convention:
     """Says whether a part is inside its total as the source counts it ("inclusive") or beside it ("additive")."""
 
-    additive: bool | None  # as stated; with `by_total` for a record without a total; with `path` for other values
+    additive: bool | None  # as stated; with `by_total` for a record without a total; with `paths` for other values
     by_total: bool = False  # the record's total_tokens tells
-    path: Path | None = None  # or this value does
-    values: tuple[tuple[str | bool, bool], ...] = ()  # of the string or boolean at `path`: is it additive
+    paths: tuple[Path, ...] = ()  # or the first of these values that is there does
+    values: tuple[tuple[str | bool, bool], ...] = ()  # of a string or boolean: is it additive
     field: str = "input_tokens"  # the canonical field whose `..._are` this is: named where a value is refused
     # As `values`, of every string that begins so; a whole value counts before them, and of two the longer one.
     prefixes: tuple[tuple[str, bool], ...] = ()
@@ -182,14 +183,14 @@ class Mapping:
             read += [*field.paths, *([field.scope] if field.scope else []), *field.plus]
             if field.name == "tokens" and self.selector:
                 read.append(self.selector.by)
-        read += [convention.path for convention in self.conventions if convention.path]
+        read += [path for convention in self.conventions for path in convention.paths]
         return tuple(read)
 
     @property
     def plain(self) -> bool:
         """Every part has the convention that is stated for its total, as under format 1."""
         cached, write, reasoning = self.conventions
-        decided = not any(each.by_total or each.path for each in (cached, write, reasoning))
+        decided = not any(each.by_total or each.paths for each in (cached, write, reasoning))
         return decided and cached.additive == write.additive
 
     @property

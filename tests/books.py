@@ -10,6 +10,8 @@ import orjson
 
 from tests import harness, streams
 from tokenometer.processor.broker import Broker
+from tokenometer.processor.ledger import labelsets
+from tokenometer.processor.ledger.database import COUNTS
 from tokenometer.processor.ledger.intake import IntakeSettings, Ledger
 from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.store import Store
@@ -117,16 +119,20 @@ def drain(ledger: Ledger) -> int:
 
 
 def totals(store: Store) -> harness.Rows:
-    """Everything in the ledger, by window, user, model and chip."""
+    """Everything in the ledger, as the oracle's rows: by window, user, model, chip and, where it has some, labels;
+    further counters after the six, where they are not 0."""
     rows = store.database.rows(
-        f"SELECT window_start, u.name, m.name, c.name, {', '.join(f'sum({name})' for name in COUNTERS)} FROM usage "
-        "JOIN names u ON u.id = user_id JOIN names m ON m.id = model_id JOIN names c ON c.id = chip_id "
-        "GROUP BY window_start, u.name, m.name, c.name"
+        f"SELECT window_start, u.name, m.name, c.name, labels_id, {', '.join(f'sum({name})' for name in COUNTS)} "
+        "FROM usage JOIN names u ON u.id = user_id JOIN names m ON m.id = model_id JOIN names c ON c.id = chip_id "
+        "GROUP BY window_start, u.name, m.name, c.name, labels_id"
     )
-    return {
-        (int(window), *(bytes(name).decode() for name in (user, model, chip))): [int(value) for value in values]
-        for window, user, model, chip, *values in rows
-    }
+    sets, found = labelsets.sets(store.database, [int(row[4]) for row in rows]), {}
+    for window, user, model, chip, set_id, *values in rows:
+        labels = (tuple(sets[int(set_id)].items()),) if sets[int(set_id)] else ()
+        counts = [int(value) for value in values]
+        key = (int(window), *(bytes(name).decode() for name in (user, model, chip)), *labels)
+        found[key] = counts if any(counts[len(COUNTERS) :]) else counts[: len(COUNTERS)]
+    return found
 
 
 def contents(store: Store) -> dict[str, list[Any]]:

@@ -67,6 +67,15 @@ FEATURES: dict[str, dict[str, Any]] = {
     "own-conventions": {"cache_write_tokens_are": "additive", "reasoning_tokens_are": "additive"},
     "by-provider": {"input_tokens_are": BY_PROVIDER | {"otherwise": "inclusive"}, "output_tokens_are": "additive"},
     "by-provider-only": {"cached_input_tokens_are": BY_PROVIDER, "reasoning_tokens_are": BY_PROVIDER},
+    "by-alias": {
+        "input_tokens_are": {
+            "path": "kind",
+            "aliases": [["meta", "op"], "cached"],
+            "additive": [True, "chat"],
+            "otherwise": "inclusive",
+        },
+        "output_tokens_are": {"path": "provider", "aliases": ["model"], "inclusive": ["openai"], "additive": ["g*"]},
+    },
     "by-flag": {
         "input_tokens_are": {"path": "cached", "additive": [True], "otherwise": "inclusive"},
         "output_tokens_are": {"path": "kind", "inclusive": [True, ""], "additive": [False, "chat"]},

@@ -391,7 +391,9 @@ def stated(convention: str | dict, top: dict) -> str:
         return convention
     if "by_total" in convention:
         return "by_total"
-    value = value_at(top, as_path(convention["path"]))
+    value = None
+    for path in (convention["path"], *convention.get("aliases", [])):
+        value = value_at(top, as_path(path)) if value is None else value
     known = [*convention.get("inclusive", []), *convention.get("additive", [])]
     if value is not None and not any(type(value) is type(one) for one in known):
         raise Fault("wrong_type")

@@ -15,6 +15,7 @@ import os
 import pathlib
 import shutil
 import signal
+import ssl
 import subprocess
 import tarfile
 import tempfile
@@ -128,9 +129,10 @@ def _fill(maven: str, cache: pathlib.Path, folder: pathlib.Path) -> None:
 
 class SmallRegistry:
     """Confluent's API as far as it is used. answer: the status of every answer, where it is not None; "silent": none.
-    user_info: the credentials that it wants. asked: the paths of requests."""
+    user_info: the credentials that it wants. asked: the paths of requests. tls: what it shows of itself and
+    wants of clients."""
 
-    def __init__(self, user_info: str | None = None) -> None:
+    def __init__(self, user_info: str | None = None, tls: ssl.SSLContext | None = None) -> None:
         self.answer: int | str | None = None
         self.body = b"not JSON"  # of such an answer
         self.asked: list[str] = []
@@ -139,11 +141,14 @@ class SmallRegistry:
         self._subjects: dict[str, list[int]] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
+        self._scheme = "https" if tls else "http"
+        if tls:
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True)
         threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._server.server_port}"
+        return f"{self._scheme}://127.0.0.1:{self._server.server_port}"
 
     def __enter__(self) -> Self:
         return self

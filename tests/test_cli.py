@@ -226,6 +226,25 @@ def test_a_log_of_which_nothing_is_counted_ends_with_3_and_says_why(
         assert "one of them has the keys request_id, timestamp, user" in err and err.count("\n") == 1
 
 
+def test_records_without_a_time_take_the_one_that_is_given(call: Any, tmp_path: pathlib.Path):
+    """Results of batches have none, and a file has no message time."""
+    message = {"id": "msg_1", "model": "m", "usage": {"input_tokens": 9, "output_tokens": 5}}
+    lines = [{"custom_id": str(n), "result": {"type": "succeeded", "message": message}} for n in (1, 1)]
+    lines[1]["result"]["message"] = {"id": "msg_2", "model": "m", "usage": {}}
+    log, out, letters = (tmp_path / name for name in ("log.jsonl", "out.ndjson", "letters.ndjson"))
+    log.write_bytes(b"\n".join(map(orjson.dumps, lines)))
+    command = ("replay", log, "--mapping", "anthropic-batch", *CPU)
+    status, _, errors = call(*command)
+    assert status == 3 and "--message-time" in errors
+    given = ("--message-time", "2026-11-23T17:00:42+01:00", "--out", out, "--rejected", letters)
+    assert call(*command, *given)[0] == 0
+    [row], [letter] = ([orjson.loads(line) for line in file.read_bytes().splitlines()] for file in (out, letters))
+    assert (row["window_start"], row["total_tokens"]) == ("2026-11-23T16:00:00Z", 14)
+    assert (letter["line"], letter["reason"], letter["field"]) == (2, "missing_field", "input_tokens")
+    assert call(*command, "--message-time", "2026-11-23")[0] == 2
+    assert call(*command, *given[:2], "--dedup-horizon", 60)[0] == 2
+
+
 def test_request_ids_are_forgotten_after_a_horizon(call: Any, tmp_path: pathlib.Path):
     lines = CLEAN.splitlines()
     times = [json.loads(line)["timestamp"] for line in lines]

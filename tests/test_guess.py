@@ -15,6 +15,7 @@ from tokenometer.schemas.usage import COUNTERS
 from tokenometer.schemas.value import Value
 
 SAMPLES = pathlib.Path(__file__).parent / "intake" / "samples"
+SOURCES = pathlib.Path(__file__).parents[1] / "docs" / "SOURCES.md"
 # The counters that the samples' own records say.
 LINES: dict[str, tuple[Counters, ...]] = {
     "litellm-slp.jsonl": ((14, 28695, 25030, 300, 2180, 518),),
@@ -74,20 +75,34 @@ def shapes() -> dict[str, tuple[list[bytes], tuple[Counters, ...]]]:
     return found
 
 
-def test_most_shapes_are_right_at_once_and_none_is_silently_wrong(capsys):
-    verdicts = {}
+def judged() -> dict[str, tuple[str, int]]:
+    """Of each shape: what became of it, and how many doubts its mapping marks."""
+    found = {}
     for name, (lines, right) in shapes().items():
-        found = guess(lines, "shape", reader)
-        verdicts[name] = verdict(found, *right), counters(found), right[0], len(found.doubts)
-    with capsys.disabled():
-        print()
-        for name, (kind, got, want, doubts) in verdicts.items():
-            print(f"  {name:34} {kind:7} {doubts:2} doubts", "" if kind == "right" else f"{got} for {want}")
-    kinds = [kind for kind, *_ in verdicts.values()]
+        guessed = guess(lines, "shape", reader)
+        found[name] = verdict(guessed, *right), len(guessed.doubts)
+    return found
+
+
+def table(verdicts: dict[str, tuple[str, int]]) -> str:
+    """As docs/SOURCES.md shows it."""
+    said = {"right": "yes", "marked": "no, and a `CHECK` says so", "wrong": "no"}
+    rows = [f"| {name} | {said[kind]} | {doubts} |" for name, (kind, doubts) in verdicts.items()]
+    return "\n".join(["| log | counted right at once | `CHECK` lines |", "|---|---|---|", *rows]) + "\n"
+
+
+def test_every_sample_of_lines_is_judged():
+    assert {file.name for file in SAMPLES.iterdir() if file.suffix in (".jsonl", ".txt", ".jaeger_json")} == set(LINES)
+
+
+def test_most_shapes_are_right_at_once_and_none_is_silently_wrong():
+    verdicts = judged()
+    kinds = [kind for kind, _ in verdicts.values()]
     assert "wrong" not in kinds
     assert kinds.count("right") >= 0.8 * len(kinds)
     lines_only = [verdicts[name][0] for name in LINES]
     assert lines_only.count("right") >= 0.8 * len(lines_only)
+    assert table(verdicts) in SOURCES.read_text(), f"docs/SOURCES.md does not have this table:\n{table(verdicts)}"
 
 
 @pytest.mark.parametrize("name", [*LINES, *BODIES])

@@ -77,7 +77,7 @@ def test_conditions_of_an_entry_are_kept_together():
 INCLUSIVE = Convention(False)
 REASONING = Convention(False, field="output_tokens")
 BY_PATH = '{ path = "provider", additive = ["anthropic"], inclusive = ["openai"]%s }'
-BY_VALUE = Convention(None, path=("provider",), values=(("openai", False), ("anthropic", True)))
+BY_VALUE = Convention(None, paths=(("provider",),), values=(("openai", False), ("anthropic", True)))
 
 
 @pytest.mark.parametrize(
@@ -93,8 +93,11 @@ BY_VALUE = Convention(None, path=("provider",), values=(("openai", False), ("ant
         ({"input_tokens_are": BY_PATH % ""}, (BY_VALUE, BY_VALUE, REASONING)),
         ({"input_tokens_are": BY_PATH % ', otherwise = "additive"'},
          (dataclasses.replace(BY_VALUE, additive=True), dataclasses.replace(BY_VALUE, additive=True), REASONING)),
+        ({"output_tokens_are": '{ path = "m", aliases = [["a", "b"], "c"], additive = ["x"] }'},
+         (INCLUSIVE, INCLUSIVE, Convention(None, paths=(("m",), ("a", "b"), ("c",)), values=(("x", True),),
+                                           field="output_tokens"))),
         ({"output_tokens_are": r"{ path = 'm', inclusive = ['a*', 'a'], additive = ['b*', true, 'c\*'] }"},
-         (INCLUSIVE, INCLUSIVE, Convention(None, path=("m",), values=(("a", False), (True, True), ("c*", True)),
+         (INCLUSIVE, INCLUSIVE, Convention(None, paths=(("m",),), values=(("a", False), (True, True), ("c*", True)),
                                            field="output_tokens", prefixes=(("a", False), ("b", True))))),
     ],
 )  # fmt: skip
@@ -251,6 +254,14 @@ ERRORS = {
     "are_path_number": (
         toml2({"output_tokens_are": '{ path = 7, additive = ["x"] }'}),
         ["output_tokens_are.path: " + PATH + "7"],
+    ),
+    "are_aliases_five": (
+        toml2({"output_tokens_are": '{ path = "p", aliases = ["a", "b", "c", "d", "e"], additive = ["x"] }'}),
+        ["output_tokens_are.aliases: expected a list of 1 to 4 paths"],
+    ),
+    "are_alias_twice": (
+        toml2({"output_tokens_are": '{ path = "p", aliases = ["p"], additive = ["x"] }'}),
+        ['output_tokens_are.aliases[0]: "p" is already read by output_tokens_are.path'],
     ),
     "are_values_number": (
         toml2({"output_tokens_are": '{ path = "p", additive = [7] }'}),

@@ -36,6 +36,9 @@ def found(lists: prices.Prices, model: str = "m", user: str = "u", at: int = 0, 
     return None if chosen is None else prices.text(chosen.rates["input"] * 10**6)
 
 
+BLUE = '{ label = "team", value = "blue" }'
+
+
 # --- The examples of ../shared/cases: to the cent ---
 
 
@@ -174,6 +177,8 @@ def test_no_price_is_none_and_times_are_half_open() -> None:
         (entry(labels='{ a = "1" }'), entry(labels='{ a = "1" }'), "on line 2"),
         (entry(labels='{ a = "1" }'), entry(labels='{ a = "2" }'), None),
         (entry(customer='"x"'), entry(customer='"x"'), "on line 2"),
+        (entry(customer=BLUE), entry(customer=BLUE), "on line 2"),
+        (entry(customer=BLUE), entry(customer='"blue"'), None),
         (entry(to="2026-01-01"), entry(**{"from": "2026-01-01"}), None),
     ],
 )
@@ -183,6 +188,18 @@ def test_entries_that_always_tie_are_refused_with_their_lines(first: str, second
         return
     with pytest.raises(prices.PriceError, match=rf"p\.toml, line \d+: .*{words}"):
         parsed(first, second)
+
+
+def test_a_customer_may_be_the_value_of_one_label() -> None:
+    pair = entry(), entry(given="2", customer=BLUE), entry(given="3", customer='{ label = "team", value = "red" }')
+    lists = parsed(*pair)
+    assert [found(lists, team=team) for team in ("blue", "red", "green")] == ["2", "3", "1"]
+    assert found(lists, user="blue", project="blue") == "1", "neither a user nor another label's value"
+    assert list(pricecheck.may_tie(lists)) == []
+    more = parsed(*pair, entry(given="4", customer='{ label = "project", value = "p" }'))
+    assert len(list(pricecheck.may_tie(more))) == 2
+    with pytest.raises(prices.PriceError, match="equally well"):
+        found(more, team="blue", project="p")
 
 
 def test_entries_that_tie_on_some_usage_are_told_and_refused_there() -> None:
@@ -218,6 +235,14 @@ def test_patterns_meet_where_a_text_fits_both() -> None:
         ("labels = { team = 7 }", "labels: label team is not a text"),
         ('labels = "a"', "labels: labels is not an object"),
         ('customer = ""', "customer: expected a name"),
+        ("customer = 7", "customer: expected a name"),
+        ('customer = { label = "team" }', "customer: expected a name, or { label"),
+        ('customer = { label = "Team", value = "a" }', "customer: 'Team' is not a label's name"),
+        ('customer = { label = "team", value = "" }', "customer: label team has not 1 to 256 bytes"),
+        (
+            'customer = { label = "team", value = "a" }\nlabels = { team = "b" }',
+            "customer: the entry's labels say another team",
+        ),
         ('audio = "1"', "no such setting: audio"),
         ('audio_input = "-1"', "audio_input: expected a decimal"),
     ],

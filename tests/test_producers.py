@@ -107,6 +107,8 @@ ARK_BOT = {"name": "ep-1", "prompt_tokens": 100, "completion_tokens": 20, "total
 ANTHROPIC = {"id": "msg_1", "type": "message", "model": "m", "usage": {
     "input_tokens": 9, "cache_read_input_tokens": 3962, "cache_creation_input_tokens": 100, "output_tokens": 50,
     "cache_creation": {"ephemeral_1h_input_tokens": 40}}}  # fmt: skip
+UNTYPED = {"id": "msg_2", "model": "m", "usage": {
+    "input_tokens": 500, "cache_read_input_tokens": 70, "output_tokens": 5}}  # fmt: skip
 RESPONSES = {"id": "resp_1", "object": "response", "model": "m", "usage": {
     "input_tokens": 56, "input_tokens_details": {"cached_tokens": 40}, "output_tokens": 5,
     "output_tokens_details": {"reasoning_tokens": 3}, "total_tokens": 61}}  # fmt: skip
@@ -205,7 +207,8 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         new_api(4, {"claude": True, "usage_semantic": "anthropic", "cache_tokens": 3962, "cache_creation_tokens": 100,
                     "cache_write_tokens": 100}, prompt_tokens=9, completion_tokens=50),
         new_api(6, {"cache_tokens": 2000, "cache_creation_tokens": 400}, prompt_tokens=2600, completion_tokens=10),
-    ], (2, 4071 + 2600, 5962, 500, 60, 0), 0, {}),
+        new_api(9, {"usage_semantic": "anthropic", "cache_tokens": 70}, prompt_tokens=500, completion_tokens=5),
+    ], (3, 4071 + 2600 + 570, 6032, 500, 65, 0), 0, {}),
     "top-ups, errors, corrections of tasks and deletions are no calls": ("new-api", [
         new_api(1, "", type=1), new_api(5, {"error_code": "x"}, type=5, prompt_tokens=0, completion_tokens=0),
         new_api(7, {"task_id": "t"}, prompt_tokens=0, completion_tokens=0),
@@ -263,6 +266,10 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         prompt_tokens_details={"cached_tokens": 1500, "cache_write_tokens": 900})),
         NOTHING, 0, {"inconsistent_counts": 1}),
     "an Anthropic body has its cache beside the input": ("openai-chat", wrapped(ANTHROPIC), ONE_CLAUDE, 0, {}),
+    "a gateway leaves out Anthropic's type, another one its whole way": ("openai-chat", wrapped(UNTYPED, {
+        "id": "msg_3", "object": "chat.completion", "model": "m", "usage": {
+            "prompt_tokens": 500, "cache_read_input_tokens": 70, "completion_tokens": 5}},
+    ), (2, 1070, 140, 0, 10, 0), 0, {}),
     "LiteLLM's proxy adds Anthropic's names to OpenAI's": ("openai-chat", wrapped(chat(
         prompt_tokens=4071, completion_tokens=50, total_tokens=4121, cache_read_input_tokens=3962,
         cache_creation_input_tokens=100, prompt_tokens_details={"cached_tokens": 3962, "cache_creation_tokens": 100})),
@@ -302,6 +309,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         {"object": "response.input_tokens", "input_tokens": 11}, {"error": {"message": "x"}},
     ), (1, 5, 0, 0, 2, 0), 3, {}),
     "an Anthropic body, here too": ("openai-responses", wrapped(ANTHROPIC), ONE_CLAUDE, 0, {}),
+    "and one without its type": ("openai-responses", wrapped(UNTYPED), (1, 570, 70, 0, 5, 0), 0, {}),
     # --- Anthropic ---
     "null counts, errors, and counts ahead of a request": ("anthropic", wrapped(
         {"id": "msg_1", "model": "m", "usage": {

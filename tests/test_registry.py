@@ -6,6 +6,8 @@ which follows the documented API; the real one is in tests/kafka/test_registry_k
 import base64
 import json
 import logging
+import pathlib
+import ssl
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +19,7 @@ from confluent_kafka.serialization import MessageField, SerializationContext
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 
 from tests.intake import harness
+from tests.kafka.test_fetch_secure import made_certificates
 from tests.registry_server import SmallRegistry
 from tokenometer.processor.broker import Refused
 from tokenometer.processor.broker.registry import Registry, RegistryAway, UnregisteredSchema
@@ -218,6 +221,28 @@ def test_credentials_are_sent_and_their_refusal_is_said_without_them() -> None:
         with pytest.raises(Refused, match="refuses") as refused:
             Registry({"url": server.url.replace("//", "//meter:secret-43@")}).check()
         assert "secret-43" not in str(refused.value)
+
+
+def test_a_registry_behind_tls_is_read_and_a_certificate_of_nobody_is_not_taken(tmp_path: pathlib.Path) -> None:
+    """Mutual: the registry wants a certificate of its client, too."""
+    made_certificates(tmp_path)
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "broker.pem", tmp_path / "broker.key")
+    tls.load_verify_locations(tmp_path / "ca.pem")
+    tls.verify_mode = ssl.CERT_REQUIRED
+    own = {
+        "schema.registry.ssl.certificate.location": str(tmp_path / "client.pem"),
+        "schema.registry.ssl.key.location": str(tmp_path / "client.key"),
+    }
+    with SmallRegistry(tls=tls) as server:
+        known = server.add("calls", {"schema": json.dumps(MODEL)})
+        settings = {"schema.registry.url": server.url, "schema.registry.ssl.ca.location": str(tmp_path / "ca.pem")}
+        assert json.loads(Registry(settings | own).schema("avro", known)) == MODEL
+        with pytest.raises(RegistryAway, match=f"{server.url} gives no answer"):
+            Registry(settings).schema("avro", known)  # without a certificate of its own
+        del settings["schema.registry.ssl.ca.location"]
+        with pytest.raises(RegistryAway, match=r"gives no answer: .*certificate"):
+            Registry(settings | own).schema("avro", known)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tokenometer.processor.cli.common import (
 from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory, Window
 from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send_lines
 from tokenometer.processor.files import decoded, logs, metering, output, report
-from tokenometer.processor.files.clock import LogClock
+from tokenometer.processor.files.clock import FixedClock, LogClock
 from tokenometer.processor.files.label_sums import LabelSums
 from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
 from tokenometer.processor.records import engines, plausible
@@ -110,6 +110,15 @@ class ReplayCommand(ToKafkaSettings):
             show_default=False,
         ),
     ] = None
+    message_time: Annotated[
+        str | None,
+        Option(
+            metavar="TIME",
+            help="The time of records that have none, where the mapping takes the message's: 2026-11-23T17:00:00Z. "
+            "A file has no message time.",
+            show_default=False,
+        ),
+    ] = None
     whole: Annotated[bool, Option("--whole", help="Each file is the value of one message, as a topic holds it.")] = (
         False
     )
@@ -121,6 +130,8 @@ class ReplayCommand(ToKafkaSettings):
     def __post_init__(self) -> None:
         if self.run_name is not None and not re.fullmatch(r"[0-9A-Za-z._:-]{1,100}", self.run_name):
             usage_error(f"--run {self.run_name!r}: expected 1 to 100 of the characters 0-9 A-Z a-z . _ : -")
+        if self.message_time is not None and (self.dedup_horizon is not None or self.to_kafka is not None):
+            usage_error("--message-time: with --dedup-horizon and in Kafka records have message times of their own")
 
 
 def _date_ms(text: str) -> int:
@@ -128,6 +139,16 @@ def _date_ms(text: str) -> int:
         return max(0, int(datetime.fromisoformat(text).replace(tzinfo=UTC).timestamp() * 1000))
     except ValueError:
         usage_error(f"--not-before {text!r}: expected a date such as 2015-01-01")
+
+
+def _message_time_ms(text: str) -> int:
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None:
+        usage_error(f"--message-time {text!r}: expected a time with its zone, such as 2026-11-23T17:00:00Z")
+    return max(0, int(at.timestamp() * 1000))
 
 
 class _Interrupted(Exception):
@@ -181,6 +202,8 @@ def _why_nothing(summary: ReplaySummary, ran: report.Run) -> str | None:
         )
     keys = f"; one of them has the keys {', '.join(summary.fault_keys)}" if summary.fault_keys else ""
     skipped = f", {tally.skipped:,} skipped" if tally.skipped else ""
+    if (reason, field) == ("missing_field", "timestamp"):
+        keys += "; if the records have no time at all, give them one with --message-time"
     if summary.fault_unit:
         keys = f"; these look like {plausible.NAMES[summary.fault_unit]}"
     return (
@@ -193,9 +216,9 @@ def _why_nothing(summary: ReplaySummary, ran: report.Run) -> str | None:
 def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     _check_names(command)
     total_bytes = logs.size_of(command.files)
-    chosen = mappings.resolve(command.mapping)
+    chosen = decoded.read_as(mappings.resolve(command.mapping), command.files)
     not_before_ms = _date_ms(command.not_before)
-    settings, clock = _horizon(command, chosen, not_before_ms)
+    settings, clock = _clock(command, chosen, not_before_ms)
     engine = engines.make_engine(
         command.device, command.memory, window_ms=command.window * 1000, not_before_ms=not_before_ms, **settings
     )
@@ -224,11 +247,16 @@ def _label_sums(command: ReplayCommand, mapping: Mapping) -> LabelSums | None:
     return LabelSums(command.by_label) if command.by_label else None
 
 
-def _horizon(command: ReplayCommand, mapping: Mapping, not_before_ms: int) -> tuple[dict[str, int], LogClock | None]:
+def _clock(
+    command: ReplayCommand, mapping: Mapping, not_before_ms: int
+) -> tuple[dict[str, int], LogClock | FixedClock | None]:
     """Settings of the engine, and the log's clock. That clock makes no record one of the future."""
+    settings = {"max_future_skew_ms": TIME_END_MS}
+    if command.message_time is not None:
+        return settings, FixedClock(_message_time_ms(command.message_time))
     if command.dedup_horizon is None:
         return {}, None
-    settings = {"dedup_horizon_ms": command.dedup_horizon * 1000, "max_future_skew_ms": TIME_END_MS}
+    settings["dedup_horizon_ms"] = command.dedup_horizon * 1000
     return settings, LogClock(Referee(not_before_ms=not_before_ms), mapping)
 
 

@@ -29,7 +29,7 @@ from tokenometer.kernels.values import Bytes
 from tokenometer.processor.broker import Column
 from tokenometer.processor.files.logs import STDIN, Chunk, LogError, LogReader, message_ends
 from tokenometer.processor.intake import MESSAGE_BYTES_MAX, Decoder, SchemaError
-from tokenometer.schemas.mapping import Mapping, MappingError
+from tokenometer.schemas.mapping import Field, Mapping, MappingError
 from tokenometer.schemas.value import HEADER_PREFIX, KEY_MEMBER, PLAIN, Value
 
 _VALUES_BYTES = 1 << 20  # decoded together
@@ -290,6 +290,22 @@ def _file_values(name: str, value: Value, whole: bool) -> Iterator[SourceValue]:
     if value.encoding == "json" and head.lstrip().startswith(b"["):
         return iter([SourceValue(1, 0, _content(name))])
     return _file_lines(name)
+
+
+def read_as(mapping: Mapping, names: Sequence[str]) -> Mapping:
+    """The mapping for these files: where one is CSV, whose cells have no type, counts and epoch times may be digits."""
+    if mapping.value != PLAIN or not any(name != STDIN and _CSV_HEADER.match(_head(name)) for name in names):
+        return mapping
+    fields, further = (
+        tuple(replace(field, digits=True) if _has_digits(field) else field for field in some)
+        for some in (mapping.fields, mapping.further)
+    )
+    total = replace(mapping.total, digits=True) if mapping.total else None
+    return replace(mapping, fields=fields, further=further, total=total)
+
+
+def _has_digits(field: Field) -> bool:
+    return field.kind == "count" or any(name.startswith("epoch") for name in field.formats)
 
 
 def decoder_of(mapping: Mapping) -> Callable[[], Decoder]:

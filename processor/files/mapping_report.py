@@ -59,8 +59,8 @@ def _table() -> Table:
 def _kind(convention: Convention) -> str:
     if convention.by_total:
         return "by total"
-    if convention.path:
-        return f"by {show.printable(_path(convention.path))}"
+    if convention.paths:
+        return f"by {show.printable(_paths(convention))}"
     return "additive" if convention.additive else "inclusive"
 
 
@@ -80,15 +80,19 @@ def _conventions(mapping: Mapping) -> list[str]:
     return [f"{' and '.join(parts)} are {text}" for text, parts in said.items()]
 
 
+def _paths(convention: Convention) -> str:
+    return ", else ".join(map(_path, convention.paths))
+
+
 def _convention(convention: Convention, parent: str) -> str:
     stated = {True: f"added to {parent}", False: f"included in {parent}", None: "refused"}
     if convention.by_total:
         without = "added" if convention.additive else "included"
         return f"included in {parent} or added to it, as total_tokens tells, and {without} where there is no total"
-    if convention.path:
+    if convention.paths:
         values = [f"{stated[additive]} where it is {_json(value)}" for value, additive in convention.values]
         values += [f"{stated[additive]} where it begins with {_json(text)}" for text, additive in convention.prefixes]
-        return f"by {_path(convention.path)}: {', '.join(values)}, otherwise {stated[convention.additive]}"
+        return f"by {_paths(convention)}: {', '.join(values)}, otherwise {stated[convention.additive]}"
     return stated[convention.additive]
 
 

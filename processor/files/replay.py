@@ -19,7 +19,7 @@ import orjson
 from tokenometer.kernels import layout
 from tokenometer.kernels.engine import CONFLICTING, Engine, Loaded
 from tokenometer.kernels.values import Bytes, DeadLetter, Tally, UsageRows
-from tokenometer.processor.files.clock import LogClock
+from tokenometer.processor.files.clock import FixedClock, LogClock
 from tokenometer.processor.files.logs import Chunk, ReadAhead
 from tokenometer.processor.records import hyperloglog, plausible
 from tokenometer.processor.records.sample import keys_of, leaves_of
@@ -108,10 +108,10 @@ def replay(
     run: str,
     outlets: Outlets,
     top: int = 10,
-    clock: LogClock | None = None,
+    clock: LogClock | FixedClock | None = None,
 ) -> ReplaySummary:
-    """Meter everything that `reader` fills in. Parts are named `<run>-part-<n>`. clock: request ids are forgotten by
-    it after the engine's horizon, as in a topic; without one they are remembered to the end."""
+    """Meter everything that `reader` fills in. Parts are named `<run>-part-<n>`. clock: message times; request ids are
+    forgotten by them after the engine's horizon, as in a topic; without one they are remembered to the end."""
     return _Replay(engine, mapping, run, outlets, top, clock).run(reader)
 
 
@@ -134,7 +134,13 @@ class _Sums:
 
 class _Replay:
     def __init__(
-        self, engine: Engine, mapping: Mapping, run: str, outlets: Outlets, top: int, clock: LogClock | None
+        self,
+        engine: Engine,
+        mapping: Mapping,
+        run: str,
+        outlets: Outlets,
+        top: int,
+        clock: LogClock | FixedClock | None,
     ) -> None:
         self._clock = clock
         self._engine, self._mapping, self._name, self._outlets, self._top = engine, mapping, run, outlets, top

@@ -130,6 +130,14 @@ static int spans(Task* task, const Recipe& recipe, Out& out) {
   });
 }
 
+// Lines of JSON are about as long as their messages: room for them at once. A buffer that grows is copied each time.
+static void reserve(const Task* task, Out& out) {
+  u64 bytes = 0;
+  for (u64 i = task->first; i < task->count && bytes < task->stop_bytes; ++i)
+    bytes += (u64)(task->lengths[i] > 0 ? task->lengths[i] : 0) + SLACK;
+  out.room(bytes);
+}
+
 // Everything that is read as JSON, and OTLP. Returns 0, or 1: no memory.
 ENTRY int decode_lines(Task* task, const u8* packed_recipe) {
   Out out;
@@ -137,6 +145,7 @@ ENTRY int decode_lines(Task* task, const u8* packed_recipe) {
     const Recipe recipe = RecipeReader(packed_recipe).read();
     if (recipe.mode >= ZIPKIN) return spans(task, recipe, out);
     Records records(recipe, out);
+    reserve(task, out);
     return run(task, out, [&](Text value, u64 i) {
       Text inject;
       if (task->inject)

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import Any, NoReturn
 
 from tokenometer.processor.ledger import labels, times
-from tokenometer.processor.ledger.prices import AS, RATES, Cost, Entry, PriceError, Prices, overlap
+from tokenometer.processor.ledger.prices import AS, RATES, Buyer, Cost, Entry, LabelValue, PriceError, Prices, overlap
 from tokenometer.processor.ledger.values import NAME_BYTES_MAX, LedgerError
 
 _DIGITS_MAX = 12  # after the point, of a price; before it as many
@@ -98,16 +98,30 @@ class _File:
             alike[entry.customer, labels.set_of(entry.labels), entry.rank].append(entry)
 
     def _entry(self, table: dict[str, Any], line: int) -> Entry:
-        customer = self._name(table, "customer", line) if "customer" in table else None
         given = table.get("labels", {})
         if (wrong := labels.fault(given)) or (isinstance(given, dict) and not all(given.values())):
             self._fail(self._line("labels", line), f"labels: {wrong or 'a value is empty'}")
+        customer = self._customer(table, line) if "customer" in table else None
+        if isinstance(customer, LabelValue) and given.get(customer.label, customer.value) != customer.value:
+            self._fail(self._line("customer", line), f"customer: the entry's labels say another {customer.label}")
         begin, end = self._times(table, line)
         rates = {name: self._rate(table, name, line) for name in ("input", "output")}
         for name in RATES:
             if name not in rates:
                 rates[name] = self._rate(table, name, line) if name in table else rates[AS[name]]
         return Entry(self._name(table, "model", line), customer, dict(given), begin, end, rates, line)
+
+    def _customer(self, table: dict[str, Any], line: int) -> Buyer:
+        customer = table["customer"]
+        if not isinstance(customer, dict):
+            return self._name(table, "customer", line)
+        at = self._line("customer", line)
+        if customer.keys() != {"label", "value"}:
+            self._fail(at, 'customer: expected a name, or { label = "team", value = "blue" }')
+        label, value = customer["label"], customer["value"]
+        if wrong := labels.fault({label: value}):
+            self._fail(at, f"customer: {wrong}")
+        return LabelValue(label, value)
 
     def _cost(self, table: dict[str, Any], line: int) -> Cost:
         begin, end = self._times(table, line)

@@ -19,7 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from tokenometer.processor.ledger.database import COUNTS
 from tokenometer.processor.ledger.values import LedgerError
@@ -60,13 +60,26 @@ def overlap(a: _Span, b: _Span) -> bool:
     )
 
 
+class LabelValue(NamedTuple):
+    """A customer who is told by one label."""
+
+    label: str
+    value: str
+
+    def __str__(self) -> str:
+        return f"{self.label}:{self.value}"
+
+
+Buyer = str | LabelValue  # a text is a user of this name, or this value of any label
+
+
 @dataclass(frozen=True)
 class Entry:
     """What a million tokens cost, for usage that fits. model: `*` is any text in it, and `?` any character. rates: in
     10^-12 of the currency."""
 
     model: str
-    customer: str | None
+    customer: Buyer | None
     labels: Mapping[str, str]
     begin: int | None
     end: int | None
@@ -95,9 +108,14 @@ class Entry:
         """Of usage of a model that fits."""
         return (
             _holds(self, at)
-            and (self.customer is None or self.customer == user or self.customer in labels.values())
+            and self._is_of(user, labels)
             and all(labels.get(name) == value for name, value in self.labels.items())
         )
+
+    def _is_of(self, user: str, labels: Mapping[str, str]) -> bool:
+        if isinstance(self.customer, LabelValue):
+            return labels.get(self.customer.label) == self.customer.value
+        return self.customer is None or self.customer == user or self.customer in labels.values()
 
     def amount(self, counts: Sequence[int]) -> int:
         """counts: in the order of COUNTS."""
@@ -111,11 +129,18 @@ class Entry:
     def may_meet(self, other: "Entry") -> bool:
         """Is there usage that both fit?"""
         return (
-            (self.customer is None or other.customer is None or self.customer == other.customer)
+            _may_be_one(self.customer, other.customer)
             and all(other.labels.get(name, value) == value for name, value in self.labels.items())
             and overlap(self, other)
             and self.may_share_a_model(other)
         )
+
+
+def _may_be_one(a: Buyer | None, b: Buyer | None) -> bool:
+    """Is there usage of both?"""
+    if isinstance(a, LabelValue) and isinstance(b, LabelValue):
+        return a == b or a.label != b.label
+    return a is None or b is None or a == b or type(a) is not type(b)
 
 
 def _meet(a: str, b: str) -> bool:

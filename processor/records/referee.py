@@ -330,8 +330,9 @@ def _readings(record: dict[str, Any], convention: Convention, total: int | None)
     if convention.by_total and total is not None:
         return False, True
     additive = convention.additive
-    if convention.path:
-        value = _walk(record, convention.path, convention.field)
+    if convention.paths:
+        values = (_walk(record, path, convention.field) for path in convention.paths)
+        value = next((value for value in values if value is not None), None)
         listed = (*convention.prefixes, *convention.values)
         if value is not None and type(value) not in {type(each) for each, _ in listed}:
             raise Rejected("wrong_type", convention.field)

@@ -443,7 +443,7 @@ def _condition_reader(condition: Condition) -> Callable[[Object], bool]:
 def _inclusive_maker(conventions: tuple[Convention, Convention, Convention]) -> MakeInclusive:
     """Puts the parts of a record's counters inside their totals, as the conventions of cached tokens, cache writes and
     reasoning say."""
-    if any(convention.by_total or convention.path for convention in conventions):
+    if any(convention.by_total or convention.paths for convention in conventions):
         return _by_record(conventions)
     cached_beside, written_beside, reasoning_beside = (bool(convention.additive) for convention in conventions)
 
@@ -479,16 +479,20 @@ def _by_record(conventions: tuple[Convention, Convention, Convention]) -> MakeIn
 
 def _beside_reader(convention: Convention) -> Callable[[Object, bool], tuple[bool, ...]]:
     """What a part's relation to its total may be in a record, in the order of trial: True is beside it."""
-    name, path, otherwise = convention.field, convention.path, convention.additive
-    if path is None:
+    name, otherwise = convention.field, convention.additive
+    if not convention.paths:
         stated = (bool(otherwise),)
         return lambda top, has_total: (False, True) if convention.by_total and has_total else stated
-    value_of, table = _walker(path, name), dict(convention.values)
+    walkers, table = [_walker(path, name) for path in convention.paths], dict(convention.values)
     types = {type(value) for value, _ in (*convention.values, *convention.prefixes)}
     longest_first = sorted(convention.prefixes, key=lambda each: -len(each[0]))
 
     def read(top: Object, has_total: bool) -> tuple[bool, ...]:
-        value = value_of(top)
+        value = None
+        for walk in walkers:
+            value = walk(top)
+            if value is not None:
+                break
         if value is not None and type(value) not in types:
             raise RefusedRecord("wrong_type", name)
         beside = otherwise if value is None else table.get(value, otherwise)

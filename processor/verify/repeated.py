@@ -47,7 +47,7 @@ def _all_paths(mapping: Mapping) -> list[Path]:
     paths += [field.scope for field in fields if field.scope]
     paths += [mapping.selector.by] if mapping.selector else []
     paths += [condition.path for entry in mapping.skip for condition in entry]
-    paths += [convention.path for convention in mapping.conventions if convention.path]
+    paths += [path for convention in mapping.conventions for path in convention.paths]
     return paths
 
 

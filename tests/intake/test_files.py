@@ -49,6 +49,22 @@ def test_a_csv_file_may_have_quoted_headers_and_a_byte_order_mark(header, tmp_pa
     assert not decoded.is_plain(str(tmp_path / "log.csv"))
 
 
+def test_cells_that_are_numbers_are_counts_and_times_and_a_user_keeps_its_zeros(make_engine, tmp_path) -> None:
+    """`native` takes no text for a count; a cell has no type."""
+    header = b"request_id,timestamp,user,model,chip,input_tokens,cached_input_tokens,output_tokens\n"
+    rows = [b"a,1795453500123,007,m,H100,20,5,3\n", b"b,1795453500123,007,m,H100,12.5,,3\n"]
+    (tmp_path / "log.csv").write_bytes(header + b"".join(rows))
+    names, native = [str(tmp_path / "log.csv")], mappings.resolve("native")
+    mapping = decoded.read_as(native, names)
+    reader = decoded.reader_of(names, mapping.value, decoded.decoder_of(mapping))
+    letters = list[PlacedLetter]()
+    summary = replay(make_engine(), reader.fill, mapping, "test", Outlets(letters=letters.extend))
+    assert (summary.usage[:5], summary.top_users) == ((1, 20, 5, 0, 3), [("007", 23)])
+    assert [(letter.reason, letter.field) for letter in letters] == [("bad_count", "input_tokens")]
+    (tmp_path / "log.ndjson").write_bytes(b"{}\n")
+    assert decoded.read_as(native, [str(tmp_path / "log.ndjson")]) is native
+
+
 def test_a_column_that_is_there_twice_is_an_error_that_names_it(tmp_path) -> None:
     with pytest.raises(LogError, match="log.csv: the column in is there twice"):
         rows_of(tmp_path, b"user,in,in\nu,1,2\n")

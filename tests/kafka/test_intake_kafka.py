@@ -205,6 +205,27 @@ def avro_mapping(value: str) -> str:
     )
 
 
+PROTO = """syntax = "proto3"; package llm; import "google/protobuf/timestamp.proto";
+message Call { string request_id = 1; google.protobuf.Timestamp timestamp = 2; string user = 3; string model = 4;
+  string chip = 5; int64 input_tokens = 6; uint32 output_tokens = 7; }
+"""
+
+
+def protobuf_class(folder: pathlib.Path) -> Any:
+    """Of PROTO's message, as protoc makes it."""
+    from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+    from grpc_tools import protoc
+
+    (folder / "call.proto").write_text(PROTO)
+    well_known, to = pathlib.Path(protoc.__file__).with_name("_proto"), folder / "set"
+    paths = (f"-I{folder}", f"-I{well_known}")
+    assert not protoc.main(["protoc", *paths, "--include_imports", f"-o{to}", "call.proto"])
+    pool = descriptor_pool.DescriptorPool()
+    for file in descriptor_pb2.FileDescriptorSet.FromString(to.read_bytes()).file:
+        pool.Add(file)
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName("llm.Call"))
+
+
 def avro(call: dict[str, Any], schema_id: int) -> bytes:
     schema = fastavro.parse_schema(json.loads(AVRO))
     full = {"prefill_chip": None, "cached_input_tokens": 0, "cache_write_tokens": 0, "reasoning_tokens": 0} | call
@@ -302,7 +323,7 @@ def test_partitions_that_wait_for_a_registry_move_to_another_meter(
     stream: Stream, tmp_path: pathlib.Path, registry: SmallRegistry
 ) -> None:
     encoded = Encoded(stream, "avro", tmp_path, registry)
-    registry.answer = 503
+    registry.answer = 500
     first = stream.meter("meter-0")
     encoded.flow(lambda: len(first.held) == 3)
     second = stream.meter("meter-1")
@@ -369,3 +390,35 @@ def test_a_real_registry_gives_schemas_and_is_waited_for(
     assert report.clean, text_of(report)
     assert report.rejects == {"unknown_schema": 1}
     assert report.tally.counted == made.requests
+
+
+def test_a_real_registry_gives_the_schemas_of_protobuf(
+    stream: Stream, tmp_path: pathlib.Path, apicurio: SchemaRegistry
+) -> None:
+    """What Confluent's serializer registers there and writes."""
+    from confluent_kafka.schema_registry import SchemaRegistryClient
+    from confluent_kafka.schema_registry.protobuf import ProtobufSerializer
+    from confluent_kafka.serialization import MessageField, SerializationContext
+
+    text = avro_mapping("registry = true").replace('"avro"', '"protobuf"')
+    stream.registry, stream.mapping = apicurio.url, str(tmp_path / "protobuf.toml")
+    (tmp_path / "protobuf.toml").write_text(text)
+    made, kind = Calls(seed=5), protobuf_class(tmp_path)
+    values = []
+    with SchemaRegistryClient({"url": apicurio.url}) as client:
+        serialize = ProtobufSerializer(kind, client, {"use.deprecated.format": False})
+        for _ in range(200):
+            call = made()
+            message = kind(**{name: value for name, value in call.items() if name != "timestamp"})
+            message.timestamp.FromMilliseconds(call["timestamp"])
+            values.append(serialize(message, SerializationContext("protobuf-calls", MessageField.VALUE)))
+    stream.broker.append(stream.input, values, [b"one"] * len(values), [SAMPLES_MS] * len(values))
+    stream.broker.flush()
+    stream.meter()
+    stream.settle()
+    stream.stop()
+    report = stream.verify()
+    assert report.clean, text_of(report)
+    assert (report.rejects, report.tally.counted) == ({}, made.requests)
+    rows = streams.outcome(stream.broker).rows.values()
+    assert sum(row[1] + row[4] for row in rows) == made.tokens

@@ -1,23 +1,25 @@
 """The whole way on a real Kafka: meters and the ledger as processes that are killed at random, a real database, and in
-the end the oracle's totals for every window, user, model and chip."""
+the end the oracle's totals for every window, user, model, chip and set of labels, further counters among them."""
 
 import contextlib
 import os
+import pathlib
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterator
 
 import orjson
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from tests import books, streams
+from tests import books, harness, streams
 from tests.kafka.meter_process import POINTS, Trip
-from tests.kafka.stream import PATIENCE_SECONDS, SMALL, Stream, eventually
+from tests.kafka.stream import PATIENCE_SECONDS, SMALL, Stream, eventually, text_of
 from tests.kafka_server import KafkaServer, free_ports
 from tokenometer.processor.broker.kafka import KafkaBroker
 from tokenometer.processor.cli import __main__ as cli
@@ -28,6 +30,30 @@ pytestmark = pytest.mark.kafka
 
 KILLS = 8
 SEED_ENVIRONMENT = "TOKENOMETER_LEDGER_SEED"
+
+
+LABELLED_TEXT = (
+    (harness.MAPPINGS / "native.toml").read_text().replace("format = 1", "format = 2").replace('"native"', '"labelled"')
+    + """
+[fields.audio_input_tokens]
+path = "audio"
+[labels.team]
+path = "team"
+[labels.context]
+bracket_of = "input_tokens"
+edges = [1000, 4000]
+"""
+)
+LABELLED = harness.Mapping.parse(LABELLED_TEXT, "labelled.toml")
+
+
+def labelled(line: bytes) -> bytes:
+    """With a team and tokens of audio, which are the same where the line comes again. Malformed ones stay malformed."""
+    if not line.endswith(b"}"):
+        return line
+    number = zlib.crc32(line)
+    team = b'"team":"team-%d",' % (number % 3) if number % 4 else b""
+    return line[:-1] + b",%b" % team + b'"audio":%d}' % (number % 5 // 4)
 
 
 class LedgerProcess:
@@ -85,7 +111,11 @@ def stream(kafka: KafkaServer, admin: AdminClient, monkeypatch: pytest.MonkeyPat
     admin.delete_topics([stream.input, *stream.outputs])
 
 
-def test_meters_and_the_ledger_are_killed_and_every_total_is_right(stream: Stream, database: str) -> None:
+def test_meters_and_the_ledger_are_killed_and_every_total_is_right(
+    stream: Stream, database: str, tmp_path: pathlib.Path
+) -> None:
+    (tmp_path / "labelled.toml").write_text(LABELLED_TEXT)
+    stream.mapping, stream.log = str(tmp_path / "labelled.toml"), map(labelled, stream.log)
     seed = int(os.environ.get(SEED_ENVIRONMENT, random.randrange(1 << 32)))
     print(f"seed {seed}: set {SEED_ENVIRONMENT} to it to draw the same kills again")
     draw = random.Random(seed)
@@ -103,8 +133,11 @@ def test_meters_and_the_ledger_are_killed_and_every_total_is_right(stream: Strea
             stream.meter(engine=SMALL).wait_for_count()
         stream.settle()
         stream.stop()
-        oracle, _ = streams.expected(stream.broker)
-        wanted = {key: list(row) for key, row in oracle.rows.items()}
+        report = stream.verify()
+        assert report.clean, f"seed {seed}: {text_of(report)}"
+        oracle, _ = streams.expected(stream.broker, {stream.input: LABELLED})
+        wanted = harness.wanted_rows(oracle)
+        assert {len(row) for row in wanted.values()} == {6, 11} and {len(key) for key in wanted} == {5}
         sums = sum(row[0] for row in wanted.values()), sum(row[1] + row[4] for row in wanted.values())
         eventually(lambda: ledger.total() == sums, f"the ledger to say {sums}, seed {seed}", PATIENCE_SECONDS)
         ledger.end(signal.SIGTERM)
