@@ -477,14 +477,14 @@ def test_metrics_are_the_totals(site, feed):
     }  # fmt: skip
     assert by(text, "tokenometer_rollup_complete_up_to_timestamp_seconds") == {None: (totals_data.AT_MS - 2300) / 1000}
     newest = max(meter["committed_at"] for meter in totals["meters"])
-    [last] = by(text, "tokenometer_rollup_last_summary_timestamp_seconds").values()
+    [last] = by(text, "tokenometer_rollup_last_commit_timestamp_seconds").values()
     assert totals_data.instant(round(last * 1000)) == newest
 
 
 def test_what_is_unknown_has_no_sample():
     families = {family.name: family for family in metrics.families(nothing())}
     for name in ("tokens_per_second", "share_of_target", "lag_messages", "freshness_seconds",
-                 "complete_up_to_timestamp_seconds", "last_summary_timestamp_seconds"):  # fmt: skip
+                 "complete_up_to_timestamp_seconds", "last_commit_timestamp_seconds"):  # fmt: skip
         assert families[f"tokenometer_rollup_{name}"].samples == []
     assert families["tokenometer_rollup_stale"].samples[0].value == 1
     assert all(family.documentation for family in families.values())

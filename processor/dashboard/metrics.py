@@ -74,7 +74,7 @@ def families(totals: dict[str, Any]) -> Iterator[Metric]:
     yield states
     yield _gauge("complete_up_to_timestamp_seconds", "Least watermark over the partitions.",
                  _timestamp(totals["complete_up_to"]))  # fmt: skip
-    yield _gauge("last_summary_timestamp_seconds", "Time of the newest commit of any meter.",
+    yield _gauge("last_commit_timestamp_seconds", "Time of the newest commit of any meter.",
                  max((_timestamp(meter["committed_at"]) or 0.0 for meter in meters), default=None))  # fmt: skip
     yield _gauge("stale", "1 if no meter has committed lately.", float(totals["stale"]))
 
