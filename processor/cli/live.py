@@ -1,5 +1,6 @@
 """The command `live`: the whole service on one machine, beside a Kafka that is there."""
 
+import importlib
 import os
 import pathlib
 import secrets
@@ -61,12 +62,9 @@ def live_command(command: LiveCommand) -> None:
         tokenometer live --bootstrap 127.0.0.1:9092
         tokenometer live --rate 20000 --folder live
     """
-    with needs("rollup"):
-        import faust  # noqa: F401
-        import plotly  # noqa: F401
-    with needs("ledger"):
-        import duckdb  # noqa: F401
-        import psycopg  # noqa: F401
+    with needs("rollup,ledger"):
+        for package in ("duckdb", "faust", "plotly", "psycopg"):
+            importlib.import_module(package)
     with _folder(command.folder) as folder, running.stop_signals() as stopped, Stack() as stack:
         broker = running.broker_of(command)
         _make_topics(broker, command)

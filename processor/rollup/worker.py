@@ -208,9 +208,9 @@ def _partitions(broker: Broker, settings: RollupSettings) -> int:
     found = broker.topics(topics)
     for topic in topics:
         if found[topic] is None:
-            raise _live_missing(topic) if topic == settings.live_topic else TopicMissing(
-                f"the topic {topic} is not there; use --create-topics"
-            )
+            if topic == settings.live_topic:
+                raise _live_missing(topic)
+            raise TopicMissing(f"the topic {topic} is not there; use --create-topics")
     live, changelog = found[settings.live_topic], found[settings.changelog]
     assert live is not None and changelog is not None
     if live.partitions != changelog.partitions:

@@ -514,7 +514,8 @@ def late_to_hear(broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch, name: str
         return ask(TopicCollection([f"{name}-unheard-of"]) if len(asked) <= answers else topics, **named)
 
     def renamed(topics: Any, **named: Any) -> Any:
-        return {name: future for future in describe(topics, **named).values()}
+        [answer] = describe(topics, **named).values()
+        return {name: answer}
 
     monkeypatch.setattr(broker._admin, "describe_topics", renamed)
     return asked
