@@ -92,7 +92,7 @@ class Member:
 
 
 class Stack:
-    """Members in the order in which they start. They end in the opposite one, each told before the one after it is."""
+    """Members in the order in which they start. They are told to end in the opposite one."""
 
     def __init__(self) -> None:
         self._members: list[Member] = []
