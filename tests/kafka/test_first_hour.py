@@ -45,8 +45,8 @@ class Live:
     """What `make live` runs, beside the session's Kafka."""
 
     def __init__(self, home: pathlib.Path, bootstrap: str) -> None:
-        recipe = re.search(r'^live:.*\n\t.*--run "\$\(BIN\)/tokenometer (.*?) \$\(LIVE_ARGS\)"', (ROOT / "Makefile").read_text(),
-                           re.MULTILINE)  # fmt: skip
+        makefile = (ROOT / "Makefile").read_text()
+        recipe = re.search(r'^live:.*\n\t.*"\$\(BIN\)/tokenometer (.*?) \$\(LIVE_ARGS\)"', makefile, re.MULTILINE)
         assert recipe is not None
         self._out = home / "said"
         with self._out.open("wb") as out:
