@@ -4,11 +4,12 @@ BIN := .venv/bin
 TREE := .venv/tree/tokenometer# the folders as one package, for tools that read files and import nothing
 LINKS := $(addprefix ../../../,kernels processor schemas processor/api/__init__.py processor/api/py.typed)
 SOURCES := $(sort $(shell find kernels processor tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
+LIVE_ARGS ?=# --rate 20000: ten times the load
 DEMO_ARGS ?=# --pace: the slow one, an hour of a log in half a minute
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka replay-demo test test-sources test-fast check format kafka chaos fuzz picture site bench gpu up clean
+.PHONY: help demo demo-kafka live replay-demo test test-sources test-fast check format kafka chaos fuzz picture site bench gpu up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -18,6 +19,9 @@ demo: .venv/installed ## install, meter a live log at more than 120 trillion tok
 
 demo-kafka: .venv/installed ## the same through a real Apache Kafka (needs Maven and a JDK 17+)
 	$(BIN)/python -m tests.kafka_server --run "$(BIN)/tokenometer demo $(DEMO_ARGS) --bootstrap {}"
+
+live: .venv/installed-live ## the whole service on a real Kafka until Ctrl-C: meters, dashboard, ledger, a load of now (Maven, JDK 17+)
+	$(BIN)/python -m tests.kafka_server --run "$(BIN)/tokenometer live --folder live --bootstrap {} $(LIVE_ARGS)"
 
 replay-demo: .venv/installed ## write a log of 3 million requests, meter the file
 	@mkdir -p demo
@@ -80,13 +84,17 @@ up: ## all services with a synthetic load in containers: dashboard, Grafana, Pro
 	@echo "http://127.0.0.1:8321/?token=$$(cat $${TOKENOMETER_TOKEN_FILE:-deploy/development-token})"
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf .venv .venv-sources .site demo bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sources .site demo live bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv:
 	$(PYTHON) -m venv .venv
 
 .venv/installed: pyproject.toml | .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[verify,dashboard]'
+	@touch $@
+
+.venv/installed-live: pyproject.toml | .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[verify,rollup,ledger]'
 	@touch $@
 
 .venv/installed-dev: pyproject.toml | .venv

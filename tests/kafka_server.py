@@ -453,8 +453,24 @@ def _tail(text: str) -> str:
     return "\n".join(text.rstrip().splitlines()[-LOG_TAIL_LINES:])
 
 
+class _Terminated(KeyboardInterrupt):
+    pass
+
+
 def _stop_on_sigterm(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
+    raise _Terminated
+
+
+def _run_beside(command: list[str]) -> int:
+    """Its status. Whoever uses the broker ends before the broker does."""
+    process = subprocess.Popen(command)
+    while True:
+        try:
+            return process.wait()
+        except _Terminated:
+            process.terminate()
+        except KeyboardInterrupt:
+            pass  # Ctrl-C on a terminal goes to all of its processes
 
 
 def main() -> int:
@@ -476,7 +492,7 @@ def main() -> int:
         with kafka:
             print(f"Apache Kafka {KAFKA_VERSION} answers at {kafka.bootstrap}; its log: {kafka.log_path}", flush=True)
             if arguments.run:
-                return subprocess.run(shlex.split(arguments.run.format(kafka.bootstrap)), check=False).returncode
+                return _run_beside(shlex.split(arguments.run.format(kafka.bootstrap)))
             print(f"Use it, the tests too, from another terminal:\n\n    export {ENVIRONMENT}={kafka.bootstrap}\n")
             print("Ctrl-C stops it.", flush=True)
             status = kafka.wait()

@@ -625,6 +625,7 @@ def test_a_cache_that_cannot_be_written_names_the_way_out(call: Any, log: pathli
         ("duckdb", "ledger", ["usage", "--from", "2026-11-01", "--to", "2026-12-01"]),
         ("duckdb", "ledger", ["ledger"]),
         ("faust", "rollup", ["rollup"]),
+        ("psycopg", "rollup,ledger", ["live"]),
         ("plotly", "dashboard", ["demo", "--count", "1000"]),
     ],
 )

@@ -376,11 +376,13 @@ def test_a_missing_output_names_the_command_that_creates_it(call, broker, missin
     assert ("cleanup.policy=compact" in said(err)) == (missing == USAGE)
 
 
-def test_a_missing_input_names_the_command_and_is_never_created(call, broker):
-    code, _, err = call("meter", *QUIET, "--input", "elsewhere", "--create-topics", 6)
-    assert code == 1 and "topic elsewhere is not there" in said(err)
+def test_a_missing_input_is_named_and_is_created_only_on_demand(call, broker):
+    code, _, err = call("meter", *QUIET, "--input", "elsewhere")
+    assert code == 1 and "topic elsewhere is not there; use --create-topics 6" in said(err)
     assert "kafka-topics.sh" in said(err) and "--create --topic elsewhere" in said(err)
     assert broker.topics(["elsewhere", USAGE]) == {"elsewhere": None, USAGE: None}
+    assert call("synth", "--count", 5, "--to-kafka", "elsewhere", "--create-topics", 3)[0] == 0
+    assert broker.topics(["elsewhere"])["elsewhere"].partitions == 3
 
 
 def test_create_topics_creates_what_is_missing(call, broker, built):
@@ -711,3 +713,19 @@ def test_libraries_warn_in_the_same_form_and_failures_have_their_place(form, cap
     assert "not for operators" not in said and "ValueError: odd" in said and "it failed" in said
     if form == "json":
         assert json.loads(said)["level"] == "ERROR"
+
+
+def test_meters_of_one_host_have_names_of_their_own_and_the_same_ones_again():
+    with cli_meter.own_name("host") as first, cli_meter.own_name("host") as second:
+        assert (first, second) == ("host", "host-2")
+        with cli_meter.own_name("other") as other:
+            assert other == "other"
+    with cli_meter.own_name("host") as again:
+        assert again == "host"
+
+
+def test_a_second_meter_of_a_host_says_what_its_name_is(call, broker, built, monkeypatch):
+    monkeypatch.setattr(cli_meter.socket, "gethostname", lambda: "one-host")
+    with cli_meter.own_name("one-host"):
+        code, _, err = call("meter", *QUIET, "--create-topics", 1)
+    assert code == 0 and "so this one is one-host-2" in err and built["settings"].name == "one-host-2"

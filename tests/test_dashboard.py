@@ -477,14 +477,26 @@ def test_metrics_are_the_totals(site, feed):
     }  # fmt: skip
     assert by(text, "tokenometer_rollup_complete_up_to_timestamp_seconds") == {None: (totals_data.AT_MS - 2300) / 1000}
     newest = max(meter["committed_at"] for meter in totals["meters"])
-    [last] = by(text, "tokenometer_rollup_last_summary_timestamp_seconds").values()
+    [last] = by(text, "tokenometer_rollup_last_commit_timestamp_seconds").values()
     assert totals_data.instant(round(last * 1000)) == newest
+
+
+@pytest.mark.parametrize("name", ["model", "chip"])
+def test_metrics_by_model_and_chip_are_bounded_and_add_up(name):
+    totals = make(Shape(64, 32, 20, 3))
+    five = totals["windows"]["last_5m"]
+    [family] = [one for one in metrics.families(totals) if one.name == f"tokenometer_rollup_{name}_tokens_per_second"]
+    found = {sample.labels[name]: sample.value for sample in family.samples}
+    assert len(found) == metrics.NAMES_MAX + 1 and sum(found.values()) == pytest.approx(five["tokens_per_second"])
+    first = five[f"by_{name}"][0]
+    share = first["total_tokens"] / five["tokens"]["total_tokens"]
+    assert found[first[name]] == pytest.approx(five["tokens_per_second"] * share)
 
 
 def test_what_is_unknown_has_no_sample():
     families = {family.name: family for family in metrics.families(nothing())}
     for name in ("tokens_per_second", "share_of_target", "lag_messages", "freshness_seconds",
-                 "complete_up_to_timestamp_seconds", "last_summary_timestamp_seconds"):  # fmt: skip
+                 "complete_up_to_timestamp_seconds", "last_commit_timestamp_seconds"):  # fmt: skip
         assert families[f"tokenometer_rollup_{name}"].samples == []
     assert families["tokenometer_rollup_stale"].samples[0].value == 1
     assert all(family.documentation for family in families.values())

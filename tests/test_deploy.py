@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from prometheus_client import generate_latest
+from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import totals_data
@@ -31,6 +31,7 @@ from tokenometer.processor.broker import Offset
 from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.cli.options import FileUnusable, token_file
 from tokenometer.processor.dashboard import metrics
+from tokenometer.processor.ledger import serve
 from tokenometer.processor.meter.emission import Range
 from tokenometer.processor.meter.health import Health
 
@@ -53,12 +54,13 @@ _SELECTOR = re.compile(r"\b(tokenometer[a-z0-9_:]*|up)(?:\{([^}]*)\})?")
 # --- Prometheus ---
 
 
-def promtool(*arguments: str, cwd: pathlib.Path) -> str:
+def promtool(*arguments: str, cwd: pathlib.Path, given: str | None = None) -> str:
     if shutil.which("promtool") is None:
         if os.environ.get("CI"):
             pytest.fail("promtool is missing: apt-get install prometheus")
         pytest.skip("promtool is missing: apt-get install prometheus")
-    run = subprocess.run(["promtool", *arguments], cwd=cwd, capture_output=True, text=True, timeout=60, check=False)
+    run = subprocess.run(["promtool", *arguments], cwd=cwd, input=given, capture_output=True, text=True, timeout=60,
+                         check=False)  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     return run.stdout
 
@@ -89,16 +91,30 @@ def panel_expressions() -> list[str]:
     return [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
 
 
-@pytest.fixture(scope="module")
-def exported() -> dict[str, dict[str, set[str]]]:
-    """Of every metric of a meter and of a rollup, and of every recorded one: its labels and their values."""
+def registries() -> dict[str, CollectorRegistry]:
+    """What a meter, a rollup and a ledger export once they have something to tell."""
     health = Health(lambda: NOW_MS, "cpu")
     ranges = [Range(A, Offset(0), Offset(3), PartitionState(NOW_MS - 100, NOW_MS - 50, 0))]
     told = summary("p", Tally(1, 1, 1, 1), (1,) * 6, {"bad_count": 1})
     health.committed(committed(dataclasses.replace(told, ranges=ranges), ends={A: Offset(3)}))
     totals = json.dumps(totals_data.make()).encode()
+    ledger = CollectorRegistry()
+    status = dict.fromkeys(("rows_taken", "batches", "rows_ignored", "messages_behind"), 7)
+    moments = {"complete_up_to": "2026-11-29T00:00:00Z", "closed_until": "2026-11-29T00:00:00Z"}
+    ledger.register(serve._Metrics({**status, **moments, "disputed_parts": []}))
+    return {"meter": health.registry, "rollup": metrics.registry(lambda: totals), "ledger": ledger}
+
+
+@pytest.mark.parametrize("process", ["meter", "rollup", "ledger"])
+def test_promtool_has_nothing_to_say_on_our_metrics(process):
+    promtool("check", "metrics", cwd=ROOT, given=generate_latest(registries()[process]).decode())
+
+
+@pytest.fixture(scope="module")
+def exported() -> dict[str, dict[str, set[str]]]:
+    """Of every metric of a process, and of every recorded one: its labels and their values."""
     found: dict[str, dict[str, set[str]]] = {}
-    for registry in (health.registry, metrics.registry(lambda: totals)):
+    for registry in registries().values():
         for family in text_string_to_metric_families(generate_latest(registry).decode()):
             for sample in family.samples:
                 labels = found.setdefault(sample.name, {})

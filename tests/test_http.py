@@ -181,6 +181,12 @@ def test_descriptors_are_not_exhausted_and_the_log_is_not_filled(tmp_path: pathl
         assert errors.read() == b""
 
 
+def test_requests_that_do_not_wait_for_an_answer_get_one(port: int) -> None:
+    """Fifty at once on each of 400 connections kept a meter's probe waiting for minutes."""
+    found = raw(port, b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n" * 50)
+    assert found.count(b"HTTP/1.1 200 OK") == 1 and b"Connection: close" in found
+
+
 # --- What is no request ---
 
 NO_REQUESTS = [

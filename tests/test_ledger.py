@@ -15,7 +15,7 @@ from tokenometer.processor.broker import BrokerError, Messages, Offset, OutOfRan
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.ledger import decode, intake
 from tokenometer.processor.ledger.database import shown
-from tokenometer.processor.ledger.opening import open_database
+from tokenometer.processor.ledger.opening import open_clerk, open_database
 from tokenometer.processor.ledger.parts import DISPUTED, MERGED, OPEN, UNPROVED, PartGoesOn
 from tokenometer.processor.ledger.store import Stand, Store
 from tokenometer.processor.ledger.values import (
@@ -604,6 +604,13 @@ def test_a_database_is_the_ledger_of_its_topics(broker: MemoryBroker, database: 
             store.bind("other", streams.LIVE)
 
 
+def test_a_misspelt_topic_binds_no_database(broker: MemoryBroker, database: str) -> None:
+    with books.opened(database) as store:
+        with pytest.raises(TopicMissing, match="no such topic: nope; start a meter first"):
+            intake.Ledger(broker, store, intake.IntakeSettings("nope", streams.LIVE)).open()
+        books.make_ledger(broker, store)
+
+
 def test_partitions_that_are_added_are_read(broker: MemoryBroker, database: str) -> None:
     with books.opened(database) as store:
         ledger = books.make_ledger(broker, store)
@@ -624,6 +631,9 @@ def test_a_database_that_is_not_there(tmp_path: Any) -> None:
         with pytest.raises(DatabaseError, match=words) as raised:
             open_database(name, writer=False)
         assert "hunter2" not in str(raised.value)
+    with pytest.raises(DatabaseError, match="there is no such ledger; name one with --database or --url, or start one"):
+        open_clerk(str(tmp_path / "none.duckdb"))
+    assert not (tmp_path / "none.duckdb").exists()
     with pytest.raises(BadRequest, match="expected postgresql"):
         open_database("mysql://a:b@c/d", writer=False)
     assert shown("postgresql://a:b@c/d?password=e&sslmode=require") == "postgresql://a@c/d?sslmode=require"

@@ -143,7 +143,7 @@ def test_it_is_imported_beside_another_package_named_kernels(installed: Installe
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["replay", "synth", "meter", "verify", "rollup", "top", "ledger", "usage", "close",
-                                     "statement", "demo", "mappings"])  # fmt: skip
+                                     "statement", "demo", "live", "mappings"])  # fmt: skip
 def test_every_command_explains_itself_without_the_extras(installed: Installed, command: str):
     assert f"Usage: tokenometer {command}" in succeed(installed.run("tokenometer", command, "--help"))
 
@@ -155,6 +155,7 @@ def test_every_command_explains_itself_without_the_extras(installed: Installed, 
         ("verify", ["verify"]),
         ("verify", ["demo", "--listen", ""]),
         ("rollup", ["rollup"]),
+        ("rollup,ledger", ["live"]),
         ("ledger", ["ledger"]),
         ("ledger", ["statement"]),
         ("ledger", ["usage", "--from", "2026-11-01", "--to", "2026-12-01"]),

@@ -18,23 +18,27 @@ import orjson
 import pytest
 from rich.console import Console
 
-from tests.test_cli import ROOT, assert_error
+from tests.test_cli import assert_error
 from tests.test_page import ATTACKS, hostile
 from tests.totals_data import AT_MS, Feed, Shape, make, nothing
 from tokenometer.processor import show
 from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.cli import top as cli_top
 from tokenometer.processor.dashboard import ServeAddress, SiteThread, server, top
+from tokenometer.processor.dashboard.top_keys import WORDS_MAX, Order, Wanted
 
 TOKEN = "a-token-for-top-0123456789"
 SIZES = [(80, 24), (160, 50), (100, 30), (143, 24), (144, 24), (120, 50), (60, 16), (240, 70)]
 RATES = tuple(1e9 + 1e8 * (k % 7) for k in range(300))
 
 
-def shown(totals: dict[str, Any], width: int = 80, height: int = 24, **link: Any) -> list[str]:
+def shown(
+    totals: dict[str, Any], width: int = 80, height: int = 24, wanted: Wanted | None = None, **link: Any
+) -> list[str]:
     console = Console(width=width, height=height, force_terminal=False, color_system=None)
     with console.capture() as captured:
-        console.print(top.view(totals, top.Link("http://127.0.0.1:8321", **{"rates": RATES} | link), width, height))
+        where = top.Link("http://127.0.0.1:8321", **{"rates": RATES} | link)
+        console.print(top.view(totals, where, width, height, wanted or Wanted(), wanted is not None))
     return [line.rstrip() for line in captured.get().rstrip("\n").split("\n")]
 
 
@@ -151,6 +155,66 @@ def test_sparks(values, cells, wanted):
     assert top.spark(values, cells) == wanted
 
 
+# --- Keys ---
+
+
+@pytest.mark.parametrize(
+    ("keys", "wanted"),
+    [
+        ("", Wanted()),
+        ("q", Wanted(done=True)),
+        ("?", Wanted(help=True)),
+        ("??", Wanted()),
+        ("s", Wanted(order=Order.REQUESTS)),
+        ("ssss", Wanted()),
+        ("/gpt", Wanted(words="gpt", typing=True)),
+        ("/q?s\r", Wanted(words="q?s")),
+        ("/gptx\x7f\n", Wanted(words="gpt")),
+        ("/gpt\rs", Wanted(words="gpt", order=Order.REQUESTS)),
+        ("\x1b[A", Wanted()),
+        ("/" + "x" * 50, Wanted(words="x" * WORDS_MAX, typing=True)),
+        ("/a\x00\x07b\r", Wanted(words="ab")),
+    ],
+)
+def test_keys_say_what_is_wanted(keys, wanted):
+    assert Wanted().press(keys) == wanted
+    assert Wanted(words="old", help=True).press("\x1b") == Wanted()
+
+
+def test_a_filter_leaves_names_that_have_its_words_and_sums_of_those_alone():
+    totals = make(Shape(models=64))
+    shown_ = "\n".join(shown(totals, 160, 50, Wanted(words="GPT-4O")))
+    assert "gpt-4o-mini" in shown_ and "claude" not in shown_ and "Model x chip" not in shown_ and "H100" not in shown_
+    assert "user-00013" not in shown_ and "meter-2" not in shown_
+    assert "meter-2" in "\n".join(shown(totals, 160, 50, Wanted(words="meter-2")))
+
+
+@pytest.mark.parametrize(("order", "head"), [(Order.REQUESTS, "Requests"), (Order.OUTPUT, "Output")])
+def test_an_order_shows_what_it_sorts_by(order, head):
+    totals = make()
+    rows = sorted(totals["windows"]["last_1h"]["by_model"], key=lambda row: -row[order])
+    lines = shown(totals, 200, 50, Wanted(order=order))
+    [start] = [k for k, line in enumerate(lines) if line.startswith("Model, last hour")]
+    assert head in lines[start] and "Tokens" in lines[start], "users have tokens only"
+    assert [line.split()[0] for line in lines[start + 2 :][: len(rows)]] == [row["model"] for row in rows]
+    assert show.si(rows[0][order]) in lines[start + 2]
+
+
+def test_names_may_be_the_order():
+    lines = shown(make(), 160, 50, Wanted(order=Order.NAME))
+    [start] = [k for k, line in enumerate(lines) if line.startswith("Model, last hour")]
+    names = [line.split()[0] for line in lines[start + 2 :][:4]]
+    assert names == sorted(names)
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+@pytest.mark.parametrize("wanted", [Wanted(help=True), Wanted(words="x" * 40, typing=True, order=Order.NAME)])
+def test_what_is_asked_for_fits(width, height, wanted):
+    lines = shown(make(), width, height, wanted)
+    assert len(lines) <= height and max(map(len, lines)) <= width
+    assert wanted.help == any("show or hide these keys" in line for line in lines)
+
+
 # --- The command ---
 
 
@@ -243,7 +307,7 @@ class Terminal:
     def __init__(self, *arguments: str) -> None:
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-        environment = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "PYTHONPATH": str(ROOT)}
+        environment = {"PATH": os.environ["PATH"], "TERM": "xterm-256color", "PYTHONPATH": os.pathsep.join(sys.path)}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "tokenometer.processor.cli", "top", *arguments],
             stdin=slave, stdout=slave, stderr=slave, env=environment, preexec_fn=_own_terminal,
@@ -277,6 +341,19 @@ def wait_until(true: Callable[[], Any], why: Callable[[], str]) -> None:
     while not true():
         assert time.monotonic() < deadline, why()
         time.sleep(0.02)
+
+
+def test_keys_work_on_a_terminal(site):
+    with contextlib.closing(Terminal("--url", site.url)) as terminal:
+        terminal.until("? for keys")
+        terminal.press(b"?")
+        terminal.until("show or hide these keys")
+        terminal.press(b"?/claude\r")
+        terminal.until("/claude")
+        terminal.press(b"ss")
+        terminal.until("by output")
+        terminal.press(b"q")
+        assert terminal.process.wait(30) == 0
 
 
 @pytest.mark.parametrize("key", [b"q", b"\x03"])

@@ -15,6 +15,7 @@ from tokenometer.processor.cli import (
     adjust,
     demo,
     ledger,
+    live,
     load,
     mappings,
     meter,
@@ -61,6 +62,7 @@ _COMMANDS: dict[str, Callable[[Any], None]] = {
     "adjust": adjust.adjust_command,
     "reconcile": reconcile.reconcile_command,
     "demo": demo.demo_command,
+    "live": live.live_command,
 }
 for _name, _command in _COMMANDS.items():
     register(app, _name, _command)

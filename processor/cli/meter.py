@@ -39,6 +39,7 @@ from tokenometer.schemas.usage import DAY_MS
 
 log = logging.getLogger("tokenometer")
 _NAME = r"[0-9A-Za-z._:-]{1,80}"  # a part's name adds the time and a number, and may have 128 characters
+_METERS_MAX = 1000  # of one host without names of their own
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -92,7 +93,7 @@ class MeterCommand(KafkaSettings, RegistrySettings, LogSettings):
         str | None,
         Option(
             help="A name of this meter alone. With the same name after a restart it takes over at once what it held.  "
-            "[dim]\\[default: the host's name][/]",
+            "[dim]\\[default: the host's name; of the second one on a host with -2][/]",
         ),
     ] = None
     device: DeviceName = Device.AUTO
@@ -137,7 +138,7 @@ class MeterCommand(KafkaSettings, RegistrySettings, LogSettings):
             min=0,
             max=10_000,
             metavar="PARTITIONS",
-            help="Create missing output topics with so many partitions; 0 only says what is missing.",
+            help="Create missing topics with so many partitions, inputs too; 0 only says what is missing.",
         ),
     ] = 0
     replication: Annotated[int, Option(min=1, max=9, help="How many copies a topic that is created has.")] = 1
@@ -154,10 +155,10 @@ class MeterCommand(KafkaSettings, RegistrySettings, LogSettings):
     def outputs(self) -> tuple[str, str, str]:
         return self.usage_topic, self.live_topic, self.rejected_topic
 
-    def of_meter(self) -> MeterSettings:
+    def of_meter(self, name: str) -> MeterSettings:
         inputs = topics.inputs(self.input, self.outputs)
         return MeterSettings(
-            self.name or socket.gethostname(),
+            name,
             self.group,
             inputs,
             *self.outputs,
@@ -182,6 +183,23 @@ class MeterCommand(KafkaSettings, RegistrySettings, LogSettings):
         )
 
 
+@contextlib.contextmanager
+def own_name(host: str) -> Iterator[str]:
+    """A name that no other meter on this host has taken in this way: HOST, HOST-2, HOST-3 ... Who starts again has the
+    first that is free, so the same ones are used again. The kernel frees a name when its process ends, however it
+    does."""
+    for number in range(1, _METERS_MAX + 1):
+        name = host if number == 1 else f"{host}-{number}"
+        with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as taken:
+            try:
+                taken.bind(f"\0tokenometer-meter/{name}")  # Linux's abstract names: no file is left behind
+            except OSError:
+                continue
+            yield name
+            return
+    usage_error(f"{_METERS_MAX} meters without names of their own run on this host; give this one a --name")
+
+
 def meter_command(command: MeterCommand) -> None:
     """Meter live Kafka topics exactly once, until SIGTERM.
 
@@ -193,9 +211,15 @@ def meter_command(command: MeterCommand) -> None:
         tokenometer meter --input otlp-spans=otlp
         tokenometer meter --config meter.toml --kafka-file kafka.properties --log-format text
     """
-    settings = command.of_meter()
+    with own_name(socket.gethostname()) if command.name is None else contextlib.nullcontext(command.name) as name:
+        _run(command, command.of_meter(name))
+
+
+def _run(command: MeterCommand, settings: MeterSettings) -> None:
     heap.keep_freed_memory()
     running.start_logs(command)
+    if command.name is None and settings.name != (host := socket.gethostname()):
+        log.warning("another meter on this host has the name %s, so this one is %s", host, settings.name)
     broker = running.broker_of(command)
     command.log()
     topics.check_topics(broker, settings, command.create_topics, command.replication)

@@ -29,6 +29,13 @@ class ToKafkaSettings(KafkaSettings):
             help="Put the log into this topic, keyed by user; without one by request id, else by its bytes.",
         ),
     ] = None
+    create_topics: Annotated[
+        int,
+        Option(
+            rich_help_panel="Kafka", min=0, max=10_000, metavar="PARTITIONS",
+            help="Create the topic with so many partitions if it is missing.",
+        ),
+    ] = 0  # fmt: skip
     lines: Annotated[
         int, Option(rich_help_panel="Kafka", min=1, max=10_000, help="How many records a message has.")
     ] = 1
@@ -67,7 +74,7 @@ def _send(send: _Send, records: int | None, settings: ToKafkaSettings) -> produc
     topic = settings.to_kafka
     assert topic is not None
     broker = running.broker_of(settings)
-    topics.check_input(broker, topic)
+    topics.check_input(broker, topic, settings.create_topics)
     pacing = produce.Pacing(settings.speed, lambda: time.monotonic_ns() // 1_000_000, time.sleep)
     begun = time.perf_counter()
 

@@ -7,6 +7,7 @@ Promises: the screen goes on when the server goes away, and says so; it comes ba
 import contextlib
 import http.client
 import io
+import os
 import sys
 import termios
 import threading
@@ -28,6 +29,7 @@ from tokenometer.processor.cli.client import open_url
 from tokenometer.processor.cli.common import ctrl_c, show_view, stdout_console
 from tokenometer.processor.cli.options import CommandSettings, TokenFile, http_url
 from tokenometer.processor.dashboard import top
+from tokenometer.processor.dashboard.top_keys import AS_IT_COMES
 from tokenometer.processor.secret import Secret
 from tokenometer.schemas.errors import TokenometerError
 
@@ -36,6 +38,7 @@ _SILENCE_SECONDS = 5.0  # without totals the screen must not look alive
 _TIMEOUT_SECONDS = 20.0  # of one read: two heartbeats
 _REDRAW_SECONDS = 0.5
 _RATES_MAX = 600
+_KEYS_BYTES = 256  # of keys pressed, or pasted, since the last look
 _SMOOTHED = 5  # samples
 _LINES_PIPED = 50  # of a view that goes to a file or another program
 _DATA = b"data: "
@@ -61,7 +64,8 @@ class TopCommand(CommandSettings):
 
 
 def top_command(command: TopCommand) -> None:
-    """Watch the rolling totals in a terminal: rates, users, models, chips, meters. q or Ctrl-C ends it.
+    """Watch the rolling totals in a terminal: rates, users, models, chips, meters. ? shows the keys, and q or Ctrl-C
+    ends it.
 
     Examples:
         tokenometer top
@@ -190,16 +194,24 @@ def _watch(server: _Server, feed: _Feed) -> None:
         # A flag, because an interrupt that is raised in a callback of the interpreter is dropped.
         ctrl_c() as interrupted,
     ):
-        while pressed() != "q" and not interrupted():
-            size = console.size
-            live.update(top.view(feed.totals, feed.link(server.url), size.width, size.height), refresh=True)
+        wanted = AS_IT_COMES
+        while not (wanted.done or interrupted()):
+            size, keys = console.size, sys.stdin.isatty()
+            screen = top.view(feed.totals, feed.link(server.url), size.width, size.height, wanted, keys)
+            live.update(screen, refresh=True)
+            wanted = wanted.press(pressed())
 
 
 @contextlib.contextmanager
 def _keys() -> Iterator[Any]:
-    """Gives a function that waits for the time of a frame and returns a key if one was pressed."""
+    """Gives a function that waits for the time of a frame and returns the keys that were pressed."""
     if not sys.stdin.isatty():
-        yield lambda: time.sleep(_REDRAW_SECONDS)
+
+        def none() -> str:
+            time.sleep(_REDRAW_SECONDS)
+            return ""
+
+        yield none
         return
     number = sys.stdin.fileno()
     before = termios.tcgetattr(number)
@@ -207,7 +219,7 @@ def _keys() -> Iterator[Any]:
 
     def pressed() -> str:
         ready, _, _ = select([number], [], [], _REDRAW_SECONDS)
-        return sys.stdin.read(1) if ready else ""
+        return os.read(number, _KEYS_BYTES).decode(errors="ignore") if ready else ""
 
     try:
         yield pressed

@@ -69,36 +69,38 @@ def registry(inputs_: Mapping[str, RecordMapping], client: Mapping[str, str | Se
     return found
 
 
-def check_input(broker: Broker, topic: str) -> None:
+def check_input(broker: Broker, topic: str, partitions: int, replication: int = 1) -> None:
+    """Checks that a topic of request logs is there. With partitions it is created where it is missing."""
     if broker.topics([topic])[topic] is None:
-        raise TopicMissing(f"the topic {topic} is not there; create it: {_command(topic, 1, {})}")
+        _create(broker, topic, partitions, replication, {})
 
 
 def check_topics(broker: Broker, settings: MeterSettings, partitions: int, replication: int) -> None:
-    """Checks that all topics are there, and warns if token-usage is not compacted. May create missing outputs."""
-    outputs = {
+    """Checks that all topics are there, and warns if token-usage is not compacted. With partitions, those that are
+    missing are created."""
+    topics: dict[str, dict[str, str]] = {topic: {} for topic in settings.inputs} | {
         settings.usage_topic: {"cleanup.policy": "compact"},
         settings.live_topic: {"cleanup.policy": "delete"},
         settings.rejected_topic: {"cleanup.policy": "delete"},
     }
-    found = broker.topics([*settings.inputs, *outputs])
-    for topic in settings.inputs:
-        if found[topic] is None:
-            command = _command(topic, replication, {})
-            raise TopicMissing(f"the input topic {topic} is not there; create it: {command}")
-    for topic, wanted in outputs.items():
-        state = found[topic]
-        if state is None and partitions:
-            broker.create_topic(topic, partitions, wanted, replication)
-            log.info("topic created", extra={"topic": topic, "partitions": partitions, **wanted})
-        elif state is None:
-            command = _command(topic, replication, wanted)
-            raise TopicMissing(f"the topic {topic} is not there; use --create-topics 6, or create it: {command}")
-        elif "compact" in wanted["cleanup.policy"] and "compact" not in state.settings.get("cleanup.policy", ""):
+    for topic, state in broker.topics(list(topics)).items():
+        wanted = topics[topic]
+        if state is None:
+            _create(broker, topic, partitions, replication, wanted)
+        elif wanted.get("cleanup.policy") == "compact" and "compact" not in state.settings.get("cleanup.policy", ""):
             log.warning(
                 "rows of %s will be deleted by retention instead of compacted; mend it: kafka-configs.sh "
                 "--bootstrap-server HOST:PORT --alter --topic %s --add-config cleanup.policy=compact", topic, topic,
             )  # fmt: skip
+
+
+def _create(broker: Broker, topic: str, partitions: int, replication: int, wanted: Mapping[str, str]) -> None:
+    """Raises TopicMissing with both ways to create it, where no number of partitions was given."""
+    if not partitions:
+        command = _command(topic, replication, wanted)
+        raise TopicMissing(f"the topic {topic} is not there; use --create-topics 6, or create it: {command}")
+    broker.create_topic(topic, partitions, wanted, replication)
+    log.info("topic created", extra={"topic": topic, "partitions": partitions, **wanted})
 
 
 def _command(topic: str, replication: int, settings: Mapping[str, str], partitions: int = 6) -> str:

@@ -16,6 +16,8 @@ from prometheus_client.registry import Collector
 _CATEGORIES = ("input", "cached_input", "cache_write", "output", "reasoning")
 _VERDICTS = ("counted", "duplicates", "rejected", "empty", "skipped")
 _ACTIVE_WINDOWS = ("1m", "1h", "24h")
+NAMES_MAX = 20  # of models and of chips; each name is a time series, and what there are beyond is one more
+OTHERS = "(others)"
 
 
 def registry(totals: Callable[[], bytes | None]) -> CollectorRegistry:
@@ -43,6 +45,8 @@ def families(totals: dict[str, Any]) -> Iterator[Metric]:
     meters = totals["meters"]
     yield _gauge("tokens_per_second", "Tokens committed per second, over the last minute.", rate["tokens_per_second"])
     yield _gauge("share_of_target", "Run-rate per day as a share of the target.", rate["share_of_target"])
+    for name in ("model", "chip"):
+        yield _by_name(name, totals["windows"]["last_5m"])
     yield _counter(
         "tokens", "Tokens since start; input includes cached and cache-write ones, output reasoning.", "category",
         {name: tokens[f"{name}_tokens"] for name in _CATEGORIES},
@@ -74,9 +78,26 @@ def families(totals: dict[str, Any]) -> Iterator[Metric]:
     yield states
     yield _gauge("complete_up_to_timestamp_seconds", "Least watermark over the partitions.",
                  _timestamp(totals["complete_up_to"]))  # fmt: skip
-    yield _gauge("last_summary_timestamp_seconds", "Time of the newest commit of any meter.",
+    yield _gauge("last_commit_timestamp_seconds", "Time of the newest commit of any meter.",
                  max((_timestamp(meter["committed_at"]) or 0.0 for meter in meters), default=None))  # fmt: skip
     yield _gauge("stale", "1 if no meter has committed lately.", float(totals["stale"]))
+
+
+def _by_name(name: str, span: dict[str, Any]) -> Metric:
+    """Tokens per second of those that have most, and of all others together, so that they add up."""
+    family = GaugeMetricFamily(
+        f"tokenometer_rollup_{name}_tokens_per_second",
+        f"Tokens per second by {name}, over the last five minutes of event time: the {NAMES_MAX} largest and {OTHERS}.",
+        labels=[name],
+    )
+    total, speed = span["tokens"]["total_tokens"], span["tokens_per_second"]
+    if not total or speed is None:
+        return family
+    shown = {row[name]: row["total_tokens"] for row in span[f"by_{name}"][:NAMES_MAX]}
+    shown[OTHERS] = shown.get(OTHERS, 0) + total - sum(shown.values())
+    for key, tokens in shown.items():
+        family.add_metric([key], speed * tokens / total)
+    return family
 
 
 def _gauge(name: str, text: str, value: float | None) -> Metric:

@@ -14,6 +14,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tokenometer.processor.dashboard.top_keys import AS_IT_COMES, HELP, Order, Wanted
 from tokenometer.processor.show import percent, printable, si
 
 WIDTH_MIN, HEIGHT_MIN = 60, 16
@@ -29,6 +30,8 @@ _CATEGORIES = (
     ("reasoning", "magenta"),
 )
 _BLANK = "–"
+_HEADS = {Order.TOKENS: "Tokens", Order.REQUESTS: "Requests", Order.OUTPUT: "Output"}
+_ORDERS = {Order.TOKENS: "", Order.REQUESTS: "by requests", Order.OUTPUT: "by output", Order.NAME: "by name"}
 _GAP = 3
 
 
@@ -42,15 +45,35 @@ class Link:
     rates: Sequence[float] = ()  # tokens/s, oldest first
 
 
-def view(totals: dict[str, Any], link: Link, width: int, height: int) -> RenderableType:
-    """The screen; it is cut where it does not fit, at the end of tables first."""
+def view(
+    totals: dict[str, Any], link: Link, width: int, height: int, wanted: Wanted = AS_IT_COMES, keys: bool = False
+) -> RenderableType:
+    """The screen; it is cut where it does not fit, at the end of tables first. keys: somebody can press some."""
     width, height = max(width, WIDTH_MIN), max(height, HEIGHT_MIN)
     lines = [*_rates(totals, link, width), *_usage(totals, width), *_flow(totals, width)]
     if link.silent_ms or totals["stale"]:
         for line in lines:
             line.stylize("dim")
-    tables = _tables(totals, width, height - len(lines) - 2)
-    return Group(_title(totals, link, width), *lines, Text(""), *tables)
+    if wanted.help:
+        return Group(_title(totals, link, width), Text(""), _help())
+    tables = _tables(totals, width, height - len(lines) - 2, wanted)
+    between = _between(_asked(wanted), Text("? for keys", "dim"), width) if keys else Text("")
+    return Group(_title(totals, link, width), *lines, between, *tables)
+
+
+def _asked(wanted: Wanted) -> Text:
+    """What is not as it comes: the filter and the order."""
+    words = f"/{wanted.words}{'▏' if wanted.typing else ''}" if wanted.words or wanted.typing else ""
+    return Text("  ".join(filter(None, (printable(words), _ORDERS[wanted.order]))), "bold yellow")
+
+
+def _help() -> RenderableType:
+    table = _table()
+    table.add_column("Key", no_wrap=True)
+    table.add_column("What it does")
+    for key, text in HELP:
+        table.add_row(Text(key, "bold"), Text(text))
+    return table
 
 
 # --- The lines at the top ---
@@ -161,25 +184,26 @@ def _between(left: Text, right: Text, width: int) -> Text:
 # --- Tables ---
 
 
-def _tables(totals: dict[str, Any], width: int, height: int) -> list[RenderableType]:
-    """Four rankings in one row, or in two rows of two. The matrix comes below, where there is room."""
+def _tables(totals: dict[str, Any], width: int, height: int, wanted: Wanted) -> list[RenderableType]:
+    """Four rankings in one row, or in two rows of two. The matrix comes below, where there is room and no filter."""
     hour = totals["windows"]["last_1h"]
-    whole = hour["tokens"]["total_tokens"]
     columns = 4 if width >= _WIDE else 2
     each = (width - _GAP * (columns - 1)) // columns
     matrix_rows = _matrix_rows(totals["matrix"], height // 2 if columns == 4 else height // 3)
+    matrix_rows = 0 if wanted.words else matrix_rows
     blocks = 4 // columns
     room = height + 1 - (matrix_rows + _TABLE_LINES if matrix_rows else 0)  # the empty line above is counted already
     rows = max(1, room // blocks - _TABLE_LINES)
 
     def ranking(title: str, key: str, entries: list[dict[str, Any]]) -> Table:
-        return _ranking(title, [(entry[key], entry["total_tokens"]) for entry in entries], whole, each, rows)
+        counter, ranked = wanted.ranked(entries, key)
+        return _ranking((title, _HEADS[Order(counter)]), ranked, hour["tokens"][counter], each, rows)
 
     tables = [
         ranking("Model, last hour", "model", hour["by_model"]),
         ranking("Chip", "chip", hour["by_chip"]),
         ranking("Top users", "user", totals["top_users"]),
-        _meters(totals["meters"], each, rows),
+        _meters(wanted.of(totals["meters"], "meter"), each, rows),
     ]
     shown: list[RenderableType] = [_beside(tables[k : k + columns]) for k in range(0, 4, columns)]
     if matrix_rows:
@@ -202,10 +226,10 @@ def _table(width: int | None = None) -> Table:
     )  # fmt: skip
 
 
-def _ranking(title: str, entries: list[tuple[str, int]], whole: int, width: int, rows: int) -> Table:
+def _ranking(heads: tuple[str, str], entries: list[tuple[str, int]], whole: int, width: int, rows: int) -> Table:
     table = _table(width)
-    table.add_column(title, no_wrap=True, overflow="ellipsis", ratio=1)
-    table.add_column("Tokens", justify="right", no_wrap=True)
+    table.add_column(heads[0], no_wrap=True, overflow="ellipsis", ratio=1)
+    table.add_column(heads[1], justify="right", no_wrap=True)
     table.add_column("Share", justify="right", no_wrap=True)
     shown = entries if len(entries) <= rows else entries[: rows - 1]
     for name, tokens in shown:

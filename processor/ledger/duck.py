@@ -59,6 +59,13 @@ _UPSERT, _UPSERT_WIDE = _upsert(COLUMNS, COUNTERS), _upsert(WIDE, COUNTS)
 _CHECKPOINT_AT = "256MB"  # the default of 16 MB stops a busy ledger many times a minute
 
 
+def check_there(name: str) -> None:
+    if not pathlib.Path(name).is_file():
+        raise DatabaseError(
+            f"{name}: there is no such ledger; name one with --database or --url, or start one: tokenometer ledger"
+        )
+
+
 class DuckDatabase:
     _name: str
     _connection: "duckdb.DuckDBPyConnection"
@@ -68,8 +75,8 @@ class DuckDatabase:
 
     def __init__(self, name: str, writer: bool) -> None:
         duckdb = _require()
-        if not writer and not pathlib.Path(name).is_file():
-            raise DatabaseError(f"{name}: there is no such ledger")
+        if not writer:
+            check_there(name)
         try:
             config = {"checkpoint_threshold": _CHECKPOINT_AT} if writer else {}
             self._connection = duckdb.connect(name, read_only=not writer, config=config)

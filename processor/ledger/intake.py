@@ -136,11 +136,20 @@ class Ledger:
     def open(self) -> None:
         """Go on from the database's offsets."""
         self.close()
+        self._check_topics()
         self._store.bind(*self._topics)
         starts = self._starts()
         self._reader = self._broker.follow(starts)
         self._looked_ms = self._steady_ms()
         self._horizon, self._news = None, True
+
+    def _check_topics(self) -> None:
+        """Before a new database is bound to them for ever: a name may be misspelt."""
+        missing = [topic for topic, state in self._broker.topics(self._topics).items() if state is None]
+        if missing and not self._store.positions:
+            raise TopicMissing(
+                f"no such topic: {', '.join(missing)}; start a meter first, which makes it with --create-topics 6"
+            )
 
     def close(self) -> None:
         if self._reader is not None:

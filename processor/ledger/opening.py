@@ -18,5 +18,10 @@ def open_database(name: str, writer: bool) -> Database:
 
 
 def open_clerk(name: str) -> Database:
-    """The database, to close a period without a ledger. PostgreSQL allows this beside one; a file has one process."""
+    """The database, to close a period without a ledger. PostgreSQL allows this beside one; a file has one process. A
+    file that is not there is no ledger, and is not made."""
+    if "://" not in name:
+        from tokenometer.processor.ledger.duck import check_there
+
+        check_there(name)
     return open_database(name, writer=not name.startswith(POSTGRES_SCHEMES))

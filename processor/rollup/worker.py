@@ -208,6 +208,8 @@ def _partitions(broker: Broker, settings: RollupSettings) -> int:
     found = broker.topics(topics)
     for topic in topics:
         if found[topic] is None:
+            if topic == settings.live_topic:
+                raise _live_missing(topic)
             raise TopicMissing(f"the topic {topic} is not there; use --create-topics")
     live, changelog = found[settings.live_topic], found[settings.changelog]
     assert live is not None and changelog is not None
@@ -223,9 +225,13 @@ def create_topics(broker: Broker, settings: RollupSettings, replication: int) ->
     """Creates the outputs that are missing. Raises TopicMissing without an input."""
     live = broker.topics([settings.live_topic])[settings.live_topic]
     if live is None:
-        raise TopicMissing(f"the topic {settings.live_topic} is not there: meters make it with --create-topics")
+        raise _live_missing(settings.live_topic)
     broker.create_topic(settings.changelog, live.partitions, CHANGELOG_SETTINGS, replication)
     broker.create_topic(settings.totals_topic, 1, TOTALS_SETTINGS, replication)
+
+
+def _live_missing(topic: str) -> TopicMissing:
+    return TopicMissing(f"the topic {topic} is not there: start a meter first, which makes it with --create-topics 6")
 
 
 # --- Faust ---

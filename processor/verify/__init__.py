@@ -114,7 +114,10 @@ def _cut(broker: Broker, group: str, topics: list[str], settings: VerifySettings
     for _ in range(_CUT_ATTEMPTS):
         committed = _committed(broker, group, topics)
         if not committed:
-            raise NothingCommitted(f"group {group} has committed no offset of {', '.join(topics)}")
+            raise NothingCommitted(
+                f"group {group} has committed no offset of {', '.join(topics)}; give the --group and the --input of "
+                "its meters, or start one"
+            )
         time.sleep(settings.settle_seconds)
         extents = broker.extents(published)
         if _committed(broker, group, topics) == committed:

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import logging
+import math
 import os
 import signal
 import socket
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError
+from confluent_kafka import KafkaError, TopicCollection
 
 from tests.kafka_server import KafkaServer
 from tokenometer.processor.broker import (
@@ -29,7 +30,7 @@ from tokenometer.processor.broker import (
     Position,
     Refused,
 )
-from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer, direct
+from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer, cluster, direct
 
 pytestmark = pytest.mark.kafka
 
@@ -498,3 +499,45 @@ def test_an_appender_with_a_fatal_error_is_followed_by_another(broker: KafkaBrok
     fill(broker, topic, 10)
     place = Place(topic, 0)
     assert broker.extents([topic])[place].end == 20
+
+
+# --- Topics that were made a moment ago ---
+
+
+def late_to_hear(broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch, name: str, answers: float) -> list[str]:
+    """From now on so many answers come from a broker that has not heard of the topic, as on a cluster of several."""
+    asked: list[str] = []
+    ask = broker._admin.describe_topics
+
+    def describe(topics: Any, **named: Any) -> Any:
+        asked.append(name)
+        return ask(TopicCollection([f"{name}-unheard-of"]) if len(asked) <= answers else topics, **named)
+
+    def renamed(topics: Any, **named: Any) -> Any:
+        [answer] = describe(topics, **named).values()
+        return {name: answer}
+
+    monkeypatch.setattr(broker._admin, "describe_topics", renamed)
+    return asked
+
+
+def test_a_topic_just_made_is_asked_for_until_the_brokers_know_it(
+    broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = f"late-{uuid.uuid4().hex[:8]}"
+    asked = late_to_hear(broker, monkeypatch, name, 3)
+    broker.create_topic(name, 2, {})
+    assert len(asked) == 4
+    late_to_hear(broker, monkeypatch, name, 2)  # the next question goes to another broker
+    found = broker.topics([name])[name]
+    assert found is not None and found.partitions == 2
+
+
+def test_a_topic_that_stays_unknown_is_named_and_nobody_is_sent_in_a_circle(
+    broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
+    name = f"late-{uuid.uuid4().hex[:8]}"
+    late_to_hear(broker, monkeypatch, name, math.inf)
+    with pytest.raises(BrokerError, match=f"the topic {name} was created, and in 1 s no broker answered for it"):
+        broker.create_topic(name, 1, {})

@@ -41,6 +41,8 @@ from tokenometer.processor.broker.kafka.settings import (
     principal_of,
 )
 
+_AGAIN_SECONDS = 0.05
+
 
 class KafkaBroker:
     """A cluster. `settings` are librdkafka's and go to every client. Raises BrokerError if nobody answers."""
@@ -53,6 +55,7 @@ class KafkaBroker:
         self._admin = make(AdminClient, {**DEFAULTS, **self._settings, "error_cb": self._on_error})
         self._appender = KafkaAppender(self._settings)
         self._askers: dict[tuple[str, bool], client.Consumer] = {}
+        self._created: dict[str, float] = {}  # topics, and until when some broker may not have heard of them
         self._members = MembersAsker({**DEFAULTS, **classic(self._settings)})
         self._reach(bootstrap)
 
@@ -234,7 +237,16 @@ class KafkaBroker:
         return states
 
     def _described(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the cluster says of each topic; None where there is none of that name."""
+        """What the cluster says of each topic; None where there is none of that name. A topic that was created a moment
+        ago may be unknown to the broker that is asked, so it is asked for again."""
+        while True:
+            found = self._described_once(names)
+            now = time.monotonic()
+            if not any(topic is None and now < self._created.get(name, now) for name, topic in found.items()):
+                return found
+            time.sleep(_AGAIN_SECONDS)
+
+    def _described_once(self, names: Sequence[str]) -> dict[str, Any]:
         if not names:
             return {}
         asked = client.TopicCollection(list(names))
@@ -253,10 +265,10 @@ class KafkaBroker:
         try:
             future.result(timeout=2 * ANSWER_SECONDS)
         except KafkaException as error:
-            if error.args[0].code() == KafkaError.TOPIC_ALREADY_EXISTS:
-                return
-            access = self._access(topic=f"CREATE on the topic {name}", cluster="CREATE on the cluster")
-            raise error_from(f"creating {name}", error, access) from None
+            if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                access = self._access(topic=f"CREATE on the topic {name}", cluster="CREATE on the cluster")
+                raise error_from(f"creating {name}", error, access) from None
+        self._created[name] = time.monotonic() + ANSWER_SECONDS  # also if another process has just made it
         self._await_leaders(name)
 
     def _await_leaders(self, name: str) -> None:
@@ -266,10 +278,12 @@ class KafkaBroker:
             try:
                 self.extents([name])
                 return
-            except BrokerError:
+            except BrokerError as error:
                 if time.monotonic() > deadline:
-                    raise
-            time.sleep(0.05)
+                    raise BrokerError(
+                        f"the topic {name} was created, and in {ANSWER_SECONDS} s no broker answered for it: {error}"
+                    ) from None
+            time.sleep(_AGAIN_SECONDS)
 
     def close(self) -> None:
         self._appender.close()
