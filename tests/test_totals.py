@@ -349,14 +349,56 @@ def test_a_meter_that_is_silent_is_stale_and_then_gone():
     meter.count((START_MS, "m", "c"), [1, 1, 0, 0, 0, 0], "u")
     meter.reject("invalid_json")
     apply_all(view, keeper, meter, START_MS, 0)
-    answer = view.rolling(START_MS + 29_000)
-    assert (answer["stale"], answer["meters"][0]["state"], answer["meters"][0]["age_ms"]) == (False, "live", 29_000)
+    for age_ms, state in ((1999, "live"), (2000, "late"), (11_999, "late")):
+        answer = view.rolling(START_MS + age_ms)
+        assert (answer["stale"], answer["meters"][0]["state"], answer["meters"][0]["age_ms"]) == (False, state, age_ms)
     assert answer["freshness_ms"] == 40 and answer["lag_messages"] == 3
     assert answer["rejects"] == {"invalid_json": 1} and answer["records"]["rejected"] == 1
-    answer = view.rolling(START_MS + 31_000)
+    answer = view.rolling(START_MS + 12_000)
     assert answer["stale"] and answer["meters"][0]["state"] == "stale" and answer["freshness_ms"] is None
     answer = view.rolling(START_MS + DAY_MS)
     assert answer["meters"] == [] and answer["records"]["read"] == 2, "what it counted stays"
+
+
+def test_a_meter_that_said_goodbye_is_stopped_at_once_and_lives_again_with_its_next_word():
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    for second, more, state in ((0, {}, "live"), (1, {"leaving": True}, "stopped"), (60, {}, "live")):
+        now_ms = START_MS + 1000 * second
+        (value,) = meter.summary(now_ms)
+        told = json.loads(value) | {"interval_ms": 1000} | more
+        validator("live").validate(told)
+        for entry in keeper.learn(0, second, read_summary(orjson.dumps(told)), now_ms).items():
+            view.apply(*entry)
+        answer = view.rolling(now_ms)
+        assert (answer["meters"][0]["state"], answer["stale"]) == (state, state == "stopped")
+
+
+@pytest.mark.parametrize(
+    ("interval_ms", "late_ms", "stale_ms"), [(0, 2000, 12_000), (5000, 10_000, 15_000), (None, 20_000, 30_000)]
+)
+def test_a_meter_that_commits_seldom_is_late_after_two_of_its_own_intervals(interval_ms, late_ms, stale_ms):
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    (value,) = meter.summary(START_MS)
+    told = json.loads(value) | {"interval_ms": interval_ms}
+    if interval_ms is None:
+        del told["interval_ms"]  # an older meter
+    for entry in keeper.learn(0, 0, read_summary(orjson.dumps(told)), START_MS).items():
+        view.apply(*entry)
+    for age_ms, state in ((late_ms - 1, "live"), (late_ms, "late"), (stale_ms - 1, "late"), (stale_ms, "stale")):
+        assert view.rolling(START_MS + age_ms)["meters"][0]["state"] == state
+
+
+def test_a_meter_whose_clock_is_slow_is_not_late_for_that():
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    view.rolling(START_MS)
+    for second in range(5):
+        now_ms = START_MS + 1000 * second
+        (value,) = meter.summary(now_ms - 60_000)
+        told = json.loads(value) | {"interval_ms": 1000}
+        for entry in keeper.learn(0, second, read_summary(orjson.dumps(told)), now_ms).items():
+            view.apply(*entry)
+        assert view.rolling(now_ms)["meters"][0]["state"] == "live"
+    assert view.rolling(now_ms + 2000)["meters"][0]["state"] == "late"
 
 
 def test_a_topic_that_does_not_fit_is_told_as_long_as_a_live_meter_says_so():

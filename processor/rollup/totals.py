@@ -31,13 +31,17 @@ from tokenometer.schemas.usage import COUNTERS, DAY_MS, TARGET_TOKENS_PER_DAY, U
 SCHEMA = 1
 CELLS_MAX = 4096  # model x chip: 64 x 32 twice; what a log names beyond that is counted as `others`
 NAMES_MAX, MATRIX_MODELS_MAX, MATRIX_CHIPS_MAX, TOP_USERS, SERIES_MAX = 100, 64, 32, 20, 12
-STALE_MS = 30_000  # three commits of a meter without news
+LATE_COMMITS, STALE_COMMITS = 2, 3  # a meter that missed so many is late, and is taken for dead
+INTERVAL_MS = 1000  # of commits: none is expected more often
+STALE_MS = 12_000  # nor is any meter taken for dead before this: one that recovers from an error is late
 GONE_MS = DAY_MS  # a meter silent for so long is not shown any more; what it counted stays
 RATE_SPAN_MS = 60_000
 _RATE_SAMPLES_MAX = 600
 _OTHERS = 0  # a cell's number
 
 Table = np.ndarray[Any, np.dtype[np.int64]]  # a row for each cell, columns as COUNTERS
+Mask = np.ndarray[Any, np.dtype[np.bool_]]  # of cells
+Only = tuple[str | None, str | None]  # a model and a chip; None: any
 
 
 @dataclass
@@ -124,6 +128,9 @@ class Totals:
         self._windows: dict[int, _Window] = {}
         self._spans = {name: _Span() for name in ("last_1m", "last_5m", "last_1h", "last_24h", "today", "yesterday")}
         self._meters: dict[tuple[int, str], MeterState] = {}
+        self._unheard: set[tuple[int, str]] = set()  # meters of which something came since `rolling` was asked
+        self._slow_ms: dict[tuple[int, str], int] = {}  # how far a meter's clock is back, where that is much
+        self._told = False  # `rolling` was asked before
         self._users: dict[int, Bytes] = {}
         self._hours: dict[int, Bytes] = {}
         self._kept_from = 0
@@ -154,6 +161,7 @@ class Totals:
         if known is not None and meter.offset < known.offset:
             return False
         self._meters[name.partition, name.meter] = meter
+        self._unheard.add((name.partition, name.meter))
         return True
 
     def _merge(self, table: dict[int, Bytes], start: int, registers: Bytes) -> None:
@@ -261,7 +269,9 @@ class Totals:
         self._move_spans(now_ms, window_ms or MINUTE_MS)
         since_start = _sum_of(meter.total() for meter in self._meters.values())
         covered = list(_latest(shown.values()).values())
-        live = [meter for meter in shown.values() if now_ms - meter.committed_at_ms < STALE_MS]
+        self._hear(now_ms)
+        states = {place: self._state(place, meter, now_ms) for place, meter in shown.items()}
+        live = [shown[place] for place, state in states.items() if state in ("live", "late")]
         watermarks = [one.watermark_ms for one in covered if one.watermark_ms is not None]
         return {
             "schema": SCHEMA,
@@ -283,9 +293,28 @@ class Totals:
             "freshness_ms": _worst(one.freshness_ms for meter in live for one in meter.covered),
             "complete_up_to": _instant_or_none(min(watermarks, default=None)),
             "misfits": _misfits(live),
-            "meters": [_meter(name, shown[place], now_ms) for name, place in sorted((p[1], p) for p in shown)],
+            "meters": [_meter(name, shown[place], states[place], now_ms) for name, place in sorted((p[1], p) for p in shown)],
             "stale": not live,
         }  # fmt: skip
+
+    def _hear(self, now_ms: int) -> None:
+        """What is there before the first answer was kept, and says nothing of when its meter spoke."""
+        if self._told:
+            for place in self._unheard:
+                delay_ms = now_ms - self._meters[place].committed_at_ms
+                self._slow_ms[place] = delay_ms if delay_ms > LATE_COMMITS * INTERVAL_MS else 0
+        self._unheard.clear()
+        self._told = True
+
+    def _state(self, place: tuple[int, str], meter: MeterState, now_ms: int) -> str:
+        """live, late, stale (it died or hangs) or stopped (it said so)."""
+        if meter.leaving:
+            return "stopped"
+        interval_ms = max(meter.interval_ms, INTERVAL_MS)
+        silent_ms = now_ms - meter.committed_at_ms - self._slow_ms.get(place, 0)
+        if silent_ms < LATE_COMMITS * interval_ms:
+            return "live"
+        return "late" if silent_ms < max(STALE_MS, STALE_COMMITS * interval_ms) else "stale"
 
     def _rate(self, now_ms: int, tokens: tuple[int, ...]) -> dict[str, Any]:
         """The rate by commits, because tokens become known with a commit."""
@@ -304,6 +333,13 @@ class Totals:
             "share_of_target": None if speed is None else speed * 86_400 / self._target,
         }
 
+    def learned(self) -> dict[int, int]:
+        """The last offset of each partition of the live topic of which an entry is known."""
+        found: dict[int, int] = {}
+        for (partition, _), meter in self._meters.items():
+            found[partition] = max(found.get(partition, -1), meter.offset)
+        return found
+
     def rate_history(self) -> dict[str, list[Any]]:
         """Tokens per second, one sample for each call of `rolling`, each over the five seconds before it."""
         times, speeds = [], []
@@ -315,18 +351,9 @@ class Totals:
 
     def _rolling(self, name: str, now_ms: int) -> dict[str, Any]:
         span = self._spans[name]
-        to_ms = min(now_ms, span.end_ms)
         tokens = span.table.sum(axis=0)
-        total = int(total_of(tokens))
         users = None if name == "yesterday" else self._active_users(span, with_hours=name in ("last_24h", "today"))
-        answer = {
-            "from": _instant(span.begin_ms),
-            "to": _instant(to_ms),
-            "tokens": _counters(tokens.tolist()),
-            "tokens_per_second": total * 1000 / (to_ms - span.begin_ms) if to_ms > span.begin_ms else 0.0,
-            "active_users": users,
-            "tokens_per_active_user": total / users if users else None,
-        }
+        answer = self._sums(span, tokens, users, now_ms)
         if name == "yesterday":
             return answer
         models, model_others = self._named(span.table, 0)
@@ -335,6 +362,17 @@ class Totals:
             "by_model": [{"model": model} | counters for model, counters in models[:NAMES_MAX]],
             "by_chip": [{"chip": chip} | counters for chip, counters in chips[:NAMES_MAX]],
             "others": model_others,
+        }
+
+    def _sums(self, span: _Span, tokens: Table, users: float | None, now_ms: int) -> dict[str, Any]:
+        to_ms, total = min(now_ms, span.end_ms), int(total_of(tokens))
+        return {
+            "from": _instant(span.begin_ms),
+            "to": _instant(to_ms),
+            "tokens": _counters(tokens.tolist()),
+            "tokens_per_second": total * 1000 / (to_ms - span.begin_ms) if to_ms > span.begin_ms else 0.0,
+            "active_users": users,
+            "tokens_per_active_user": total / users if users else None,
         }
 
     def _named(self, table: Table, column: int) -> tuple[list[tuple[str, dict[str, int]]], dict[str, int]]:
@@ -374,17 +412,67 @@ class Totals:
         tables = [table for meter in self._meters.values() for table in meter.top_users(now_ms - HOUR_MS)]
         return [{"user": user, "total_tokens": tokens} for user, tokens in largest(merged(tables), TOP_USERS)]
 
-    def history(self, now_ms: int, span_ms: int, step_ms: int, by: str) -> dict[str, Any]:
-        """Tokens by steps of event time. by: total, model, chip or category. The name None means all others."""
-        end = now_ms // step_ms * step_ms + step_ms
+    def view(self, now_ms: int, only: Only) -> dict[str, Any]:
+        """The parts of `rolling` that are known of one model, one chip or both, by event time. The rate is that of the
+        window last_1m."""
+        mask = self._mask(only)
+        windows = {name: self._rolling_of(name, now_ms, mask) for name in self._spans}
+        minute = windows["last_1m"]
+        speed = minute["tokens_per_second"]
+        seconds = (min(now_ms, self._spans["last_1m"].end_ms) - self._spans["last_1m"].begin_ms) / 1000
+        return {
+            "windows": windows,
+            "rate": {
+                "tokens_per_second": speed,
+                "requests_per_second": minute["tokens"]["requests"] / seconds if seconds > 0 else 0.0,
+                "tokens_per_day": speed * 86_400,
+                "target_tokens_per_day": self._target,
+                "share_of_target": speed * 86_400 / self._target,
+            },
+            "matrix": self._matrix(_only(self._spans["last_1h"].table, mask)),
+        }  # fmt: skip
+
+    def _rolling_of(self, name: str, now_ms: int, mask: Mask) -> dict[str, Any]:
+        span = self._spans[name]
+        tokens = _only(span.table, mask).sum(axis=0)
+        return self._sums(span, tokens, None, now_ms)
+
+    def _mask(self, only: Only) -> Mask:
+        model, chip = only
+        return np.array([model in (None, cell[0]) and chip in (None, cell[1]) for cell in self._cells.names])
+
+    def cells_of_hour(self, only: Only) -> tuple[int, int, list[tuple[str | None, str | None, tuple[int, ...]]]]:
+        """Begin and end of the last hour's windows, and their cells: model, chip, counters as COUNTERS. None: the
+        models and chips that are not kept apart."""
+        span = self._spans["last_1h"]
+        table = _only(span.table, self._mask(only))
+        used = np.flatnonzero(table.any(axis=1)).tolist()
+        return span.begin_ms, span.end_ms, [(*self._cells.names[n], tuple(table[n].tolist())) for n in used]
+
+    def top_user(self, now_ms: int, user: str) -> int | None:
+        """A user's tokens in the lists of largest users; None: it is in none of them. It may have used more."""
+        tables = [table for meter in self._meters.values() for table in meter.top_users(now_ms - HOUR_MS)]
+        found = [table[user] for table in tables if user in table]
+        return sum(found) if found else None
+
+    def history(
+        self, now_ms: int, span_ms: int, step_ms: int, by: str, until_ms: int | None = None, only: Only = (None, None)
+    ) -> dict[str, Any]:
+        """Tokens by steps of event time. by: total, model, chip or category. The name None means all others. `to` is
+        now, where the last step is not over. until_ms: the end, in place of now."""
+        end = -(-until_ms // step_ms) * step_ms if until_ms is not None else now_ms // step_ms * step_ms + step_ms
         begin = end - span_ms
         times = list(range(begin, end, step_ms))
         tables: list[Table] = [np.zeros((len(self._cells), len(COUNTERS)), np.int64) for _ in times]
         for start, window in self._windows.items():
             if begin <= start < end:
                 tables[(start - begin) // step_ms][: len(window.table)] += window.table
+        if only != (None, None):
+            mask = self._mask(only)
+            tables = [_only(table, mask) for table in tables]
         series = _SERIES[by](self, tables)
-        return {"from": _instant(begin), "to": _instant(end), "step_ms": step_ms, "times": times, "series": series}
+        to = min(end, max(now_ms, begin))
+        return {"from": _instant(begin), "to": _instant(to), "step_ms": step_ms, "times": times, "series": series}
 
     def _total_series(self, tables: list[Table]) -> list[dict[str, Any]]:
         return [{"name": "total", "tokens": [int(_tokens(table).sum()) for table in tables]}]
@@ -424,6 +512,11 @@ HISTORIES = tuple(_SERIES)
 
 
 # --- Small ones ---
+
+
+def _only(table: Table, mask: Mask) -> Table:
+    """The rows of the cells in the mask; zeros in place of the others."""
+    return np.where(mask[: len(table), None], table, 0)
 
 
 def _tokens(table: Table) -> Any:
@@ -478,7 +571,7 @@ def _worst(numbers: Iterable[int | None]) -> int | None:
     return max((number for number in numbers if number is not None), default=None)
 
 
-def _meter(name: str, meter: MeterState, now_ms: int) -> dict[str, Any]:
+def _meter(name: str, meter: MeterState, state: str, now_ms: int) -> dict[str, Any]:
     total, age_ms = meter.total(), max(0, now_ms - meter.committed_at_ms)
     return {
         "meter": name,
@@ -487,7 +580,7 @@ def _meter(name: str, meter: MeterState, now_ms: int) -> dict[str, Any]:
         "parts": meter.parts,
         "committed_at": _instant(meter.committed_at_ms),
         "age_ms": age_ms,
-        "state": "live" if age_ms < STALE_MS else "stale",
+        "state": state,
         "records": _records(total),
         "rejects": {reason: count for reason, count in total.rejects.items() if count},
         "total_tokens": total_of(total.tokens),
