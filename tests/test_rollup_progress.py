@@ -51,9 +51,7 @@ def test_the_name_of_a_meters_group_is_refused_at_start(running):
         meter.step()
     if not running:
         meter.close()
-    with pytest.raises(
-        Refused, match="billing is the name of another group, which reads inference-logs: .*another name"
-    ):
+    with pytest.raises(Refused, match="billing is the name of another group, which reads inference-logs"):
         worker.Rollup(broker, settings)
     if running:
         meter.close()

@@ -12,7 +12,7 @@ from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.asking import PriceFile
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.options import Address, Config, KafkaSettings, LogSettings, TokenFile, address, http_url
-from tokenometer.processor.rollup.totals import Only
+from tokenometer.processor.rollup.tables import Only
 from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal
 from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY

@@ -15,7 +15,7 @@ from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.ending import ends_in_time
 from tokenometer.processor.cli.options import Address, KafkaSettings, LogFormat, LogLevel, LogSettings
-from tokenometer.processor.rollup.totals import Only
+from tokenometer.processor.rollup.tables import Only
 from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal, scrub
 from tokenometer.schemas.errors import TokenometerError

@@ -160,7 +160,7 @@ class Meter:
             while not stopped():
                 self.step()
             self._leaving = True
-            self._commit_now()
+            self._commit_now(anyway=True)
         except BaseException as error:
             self._failure = BrokerError(f"stopped by {error!r}")  # leaving the group must not commit
             raise
@@ -296,13 +296,13 @@ class Meter:
         if full is not None and (wait or full.done()):
             full.result()
 
-    def _commit_now(self) -> None:
-        """Count and commit all that was polled, and wait for it."""
+    def _commit_now(self, anyway: bool = False) -> None:
+        """Count and commit all that was polled, and wait for it. anyway: also without news."""
         self._feed(everything=True)
         self._wait_for_engine(0)
         self._finish_commit(wait=True)
         self._ask_consumer()
-        if self.counting.has_news or self._leaving:
+        if self.counting.has_news or anyway:
             self._commit = self._engine_thread.submit(self._begin_commit)
             self._finish_commit(wait=True)
         self._finish_full(wait=True)

@@ -14,7 +14,6 @@ sums are integers of whole windows, equal to those of the usage rows.
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,10 +21,20 @@ import numpy as np
 
 from tokenometer.kernels.values import Bytes
 from tokenometer.processor.records import hyperloglog
-from tokenometer.processor.rollup.cells import OTHERS
 from tokenometer.processor.rollup.entries import AHEAD_MS, USERS_AGE_MS, Key, decode_registers, kept_from, read_usage
 from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS, MeterState, largest, merged
 from tokenometer.processor.rollup.summaries import FATES, RECORDS, CoveredPartition, PartSums
+from tokenometer.processor.rollup.tables import (
+    OTHERS_NUMBER,
+    CellNumbers,
+    Mask,
+    Only,
+    Said,
+    Span,
+    Table,
+    Window,
+    rows_of,
+)
 from tokenometer.schemas.usage import COUNTERS, DAY_MS, TARGET_TOKENS_PER_DAY, Usage, total_of
 
 SCHEMA = 1
@@ -37,86 +46,6 @@ STALE_MS = 12_000  # nor is any meter taken for dead before this: one that recov
 GONE_MS = DAY_MS  # a meter silent for so long is not shown any more; what it counted stays
 RATE_SPAN_MS = 60_000
 _RATE_SAMPLES_MAX = 600
-_OTHERS = 0  # a cell's number
-
-Table = np.ndarray[Any, np.dtype[np.int64]]  # a row for each cell, columns as COUNTERS
-Mask = np.ndarray[Any, np.dtype[np.bool_]]  # of cells
-Only = tuple[str | None, str | None]  # a model and a chip; None: any
-
-
-@dataclass
-class _Said:
-    """What an entry said of its window. cells: each once. held: the counters, packed where the window is old and seldom
-    changes."""
-
-    offset: int
-    cells: np.ndarray[Any, np.dtype[np.uint16]]
-    held: Table | bytes
-
-    @property
-    def counters(self) -> Table:
-        if isinstance(self.held, bytes):
-            return np.frombuffer(zlib.decompress(self.held), np.int64).reshape(len(self.cells), len(COUNTERS))
-        return self.held
-
-
-@dataclass
-class _Window:
-    """said: by partition and meter; '' is the partition's `window`, which is all its meters."""
-
-    table: Table = field(default_factory=lambda: np.zeros((0, len(COUNTERS)), np.int64))
-    said: dict[tuple[int, str], _Said] = field(default_factory=dict)
-
-
-@dataclass
-class _Span:
-    """The sum of the windows of begin_ms <= start < end_ms."""
-
-    begin_ms: int = 0
-    end_ms: int = 0
-    table: Table = field(default_factory=lambda: np.zeros((0, len(COUNTERS)), np.int64))
-
-    def holds(self, window: int) -> bool:
-        return self.begin_ms <= window < self.end_ms
-
-
-class _Cells:
-    """Gives numbers to (model, chip), while there are any left."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple[str, str], int] = {OTHERS: _OTHERS}
-        self.names: list[tuple[str | None, str | None]] = [(None, None)]
-        self._free: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def full(self) -> bool:
-        return len(self.names) >= CELLS_MAX and not self._free
-
-    def numbers(self, cells: list[tuple[str, str]]) -> np.ndarray[Any, np.dtype[np.uint16]]:
-        found = list(map(self._numbers.get, cells))
-        if None in found:
-            found = [self._number(cell) for cell in cells]
-        return np.array(found, np.uint16)
-
-    def _number(self, cell: tuple[str, str]) -> int:
-        number = self._numbers.get(cell)
-        if number is None:
-            if self.full:
-                return _OTHERS
-            number = self._numbers[cell] = self._free.pop() if self._free else len(self.names)
-            self.names[number : number + 1] = [cell]
-        return number
-
-    def keep(self, used: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-        """Frees the numbers of cells that nobody uses any more."""
-        for cell, number in list(self._numbers.items()):
-            if number != _OTHERS and (number >= len(used) or not used[number]):
-                del self._numbers[cell]
-                self.names[number] = None, None
-                self._free.append(number)
 
 
 class Totals:
@@ -124,9 +53,9 @@ class Totals:
 
     def __init__(self, target_tokens_per_day: int = TARGET_TOKENS_PER_DAY) -> None:
         self._target = target_tokens_per_day
-        self._cells = _Cells()
-        self._windows: dict[int, _Window] = {}
-        self._spans = {name: _Span() for name in ("last_1m", "last_5m", "last_1h", "last_24h", "today", "yesterday")}
+        self._cells = CellNumbers(CELLS_MAX)
+        self._windows: dict[int, Window] = {}
+        self._spans = {name: Span() for name in ("last_1m", "last_5m", "last_1h", "last_24h", "today", "yesterday")}
         self._meters: dict[tuple[int, str], MeterState] = {}
         self._unheard: set[tuple[int, str]] = set()  # meters of which something came since `rolling` was asked
         self._slow_ms: dict[tuple[int, str], int] = {}  # how far a meter's clock is back, where that is much
@@ -170,7 +99,7 @@ class Totals:
 
     def _apply_usage(self, name: Key, value: bytes) -> bool:
         offset, names, values = read_usage(name, value)
-        window = self._windows.setdefault(name.time_ms, _Window())
+        window = self._windows.setdefault(name.time_ms, Window())
         if name.meter and (name.partition, "") in window.said:
             return True  # a `window` has it
         known = window.said.get((name.partition, name.meter))
@@ -187,7 +116,7 @@ class Totals:
                 self._add(name.time_ms, window, gone.cells, -gone.counters)
         cells, counters = self._table_of(names, values)
         held = counters if name.meter else zlib.compress(counters.tobytes(), 1)
-        window.said[name.partition, name.meter] = _Said(offset, cells, held)
+        window.said[name.partition, name.meter] = Said(offset, cells, held)
         self._add(name.time_ms, window, cells, counters)
         return True
 
@@ -204,14 +133,14 @@ class Totals:
         np.add.at(sums, places, rows)
         return cells, sums
 
-    def _add(self, start: int, window: _Window, cells: np.ndarray[Any, Any], counters: Table) -> None:
+    def _add(self, start: int, window: Window, cells: np.ndarray[Any, Any], counters: Table) -> None:
         window.table = self._added(window.table, cells, counters)
         for span in self._spans.values():
             if span.holds(start):
                 span.table = self._added(span.table, cells, counters)
 
     def _added(self, table: Table, cells: np.ndarray[Any, Any], counters: Table) -> Table:
-        rows = int(cells.max(initial=_OTHERS)) + 1
+        rows = int(cells.max(initial=OTHERS_NUMBER)) + 1
         if len(table) < rows:
             table, small = np.zeros((rows, len(COUNTERS)), np.int64), table
             table[: len(small)] = small
@@ -252,8 +181,8 @@ class Totals:
             if (before.begin_ms, before.end_ms) != (begin_ms, end_ms):
                 self._spans[name] = self._sum(begin_ms, end_ms)
 
-    def _sum(self, begin_ms: int, end_ms: int) -> _Span:
-        span = _Span(begin_ms, end_ms, np.zeros((len(self._cells), len(COUNTERS)), np.int64))
+    def _sum(self, begin_ms: int, end_ms: int) -> Span:
+        span = Span(begin_ms, end_ms, np.zeros((len(self._cells), len(COUNTERS)), np.int64))
         for start, window in self._windows.items():
             if span.holds(start):
                 span.table[: len(window.table)] += window.table
@@ -293,7 +222,9 @@ class Totals:
             "freshness_ms": _worst(one.freshness_ms for meter in live for one in meter.covered),
             "complete_up_to": _instant_or_none(min(watermarks, default=None)),
             "misfits": _misfits(live),
-            "meters": [_meter(name, shown[place], states[place], now_ms) for name, place in sorted((p[1], p) for p in shown)],
+            "meters": [
+                _meter(place[1], shown[place], states[place], now_ms) for place in sorted(shown, key=lambda at: at[::-1])
+            ],
             "stale": not live,
         }  # fmt: skip
 
@@ -364,8 +295,8 @@ class Totals:
             "others": model_others,
         }
 
-    def _sums(self, span: _Span, tokens: Table, users: float | None, now_ms: int) -> dict[str, Any]:
-        to_ms, total = min(now_ms, span.end_ms), int(total_of(tokens))
+    def _sums(self, span: Span, tokens: Table, users: float | None, now_ms: int) -> dict[str, Any]:
+        to_ms, total = min(now_ms, span.end_ms), int(total_of(list(tokens)))
         return {
             "from": _instant(span.begin_ms),
             "to": _instant(to_ms),
@@ -379,7 +310,7 @@ class Totals:
         """Counters by model (column 0) or chip (1), most tokens first, and those of the others."""
         names, sums = self._by_name(table, column)
         found = [(name, _counters(row)) for name, row in zip(names, sums.tolist(), strict=True) if name is not None]
-        others = _counters(table[_OTHERS].tolist() if len(table) else [0] * len(COUNTERS))
+        others = _counters(table[OTHERS_NUMBER].tolist() if len(table) else [0] * len(COUNTERS))
         used = [(name, counters) for name, counters in found if any(counters.values())]
         return sorted(used, key=lambda item: (-item[1]["total_tokens"], item[0])), others
 
@@ -400,7 +331,7 @@ class Totals:
                 tokens[rows[model], columns[chip]] += counters
         return {"models": models, "chips": chips, "total_tokens": tokens.tolist()}
 
-    def _active_users(self, span: _Span, with_hours: bool) -> float | None:
+    def _active_users(self, span: Span, with_hours: bool) -> float | None:
         """The users of a span. Hours are whole, so a day's users may be those of up to an hour more."""
         sketches = [registers for start, registers in self._users.items() if span.holds(start)]
         if with_hours:
@@ -429,12 +360,12 @@ class Totals:
                 "target_tokens_per_day": self._target,
                 "share_of_target": speed * 86_400 / self._target,
             },
-            "matrix": self._matrix(_only(self._spans["last_1h"].table, mask)),
+            "matrix": self._matrix(rows_of(self._spans["last_1h"].table, mask)),
         }  # fmt: skip
 
     def _rolling_of(self, name: str, now_ms: int, mask: Mask) -> dict[str, Any]:
         span = self._spans[name]
-        tokens = _only(span.table, mask).sum(axis=0)
+        tokens = rows_of(span.table, mask).sum(axis=0)
         return self._sums(span, tokens, None, now_ms)
 
     def _mask(self, only: Only) -> Mask:
@@ -445,7 +376,7 @@ class Totals:
         """Begin and end of the last hour's windows, and their cells: model, chip, counters as COUNTERS. None: the
         models and chips that are not kept apart."""
         span = self._spans["last_1h"]
-        table = _only(span.table, self._mask(only))
+        table = rows_of(span.table, self._mask(only))
         used = np.flatnonzero(table.any(axis=1)).tolist()
         return span.begin_ms, span.end_ms, [(*self._cells.names[n], tuple(table[n].tolist())) for n in used]
 
@@ -469,7 +400,7 @@ class Totals:
                 tables[(start - begin) // step_ms][: len(window.table)] += window.table
         if only != (None, None):
             mask = self._mask(only)
-            tables = [_only(table, mask) for table in tables]
+            tables = [rows_of(table, mask) for table in tables]
         series = _SERIES[by](self, tables)
         to = min(end, max(now_ms, begin))
         return {"from": _instant(begin), "to": _instant(to), "step_ms": step_ms, "times": times, "series": series}
@@ -512,11 +443,6 @@ HISTORIES = tuple(_SERIES)
 
 
 # --- Small ones ---
-
-
-def _only(table: Table, mask: Mask) -> Table:
-    """The rows of the cells in the mask; zeros in place of the others."""
-    return np.where(mask[: len(table), None], table, 0)
 
 
 def _tokens(table: Table) -> Any:

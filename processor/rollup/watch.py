@@ -19,7 +19,8 @@ import orjson
 from tokenometer.processor.broker import Broker, BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
 from tokenometer.processor.rollup.entries import Entries
 from tokenometer.processor.rollup.summaries import Unreadable, read_summary
-from tokenometer.processor.rollup.totals import Only, Totals
+from tokenometer.processor.rollup.tables import Only
+from tokenometer.processor.rollup.totals import Totals
 
 log = logging.getLogger("tokenometer.watch")
 TICK_SECONDS = 1.0

@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import faust
 
-from tokenometer.processor.broker import Broker, BrokerError, Refused, TopicMissing
+from tokenometer.processor.broker import Broker, BrokerError, Offset, Refused, TopicMissing
 from tokenometer.processor.rollup.delivery import RollupConsumer, Transport
 from tokenometer.processor.rollup.entries import ENTRY_BYTES_MAX, Entries, Key, longer
 from tokenometer.processor.rollup.progress import Progress
@@ -267,9 +267,8 @@ def _check_app(broker: Broker, settings: RollupSettings) -> None:
     meters': a rollup that joined it would take their partitions away."""
     own = {settings.live_topic, settings.changelog}
     others = {place.topic for member in broker.members(settings.app) for place in member.places} - own
-    inputs = [
-        topic for topic, state in broker.topics(sorted(_inputs(broker, settings))).items() if state and topic not in own
-    ]
+    known = broker.topics(sorted(_inputs(broker, settings) - own))
+    inputs = [topic for topic, state in known.items() if state is not None]
     held = broker.committed(settings.app, inputs) if inputs else {}
     others |= {place.topic for place, position in held.items() if position is not None}
     if others:
@@ -283,7 +282,7 @@ def _inputs(broker: Broker, settings: RollupSettings) -> set[str]:
     """The topics that meters read, as their last summaries say."""
     found: set[str] = set()
     for place, extent in broker.extents([settings.live_topic]).items():
-        for messages in broker.read(place, max(extent.begin, extent.end - _RECENT), extent.end):
+        for messages in broker.read(place, Offset(max(extent.begin, extent.end - _RECENT)), extent.end):
             for value in messages.values:
                 with contextlib.suppress(Unreadable, UnknownSummary):
                     found |= {one["topic"] for one in read_summary(value).partitions}
