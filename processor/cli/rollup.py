@@ -71,6 +71,10 @@ class RollupCommand(KafkaSettings, LogSettings):
         ),
     ] = None  # fmt: skip
     ledger_token_file: TokenFile = None
+    docs_url: Annotated[
+        str | None,
+        Option(parser=http_url, metavar="URL", help="Where these documents are published; the dashboard links to it."),
+    ] = None  # fmt: skip
 
 
 def rollup_command(command: RollupCommand) -> None:
@@ -103,7 +107,9 @@ def rollup_command(command: RollupCommand) -> None:
     rollup = worker.Rollup(broker, settings)
     token = command.token_file or command.token
     ledger = None if command.ledger is None else (command.ledger, command.ledger_token_file)
-    site = running.dashboard(rollup.watch, command.listen, token, health=rollup.health, cost=cost, ledger=ledger)
+    site = running.dashboard(
+        rollup.watch, command.listen, token, health=rollup.health, cost=cost, ledger=ledger, docs=command.docs_url
+    )
     with site as url, running.stop_signals() as stopped:
         log.info("serving", extra={"dashboard": url})
         asyncio.run(rollup.run(stopped))

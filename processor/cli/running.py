@@ -56,10 +56,12 @@ def dashboard(
     health: Callable[[], tuple[bool, dict[str, Any]]] | None = None,
     cost: Callable[[Watch, Only], dict[str, Any]] | None = None,
     ledger: tuple[str, Secret | None] | None = None,
+    docs: str | None = None,
 ) -> Iterator[str | None]:
     """Serves the dashboard of what is watched, on a thread of its own, and gives its address. listen: None serves none.
     other: the address to use if that one is taken. health: None is that of what is watched. cost: the last hour's
-    revenue and costs. ledger: the address and token of a running one."""
+    revenue and costs. ledger: the address and token of a running one. docs: what
+    the page links to."""
     if listen is None:
         yield None
         return
@@ -94,6 +96,7 @@ def dashboard(
         registry=metrics.registry(totals),
         cost=None if cost is None else lambda model, chip: cost(watch, (model, chip)),
         ledger=None if ledger is None else Ledger(ledger[0], ledger[1].reveal() if ledger[1] else None),
+        docs=docs,
     )
     try:
         site = at(listen)

@@ -16,7 +16,6 @@ SPANS = {  # span, step in ms
     "48h": (172_800_000, 600_000),
 }  # fmt: skip
 RANGE_MAX_MS = 172_800_000  # yesterday and today are kept
-DOCS = "/api/openapi.json"  # replaced where the project has a site
 KINDS = ("total", "model", "chip", "category")
 
 
@@ -102,7 +101,7 @@ _SERIES = object_of(
 _SMALL_SCHEMAS = {
     "About": object_of(
         version={"type": "string"},
-        docs={"type": "string"},
+        docs={"type": ["string", "null"]},
         ledger={"type": ["string", "null"]},
         prices={"type": "boolean"},
     ),

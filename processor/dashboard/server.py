@@ -56,6 +56,7 @@ class Source:
     registry: CollectorRegistry
     cost: Callable[[str | None, str | None], dict[str, Any]] | None = None  # as view; None: there are no prices
     ledger: Ledger | None = None
+    docs: str | None = None  # where the documentation is published
 
 
 class Frame:
@@ -262,7 +263,7 @@ class Site:
         return answers.of(
             {
                 "version": importlib.metadata.version("tokenometer"),
-                "docs": openapi.DOCS,
+                "docs": self._source.docs,
                 "ledger": ledger.url if ledger else None,
                 "prices": self._source.cost is not None,
             }

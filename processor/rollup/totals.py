@@ -223,7 +223,8 @@ class Totals:
             "complete_up_to": _instant_or_none(min(watermarks, default=None)),
             "misfits": _misfits(live),
             "meters": [
-                _meter(place[1], shown[place], states[place], now_ms) for place in sorted(shown, key=lambda at: at[::-1])
+                _meter(place[1], meter, states[place], now_ms)
+                for place, meter in sorted(shown.items(), key=lambda item: item[0][::-1])
             ],
             "stale": not live,
         }  # fmt: skip

@@ -32,7 +32,10 @@ let historyAt = -Infinity;
 
 function connect() {
   stream = new EventSource("/api/stream");
-  stream.addEventListener("open", refresh);
+  stream.addEventListener("open", () => {
+    refreshCurve();
+    historyAt = -Infinity; // asked for with the next totals, which say what time it is
+  });
   stream.addEventListener("totals", ({ data }) => receive(parse(data)));
   stream.addEventListener("error", () => {
     if (stream.readyState !== EventSource.CLOSED) return; // it comes back by itself
@@ -89,22 +92,19 @@ async function refreshView() {
 
 async function change() {
   showChoice();
+  measure();
   if (!asked.model && !asked.chip) view = null;
   else await refreshView();
   curve.set([], []);
   if (totals && !drawing) drawPanel(0);
-  refresh();
+  refreshCurve();
+  refreshHistory();
 }
 
 // --- What is asked for, beside the stream ---
 
 async function get(path) {
   return parse(await (await fetch(path)).text());
-}
-
-function refresh() {
-  refreshCurve();
-  refreshHistory();
 }
 
 // By commits, ten minutes of it. Commits are not known by model: filtered, it is the last quarter of an hour of event time.
@@ -122,7 +122,8 @@ async function refreshHistory() {
   historyAt = performance.now();
   if (view) refreshCurve();
   if (money.shown()) money.refresh(get);
-  const now = totals ? Date.parse(totals.at) : Date.now();
+  if (!totals) return;
+  const now = Date.parse(totals.at);
   const before = address();
   const length = asked.from === null ? SPANS[asked.span] : asked.to - asked.from;
   const wanted = asked.yesterday && length <= DAY_MS;
@@ -251,6 +252,14 @@ range.querySelector("form").addEventListener("submit", (event) => {
 });
 range.addEventListener("input", () => range.querySelector("form").elements.to.setCustomValidity(""));
 
+const wide = matchMedia("(min-width: 1900px)");
+
+// A screen that shows all at once, or a page to scroll.
+function measure() {
+  const { hidden } = document.getElementById("user");
+  document.body.dataset.long = String(!hidden || (money.shown() && !wide.matches));
+}
+
 async function showLinks() {
   const about = await get("/api/about").catch(() => ({}));
   for (const link of document.querySelectorAll("[data-link]")) {
@@ -260,6 +269,7 @@ async function showLinks() {
   }
   document.getElementById("money").hidden = !about.prices;
   document.body.dataset.money = String(Boolean(about.prices));
+  measure();
   if (about.prices) money.refresh(get);
 }
 
@@ -285,6 +295,8 @@ prefersDark.addEventListener("change", redrawCharts);
 onChange(change);
 showChoice();
 refreshUser();
+measure();
+wide.addEventListener("change", measure);
 showLinks();
 connect();
 setInterval(tell, 500);
