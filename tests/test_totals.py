@@ -261,6 +261,35 @@ def test_histories_add_up(seed, by, step_ms):
             if by in ("model", "chip"):
                 known = wanted[f"by_{by}"].get(series["name"], named([0] * 6))
                 assert series["tokens"][place] == known["total_tokens"]
+    assert view.history(fleet.now_ms, HOUR_MS, step_ms, by, fleet.now_ms)["series"] == found["series"], "until now"
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds)
+def test_a_part_of_the_totals_is_that_of_its_cells(seed):
+    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    run(fleet, 40, (1000, 60_000), 10 * MINUTE_MS)
+    for partition, offset, value in fleet.log:
+        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+            view.apply(key, changed)
+    whole = view.rolling(fleet.now_ms)["windows"]
+    for kind in ("model", "chip"):
+        for row in whole["last_24h"][f"by_{kind}"]:
+            only = (row["model"], None) if kind == "model" else (None, row["chip"])
+            found = view.view(fleet.now_ms, only)
+            assert found["windows"]["last_24h"]["tokens"] == {
+                name: row[name] for name in found["windows"]["today"]["tokens"]
+            }
+            matrix = found["matrix"]
+            known = [each for each in whole["last_1h"][f"by_{kind}"] if each[kind] == row[kind]]
+            assert matrix[f"{kind}s"] == [row[kind]] * len(known)
+            assert sum(map(sum, matrix["total_tokens"])) == sum(each["total_tokens"] for each in known)
+            begin_ms, _, cells = view.cells_of_hour(only)
+            assert sum(counters[1] + counters[4] for _, _, counters in cells) == sum(map(sum, matrix["total_tokens"]))
+            found = view.history(fleet.now_ms, HOUR_MS, MINUTE_MS, "total", only=only)
+            assert sum(found["series"][0]["tokens"]) <= whole["last_1h"]["tokens"]["total_tokens"]
+    nobody = view.view(fleet.now_ms, ("nobody", None))
+    assert nobody["windows"]["last_24h"]["tokens"]["total_tokens"] == 0 and nobody["matrix"]["models"] == []
 
 
 def apply_all(view: Totals, keeper: Entries, meter: FakeMeter, now_ms: int, offset: int) -> None:

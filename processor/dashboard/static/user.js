@@ -41,9 +41,9 @@ function show(answer) {
   const until = answer.complete_up_to ? `, complete to ${moment(answer.complete_up_to)}` : "";
   told.textContent = `${exact(answer.total_tokens)} tokens in the last ${duration(Date.parse(answer.to) - Date.parse(answer.from))}, by the ledger${until}.`;
   const sums = new Map();
-  for (const { window_start: start, model, total_tokens: tokens } of answer.rows) {
+  for (const { begin, model, total_tokens: tokens } of answer.rows) {
     if (!sums.has(model)) sums.set(model, [0, 0, 0]);
-    const age = Date.parse(answer.to) - Date.parse(start);
+    const age = Date.parse(answer.to) - Date.parse(begin);
     [1, 6, 24].forEach((hours, k) => (sums.get(model)[k] += age <= hours * 3_600_000 ? Number(tokens) : 0));
   }
   const ranked = [...sums].sort(([, a], [, b]) => b[2] - a[2]);
