@@ -10,6 +10,7 @@ import { refresh as refreshUser } from "./user.js";
 import { PANELS, put } from "./view.js";
 
 const SILENCE_MS = 5000; // without an event the page must not look alive
+const ANSWER_MS = 10_000; // a question that hangs must not keep the page from drawing
 const NAMED_MAX = 3; // topics and meters that a banner names
 const RETRY_MS = 2000; // where the browser gives up, after an answer that is no stream
 const HISTORY_EVERY_MS = { "15m": 5000, "1h": 5000 }; // a step is a minute, a pixel or two
@@ -104,7 +105,7 @@ async function change() {
 // --- What is asked for, beside the stream ---
 
 async function get(path) {
-  return parse(await (await fetch(path)).text());
+  return parse(await (await fetch(path, { signal: AbortSignal.timeout(ANSWER_MS) })).text());
 }
 
 // By commits, ten minutes of it. Commits are not known by model: filtered, it is the last quarter of an hour of event time.
