@@ -4,6 +4,7 @@ One server and one browser serve the module, and every test opens the page anew.
 """
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -11,10 +12,12 @@ from axe_core_python.selenium import Axe
 from selenium import webdriver
 from selenium.webdriver import ActionChains, Keys
 
-from tests import browser, totals_data
+from tests import books, browser, totals_data
+from tests.test_ledger import take
+from tests.test_ledger_usage import serving
 from tests.test_page import Page, chrome, complaints, served  # noqa: F401 - a fixture
 from tests.totals_data import Feed, Shape, make
-from tokenometer.processor.dashboard import SiteThread, server
+from tokenometer.processor.dashboard import Ledger, SiteThread, server
 from tokenometer.processor.ledger import pricefile
 from tokenometer.processor.ledger.hour import HourMoney
 
@@ -157,6 +160,22 @@ def test_a_user_is_searched_and_the_answer_says_where_it_comes_from(page, feed, 
     open_at(page, site, "?user=nobody%3Cb%3E")
     page.until(lambda: "Not among the largest users" in page.ask(told), "an unknown user")
     assert page.ask("document.querySelector('#user h2').textContent") == "User nobody<b>"
+
+
+def test_any_user_is_found_in_a_ledger_that_is_named(page, tmp_path):
+    hour = int(time.time()) // 3600 * 3_600_000
+    rows = [
+        books.usage_row((hour - ago * 3_600_000, "small", model, "h100", "p"), [1, tokens, 0, 0, 0, 0])
+        for ago, model, tokens in ((0, "m1", 10), (3, "m1", 100), (20, "m2", 7_000))
+    ]
+    with books.opened(str(tmp_path / "ledger.duckdb")) as store:
+        take(store, rows)
+        with serving(store) as url, served(Feed(make(at_ms=AT_MS), ledger=Ledger(url))) as site:
+            open_at(page, site, "?user=small")
+            told = "document.querySelector('#user .told').textContent"
+            page.until(lambda: "7,110 tokens in the last 24 h, by the ledger" in page.ask(told), "no answer")
+            assert page.table("#user tbody tr") == [["m2", "0", "0", "7.00 k"], ["m1", "10", "110", "110"]]
+            assert page.ask("document.querySelector('[data-link=ledger]').href") == f"{url}/v1/openapi.json"
 
 
 def test_a_late_meter_fades_a_dead_one_is_named_and_one_that_was_told_to_stop_is_no_fault(page, feed):
