@@ -5,7 +5,7 @@ import pytest
 
 from tests import streams
 from tests.test_schemas import validator
-from tokenometer.processor.broker import Refused
+from tokenometer.processor.broker import BrokerError, Refused
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.rollup import worker
 from tokenometer.processor.rollup.progress import PATIENCE_MS, Progress
@@ -55,6 +55,24 @@ def test_the_name_of_a_meters_group_is_refused_at_start(running):
         worker.Rollup(broker, settings)
     if running:
         meter.close()
+
+
+def test_a_coordinator_that_begins_its_work_is_waited_for(monkeypatch):
+    broker = MemoryBroker()
+    streams.make_topics(broker)
+    settings = worker.RollupSettings("app", "", {})
+    worker.create_topics(broker, settings, 1)
+    answers = iter([BrokerError("NOT_COORDINATOR"), BrokerError("NOT_COORDINATOR"), []])
+
+    def members(group):
+        answer = next(answers)
+        if isinstance(answer, BrokerError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(broker, "members", members)
+    worker.Rollup(broker, settings)
+    assert next(answers, None) is None
 
 
 def test_a_meter_that_is_told_to_stop_says_so_with_its_last_summary_and_with_no_other():

@@ -34,8 +34,7 @@ class Ledger:
         }  # fmt: skip
         found = await self._get("/v1/usage", given)
         rows = [
-            {"begin": row["begin"], "model": row["model"], "total_tokens": row["total_tokens"]}
-            for row in found["rows"]
+            {"begin": row["begin"], "model": row["model"], "total_tokens": row["total_tokens"]} for row in found["rows"]
         ]
         total = sum(row["total_tokens"] for row in rows)
         return {

@@ -25,7 +25,7 @@ from typing import Any, cast
 
 import faust
 
-from tokenometer.processor.broker import Broker, BrokerError, Offset, Refused, TopicMissing
+from tokenometer.processor.broker import Broker, BrokerError, GroupMember, Offset, Refused, TopicMissing
 from tokenometer.processor.rollup.delivery import RollupConsumer, Transport
 from tokenometer.processor.rollup.entries import ENTRY_BYTES_MAX, Entries, Key, longer
 from tokenometer.processor.rollup.progress import Progress
@@ -44,6 +44,7 @@ CHANGELOG_SETTINGS = {
 }
 TOTALS_SETTINGS = {"cleanup.policy": "delete", "retention.ms": "604800000"}
 _START_SECONDS, _STOP_SECONDS = 120.0, 20.0
+_COORDINATOR_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
 _JUDGE_SECONDS = 1.0
 _JUDGE_SILENT_MS = 9_000
@@ -266,7 +267,7 @@ def _check_app(broker: Broker, settings: RollupSettings) -> None:
     """A group has one kind of members. Raises Refused where the app's name is that of another group, such as the
     meters': a rollup that joined it would take their partitions away."""
     own = {settings.live_topic, settings.changelog}
-    others = {place.topic for member in broker.members(settings.app) for place in member.places} - own
+    others = {place.topic for member in _members(broker, settings.app) for place in member.places} - own
     known = broker.topics(sorted(_inputs(broker, settings) - own))
     inputs = [topic for topic, state in known.items() if state is not None]
     held = broker.committed(settings.app, inputs) if inputs else {}
@@ -276,6 +277,20 @@ def _check_app(broker: Broker, settings: RollupSettings) -> None:
             f"--app {settings.app} is the name of another group, which reads {', '.join(sorted(others))}: a meter's "
             "--group must not be a rollup's --app; choose another name"
         )
+
+
+def _members(broker: Broker, group: str) -> list[GroupMember]:
+    """A coordinator that begins its work, as after the first start of a cluster, does not answer for some seconds."""
+    deadline = time.monotonic() + _COORDINATOR_SECONDS
+    while True:
+        try:
+            return broker.members(group)
+        except Refused:
+            raise
+        except BrokerError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_LOOK_SECONDS)
 
 
 def _inputs(broker: Broker, settings: RollupSettings) -> set[str]:
