@@ -77,7 +77,8 @@ class FakeMeter:
         changed = sorted(self.changed)
         frame = {
             "schema": 1, "meter": self.name, "part": self.part, "sequence": self.sequence,
-            "committed_at": rfc3339(now_ms), "window_ms": self.window_ms, "device": "host",
+            "committed_at": rfc3339(now_ms), "window_ms": self.window_ms, "interval_ms": 1000,
+            "device": "host",
             "records": {"read": self.records.total() - self.records["conflicts"]} | dict(self.records),
             "rejects": dict(self.rejects),
             "partitions": [{

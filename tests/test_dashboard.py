@@ -18,7 +18,16 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests import totals_data
 from tests.totals_data import Feed, Shape, make, nothing
-from tokenometer.processor.dashboard import DashboardError, ServeAddress, SiteThread, assets, metrics, openapi, server
+from tokenometer.processor.dashboard import (
+    DashboardError,
+    Ledger,
+    ServeAddress,
+    SiteThread,
+    assets,
+    metrics,
+    openapi,
+    server,
+)
 from tokenometer.processor.http import access
 from tokenometer.processor.rollup.summaries import FATES
 
@@ -104,6 +113,58 @@ def test_a_wrong_parameter_is_named(site, query):
     assert answer.status == 400 and answer.headers["Content-Type"] == "application/json"
     message = answer.json()["error"]
     assert message.startswith(query[:2]) and "expected one of" in message and "<script>" not in message
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("/api/totals?modle=x", "modle: no such parameter; there are none"),
+        ("/api/history?spam=1h", "spam: no such parameter; expected span, from, to, by, model, chip"),
+        ("/api/history?by=chip&by=model", "by: it comes twice"),
+        ("/api/history?from=2026-11-23T10:00Z", "expected both, and no span"),
+        ("/api/history?from=2026-11-23T10:00Z&to=2026-11-23T10:00Z", "to after from"),
+        ("/api/history?from=2026-11-20T10:00Z&to=2026-11-22T10:00:01Z", "at most 48 hours"),
+        ("/api/history?from=yesterday&to=2026-11-23T10:00Z", "from: expected a time"),
+        ("/api/view?meter=m", "meter: no such parameter"),
+        ("/api/view?model=", "model: expected a name"),
+        (f"/api/user?user={'x' * 257}", "user: expected a name"),
+        ("/api/user", "user: expected a name"),
+        ("/api/cost?by=model", "by: no such parameter"),
+        ("/api/rate?span=1h", "span: no such parameter"),
+        ("/api/stream?x=", "x: no such parameter"),
+    ],
+)
+def test_what_is_not_known_is_refused_and_not_ignored(site, path, words):
+    answer = get(site, path)
+    assert answer.status == 400 and answer.headers["Content-Type"] == "application/json"
+    assert words in answer.json()["error"]
+
+
+def test_a_range_is_widened_to_whole_steps_of_which_a_chart_has_few(site, feed):
+    assert get(site, "/api/history?from=2026-11-23T10:00:30Z&to=2026-11-23T10:44:31%2B00:00").status == 200
+    assert get(site, "/api/history?from=2026-11-21T17:00Z&to=2026-11-23T17:00Z&model=m&chip=c").status == 200
+    short, long = feed.asked
+    assert (short.span_ms, short.step_ms, short.until_ms % 60_000) == (45 * 60_000, 60_000, 0)
+    assert (long.span_ms // long.step_ms, long.model, long.chip) == (288, "m", "c")
+
+
+def test_without_prices_there_is_no_money_and_a_user_is_looked_up_in_the_lists(site, feed):
+    assert get(site, "/api/cost").status == 404
+    user = feed.totals["top_users"][0]
+    expected = {"user": user["user"], "source": "top_users", "total_tokens": user["total_tokens"]}
+    assert get(site, f"/api/user?user={user['user']}").json() == expected
+    assert get(site, "/api/user?user=nobody").json()["total_tokens"] is None
+    assert get(site, "/api/about").json()["ledger"] is None
+
+
+def test_a_ledger_that_does_not_answer_is_said_and_no_token_is_told(feed):
+    with contextlib.closing(socket.create_server(("127.0.0.1", 0))) as taken:
+        port = taken.getsockname()[1]
+    feed.ledger = Ledger(f"http://127.0.0.1:{port}", "a-secret-of-the-ledger")
+    with contextlib.closing(SiteThread(feed.source(), ServeAddress(port=0))) as site:
+        answer = get(site, "/api/user?user=u")
+    assert (answer.status, answer.json()) == (502, {"error": "the ledger does not answer"})
+    assert "a-secret" not in repr(feed.ledger)
 
 
 def test_rate_health_and_description(site, feed):
@@ -472,7 +533,7 @@ def test_metrics_are_the_totals(site, feed):
         "rejected_records_total": totals["rejects"],
         "lag_messages": {None: totals["lag_messages"]},
         "freshness_seconds": {None: totals["freshness_ms"] / 1000},
-        "meters": {"live": 2, "stale": 1},
+        "meters": {"live": 2, "late": 0, "stale": 1, "stopped": 0},
         "stale": {None: 0},
     }  # fmt: skip
     assert by(text, "tokenometer_rollup_complete_up_to_timestamp_seconds") == {None: (totals_data.AT_MS - 2300) / 1000}

@@ -261,6 +261,35 @@ def test_histories_add_up(seed, by, step_ms):
             if by in ("model", "chip"):
                 known = wanted[f"by_{by}"].get(series["name"], named([0] * 6))
                 assert series["tokens"][place] == known["total_tokens"]
+    assert view.history(fleet.now_ms, HOUR_MS, step_ms, by, fleet.now_ms)["series"] == found["series"], "until now"
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds)
+def test_a_part_of_the_totals_is_that_of_its_cells(seed):
+    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    run(fleet, 40, (1000, 60_000), 10 * MINUTE_MS)
+    for partition, offset, value in fleet.log:
+        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+            view.apply(key, changed)
+    whole = view.rolling(fleet.now_ms)["windows"]
+    for kind in ("model", "chip"):
+        for row in whole["last_24h"][f"by_{kind}"]:
+            only = (row["model"], None) if kind == "model" else (None, row["chip"])
+            found = view.view(fleet.now_ms, only)
+            assert found["windows"]["last_24h"]["tokens"] == {
+                name: row[name] for name in found["windows"]["today"]["tokens"]
+            }
+            matrix = found["matrix"]
+            known = [each for each in whole["last_1h"][f"by_{kind}"] if each[kind] == row[kind]]
+            assert matrix[f"{kind}s"] == [row[kind]] * len(known)
+            assert sum(map(sum, matrix["total_tokens"])) == sum(each["total_tokens"] for each in known)
+            begin_ms, _, cells = view.cells_of_hour(only)
+            assert sum(counters[1] + counters[4] for _, _, counters in cells) == sum(map(sum, matrix["total_tokens"]))
+            found = view.history(fleet.now_ms, HOUR_MS, MINUTE_MS, "total", only=only)
+            assert sum(found["series"][0]["tokens"]) <= whole["last_1h"]["tokens"]["total_tokens"]
+    nobody = view.view(fleet.now_ms, ("nobody", None))
+    assert nobody["windows"]["last_24h"]["tokens"]["total_tokens"] == 0 and nobody["matrix"]["models"] == []
 
 
 def apply_all(view: Totals, keeper: Entries, meter: FakeMeter, now_ms: int, offset: int) -> None:
@@ -349,14 +378,56 @@ def test_a_meter_that_is_silent_is_stale_and_then_gone():
     meter.count((START_MS, "m", "c"), [1, 1, 0, 0, 0, 0], "u")
     meter.reject("invalid_json")
     apply_all(view, keeper, meter, START_MS, 0)
-    answer = view.rolling(START_MS + 29_000)
-    assert (answer["stale"], answer["meters"][0]["state"], answer["meters"][0]["age_ms"]) == (False, "live", 29_000)
+    for age_ms, state in ((1999, "live"), (2000, "late"), (11_999, "late")):
+        answer = view.rolling(START_MS + age_ms)
+        assert (answer["stale"], answer["meters"][0]["state"], answer["meters"][0]["age_ms"]) == (False, state, age_ms)
     assert answer["freshness_ms"] == 40 and answer["lag_messages"] == 3
     assert answer["rejects"] == {"invalid_json": 1} and answer["records"]["rejected"] == 1
-    answer = view.rolling(START_MS + 31_000)
+    answer = view.rolling(START_MS + 12_000)
     assert answer["stale"] and answer["meters"][0]["state"] == "stale" and answer["freshness_ms"] is None
     answer = view.rolling(START_MS + DAY_MS)
     assert answer["meters"] == [] and answer["records"]["read"] == 2, "what it counted stays"
+
+
+def test_a_meter_that_said_goodbye_is_stopped_at_once_and_lives_again_with_its_next_word():
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    for second, more, state in ((0, {}, "live"), (1, {"leaving": True}, "stopped"), (60, {}, "live")):
+        now_ms = START_MS + 1000 * second
+        (value,) = meter.summary(now_ms)
+        told = json.loads(value) | {"interval_ms": 1000} | more
+        validator("live").validate(told)
+        for entry in keeper.learn(0, second, read_summary(orjson.dumps(told)), now_ms).items():
+            view.apply(*entry)
+        answer = view.rolling(now_ms)
+        assert (answer["meters"][0]["state"], answer["stale"]) == (state, state == "stopped")
+
+
+@pytest.mark.parametrize(
+    ("interval_ms", "late_ms", "stale_ms"), [(0, 2000, 12_000), (5000, 10_000, 15_000), (None, 20_000, 30_000)]
+)
+def test_a_meter_that_commits_seldom_is_late_after_two_of_its_own_intervals(interval_ms, late_ms, stale_ms):
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    (value,) = meter.summary(START_MS)
+    told = json.loads(value) | {"interval_ms": interval_ms}
+    if interval_ms is None:
+        del told["interval_ms"]  # an older meter
+    for entry in keeper.learn(0, 0, read_summary(orjson.dumps(told)), START_MS).items():
+        view.apply(*entry)
+    for age_ms, state in ((late_ms - 1, "live"), (late_ms, "late"), (stale_ms - 1, "late"), (stale_ms, "stale")):
+        assert view.rolling(START_MS + age_ms)["meters"][0]["state"] == state
+
+
+def test_a_meter_whose_clock_is_slow_is_not_late_for_that():
+    view, keeper, meter = Totals(), Entries(), FakeMeter("meter-0", 0)
+    view.rolling(START_MS)
+    for second in range(5):
+        now_ms = START_MS + 1000 * second
+        (value,) = meter.summary(now_ms - 60_000)
+        told = json.loads(value) | {"interval_ms": 1000}
+        for entry in keeper.learn(0, second, read_summary(orjson.dumps(told)), now_ms).items():
+            view.apply(*entry)
+        assert view.rolling(now_ms)["meters"][0]["state"] == "live"
+    assert view.rolling(now_ms + 2000)["meters"][0]["state"] == "late"
 
 
 def test_a_topic_that_does_not_fit_is_told_as_long_as_a_live_meter_says_so():

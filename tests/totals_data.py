@@ -10,7 +10,8 @@ from typing import Any
 
 import orjson
 
-from tokenometer.processor.dashboard import Source, metrics
+from tokenometer.processor.dashboard import Ledger, Question, Source, metrics
+from tokenometer.processor.ledger.hour import HourMoney
 from tokenometer.schemas.usage import COUNTERS
 
 AT_MS = 1_795_453_513_204
@@ -214,10 +215,25 @@ def _sum_rejects(meters: list[dict[str, Any]]) -> dict[str, int]:
     return {reason: sum(meter["rejects"].get(reason, 0) for meter in meters) for reason in sorted(reasons)}
 
 
-def history(totals: dict[str, Any], span_ms: int, step_ms: int, by: str, seed: int = 1) -> dict[str, Any]:
+def _share(hour: dict[str, Any], kind: str, name: str | None) -> float:
+    if name is None:
+        return 1.0
+    rows = hour[f"by_{kind}"]
+    whole = sum(row["total_tokens"] for row in rows)
+    return sum(row["total_tokens"] for row in rows if row[kind] == name) / whole if whole else 0.0
+
+
+def _bare_of(window: dict[str, Any], total: int) -> dict[str, Any]:
+    return window | {"tokens": counters(total), "active_users": None, "tokens_per_active_user": None}
+
+
+def history(
+    totals: dict[str, Any], span_ms: int, step_ms: int, by: str, seed: int = 1, until_ms: int | None = None
+) -> dict[str, Any]:
     """A day with its usual tide."""
     rng = random.Random(seed)
-    at_ms = round(datetime.fromisoformat(totals["at"]).timestamp() * 1000)
+    now_ms = round(datetime.fromisoformat(totals["at"]).timestamp() * 1000)
+    at_ms = now_ms if until_ms is None else min(now_ms, until_ms)
     begin_ms = (at_ms - span_ms) // step_ms * step_ms
     times = list(range(begin_ms, at_ms, step_ms))
     series = []
@@ -251,9 +267,22 @@ class Feed:
     healthy: bool = True
     taken: int = 0
     histories: list[tuple[int, int, str]] = field(default_factory=list)
+    asked: list[Question] = field(default_factory=list)
+    money: HourMoney | None = None
+    ledger: Ledger | None = None
 
     def source(self) -> Source:
-        return Source(self._take, self._history, self._rate, self._health, metrics.registry(self._bytes))
+        return Source(
+            totals=self._take,
+            history=self._history,
+            view=self._view,
+            top_user=self._top_user,
+            rate=self._rate,
+            healthy=self._health,
+            registry=metrics.registry(self._bytes),
+            cost=None if self.money is None else self._cost,
+            ledger=self.ledger,
+        )
 
     def _bytes(self) -> bytes | None:
         return None if self.totals is None else orjson.dumps(self.totals)
@@ -262,9 +291,49 @@ class Feed:
         self.taken += 1
         return self._bytes()
 
-    def _history(self, span_ms: int, step_ms: int, by: str) -> dict[str, Any]:
-        self.histories.append((span_ms, step_ms, by))
-        return history(self.totals or nothing(), span_ms, step_ms, by)
+    def _history(self, asked: Question) -> dict[str, Any]:
+        self.histories.append((asked.span_ms, asked.step_ms, asked.by))
+        self.asked.append(asked)
+        found = history(self.totals or nothing(), asked.span_ms, asked.step_ms, asked.by, until_ms=asked.until_ms)
+        only = {"model": asked.model, "chip": asked.chip}.get(asked.by)
+        if only is not None:
+            found["series"] = [each for each in found["series"] if each["name"] == only]
+        return found
+
+    def _view(self, model: str | None, chip: str | None) -> dict[str, Any]:
+        """As if every model were used alike on every chip."""
+        totals = self.totals or nothing()
+        hour, rate = totals["windows"]["last_1h"], dict(totals["rate"])
+        part = _share(hour, "model", model) * _share(hour, "chip", chip)
+        for name in ("tokens_per_second", "requests_per_second", "tokens_per_day", "share_of_target"):
+            rate[name] = (rate[name] or 0) * part
+        windows = {
+            name: _bare_of(window, round(window["tokens"]["total_tokens"] * part))
+            for name, window in totals["windows"].items()
+            if name != "since_start"
+        }
+        matrix = totals["matrix"]
+        rows = [k for k, name in enumerate(matrix["models"]) if model in (None, name)]
+        columns = [k for k, name in enumerate(matrix["chips"]) if chip in (None, name)]
+        tokens = [[matrix["total_tokens"][row][column] for column in columns] for row in rows]
+        kept = {"models": [matrix["models"][k] for k in rows], "chips": [matrix["chips"][k] for k in columns]}
+        return {"rate": rate, "windows": windows, "matrix": {**kept, "total_tokens": tokens}}
+
+    def _top_user(self, user: str) -> int | None:
+        users = (self.totals or nothing())["top_users"]
+        return next((row["total_tokens"] for row in users if row["user"] == user), None)
+
+    def _cost(self, model: str | None, chip: str | None) -> dict[str, Any]:
+        assert self.money is not None
+        totals = self.totals or nothing()
+        matrix = totals["matrix"]
+        cells = [
+            (row, column, tuple(counters(tokens)[name] for name in COUNTERS))
+            for row, line in zip(matrix["models"], matrix["total_tokens"], strict=True)
+            for column, tokens in zip(matrix["chips"], line, strict=True)
+            if model in (None, row) and chip in (None, column)
+        ]
+        return {"from_ms": AT_MS - 3_600_000, "to_ms": AT_MS, **self.money.of(AT_MS - 3_600_000, cells)}
 
     def _rate(self) -> dict[str, Any]:
         if self.totals is None:

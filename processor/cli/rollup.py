@@ -2,14 +2,18 @@
 
 import asyncio
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 from typer import Option
 
 from tokenometer.processor.cli import running, topics
+from tokenometer.processor.cli.asking import PriceFile
 from tokenometer.processor.cli.common import needs
-from tokenometer.processor.cli.options import Address, Config, KafkaSettings, LogSettings, TokenFile, address
+from tokenometer.processor.cli.options import Address, Config, KafkaSettings, LogSettings, TokenFile, address, http_url
+from tokenometer.processor.rollup.tables import Only
+from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal
 from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
 
@@ -54,6 +58,23 @@ class RollupCommand(KafkaSettings, LogSettings):
         ),
     ] = None  # fmt: skip
     token_file: TokenFile = None
+    prices: PriceFile = None
+    chip_costs: Annotated[
+        str | None,
+        Option(metavar="FILE", help="A list of chip costs, where they have a file of their own; see docs/BILLING.md."),
+    ] = None  # fmt: skip
+    ledger: Annotated[
+        str | None,
+        Option(
+            parser=http_url, metavar="http://HOST:PORT",
+            help="A running ledger, which the dashboard asks of any user. Without it a search finds the largest users.",
+        ),
+    ] = None  # fmt: skip
+    ledger_token_file: TokenFile = None
+    docs_url: Annotated[
+        str | None,
+        Option(parser=http_url, metavar="URL", help="Where these documents are published; the dashboard links to it."),
+    ] = None  # fmt: skip
 
 
 def rollup_command(command: RollupCommand) -> None:
@@ -82,10 +103,32 @@ def rollup_command(command: RollupCommand) -> None:
     )
     if command.create_topics:
         worker.create_topics(broker, settings, command.replication)
+    cost = _cost(command)
     rollup = worker.Rollup(broker, settings)
     token = command.token_file or command.token
-    with running.dashboard(rollup.watch, command.listen, token) as url, running.stop_signals() as stopped:
+    ledger = None if command.ledger is None else (command.ledger, command.ledger_token_file)
+    site = running.dashboard(
+        rollup.watch, command.listen, token, health=rollup.health, cost=cost, ledger=ledger, docs=command.docs_url
+    )
+    with site as url, running.stop_signals() as stopped:
         log.info("serving", extra={"dashboard": url})
         asyncio.run(rollup.run(stopped))
     broker.close()
     log.info("stopped")
+
+
+def _cost(command: RollupCommand) -> Callable[[Watch, Only], dict[str, Any]] | None:
+    """What the dashboard shows of money; None without a list."""
+    if command.prices is None and command.chip_costs is None:
+        return None
+    from tokenometer.processor.ledger import pricefile
+    from tokenometer.processor.ledger.hour import HourMoney
+
+    prices = pricefile.load(command.prices) if command.prices else None
+    money = HourMoney(prices, pricefile.load(command.chip_costs) if command.chip_costs else prices)
+
+    def cost(watch: Watch, only: Only) -> dict[str, Any]:
+        begin_ms, end_ms, cells = watch.cells_of_hour(only)
+        return {"from_ms": begin_ms, "to_ms": end_ms, **money.of(begin_ms, cells)}
+
+    return cost

@@ -15,6 +15,7 @@ from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.ending import ends_in_time
 from tokenometer.processor.cli.options import Address, KafkaSettings, LogFormat, LogLevel, LogSettings
+from tokenometer.processor.rollup.tables import Only
 from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal, scrub
 from tokenometer.schemas.errors import TokenometerError
@@ -48,15 +49,32 @@ def open_broker(bootstrap: str, client: Mapping[str, str]) -> Broker:
 
 @contextlib.contextmanager
 def dashboard(
-    watch: Watch, listen: Address | None, token: Secret | None = None, other: Address | None = None
+    watch: Watch,
+    listen: Address | None,
+    token: Secret | None = None,
+    other: Address | None = None,
+    health: Callable[[], tuple[bool, dict[str, Any]]] | None = None,
+    cost: Callable[[Watch, Only], dict[str, Any]] | None = None,
+    ledger: tuple[str, Secret | None] | None = None,
+    docs: str | None = None,
 ) -> Iterator[str | None]:
     """Serves the dashboard of what is watched, on a thread of its own, and gives its address. listen: None serves none.
-    other: the address to use if that one is taken."""
+    other: the address to use if that one is taken. health: None is that of what is watched. cost: the last hour's
+    revenue and costs. ledger: the address and token of a running one. docs: what
+    the page links to."""
     if listen is None:
         yield None
         return
     with needs("dashboard", ", or serve none with --listen ''"):
-        from tokenometer.processor.dashboard import DashboardError, ServeAddress, SiteThread, Source, metrics
+        from tokenometer.processor.dashboard import (
+            DashboardError,
+            Ledger,
+            Question,
+            ServeAddress,
+            SiteThread,
+            Source,
+            metrics,
+        )
 
     def totals() -> bytes | None:
         return watch.latest
@@ -64,7 +82,22 @@ def dashboard(
     def at(address: Address) -> SiteThread:
         return SiteThread(source, ServeAddress(address.host, address.port, token.reveal() if token else None))
 
-    source = Source(totals, watch.history, watch.rate, watch.health, metrics.registry(totals))
+    def history(asked: Question) -> dict[str, Any]:
+        only = asked.model, asked.chip
+        return watch.history(asked.span_ms, asked.step_ms, asked.by, asked.until_ms, only)
+
+    source = Source(
+        totals=totals,
+        history=history,
+        view=lambda model, chip: watch.view((model, chip)),
+        top_user=watch.top_user,
+        rate=watch.rate,
+        healthy=health or watch.health,
+        registry=metrics.registry(totals),
+        cost=None if cost is None else lambda model, chip: cost(watch, (model, chip)),
+        ledger=None if ledger is None else Ledger(ledger[0], ledger[1].reveal() if ledger[1] else None),
+        docs=docs,
+    )
     try:
         site = at(listen)
     except DashboardError as error:

@@ -73,7 +73,7 @@ def families(totals: dict[str, Any]) -> Iterator[Metric]:
     yield _gauge("freshness_seconds", "Age of the newest committed message of the worst partition at its commit.",
                  _seconds(totals["freshness_ms"]))  # fmt: skip
     states = GaugeMetricFamily("tokenometer_rollup_meters", "Meters, by whether commits come.", labels=["state"])
-    for state in ("live", "stale"):
+    for state in ("live", "late", "stale", "stopped"):
         states.add_metric([state], sum(meter["state"] == state for meter in meters))
     yield states
     yield _gauge("complete_up_to_timestamp_seconds", "Least watermark over the partitions.",

@@ -11,7 +11,11 @@ import tokenometer.schemas
 from tokenometer.processor.http import openapi
 from tokenometer.processor.http.openapi import array_of, choice, json_of, object_of, operation, parameter, ref
 
-SPANS = {"1h": (3_600_000, 60_000), "6h": (21_600_000, 300_000), "24h": (86_400_000, 300_000)}  # span, step in ms
+SPANS = {  # span, step in ms
+    "1h": (3_600_000, 60_000), "15m": (900_000, 60_000), "6h": (21_600_000, 300_000), "24h": (86_400_000, 300_000),
+    "48h": (172_800_000, 600_000),
+}  # fmt: skip
+RANGE_MAX_MS = 172_800_000  # yesterday and today are kept
 KINDS = ("total", "model", "chip", "category")
 
 
@@ -34,14 +38,35 @@ def _totals() -> dict[str, Any]:
 def _paths() -> dict[str, Any]:
     history = [
         parameter("span", choice(*SPANS), "How far back, in event time."),
+        parameter("from", _INSTANT, "In place of span, with to: at most 48 hours."),
+        parameter("to", _INSTANT, "The first moment that is not meant."),
         parameter("by", choice(*KINDS), "What makes a series."),
+        *_only(),
     ]
+    wrong = {"400": "A wrong or unknown parameter."}
     health = json_of(ref("Health"))
     operations = {
         "/api/totals": operation("The newest totals.", json_of(ref("Totals")), {"503": "No totals yet."}),
-        "/api/history": operation(
-            "Tokens per step of event time.", json_of(ref("History")), {"400": "A wrong parameter."}, history
+        "/api/history": operation("Tokens per step of event time.", json_of(ref("History")), wrong, history),
+        "/api/view": operation(
+            "What the totals say of one model, one chip or both; by event time.",
+            json_of({"type": "object"}),
+            {**wrong, "503": "No totals yet."},
+            _only(),
         ),
+        "/api/user": operation(
+            "A user's usage of the last day: out of the ledger, or of the lists of largest users.",
+            json_of(ref("User")),
+            {**wrong, "502": "The ledger does not answer."},
+            [parameter("user", _NAME, "The user.", True)],
+        ),
+        "/api/cost": operation(
+            "Revenue and chip costs of the last hour by model and chip, at list prices.",
+            json_of({"type": "object"}),
+            {**wrong, "404": "There is no price list and no list of costs."},
+            _only(),
+        ),
+        "/api/about": operation("What else there is: links, and whether there are prices.", json_of(ref("About"))),
         "/api/rate": operation("Tokens committed per second: ten minutes, by the second.", json_of(ref("Rate"))),
         "/api/stream": operation(
             "Server-sent events: `totals`, once a second; its data is what /api/totals answers.",
@@ -60,6 +85,13 @@ def _paths() -> dict[str, Any]:
     return {path: {"get": each} for path, each in operations.items()}
 
 
+_NAME = {"type": "string", "minLength": 1, "maxLength": 256}
+
+
+def _only() -> list[dict[str, Any]]:
+    return [parameter(name, _NAME, f"Only of this {name}.") for name in ("model", "chip")]
+
+
 _INSTANT = {"type": "string", "format": "date-time"}
 _TIMES = array_of({"type": "integer", "description": "Milliseconds since the epoch."})
 _SERIES = object_of(
@@ -67,6 +99,19 @@ _SERIES = object_of(
     tokens=array_of({"type": "integer"}),
 )
 _SMALL_SCHEMAS = {
+    "About": object_of(
+        version={"type": "string"},
+        docs={"type": ["string", "null"]},
+        ledger={"type": ["string", "null"]},
+        prices={"type": "boolean"},
+    ),
+    "User": object_of(
+        ("rows",),
+        user=_NAME,
+        source=choice("ledger", "top_users"),
+        total_tokens={"type": ["integer", "null"]},
+        rows=array_of({"type": "object"}),
+    ),
     "Health": object_of(status={"type": "string"}),
     "Rate": object_of(times=_TIMES, tokens_per_second=array_of({"type": "number"})),
     "History": object_of(

@@ -11,6 +11,7 @@ read at all is dropped.
 
 import asyncio
 import contextlib
+import importlib.metadata
 import logging
 import time
 import zlib
@@ -23,7 +24,9 @@ import orjson
 from aiohttp import web
 from prometheus_client import CollectorRegistry
 
-from tokenometer.processor.dashboard import assets, openapi
+from tokenometer.processor.dashboard import assets, openapi, questions
+from tokenometer.processor.dashboard.ledgers import Ledger
+from tokenometer.processor.dashboard.questions import Question
 from tokenometer.processor.http import access, answers
 from tokenometer.processor.http.access import ServeAddress, ServeError
 from tokenometer.processor.http.answers import RefusedRequest
@@ -36,6 +39,7 @@ HEARTBEAT_SECONDS = 10.0  # of a stream without news; proxies close silent conne
 SEND_SECONDS = 30.0  # for one event; a client that takes longer does not read
 STREAMS_MAX = 1000  # each may hold an event in the socket's buffer
 HISTORY_SECONDS = 1.0  # an answer serves all who ask within
+_KEPT_MAX = 200  # answers
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # RFC 1952: deflate, no name, no time
 
 
@@ -44,10 +48,15 @@ class Source:
     """Where the server's data comes from. All are called on the server's loop, and must not wait."""
 
     totals: Callable[[], bytes | None]  # the newest, as JSON on one line; None before the first
-    history: Callable[[int, int, str], dict[str, Any]]  # span_ms, step_ms, by
+    history: Callable[[Question], dict[str, Any]]
+    view: Callable[[str | None, str | None], dict[str, Any]]  # model, chip; None: any
+    top_user: Callable[[str], int | None]  # tokens of the last hour in the lists of largest users
     rate: Callable[[], dict[str, Any]]
     healthy: Callable[[], tuple[bool, dict[str, Any]]]
     registry: CollectorRegistry
+    cost: Callable[[str | None, str | None], dict[str, Any]] | None = None  # as view; None: there are no prices
+    ledger: Ledger | None = None
+    docs: str | None = None  # where the documentation is published
 
 
 class Frame:
@@ -80,7 +89,7 @@ class Site:
         self._source, self._settings = source, settings
         self._assets = assets.load()
         self._description = orjson.dumps(openapi.describe())
-        self._histories: dict[tuple[str, str], tuple[float, bytes]] = {}
+        self._kept: dict[Any, tuple[float, bytes]] = {}  # answers of the last second
         self._frame: Frame | None = None
         self._news = asyncio.Condition()
         self._ending = False
@@ -103,6 +112,10 @@ class Site:
                 "/static/{name}": self._static,
                 "/api/totals": self._totals,
                 "/api/history": self._history,
+                "/api/view": self._view,
+                "/api/user": self._user,
+                "/api/cost": self._cost,
+                "/api/about": self._about,
                 "/api/rate": self._rate,
                 "/api/stream": self._stream,
                 "/api/openapi.json": self._openapi,
@@ -200,24 +213,68 @@ class Site:
         return web.Response(body=await asset.packed(), headers={**headers, "Content-Encoding": "gzip"})
 
     async def _totals(self, request: web.Request) -> web.StreamResponse:
+        questions.only(request)
         if self._frame is None:
             raise RefusedRequest(503, "no totals yet", Retry_After="1")
         return answers.answer(self._frame.totals)
 
     async def _history(self, request: web.Request) -> web.StreamResponse:
-        span = _choice(request, "span", tuple(openapi.SPANS))
-        by = _choice(request, "by", openapi.KINDS)
-        taken, answer = self._histories.get((span, by), (-HISTORY_SECONDS, b""))
+        question = questions.history(request)
+        return self._once_a_second(question, lambda: self._source.history(question))
+
+    async def _view(self, request: web.Request) -> web.StreamResponse:
+        if self._frame is None:
+            raise RefusedRequest(503, "no totals yet", Retry_After="1")
+        return self._of_cells(request, "view", self._source.view)
+
+    async def _cost(self, request: web.Request) -> web.StreamResponse:
+        if self._source.cost is None:
+            questions.only(request, "model", "chip")
+            raise RefusedRequest(404, "no prices: start the rollup with --prices FILE or --chip-costs FILE")
+        return self._of_cells(request, "cost", self._source.cost)
+
+    def _of_cells(self, request: web.Request, kind: str, ask: Callable[..., dict[str, Any]]) -> web.StreamResponse:
+        given = questions.only(request, "model", "chip")
+        model, chip = questions.name(given, "model"), questions.name(given, "chip")
+        return self._once_a_second((kind, model, chip), lambda: ask(model, chip))
+
+    def _once_a_second(self, key: Any, ask: Callable[[], dict[str, Any]]) -> web.StreamResponse:
         now = time.monotonic()
+        taken, answer = self._kept.get(key, (-HISTORY_SECONDS, b""))
         if now - taken >= HISTORY_SECONDS:
-            answer = orjson.dumps(self._source.history(*openapi.SPANS[span], by))
-            self._histories[span, by] = now, answer
+            if len(self._kept) >= _KEPT_MAX:
+                self._kept.clear()
+            answer = orjson.dumps(ask())
+            self._kept[key] = now, answer
         return answers.answer(answer)
 
+    async def _user(self, request: web.Request) -> web.StreamResponse:
+        user = questions.name(questions.only(request, "user"), "user")
+        if user is None:
+            raise RefusedRequest(400, "user: expected a name")
+        if self._source.ledger is not None:
+            return answers.answer(orjson.dumps(await self._source.ledger.user(user)))
+        tokens = self._source.top_user(user)
+        return answers.answer(orjson.dumps({"user": user, "source": "top_users", "total_tokens": tokens}))
+
+    async def _about(self, request: web.Request) -> web.StreamResponse:
+        questions.only(request)
+        ledger = self._source.ledger
+        return answers.of(
+            {
+                "version": importlib.metadata.version("tokenometer"),
+                "docs": self._source.docs,
+                "ledger": ledger.url if ledger else None,
+                "prices": self._source.cost is not None,
+            }
+        )
+
     async def _rate(self, request: web.Request) -> web.StreamResponse:
+        questions.only(request)
         return answers.answer(orjson.dumps(self._source.rate()))
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
+        questions.only(request)
         return answers.answer(self._description)
 
     async def _healthz(self, request: web.Request) -> web.StreamResponse:
@@ -230,6 +287,7 @@ class Site:
     # --- The event stream ---
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
+        questions.only(request)
         if self._streams >= min(STREAMS_MAX, self._room):
             raise RefusedRequest(503, f"there are {self._streams:,} streams already", Retry_After="10")
         packed = _takes_gzip(request)
@@ -282,13 +340,6 @@ async def _send(response: web.StreamResponse, event: bytes) -> None:
 def _takes_gzip(request: web.Request) -> bool:
     codings = request.headers.get("Accept-Encoding", "").lower().split(",")
     return any(coding.strip() in ("gzip", "gzip;q=1", "gzip;q=1.0") for coding in codings)
-
-
-def _choice(request: web.Request, name: str, allowed: tuple[str, ...]) -> str:
-    value = request.query.get(name, allowed[0])
-    if value not in allowed:
-        raise RefusedRequest(400, f"{name}: expected one of {', '.join(allowed)}")
-    return value
 
 
 class SiteThread:

@@ -251,11 +251,13 @@ def _meters(meters: list[dict[str, Any]], width: int, rows: int) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     ranked = sorted(meters, key=lambda meter: (meter["state"] == "live", _natural(meter["meter"])))  # stale ones first
     for meter in ranked[:rows]:
-        live = meter["state"] == "live"
-        state = Text("live", "green") if live else Text(duration(meter["age_ms"]), "bold red")
+        state = _STATES.get(meter["state"]) or Text(f"{meter['state']} {duration(meter['age_ms'])}", "bold red")
         label = Text.assemble(printable(meter["meter"]), (f" {printable(meter['device'])}", "dim"))
         table.add_row(label, state, _si(meter["lag_messages"]), duration(meter["freshness_ms"]))
     return table
+
+
+_STATES = {"live": Text("live", "green"), "stopped": Text("stopped", "dim")}
 
 
 def _natural(name: str) -> list[tuple[int, str]]:

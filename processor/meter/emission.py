@@ -107,6 +107,8 @@ class LiveSummary:
     top_users: Sequence[tuple[str, int]]
     sketches: Mapping[WindowStartMs, Bytes]
     misfits: Sequence[Misfit] = ()  # as the commit before has left them
+    interval_ms: int = 1000  # the next summary is begun within this time
+    leaving: bool = False  # the meter's last: it was told to stop
 
 
 def usage_messages(rows: UsageRows, part: str) -> Iterator[tuple[Column, Column]]:
@@ -215,6 +217,8 @@ def _frame(summary: LiveSummary, committed_at_ms: int, ends: Mapping[Place, Offs
         "partitions": [_range(covered, ends.get(covered.place)) for covered in summary.ranges],
         "tokens": summary.totals.with_total(),
         "top_users": [{"user": user, "total_tokens": tokens} for user, tokens in summary.top_users],
+        "interval_ms": summary.interval_ms,
+        **({"leaving": True} if summary.leaving else {}),
         **({"misfits": [asdict(misfit) for misfit in summary.misfits]} if summary.misfits else {}),
     }
 

@@ -72,7 +72,7 @@ class MeterSettings:
     live_topic: str = "token-live"
     rejected_topic: str = "inference-logs-rejected"
     commit_interval_ms: int = 1000
-    idle_interval_ms: int = 10_000  # a meter without news says so this often
+    idle_interval_ms: int = 1000  # a meter without news says so this often: silence of two seconds is worth a look
     flush_ms: int = 100  # how long messages wait for company on their way to the engine
     flush_bytes: int = 6 << 20  # this much goes at once: an engine's batch
     part_age_ms: int = 600_000  # then the part is closed, so that who adds up parts can be done with it
@@ -144,6 +144,7 @@ class Meter:
         self._deaths = 0  # of consumers, since the last commit
         self._trouble: tuple[str, int] | None = None  # and when it was last seen
         self._committed: dict[Place, Offset] = {}  # by this meter
+        self._leaving = False  # its next commit is its last one
         self._group: Any = None  # this member's generation
         self._ends: Mapping[Place, Offset] = {}
         self._topic_ids: dict[str, str] = {}  # as of when this meter first took up a partition of it
@@ -158,7 +159,8 @@ class Meter:
         try:
             while not stopped():
                 self.step()
-            self._commit_now()
+            self._leaving = True
+            self._commit_now(anyway=True)
         except BaseException as error:
             self._failure = BrokerError(f"stopped by {error!r}")  # leaving the group must not commit
             raise
@@ -268,11 +270,16 @@ class Meter:
         if self._commit is not None:
             return
         waited_ms = self._clock.steady_ms() - self._last_commit_ms
-        wanted_ms = self._settings.commit_interval_ms if self.counting.has_news else self._settings.idle_interval_ms
+        wanted_ms = self._settings.commit_interval_ms if self.counting.has_news else self._interval_ms
         if waited_ms >= wanted_ms:
             self._last_commit_ms += waited_ms
             self._ask_consumer()
             self._commit = self._engine_thread.submit(self._begin_commit)
+
+    @property
+    def _interval_ms(self) -> int:
+        """The longest time between two commits while all goes well."""
+        return max(self._settings.commit_interval_ms, self._settings.idle_interval_ms)
 
     def _finish_commit(self, wait: bool) -> None:
         if self._commit is None or not (wait or self._commit.done()):
@@ -289,13 +296,13 @@ class Meter:
         if full is not None and (wait or full.done()):
             full.result()
 
-    def _commit_now(self) -> None:
-        """Count and commit all that was polled, and wait for it."""
+    def _commit_now(self, anyway: bool = False) -> None:
+        """Count and commit all that was polled, and wait for it. anyway: also without news."""
         self._feed(everything=True)
         self._wait_for_engine(0)
         self._finish_commit(wait=True)
         self._ask_consumer()
-        if self.counting.has_news:
+        if self.counting.has_news or anyway:
             self._commit = self._engine_thread.submit(self._begin_commit)
             self._finish_commit(wait=True)
         self._finish_full(wait=True)
@@ -358,7 +365,9 @@ class Meter:
 
     def _produce_live(self, snapshot: Snapshot, began_ms: int) -> None:
         """Keyed by meter, so that its parts follow one another: after a new part's summary the part before is final."""
-        summary = replace(snapshot.summary, misfits=self._fitting.misfits)
+        summary = replace(
+            snapshot.summary, misfits=self._fitting.misfits, interval_ms=self._interval_ms, leaving=self._leaving
+        )
         values = emission.live_messages(summary, began_ms, self._ends)
         self._producer.produce(self._settings.live_topic, values, [snapshot.summary.meter.encode()] * len(values))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from tokenometer.processor.rollup.summaries import RECORDS, CoveredPartition, PartSums, SummaryMessage
+from tokenometer.processor.rollup.summaries import OLD_INTERVAL_MS, RECORDS, CoveredPartition, PartSums, SummaryMessage
 
 MINUTE_MS, HOUR_MS = 60_000, 3_600_000
 TOP_SPAN_MS = 5 * MINUTE_MS
@@ -33,6 +33,8 @@ class MeterState:
     tops: Tops = field(default_factory=dict)
     open_top: dict[str, int] = field(default_factory=dict)
     misfits: list[dict[str, Any]] = field(default_factory=list)  # as summaries.MISFIT
+    interval_ms: int = OLD_INTERVAL_MS
+    leaving: bool = False
 
     def learn(self, offset: int, summary: SummaryMessage, now_ms: int) -> bool:
         if offset <= self.offset:
@@ -48,6 +50,7 @@ class MeterState:
         self.sequence, self.window_ms, self.device = summary.sequence, summary.window_ms, summary.device
         self.committed_at_ms = min(summary.committed_at_ms, now_ms)
         self.open, self.open_top, self.misfits = summary.sums, summary.top_users, summary.misfits
+        self.interval_ms, self.leaving = summary.interval_ms, summary.leaving
         return True
 
     def _close_part(self) -> None:

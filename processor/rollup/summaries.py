@@ -20,6 +20,7 @@ from tokenometer.schemas.usage import COUNTERS, SCHEMA_VERSION
 FATES = ("counted", "duplicates", "rejected", "empty", "skipped")  # a record has one of these
 RECORDS = (*FATES, "conflicts")  # conflicts are duplicates too
 MISFIT = ("topic", "judged", "rejected", "reason", "field", "most", "keys")
+OLD_INTERVAL_MS = 10_000  # of meters that do not say it: they committed so often without news
 COUNTER_END = 1 << 62  # sums are signed 64-bit numbers; at 120 T a day a counter gets there after a hundred years
 _names_of = operator.itemgetter("model", "chip")
 _counters_of = operator.itemgetter(*COUNTERS)
@@ -79,6 +80,8 @@ class SummaryMessage:
     cells: dict[int, Cells]  # by window
     sketches: dict[int, Bytes]
     misfits: list[dict[str, Any]] = field(default_factory=list)  # topics that do not fit their mappings
+    interval_ms: int = OLD_INTERVAL_MS  # within which the next one is begun
+    leaving: bool = False  # the meter was told to stop
 
     def covered(self, reached: Mapping[tuple[str, int], int]) -> Iterator[CoveredPartition]:
         """What became fresh. reached: the partitions' next offsets before this message."""
@@ -121,6 +124,8 @@ def _summary(message: Mapping[str, Any]) -> SummaryMessage:
         cells=cells,
         sketches={_ms(sketch["window_start"]): _registers(sketch) for sketch in message["users"]},
         misfits=[{name: one[name] for name in MISFIT} for one in message.get("misfits", ())],  # newer meters only
+        interval_ms=int(message.get("interval_ms", OLD_INTERVAL_MS)),
+        leaving=bool(message.get("leaving", False)),
     )
 
 

@@ -14,7 +14,6 @@ sums are integers of whole windows, equal to those of the usage rows.
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,97 +21,31 @@ import numpy as np
 
 from tokenometer.kernels.values import Bytes
 from tokenometer.processor.records import hyperloglog
-from tokenometer.processor.rollup.cells import OTHERS
 from tokenometer.processor.rollup.entries import AHEAD_MS, USERS_AGE_MS, Key, decode_registers, kept_from, read_usage
 from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS, MeterState, largest, merged
 from tokenometer.processor.rollup.summaries import FATES, RECORDS, CoveredPartition, PartSums
+from tokenometer.processor.rollup.tables import (
+    OTHERS_NUMBER,
+    CellNumbers,
+    Mask,
+    Only,
+    Said,
+    Span,
+    Table,
+    Window,
+    rows_of,
+)
 from tokenometer.schemas.usage import COUNTERS, DAY_MS, TARGET_TOKENS_PER_DAY, Usage, total_of
 
 SCHEMA = 1
 CELLS_MAX = 4096  # model x chip: 64 x 32 twice; what a log names beyond that is counted as `others`
 NAMES_MAX, MATRIX_MODELS_MAX, MATRIX_CHIPS_MAX, TOP_USERS, SERIES_MAX = 100, 64, 32, 20, 12
-STALE_MS = 30_000  # three commits of a meter without news
+LATE_COMMITS, STALE_COMMITS = 2, 3  # a meter that missed so many is late, and is taken for dead
+INTERVAL_MS = 1000  # of commits: none is expected more often
+STALE_MS = 12_000  # nor is any meter taken for dead before this: one that recovers from an error is late
 GONE_MS = DAY_MS  # a meter silent for so long is not shown any more; what it counted stays
 RATE_SPAN_MS = 60_000
 _RATE_SAMPLES_MAX = 600
-_OTHERS = 0  # a cell's number
-
-Table = np.ndarray[Any, np.dtype[np.int64]]  # a row for each cell, columns as COUNTERS
-
-
-@dataclass
-class _Said:
-    """What an entry said of its window. cells: each once. held: the counters, packed where the window is old and seldom
-    changes."""
-
-    offset: int
-    cells: np.ndarray[Any, np.dtype[np.uint16]]
-    held: Table | bytes
-
-    @property
-    def counters(self) -> Table:
-        if isinstance(self.held, bytes):
-            return np.frombuffer(zlib.decompress(self.held), np.int64).reshape(len(self.cells), len(COUNTERS))
-        return self.held
-
-
-@dataclass
-class _Window:
-    """said: by partition and meter; '' is the partition's `window`, which is all its meters."""
-
-    table: Table = field(default_factory=lambda: np.zeros((0, len(COUNTERS)), np.int64))
-    said: dict[tuple[int, str], _Said] = field(default_factory=dict)
-
-
-@dataclass
-class _Span:
-    """The sum of the windows of begin_ms <= start < end_ms."""
-
-    begin_ms: int = 0
-    end_ms: int = 0
-    table: Table = field(default_factory=lambda: np.zeros((0, len(COUNTERS)), np.int64))
-
-    def holds(self, window: int) -> bool:
-        return self.begin_ms <= window < self.end_ms
-
-
-class _Cells:
-    """Gives numbers to (model, chip), while there are any left."""
-
-    def __init__(self) -> None:
-        self._numbers: dict[tuple[str, str], int] = {OTHERS: _OTHERS}
-        self.names: list[tuple[str | None, str | None]] = [(None, None)]
-        self._free: list[int] = []
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    @property
-    def full(self) -> bool:
-        return len(self.names) >= CELLS_MAX and not self._free
-
-    def numbers(self, cells: list[tuple[str, str]]) -> np.ndarray[Any, np.dtype[np.uint16]]:
-        found = list(map(self._numbers.get, cells))
-        if None in found:
-            found = [self._number(cell) for cell in cells]
-        return np.array(found, np.uint16)
-
-    def _number(self, cell: tuple[str, str]) -> int:
-        number = self._numbers.get(cell)
-        if number is None:
-            if self.full:
-                return _OTHERS
-            number = self._numbers[cell] = self._free.pop() if self._free else len(self.names)
-            self.names[number : number + 1] = [cell]
-        return number
-
-    def keep(self, used: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-        """Frees the numbers of cells that nobody uses any more."""
-        for cell, number in list(self._numbers.items()):
-            if number != _OTHERS and (number >= len(used) or not used[number]):
-                del self._numbers[cell]
-                self.names[number] = None, None
-                self._free.append(number)
 
 
 class Totals:
@@ -120,10 +53,13 @@ class Totals:
 
     def __init__(self, target_tokens_per_day: int = TARGET_TOKENS_PER_DAY) -> None:
         self._target = target_tokens_per_day
-        self._cells = _Cells()
-        self._windows: dict[int, _Window] = {}
-        self._spans = {name: _Span() for name in ("last_1m", "last_5m", "last_1h", "last_24h", "today", "yesterday")}
+        self._cells = CellNumbers(CELLS_MAX)
+        self._windows: dict[int, Window] = {}
+        self._spans = {name: Span() for name in ("last_1m", "last_5m", "last_1h", "last_24h", "today", "yesterday")}
         self._meters: dict[tuple[int, str], MeterState] = {}
+        self._unheard: set[tuple[int, str]] = set()  # meters of which something came since `rolling` was asked
+        self._slow_ms: dict[tuple[int, str], int] = {}  # how far a meter's clock is back, where that is much
+        self._told = False  # `rolling` was asked before
         self._users: dict[int, Bytes] = {}
         self._hours: dict[int, Bytes] = {}
         self._kept_from = 0
@@ -154,6 +90,7 @@ class Totals:
         if known is not None and meter.offset < known.offset:
             return False
         self._meters[name.partition, name.meter] = meter
+        self._unheard.add((name.partition, name.meter))
         return True
 
     def _merge(self, table: dict[int, Bytes], start: int, registers: Bytes) -> None:
@@ -162,7 +99,7 @@ class Totals:
 
     def _apply_usage(self, name: Key, value: bytes) -> bool:
         offset, names, values = read_usage(name, value)
-        window = self._windows.setdefault(name.time_ms, _Window())
+        window = self._windows.setdefault(name.time_ms, Window())
         if name.meter and (name.partition, "") in window.said:
             return True  # a `window` has it
         known = window.said.get((name.partition, name.meter))
@@ -179,7 +116,7 @@ class Totals:
                 self._add(name.time_ms, window, gone.cells, -gone.counters)
         cells, counters = self._table_of(names, values)
         held = counters if name.meter else zlib.compress(counters.tobytes(), 1)
-        window.said[name.partition, name.meter] = _Said(offset, cells, held)
+        window.said[name.partition, name.meter] = Said(offset, cells, held)
         self._add(name.time_ms, window, cells, counters)
         return True
 
@@ -196,14 +133,14 @@ class Totals:
         np.add.at(sums, places, rows)
         return cells, sums
 
-    def _add(self, start: int, window: _Window, cells: np.ndarray[Any, Any], counters: Table) -> None:
+    def _add(self, start: int, window: Window, cells: np.ndarray[Any, Any], counters: Table) -> None:
         window.table = self._added(window.table, cells, counters)
         for span in self._spans.values():
             if span.holds(start):
                 span.table = self._added(span.table, cells, counters)
 
     def _added(self, table: Table, cells: np.ndarray[Any, Any], counters: Table) -> Table:
-        rows = int(cells.max(initial=_OTHERS)) + 1
+        rows = int(cells.max(initial=OTHERS_NUMBER)) + 1
         if len(table) < rows:
             table, small = np.zeros((rows, len(COUNTERS)), np.int64), table
             table[: len(small)] = small
@@ -244,8 +181,8 @@ class Totals:
             if (before.begin_ms, before.end_ms) != (begin_ms, end_ms):
                 self._spans[name] = self._sum(begin_ms, end_ms)
 
-    def _sum(self, begin_ms: int, end_ms: int) -> _Span:
-        span = _Span(begin_ms, end_ms, np.zeros((len(self._cells), len(COUNTERS)), np.int64))
+    def _sum(self, begin_ms: int, end_ms: int) -> Span:
+        span = Span(begin_ms, end_ms, np.zeros((len(self._cells), len(COUNTERS)), np.int64))
         for start, window in self._windows.items():
             if span.holds(start):
                 span.table[: len(window.table)] += window.table
@@ -261,7 +198,9 @@ class Totals:
         self._move_spans(now_ms, window_ms or MINUTE_MS)
         since_start = _sum_of(meter.total() for meter in self._meters.values())
         covered = list(_latest(shown.values()).values())
-        live = [meter for meter in shown.values() if now_ms - meter.committed_at_ms < STALE_MS]
+        self._hear(now_ms)
+        states = {place: self._state(place, meter, now_ms) for place, meter in shown.items()}
+        live = [shown[place] for place, state in states.items() if state in ("live", "late")]
         watermarks = [one.watermark_ms for one in covered if one.watermark_ms is not None]
         return {
             "schema": SCHEMA,
@@ -283,9 +222,31 @@ class Totals:
             "freshness_ms": _worst(one.freshness_ms for meter in live for one in meter.covered),
             "complete_up_to": _instant_or_none(min(watermarks, default=None)),
             "misfits": _misfits(live),
-            "meters": [_meter(name, shown[place], now_ms) for name, place in sorted((p[1], p) for p in shown)],
+            "meters": [
+                _meter(place[1], meter, states[place], now_ms)
+                for place, meter in sorted(shown.items(), key=lambda item: item[0][::-1])
+            ],
             "stale": not live,
         }  # fmt: skip
+
+    def _hear(self, now_ms: int) -> None:
+        """What is there before the first answer was kept, and says nothing of when its meter spoke."""
+        if self._told:
+            for place in self._unheard:
+                delay_ms = now_ms - self._meters[place].committed_at_ms
+                self._slow_ms[place] = delay_ms if delay_ms > LATE_COMMITS * INTERVAL_MS else 0
+        self._unheard.clear()
+        self._told = True
+
+    def _state(self, place: tuple[int, str], meter: MeterState, now_ms: int) -> str:
+        """live, late, stale (it died or hangs) or stopped (it said so)."""
+        if meter.leaving:
+            return "stopped"
+        interval_ms = max(meter.interval_ms, INTERVAL_MS)
+        silent_ms = now_ms - meter.committed_at_ms - self._slow_ms.get(place, 0)
+        if silent_ms < LATE_COMMITS * interval_ms:
+            return "live"
+        return "late" if silent_ms < max(STALE_MS, STALE_COMMITS * interval_ms) else "stale"
 
     def _rate(self, now_ms: int, tokens: tuple[int, ...]) -> dict[str, Any]:
         """The rate by commits, because tokens become known with a commit."""
@@ -304,6 +265,13 @@ class Totals:
             "share_of_target": None if speed is None else speed * 86_400 / self._target,
         }
 
+    def learned(self) -> dict[int, int]:
+        """The last offset of each partition of the live topic of which an entry is known."""
+        found: dict[int, int] = {}
+        for (partition, _), meter in self._meters.items():
+            found[partition] = max(found.get(partition, -1), meter.offset)
+        return found
+
     def rate_history(self) -> dict[str, list[Any]]:
         """Tokens per second, one sample for each call of `rolling`, each over the five seconds before it."""
         times, speeds = [], []
@@ -315,18 +283,9 @@ class Totals:
 
     def _rolling(self, name: str, now_ms: int) -> dict[str, Any]:
         span = self._spans[name]
-        to_ms = min(now_ms, span.end_ms)
         tokens = span.table.sum(axis=0)
-        total = int(total_of(tokens))
         users = None if name == "yesterday" else self._active_users(span, with_hours=name in ("last_24h", "today"))
-        answer = {
-            "from": _instant(span.begin_ms),
-            "to": _instant(to_ms),
-            "tokens": _counters(tokens.tolist()),
-            "tokens_per_second": total * 1000 / (to_ms - span.begin_ms) if to_ms > span.begin_ms else 0.0,
-            "active_users": users,
-            "tokens_per_active_user": total / users if users else None,
-        }
+        answer = self._sums(span, tokens, users, now_ms)
         if name == "yesterday":
             return answer
         models, model_others = self._named(span.table, 0)
@@ -337,11 +296,22 @@ class Totals:
             "others": model_others,
         }
 
+    def _sums(self, span: Span, tokens: Table, users: float | None, now_ms: int) -> dict[str, Any]:
+        to_ms, total = min(now_ms, span.end_ms), int(total_of(list(tokens)))
+        return {
+            "from": _instant(span.begin_ms),
+            "to": _instant(to_ms),
+            "tokens": _counters(tokens.tolist()),
+            "tokens_per_second": total * 1000 / (to_ms - span.begin_ms) if to_ms > span.begin_ms else 0.0,
+            "active_users": users,
+            "tokens_per_active_user": total / users if users else None,
+        }
+
     def _named(self, table: Table, column: int) -> tuple[list[tuple[str, dict[str, int]]], dict[str, int]]:
         """Counters by model (column 0) or chip (1), most tokens first, and those of the others."""
         names, sums = self._by_name(table, column)
         found = [(name, _counters(row)) for name, row in zip(names, sums.tolist(), strict=True) if name is not None]
-        others = _counters(table[_OTHERS].tolist() if len(table) else [0] * len(COUNTERS))
+        others = _counters(table[OTHERS_NUMBER].tolist() if len(table) else [0] * len(COUNTERS))
         used = [(name, counters) for name, counters in found if any(counters.values())]
         return sorted(used, key=lambda item: (-item[1]["total_tokens"], item[0])), others
 
@@ -362,7 +332,7 @@ class Totals:
                 tokens[rows[model], columns[chip]] += counters
         return {"models": models, "chips": chips, "total_tokens": tokens.tolist()}
 
-    def _active_users(self, span: _Span, with_hours: bool) -> float | None:
+    def _active_users(self, span: Span, with_hours: bool) -> float | None:
         """The users of a span. Hours are whole, so a day's users may be those of up to an hour more."""
         sketches = [registers for start, registers in self._users.items() if span.holds(start)]
         if with_hours:
@@ -374,17 +344,67 @@ class Totals:
         tables = [table for meter in self._meters.values() for table in meter.top_users(now_ms - HOUR_MS)]
         return [{"user": user, "total_tokens": tokens} for user, tokens in largest(merged(tables), TOP_USERS)]
 
-    def history(self, now_ms: int, span_ms: int, step_ms: int, by: str) -> dict[str, Any]:
-        """Tokens by steps of event time. by: total, model, chip or category. The name None means all others."""
-        end = now_ms // step_ms * step_ms + step_ms
+    def view(self, now_ms: int, only: Only) -> dict[str, Any]:
+        """The parts of `rolling` that are known of one model, one chip or both, by event time. The rate is that of the
+        window last_1m."""
+        mask = self._mask(only)
+        windows = {name: self._rolling_of(name, now_ms, mask) for name in self._spans}
+        minute = windows["last_1m"]
+        speed = minute["tokens_per_second"]
+        seconds = (min(now_ms, self._spans["last_1m"].end_ms) - self._spans["last_1m"].begin_ms) / 1000
+        return {
+            "windows": windows,
+            "rate": {
+                "tokens_per_second": speed,
+                "requests_per_second": minute["tokens"]["requests"] / seconds if seconds > 0 else 0.0,
+                "tokens_per_day": speed * 86_400,
+                "target_tokens_per_day": self._target,
+                "share_of_target": speed * 86_400 / self._target,
+            },
+            "matrix": self._matrix(rows_of(self._spans["last_1h"].table, mask)),
+        }  # fmt: skip
+
+    def _rolling_of(self, name: str, now_ms: int, mask: Mask) -> dict[str, Any]:
+        span = self._spans[name]
+        tokens = rows_of(span.table, mask).sum(axis=0)
+        return self._sums(span, tokens, None, now_ms)
+
+    def _mask(self, only: Only) -> Mask:
+        model, chip = only
+        return np.array([model in (None, cell[0]) and chip in (None, cell[1]) for cell in self._cells.names])
+
+    def cells_of_hour(self, only: Only) -> tuple[int, int, list[tuple[str | None, str | None, tuple[int, ...]]]]:
+        """Begin and end of the last hour's windows, and their cells: model, chip, counters as COUNTERS. None: the
+        models and chips that are not kept apart."""
+        span = self._spans["last_1h"]
+        table = rows_of(span.table, self._mask(only))
+        used = np.flatnonzero(table.any(axis=1)).tolist()
+        return span.begin_ms, span.end_ms, [(*self._cells.names[n], tuple(table[n].tolist())) for n in used]
+
+    def top_user(self, now_ms: int, user: str) -> int | None:
+        """A user's tokens in the lists of largest users; None: it is in none of them. It may have used more."""
+        tables = [table for meter in self._meters.values() for table in meter.top_users(now_ms - HOUR_MS)]
+        found = [table[user] for table in tables if user in table]
+        return sum(found) if found else None
+
+    def history(
+        self, now_ms: int, span_ms: int, step_ms: int, by: str, until_ms: int | None = None, only: Only = (None, None)
+    ) -> dict[str, Any]:
+        """Tokens by steps of event time. by: total, model, chip or category. The name None means all others. `to` is
+        now, where the last step is not over. until_ms: the end, in place of now."""
+        end = -(-until_ms // step_ms) * step_ms if until_ms is not None else now_ms // step_ms * step_ms + step_ms
         begin = end - span_ms
         times = list(range(begin, end, step_ms))
         tables: list[Table] = [np.zeros((len(self._cells), len(COUNTERS)), np.int64) for _ in times]
         for start, window in self._windows.items():
             if begin <= start < end:
                 tables[(start - begin) // step_ms][: len(window.table)] += window.table
+        if only != (None, None):
+            mask = self._mask(only)
+            tables = [rows_of(table, mask) for table in tables]
         series = _SERIES[by](self, tables)
-        return {"from": _instant(begin), "to": _instant(end), "step_ms": step_ms, "times": times, "series": series}
+        to = min(end, max(now_ms, begin))
+        return {"from": _instant(begin), "to": _instant(to), "step_ms": step_ms, "times": times, "series": series}
 
     def _total_series(self, tables: list[Table]) -> list[dict[str, Any]]:
         return [{"name": "total", "tokens": [int(_tokens(table).sum()) for table in tables]}]
@@ -478,7 +498,7 @@ def _worst(numbers: Iterable[int | None]) -> int | None:
     return max((number for number in numbers if number is not None), default=None)
 
 
-def _meter(name: str, meter: MeterState, now_ms: int) -> dict[str, Any]:
+def _meter(name: str, meter: MeterState, state: str, now_ms: int) -> dict[str, Any]:
     total, age_ms = meter.total(), max(0, now_ms - meter.committed_at_ms)
     return {
         "meter": name,
@@ -487,7 +507,7 @@ def _meter(name: str, meter: MeterState, now_ms: int) -> dict[str, Any]:
         "parts": meter.parts,
         "committed_at": _instant(meter.committed_at_ms),
         "age_ms": age_ms,
-        "state": "live" if age_ms < STALE_MS else "stale",
+        "state": state,
         "records": _records(total),
         "rejects": {reason: count for reason, count in total.rejects.items() if count},
         "total_tokens": total_of(total.tokens),

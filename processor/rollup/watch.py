@@ -19,6 +19,7 @@ import orjson
 from tokenometer.processor.broker import Broker, BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
 from tokenometer.processor.rollup.entries import Entries
 from tokenometer.processor.rollup.summaries import Unreadable, read_summary
+from tokenometer.processor.rollup.tables import Only
 from tokenometer.processor.rollup.totals import Totals
 
 log = logging.getLogger("tokenometer.watch")
@@ -57,13 +58,35 @@ class Watch:
         self._stop.set()
         self._thread.join()
 
-    def history(self, span_ms: int, step_ms: int, by: str) -> dict[str, Any]:
+    def history(
+        self, span_ms: int, step_ms: int, by: str, until_ms: int | None = None, only: Only = (None, None)
+    ) -> dict[str, Any]:
         with self._lock:
-            return self._totals.history(_now_ms(), span_ms, step_ms, by)
+            return self._totals.history(_now_ms(), span_ms, step_ms, by, until_ms, only)
+
+    def view(self, only: Only) -> dict[str, Any]:
+        """As Totals.view."""
+        with self._lock:
+            return self._totals.view(_now_ms(), only)
+
+    def top_user(self, user: str) -> int | None:
+        """As Totals.top_user."""
+        with self._lock:
+            return self._totals.top_user(_now_ms(), user)
+
+    def cells_of_hour(self, only: Only) -> tuple[int, int, list[tuple[str | None, str | None, tuple[int, ...]]]]:
+        """As Totals.cells_of_hour."""
+        with self._lock:
+            return self._totals.cells_of_hour(only)
 
     def rate(self) -> dict[str, Any]:
         with self._lock:
             return self._totals.rate_history()
+
+    def learned(self) -> dict[int, int]:
+        """As Totals.learned."""
+        with self._lock:
+            return self._totals.learned()
 
     def health(self) -> tuple[bool, dict[str, Any]]:
         """It is healthy if its totals are not older than they should be."""

@@ -25,10 +25,11 @@ from typing import Any, cast
 
 import faust
 
-from tokenometer.processor.broker import Broker, Refused, TopicMissing
+from tokenometer.processor.broker import Broker, BrokerError, GroupMember, Offset, Refused, TopicMissing
 from tokenometer.processor.rollup.delivery import RollupConsumer, Transport
 from tokenometer.processor.rollup.entries import ENTRY_BYTES_MAX, Entries, Key, longer
-from tokenometer.processor.rollup.summaries import Unreadable, read_summary
+from tokenometer.processor.rollup.progress import Progress
+from tokenometer.processor.rollup.summaries import UnknownSummary, Unreadable, read_summary
 from tokenometer.processor.rollup.watch import TICK_SECONDS, Watch, kept
 from tokenometer.schemas.errors import TokenometerError
 
@@ -43,7 +44,11 @@ CHANGELOG_SETTINGS = {
 }
 TOTALS_SETTINGS = {"cleanup.policy": "delete", "retention.ms": "604800000"}
 _START_SECONDS, _STOP_SECONDS = 120.0, 20.0
+_COORDINATOR_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
+_JUDGE_SECONDS = 1.0
+_JUDGE_SILENT_MS = 9_000
+_RECENT = 20  # messages of a partition, among which there is a summary
 _WRITING_MAX = 1000  # messages whose entries are on their way to the changelog
 
 
@@ -79,6 +84,11 @@ class Rollup:
         self._overtaken: SimpleQueue[tuple[bytes, bytes]] = SimpleQueue()  # keys, and what was written to them last
         self._written: asyncio.Queue[tuple[Any, Any, list[Any]]] = asyncio.Queue(_WRITING_MAX)
         self._failure: Exception | None = None  # of folding
+        self._broker = broker
+        self._joined = False  # the group, once
+        self._progress = Progress(settings.app, settings.live_topic, _now_ms())
+        self._reasons: list[str] = []  # why it is not healthy
+        self._judged_ms = _now_ms()
         self.watch = Watch(
             broker, settings.changelog, lambda: kept(self._overtaken.put), settings.target_tokens_per_day
         )
@@ -100,6 +110,7 @@ class Rollup:
         """Raises RollupFailed."""
         self.watch.start()
         starting = asyncio.create_task(asyncio.wait_for(self._app.start(), _START_SECONDS))
+        judging = asyncio.create_task(self._judge())
         try:
             while not (stopped() or self._ended()):
                 await asyncio.sleep(_LOOK_SECONDS)
@@ -110,6 +121,7 @@ class Rollup:
         finally:
             failure = self._ended()
             starting.cancel()
+            judging.cancel()
             with contextlib.suppress(TimeoutError):  # what is not committed will be read again
                 await asyncio.wait_for(self._app.stop(), _STOP_SECONDS)
             self.watch.close()
@@ -122,6 +134,36 @@ class Rollup:
         if reason is None and self._app.should_stop:
             return "Faust stopped"
         return None if reason is None else f"{type(reason).__name__}: {reason}"
+
+    # --- Is it healthy? ---
+
+    def health(self) -> tuple[bool, dict[str, Any]]:
+        """That of its totals, and whether what they are made of still comes. Any thread may ask."""
+        healthy, state = self.watch.health()
+        reasons = list(self._reasons)
+        silent_ms = _now_ms() - self._judged_ms
+        if not healthy or not (reasons or silent_ms > _JUDGE_SILENT_MS):
+            return healthy, state
+        reasons = reasons or [f"the worker has not looked at itself for {silent_ms // 1000} s"]
+        return False, state | {"status": f"degraded: {'; '.join(reasons)}"}
+
+    async def _judge(self) -> None:
+        while True:
+            before = self._reasons
+            try:
+                ends = await asyncio.to_thread(self._ends)
+                self._reasons = self._progress.look(_now_ms(), self._joined, self.watch.learned(), ends)
+            except BrokerError as error:
+                self._reasons = [f"Kafka does not answer: {error}"]
+            self._judged_ms = _now_ms()
+            for reason in self._reasons if not before else ():
+                log.error("not healthy: %s", reason)
+            await asyncio.sleep(_JUDGE_SECONDS)
+
+    def _ends(self) -> dict[int, int]:
+        topic = self._settings.live_topic
+        extents = self._broker.extents([topic])
+        return {place.partition: held.end if held.end > held.begin else 0 for place, held in extents.items()}
 
     # --- Faust calls these ---
 
@@ -168,6 +210,7 @@ class Rollup:
     async def _restore(self, *_: Any) -> None:
         """Called after each rebalance, before messages come. The table still holds what other workers have taken over.
         A failure ends the worker before partitions open, because Faust would not hear of it."""
+        self._joined = True
         held = self._held()
         stored = [(key, value) for key, value in self._table.items() if Key.decode(key).partition in held]
         try:
@@ -211,6 +254,7 @@ def _partitions(broker: Broker, settings: RollupSettings) -> int:
             if topic == settings.live_topic:
                 raise _live_missing(topic)
             raise TopicMissing(f"the topic {topic} is not there; use --create-topics")
+    _check_app(broker, settings)
     live, changelog = found[settings.live_topic], found[settings.changelog]
     assert live is not None and changelog is not None
     if live.partitions != changelog.partitions:
@@ -219,6 +263,47 @@ def _partitions(broker: Broker, settings: RollupSettings) -> int:
             "partitions were added, and meters moved to others; begin anew with another --app"
         )
     return live.partitions
+
+
+def _check_app(broker: Broker, settings: RollupSettings) -> None:
+    """A group has one kind of members. Raises Refused where the app's name is that of another group, such as the
+    meters': a rollup that joined it would take their partitions away."""
+    own = {settings.live_topic, settings.changelog}
+    others = {place.topic for member in _members(broker, settings.app) for place in member.places} - own
+    known = broker.topics(sorted(_inputs(broker, settings) - own))
+    inputs = [topic for topic, state in known.items() if state is not None]
+    held = broker.committed(settings.app, inputs) if inputs else {}
+    others |= {place.topic for place, position in held.items() if position is not None}
+    if others:
+        raise Refused(
+            f"--app {settings.app} is the name of another group, which reads {', '.join(sorted(others))}: a meter's "
+            "--group must not be a rollup's --app; choose another name"
+        )
+
+
+def _members(broker: Broker, group: str) -> list[GroupMember]:
+    """A coordinator that begins its work, as after the first start of a cluster, does not answer for some seconds."""
+    deadline = time.monotonic() + _COORDINATOR_SECONDS
+    while True:
+        try:
+            return broker.members(group)
+        except Refused:
+            raise
+        except BrokerError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(_LOOK_SECONDS)
+
+
+def _inputs(broker: Broker, settings: RollupSettings) -> set[str]:
+    """The topics that meters read, as their last summaries say."""
+    found: set[str] = set()
+    for place, extent in broker.extents([settings.live_topic]).items():
+        for messages in broker.read(place, Offset(max(extent.begin, extent.end - _RECENT)), extent.end):
+            for value in messages.values:
+                with contextlib.suppress(Unreadable, UnknownSummary):
+                    found |= {one["topic"] for one in read_summary(value).partitions}
+    return found
 
 
 def create_topics(broker: Broker, settings: RollupSettings, replication: int) -> None:

@@ -1,32 +1,42 @@
 // The page's life: events in, frames out. Owns the connection, what is known about it, and when history is asked for.
 
+import { FILTERS, SPANS, addFilters, ask, asked, historyQuery, onChange } from "./address.js";
 import { Stack } from "./charts.js";
 import { Curve } from "./curve.js";
+import { TABLES, historyRows, save } from "./export.js";
 import { duration, parse, percent, printable, share, si } from "./format.js";
+import * as money from "./money.js";
+import { refresh as refreshUser } from "./user.js";
 import { PANELS, put } from "./view.js";
 
 const SILENCE_MS = 5000; // without an event the page must not look alive
-const MISFITS_MAX = 3; // that the banner names
+const ANSWER_MS = 10_000; // a question that hangs must not keep the page from drawing
+const NAMED_MAX = 3; // topics and meters that a banner names
 const RETRY_MS = 2000; // where the browser gives up, after an answer that is no stream
-const HISTORY_EVERY_MS = { "1h": 5000, "6h": 30_000, "24h": 30_000 }; // a step is a minute or five: a pixel or two
+const HISTORY_EVERY_MS = { "15m": 5000, "1h": 5000 }; // a step is a minute, a pixel or two
+const HISTORY_SELDOM_MS = 30_000;
+const DAY_MS = 86_400_000;
 
 const curve = new Curve(document.getElementById("curve"));
 const stacks = Object.fromEntries(
-  ["model", "chip"].map((by) => [by, new Stack(document.getElementById(`by-${by}`), document.getElementById(`legend-${by}`))]),
+  ["model", "chip"].map((by) => [by, new Stack(document.getElementById(`by-${by}`), document.getElementById(`legend-${by}`), by)]),
 );
 let stream;
 let totals = null; // the newest
+let view = null; // what the totals say of the filter; null: nothing is filtered by model or chip
 let receivedAt = performance.now();
 let drawing = false;
 let refusal = "";
-let span = "1h";
 let historyAt = -Infinity;
 
 // --- The stream ---
 
 function connect() {
   stream = new EventSource("/api/stream");
-  stream.addEventListener("open", refresh);
+  stream.addEventListener("open", () => {
+    refreshCurve();
+    historyAt = -Infinity; // asked for with the next totals, which say what time it is
+  });
   stream.addEventListener("totals", ({ data }) => receive(parse(data)));
   stream.addEventListener("error", () => {
     if (stream.readyState !== EventSource.CLOSED) return; // it comes back by itself
@@ -40,40 +50,93 @@ async function explainRefusal() {
   refusal = answer?.error ?? "";
 }
 
-function receive(news) {
+async function receive(news) {
   [totals, receivedAt, refusal] = [news, performance.now(), ""];
   tell();
+  if (asked.model || asked.chip) await refreshView();
   if (drawing) return; // the frames to come will draw these
   drawing = true;
   requestAnimationFrame(() => drawPanel(0));
 }
 
 function drawPanel(k) {
-  PANELS[k](totals);
+  const shown = filtered();
+  PANELS[k](shown);
   if (k + 1 < PANELS.length) return requestAnimationFrame(() => drawPanel(k + 1));
   drawing = false;
-  curve.count(Date.parse(totals.at), Number(totals.windows.since_start.tokens.total_tokens));
-  if (performance.now() - historyAt >= HISTORY_EVERY_MS[span]) refreshHistory();
+  document.body.dataset.shown = [asked.model, asked.chip, asked.meter].join("\u0000");
+  if (!view) curve.count(Date.parse(totals.at), Number(counted(shown)));
+  if (performance.now() - historyAt >= (HISTORY_EVERY_MS[asked.span] ?? HISTORY_SELDOM_MS)) refreshHistory();
+}
+
+// The tokens that the curve is made of: it shows a meter's own where the page is filtered to one.
+function counted(shown) {
+  return shown.only ? shown.only.total_tokens : shown.windows.since_start.tokens.total_tokens;
+}
+
+// --- The filter ---
+
+function filtered() {
+  const shown = view ? { ...totals, ...view, windows: { ...view.windows } } : { ...totals };
+  const only = asked.meter && totals.meters.find(({ meter }) => meter === asked.meter);
+  if (!only) return shown;
+  const watermarks = only.partitions.map(({ watermark }) => watermark).filter(Boolean).sort();
+  const { records, rejects, lag_messages, freshness_ms } = only;
+  return { ...shown, only, records, rejects, lag_messages, freshness_ms, complete_up_to: watermarks[0] ?? null, meters: [only] };
+}
+
+async function refreshView() {
+  const query = addFilters(new URLSearchParams()).toString();
+  const found = await get(`/api/view?${query}`).catch(() => null); // the next second asks again
+  if (found?.windows && query === addFilters(new URLSearchParams()).toString()) view = found;
+}
+
+async function change() {
+  showChoice();
+  measure();
+  if (!asked.model && !asked.chip) view = null;
+  else await refreshView();
+  curve.set([], []);
+  if (totals && !drawing) drawPanel(0);
+  refreshCurve();
+  refreshHistory();
 }
 
 // --- What is asked for, beside the stream ---
 
 async function get(path) {
-  return parse(await (await fetch(path)).text());
+  return parse(await (await fetch(path, { signal: AbortSignal.timeout(ANSWER_MS) })).text());
 }
 
-function refresh() {
-  get("/api/rate").then(({ times, tokens_per_second: rates }) => curve.set(times, rates)).catch(() => {});
-  refreshHistory();
+// By commits, ten minutes of it. Commits are not known by model: filtered, it is the last quarter of an hour of event time.
+async function refreshCurve() {
+  if (asked.meter && !asked.model && !asked.chip) return;
+  const filter = addFilters(new URLSearchParams({ by: "total", span: "15m" })).toString();
+  const found = await get(asked.model || asked.chip ? `/api/history?${filter}` : "/api/rate").catch(() => null);
+  if (!found?.times) return;
+  if (!found.series) return curve.set(found.times, found.tokens_per_second);
+  const whole = found.times.slice(0, -1);
+  curve.set(whole.map((time) => time + found.step_ms), whole.map((_, k) => (Number(found.series[0]?.tokens[k] ?? 0) * 1000) / found.step_ms));
 }
 
 async function refreshHistory() {
   historyAt = performance.now();
-  const asked = span;
+  if (view) refreshCurve();
+  if (money.shown()) money.refresh(get);
+  if (!totals) return;
+  const now = Date.parse(totals.at);
+  const before = address();
+  const length = asked.from === null ? SPANS[asked.span] : asked.to - asked.from;
+  const wanted = asked.yesterday && length <= DAY_MS;
+  const earlier = wanted ? await get(`/api/history?${historyQuery("total", now, DAY_MS)}`).catch(() => null) : null;
   for (const [by, stack] of Object.entries(stacks)) {
-    const history = await get(`/api/history?span=${asked}&by=${by}`).catch(() => null); // the next round asks again
-    if (history?.series && asked === span) stack.set(history);
+    const history = await get(`/api/history?${historyQuery(by, now)}`).catch(() => null); // the next round asks again
+    if (history?.series && before === address()) stack.set(history, earlier?.series?.[0]?.tokens.some(Number) ? earlier : null);
   }
+}
+
+function address() {
+  return location.search;
 }
 
 // --- Is this true now? ---
@@ -85,10 +148,20 @@ function tell() {
   const banner = document.getElementById("banner");
   banner.hidden = !message;
   if (banner.textContent !== message) banner.textContent = message;
-  put("pulse", state === "live" ? "live" : state);
+  const missing = state === "live" ? missed() : "";
+  document.body.dataset.missing = String(Boolean(missing));
+  put("pulse", missing || state);
   const rate = totals ? `${si(totals.rate.tokens_per_second)} tokens/s · ` : "";
   const title = `${state === "live" ? "" : `${state.toUpperCase()} · `}${rate}Tokenometer`;
   if (document.title !== title) document.title = title;
+}
+
+// Meters of which commits are missing, while others go on.
+function missed() {
+  const missing = totals.meters.filter(({ state }) => state === "stale" || state === "late").sort((a, b) => b.age_ms - a.age_ms);
+  if (!missing.length) return "";
+  const named = missing.slice(0, NAMED_MAX).map(({ meter, state, age_ms: age }) => `${printable(meter)} ${state === "late" ? "late" : "stopped"} ${duration(age)}`);
+  return `${named.join(", ")}${missing.length > NAMED_MAX ? ` and ${missing.length - NAMED_MAX} more` : ""}`;
 }
 
 function judge(silence) {
@@ -101,35 +174,104 @@ function judge(silence) {
   if (!totals.stale) return ["live", misfit(totals.misfits)];
   const last = Math.max(...totals.meters.map((meter) => Date.parse(meter.committed_at)));
   if (!Number.isFinite(last)) return ["stale", "STALE: no meter has committed yet"];
-  return ["stale", `STALE: no meter has committed for ${duration(Date.parse(totals.at) - last + silence)}`];
+  const ago = duration(Date.parse(totals.at) - last + silence);
+  if (totals.meters.every(({ state }) => state === "stopped")) return ["stale", `STOPPED: every meter was told to stop, the last one ${ago} ago`];
+  return ["stale", `STALE: no meter has committed for ${ago}`];
 }
 
 // A log that is rejected is missing from every number of the page, which is otherwise true.
 function misfit(misfits) {
   if (!misfits?.length) return "";
-  const told = misfits.slice(0, MISFITS_MAX).map(({ topic, judged, rejected, reason, field, keys }) => {
+  const told = misfits.slice(0, NAMED_MAX).map(({ topic, judged, rejected, reason, field, keys }) => {
     const fault = field === null ? reason : `${reason} of ${field}`;
     const has = keys.length ? `; it has ${keys.join(", ")}` : "";
     return `${percent(share(rejected, judged))} of ${topic} (${fault}${has})`;
   });
-  const more = misfits.length > MISFITS_MAX ? ` and ${misfits.length - MISFITS_MAX} more` : "";
+  const more = misfits.length > NAMED_MAX ? ` and ${misfits.length - NAMED_MAX} more` : "";
   return printable(`NOT COUNTED: ${told.join(", ")}${more}`);
 }
 
-// --- What a person may change ---
+// --- What a person may ask ---
 
-function choose(chosen) {
-  span = chosen;
+const range = document.getElementById("range");
+const yesterday = document.getElementById("yesterday");
+const filters = document.getElementById("filters");
+
+function showChoice() {
   for (const button of document.querySelectorAll("[data-span]")) {
-    button.setAttribute("aria-pressed", String(button.dataset.span === span));
+    button.setAttribute("aria-pressed", String(asked.from === null && button.dataset.span === asked.span));
+  }
+  range.dataset.chosen = String(asked.from !== null);
+  yesterday.setAttribute("aria-pressed", String(asked.yesterday));
+  put("of", asked.model || asked.chip ? "last minutes of event time" : "last minute");
+  const active = FILTERS.filter((key) => asked[key]);
+  filters.replaceChildren(...active.map((key) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.dataset.clear = key;
+    button.append(`${key} `, Object.assign(document.createElement("bdi"), { textContent: printable(asked[key]) }), " ✕");
+    button.setAttribute("aria-label", `Remove the filter ${key} ${printable(asked[key])}`);
+    return document.createElement("li").appendChild(button).parentElement;
+  }));
+  for (const section of document.querySelectorAll("main > section")) {
+    const by = (section.dataset.by ?? "").split(" ");
+    section.dataset.unfiltered = String(active.length > 0 && section.id !== "user" && !active.every((key) => by.includes(key)));
   }
 }
 
-for (const button of document.querySelectorAll("[data-span]")) {
-  button.addEventListener("click", () => {
-    choose(button.dataset.span);
-    refreshHistory();
-  });
+document.addEventListener("click", ({ target }) => {
+  const { span, pick, clear, export: table } = target.closest("button")?.dataset ?? {};
+  if (span) ask({ span, from: null, to: null });
+  if (pick) ask({ [pick]: target.closest("button").value });
+  if (clear) ask({ [clear]: "" });
+  if (table) exportTable(table);
+});
+
+function exportTable(name) {
+  if (name in stacks) save(`tokens-by-${name}`, historyRows(name, stacks[name].history));
+  else if (name === "money") save("money", money.rows());
+  else if (totals) save(name, TABLES[name](filtered()));
+}
+
+yesterday.addEventListener("click", () => ask({ yesterday: !asked.yesterday }));
+range.addEventListener("toggle", () => {
+  if (!range.open) return;
+  const now = totals ? Date.parse(totals.at) : Date.now();
+  const { from, to } = range.querySelector("form").elements;
+  from.value = new Date(asked.from ?? now - SPANS[asked.span]).toISOString().slice(0, 16);
+  to.value = new Date(asked.to ?? now).toISOString().slice(0, 16);
+});
+range.querySelector("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const { from, to } = event.target.elements;
+  const [begin, end] = [from, to].map(({ value }) => Date.parse(`${value}Z`));
+  const wrong = end > begin && end - begin <= SPANS["48h"] ? "" : "Expected a time of at most 48 hours";
+  to.setCustomValidity(wrong);
+  if (!to.reportValidity()) return;
+  range.open = false;
+  ask({ from: begin, to: end });
+});
+range.addEventListener("input", () => range.querySelector("form").elements.to.setCustomValidity(""));
+
+const wide = matchMedia("(min-width: 1900px)");
+
+// A screen that shows all at once, or a page to scroll.
+function measure() {
+  const { hidden } = document.getElementById("user");
+  document.body.dataset.long = String(!hidden || (money.shown() && !wide.matches));
+}
+
+async function showLinks() {
+  const about = await get("/api/about").catch(() => ({}));
+  for (const link of document.querySelectorAll("[data-link]")) {
+    const url = about[link.dataset.link];
+    link.hidden = !url;
+    if (url) link.href = link.dataset.link === "ledger" ? `${url}/v1/openapi.json` : url;
+  }
+  document.getElementById("money").hidden = !about.prices;
+  document.body.dataset.money = String(Boolean(about.prices));
+  measure();
+  if (about.prices) money.refresh(get);
 }
 
 const prefersDark = matchMedia("(prefers-color-scheme: dark)");
@@ -151,8 +293,11 @@ document.getElementById("theme").addEventListener("click", () => {
 });
 prefersDark.addEventListener("change", redrawCharts);
 
-// The token that opened the page is a cookie now; the address bar need not show it.
-if (new URLSearchParams(location.search).has("token")) history.replaceState(null, "", "/");
-choose(span);
+onChange(change);
+showChoice();
+refreshUser();
+measure();
+wide.addEventListener("change", measure);
+showLinks();
 connect();
 setInterval(tell, 500);

@@ -6,6 +6,7 @@ import { label, printable, share, percent, si } from "./format.js";
 const CONFIG = { displayModeBar: false, doubleClick: false, showTips: false, responsive: false };
 const OTHERS = "others";
 const SERIES_MAX = 12;
+const DAY_MS = 86_400_000;
 const STEP_SHOWN = 0.25; // of a step that is not over: before that its rate says nothing
 
 let library;
@@ -40,11 +41,10 @@ function layoutOf(colours, size, times) {
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: "system-ui, sans-serif", size, color: colours.text },
     showlegend: false,
-    hovermode: "x unified",
-    hoverlabel: { bgcolor: colours.panel, bordercolor: colours.grid, namelength: -1, font: { size: size * 0.9 } },
+    hovermode: "x",
     dragmode: false,
-    xaxis: { ...axis, type: "date", showgrid: false, nticks: 6, tickformat: "%H:%M", hoverformat: "%H:%M", range: times.length > 1 ? [times[0], times.at(-1)] : undefined },
-    yaxis: { ...axis, rangemode: "tozero", tickformat: "~s", hoverformat: ".3s", nticks: 4 },
+    xaxis: { ...axis, type: "date", showgrid: false, nticks: 6, tickformat: "%H:%M", tickformatstops: [{ dtickrange: [43_200_000, null], value: "%-d %b" }], showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "solid", spikecolor: colours.text, range: times.length > 1 ? [times[0], times.at(-1)] : undefined },
+    yaxis: { ...axis, rangemode: "tozero", tickformat: "~s", nticks: 4 },
   };
 }
 
@@ -52,10 +52,13 @@ function fontSize() {
   return Math.round(parseFloat(getComputedStyle(document.documentElement).fontSize) * 0.78);
 }
 
-// Stacked history, largest series below; a legend of our own beside it, since names are long.
+// Stacked history, largest series below; a legend of our own beside it, since names are long. Where the pointer is in
+// the chart, the legend says the rates of that time: a label in the chart would be higher than the panel.
 export class Stack {
-  constructor(node, legend) {
-    Object.assign(this, { node, legend, seen: false, due: false, waiting: false });
+  constructor(node, legend, by) {
+    Object.assign(this, { node, legend, by, seen: false, due: false, waiting: false, earlier: null, listens: false });
+    this.caption = document.querySelector(`[data-time="${node.id}"]`);
+    this.usual = this.caption.textContent;
     this.history = { times: [], series: [], step_ms: 60_000, to: null };
     new IntersectionObserver(([entry]) => {
       this.seen = entry.isIntersecting;
@@ -64,8 +67,9 @@ export class Stack {
     new ResizeObserver(() => this.redraw()).observe(node);
   }
 
-  set(history) {
-    this.history = history;
+  // earlier: the total, a day before; null: it is not shown.
+  set(history, earlier) {
+    Object.assign(this, { history, earlier });
     this.redraw();
   }
 
@@ -83,14 +87,32 @@ export class Stack {
     const { clientWidth: width, clientHeight: height } = this.node;
     await plotly.react(this.node, traces, { ...layout, width, height }, CONFIG);
     this.node.dataset.drawn = Number(this.node.dataset.drawn ?? 0) + 1;
+    if (this.listens) return;
+    this.listens = true;
+    this.node.on("plotly_hover", ({ points }) => this.point(points[0].pointNumber, points[0].x));
+    this.node.on("plotly_unhover", () => this.unpoint());
+  }
+
+  point(k, x) {
+    const day = this.times.at(-1) - this.times[0] > DAY_MS / 2;
+    const time = String(x).replace(/^\d{4}-(\d\d)-(\d\d)\s*(\d\d:\d\d)?.*$/, (_, month, date, clock) => `${day ? `${date}.${month}. ` : ""}${clock ?? "00:00"}`);
+    this.caption.textContent = `tokens/s at ${time} UTC`;
+    this.parts.forEach((part, n) => (part.textContent = si(this.rates[n]?.[k])));
+  }
+
+  unpoint() {
+    this.caption.textContent = this.usual;
+    this.parts.forEach((part) => (part.textContent = part.usual));
   }
 
   figure(colours) {
     const { times, rates } = stepRates(this.history);
     const entries = this.history.series.map((series, k) => [series, series.name === null ? colours.others : colours.series[k % SERIES_MAX]]);
     this.explain(entries);
+    Object.assign(this, { times, rates });
     const traces = entries.map(([{ name }, colour], k) => ({
       type: "scatter",
+      hoverinfo: "none",
       mode: "lines",
       stackgroup: "all",
       name: name === null ? OTHERS : label(name),
@@ -99,7 +121,16 @@ export class Stack {
       fillcolor: colour,
       line: { color: colours.panel, width: 1 },
     }));
-    return { traces, layout: layoutOf(colours, fontSize(), times) };
+    if (this.earlier) traces.push(this.dayBefore(colours));
+    return { traces, layout: { ...layoutOf(colours, fontSize(), times), shapes: unfinished(this.history, times, colours) } };
+  }
+
+  dayBefore(colours) {
+    const { times, rates } = stepRates(this.earlier);
+    return {
+      type: "scatter", mode: "lines", hoverinfo: "skip", name: "yesterday", x: times.map((time) => time + DAY_MS), y: rates[0] ?? [],
+      line: { color: colours.text, width: 1.5, dash: "dash" },
+    };
   }
 
   explain(entries) {
@@ -107,16 +138,34 @@ export class Stack {
     const whole = sums.reduce((sum, tokens) => sum + tokens, 0);
     const items = entries.map(([series, colour], k) => {
       const item = document.createElement("li");
-      const [swatch, name, part] = ["i", "bdi", "b"].map((tag) => item.appendChild(document.createElement(tag)));
+      const pick = item.appendChild(document.createElement(series.name === null ? "span" : "button"));
+      if (series.name !== null) [pick.type, pick.value, pick.dataset.pick] = ["button", series.name, this.by];
+      const [swatch, name, part] = ["i", "bdi", "b"].map((tag) => pick.appendChild(document.createElement(tag)));
       swatch.style.background = colour;
       name.textContent = series.name === null ? OTHERS : printable(series.name);
       name.className = series.name === null ? "name none" : "name";
-      part.textContent = percent(share(sums[k], whole));
+      part.textContent = part.usual = percent(share(sums[k], whole));
       item.title = `${name.textContent}: ${si(sums[k])} tokens`;
       return item;
     });
+    this.parts = items.map((item) => item.querySelector("b"));
+    const held = document.activeElement?.value; // who goes by keyboard keeps the place
+    const focused = this.legend.contains(document.activeElement);
     this.legend.replaceChildren(...items);
+    if (focused) this.legend.querySelector(`[value="${CSS.escape(held)}"]`)?.focus();
   }
+}
+
+// The step that is not over is veiled: its rate is that so far, and will change.
+function unfinished({ times, step_ms: step, to }, shown, colours) {
+  const last = times.at(-1);
+  if (!shown.length || shown.at(-1) !== last || Date.parse(to) >= last + step) return [];
+  const begin = shown.at(-2) ?? last - step;
+  const line = { width: 1, dash: "dot", color: colours.text };
+  return [
+    { type: "rect", yref: "paper", x0: begin, x1: last, y0: 0, y1: 1, fillcolor: colours.panel, opacity: 0.55, line: { width: 0 }, layer: "above" },
+    { type: "line", yref: "paper", x0: begin, x1: begin, y0: 0, y1: 1, line, layer: "above" },
+  ];
 }
 
 // Tokens per step as tokens per second. The step that is not over yet is shown at its rate so far.

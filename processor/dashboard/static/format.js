@@ -4,6 +4,7 @@ const UNITS = [[1e15, "P"], [1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
 const UNKNOWN = "–";
 // Made once: making one takes longer than a hundred uses.
 const FIXED = [0, 1, 2].map((digits) => new Intl.NumberFormat("en-US", { minimumFractionDigits: digits, maximumFractionDigits: digits }));
+const DAY = new Intl.DateTimeFormat("en-GB", { day: "numeric", month: "short", timeZone: "UTC" });
 const EXACT = new Intl.NumberFormat("en-US", { maximumFractionDigits: 1 });
 
 // JSON whose integers may pass 2^53, where a double loses tokens: those become BigInt. Names cannot look like one here,
@@ -58,6 +59,22 @@ export function duration(ms) {
 // 17:05:13, in UTC like everything that the server says.
 export function clock(instant) {
   return instant ? new Date(instant).toISOString().slice(11, 19) : UNKNOWN;
+}
+
+// The same, with the day where it is not today's: 28 Nov 17:05:13.
+export function moment(instant, now = Date.now()) {
+  if (!instant) return UNKNOWN;
+  const [then, today] = [new Date(instant), new Date(now)].map((date) => date.toISOString());
+  return then.slice(0, 10) === today.slice(0, 10) ? clock(instant) : `${DAY.format(new Date(instant))} ${clock(instant)}`;
+}
+
+// 12.30 or 1.39 k: an amount of money, which may be below 0.
+export function money(amount) {
+  if (amount === null || amount === undefined) return UNKNOWN;
+  const number = Number(amount);
+  const size = Math.abs(number);
+  const text = size >= 1000 ? si(size) : size >= 0.01 || !size ? FIXED[2].format(size) : "< 0.01";
+  return number < 0 ? `−${text}` : text;
 }
 
 // Names are other people's input. What is invisible or turns the direction of writing becomes visible.

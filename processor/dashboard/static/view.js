@@ -1,10 +1,17 @@
 // Totals onto the page. Owns every element but the charts. Promises: elements stay and only their text changes, and only
 // if it did. Names reach the page as text and as nothing else.
 
-import { clock, duration, exact, percent, printable, share, si } from "./format.js";
+import { clock, duration, exact, moment, percent, printable, share, si } from "./format.js";
 
 const METERS_MAX = 50; // rows; the stale ones come first
 const HEAT_STEPS = 24;
+const ORDER = ["stale", "late", "live", "stopped"];
+const STATES = {
+  live: () => "● live",
+  late: (age) => `◐ late ${age}`,
+  stale: (age) => `▲ stopped ${age}`,
+  stopped: () => "■ stopped",
+};
 const CATEGORIES = [
   ["Uncached input", (t) => Number(t.input_tokens) - Number(t.cached_input_tokens) - Number(t.cache_write_tokens)],
   ["Cached input", (t) => Number(t.cached_input_tokens)],
@@ -45,6 +52,16 @@ function setName(cell, name) {
   cell.title = printable(name);
 }
 
+// A name that one may click: everything filters to it, or it is searched.
+function setPick(cell, kind, name) {
+  if (cell.named === name) return;
+  setName(cell, name);
+  const button = document.createElement("button");
+  [button.type, button.value, button.dataset.pick] = ["button", name, kind];
+  button.replaceChildren(...cell.childNodes);
+  cell.replaceChildren(button);
+}
+
 // As many rows as items: `make` adds one, `fill` writes into it.
 function rows(parent, items, make, fill) {
   while (parent.children.length > items.length) parent.lastElementChild.remove();
@@ -74,9 +91,9 @@ function byId(id) {
 export const PANELS = [
   (totals) => {
     drawRate(totals.rate);
-    for (const name of ["today", "yesterday", "since_start"]) putTokens(name, totals.windows[name].tokens.total_tokens);
+    for (const name of ["today", "yesterday", "since_start"]) putTokens(name, totals.windows[name]?.tokens.total_tokens);
     drawActive(totals.windows);
-    put("at", `${clock(totals.at)} UTC`, totals.at);
+    put("at", `${moment(totals.at)} UTC`, totals.at);
   },
   (totals) => {
     drawCategories(totals.windows.last_1h.tokens);
@@ -99,7 +116,7 @@ function drawActive(windows) {
 }
 
 function putTokens(name, tokens) {
-  put(name, si(tokens), `${exact(tokens)} tokens`);
+  put(name, si(tokens), tokens === undefined ? "Not known of a part" : `${exact(tokens)} tokens`);
 }
 
 function drawRate(rate) {
@@ -134,9 +151,9 @@ function drawFlow(totals) {
   const live = totals.meters.filter((meter) => meter.state === "live").length;
   put("lag", totals.lag_messages === null ? "–" : `${si(totals.lag_messages)} msg`, `${exact(totals.lag_messages)} messages`);
   put("freshness", duration(totals.freshness_ms), `${exact(totals.freshness_ms)} ms`);
-  put("complete", clock(totals.complete_up_to), totals.complete_up_to ?? "");
+  put("complete", moment(totals.complete_up_to), totals.complete_up_to ?? "");
   put("meters", `${live} of ${totals.meters.length} live`);
-  setData(fields.meters, "alarm", String(live < totals.meters.length));
+  setData(fields.meters, "alarm", String(totals.meters.some(({ state }) => state === "late" || state === "stale")));
 }
 
 function drawRecords({ records, rejects }) {
@@ -154,7 +171,7 @@ function drawRecords({ records, rejects }) {
 function drawUsers(users, hour) {
   const most = Number(users[0]?.total_tokens ?? 1);
   rows(byId("top-users"), users, row("th", "td", "td"), (node, { user, total_tokens: tokens }) => {
-    setName(node.children[0], user);
+    setPick(node.children[0], "user", user);
     setText(node.children[1], si(tokens), exact(tokens));
     setText(node.children[2], percent(share(tokens, hour)));
     setStyle(node, "--share", share(tokens, most).toFixed(3));
@@ -162,13 +179,13 @@ function drawUsers(users, hour) {
 }
 
 function drawMeters(meters) {
-  const order = (meter) => (meter.state === "live" ? 1 : 0);
+  const order = (meter) => ORDER.indexOf(meter.state);
   const shown = meters.toSorted((a, b) => order(a) - order(b) || a.meter.localeCompare(b.meter, "en", { numeric: true }));
   rows(byId("meter-rows"), shown.slice(0, METERS_MAX), row("th", "td", "td", "td", "td", "td"), (node, meter) => {
     const [name, state, lag, fresh, parts, tokens] = node.children;
-    setName(name, meter.meter);
+    setPick(name, "meter", meter.meter);
     setText(name.lastChild === name.firstChild ? name.appendChild(document.createElement("small")) : name.lastChild, printable(meter.device));
-    setText(state, meter.state === "live" ? "● live" : `▲ ${duration(meter.age_ms)}`, `last commit ${meter.committed_at}`);
+    setText(state, STATES[meter.state](duration(meter.age_ms)), `last commit ${meter.committed_at}`);
     setData(node, "state", meter.state);
     setText(lag, si(meter.lag_messages), exact(meter.lag_messages));
     setText(fresh, duration(meter.freshness_ms));
@@ -208,13 +225,13 @@ function drawMatrix(latest) {
   setStyle(body, "padding-bottom", `${(models.length - first - seen.length) * ROW_REM}rem`);
   rows(head, [chips], element("tr"), (line) => {
     rows(line, ["", ...chips], element("th"), (cell, chip, k) => {
-      if (k) setName(cell, chip);
+      if (k) setPick(cell, "chip", chip);
     });
   });
   rows(body, seen, element("tr"), (line, model, m) => {
     rows(line, [model, ...tokens[first + m]], () => element(line.children.length ? "td" : "th")(), (cell, item, k) => {
       if (k) heat(cell, item, most);
-      else setName(cell, model);
+      else setPick(cell, "model", model);
     });
   });
 }
