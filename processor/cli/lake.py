@@ -145,9 +145,7 @@ def _check(command: LakeCommand, table: "LakeTable") -> None:
 def _show(name: str, found: "Comparison") -> None:
     sums = found.sums
     say(f"{name}: {found.equal:,} parts say the same: {sums.requests:,} requests, {sums.total_tokens:,} tokens")
-    say(
-        f"{found.waiting:,} parts are not in the table yet; {found.unknown:,} of its parts are unknown to the other side"
-    )
+    say(f"{found.waiting:,} parts are not in the table yet; {found.unknown:,} in it are unknown to the other side")
     for each in found.differences[:_SHOWN]:
         say(f"part {each.part}: the table has {tuple(each.table)}, the other side says {tuple(each.said)}")
     if found.differences:

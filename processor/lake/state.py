@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import orjson
 
 from tokenometer.processor.broker import Offset
-from tokenometer.processor.lake.values import OtherTable
+from tokenometer.processor.lake.values import OtherTable, OtherTopics
 from tokenometer.schemas.usage import COUNTERS, Usage
 
 VERSION = 1
+ENDED_KEPT = 100  # names; each snapshot has them, and no part goes on so long after its end
 
 
 class Done(NamedTuple):
@@ -56,11 +57,13 @@ class Topics:
 
 @dataclass(frozen=True)
 class LakeState:
-    """sums: of each part that is in for some partitions and not yet for all: its counters so far."""
+    """sums: of each part that is in for some partitions and not yet for all: its counters so far. ended: the last parts
+    that are in for all, to know one again that goes on all the same."""
 
     topics: Topics
     marks: Mapping[int, Mark] = field(default_factory=dict)
     sums: Mapping[str, Usage] = field(default_factory=dict)
+    ended: Mapping[str, Done] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,7 @@ def advanced(
 ) -> tuple[LakeState, list[Dispute]]:
     """The state with these slices in, and the disputes of parts that are complete with them. following, live: where the
     writer's partitions, and token-live, are to be read on."""
-    marks, sums, disputes = dict(state.marks), dict(state.sums), list[Dispute]()
+    marks, sums, ended, disputes = dict(state.marks), dict(state.sums), dict(state.ended), list[Dispute]()
     for partition, offset in following.items():
         old = marks.get(partition, Mark(Offset(0), {}))
         done = dict(old.done)
@@ -109,10 +112,11 @@ def advanced(
             sums[each.part] = total
             continue
         sums.pop(each.part, None)
+        ended[each.part] = Done(0, each.live_partition, each.live)
         if each.said is not None and total != each.said:
             disputes.append(Dispute(each.part, each.said, total))
     marks = {number: _pruned(mark, sums) for number, mark in marks.items()}
-    return replace(state, marks=marks, sums=sums), disputes
+    return replace(state, marks=marks, sums=sums, ended=dict(list(ended.items())[-ENDED_KEPT:])), disputes
 
 
 def _pruned(mark: Mark, sums: Mapping[str, Usage]) -> Mark:
@@ -123,6 +127,25 @@ def _pruned(mark: Mark, sums: Mapping[str, Usage]) -> Mark:
         if part in sums or done.usage > mark.next or done.live >= mark.live.get(done.live_partition, 0)
     }
     return replace(mark, done=kept)
+
+
+def check_topics(table: str, held: Topics, found: Topics) -> None:
+    """Raises OtherTopics, unless what was found is what the table's rows are of."""
+    if (held.usage, held.live) != (found.usage, found.live):
+        raise OtherTopics(
+            f"the table {table} has the rows of {held.usage} and {held.live}, not of {found.usage} and {found.live}: "
+            f"use another table"
+        )
+    if (held.usage_id, held.live_id) != (found.usage_id, found.live_id):
+        raise OtherTopics(
+            f"{found.usage} or {found.live} was deleted and made anew since the table {table} was written: its rows "
+            f"may be other ones. Keep the table as the account of the old topic, and use another"
+        )
+    if held.partitions != found.partitions:
+        raise OtherTopics(
+            f"{found.usage} has {found.partitions} partitions now, and had {held.partitions}: a row of a part that was "
+            f"open meanwhile may be in two of them. Fill another table with one writer (--writers '')"
+        )
 
 
 def encode(state: LakeState) -> str:
@@ -141,6 +164,7 @@ def encode(state: LakeState) -> str:
                 for number, mark in sorted(state.marks.items())
             },
             "sums": {part: list(sums) for part, sums in state.sums.items()},
+            "ended": {part: list(done) for part, done in state.ended.items()},
         }
     ).decode()
 
@@ -160,6 +184,7 @@ def decode(text: str) -> LakeState:
             Topics(usage, usage_id, live, live_id, partitions),
             {int(number): _mark(mark) for number, mark in top["partitions"].items()},
             {part: Usage(*_exactly(sums, len(COUNTERS))) for part, sums in top["sums"].items()},
+            {part: Done(*_exactly(done, 3)) for part, done in top["ended"].items()},
         )
     except (orjson.JSONDecodeError, KeyError, TypeError, ValueError) as error:
         raise OtherTable(f"the state in the table's last snapshot cannot be read: {error!r}") from None

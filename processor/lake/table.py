@@ -26,6 +26,7 @@ from pyiceberg.exceptions import (
     CommitFailedException,
     NamespaceAlreadyExistsError,
     NoSuchTableError,
+    NotInstalledError,
     RESTError,
     ValidationException,
 )
@@ -41,7 +42,7 @@ from pyiceberg.types import LongType, MapType, NestedField, StringType, Timestam
 
 from tokenometer.processor.lake import state as states
 from tokenometer.processor.lake.state import Dispute, LakeState, Mark
-from tokenometer.processor.lake.values import CatalogAway, OtherTable, Taken, TooManyConflicts
+from tokenometer.processor.lake.values import CatalogAway, LakeError, OtherTable, Taken, TooManyConflicts
 from tokenometer.processor.secret import scrub
 from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL, Usage
 
@@ -81,9 +82,12 @@ def embedded(warehouse: str) -> Catalog:
 
 
 def configured(name: str) -> Catalog:
-    """A catalog that pyiceberg's own configuration names. Raises CatalogAway."""
+    """A catalog that pyiceberg's own configuration names. Raises LakeError where that is wrong, CatalogAway."""
     with _asking(f"the catalog {name}"):
-        return load_catalog(name)
+        try:
+            return load_catalog(name)
+        except (ValueError, NotInstalledError) as error:
+            raise LakeError(f"the catalog {name}: {scrub(str(error))}; docs/LAKE.md says where it is set") from None
 
 
 class LakeTable:

@@ -31,9 +31,9 @@ from tokenometer.processor.broker import (
 from tokenometer.processor.lake import ending
 from tokenometer.processor.lake.held import HeldPart
 from tokenometer.processor.lake.share import Share
-from tokenometer.processor.lake.state import Dispute, LakeState, Mark, Slice, Topics, advanced
+from tokenometer.processor.lake.state import Dispute, Done, LakeState, Mark, Slice, Topics, advanced, check_topics
 from tokenometer.processor.lake.table import LakeTable
-from tokenometer.processor.lake.values import OtherTopics, Taken, TooLarge
+from tokenometer.processor.lake.values import Taken, TooLarge
 from tokenometer.processor.ledger import decode
 from tokenometer.processor.ledger.parts import ENDED, MERGED, OPEN, UNPROVED, LedgerPart, LedgerParts, PartGoesOn
 from tokenometer.processor.ledger.values import LedgerRows, LedgerSummary
@@ -104,6 +104,7 @@ class LakeWriter:
     def _forget(self) -> None:
         """All that a start begins with anew."""
         self._marks: dict[int, Mark | None] = {}  # of the own partitions, as the table has them
+        self._ended: Mapping[str, Done] = {}
         self._held: dict[str, HeldPart] = {}
         self._parts = LedgerParts([], 1, lambda name: None)
         self._last: dict[str, tuple[int, int]] = {}  # of each part: the partition and offset of its last summary
@@ -151,7 +152,8 @@ class LakeWriter:
         self._forget()
         state, topics = self._table.state(), self._topics()
         if state is not None:
-            self._check(state.topics, topics)
+            check_topics(self._table.name, state.topics, topics)
+        self._ended = state.ended if state else {}
         self._marks = {number: state.marks.get(number) if state else None for number in own}
         starts = self._starts(topics) if own else {}
         self._reached = dict(starts)
@@ -216,23 +218,6 @@ class LakeWriter:
             raise TopicMissing(f"the topic {names[0] if usage is None else names[1]} is not there")
         return Topics(names[0], usage.id, names[1], live.id, usage.partitions)
 
-    def _check(self, held: Topics, found: Topics) -> None:
-        if (held.usage, held.live) != (found.usage, found.live):
-            raise OtherTopics(
-                f"the table {self._table.name} has the rows of {held.usage} and {held.live}, not of {found.usage} and "
-                f"{found.live}: use another table"
-            )
-        if (held.usage_id, held.live_id) != (found.usage_id, found.live_id):
-            raise OtherTopics(
-                f"{found.usage} or {found.live} was deleted and made anew since the table {self._table.name} was "
-                f"written: its rows may be other ones. Keep the table as the account of the old topic, and use another"
-            )
-        if held.partitions != found.partitions:
-            raise OtherTopics(
-                f"{found.usage} has {found.partitions} partitions now, and had {held.partitions}: a row of a part that "
-                f"was open meanwhile may be in two of them. Fill another table with one writer (--writers '')"
-            )
-
     def _starts(self, topics: Topics) -> dict[Place, Offset]:
         extents = self._broker.extents([topics.usage, topics.live])
         starts: dict[Place, Offset] = {}
@@ -276,8 +261,8 @@ class LakeWriter:
             self._take_rows(rows, messages)
 
     def _take_summary(self, summary: LedgerSummary, offset: int) -> None:
-        for mark in self._marks.values():
-            done = mark.done.get(summary.part) if mark is not None else None
+        ended = [mark.done.get(summary.part) for mark in self._marks.values() if mark is not None]
+        for done in (*ended, self._ended.get(summary.part)):
             if done is not None and done.live_partition == summary.live_partition and offset > done.live >= 0:
                 raise PartGoesOn(
                     f"part {summary.part} of meter {summary.meter} is in the table {self._table.name} as one that has "
@@ -369,7 +354,7 @@ class LakeWriter:
 
         def change(state: LakeState | None) -> tuple[LakeState, list[Dispute]]:
             state = state or LakeState(topics)
-            self._check(state.topics, topics)
+            check_topics(self._table.name, state.topics, topics)
             return advanced(state, slices, following, live)
 
         state, disputes = self._table.commit(tables, self._marks, change)
@@ -379,6 +364,7 @@ class LakeWriter:
 
     def _settle(self, over: Sequence[LedgerPart], state: LakeState, disputes: Sequence[Dispute]) -> None:
         self._marks = {number: state.marks[number] for number in self._marks}
+        self._ended = state.ended
         for part in over:
             self._held.pop(part.name, None)
             self._inputs.pop(part.name, None)

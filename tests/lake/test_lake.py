@@ -4,6 +4,7 @@ import contextlib
 import pathlib
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,8 +19,16 @@ from tests.lake.lakes import Stream
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.lake import table as tables
 from tokenometer.processor.lake.held import I64_END
+from tokenometer.processor.lake.state import Topics, check_topics
 from tokenometer.processor.lake.table import LakeTable, embedded
-from tokenometer.processor.lake.values import CatalogAway, OtherTable, OtherTopics, TooLarge, TooManyConflicts
+from tokenometer.processor.lake.values import (
+    CatalogAway,
+    LakeError,
+    OtherTable,
+    OtherTopics,
+    TooLarge,
+    TooManyConflicts,
+)
 from tokenometer.processor.lake.writer import LakeWriter
 from tokenometer.processor.ledger.parts import PartGoesOn
 
@@ -82,11 +91,11 @@ def test_the_last_part_of_a_meter_is_over_once_it_has_left_its_group(
     assert writer.progress.commits == 1
     assert lakes.sums_of(lakes.rows_of(lakes.make_table(tmp_path))) == stream.truth(["a.r.1"]), "b is in the group"
     meter.close()
-    lakes.write_once(broker, tmp_path, group=streams.GROUP)
-    assert lakes.sums_of(lakes.rows_of(lakes.make_table(tmp_path))) == stream.truth(["a.r.1", "b.r.1"])
 
 
-def test_rows_whose_summaries_are_deleted_are_final(stream: Stream, broker: MemoryBroker, tmp_path: pathlib.Path) -> None:
+def test_rows_whose_summaries_are_deleted_are_final(
+    stream: Stream, broker: MemoryBroker, tmp_path: pathlib.Path
+) -> None:
     values = [books.usage_row(*each) for each in some_rows("gone.r.1", 10)]
     broker.append(streams.USAGE, values, list(map(lakes.key_of, values)))
     lakes.write_once(broker, tmp_path)
@@ -103,7 +112,11 @@ def test_a_row_has_every_column_of_its_schema(stream: Stream, broker: MemoryBrok
     table = lakes.make_table(tmp_path)
     plain, labelled = sorted(lakes.rows_of(table), key=lambda found: len(found["labels"]))
     assert dict(labelled["labels"]) == labels and plain["labels"] == []
-    assert (labelled["audio_output_tokens"], labelled["cache_write_1h_tokens"], plain["audio_output_tokens"]) == (2, 4, 0)
+    assert (labelled["audio_output_tokens"], labelled["cache_write_1h_tokens"], plain["audio_output_tokens"]) == (
+        2,
+        4,
+        0,
+    )
     assert (plain["window_ms"], plain["total_tokens"], plain["part"]) == (books.WINDOW_MS, 36, "a.r.1")
     assert [dispute.part for dispute in writer.progress.disputes] == ["a.r.1"], "the summary counts the row once"
 
@@ -310,7 +323,9 @@ def test_small_files_are_compacted_and_the_state_goes_on(
     assert lakes.write_once(broker, tmp_path).progress.rows == 0
 
 
-def test_a_table_that_is_rolled_back_is_filled_again(stream: Stream, broker: MemoryBroker, tmp_path: pathlib.Path) -> None:
+def test_a_table_that_is_rolled_back_is_filled_again(
+    stream: Stream, broker: MemoryBroker, tmp_path: pathlib.Path
+) -> None:
     table = lakes.make_table(tmp_path)
     for number in range(1, 4):
         stream.publish("a", f"a.r.{number}", some_rows(f"a.r.{number}", 10, number))
@@ -375,7 +390,7 @@ def test_a_table_of_another_schema_is_refused(tmp_path: pathlib.Path) -> None:
     catalog.create_namespace("tokens")
     schema = Schema(NestedField(1, "user", StringType()), NestedField(2, "input_tokens", LongType()))
     catalog.create_table("tokens.other", schema)
-    with pytest.raises(OtherTable, match="another schema: column cache_write_1h_tokens is not there"):
+    with pytest.raises(OtherTable, match="another schema: column audio_cached_input_tokens is not there"):
         LakeTable(catalog, "tokens.other")
     catalog.create_table("tokens.whole", tables.iceberg_schema(), partition_spec=PartitionSpec())
     with pytest.raises(OtherTable, match="not partitioned by the day of window_start"):
@@ -407,26 +422,24 @@ def test_a_commit_that_was_repeated_on_another_snapshot_is_found(
         lakes.write_once(broker, tmp_path)
 
 
-def test_topics_that_are_others_than_the_table_s_are_refused(
-    stream: Stream, broker: MemoryBroker, tmp_path: pathlib.Path
-) -> None:
-    stream.publish("a", "a.r.1", some_rows("a.r.1", 5))
-    stream.summary("a", "a.r.2", [0] * 6)
-    lakes.write_once(broker, tmp_path)
-    with pytest.raises(OtherTopics, match="deleted and made anew"):
-        lakes.write_once(lakes.make_broker(), tmp_path)
-    fewer = MemoryBroker()
-    fewer.create_topic(streams.USAGE, 4, {})
-    fewer.create_topic(streams.LIVE, 2, {})
-    state = lakes.make_table(tmp_path).state()
-    assert state is not None
-    writer = lakes.make_writer(fewer, tmp_path)
-    with pytest.raises(OtherTopics, match="has 4 partitions now, and had 3"):
-        writer._check(state.topics, state.topics.__class__(**{**vars(state.topics), "partitions": 4}))
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"usage": "other"}, "has the rows of u and l, not of other and l"),
+        ({"live_id": "3"}, "deleted and made anew"),
+        ({"partitions": 4}, "has 4 partitions now, and had 3: .* one writer"),
+    ],
+)
+def test_topics_that_are_others_than_the_table_s_are_refused(changes: dict[str, Any], words: str) -> None:
+    held = Topics("u", "1", "l", "2", 3)
+    with pytest.raises(OtherTopics, match=words):
+        check_topics("t", held, replace(held, **changes))
 
 
-def test_a_catalog_that_is_away_is_a_clear_error(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYICEBERG_CATALOG__AWAY__URI", "http://127.0.0.1:1")
-    monkeypatch.setenv("PYICEBERG_CATALOG__AWAY__TYPE", "rest")
+def test_a_catalog_that_is_away_or_is_not_configured_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(LakeError, match="the catalog nowhere: URI missing.*docs/LAKE.md"):
+        tables.configured("nowhere")
+    load = tables.load_catalog
+    monkeypatch.setattr(tables, "load_catalog", lambda name: load(name, type="rest", uri="http://127.0.0.1:1"))
     with pytest.raises(CatalogAway, match="Nothing is lost: start again once it answers"):
-        LakeTable(tables.configured("away"), lakes.TABLE)
+        tables.configured("away")
