@@ -229,10 +229,8 @@ class LakeTable:
             for batch in self.load().scan(selected_fields=("part", *COUNTERS)).to_arrow_batch_reader():
                 grouped = pa.table(batch).group_by("part").aggregate([(name, "sum") for name in COUNTERS])
                 for row in grouped.to_pylist():
-                    sums = tuple(row[f"{name}_sum"] for name in COUNTERS)
-                    found[row["part"]] = tuple(
-                        map(sum, zip(found.get(row["part"], (0,) * len(sums)), sums, strict=True))
-                    )
+                    sums = [row[f"{name}_sum"] for name in COUNTERS]
+                    found[row["part"]] = found.get(row["part"], Usage()).plus(sums)
         return found
 
 
