@@ -1,5 +1,6 @@
 """Real engines read the table, and one of them rewrites it while writers go on: the sums equal the oracle's."""
 
+import importlib.util
 import pathlib
 import random
 
@@ -11,7 +12,12 @@ from tests.lake import engines, lakes
 from tests.lake.lakes import Stream
 from tests.lake.test_lake_kafka import run_and_kill
 
-pytestmark = pytest.mark.engines
+NEEDED = ("duckdb_extension_avro", "duckdb_extension_iceberg", "pyspark")
+lacking = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+pytestmark = [
+    pytest.mark.engines,
+    pytest.mark.skipif(bool(lacking), reason=f"make test-engines: no {', '.join(lacking)}"),
+]
 
 HOSTILE = [
     "'",

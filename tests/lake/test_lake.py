@@ -3,6 +3,8 @@
 import contextlib
 import pathlib
 import random
+import resource
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -17,6 +19,7 @@ from tests import books, streams
 from tests.lake import lakes
 from tests.lake.lakes import Stream
 from tokenometer.processor.broker.memory import MemoryBroker
+from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.lake import table as tables
 from tokenometer.processor.lake.held import I64_END
 from tokenometer.processor.lake.state import Topics, check_topics
@@ -443,3 +446,54 @@ def test_a_catalog_that_is_away_or_is_not_configured_is_a_clear_error(monkeypatc
     monkeypatch.setattr(tables, "load_catalog", lambda name: load(name, type="rest", uri="http://127.0.0.1:1"))
     with pytest.raises(CatalogAway, match="Nothing is lost: start again once it answers"):
         tables.configured("away")
+
+
+# --- The command ---
+
+
+def test_check_against_a_ledger_ends_with_1_where_a_part_differs(
+    stream: Stream, broker: MemoryBroker, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(1, 4):
+        stream.publish("a", f"a.r.{number}", some_rows(f"a.r.{number}", 10, number))
+    lakes.write_once(broker, tmp_path)
+    database = str(tmp_path / "ledger.duckdb")
+    with books.opened(database) as store:
+        books.drain(books.make_ledger(broker, store))
+    arguments = ["lake", "--warehouse", str(tmp_path), "--table", lakes.TABLE, "--check", "--against", database]
+    assert cli.run(arguments) == 0
+    assert f"{lakes.TABLE}: 2 parts say the same" in capsys.readouterr().out
+    with books.opened(database) as store:
+        store.database.rows("UPDATE parts SET output_tokens = output_tokens + 1 WHERE name = 'a.r.2'")
+    assert cli.run(arguments) == 1
+    assert "part a.r.2: the table has" in capsys.readouterr().out
+
+
+def test_wrong_arguments_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, words in (
+        (["--table", "usage"], "expected NAMESPACE.TABLE"),
+        (["--once", "--check"], "give one of them"),
+        (["--against", "ledger.duckdb"], "--against needs --check"),
+    ):
+        assert cli.run(["lake", *arguments]) == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_full_disk_ends_the_writer_and_loses_nothing(
+    stream: Stream, broker: MemoryBroker, tmp_path: pathlib.Path
+) -> None:
+    """A limit of the size of files stands for it: the system's own error, while a data file is written."""
+    stream.publish("a", "a.r.1", some_rows("a.r.1", 2000))
+    stream.summary("a", "a.r.2", [0] * 6)
+    lakes.make_table(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (24_576, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            lakes.write_once(broker, tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    lakes.write_once(broker, tmp_path)
+    assert lakes.sums_of(lakes.rows_of(lakes.make_table(tmp_path))) == stream.truth(["a.r.1"])
