@@ -45,7 +45,9 @@ _PART, _WINDOW_MS = "meter-0.20261123T100000Z-5f3a.1", 60_000
 
 
 def main(arguments: Sequence[str]) -> int:
-    options = common.parser(__doc__).parse_args(arguments)
+    parser = common.parser(__doc__)
+    parser.add_argument("--without-postgres", action="store_true", help="leave PostgreSQL out")
+    options = parser.parse_args(arguments)
     facts, size = common.facts("bench.bench_lake", arguments), SIZES[options.size]
     skipped: dict[str, str] = {}
     with tempfile.TemporaryDirectory(prefix="tokenometer-bench-") as name:
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         case |= _lake(folder, size, truth)
         case["ratio"] = case["rows_per_second"] / case["duckdb_rows_per_second"]
         try:
-            case |= _postgres(folder, size, truth)
+            case |= {} if options.without_postgres else _postgres(folder, size, truth)
         except RuntimeError as error:
             skipped["postgres"] = str(error)
     print(
