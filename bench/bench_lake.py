@@ -27,6 +27,7 @@ from bench import common
 from bench.bench_ledger import _batch, _bytes, _merge
 from tokenometer.processor.broker import Messages, Offset, Place
 from tokenometer.processor.lake.held import HeldPart
+from tokenometer.processor.lake.latest import KEYS_MAX, Latest
 from tokenometer.processor.lake.state import LakeState, Slice, Topics, advanced
 from tokenometer.processor.lake.table import LakeTable, embedded
 from tokenometer.processor.ledger import decode
@@ -94,7 +95,8 @@ def hash_of(value: bytes) -> int:
 def _messages(file: pathlib.Path, partition: int, first: int) -> Messages:
     values = file.read_bytes().split(b"\n")
     offsets = np.arange(first, first + len(values), dtype=np.int64)
-    return Messages(Place("token-usage", partition), values, np.zeros(len(values), np.uint64), offsets)
+    keys = [value[: value.index(b',"window_ms"')] + b"}" for value in values]
+    return Messages(Place("token-usage", partition), values, np.zeros(len(values), np.uint64), offsets, keys)
 
 
 # --- The lake ---
@@ -124,6 +126,7 @@ def _write(folder: str, partition: int, batches: int) -> dict[str, float]:
     import pyarrow as pa
 
     pa.set_cpu_count(1)
+    latest = Latest()
     table, held = LakeTable(embedded(f"{folder}/lake"), TABLE), HeldPart(_PART, _WINDOW_MS)
     seconds = decoding = 0.0
     first = 0
@@ -131,13 +134,13 @@ def _write(folder: str, partition: int, batches: int) -> dict[str, float]:
     for number in range(batches):
         messages = _messages(pathlib.Path(folder) / f"{partition}-{number}", partition, first)
         began = time.perf_counter()
-        rows = decode.usage_rows([messages])
-        decoding += time.perf_counter() - began
-        assert rows is not None
-        held.add(rows, None, partition, Offset(first), messages.next_offset)
+        latest.add(messages)
+        if latest.count >= KEYS_MAX // WRITERS:  # as a writer of more partitions
+            decoding += _read(latest, held, partition)
         seconds += time.perf_counter() - began
         first += len(messages.values)
     began = time.perf_counter()
+    decoding += _read(latest, held, partition)
     rows, sums = held.final()
     own = Slice(_PART, {partition: Offset(first)}, -1, -1, sums, None)
     topics = Topics("token-usage", "1", "token-live", "2", WRITERS)
@@ -148,6 +151,18 @@ def _write(folder: str, partition: int, batches: int) -> dict[str, float]:
     table.commit([rows], {partition: None}, change)
     seconds += time.perf_counter() - began
     return {"seconds": seconds, "decoding": decoding, "messages": first, "processor": _processor() - processor}
+
+
+def _read(latest: Latest, held: HeldPart, partition: int) -> float:
+    """The seconds of decoding."""
+    seconds = 0.0
+    for messages in latest.take():
+        began = time.perf_counter()
+        rows = decode.usage_rows([messages])
+        seconds += time.perf_counter() - began
+        assert rows is not None
+        held.add(rows, None, partition, Offset(int(messages.offsets[0])), messages.next_offset)
+    return seconds
 
 
 def _processor() -> float:

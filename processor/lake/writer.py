@@ -30,6 +30,7 @@ from tokenometer.processor.broker import (
 )
 from tokenometer.processor.lake import ending
 from tokenometer.processor.lake.held import HeldPart
+from tokenometer.processor.lake.latest import KEYS_MAX, Latest
 from tokenometer.processor.lake.share import Share
 from tokenometer.processor.lake.state import Dispute, Done, LakeState, Mark, Slice, Topics, advanced, check_topics
 from tokenometer.processor.lake.table import LakeTable
@@ -66,7 +67,7 @@ class WriterSettings:
 class WriterProgress:
     """Numbers for people and tests."""
 
-    read: int = 0  # rows, however often
+    read: int = 0  # rows, each as it was last when it was read
     rows: int = 0  # in the table, by this writer
     commits: int = 0
     disputes: list[Dispute] = field(default_factory=list)
@@ -106,6 +107,7 @@ class LakeWriter:
         self._marks: dict[int, Mark | None] = {}  # of the own partitions, as the table has them
         self._ended: Mapping[str, Done] = {}
         self._held: dict[str, HeldPart] = {}
+        self._latest = Latest()  # rows that were not read yet
         self._parts = LedgerParts([], 1, lambda name: None)
         self._last: dict[str, tuple[int, int]] = {}  # of each part: the partition and offset of its last summary
         self._inputs: dict[str, tuple[str, Collection[Place]]] = {}  # of each part, its meter and what it has read
@@ -157,7 +159,7 @@ class LakeWriter:
         self._marks = {number: state.marks.get(number) if state else None for number in own}
         starts = self._starts(topics) if own else {}
         self._reached = dict(starts)
-        self._reader = self._broker.follow(starts) if own else None
+        self._reader = self._broker.follow(starts, keys=True) if own else None
         self._goal = self._ends() if own else {}
         log.info("reading", extra={"partitions": own, "of": topics.partitions})
 
@@ -185,6 +187,8 @@ class LakeWriter:
             due = at_once or self._steady_ms() - self._committed_ms >= self._settings.commit_interval_ms
             if horizon.over and not due:
                 return False
+            if horizon.over or at_once:
+                self._read_rows()
             self._finish(horizon)
             self._horizon = None
             if horizon.whole:
@@ -255,8 +259,14 @@ class LakeWriter:
             for offset, summary in zip(offsets, decode.summaries([messages]), strict=True):
                 self._take_summary(summary, offset)
             return
-        rows = decode.usage_rows([messages])
-        if rows is not None:
+        self._latest.add(messages)
+        if self._latest.count >= KEYS_MAX:
+            self._read_rows()
+
+    def _read_rows(self) -> None:
+        for messages in self._latest.take():
+            rows = decode.usage_rows([messages])
+            assert rows is not None
             self.progress.read += len(rows)
             self._take_rows(rows, messages)
 
@@ -276,7 +286,7 @@ class LakeWriter:
     def _take_rows(self, rows: LedgerRows, messages: Messages) -> None:
         """To each part its own; rows of parts that are in are left out."""
         partition, mark = messages.place.partition, self._marks[messages.place.partition]
-        offsets = messages.offsets[[value is not None for value in messages.values]]
+        offsets = messages.offsets
         for code, (encoded, window_ms) in enumerate(zip(rows.part.names, rows.window_ms, strict=True)):
             name = encoded.decode()
             if mark is not None and name in mark.done:
@@ -306,6 +316,8 @@ class LakeWriter:
         if not (self._news or asked or (at_once and whole)):
             return
         self._news = False
+        if at_once and whole:
+            self._read_rows()  # for parts that have no summary
         gone = self._ask() if asked else lambda part: False
         over = {part.name: part.meter is None for part in ending.over(self._parts, gone)}
         over = {name: silent for name, silent in over.items() if self._is_missing(name)}
@@ -399,6 +411,6 @@ class LakeWriter:
 def _joined(messages: Sequence[Messages]) -> Messages:
     if len(messages) == 1:
         return messages[0]
-    values = [value for each in messages for value in each.values]
+    values, keys = ([each for some in messages for each in getattr(some, name) or ()] for name in ("values", "keys"))
     times, offsets = (np.concatenate([getattr(each, name) for each in messages]) for name in ("times", "offsets"))
-    return Messages(messages[0].place, values, times, offsets)
+    return Messages(messages[0].place, values, times, offsets, keys if len(keys) == len(values) else None)

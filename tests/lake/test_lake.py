@@ -139,6 +139,20 @@ def test_files_are_partitioned_by_the_day_of_the_window(
     ]
 
 
+def test_a_row_that_a_later_one_replaces_is_not_read(
+    stream: Stream, broker: MemoryBroker, tmp_path: pathlib.Path
+) -> None:
+    """Only where each value begins with its key: otherwise a key may be of several rows."""
+    for count in range(1, 4):
+        stream.publish("a", "a.r.1", [row("a.r.1", [count, count, 0, 0, 0, 0], name) for name in ("alice", "bob")])
+    values = [books.usage_row(*row("b.r.1", [1, number, 0, 0, 0, 0], f"user-{number}")) for number in range(5)]
+    broker.append(streams.USAGE, values, [b"{a key of many}"] * 5)
+    stream.summary("a", "a.r.2", [0] * 6)
+    writer = lakes.write_once(broker, tmp_path)
+    assert writer.progress.read == 2 + 5
+    assert len(lakes.rows_of(lakes.make_table(tmp_path))) == 2 + 5
+
+
 # --- Crashes ---
 
 
@@ -180,7 +194,7 @@ def test_a_writer_that_is_killed_at_any_step_loses_nothing_and_doubles_nothing(
     table = lakes.make_table(tmp_path)
     for number, point in enumerate(("before the files", "between files and commit", "after the commit")):
         stream.publish("a", parts[number], some_rows(parts[number], 20, number))
-        stream.publish("a", parts[number + 1], some_rows(parts[number + 1], 20, 10))
+        stream.summary("a", parts[number + 1], [0] * 6)
         with killed(monkeypatch, point):
             lakes.write_once(broker, tmp_path)
         lakes.write_once(broker, tmp_path)
