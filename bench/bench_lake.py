@@ -128,18 +128,17 @@ def _write(folder: str, partition: int, batches: int) -> dict[str, float]:
     pa.set_cpu_count(1)
     latest = Latest()
     table, held = LakeTable(embedded(f"{folder}/lake"), TABLE), HeldPart(_PART, _WINDOW_MS)
-    seconds = decoding = 0.0
+    seconds = processor = decoding = 0.0
     first = 0
-    processor = _processor()
     for number in range(batches):
         messages = _messages(pathlib.Path(folder) / f"{partition}-{number}", partition, first)
-        began = time.perf_counter()
+        began, used = time.perf_counter(), _processor()
         latest.add(messages)
         if latest.count >= KEYS_MAX // WRITERS:  # as a writer of more partitions
             decoding += _read(latest, held, partition)
-        seconds += time.perf_counter() - began
+        seconds, processor = seconds + time.perf_counter() - began, processor + _processor() - used
         first += len(messages.values)
-    began = time.perf_counter()
+    began, used = time.perf_counter(), _processor()
     decoding += _read(latest, held, partition)
     rows, sums = held.final()
     own = Slice(_PART, {partition: Offset(first)}, -1, -1, sums, None)
@@ -149,8 +148,8 @@ def _write(folder: str, partition: int, batches: int) -> dict[str, float]:
         return advanced(state or LakeState(topics), [own], {partition: Offset(first)}, {})
 
     table.commit([rows], {partition: None}, change)
-    seconds += time.perf_counter() - began
-    return {"seconds": seconds, "decoding": decoding, "messages": first, "processor": _processor() - processor}
+    seconds, processor = seconds + time.perf_counter() - began, processor + _processor() - used
+    return {"seconds": seconds, "decoding": decoding, "messages": first, "processor": processor}
 
 
 def _read(latest: Latest, held: HeldPart, partition: int) -> float:
@@ -176,15 +175,14 @@ def _processor() -> float:
 def _ledger(folder: pathlib.Path, kind: str, database: str, size: dict[str, int], truth: list[int]) -> dict[str, Any]:
     with contextlib.closing(Store(open_database(database, writer=True))) as store:
         store.place({Place("token-usage", 0): Stand("bench", Offset(0))})
-        seconds, first, processor = 0.0, 0, _processor()
+        seconds, first, processor = 0.0, 0, 0.0
         for number in range(size["batches"]):
             messages = _messages(folder / f"all-{number}", 0, first)
-            began = time.perf_counter()
+            began, used = time.perf_counter(), _processor()
             rows = decode.usage_rows([messages])
             store.take(LedgerBatch(rows, [], {messages.place: messages.next_offset}))
-            seconds += time.perf_counter() - began
+            seconds, processor = seconds + time.perf_counter() - began, processor + _processor() - used
             first += len(messages.values)
-        processor = _processor() - processor
         _merge(store, Usage(*truth))  # type: ignore[arg-type]
         store.database.rows("CHECKPOINT" if kind == "duckdb" else "VACUUM FULL")
         [(count, *sums)] = store.database.rows(
