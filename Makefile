@@ -9,7 +9,7 @@ DEMO_ARGS ?=# --pace: the slow one, an hour of a log in half a minute
 WORKERS ?= 2
 
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-kafka live replay-demo test test-sources test-fast check format kafka chaos fuzz picture site bench gpu up clean
+.PHONY: help demo demo-kafka live replay-demo test test-sources test-engines test-fast check format kafka chaos fuzz picture site bench gpu up clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
@@ -35,8 +35,11 @@ test: .venv/installed-dev ## install with test tools, run the whole test suite i
 test-sources: .venv-sources/installed ## run LiteLLM, OpenTelemetry's instrumentations and others, and read what they write
 	.venv-sources/bin/python -m pytest tests/test_sources.py
 
+test-engines: .venv-engines/installed ## Spark and DuckDB's Iceberg extension read what `tokenometer lake` writes (downloads 600 MB)
+	.venv-engines/bin/python -m pytest tests/lake/test_engines.py
+
 test-fast: .venv/installed-dev ## what needs no Kafka, PostgreSQL or browser, and is not slow, in two processes
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not (kafka or postgres or browser or slow or fuzz or sources)"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not (kafka or postgres or browser or slow or fuzz or sources or engines)"
 
 check: .venv/installed-dev ## lint, types, C++ format and warnings
 	$(BIN)/ruff check .
@@ -74,6 +77,7 @@ bench: .venv/installed-bench ## take the CPU's benchmarks anew and rewrite bench
 	$(BIN)/python -m bench.bench_page --size large --json bench/results/page.json
 	$(BIN)/python -m bench.bench_soak --size large --json bench/results/soak.json
 	$(BIN)/python -m bench.bench_ledger --size large --json bench/results/ledger.json
+	$(BIN)/python -m bench.bench_lake --size large --json bench/results/lake.json
 	$(BIN)/python -m bench.report
 
 gpu: ## the engine's tests, compute-sanitizer and benchmarks on this machine's GPU
@@ -84,7 +88,7 @@ up: ## all services with a synthetic load in containers: dashboard, Grafana, Pro
 	@echo "http://127.0.0.1:8321/?token=$$(cat $${TOKENOMETER_TOKEN_FILE:-deploy/development-token})"
 
 clean: ## remove the virtual environment and everything generated
-	rm -rf .venv .venv-sources .site demo live bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-sources .venv-engines .site demo live bench/data .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 .venv:
 	$(PYTHON) -m venv .venv
@@ -106,6 +110,12 @@ clean: ## remove the virtual environment and everything generated
 .venv-sources/installed: pyproject.toml
 	$(PYTHON) -m venv .venv-sources
 	.venv-sources/bin/python -m pip install --quiet --disable-pip-version-check -e '.[sources,verify]' hypothesis
+	@touch $@
+
+# Apart, too: DuckDB's extensions are of one version of DuckDB.
+.venv-engines/installed: pyproject.toml
+	$(PYTHON) -m venv .venv-engines
+	.venv-engines/bin/python -m pip install --quiet --disable-pip-version-check -e '.[engines,verify]'
 	@touch $@
 
 .venv/installed-bench: pyproject.toml | .venv

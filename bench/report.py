@@ -54,6 +54,8 @@ def _goals(results: Sequence[dict[str, Any]]) -> str:
             rows += _page_goals(content)
         if content["kind"] == "ledger":
             rows += _ledger_goals(content)
+        if content["kind"] == "lake":
+            rows += _lake_goals(content)
         if content["kind"] == "intake":
             rows += _intake_goals(content)
     return _table(("goal", "measured", "met"), "lll", rows)
@@ -376,6 +378,36 @@ def _ledger_row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     )
 
 
+# --- Lake ---
+
+
+def _lake(content: dict[str, Any]) -> list[str]:
+    intro = (
+        "The same usage rows, from the bytes of their messages to a commit: by two writers of the lake on a core each, "
+        "and by ledgers that use all cores. Bytes are of each row that is left, with catalogs and keys of databases."
+    )
+    case = content["cases"]["lake"]
+    found = [("lake, two writers", case["rows_per_second"], case["processor_seconds"], case["bytes_a_row"])]
+    for kind, name in _DATABASES.items():
+        if f"{kind}_rows_per_second" in case:
+            numbers = (case[f"{kind}_{what}"] for what in ("rows_per_second", "processor_seconds", "bytes_a_row"))
+            found.append((f"ledger in {name}", *numbers))
+    rows = [(name, f"{rate:,.0f}", f"{seconds:.1f}", f"{size:.1f}") for name, rate, seconds, size in found]
+    return ["## Lake", intro, _table(("", "rows/s", "processor seconds", "bytes a row"), "lrrr", rows)]
+
+
+def _lake_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    case = content["cases"]["lake"]
+    yield (
+        "two writers of the lake: 1.5 times the rows/s of the DuckDB ledger",
+        f"{case['ratio']:.2f} times",
+        _yes(case["ratio"] >= 1.5),
+    )
+    if "postgres_bytes_a_row" in case:
+        share = case["bytes_a_row"] / case["postgres_bytes_a_row"]
+        yield "a row in the lake: half of PostgreSQL's bytes", f"{share:.0%}", _yes(share <= 0.5)
+
+
 # --- Intake ---
 
 
@@ -429,7 +461,7 @@ def _intake_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 
 _SECTIONS = {
     "engine": _engine, "peers": _peers, "pipeline": _pipeline, "rollup": _rollup, "soak": _soak, "ledger": _ledger,
-    "page": _page, "intake": _intake,
+    "page": _page, "intake": _intake, "lake": _lake,
 }  # fmt: skip
 
 

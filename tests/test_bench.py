@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from bench import bench_builds, bench_engine, bench_ledger, bench_peers, common, report, sanitize
+from bench import bench_builds, bench_engine, bench_lake, bench_ledger, bench_peers, common, report, sanitize
 from bench.logs import CHUNK_BYTES, CHUNKS, RECORD_BYTES, STREAMS, ChunksLog, FileLog, RowsLog
 from tokenometer.kernels.target import HostTarget
 
@@ -107,6 +107,13 @@ def test_small_ledger_run_agrees_on_both_databases(data):
     found = json.loads(file.read_text())
     assert "duckdb" in found["cases"]
     assert all(name in report.report([("ledger.json", found)]) for name in found["cases"]["duckdb"]["digest"].split())
+
+
+def test_small_lake_run_adds_up_and_is_reported(data):
+    """The run compares the sums of the lake and of the ledger with those of the rows."""
+    file = data / "results" / "lake.json"
+    assert bench_lake.main(["--json", str(file), "--without-postgres"]) == 0
+    assert "lake, two writers" in report.report([("lake.json", json.loads(file.read_text()))])
 
 
 def test_failed_child_is_an_error():

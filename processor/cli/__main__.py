@@ -14,6 +14,7 @@ from typer import Option
 from tokenometer.processor.cli import (
     adjust,
     demo,
+    lake,
     ledger,
     live,
     load,
@@ -61,6 +62,7 @@ _COMMANDS: dict[str, Callable[[Any], None]] = {
     "statement": statement.statement_command,
     "adjust": adjust.adjust_command,
     "reconcile": reconcile.reconcile_command,
+    "lake": lake.lake_command,
     "demo": demo.demo_command,
     "live": live.live_command,
 }
