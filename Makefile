@@ -73,6 +73,7 @@ bench: .venv/installed-bench ## take the CPU's benchmarks anew and rewrite bench
 	$(BIN)/python -m bench.bench_engine --size large --json bench/results/engine-cpu.json
 	$(BIN)/python -m bench.bench_peers --size large --json bench/results/peers.json
 	$(BIN)/python -m bench.bench_pipeline --size large --json bench/results/pipeline.json
+	$(BIN)/python -m bench.bench_exactly_once --size large --json bench/results/exactly-once.json
 	$(BIN)/python -m bench.bench_rollup --size large --json bench/results/rollup.json
 	$(BIN)/python -m bench.bench_page --size large --json bench/results/page.json
 	$(BIN)/python -m bench.bench_soak --size large --json bench/results/soak.json

@@ -77,7 +77,7 @@ def tokenometer(log: str, dedup: bool, threads: int) -> Any:
     engine = Engine(
         HostTarget(threads), Referee(), secret=list(range(1, 9)), window_ms=WINDOW_MS, conflict_letters=False
     )
-    mapping, reader = _mapping(dedup), LogReader([log])
+    mapping, reader = native(dedup), LogReader([log])
     with ThreadPoolExecutor(1) as ahead:
         batch = engine.open_batch()
         chunk = reader.fill(batch.space)
@@ -94,7 +94,7 @@ def tokenometer(log: str, dedup: bool, threads: int) -> Any:
     return _from_engine(engine.changes())
 
 
-def _mapping(dedup: bool) -> Any:
+def native(dedup: bool) -> Any:
     """The native mapping; without duplicates to find, its request id is not mapped."""
     from tokenometer.schemas import mapping as mappings
 

@@ -37,6 +37,7 @@ from typing import Any
 import orjson
 
 from bench import common
+from bench.bench_peers import native
 from tests.kafka_server import KafkaServer
 from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.target import HostTarget
@@ -49,7 +50,6 @@ from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
 from tokenometer.processor.records.engines import limits
 from tokenometer.processor.records.referee import Referee
-from tokenometer.schemas import mapping as mappings
 
 SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 60_000_000, "many": 40_000_000}}
 LINES = {"one": 1, "many": 200}
@@ -103,7 +103,7 @@ def _run(options: Any, bootstrap: str) -> dict[str, Any]:
             answer = common.run_child("bench.bench_pipeline", request, len(common.cores()))
             answers[f"{name}:{contender}"].append(answer)
             print(f"{name}:{contender}", json.dumps(answer), file=sys.stderr, flush=True)
-    medians = {case: _median(found) for case, found in answers.items()}
+    medians = {case: median_of(found) for case, found in answers.items()}
     for case, found in medians.items():
         print(
             f"{case:14} {found['records_per_second'] / 1e6:6.3f} M records/s, sustained {found['sustained'] / 1e6:6.3f}"
@@ -111,7 +111,7 @@ def _run(options: Any, bootstrap: str) -> dict[str, Any]:
     return {"lines": LINES, "records": wanted, "medians": medians, "runs": answers}
 
 
-def _median(runs: list[dict[str, Any]]) -> dict[str, Any]:
+def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     middle = sorted(runs, key=lambda run: run["records_per_second"])[len(runs) // 2]
     return {
         **middle,
@@ -147,7 +147,7 @@ def _child(request: dict[str, Any]) -> dict[str, Any]:
     return _CONTENDERS[request["contender"]](request)
 
 
-def _answer(ticks: list[tuple[float, int]], end: tuple[float, int], **more: Any) -> dict[str, Any]:
+def answer_of(ticks: list[tuple[float, int]], end: tuple[float, int], **more: Any) -> dict[str, Any]:
     """Moments and the records that were done by then. ticks: from the assignment on, while there was more to read."""
     (began, _), (last, latest), (ended, records) = ticks[0], ticks[-1], end
     half, done = next(tick for tick in ticks if 2 * tick[1] >= latest)
@@ -196,7 +196,7 @@ def _read_all(request: dict[str, Any], batches: Iterator[int]) -> dict[str, Any]
         if count:
             ticks.append((time.monotonic(), messages * lines))
         if messages >= wanted or (ticks and time.monotonic() - ticks[0][0] > request["seconds"]):
-            return _answer(ticks, ticks[-1])
+            return answer_of(ticks, ticks[-1])
     raise AssertionError("a consumer's messages do not end")
 
 
@@ -282,7 +282,7 @@ def _faust(request: dict[str, Any]) -> dict[str, Any]:
             await asyncio.wait_for(app.stop(), 10)
 
     asyncio.run(run())
-    return _answer(ticks, ticks[-1])
+    return answer_of(ticks, ticks[-1])
 
 
 class _TimedMeter(Meter):
@@ -294,12 +294,13 @@ class _TimedMeter(Meter):
         return found
 
 
-def _meter(request: dict[str, Any]) -> dict[str, Any]:
+def meter(request: dict[str, Any]) -> dict[str, Any]:
     heap.keep_freed_memory()  # as `tokenometer meter` does
     broker: Broker = KafkaBroker(request["bootstrap"], request["kafka"])
     stem = secrets.token_hex(4)
     outputs = f"{stem}-usage", f"{stem}-live", f"{stem}-rejected"
-    settings = MeterSettings(stem, stem, {request["topic"]: mappings.resolve("native")}, *outputs)
+    mapping = native(request.get("dedup", True))
+    settings = MeterSettings(stem, stem, {request["topic"]: mapping}, *outputs)
     check_topics(broker, settings, 4, 1)
     target = HostTarget()
     secret = [secrets.randbits(64) for _ in range(8)]
@@ -316,21 +317,23 @@ def _meter(request: dict[str, Any]) -> dict[str, Any]:
         if sum(parts.values()) >= request["records"]:
             ended.set()
 
-    meter = _TimedMeter(broker, engine, settings, stem, on_commit=committed)
-    meter.run(ended.is_set)
+    timed = _TimedMeter(broker, engine, settings, stem, on_commit=committed)
+    timed.run(ended.is_set)
     took = sorted(done.took_ms for done in commits)
     rows = [done.rows for done in commits]
     (*ticks, (last, records)) = ticks
     end = last + commits[-1].took_ms / 1000, records
-    return _answer([(meter.began, 0), *ticks], end, commits=len(commits), rows=sum(rows), rows_max=max(rows),
-                   commit_ms_median=took[len(took) // 2], commit_ms_max=took[-1], parts=len(parts))  # fmt: skip
+    return answer_of(
+        [(timed.began, 0), *ticks], end, commits=len(commits), rows=sum(rows), rows_max=max(rows),
+        commit_ms_median=took[len(took) // 2], commit_ms_max=took[-1], parts=len(parts), output=outputs[0],
+    )  # fmt: skip
 
 
 _CONTENDERS = {
     "consume": partial(_consume, settings={}),
     "consume-tuned": partial(_consume, settings=_TUNED),
     "read": _read,
-    "meter": _meter,
+    "meter": meter,
     "orjson": _orjson,
     "faust": _faust,
 }

@@ -19,7 +19,14 @@ from tokenometer.kernels import build
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / "bench" / "data"  # logs made once and read again; ignored by git
 RESULTS = ROOT / "bench" / "results"
-MEASURED = ("kernels", "processor", "schemas", "bench/*.py", "pyproject.toml")  # what a figure depends on
+MEASURED = (
+    "kernels",
+    "processor",
+    "schemas",
+    "bench/*.py",
+    "bench/peers",
+    "pyproject.toml",
+)  # what a figure depends on
 PACKAGES = (
     "numpy",
     "pyarrow",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench import bench_engine, bench_intake, common
+from bench import bench_engine, bench_exactly_once, bench_intake, common
 
 RESULTS_MD = common.ROOT / "bench" / "RESULTS.md"
 NOTES = "notes.md"  # beside the results: what was measured by hand
@@ -46,6 +46,8 @@ def _goals(results: Sequence[dict[str, Any]]) -> str:
             rows += _peer_goals(content)
         if content["kind"] == "pipeline":
             rows += _pipeline_goals(content["medians"])
+        if content["kind"] == "exactly_once":
+            rows += _exactly_once_goals(content["medians"])
         if content["kind"] == "soak":
             rows += _soak_goals(content)
         if content["kind"] == "rollup":
@@ -105,6 +107,16 @@ def _pipeline_goals(medians: dict[str, dict[str, Any]]) -> Iterable[tuple[str, s
         yield goal, measured, _yes(one >= 0.8 * rates[case])
     goal = "meter, 200 lines a message, broker beside it: 1.4 M records/s"
     yield goal, f"{many:.2f} M records/s", _yes(many >= 1.4)
+
+
+_TIMES = {"streams": 25, "streams-by-hand": 3, "flink": 10}
+
+
+def _exactly_once_goals(medians: dict[str, dict[str, Any]]) -> Iterable[tuple[str, str, str]]:
+    for name, times in _TIMES.items():
+        ours, theirs = (medians[f"{one}:dedup"]["sustained"] for one in ("meter", name))
+        measured = f"{ours / 1e6:.2f} against {theirs / 1e6:.3f} M records/s: {ours / theirs:.1f} x"
+        yield f"meter, with dedup: at least {times} x {name}", measured, _yes(ours >= times * theirs)
 
 
 # The second is of the third generation of request ids and later; results of before it was measured lack it.
@@ -274,6 +286,31 @@ def _pipeline_row(item: tuple[str, dict[str, Any]]) -> tuple[str, ...]:
         f"{found['peak_bytes'] // MIB} MiB",
         *commits,
     )
+
+
+def _exactly_once(content: dict[str, Any]) -> list[str]:
+    intro = (
+        "One log in a topic of a real Kafka on the same machine, a record a message; each contender takes it in a "
+        "fresh process and commits its rows exactly once into another topic. `dedup`: of each request id the first "
+        "record counts. All rows were read back, and those of each run add up to what DuckDB makes of the log's file."
+    )
+    rows = [
+        (
+            case,
+            f"{found['records']:,}",
+            f"{found['answer']['rows']:,}",
+            f"{found['records_per_second'] / 1e6:.3f}",
+            f"{found['sustained'] / 1e6:.3f}",
+            f"{found['cpu_seconds']:.1f}",
+            f"{found['cpu_seconds'] / found['records'] * 1e6:.2f}",
+            f"{found['peak_bytes'] // MIB} MiB",
+            f"`{found['answer']['digest']}`",
+        )
+        for case, found in content["medians"].items()
+    ]
+    head = ("case", "records", "rows", "M records/s", "second half", "CPU s", "CPU us a record", "peak", "answer")
+    how = "\n".join(f"- {name}: {text}" for name, text in bench_exactly_once.HOW.items())
+    return ["## Exactly-once peers", intro, _table(head, "lrrrrrrrl", rows), "How each does it:", how]
 
 
 def _soak(content: dict[str, Any]) -> list[str]:
@@ -461,7 +498,7 @@ def _intake_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 
 _SECTIONS = {
     "engine": _engine, "peers": _peers, "pipeline": _pipeline, "rollup": _rollup, "soak": _soak, "ledger": _ledger,
-    "page": _page, "intake": _intake, "lake": _lake,
+    "page": _page, "intake": _intake, "lake": _lake, "exactly_once": _exactly_once,
 }  # fmt: skip
 
 

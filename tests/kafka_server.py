@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -46,26 +46,28 @@ PORT_TRIES = 3
 LOG_TAIL_LINES = 30
 STARTED = "Kafka Server started"
 
-POM = f"""<project xmlns="http://maven.apache.org/POM/4.0.0">
+# What Maven brings for the broker: group:artifact:version.
+KAFKA = (
+    f"org.apache.kafka:kafka_2.13:{KAFKA_VERSION}",
+    f"org.apache.logging.log4j:log4j-slf4j-impl:{LOG4J_VERSION}",
+)
+
+POM = """<project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>tokenometer</groupId>
   <artifactId>kafka-for-tests</artifactId>
   <version>1</version>
   <packaging>pom</packaging>
   <dependencies>
-    <dependency>
-      <groupId>org.apache.kafka</groupId>
-      <artifactId>kafka_2.13</artifactId>
-      <version>{KAFKA_VERSION}</version>
-    </dependency>
-    <dependency>
-      <groupId>org.apache.logging.log4j</groupId>
-      <artifactId>log4j-slf4j-impl</artifactId>
-      <version>{LOG4J_VERSION}</version>
-    </dependency>
+{}
   </dependencies>
 </project>
 """
+DEPENDENCY = """    <dependency>
+      <groupId>{}</groupId>
+      <artifactId>{}</artifactId>
+      <version>{}</version>
+    </dependency>"""
 
 LOG4J = """status = ERROR
 rootLogger.level = INFO
@@ -357,31 +359,31 @@ def find_java() -> str:
     return java
 
 
-def resolve() -> pathlib.Path:
-    """The directory of the broker's jars; Maven fills it once for each version of Kafka."""
+def resolve(name: str = f"kafka-{KAFKA_VERSION}", artifacts: Sequence[str] = KAFKA) -> pathlib.Path:
+    """The directory of the jars of these artifacts and of what they need; Maven fills it once for each name."""
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "tokenometer"
-    jars = cache / f"kafka-{KAFKA_VERSION}"
+    jars = cache / name
     if jars.is_dir():
         return jars
     maven = shutil.which("mvn")
     if maven is None:
         raise KafkaToolMissing(
-            f"Apache Kafka {KAFKA_VERSION} comes through Maven, which is not in PATH (Debian: maven); "
+            f"{artifacts[0]} comes through Maven, which is not in PATH (Debian: maven); "
             f"or name a broker in {ENVIRONMENT}"
         )
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache / "kafka.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # Maven's own store is not made for several processes
         if not jars.is_dir():
-            _fill(maven, cache, jars)
+            _fill(maven, cache, jars, artifacts)
     return jars
 
 
-def _fill(maven: str, cache: pathlib.Path, jars: pathlib.Path) -> None:
+def _fill(maven: str, cache: pathlib.Path, jars: pathlib.Path, artifacts: Sequence[str]) -> None:
     """A rename at the end, so that an interrupted run does not leave half a directory."""
     with tempfile.TemporaryDirectory(prefix="resolving-", dir=cache) as scratch:
         pom = pathlib.Path(scratch) / "pom.xml"
-        pom.write_text(POM)
+        pom.write_text(POM.format("\n".join(DEPENDENCY.format(*artifact.split(":")) for artifact in artifacts)))
         filled = pathlib.Path(scratch) / "jars"
         _run(
             [
@@ -389,7 +391,7 @@ def _fill(maven: str, cache: pathlib.Path, jars: pathlib.Path) -> None:
                 *("dependency:copy-dependencies", "-DincludeScope=runtime", f"-DoutputDirectory={filled}"),
             ],
             RESOLVE_SECONDS_MAX,
-            f"Maven could not resolve Apache Kafka {KAFKA_VERSION}",
+            f"Maven could not resolve {artifacts[0]}",
         )
         filled.rename(jars)
 

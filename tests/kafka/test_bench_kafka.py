@@ -1,10 +1,15 @@
 """The benchmark on a real broker runs at its small size, so that it never rots. Nothing here looks at a time."""
 
 import json
+import pathlib
+import tomllib
 
+import pyarrow as pa
 import pytest
 
-from bench import bench_pipeline, report
+from bench import bench_exactly_once, bench_peers, bench_pipeline, report
+from tests import oracle
+from tokenometer.schemas import mapping as mappings
 
 pytestmark = pytest.mark.kafka
 
@@ -18,3 +23,34 @@ def test_every_contender_reads_its_topic_to_the_end(owned, tmp_path):
     for case, runs in found["runs"].items():
         assert [run["records"] for run in runs] == [found["records"][case.split(":")[0]]], case
     assert "one:meter" in report.report([("pipeline.json", found)])
+
+
+ONCE = [*(f"{name}:dedup" for name in bench_exactly_once.HOW), "streams-by-hand:plain"]
+
+
+@pytest.mark.slow  # five contenders, three of them in a JVM
+def test_exactly_once_peers_commit_the_rows_of_the_oracle(owned, tmp_path):
+    file = tmp_path / "exactly-once.json"
+    options = ["--bootstrap", owned.bootstrap, "--json", str(file), "--data", str(tmp_path), "--only", *ONCE]
+    assert bench_exactly_once.main(options) == 0
+    found = json.loads(file.read_text())
+    assert list(found["runs"]) == ONCE
+    [log] = tmp_path.glob("*.ndjson")
+    wanted = {mode: oracle_digest(log.read_bytes(), dedup) for mode, dedup in bench_exactly_once.MODES.items()}
+    assert wanted["dedup"] != wanted["plain"], "the log has duplicates"
+    for case, [run] in found["runs"].items():
+        assert run["answer"]["digest"] == wanted[case.split(":")[1]], case
+    assert "flink:dedup" in report.report([("exactly-once.json", found)])
+
+
+def oracle_digest(log, dedup):
+    """Of the rows that the oracle makes of the log's lines."""
+    mapping = tomllib.loads((pathlib.Path(mappings.__file__).parent / "mappings" / "native.toml").read_text())
+    if not dedup:
+        del mapping["fields"]["request_id"]
+    meter = oracle.Meter()
+    for line in log.splitlines():
+        meter.feed(mapping, line)
+    assert meter.counted + meter.duplicates == meter.read
+    columns = [*zip(*meter.rows, strict=True), *zip(*meter.rows.values(), strict=True)]
+    return bench_peers.digest_of(pa.table(list(map(pa.array, columns)), names=bench_peers.ANSWER.names))
