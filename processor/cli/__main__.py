@@ -12,6 +12,7 @@ import typer
 from typer import Option
 
 from tokenometer.processor.cli import (
+    alerts,
     adjust,
     demo,
     ledger,
@@ -54,6 +55,7 @@ _COMMANDS: dict[str, Callable[[Any], None]] = {
     "meter": meter.meter_command,
     "verify": verify.verify_command,
     "rollup": rollup.rollup_command,
+    "alerts": alerts.alerts_command,
     "top": top.top_command,
     "usage": usage.usage_command,
     "close": statement.close_command,
