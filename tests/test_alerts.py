@@ -4,32 +4,29 @@ The oracle knows nothing of batches, parts that end, or states: it adds up what 
 that reaches.
 """
 
-import contextlib
 import datetime
 import itertools
 import os
 import random
 import zoneinfo
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
 from tests import streams
 from tests.test_schemas import validator
-from tokenometer.processor.alerts import messages, rulefile, worker
+from tokenometer.processor.alerts import measures, messages, rulefile, worker
 from tokenometer.processor.alerts.budgets import LATE_MS, Budgets
 from tokenometer.processor.alerts.messages import State
 from tokenometer.processor.alerts.rules import Crossing, Rule, Rules, RulesError
 from tokenometer.processor.alerts.worker import AlertSettings, AlertWorker
 from tokenometer.processor.broker import BrokerError, Fenced, Messages, Offset, OutOfRange, Place
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.ledger import decode, pricefile, prices
-from tokenometer.schemas.usage import COUNTERS, FURTHER, NO_FURTHER
-
-import numpy as np
+from tokenometer.processor.ledger import decode, prices
+from tokenometer.schemas.usage import COUNTERS, FURTHER
 
 SEEDS = int(os.environ.get("TOKENOMETER_ALERTS_SEEDS", "4"))
 START_MS = 1_795_392_000_000  # 2026-11-23T00:00:00Z
@@ -374,3 +371,168 @@ def test_a_process_that_is_killed_anywhere_neither_loses_nor_repeats_an_alert(lo
     assert process.killed > 3 and len(found) == len(set(found))
     assert set(found) == expected(process.rules.rules, process.values())
     assert len({each["id"] for each in process.alerts()}) == len(found)
+    for alert in process.alerts():
+        validator("alert").validate(alert)
+
+
+# --- What changes while it does not run ---
+
+
+@pytest.fixture
+def flow(load) -> tuple[Process, Log]:
+    process, log = Process(load()), Log(1)
+    for _ in range(30):
+        process.write(log)
+    process.drain()
+    return process, log
+
+
+def restart(process: Process, rules: Rules) -> list[Alert]:
+    """Under other rules; what is announced anew."""
+    before = process.announced()
+    process.worker.close()
+    process.rules = rules
+    process.worker = process._new()
+    process.drain()
+    return process.announced()[len(before) :]
+
+
+def test_the_same_rules_announce_nothing_again(flow, load):
+    assert flow[0].announced() and restart(flow[0], load()) == []
+
+
+def test_a_changed_limit_is_judged_at_once_for_periods_that_go_on(flow, load):
+    process, _ = flow
+    process.ticks = itertools.count(START_MS + 24 * HOUR_MS)  # the first day is over
+    rules = load(RULES.replace("tokens = 60_000", "tokens = 6_000"))
+    new = restart(process, rules)
+    wanted = {each for each in expected(rules.rules, process.values()) if each[0] == "all" and each[2] > "2026-11-24"}
+    assert set(new) == wanted and len(new) == len(wanted) > 0
+    assert restart(process, rules) == []
+    assert restart(process, load()) == [], "the first limit has been announced before"
+
+
+def test_a_further_threshold_is_announced_alone(flow, load):
+    process, _ = flow
+    new = restart(process, load(RULES.replace("[1, 10, 50, 100, 1000]", "[1, 5, 10, 50, 100, 1000]")))
+    assert new and {each[0::3] for each in new} == {("all", 5)}
+
+
+def test_a_new_rule_counts_the_whole_period_and_another_meaning_repeats_nothing(flow, load):
+    process, log = flow
+    rules = load(RULES + '[[rule]]\nname = "late"\neach = "user"\ntokens = 100\nper = "month"\n')
+    new = restart(process, rules)
+    assert set(new) == {each for each in expected(rules.rules, process.values()) if each[0] == "late"}
+    narrower = load(RULES.replace('model = "model-?"', 'model = "model-0"'))
+    assert restart(process, narrower) == []
+    for _ in range(30):
+        process.write(log)
+    process.drain()
+    found = process.announced()
+    assert len(found) == len(set(found))
+
+
+def test_partitions_may_be_added_while_parts_are_open(load):
+    process, log = Process(load()), Log(2)
+    for step in range(40):
+        if step == 15:
+            process.broker.add_partitions("token-usage", 5)
+        if step == 20:
+            process.ticks = itertools.count(START_MS + 60_000)  # it looks at the topics again
+        process.write(log)
+        process.step()
+    process.drain()
+    assert len(process.worker._partitions) == 5
+    found = process.announced()
+    assert len(found) == len(set(found)) and set(found) == expected(process.rules.rules, process.values())
+
+
+def test_usage_that_comes_late_counts_for_two_days_after_its_period(load):
+    rules = load('[[rule]]\nname = "hour"\nper = "hour"\ntokens = 100\nthresholds = [100]\n')
+    budgets = Budgets(rules.rules)
+    budgets.since({rules.rules[0].whole: 0})
+
+    def row(part: str, now: int) -> list[Crossing]:
+        key = {"window_start": _instant(START_MS), "user": "u", "model": "m", "chip": "c", "part": part}
+        counts = dict.fromkeys((*COUNTERS, *FURTHER), 0) | {"input_tokens": 50}
+        place = Place("token-usage", 0)
+        return take(budgets, [Messages(place, [_value(key, counts)], np.array([now], np.uint64), np.array([0]))])
+
+    end = START_MS + HOUR_MS
+    assert row("a.r.1", START_MS) == []
+    budgets.tidy()
+    assert [each.used for each in row("a.r.2", end + LATE_MS - 1)] == [100]
+    budgets.tidy()
+    assert row("a.r.3", end + LATE_MS) == [] and budgets.late_rows == 1
+    budgets.tidy()
+    assert not len(budgets._sums[0].table)
+
+
+def test_usage_that_was_deleted_before_it_was_read_stops_the_process(load):
+    process, log = Process(load()), Log(3)
+    for _ in range(10):
+        process.write(log)
+    for partition in range(3):
+        process.broker.delete_before(Place("token-usage", partition), Offset(2))
+    with pytest.raises(OutOfRange, match="--accept-gap"):
+        process.worker.open()
+    process.settings = AlertSettings(accept_gap=True)
+    process.worker = process._new()
+    process.drain()
+    assert process.worker.progress.gap is not None and process.announced()
+
+
+def test_a_topic_that_was_made_anew_stops_the_process(flow):
+    process, _ = flow
+    process.broker.delete_topic("token-usage")
+    process.broker.create_topic("token-usage", 3, {})
+    with pytest.raises(OutOfRange, match="made anew"):
+        process.worker.open()
+
+
+def test_a_second_process_of_one_name_ends_the_first(flow):
+    process, log = flow
+    process.freeze()
+    process.step()
+    process.write(log)
+    with pytest.raises(Fenced):
+        for _ in range(100):
+            process.frozen[0].step(0.0)
+            process.write(log)
+
+
+# --- Money ---
+
+
+@pytest.mark.parametrize("seed", range(SEEDS))
+def test_columns_are_charged_as_the_ledger_charges_a_line(seed: int):
+    draw = random.Random(seed)
+    lines = [[draw.choice([0, 1, 7, 100, 1 << 39]) for _ in (*COUNTERS, *FURTHER)] for _ in range(200)]
+    names = (*COUNTERS, *FURTHER)
+    columns = {name: np.array(values, np.uint64) for name, values in zip(names, zip(*lines, strict=True), strict=True)}
+    found = measures.charged(columns)
+    for number, line in enumerate(lines):
+        one = {rate: int(values[number]) for rate, values in found.items()}
+        wanted = prices.charged(dict(zip(names, line, strict=True)))
+        assert {rate: one.get(rate, 0) for rate in wanted} == wanted, line
+
+
+def test_usage_without_a_price_and_with_two_is_told_and_costs_nothing(tmp_path):
+    (tmp_path / "p.toml").write_text(
+        'currency = "USD"\n[[price]]\nmodel = "a*"\ninput = "1"\noutput = "1"\n'
+        '[[price]]\nmodel = "b"\nlabels = { t = "x" }\ninput = "1"\noutput = "1"\n'
+        '[[price]]\nmodel = "b"\nlabels = { s = "y" }\ninput = "1"\noutput = "1"\n'
+    )
+    (tmp_path / "r.toml").write_text('prices = "p.toml"\n[[rule]]\nname = "all"\nmoney = "1"\nthresholds = [100]\n')
+    read = rulefile.load(str(tmp_path / "r.toml"))
+    budgets = Budgets(read.rules)
+    budgets.since({read.rules[0].whole: 0})
+    values = []
+    for model, labels in (("a1", {}), ("b", {"s": "y", "t": "x"}), ("c", {})):
+        key = {"window_start": _instant(START_MS), "user": "u", "model": model, "chip": "c"}
+        key |= {"labels": labels} if labels else {}
+        values.append(_value(key | {"part": "m.r.1"}, dict.fromkeys((*COUNTERS, *FURTHER), 0) | {"input_tokens": 10**6}))
+    given = Messages(Place("token-usage", 0), values, np.full(3, START_MS, np.uint64), np.arange(3))
+    [crossing] = take(budgets, [given])
+    assert crossing.used == prices.UNIT, "a1 alone has a price"
+    assert budgets.unpriced.tokens == {"b": 10**6, "c": 10**6} and list(budgets.unpriced.ambiguous) == ["b"]

@@ -1,6 +1,7 @@
 """Alerts as messages, and the state as messages of a compacted topic. Pure: values in, bytes out, and back."""
 
 import io
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC
@@ -26,7 +27,7 @@ def alert(crossing: Crossing, now_ms: int) -> bytes:
     """As schemas/alert.schema.json says."""
     rule = crossing.rule
     zone = rule.zone or UTC
-    return orjson.dumps(
+    return json.dumps(  # a sum may have more than the 64 bits that orjson knows
         {
             "schema": SCHEMA,
             "id": crossing.id,
@@ -41,8 +42,10 @@ def alert(crossing: Crossing, now_ms: int) -> bytes:
             "begin": times.text(crossing.begin, zone),
             "end": times.text(crossing.end, zone),
             "at": times.text(now_ms, UTC),
-        }
-    )
+        },
+        ensure_ascii=False,
+        separators=(",", ":"),
+    ).encode()
 
 
 # --- The state ---

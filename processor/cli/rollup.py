@@ -1,6 +1,7 @@
 """The command `rollup`: rolling totals of all meters, live."""
 
 import asyncio
+import contextlib
 import logging
 from dataclasses import dataclass
 from typing import Annotated
@@ -10,6 +11,7 @@ from typer import Option
 from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.options import Address, Config, KafkaSettings, LogSettings, TokenFile, address
+from tokenometer.processor.rollup.alerted import RecentAlerts
 from tokenometer.processor.secret import Secret, reveal
 from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
 
@@ -24,6 +26,9 @@ class RollupCommand(KafkaSettings, LogSettings):
     )
     live_topic: Annotated[str, Option(help="Live summaries.")] = topics.LIVE
     totals_topic: Annotated[str, Option(help="The topic of rolling totals, one message a second.")] = topics.TOTALS
+    alerts_topic: Annotated[
+        str, Option(help="The alerts of `tokenometer alerts`, which the dashboard shows; it need not be there.")
+    ] = topics.ALERTS
     target: Annotated[
         int, Option(min=1, metavar="TOKENS", help="The tokens of a day that the run-rate is compared with.")
     ] = TARGET_TOKENS_PER_DAY
@@ -84,8 +89,12 @@ def rollup_command(command: RollupCommand) -> None:
         worker.create_topics(broker, settings, command.replication)
     rollup = worker.Rollup(broker, settings)
     token = command.token_file or command.token
-    with running.dashboard(rollup.watch, command.listen, token) as url, running.stop_signals() as stopped:
-        log.info("serving", extra={"dashboard": url})
-        asyncio.run(rollup.run(stopped))
+    with contextlib.closing(RecentAlerts(broker, command.alerts_topic).start()) as alerts:
+        with (
+            running.dashboard(rollup.watch, command.listen, token, alerts=alerts) as url,
+            running.stop_signals() as stopped,
+        ):
+            log.info("serving", extra={"dashboard": url})
+            asyncio.run(rollup.run(stopped))
     broker.close()
     log.info("stopped")

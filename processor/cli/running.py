@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.ending import ends_in_time
 from tokenometer.processor.cli.options import Address, KafkaSettings, LogFormat, LogLevel, LogSettings
+from tokenometer.processor.rollup.alerted import RecentAlerts
 from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal, scrub
 from tokenometer.schemas.errors import TokenometerError
@@ -48,7 +50,11 @@ def open_broker(bootstrap: str, client: Mapping[str, str]) -> Broker:
 
 @contextlib.contextmanager
 def dashboard(
-    watch: Watch, listen: Address | None, token: Secret | None = None, other: Address | None = None
+    watch: Watch,
+    listen: Address | None,
+    token: Secret | None = None,
+    other: Address | None = None,
+    alerts: RecentAlerts | None = None,
 ) -> Iterator[str | None]:
     """Serves the dashboard of what is watched, on a thread of its own, and gives its address. listen: None serves none.
     other: the address to use if that one is taken."""
@@ -64,7 +70,10 @@ def dashboard(
     def at(address: Address) -> SiteThread:
         return SiteThread(source, ServeAddress(address.host, address.port, token.reveal() if token else None))
 
-    source = Source(totals, watch.history, watch.rate, watch.health, metrics.registry(totals))
+    def alerted() -> dict[str, Any]:
+        return {"alerts": [], "more": 0} if alerts is None else alerts.shown(time.time_ns() // 1_000_000)
+
+    source = Source(totals, watch.history, watch.rate, watch.health, metrics.registry(totals), alerted)
     try:
         site = at(listen)
     except DashboardError as error:

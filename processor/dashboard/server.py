@@ -48,6 +48,7 @@ class Source:
     rate: Callable[[], dict[str, Any]]
     healthy: Callable[[], tuple[bool, dict[str, Any]]]
     registry: CollectorRegistry
+    alerts: Callable[[], dict[str, Any]] = lambda: {"alerts": [], "more": 0}  # of budgets
 
 
 class Frame:
@@ -105,6 +106,7 @@ class Site:
                 "/api/history": self._history,
                 "/api/rate": self._rate,
                 "/api/stream": self._stream,
+                "/v1/alerts": self._alerts,
                 "/api/openapi.json": self._openapi,
                 "/healthz": self._healthz,
                 "/metrics": self._metrics,
@@ -216,6 +218,9 @@ class Site:
 
     async def _rate(self, request: web.Request) -> web.StreamResponse:
         return answers.answer(orjson.dumps(self._source.rate()))
+
+    async def _alerts(self, request: web.Request) -> web.StreamResponse:
+        return answers.answer(orjson.dumps(self._source.alerts()))
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
         return answers.answer(self._description)
