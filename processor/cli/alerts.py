@@ -4,7 +4,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
@@ -21,7 +21,9 @@ log = logging.getLogger("tokenometer.alerts")
 
 @dataclass(frozen=True)
 class AlertsCommand(KafkaSettings, LogSettings):
-    rules: Annotated[str, Argument(metavar="RULES.toml", help="Budgets and webhooks, as docs/ALERTS.md describes them.")]
+    rules: Annotated[
+        str, Argument(metavar="RULES.toml", help="Budgets and webhooks, as docs/ALERTS.md describes them.")
+    ] = field(kw_only=True)
     config: Config = None
     name: Annotated[
         str,
