@@ -51,6 +51,10 @@ def with_rule(*lines: str) -> str:
     return '[[rule]]\nname = "r"\n' + "".join(f"{line}\n" for line in lines)
 
 
+def hooks_of(count: int) -> str:
+    return "".join(HOOK.replace('"h"', f'"h{n}"') for n in range(count))
+
+
 WRONG = [
     ("x = 1", "no such setting: x; expected time_zone"),
     ("", "it has no [[rule]]"),
@@ -93,7 +97,7 @@ WRONG = [
     (with_rule("tokens = 1", 'each = "t"', 'labels = { t = "u" }'), "rule r: each = 't'"),
     (with_rule("tokens = 1", 'labels = "t"'), "rule r: labels is not an object"),
     (with_rule("tokens = 1", 'labels = { Bad = "u" }'), "rule r: 'Bad' is not a label's name"),
-    ("".join(f'[[rule]]\nname = "r{n}"\ntokens = 1\n' for n in range(RULES_MAX + 1)), f"at most {RULES_MAX} of [[rule]]"),
+    ("".join(RULE.replace('"r"', f'"r{n}"') for n in range(RULES_MAX + 1)), f"at most {RULES_MAX} of [[rule]]"),
     (RULE + '[[webhook]]\nname = "h"\n', "webhook h: url: expected http"),
     (RULE + HOOK.replace("https://", "ftp://"), "webhook h: url"),
     (RULE + HOOK.replace("https://", "https://me:pw@"), "webhook h: url"),
@@ -106,7 +110,7 @@ WRONG = [
     (RULE + HOOK + 'rules = ["q"]', "webhook h: rules: there is no rule q"),
     (RULE + HOOK + "rules = []", "webhook h: rules: expected a list of names"),
     (RULE + HOOK + HOOK, "webhook h: there are two of this name"),
-    (RULE + "".join(HOOK.replace('"h"', f'"h{n}"') for n in range(WEBHOOKS_MAX + 1)), f"at most {WEBHOOKS_MAX} of [[webhook]]"),
+    (RULE + hooks_of(WEBHOOKS_MAX + 1), f"at most {WEBHOOKS_MAX} of [[webhook]]"),
 ]  # fmt: skip
 
 
@@ -124,8 +128,7 @@ def test_limits_are_taken(load):
         f'[[rule]]\nname = "r{n}"\ntokens = {2**63 - 1}\nthresholds = {list(range(1, THRESHOLDS_MAX)) + [10_000]}\n'
         for n in range(RULES_MAX)
     )
-    hooks = "".join(HOOK.replace('"h"', f'"h{n}"') for n in range(WEBHOOKS_MAX))
-    found = load(rules + hooks)
+    found = load(rules + hooks_of(WEBHOOKS_MAX))
     assert (len(found.rules), len(found.webhooks)) == (RULES_MAX, WEBHOOKS_MAX)
 
 

@@ -21,7 +21,7 @@ from tests.test_schemas import validator
 from tokenometer.processor.alerts import measures, messages, rulefile, worker
 from tokenometer.processor.alerts.budgets import LATE_MS, Budgets
 from tokenometer.processor.alerts.messages import State
-from tokenometer.processor.alerts.rules import Crossing, Rule, Rules, RulesError
+from tokenometer.processor.alerts.rules import Crossing, Rule, Rules
 from tokenometer.processor.alerts.worker import AlertSettings, AlertWorker
 from tokenometer.processor.broker import BrokerError, Fenced, Messages, Offset, OutOfRange, Place
 from tokenometer.processor.broker.memory import MemoryBroker
@@ -175,7 +175,9 @@ def expected(rules: Sequence[Rule], values: Sequence[bytes]) -> set[Alert]:
                 continue
             if any(labels.get(name) != value for name, value in rule.labels.items()):
                 continue
-            subject = None if rule.each is None else {**labels, "user": row["user"], "model": row["model"]}.get(rule.each)
+            subject = (
+                None if rule.each is None else {**labels, "user": row["user"], "model": row["model"]}.get(rule.each)
+            )
             if rule.each is None or subject is not None:
                 place = subject, _period(row["window_start"], rule)
                 sums[place] = sums.get(place, 0) + _worth(rule, row, labels)
@@ -531,7 +533,9 @@ def test_usage_without_a_price_and_with_two_is_told_and_costs_nothing(tmp_path):
     for model, labels in (("a1", {}), ("b", {"s": "y", "t": "x"}), ("c", {})):
         key = {"window_start": _instant(START_MS), "user": "u", "model": model, "chip": "c"}
         key |= {"labels": labels} if labels else {}
-        values.append(_value(key | {"part": "m.r.1"}, dict.fromkeys((*COUNTERS, *FURTHER), 0) | {"input_tokens": 10**6}))
+        values.append(
+            _value(key | {"part": "m.r.1"}, dict.fromkeys((*COUNTERS, *FURTHER), 0) | {"input_tokens": 10**6})
+        )
     given = Messages(Place("token-usage", 0), values, np.full(3, START_MS, np.uint64), np.arange(3))
     [crossing] = take(budgets, [given])
     assert crossing.used == prices.UNIT, "a1 alone has a price"

@@ -93,7 +93,9 @@ def announce(broker: MemoryBroker, *numbers: int, rule: str = "r") -> None:
 
 
 @contextlib.contextmanager
-def hooked(broker: MemoryBroker, url: str, rules: frozenset[str] | None = None, name: str = "pager") -> Iterator[HookThread]:
+def hooked(
+    broker: MemoryBroker, url: str, rules: frozenset[str] | None = None, name: str = "pager"
+) -> Iterator[HookThread]:
     thread = HookThread(broker, SETTINGS, Webhook(name, Secret(url, url), Secret(SECRET), rules), frozenset({"r", "s"}))
     with contextlib.closing(thread.start()):
         until(lambda: thread.deliverer.next, "the hook to follow")

@@ -1,6 +1,6 @@
 """The core: usage rows in, crossings of thresholds out. Pure, without a clock: what time it is comes with the rows.
 
-    rows ── of some rule ──> identities ── greatest counters ──> what each has grown by ──> sums of periods ──> crossings
+    rows ── of some rule ──> identities ── greatest counters ──> what each has grown by ──> sums ──> crossings
 
 A row has the sums of its identity so far, so the last one of each identity is kept until its part has ended. Then none
 comes any more. Sums are kept until LATE_MS after their period's end.
@@ -220,14 +220,14 @@ class Budgets:
     def _number(self, name: bytes) -> int:
         return self._names.setdefault(name, len(self._names))
 
-    def _numbers(self, column: Coded, codes: Any) -> Keys:
+    def _numbers(self, column: Coded, codes: Any) -> Any:
         """Of those names that these codes need, which no other name gets a number for."""
         numbers = np.zeros(len(column.names), np.uint64)
         for code in np.unique(codes).tolist():
             numbers[code] = self._number(column.names[code])
         return numbers[codes]
 
-    def _identities(self, rows: LedgerRows, wanted: Any) -> Keys:
+    def _identities(self, rows: LedgerRows, wanted: Any) -> Any:
         """A key for each: 32 bits of the user, 32 of the cell."""
         users = self._numbers(rows.user, rows.user.codes[wanted])
         columns = [
@@ -249,7 +249,7 @@ class Budgets:
             self._next_cell += 1
         return number
 
-    def _subjects(self, rule: Rule, usages: Usages, chosen: Any) -> Keys:
+    def _subjects(self, rule: Rule, usages: Usages, chosen: Any) -> Any:
         rows, at = usages.rows, usages.at[chosen]
         if rule.each is None:
             return np.zeros(len(at), np.uint64)
@@ -348,9 +348,7 @@ class Budgets:
         names = list(self._names)
         tables = {"rows": self._rows, **{sums.rule.sums: sums.table for sums in self._sums}}
         found = {
-            f"{name}.{number}": array
-            for name, table in tables.items()
-            for number, array in enumerate(table.arrays())
+            f"{name}.{number}": array for name, table in tables.items() for number, array in enumerate(table.arrays())
         }
         found["names"] = np.frombuffer(b"".join(names), np.uint8)
         found["lengths"] = np.fromiter(map(len, names), np.int64, len(names))
@@ -365,11 +363,13 @@ class Budgets:
     def restore(self, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray[Any, Any]]) -> None:
         """Of a state that `fits`. Thresholds of a rule that says something else than before are not announced yet."""
         data, ends = arrays["names"].tobytes(), np.cumsum(arrays["lengths"]).tolist()
-        self._names = {data[begin:end]: number for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))}
-        self._cells = {
-            Cell(window, model.encode(), chip.encode(), tuple((k.encode(), v.encode()) for k, v in labels), part.encode()):
-            number for window, model, chip, labels, part, number in header["cells"]
-        }  # fmt: skip
+        self._names = {
+            data[begin:end]: number for number, (begin, end) in enumerate(zip([0, *ends], ends, strict=False))
+        }
+        self._cells = {}
+        for window, model, chip, given, part, number in header["cells"]:
+            labels = tuple((name.encode(), value.encode()) for name, value in given)
+            self._cells[Cell(window, model.encode(), chip.encode(), labels, part.encode())] = number
         self._next_cell, self.now = header["next_cell"], header["now"]
         self._open = {(place, meter.encode()): part.encode() for place, meter, part in header["open"]}
         self._heard = {name.encode(): heard for name, heard in header["heard"].items()}

@@ -50,7 +50,9 @@ class AlertHealth(Collector):
         yield announced
         yield CounterMetricFamily("tokenometer_alerts_rows", "Usage rows that were judged.", value=progress.rows)
         yield CounterMetricFamily(
-            "tokenometer_alerts_late_rows", "Rows of periods whose sums are not kept any more.", value=progress.late_rows
+            "tokenometer_alerts_late_rows",
+            "Rows of periods whose sums are not kept any more.",
+            value=progress.late_rows,
         )
         yield CounterMetricFamily(
             "tokenometer_alerts_stray_rows", "Rows of parts that had ended; they are not counted.",

@@ -84,9 +84,7 @@ class _File:
         for number, table in enumerate(tables, 1):
             name = table.get("name")
             if not isinstance(name, str) or not _NAME.fullmatch(name):
-                self._fail(
-                    f"{kind} {number}: name: expected 1 to 64 letters, digits, points, hyphens and underscores"
-                )
+                self._fail(f"{kind} {number}: name: expected 1 to 64 letters, digits, points, hyphens and underscores")
             self._at = f"{kind} {name}: "
             if name in seen:
                 self._fail("there are two of this name")

@@ -45,11 +45,11 @@ class Wide:
         """The sums of groups that begin at these places; there is at least one group."""
         return normal(np.add.reduceat(self.hi, starts), np.add.reduceat(self.lo, starts))
 
-    def reaches(self, level: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def reaches(self, level: int) -> Any:
         hi, lo = level >> _BITS, level & _LOW
         return (self.hi > hi) | ((self.hi == hi) & (self.lo >= lo))
 
-    def exceeds(self, other: "Wide") -> np.ndarray[Any, np.dtype[np.bool_]]:
+    def exceeds(self, other: "Wide") -> Any:
         return (self.hi > other.hi) | ((self.hi == other.hi) & (self.lo > other.lo))
 
     def ints(self) -> list[int]:

@@ -297,12 +297,16 @@ class AlertWorker:
         states = self._broker.topics(names)
         for name in names:
             if states[name] is None:
-                hint = "meters make it with --create-topics 6" if name == settings.usage_topic else "use --create-topics"
+                hint = (
+                    "meters make it with --create-topics 6" if name == settings.usage_topic else "use --create-topics"
+                )
                 raise TopicMissing(f"the topic {name} is not there; {hint}")
         usage, kept = states[settings.usage_topic], states[settings.state_topic]
         assert usage is not None and kept is not None
         if "compact" not in kept.settings.get("cleanup.policy", "compact"):
-            raise Refused(f"the topic {settings.state_topic} must have cleanup.policy=compact, or the state would be lost")
+            raise Refused(
+                f"the topic {settings.state_topic} must have cleanup.policy=compact, or the state would be lost"
+            )
         self._topic_id = usage.id
 
     def _check_state(self, state: State) -> None:
@@ -319,7 +323,8 @@ class AlertWorker:
             if wanted > extent.end:
                 raise OutOfRange(f"{place.topic}, partition {place.partition} ends at {extent.end}, before {wanted}")
             if wanted < extent.begin:
-                gap = f"{place.topic}, partition {place.partition}: retention deleted offsets {wanted} to {extent.begin - 1}"
+                gone = f"retention deleted offsets {wanted} to {extent.begin - 1}"
+                gap = f"{place.topic}, partition {place.partition}: {gone}"
             found[place] = Offset(max(wanted, extent.begin))
         self.progress.gap = gap
         if gap is not None:

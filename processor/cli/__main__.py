@@ -12,8 +12,8 @@ import typer
 from typer import Option
 
 from tokenometer.processor.cli import (
-    alerts,
     adjust,
+    alerts,
     demo,
     ledger,
     load,

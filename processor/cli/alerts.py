@@ -27,8 +27,8 @@ class AlertsCommand(KafkaSettings, LogSettings):
     config: Config = None
     name: Annotated[
         str,
-        Option(help="Of this process. A second process of one name ends the first one; each file of rules needs its own."),
-    ] = "alerts"  # fmt: skip
+        Option(help="Of this process. A second one of this name ends the first; each file of rules needs its own."),
+    ] = "alerts"
     usage_topic: Annotated[str, Option(help="Usage rows.")] = topics.USAGE
     alerts_topic: Annotated[str, Option(help="The topic of alerts.")] = topics.ALERTS
     state_topic: Annotated[str, Option(help="The compacted topic of sums, to go on from.")] = topics.ALERTS_STATE

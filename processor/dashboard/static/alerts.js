@@ -35,7 +35,7 @@ function entry(alert) {
   const subject = alert.subject === null ? "" : ` · ${printable(alert.subject)}`;
   item.append(
     span("mark", `${alert.threshold} %`),
-    span("name", `${printable(alert.rule)}${subject}`),
+    span("budget", `${printable(alert.rule)}${subject}`),
     span("used", `${amount(alert.used)} of ${amount(alert.limit)} ${unit(alert.unit)} (${percent(share(alert.used, alert.limit))})`),
     span("when", `${alert.per} from ${moment(alert.begin)}`),
   );
