@@ -85,10 +85,10 @@ def _run(bootstrap: str, folder: pathlib.Path, seconds: float, rate: float) -> d
     probes = Probes(bootstrap)
     sent = bench_soak._answer(bench_soak._start({"role": "produce", **shared}))
     probes.end()
-    rows = _rows(port)
+    rows, before = _rows(port), _children_seconds()
     process.terminate()
     process.wait(_WAIT_SECONDS)
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    used = _children_seconds() - before  # of this child, which has ended meanwhile
     counted = bench_soak._answer(meter)
     broker.close()
     return {
@@ -97,15 +97,21 @@ def _run(bootstrap: str, folder: pathlib.Path, seconds: float, rate: float) -> d
         "probes": len(probes.latencies),
         "rows": rows,
         "rows_per_second": rows / seconds,
-        "children_cpu_seconds": used.ru_utime + used.ru_stime,
+        "cpu_seconds": used,
+        "cpu_us_per_row": used / max(1, rows) * 1e6,
         "commit_ms": counted["commit_ms"],
     }
+
+
+def _children_seconds() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _alerts(bootstrap: str, folder: pathlib.Path) -> tuple[subprocess.Popen[bytes], int]:
     (folder / "prices.toml").write_text(PRICES)
     (folder / "rules.toml").write_text(RULES)
-    [port] = free_ports()
+    port = free_ports()[0]
     process = subprocess.Popen(
         [
             sys.executable, "-m", "tokenometer.processor.cli", "alerts", str(folder / "rules.toml"),
