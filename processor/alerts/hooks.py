@@ -139,11 +139,11 @@ class Deliverer:
             found[waiting.place] = min(found[waiting.place], waiting.offset)
         return found
 
-    def attempt(self) -> bool:
+    def attempt(self, stopped: Callable[[], bool] = lambda: False) -> bool:
         """Try what is due, oldest first, until the hook as a whole fails. Whether something was done with."""
         before = len(self.waiting)
         for waiting in list(self.waiting):
-            if self.steady() < self._due:
+            if self.steady() < self._due or stopped():
                 break
             if self.steady() >= waiting.due:
                 self._try(waiting)
@@ -201,9 +201,12 @@ class HookThread:
         self._thread.start()
         return self
 
-    def close(self) -> None:
-        """What is being told is told to its end."""
+    def stop(self) -> None:
+        """Begin to end. The request that is on its way is waited for by `close`."""
         self._stop.set()
+
+    def close(self) -> None:
+        self.stop()
         self._thread.join()
 
     def _run(self) -> None:
@@ -232,7 +235,7 @@ class HookThread:
                     deliverer.take(polled)
                 else:
                     self._stop.wait(_POLL_SECONDS)
-                if deliverer.attempt():
+                if deliverer.attempt(self._stop.is_set):
                     self._keep()
         finally:
             follower.close()

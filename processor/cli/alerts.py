@@ -88,6 +88,8 @@ def alerts_command(command: AlertsCommand) -> None:
             hook.start()
         alerts.run(stopped)
         for hook in hooks:
+            hook.stop()
+        for hook in hooks:
             hook.close()
     broker.close()
     log.info("stopped")
