@@ -540,3 +540,28 @@ def test_usage_without_a_price_and_with_two_is_told_and_costs_nothing(tmp_path):
     [crossing] = take(budgets, [given])
     assert crossing.used == prices.UNIT, "a1 alone has a price"
     assert budgets.unpriced.tokens == {"b": 10**6, "c": 10**6} and list(budgets.unpriced.ambiguous) == ["b"]
+
+
+def test_names_of_parts_that_are_over_are_forgotten_and_sums_stay_right(load, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("tokenometer.processor.alerts.budgets._NAMES_SPARE", 0)
+    rules = load('[[rule]]\nname = "m"\neach = "model"\ntokens = 1000\nthresholds = [25, 100]\n')
+    budgets = Budgets(rules.rules)
+    budgets.since({rules.rules[0].whole: 0})
+
+    def take_rows(part: str, users: range, tokens: int, offset: int) -> list[tuple[str | None, int, int]]:
+        values = []
+        for user in users:
+            key = {"window_start": _instant(START_MS), "user": f"u{user}", "model": "zz", "chip": "c", "part": part}
+            values.append(_value(key, dict.fromkeys((*COUNTERS, *FURTHER), 0) | {"output_tokens": tokens}))
+        offsets = np.arange(offset, offset + len(values))
+        given = Messages(Place("token-usage", 0), values, np.full(len(values), START_MS, np.uint64), offsets)
+        return [(each.subject, each.threshold, each.used) for each in take(budgets, [given])]
+
+    assert take_rows("m.r.1", range(100), 3, 0) == [("zz", 25, 300)]
+    assert take_rows("m.r.2", range(90, 110), 10, 100) == []
+    assert budgets.ending == {b"m.r.1"}
+    budgets.end(budgets.ending)
+    budgets.tidy()
+    assert len(budgets._names) == 22, "nobody, the model, and twenty users"
+    assert take_rows("m.r.2", range(90, 110), 35, 120) == [("zz", 100, 1000)]
+    assert take_rows("m.r.1", range(100), 9, 140) == [] and budgets.stray_rows == 100
