@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,10 @@ def _run(bootstrap: str, folder: pathlib.Path, seconds: float, rate: float) -> d
     assert meter.stdout is not None
     meter.stdout.readline()
     process, port = _alerts(bootstrap, folder)
+    load = bench_soak._start({"role": "produce", **shared})
+    _wait(lambda: _rows(port) > 0, process)  # from now on there is a load
     probes = Probes(bootstrap)
-    sent = bench_soak._answer(bench_soak._start({"role": "produce", **shared}))
+    sent = bench_soak._answer(load)
     probes.end()
     rows, before = _rows(port), _children_seconds()
     process.terminate()
@@ -119,11 +122,15 @@ def _alerts(bootstrap: str, folder: pathlib.Path) -> tuple[subprocess.Popen[byte
             "--create-topics", "--listen", f"127.0.0.1:{port}", "--log-level", "warning",
         ]
     )  # fmt: skip
-    deadline = time.monotonic() + _WAIT_SECONDS
-    while _rows(port, none=-1) < 0:
-        assert process.poll() is None and time.monotonic() < deadline, "tokenometer alerts does not answer"
-        time.sleep(0.2)
+    _wait(lambda: _rows(port, none=-1) >= 0, process)
     return process, port
+
+
+def _wait(true: Callable[[], bool], process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + _WAIT_SECONDS
+    while not true():
+        assert process.poll() is None and time.monotonic() < deadline, "tokenometer alerts does not go on"
+        time.sleep(0.2)
 
 
 def _rows(port: int, none: int = 0) -> int:
