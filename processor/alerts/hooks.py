@@ -190,6 +190,7 @@ class HookThread:
         self._key = messages.hook_key(settings.name, hook.name)
         self.deliverer = Deliverer(hook, rules if hook.rules is None else hook.rules)
         self.failure: BaseException | None = None  # what nobody foresaw; the thread has ended
+        self.ready = threading.Event()  # where it begins is kept: it hears of all that is announced from now on
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"webhook {hook.name}", daemon=True)
 
@@ -227,6 +228,7 @@ class HookThread:
         starts = self._starts()
         deliverer.next = {place: int(offset) for place, offset in starts.items()}
         self._keep()
+        self.ready.set()
         follower = self._broker.follow(starts)
         try:
             while not self._stop.is_set():

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tokenometer.processor.alerts.health import AlertHealth
 
 log = logging.getLogger("tokenometer.alerts")
+_HOOK_SECONDS = 5.0  # a new webhook begins before the first alert, unless the broker is away
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def alerts_command(command: AlertsCommand) -> None:
     with _served(health, command.listen), running.stop_signals() as stopped:
         for hook in hooks:
             hook.start()
+        for hook in hooks:
+            hook.ready.wait(_HOOK_SECONDS)
         alerts.run(stopped)
         for hook in hooks:
             hook.stop()
