@@ -47,6 +47,7 @@ _POLL_MESSAGES = 20_000
 _BATCH_ROWS = 200_000
 _BATCH_BYTES = 256 << 20
 _LINGER_SECONDS = 0.25  # of a batch, while more comes: fewer and larger batches cost less
+_MORE_SECONDS = 0.02  # for the next messages of a batch
 _RETRY_SECONDS = 1.0
 _LOOK_MS = 10_000  # are the topics still the same, and have they new partitions?
 _RETENTION_MS = 400 * DAY_MS
@@ -205,7 +206,7 @@ class AlertWorker:
             found += polled
             room -= sum(len(each.values) for each in polled)
             room_bytes -= sum(sum(map(len, filter(None, each.values))) for each in polled)
-            timeout_seconds = 0.0
+            timeout_seconds = min(timeout_seconds, _MORE_SECONDS)
         return found
 
     def _take(self, polled: Sequence[Messages]) -> None:
