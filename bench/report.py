@@ -50,6 +50,8 @@ def _goals(results: Sequence[dict[str, Any]]) -> str:
             rows += _exactly_once_goals(content["medians"])
         if content["kind"] == "soak":
             rows += _soak_goals(content)
+        if content["kind"] == "alerts":
+            rows += _alerts_goals(content)
         if content["kind"] == "rollup":
             rows += _rollup_goals(content)
         if content["kind"] == "page":
@@ -326,6 +328,25 @@ def _soak(content: dict[str, Any]) -> list[str]:
     return [f"## Soak, {content['minutes']:g} minutes", _table(("what", "measured"), "ll", rows)]
 
 
+def _alerts_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    sent, latency = content["sent"], content["latency_ms"]["p99"] / 1000
+    kept_up = sent["sent_per_second"] > 0.95 * content["rate"]
+    goal = f"beside {content['rate'] / 1e6:.2f} M records/s: from append to alert p99 under 3 s"
+    yield goal, f"{latency:.2f} s", _yes(latency < 3 and kept_up)
+
+
+def _alerts(content: dict[str, Any]) -> list[str]:
+    sent = content["sent"]
+    rows = [
+        ("sent", f"{sent['records_sent']:,} records, {sent['sent_per_second'] / 1e6:.2f} M/s"),
+        (f"from append to alert, ms, of {content['probes']}", _percentiles(content["latency_ms"])),
+        ("the meter's commit, ms", _percentiles(content["commit_ms"])),
+        ("rows judged", f"{content['rows']:,}, {content['rows_per_second']:,.0f} a second"),
+        ("processor time of a row, µs, the start included", f"{content['cpu_us_per_row']:.1f}"),
+    ]
+    return [f"## Alerts, {content['seconds']:g} seconds", _table(("what", "measured"), "ll", rows)]
+
+
 def _page_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
     shape = content["shape"]
     for case in content["cases"]:
@@ -498,7 +519,7 @@ def _intake_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 
 _SECTIONS = {
     "engine": _engine, "peers": _peers, "pipeline": _pipeline, "rollup": _rollup, "soak": _soak, "ledger": _ledger,
-    "page": _page, "intake": _intake, "lake": _lake, "exactly_once": _exactly_once,
+    "page": _page, "intake": _intake, "lake": _lake, "exactly_once": _exactly_once, "alerts": _alerts,
 }  # fmt: skip
 
 

@@ -17,8 +17,9 @@ import zstandard
 from tests.test_schemas import validator
 from tokenometer.kernels import layout
 from tokenometer.kernels.values import UsageRows
+from tokenometer.processor import create
+from tokenometer.processor.create import OutputError
 from tokenometer.processor.files import output
-from tokenometer.processor.files.output import OutputError
 from tokenometer.processor.files.replay import PlacedLetter
 from tokenometer.schemas import mapping
 from tokenometer.schemas.usage import FURTHER
@@ -260,7 +261,7 @@ def test_a_dead_letter_keeps_every_byte(tmp_path: pathlib.Path):
 
 def test_a_file_takes_its_name_when_it_is_complete(tmp_path: pathlib.Path):
     path = tmp_path / "log.ndjson"
-    with output.create(str(path)) as file:
+    with create.create(str(path)) as file:
         file.write(b"half")
         assert not path.exists()
     assert path.read_bytes() == b"half"
@@ -282,20 +283,20 @@ def test_a_failure_leaves_what_was_there(tmp_path: pathlib.Path, name: str):
 def test_nothing_is_replaced_without_force(tmp_path: pathlib.Path):
     path = tmp_path / "log.ndjson"
     path.write_bytes(b"old")
-    with pytest.raises(OutputError, match=r"log\.ndjson: exists; use --force to replace it"), output.create(str(path)):
+    with pytest.raises(OutputError, match=r"log\.ndjson: exists; use --force to replace it"), create.create(str(path)):
         pass
-    with output.create(str(path), force=True) as file:
+    with create.create(str(path), force=True) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new"
 
 
 def test_places_that_take_no_file_are_named_at_once(tmp_path: pathlib.Path):
     with pytest.raises(OutputError, match="is a directory"):
-        output.check_free(str(tmp_path), force=True)
+        create.check_free(str(tmp_path), force=True)
     with pytest.raises(OutputError, match="there is no directory"):
-        output.check_free(str(tmp_path / "none" / "usage.parquet"), force=True)
+        create.check_free(str(tmp_path / "none" / "usage.parquet"), force=True)
 
 
 def test_devices_are_written_directly():
-    with output.create("/dev/null") as file:
+    with create.create("/dev/null") as file:
         file.write(b"gone")

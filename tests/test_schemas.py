@@ -13,7 +13,7 @@ from tokenometer.schemas.mapping import FIELDS
 from tokenometer.schemas.usage import FURTHER
 
 SCHEMAS = pathlib.Path(__file__).parents[1] / "schemas"
-NAMES = ("live", "record", "rejected", "totals", "usage", "usage-key")
+NAMES = ("alert", "live", "record", "rejected", "totals", "usage", "usage-key")
 ROWS = ("usage", "usage-key")  # of version 2; readers take rows of version 1 too
 EXAMPLES = sorted((SCHEMAS / "examples").glob("*/*.json"))
 

@@ -200,7 +200,7 @@ def test_a_config_file_with_a_wrong_setting_is_not_repeated(call, memory, log, t
 @pytest.mark.parametrize("command", sorted(cli._COMMANDS.keys() - {"replay"}))  # to that one, any word is a file
 def test_a_word_too_many_is_not_repeated(call, log, command):
     """`--kafka sasl.password hunter2`, or a password with a space that nobody quoted."""
-    words = [TOKEN, TOKEN] if command in ("statement", "reconcile") else [TOKEN]  # these take a word
+    words = [TOKEN, TOKEN] if command in ("alerts", "statement", "reconcile") else [TOKEN]  # these take a word
     code, said = call(command, "--kafka", "a=b", *words) if command in (*CLUSTER, *SENDERS) else call(command, *words)
     assert code == 2 and "unexpected extra argument" in said
     assert_unsaid(said)

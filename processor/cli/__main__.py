@@ -13,6 +13,7 @@ from typer import Option
 
 from tokenometer.processor.cli import (
     adjust,
+    alerts,
     demo,
     lake,
     ledger,
@@ -56,6 +57,7 @@ _COMMANDS: dict[str, Callable[[Any], None]] = {
     "meter": meter.meter_command,
     "verify": verify.verify_command,
     "rollup": rollup.rollup_command,
+    "alerts": alerts.alerts_command,
     "top": top.top_command,
     "usage": usage.usage_command,
     "close": statement.close_command,

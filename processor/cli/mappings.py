@@ -11,9 +11,10 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
+from tokenometer.processor import create
 from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view
 from tokenometer.processor.cli.options import CommandSettings, register
-from tokenometer.processor.files import decoded, logs, mapping_report, output, report
+from tokenometer.processor.files import decoded, logs, mapping_report, report
 from tokenometer.processor.intake import Decoder
 from tokenometer.processor.records import guess, mapping_check
 from tokenometer.schemas import mapping as mappings
@@ -127,7 +128,7 @@ def init_command(command: InitCommand) -> None:
     """
     text = mappings.shipped_text(command.name)
     name = f"{command.name}.toml"
-    with output.create(name, command.force) as file:
+    with create.create(name, command.force) as file:
         file.write(text)
     say(f"{name} written; use it as ./{name}")
 

@@ -18,7 +18,7 @@ import typer
 from typer import Argument, Option
 
 from tokenometer.kernels.values import UsageRows
-from tokenometer.processor import show
+from tokenometer.processor import create, show
 from tokenometer.processor.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_STRICT,
@@ -175,7 +175,7 @@ def replay_command(command: ReplayCommand) -> None:
         every = itertools.chain.from_iterable(map(logs.read_lines, command.files))
         return send_lines(every, mappings.resolve(command.mapping), command)
     summary, ran = _metered(command)
-    with contextlib.redirect_stdout(sys.stderr if output.STDOUT in (command.out, command.rejected) else sys.stdout):
+    with contextlib.redirect_stdout(sys.stderr if create.STDOUT in (command.out, command.rejected) else sys.stdout):
         _print_summary(summary, ran, command.json)
     if summary.partial:
         fail("interrupted: the result is partial, and no file was written", EXIT_INTERRUPTED)
@@ -265,10 +265,10 @@ def _check_names(command: ReplayCommand) -> None:
     results = [name for name in (command.out, command.rejected) if name]
     for name in results:
         same = [*map(os.path.realpath, (*command.files, *results))].count(os.path.realpath(name)) > 1
-        if same and name != output.STDOUT:
+        if same and name != create.STDOUT:
             usage_error(f"{name} is named twice; results need files of their own")
-        output.check_free(name, command.force)
-    if results == [output.STDOUT, output.STDOUT]:
+        create.check_free(name, command.force)
+    if results == [create.STDOUT, create.STDOUT]:
         usage_error("--out and --rejected cannot both go to standard output")
 
 

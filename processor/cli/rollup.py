@@ -1,6 +1,7 @@
 """The command `rollup`: rolling totals of all meters, live."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.asking import PriceFile
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.options import Address, Config, KafkaSettings, LogSettings, TokenFile, address, http_url
+from tokenometer.processor.rollup.alerted import RecentAlerts
 from tokenometer.processor.rollup.tables import Only
 from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal
@@ -28,6 +30,9 @@ class RollupCommand(KafkaSettings, LogSettings):
     )
     live_topic: Annotated[str, Option(help="Live summaries.")] = topics.LIVE
     totals_topic: Annotated[str, Option(help="The topic of rolling totals, one message a second.")] = topics.TOTALS
+    alerts_topic: Annotated[
+        str, Option(help="The alerts of `tokenometer alerts`, which the dashboard shows; it need not be there.")
+    ] = topics.ALERTS
     target: Annotated[
         int, Option(min=1, metavar="TOKENS", help="The tokens of a day that the run-rate is compared with.")
     ] = TARGET_TOKENS_PER_DAY
@@ -107,12 +112,20 @@ def rollup_command(command: RollupCommand) -> None:
     rollup = worker.Rollup(broker, settings)
     token = command.token_file or command.token
     ledger = None if command.ledger is None else (command.ledger, command.ledger_token_file)
-    site = running.dashboard(
-        rollup.watch, command.listen, token, health=rollup.health, cost=cost, ledger=ledger, docs=command.docs_url
-    )
-    with site as url, running.stop_signals() as stopped:
-        log.info("serving", extra={"dashboard": url})
-        asyncio.run(rollup.run(stopped))
+    with contextlib.closing(RecentAlerts(broker, command.alerts_topic).start()) as alerts:
+        site = running.dashboard(
+            rollup.watch,
+            command.listen,
+            token,
+            health=rollup.health,
+            cost=cost,
+            ledger=ledger,
+            docs=command.docs_url,
+            alerts=alerts,
+        )
+        with site as url, running.stop_signals() as stopped:
+            log.info("serving", extra={"dashboard": url})
+            asyncio.run(rollup.run(stopped))
     broker.close()
     log.info("stopped")
 

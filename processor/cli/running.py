@@ -5,6 +5,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.ending import ends_in_time
 from tokenometer.processor.cli.options import Address, KafkaSettings, LogFormat, LogLevel, LogSettings
+from tokenometer.processor.rollup.alerted import RecentAlerts
 from tokenometer.processor.rollup.tables import Only
 from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal, scrub
@@ -57,6 +59,7 @@ def dashboard(
     cost: Callable[[Watch, Only], dict[str, Any]] | None = None,
     ledger: tuple[str, Secret | None] | None = None,
     docs: str | None = None,
+    alerts: RecentAlerts | None = None,
 ) -> Iterator[str | None]:
     """Serves the dashboard of what is watched, on a thread of its own, and gives its address. listen: None serves none.
     other: the address to use if that one is taken. health: None is that of what is watched. cost: the last hour's
@@ -82,6 +85,9 @@ def dashboard(
     def at(address: Address) -> SiteThread:
         return SiteThread(source, ServeAddress(address.host, address.port, token.reveal() if token else None))
 
+    def alerted() -> dict[str, Any]:
+        return {"alerts": [], "more": 0} if alerts is None else alerts.shown(time.time_ns() // 1_000_000)
+
     def history(asked: Question) -> dict[str, Any]:
         only = asked.model, asked.chip
         return watch.history(asked.span_ms, asked.step_ms, asked.by, asked.until_ms, only)
@@ -97,6 +103,7 @@ def dashboard(
         cost=None if cost is None else lambda model, chip: cost(watch, (model, chip)),
         ledger=None if ledger is None else Ledger(ledger[0], ledger[1].reveal() if ledger[1] else None),
         docs=docs,
+        alerts=alerted,
     )
     try:
         site = at(listen)

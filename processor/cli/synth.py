@@ -11,11 +11,10 @@ from typing import Annotated, Any
 
 from typer import Option
 
-from tokenometer.processor import show
+from tokenometer.processor import create, show
 from tokenometer.processor.cli.common import progress_bar, say, usage_error
 from tokenometer.processor.cli.options import Force
 from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send_blocks
-from tokenometer.processor.files import output
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.blocks import ahead
 from tokenometer.processor.load.lines import Block
@@ -51,7 +50,7 @@ class SynthCommand(ToKafkaSettings):
         str,
         Option("--output", "-o", metavar="FILE", help="Compressed if it ends in .zst or .gz.",
                show_default="standard output"),
-    ] = output.STDOUT  # fmt: skip
+    ] = create.STDOUT  # fmt: skip
     force: Force = False
     seed: Annotated[int, _of(_LOG, "The same seed gives the same log.")] = 1
     count: Annotated[
@@ -183,16 +182,16 @@ def _as_option(message: str) -> str:
 
 def _write_log(blocks: Iterator[Block], command: SynthCommand) -> None:
     out, records = command.output, command.records
-    if out == output.STDOUT and sys.stdout.isatty() and (records is None or records > _TERMINAL_RECORDS_MAX):
+    if out == create.STDOUT and sys.stdout.isatty() and (records is None or records > _TERMINAL_RECORDS_MAX):
         usage_error("a log of this size in a terminal? Redirect it, or name a file with -o")
     begun, lines, size = time.perf_counter(), 0, 0
-    with output.create(out, command.force) as file, progress_bar(records) as advance:
+    with create.create(out, command.force) as file, progress_bar(records) as advance:
         for block in ahead(blocks):
             file.write(block.data)
             lines, size = lines + len(block), size + len(block.data)
             if advance:
                 elapsed = time.perf_counter() - begun
                 advance(lines, f"{lines:,} records  {show.si(lines / elapsed)} records/s  {show.si(size)}B")
-    if out != output.STDOUT:
+    if out != create.STDOUT:
         elapsed = time.perf_counter() - begun
         say(f"{out}: {show.plural(lines, 'record')}, {show.si(size)}B in {show.seconds(elapsed)}", sys.stderr)

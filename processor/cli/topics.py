@@ -14,12 +14,14 @@ from tokenometer.schemas.mapping import Mapping as RecordMapping
 from tokenometer.schemas.mapping import MappingError
 
 log = logging.getLogger("tokenometer")
-INPUT, USAGE, LIVE, REJECTED, TOTALS = (
+INPUT, USAGE, LIVE, REJECTED, TOTALS, ALERTS, ALERTS_STATE = (
     "inference-logs",
     "token-usage",
     "token-live",
     "inference-logs-rejected",
     "token-totals",
+    "token-alerts",
+    "token-alerts-state",
 )
 
 

@@ -73,6 +73,10 @@ def _paths() -> dict[str, Any]:
             {"text/event-stream": {"schema": {"type": "string"}}},
             {"503": "Too many streams."},
         ),
+        "/v1/alerts": operation(
+            "Budgets whose thresholds were passed, the newest first: of each period the highest one.",
+            json_of(ref("Alerts")),
+        ),
         "/healthz": operation(
             "Says whether the rollup is healthy.",
             health,
@@ -98,6 +102,12 @@ _SERIES = object_of(
     name={"type": ["string", "null"], "description": "null: all others together"},
     tokens=array_of({"type": "integer"}),
 )
+_AMOUNT = {"type": ["integer", "string"], "description": "Tokens, or an exact decimal of a currency."}
+_ALERT = object_of(
+    schema={"type": "integer"}, id={"type": "string"}, rule={"type": "string"}, threshold={"type": "integer"},
+    each={"type": ["string", "null"]}, subject={"type": ["string", "null"]}, unit={"type": "string"},
+    limit=_AMOUNT, used=_AMOUNT, per={"enum": ["hour", "day", "month"]}, begin=_INSTANT, end=_INSTANT, at=_INSTANT,
+)  # fmt: skip
 _SMALL_SCHEMAS = {
     "About": object_of(
         version={"type": "string"},
@@ -111,6 +121,9 @@ _SMALL_SCHEMAS = {
         source=choice("ledger", "top_users"),
         total_tokens={"type": ["integer", "null"]},
         rows=array_of({"type": "object"}),
+    ),
+    "Alerts": object_of(
+        alerts=array_of(_ALERT), more={"type": "integer", "description": "How many there are besides."}
     ),
     "Health": object_of(status={"type": "string"}),
     "Rate": object_of(times=_TIMES, tokens_per_second=array_of({"type": "number"})),

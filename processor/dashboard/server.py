@@ -57,6 +57,7 @@ class Source:
     cost: Callable[[str | None, str | None], dict[str, Any]] | None = None  # as view; None: there are no prices
     ledger: Ledger | None = None
     docs: str | None = None  # where the documentation is published
+    alerts: Callable[[], dict[str, Any]] = lambda: {"alerts": [], "more": 0}  # of budgets
 
 
 class Frame:
@@ -118,6 +119,7 @@ class Site:
                 "/api/about": self._about,
                 "/api/rate": self._rate,
                 "/api/stream": self._stream,
+                "/v1/alerts": self._alerts,
                 "/api/openapi.json": self._openapi,
                 "/healthz": self._healthz,
                 "/metrics": self._metrics,
@@ -272,6 +274,10 @@ class Site:
     async def _rate(self, request: web.Request) -> web.StreamResponse:
         questions.only(request)
         return answers.answer(orjson.dumps(self._source.rate()))
+
+    async def _alerts(self, request: web.Request) -> web.StreamResponse:
+        questions.only(request)
+        return answers.answer(orjson.dumps(self._source.alerts()))
 
     async def _openapi(self, request: web.Request) -> web.StreamResponse:
         questions.only(request)

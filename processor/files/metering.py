@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 
 from tokenometer.kernels.values import Tally, UsageRows
+from tokenometer.processor.create import OutputError
 from tokenometer.processor.files import decoded, in_memory, logs
-from tokenometer.processor.files.output import OutputError, record_batches, row_schema
+from tokenometer.processor.files.output import record_batches, row_schema
 from tokenometer.processor.files.replay import Outlets, PlacedLetter, ReplaySummary, replay
 from tokenometer.processor.records import engines, plausible
 from tokenometer.schemas import mapping as mappings

@@ -1,7 +1,6 @@
 """Writing results to files: usage rows as NDJSON or Parquet, dead letters as NDJSON.
 
-Owns: the files' formats, and that a file of the wanted name is complete: it is written under another name and renamed
-when all of it is there.
+Owns: the files' formats.
 Promises: there is no Python step for each row. A row has the fields of schemas/usage.schema.json; in Parquet
 `window_start` is a timestamp and `labels` a map, in NDJSON a text and an object. A dead letter keeps every byte of its
 record.
@@ -9,9 +8,7 @@ record.
 
 import base64
 import contextlib
-import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -22,103 +19,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.kernels.values import UsageRows
-from tokenometer.processor import show
+from tokenometer.processor.create import COMPRESSION, STDOUT, OutputError, create
 from tokenometer.processor.files.replay import PlacedLetter
 from tokenometer.processor.records.rows import Names, label_maps, usage_counters, usage_lines
-from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import COUNTERS, FURTHER, ROW_SCHEMA_VERSION, TOTAL
 
-STDOUT = "-"
-_COMPRESSION = {".gz": "gzip", ".zst": "zstd"}
 _NDJSON, _PARQUET = (".ndjson", ".jsonl"), ".parquet"
 _SLICE_ROWS = 1 << 15  # columns of a slice stay in the processor's cache; also a row group of a Parquet file
 _GROUP_SLICES = 16
 
 
-class OutputError(TokenometerError):
-    """A result that cannot be written; the message names the file and the way out."""
-
-
 class RowWriter(Protocol):
     def write(self, rows: UsageRows, part: str) -> None: ...
-
-
-# --- Files ---
-
-
-@contextlib.contextmanager
-def create(name: str, force: bool = False) -> Iterator[Any]:
-    """A file to write bytes to, compressed as its suffix says. It takes its name when the block ends without an error;
-    before, that name stays what it was. `-` and things that are not regular files are written directly."""
-    path = pathlib.Path(name)
-    try:
-        if name == STDOUT:
-            with os.fdopen(os.dup(1), "wb") as file:
-                yield _TerminalFile(file) if file.isatty() else file
-        elif path.exists() and not path.is_file():
-            with path.open("wb") as raw, _compressed(raw, path) as file:
-                yield _TerminalFile(file) if raw.isatty() else file
-        else:
-            check_free(name, force)
-            with _renamed_at_end(path) as raw, _compressed(raw, path) as file:
-                yield file
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        shown = "standard output" if name == STDOUT else name
-        raise OutputError(f"{shown}: cannot be written: {error.strerror or error}") from None
-
-
-@dataclass(frozen=True)
-class _TerminalFile:
-    """JSON lines on a terminal: what could steer it is written as JSON's escapes, which mean the same."""
-
-    file: Any
-
-    def write(self, lines: bytes | memoryview) -> None:
-        self.file.write(show.printable_json(bytes(lines).decode(errors="backslashreplace")).encode())
-
-
-def check_free(name: str, force: bool) -> None:
-    """Before hours of work: may a file of this name be written?"""
-    path = pathlib.Path(name)
-    if name == STDOUT:
-        return
-    if path.is_file() and not force:
-        raise OutputError(f"{name}: exists; use --force to replace it")
-    if path.is_dir():
-        raise OutputError(f"{name}: is a directory; name a file in it")
-    if not path.parent.is_dir():
-        raise OutputError(f"{name}: there is no directory {path.parent}")
-
-
-@contextlib.contextmanager
-def _renamed_at_end(path: pathlib.Path) -> Iterator[Any]:
-    """In the same directory, so that renaming is one step."""
-    mask = os.umask(0)
-    os.umask(mask)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", suffix=".part", delete=False) as file:
-        made = pathlib.Path(file.name)
-        try:
-            yield file
-            if not file.closed:  # Arrow's streams close it
-                file.flush()
-            made.chmod(0o666 & ~mask)
-            made.rename(path)
-        finally:
-            made.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _compressed(raw: Any, path: pathlib.Path) -> Iterator[Any]:
-    kind = _COMPRESSION.get(path.suffix)
-    if kind is None:
-        yield raw
-        raw.flush()
-        return
-    with pa.CompressedOutputStream(pa.PythonFile(raw, "w"), kind) as stream:
-        yield stream
 
 
 # --- Usage rows ---
@@ -128,7 +41,7 @@ def _compressed(raw: Any, path: pathlib.Path) -> Iterator[Any]:
 def open_rows(name: str, mapping: Mapping | None = None, force: bool = False) -> Iterator[RowWriter]:
     """A writer of usage rows in the format that the suffix names. mapping: of their log; without one they have neither
     labels nor further counters."""
-    suffixes = [suffix for suffix in pathlib.Path(name).suffixes if suffix not in _COMPRESSION]
+    suffixes = [suffix for suffix in pathlib.Path(name).suffixes if suffix not in COMPRESSION]
     suffix = suffixes[-1] if suffixes else ""
     if name == STDOUT or suffix in _NDJSON:
         with create(name, force) as file:

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tokenometer.processor.files import output
+from tokenometer.processor.create import create
 from tokenometer.processor.ledger.values import BadRequest, LedgerError
 from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
 
@@ -70,18 +70,18 @@ def write(pages: Iterable[Sequence[Mapping[str, Any]]], columns: Sequence[str], 
     """To a file whose suffix names the format; it is there as a whole or not at all. How many rows."""
     count = 0
     if name.endswith((".csv", ".csv.gz", ".csv.zst")):
-        with output.create(name, force) as file:
+        with create(name, force) as file:
             for number, rows in enumerate(pages):
                 file.write(csv_text(rows, columns, header=number == 0).encode())
                 count += len(rows)
     elif name.endswith((".ndjson", ".jsonl", ".ndjson.gz", ".ndjson.zst")):
-        with output.create(name, force) as file:
+        with create(name, force) as file:
             for rows in pages:
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
                 count += len(rows)
     elif name.endswith(".parquet"):
         schema = _schema(columns)
-        with output.create(name, force) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+        with create(name, force) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for rows in pages:
                 writer.write_table(_table(rows, schema))
                 count += len(rows)
