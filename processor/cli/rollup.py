@@ -113,16 +113,8 @@ def rollup_command(command: RollupCommand) -> None:
     token = command.token_file or command.token
     ledger = None if command.ledger is None else (command.ledger, command.ledger_token_file)
     with contextlib.closing(RecentAlerts(broker, command.alerts_topic).start()) as alerts:
-        site = running.dashboard(
-            rollup.watch,
-            command.listen,
-            token,
-            health=rollup.health,
-            cost=cost,
-            ledger=ledger,
-            docs=command.docs_url,
-            alerts=alerts,
-        )
+        extras = running.PageExtras(rollup.health, cost, ledger, command.docs_url, alerts)
+        site = running.dashboard(rollup.watch, command.listen, token, extras=extras)
         with site as url, running.stop_signals() as stopped:
             log.info("serving", extra={"dashboard": url})
             asyncio.run(rollup.run(stopped))

@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
@@ -49,62 +50,38 @@ def open_broker(bootstrap: str, client: Mapping[str, str]) -> Broker:
 # --- The dashboard ---
 
 
+@dataclass(frozen=True)
+class PageExtras:
+    """What a dashboard shows besides the totals. health: None is that of what is watched. cost: the last hour's revenue
+    and costs. ledger: the address and token of a running one. docs: what the page links to."""
+
+    health: Callable[[], tuple[bool, dict[str, Any]]] | None = None
+    cost: Callable[[Watch, Only], dict[str, Any]] | None = None
+    ledger: tuple[str, Secret | None] | None = None
+    docs: str | None = None
+    alerts: RecentAlerts | None = None
+
+
 @contextlib.contextmanager
 def dashboard(
     watch: Watch,
     listen: Address | None,
     token: Secret | None = None,
     other: Address | None = None,
-    health: Callable[[], tuple[bool, dict[str, Any]]] | None = None,
-    cost: Callable[[Watch, Only], dict[str, Any]] | None = None,
-    ledger: tuple[str, Secret | None] | None = None,
-    docs: str | None = None,
-    alerts: RecentAlerts | None = None,
+    extras: PageExtras | None = None,
 ) -> Iterator[str | None]:
     """Serves the dashboard of what is watched, on a thread of its own, and gives its address. listen: None serves none.
-    other: the address to use if that one is taken. health: None is that of what is watched. cost: the last hour's
-    revenue and costs. ledger: the address and token of a running one. docs: what
-    the page links to."""
+    other: the address to use if that one is taken."""
     if listen is None:
         yield None
         return
     with needs("dashboard", ", or serve none with --listen ''"):
-        from tokenometer.processor.dashboard import (
-            DashboardError,
-            Ledger,
-            Question,
-            ServeAddress,
-            SiteThread,
-            Source,
-            metrics,
-        )
-
-    def totals() -> bytes | None:
-        return watch.latest
+        from tokenometer.processor.dashboard import DashboardError, ServeAddress, SiteThread
 
     def at(address: Address) -> SiteThread:
         return SiteThread(source, ServeAddress(address.host, address.port, token.reveal() if token else None))
 
-    def alerted() -> dict[str, Any]:
-        return {"alerts": [], "more": 0} if alerts is None else alerts.shown(time.time_ns() // 1_000_000)
-
-    def history(asked: Question) -> dict[str, Any]:
-        only = asked.model, asked.chip
-        return watch.history(asked.span_ms, asked.step_ms, asked.by, asked.until_ms, only)
-
-    source = Source(
-        totals=totals,
-        history=history,
-        view=lambda model, chip: watch.view((model, chip)),
-        top_user=watch.top_user,
-        rate=watch.rate,
-        healthy=health or watch.health,
-        registry=metrics.registry(totals),
-        cost=None if cost is None else lambda model, chip: cost(watch, (model, chip)),
-        ledger=None if ledger is None else Ledger(ledger[0], ledger[1].reveal() if ledger[1] else None),
-        docs=docs,
-        alerts=alerted,
-    )
+    source = _source(watch, extras or PageExtras())
     try:
         site = at(listen)
     except DashboardError as error:
@@ -115,6 +92,40 @@ def dashboard(
         yield site.url
     finally:
         site.close()
+
+
+def _source(watch: Watch, extras: PageExtras) -> Any:
+    """The dashboard's Source; its libraries are an extra."""
+    from tokenometer.processor.dashboard import Ledger, Question, Source, metrics
+
+    cost, alerts = extras.cost, extras.alerts
+    ledger = None
+    if extras.ledger is not None:
+        url, token = extras.ledger
+        ledger = Ledger(url, token.reveal() if token else None)
+
+    def totals() -> bytes | None:
+        return watch.latest
+
+    def alerted() -> dict[str, Any]:
+        return {"alerts": [], "more": 0} if alerts is None else alerts.shown(time.time_ns() // 1_000_000)
+
+    def history(asked: Question) -> dict[str, Any]:
+        return watch.history(asked.span_ms, asked.step_ms, asked.by, asked.until_ms, (asked.model, asked.chip))
+
+    return Source(
+        totals=totals,
+        history=history,
+        view=lambda model, chip: watch.view((model, chip)),
+        top_user=watch.top_user,
+        rate=watch.rate,
+        healthy=extras.health or watch.health,
+        registry=metrics.registry(totals),
+        cost=None if cost is None else lambda model, chip: cost(watch, (model, chip)),
+        ledger=ledger,
+        docs=extras.docs,
+        alerts=alerted,
+    )
 
 
 # --- Signals ---
