@@ -108,8 +108,20 @@ def database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The long fuzz runs where it is asked for: `pytest -m fuzz`."""
-    if "fuzz" in config.option.markexpr:
-        return
-    long = [item for item in items if item.get_closest_marker("fuzz")]
-    config.hook.pytest_deselected(items=long)
-    items[:] = [item for item in items if item not in long]
+    if "fuzz" not in config.option.markexpr:
+        long = [item for item in items if item.get_closest_marker("fuzz")]
+        config.hook.pytest_deselected(items=long)
+        items[:] = [item for item in items if item not in long]
+    if hasattr(config, "workerinput"):
+        items[:] = _in_turns(items)
+
+
+def _in_turns(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Files that wait for Kafka evenly among those that compute, so that the processes of a run wait in turns."""
+    files: dict[pathlib.Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    waiting = [tests for tests in files.values() if tests[0].get_closest_marker("kafka")]
+    computing = [tests for tests in files.values() if not tests[0].get_closest_marker("kafka")]
+    placed = [(at / max(len(some), 1), tests) for some in (waiting, computing) for at, tests in enumerate(some)]
+    return [item for _, tests in sorted(placed, key=lambda pair: pair[0]) for item in tests]
