@@ -270,8 +270,7 @@ def _check_app(broker: Broker, settings: RollupSettings) -> None:
     meters': a rollup that joined it would take their partitions away."""
     own = {settings.live_topic, settings.changelog}
     others = {place.topic for member in _members(broker, settings.app) for place in member.places} - own
-    known = broker.topics(sorted(_inputs(broker, settings) - own))
-    inputs = [topic for topic, state in known.items() if state is not None]
+    inputs = [topic for topic in sorted(_inputs(broker, settings) - own) if _is_seen(broker, topic)]
     held = broker.committed(settings.app, inputs) if inputs else {}
     others |= {place.topic for place, position in held.items() if position is not None}
     if others:
@@ -279,6 +278,14 @@ def _check_app(broker: Broker, settings: RollupSettings) -> None:
             f"--app {settings.app} is the name of another group, which reads {', '.join(sorted(others))}: a meter's "
             "--group must not be a rollup's --app; choose another name"
         )
+
+
+def _is_seen(broker: Broker, topic: str) -> bool:
+    """Whether it is there. Who may not see a topic cannot take its partitions away either."""
+    try:
+        return broker.topics([topic])[topic] is not None
+    except Refused:
+        return False
 
 
 def _members(broker: Broker, group: str) -> list[GroupMember]:
