@@ -329,8 +329,8 @@ def test_it_comes_back_after_a_restart_and_asks_for_history_again(page):
         page.until_shown(feed.totals)
         page.until_drawn()
         port = site.site.port
-    page.until(lambda: page.state == "disconnected", "it does not notice")
-    assert "connection lost, trying again" in page.banner
+    page.until(lambda: "connection lost, trying again" in page.banner, "it does not notice")
+    assert page.state == "disconnected"
     with served(later, port):
         page.until_shown(later.totals)
         assert page.state == "live" and page.banner == ""

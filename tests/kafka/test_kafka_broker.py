@@ -34,7 +34,7 @@ from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer, clust
 
 pytestmark = pytest.mark.kafka
 
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 120
 FETCHED_SECONDS = 1.0  # enough for librdkafka to fetch a few thousand small messages ahead
 MOST = 1_000
 

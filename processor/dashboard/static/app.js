@@ -45,6 +45,12 @@ function connect() {
   });
 }
 
+// A browser keeps a page that was left, to go back to, and with it one of its six connections to a server.
+addEventListener("pagehide", () => stream.close());
+addEventListener("pageshow", ({ persisted }) => {
+  if (persisted) connect();
+});
+
 async function explainRefusal() {
   const answer = await get("/api/totals").catch(() => null);
   refusal = answer?.error ?? "";
