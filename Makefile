@@ -14,7 +14,7 @@ WORKERS ?= 3
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "  make %-11s %s\n", $$1, $$2 }'
 
-demo: .venv/installed ## install, meter a live log at more than 120 trillion tokens a day on a dashboard; audit the result
+demo: .venv/installed ## install, meter a live log of 900,000 records a second on a dashboard; audit the result
 	$(BIN)/tokenometer demo $(DEMO_ARGS)
 
 demo-kafka: .venv/installed ## the same through a real Apache Kafka (needs Maven and a JDK 17+)
