@@ -2,7 +2,7 @@
 
     python -m bench.bench_builds --base DIR --size large
 
-DIR is a checkout of the other build with its environment in DIR/.venv (`make setup` there). It runs its own
+DIR is a checkout of the other build with its environment in DIR/.venv (`make .venv/installed-bench` there). It runs its own
 benchmarks, which must be bench_pipeline and bench_engine as they are since commit 73c8881. Without --base only what
 this build compares within itself is run:
 
