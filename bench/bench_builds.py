@@ -2,8 +2,8 @@
 
     python -m bench.bench_builds --base DIR --size large
 
-DIR is a checkout of the other build with its environment in DIR/.venv (`make .venv/installed-bench` there). It runs its own
-benchmarks, which must be bench_pipeline and bench_engine as they are since commit 73c8881. Without --base only what
+DIR is a checkout of the other build with its environment in DIR/.venv (`make .venv/installed-bench` there). It runs its
+own benchmarks, which must be bench_pipeline and bench_engine as they are since commit 73c8881. Without --base only what
 this build compares within itself is run:
 
     read:one, read:many      base     the meter's consumer alone; one record, or 200, in a message
