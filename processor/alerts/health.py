@@ -3,15 +3,14 @@
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tokenometer.processor.alerts.hooks import HookThread
 from tokenometer.processor.alerts.worker import AlertProgress
-from tokenometer.processor.http import answers
-from tokenometer.processor.http.server import Server, application
+from tokenometer.processor.http.health import serve_health
+from tokenometer.processor.http.server import Server
 
 STALE_MS = 30_000  # without a step of the loop
 
@@ -100,12 +99,4 @@ class AlertHealth(Collector):
 
     def serve(self, host: str, port: int) -> Server:
         """Raises OSError where the address cannot be taken."""
-        routes = [web.get("/metrics", self._metrics), web.get("/healthz", self._healthz)]
-        return Server(application(routes, hint="here are /metrics and /healthz"), host, port, "health")
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        return answers.metrics(request, self.registry)
-
-    async def _healthz(self, request: web.Request) -> web.Response:
-        healthy, state = self.status()
-        return answers.of(state, 200 if healthy else 503)
+        return serve_health(self.registry, self.status, host, port)

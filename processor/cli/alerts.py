@@ -1,9 +1,7 @@
 """The command `alerts`: budgets, judged in the stream."""
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,7 +12,7 @@ from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.options import Address, Config, KafkaSettings, LogSettings, address
 
 if TYPE_CHECKING:
-    from tokenometer.processor.alerts.health import AlertHealth
+    pass
 
 log = logging.getLogger("tokenometer.alerts")
 _HOOK_SECONDS = 5.0  # a new webhook begins before the first alert, unless the broker is away
@@ -84,7 +82,7 @@ def alerts_command(command: AlertsCommand) -> None:
     names = frozenset(rule.name for rule in rules.rules)
     hooks = [HookThread(broker, settings, hook, names) for hook in rules.webhooks]
     health = AlertHealth(alerts.progress, hooks, lambda: time.time_ns() // 1_000_000)
-    with _served(health, command.listen), running.stop_signals() as stopped:
+    with running.served(health, command.listen), running.stop_signals() as stopped:
         for hook in hooks:
             hook.start()
         for hook in hooks:
@@ -96,21 +94,3 @@ def alerts_command(command: AlertsCommand) -> None:
             hook.close()
     broker.close()
     log.info("stopped")
-
-
-@contextlib.contextmanager
-def _served(health: "AlertHealth", listen: Address | None) -> Iterator[None]:
-    if listen is None:
-        yield
-        return
-    try:
-        server = health.serve(listen.host, listen.port)
-    except OSError as error:
-        raise running.AddressUnusable(
-            f"--listen {listen}: {error.strerror}; choose another port, or none with --listen ''"
-        ) from None
-    log.info("serving /metrics and /healthz", extra={"host": listen.host, "port": server.port})
-    try:
-        yield
-    finally:
-        server.close()

@@ -40,7 +40,6 @@ from tokenometer.schemas.usage import DAY_MS
 log = logging.getLogger("tokenometer")
 _NAME = r"[0-9A-Za-z._:-]{1,80}"  # a part's name adds the time and a number, and may have 128 characters
 _METERS_MAX = 1000  # of one host without names of their own
-_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 class BeginAt(StrEnum):
@@ -237,29 +236,9 @@ def _run(command: MeterCommand, settings: MeterSettings) -> None:
         broker, settings.name, settings.group, settings.inputs, meter.standing, health.judged, clock.steady_ms,
         settings.commit_interval_ms,
     )  # fmt: skip
-    with _served(health, command.listen), contextlib.closing(watch), running.stop_signals() as stopped:
+    with running.served(health, command.listen), contextlib.closing(watch), running.stop_signals() as stopped:
         meter.run(stopped)
     log.info("stopped", extra={"run": run})
-
-
-@contextlib.contextmanager
-def _served(health: Health, listen: Address | None) -> Iterator[None]:
-    if listen is None:
-        yield
-        return
-    try:
-        server = health.serve(listen.host, listen.port)
-    except OSError as error:
-        raise running.AddressUnusable(
-            f"--listen {listen}: {error.strerror}; choose another port, or none with --listen ''"
-        ) from None
-    if listen.host not in _LOOPBACK:
-        log.warning("metrics are served to other machines", extra={"listen": str(listen)})
-    log.info("serving /metrics and /healthz", extra={"host": listen.host, "port": server.port})
-    try:
-        yield
-    finally:
-        server.close()
 
 
 def _log_commit(done: Committed) -> None:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -23,7 +23,11 @@ from tokenometer.processor.rollup.watch import Watch
 from tokenometer.processor.secret import Secret, reveal, scrub
 from tokenometer.schemas.errors import TokenometerError
 
+if TYPE_CHECKING:
+    from tokenometer.processor.http.server import Server
+
 log = logging.getLogger("tokenometer")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LOGGERS = ("tokenometer", "aiohttp", "aiokafka", "faust", "mode")  # libraries log only their warnings
 
 
@@ -126,6 +130,34 @@ def _source(watch: Watch, extras: PageExtras) -> Any:
         docs=extras.docs,
         alerts=alerted,
     )
+
+
+# --- /metrics and /healthz ---
+
+
+class Served(Protocol):
+    def serve(self, host: str, port: int) -> "Server": ...
+
+
+@contextlib.contextmanager
+def served(health: Served, listen: Address | None) -> Iterator[None]:
+    """Serves /metrics and /healthz of a process. listen: None serves none."""
+    if listen is None:
+        yield
+        return
+    try:
+        server = health.serve(listen.host, listen.port)
+    except OSError as error:
+        raise AddressUnusable(
+            f"--listen {listen}: {error.strerror}; choose another port, or none with --listen ''"
+        ) from None
+    if listen.host not in _LOOPBACK:
+        log.warning("metrics are served to other machines", extra={"listen": str(listen)})
+    log.info("serving /metrics and /healthz", extra={"host": listen.host, "port": server.port})
+    try:
+        yield
+    finally:
+        server.close()
 
 
 # --- Signals ---

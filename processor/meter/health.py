@@ -9,13 +9,12 @@ import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from aiohttp import web
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tokenometer.kernels.values import Tally
 from tokenometer.processor.broker import Place
-from tokenometer.processor.http import answers
-from tokenometer.processor.http.server import Server, application
+from tokenometer.processor.http.health import serve_health
+from tokenometer.processor.http.server import Server
 from tokenometer.processor.meter import fitting
 from tokenometer.processor.meter.emission import LiveSummary, Misfit, Range
 from tokenometer.processor.meter.meter import Committed
@@ -178,15 +177,7 @@ class Health:
 
     def serve(self, host: str, port: int) -> Server:
         """Raises OSError where the address cannot be taken."""
-        routes = [web.get("/metrics", self._metrics), web.get("/healthz", self._healthz)]
-        return Server(application(routes, hint="here are /metrics and /healthz"), host, port, "health")
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        return answers.metrics(request, self.registry)
-
-    async def _healthz(self, request: web.Request) -> web.Response:
-        healthy, state = self.status()
-        return answers.of(state, 200 if healthy else 503)
+        return serve_health(self.registry, self.status, host, port)
 
 
 def _labels(place: Place) -> tuple[str, str]:
