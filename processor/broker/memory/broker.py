@@ -118,11 +118,11 @@ class MemoryBroker(Broker):
                 log = self._cluster.log(place)
                 if position < log.begin or end > log.last_stable:
                     raise OutOfRange(f"{place.topic} [{place.partition}]: {position} to {end} is not there")
-                messages = log.read(place, position, end, _READ_MESSAGES, keys, headers)
-            if messages is None:
+                found = log.read(place, position, end, _READ_MESSAGES, keys, headers)
+            if not found:
                 return
-            yield messages
-            position = messages.next_offset
+            yield from found
+            position = found[-1].next_offset
 
     def follow(self, starts: Mapping[Place, Offset], keys: bool = False) -> Follower:
         return MemoryFollower(self._cluster, starts, keys)

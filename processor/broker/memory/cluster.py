@@ -14,9 +14,9 @@ from typing import Literal
 
 import numpy as np
 
-from tokenometer.processor.broker import Headers, OutOfRange, Place, Refused, TopicMissing, TopicState
+from tokenometer.processor.broker import Column, Headers, OutOfRange, Place, Refused, TopicMissing, TopicState
 from tokenometer.processor.broker.memory.group import Group, Member
-from tokenometer.processor.broker.memory.log import Log, Segment, Topic, Transaction, picked
+from tokenometer.processor.broker.memory.log import Log, Segment, Topic, Transaction, longest, picked
 
 Assignor = Literal["eager", "cooperative"]
 
@@ -188,12 +188,14 @@ class Cluster:
         opened = transaction() if transaction else None
         stamps = np.full(len(values), self.clock(), np.uint64) if times is None else np.asarray(times, np.uint64)
         assert all(column is None or len(column) == len(values) for column in (keys, headers, stamps))
+        if keys is not None and not isinstance(values, Column):
+            keys = list(keys)
         for log, chosen in topic.spread(keys):
             segment = Segment(
                 log.end,
-                picked(values, chosen),
+                log.kept(values, chosen),
                 stamps if chosen is None else stamps[chosen],
-                None if keys is None else picked(keys, chosen),
+                None if keys is None else log.kept(keys, chosen),
                 None if headers is None else picked(headers, chosen),
                 opened,
             )
@@ -205,8 +207,8 @@ class Cluster:
 
     def _check_size(self, topic: Topic, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None) -> None:
         limit = int(topic.settings.get("max.message.bytes", self._message_bytes_max))
-        largest = max(map(len, filter(None, values)), default=0)
-        if keys is not None and largest + max(map(len, filter(None, keys)), default=0) > limit:
+        largest = longest(values)
+        if keys is not None and largest + longest(keys) > limit:
             largest = max(len(value or b"") + len(key or b"") for value, key in zip(values, keys, strict=True))
         if largest > limit:
             raise Refused(f"a message of {largest} bytes; the limit is {limit}")

@@ -166,8 +166,7 @@ class MemoryConsumer:
             if most == 0:
                 break
             beside = place.topic in self._keys, place.topic in self._headers
-            messages = log.read(place, self._positions[place], log.last_stable, most, *beside)
-            if messages is not None:
+            for messages in log.read(place, self._positions[place], log.last_stable, most, *beside):
                 found.append(messages)
                 most -= len(messages.values)
                 self._positions[place] = messages.next_offset

@@ -24,8 +24,7 @@ class MemoryFollower:
         found: list[Messages] = []
         for place, position in self._positions.items():
             log = self._cluster.log_at(place, position)
-            messages = log.read(place, position, log.last_stable, most, self._keys) if most else None
-            if messages is not None:
+            for messages in log.read(place, position, log.last_stable, most, self._keys):
                 found.append(messages)
                 most -= len(messages.values)
                 self._positions[place] = messages.next_offset

@@ -17,10 +17,44 @@ from zlib import crc32
 
 import numpy as np
 
-from tokenometer.processor.broker import Headers, Messages, Place, Position
+from tokenometer.processor.broker import Column, Headers, Messages, Place, Position
 
 Times = np.ndarray[Any, np.dtype[np.uint64]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
+Texts = Sequence[bytes | None]  # a list, or a Column in a Room
 _Cell = TypeVar("_Cell")
+_PIECE_BYTES = 32 << 20
+
+
+class Room:
+    """The memory of columns. It comes in large pieces, for which numpy asks the system for huge pages: clearing a small
+    page for every dozen of messages costs more than all else that this model does."""
+
+    def __init__(self) -> None:
+        self._free: Bytes = np.empty(0, np.uint8)
+
+    def keep(self, column: Column, rows: list[int] | None) -> Column:
+        """These texts of the column, or all, in memory of our own."""
+        begins, ends = column.starts, column.lines
+        if ends is None:
+            ends = begins + np.maximum(column.lengths, 0)
+        if rows is None:
+            first = int(begins.min())
+            data = self._take(int(ends.max()) - first)
+            data[:] = column.data[first : first + len(data)]
+            return Column(data, begins - first, column.lengths, None if column.lines is None else ends - first)
+        places = list(zip(begins[rows].tolist(), ends[rows].tolist(), strict=True))
+        sizes = ends[rows] - begins[rows]
+        ends = np.cumsum(sizes)
+        data = self._take(int(ends[-1]))
+        np.concatenate([column.data[begin:end] for begin, end in places], out=data)
+        return Column(data, ends - sizes, column.lengths[rows], None if column.lines is None else ends)
+
+    def _take(self, size: int) -> Bytes:
+        if size > len(self._free):
+            self._free = np.empty(max(_PIECE_BYTES, size), np.uint8)
+        taken, self._free = self._free[:size], self._free[size:]
+        return taken
 
 
 @dataclass(slots=True, eq=False)
@@ -28,9 +62,9 @@ class Segment:
     """What one call wrote to a partition: consecutive offsets from `base`, column by column."""
 
     base: int
-    values: list[bytes | None]
+    values: Texts
     times: Times
-    keys: list[bytes | None] | None
+    keys: Texts | None
     headers: list[Headers] | None
     transaction: "Transaction | None"
 
@@ -46,6 +80,7 @@ class Log:
     begin: int = 0
     end: int = 0
     segments: list[Segment] = field(default_factory=list)
+    room: Room = field(default_factory=Room)
     open: dict["Transaction", int] = field(default_factory=dict)  # their first offsets here, in ascending order
 
     @property
@@ -58,6 +93,10 @@ class Log:
             self.open.setdefault(segment.transaction, segment.base)
         self.segments.append(segment)
         self.end = segment.end
+
+    def kept(self, texts: Texts, rows: list[int] | None) -> Texts:
+        """These texts, or all; none of them changes any more."""
+        return self.room.keep(texts, rows) if isinstance(texts, Column) else picked(texts, rows)
 
     def mark(self, transaction: "Transaction", committed: bool) -> None:
         """Write the marker that ends a transaction here. It takes an offset, as Kafka's does."""
@@ -81,12 +120,21 @@ class Log:
 
     def read(
         self, place: Place, begin: int, end: int, most: int, keys: bool = False, headers: bool = False
-    ) -> Messages | None:
-        """Up to `most` messages of `begin` <= offset < `end`, which is stable; None: there are none."""
+    ) -> list[Messages]:
+        """Up to `most` messages of `begin` <= offset < `end`, which is stable. Columns come as they are; what is
+        between them comes in one piece."""
         assert end <= self.last_stable
-        pieces = list(self._pieces(begin, end, most))
-        if not pieces:
-            return None
+        runs: list[list[tuple[Segment, int, int]]] = []
+        for piece in self._pieces(begin, end, most):
+            alone = isinstance(piece[0].values, Column)
+            if not runs or alone or isinstance(runs[-1][0][0].values, Column):
+                runs.append([])
+            runs[-1].append(piece)
+        return [self._messages(place, pieces, keys, headers) for pieces in runs]
+
+    def _messages(
+        self, place: Place, pieces: list[tuple[Segment, int, int]], keys: bool, headers: bool
+    ) -> Messages:
         return Messages(
             place,
             _joined([segment.values[first:last] for segment, first, last in pieces]),
@@ -112,8 +160,14 @@ class Log:
         return max(bisect_right(self.segments, offset, key=lambda segment: segment.base) - 1, 0)
 
 
-def _joined(lists: list[list[_Cell]]) -> list[_Cell]:
+def _joined(lists: Sequence[Sequence[_Cell]]) -> Sequence[_Cell]:
     return lists[0] if len(lists) == 1 else list(itertools.chain.from_iterable(lists))
+
+
+def longest(texts: Texts) -> int:
+    if isinstance(texts, Column):
+        return int(texts.lengths.max(initial=0))
+    return max(map(len, filter(None, texts)), default=0)
 
 
 def picked(column: Sequence[_Cell], indexes: list[int] | None) -> list[_Cell]:

@@ -28,15 +28,15 @@ class MemoryProducer:
     def produce(
         self,
         topic: str,
-        values: Sequence[bytes],
-        keys: Sequence[bytes] | None = None,
+        values: Sequence[bytes | None],
+        keys: Sequence[bytes | None] | None = None,
         headers: Sequence[Headers] | None = None,
     ) -> None:
         with self._operation("produce"):
             self._cluster.write(topic, values, keys, headers, None, self._transaction)
 
     def produce_columns(self, topic: str, keys: Column, values: Column) -> None:
-        self.produce(topic, values.tolist(), keys.tolist())
+        self.produce(topic, values, keys)
 
     def send_offsets(self, positions: Mapping[Place, Position], group: Any) -> None:
         assert isinstance(group, Membership)
