@@ -7,17 +7,16 @@ each line is and when it comes.
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
 
-from tokenometer.processor.broker import Broker
-from tokenometer.processor.load.lines import Block
-from tokenometer.processor.load.produce import KEY_GROUPS, TOGETHER_MS, Pacing, Sent, append
+from tokenometer.processor.broker import Broker, Column
+from tokenometer.processor.load.lines import Block, Bytes, Grouping, Ints
+from tokenometer.processor.load.produce import KEY_GROUPS, TOGETHER_MS, Pacing, Sent
 
-_Messages = list[tuple[bytes, bytes]]  # keys and values
+_Messages = tuple[Column, Column]  # keys and values
 _Item = TypeVar("_Item")
 
 
@@ -40,14 +39,23 @@ def send_blocks(
     progress: Callable[[Sent], None] = lambda sent: None,
 ) -> Sent:
     """Send all lines and wait until the broker has them. Paced, a line goes when it comes to the log."""
-    sent, groups = Sent(), _Groups(lines_per_message)
+    sent, groups = Sent(), _Groups(lines_per_message) if lines_per_message > 1 else None
     for block in _when_due(blocks, pacing):
-        append(broker, topic, _single(block) if lines_per_message == 1 else groups.add(block), sent)
+        _append(broker, topic, _single(block) if groups is None else groups.add(block), sent)
         sent.records += len(block)
         progress(sent)
-    append(broker, topic, groups.rest(), sent)
+    if groups is not None:
+        _append(broker, topic, groups.rest(), sent)
     broker.flush()
     return sent
+
+
+def _append(broker: Broker, topic: str, messages: _Messages, sent: Sent) -> None:
+    keys, values = messages
+    if len(values):
+        broker.append(topic, values, keys)
+        sent.messages += len(values)
+        sent.bytes += int(values.lengths.sum())
 
 
 def _when_due(blocks: Iterable[Block], pacing: Pacing) -> Iterator[Block]:
@@ -71,37 +79,30 @@ def _when_due(blocks: Iterable[Block], pacing: Pacing) -> Iterator[Block]:
 
 def _single(block: Block) -> _Messages:
     """One line a message, its user the key."""
-    names = block.user_names()
-    keys, width, data = names.tobytes(), names.shape[1], bytes(block.data)
-    places = zip(range(0, len(keys), width), pairwise(block.ends.tolist()), strict=True)
-    return [(keys[at : at + width], data[start : end - 1]) for at, (start, end) in places]
+    names, starts, ends = block.user_names(), block.ends[:-1], block.ends[1:]
+    count, width = names.shape
+    keys = Column(names.reshape(-1), np.arange(count, dtype=np.int64) * width, np.full(count, width, np.int64))
+    return keys, Column(np.frombuffer(block.data, np.uint8), starts, ends - starts - 1, ends)
 
 
-@dataclass
 class _Groups:
-    """Lines that wait until their message is full: for each group of users some bytes, and how many lines they are."""
+    """Messages of several lines, keyed by their users' group."""
 
-    lines_per_message: int
-    waiting: list[list[bytes]] = field(default_factory=lambda: [[] for _ in range(KEY_GROUPS)])
-    lines: list[int] = field(default_factory=lambda: [0] * KEY_GROUPS)
+    def __init__(self, lines_per_message: int) -> None:
+        self._grouping = Grouping(KEY_GROUPS, lines_per_message)
+        names = [b"group-%d" % group for group in range(KEY_GROUPS)]
+        self._names = np.frombuffer(b"".join(names), np.uint8)
+        self._lengths = np.array([len(name) for name in names], np.int64)
+        self._starts = np.cumsum(self._lengths) - self._lengths
 
     def add(self, block: Block) -> _Messages:
         """What is full."""
-        groups = (block.users % KEY_GROUPS).astype(np.uint8)
-        data, ends = block.reordered(np.argsort(groups, kind="stable"))
-        full, row = [], 0
-        for group, count in enumerate(np.bincount(groups, minlength=KEY_GROUPS).tolist()):
-            end = row + count
-            while self.lines[group] + end - row >= self.lines_per_message:
-                last = row + self.lines_per_message - self.lines[group]
-                value = b"".join((*self.waiting[group], data[ends[row] : ends[last] - 1]))
-                full.append((b"group-%d" % group, value))
-                self.waiting[group], self.lines[group], row = [], 0, last
-            if row < end:
-                self.waiting[group].append(bytes(data[ends[row] : ends[end]]))
-                self.lines[group] += end - row
-            row = end
-        return full
+        return self._messages(*self._grouping.add(block))
 
     def rest(self) -> _Messages:
-        return [(b"group-%d" % group, b"".join(lines)[:-1]) for group, lines in enumerate(self.waiting) if lines]
+        return self._messages(*self._grouping.rest())
+
+    def _messages(self, data: Bytes, ends: Ints, groups: Ints) -> _Messages:
+        starts = np.concatenate((np.zeros(1, np.int64), ends[:-1])) if len(ends) else ends
+        keys = Column(self._names, self._starts[groups], self._lengths[groups])
+        return keys, Column(data, starts, ends - starts - 1, ends)

@@ -5,17 +5,18 @@ A record that is sent again is a copy of its columns. The others are rewritten a
 
 import random
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import orjson
 
-from tokenometer.processor.load.lines import RECORD, Block, Bools, Ints, Records, stream
+from tokenometer.processor.load.lines import RECORD, Bools, Format, Ints, Records, stream
 from tokenometer.processor.load.profile import BLOCK_RECORDS, RESEND_RECORDS_MAX, Profile
 
 
 class Spoiler:
-    """Spoils block after block: first `resend`, then, of the same block's lines, `rewrite`."""
+    """Spoils block after block: first `resend`, then `edits` of the same block."""
 
     def __init__(self, profile: Profile) -> None:
         self.profile = profile
@@ -50,14 +51,20 @@ class Spoiler:
         again["output_tokens"] += np.where(choice >= 0.9, 1 + (amount * 99).astype(np.int64), 0)
         records[rows[source >= 0]] = again[source >= 0]
 
-    def rewrite(self, block: Block) -> Block:
-        """The block, or the beginning of it, with malformed and escaped lines."""
-        malformed = self.malformed[: len(block)]
-        edits = {row: malform(block.line(row), self.malforming) for row in np.flatnonzero(malformed).tolist()}
+    def edits(self, records: Records, spelling: Format) -> dict[int, bytes]:
+        """Malformed and escaped lines in place of some of the block's, or of its beginning."""
+        malformed = self.malformed[: len(records)]
+        edits = {row: malform(line, self.malforming) for row, line in _lines(records, malformed, spelling)}
         if self.profile.escaped:
-            escaped = (self.escapes.random(BLOCK_RECORDS)[: len(block)] < self.profile.escaped) & ~malformed
-            edits |= {row: escape(block.line(row), self.escaping) for row in np.flatnonzero(escaped).tolist()}
-        return block.edited(edits)
+            escaped = (self.escapes.random(BLOCK_RECORDS)[: len(records)] < self.profile.escaped) & ~malformed
+            edits |= {row: escape(line, self.escaping) for row, line in _lines(records, escaped, spelling)}
+        return edits
+
+
+def _lines(records: Records, wanted: Bools, spelling: Format) -> Iterator[tuple[int, bytes]]:
+    rows = np.flatnonzero(wanted)
+    block = spelling.block(records[rows], np.zeros(len(rows), np.int64))
+    yield from ((row, block.line(at)) for at, row in enumerate(rows.tolist()))
 
 
 _MAPPED = re.compile(

@@ -2,6 +2,8 @@
 // rounds, so the bytes are the same on every processor. Compiled at first use like the kernels (kernels/build.py).
 #include <cstdint>
 #include <cstring>
+#include <utility>
+#include <vector>
 
 namespace {
 
@@ -98,12 +100,17 @@ char* put_record(char* out, const Record& record, const Tables& tables) {
 
 #define ENTRY extern "C" __attribute__((visibility("default")))
 
-// Line i is out[ends[i], ends[i + 1]), with its newline.
-ENTRY void format_records(const Record* records, uint32_t count, const Tables* tables, char* out, int64_t* ends) {
+// Line i is out[ends[i], ends[i + 1]), with its newline. The rows of `edited`, ascending, have these texts instead.
+ENTRY void format_records(const Record* records, uint32_t count, const Tables* tables, const uint32_t* edited,
+                          const Texts* texts, uint32_t edits, char* out, int64_t* ends) {
   char* at = out;
   ends[0] = 0;
+  uint32_t edit = 0;
   for (uint32_t i = 0; i < count; ++i) {
-    at = put_record(at, records[i], *tables);
+    if (edit < edits && edited[edit] == i)
+      at = put(put(at, *texts, edit++), "\n");
+    else
+      at = put_record(at, records[i], *tables);
     ends[i + 1] = at - out;
   }
 }
@@ -113,11 +120,75 @@ ENTRY void format_users(const uint32_t* users, uint32_t count, uint32_t digits, 
   for (uint32_t i = 0; i < count; ++i) out = put_user(out, users[i], digits);
 }
 
-// Lines in another order; `ends` as of format_records.
-ENTRY void reorder(const char* data, const int64_t* ends, const int64_t* order, uint32_t count, char* out) {
-  for (uint32_t i = 0; i < count; ++i) {
-    const int64_t start = ends[order[i]], length = ends[order[i] + 1] - start;
-    memcpy(out, data + start, static_cast<size_t>(length));
-    out += length;
+// --- Lines that wait until their message is full ---
+
+namespace {
+
+using Lines = std::vector<char>;
+struct Group {
+  Lines bytes;
+  uint32_t lines = 0;
+};
+struct Grouping {
+  std::vector<Group> groups;
+  uint32_t lines_per_message;
+  std::vector<std::pair<uint32_t, Lines>> full;  // with their groups
+  std::vector<Lines> spare;                      // empty ones that have room already
+
+  void finish(uint32_t index) {
+    Group& group = groups[index];
+    full.emplace_back(index, std::move(group.bytes));
+    group.lines = 0;
+    group.bytes = Lines();
+    if (!spare.empty()) {
+      group.bytes = std::move(spare.back());
+      spare.pop_back();
+    }
   }
+};
+
+}  // namespace
+
+ENTRY Grouping* grouping_new(uint32_t groups, uint32_t lines_per_message) {
+  return new Grouping{std::vector<Group>(groups), lines_per_message, {}, {}};
+}
+ENTRY void grouping_free(Grouping* grouping) { delete grouping; }
+
+ENTRY void grouping_add(Grouping* grouping, const char* data, const int64_t* ends, const uint32_t* users,
+                        uint32_t count) {
+  const uint32_t groups = static_cast<uint32_t>(grouping->groups.size());
+  for (uint32_t i = 0; i < count; ++i) {
+    const uint32_t index = users[i] % groups;
+    Group& group = grouping->groups[index];
+    group.bytes.insert(group.bytes.end(), data + ends[i], data + ends[i + 1]);
+    if (++group.lines == grouping->lines_per_message) grouping->finish(index);
+  }
+}
+
+// What waits is full now.
+ENTRY void grouping_close(Grouping* grouping) {
+  for (uint32_t index = 0; index < grouping->groups.size(); ++index)
+    if (grouping->groups[index].lines) grouping->finish(index);
+}
+
+// How many full messages there are, and their bytes.
+ENTRY uint64_t grouping_bytes(const Grouping* grouping, uint32_t* count) {
+  uint64_t bytes = 0;
+  for (const auto& message : grouping->full) bytes += message.second.size();
+  *count = static_cast<uint32_t>(grouping->full.size());
+  return bytes;
+}
+
+// Message i is lines and ends at ends[i], after its last newline.
+ENTRY void grouping_take(Grouping* grouping, char* out, int64_t* ends, int64_t* groups) {
+  char* at = out;
+  for (auto& [index, bytes] : grouping->full) {
+    memcpy(at, bytes.data(), bytes.size());
+    at += bytes.size();
+    *ends++ = at - out;
+    *groups++ = index;
+    bytes.clear();
+    grouping->spare.push_back(std::move(bytes));
+  }
+  grouping->full.clear();
 }

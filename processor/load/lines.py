@@ -8,8 +8,10 @@ import functools
 import hashlib
 import math
 import pathlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+import weakref
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
 Records = npt.NDArray[np.void]
+Bytes = npt.NDArray[np.uint8]
 
 _COUNTS = ("input_tokens", "cached_input_tokens", "cache_write_tokens", "output_tokens", "reasoning_tokens")
 # A record, as in lines.cpp. A count of -1 is absent; prefill and place: 1 + the index, 0: absent.
@@ -44,7 +47,7 @@ class Block:
     users: the number of each line's user, whose name has so many digits. due_ms: when each line comes to the log.
     """
 
-    data: bytes | memoryview
+    data: memoryview
     ends: Ints
     users: npt.NDArray[np.uint32]
     user_digits: int
@@ -61,32 +64,12 @@ class Block:
     def line(self, row: int) -> bytes:
         return bytes(self.data[self.ends[row] : self.ends[row + 1] - 1])
 
-    def edited(self, edits: dict[int, bytes]) -> "Block":
-        """With other lines, given without their newlines, in place of some."""
-        if not edits:
-            return self
-        pieces: list[bytes | memoryview] = []
-        at, lengths, data = 0, np.diff(self.ends), memoryview(self.data)
-        for row in sorted(edits):
-            pieces += [data[at : self.ends[row]], edits[row], b"\n"]
-            at = int(self.ends[row + 1])
-            lengths[row] = len(edits[row]) + 1
-        pieces.append(data[at:])
-        return replace(self, data=b"".join(pieces), ends=np.concatenate(([0], np.cumsum(lengths))))
-
     def user_names(self) -> npt.NDArray[np.uint8]:
         """One line of characters for each record."""
         names = np.empty((len(self), len("user-") + self.user_digits), np.uint8)
         users = np.ascontiguousarray(self.users)
         _library().format_users(_pointer(users), len(self), self.user_digits, _pointer(names))
         return names
-
-    def reordered(self, order: Ints) -> tuple[memoryview, Ints]:
-        """The lines in another order, and where each ends, from 0 on."""
-        source, data = np.frombuffer(self.data, np.uint8), np.empty(len(self.data), np.uint8)
-        order = np.ascontiguousarray(order, np.int64)
-        _library().reorder(_pointer(source), _pointer(self.ends), _pointer(order), len(order), _pointer(data))
-        return data.data, np.concatenate(([0], np.cumsum(np.diff(self.ends)[order])))
 
 
 # --- Draw ---
@@ -188,19 +171,56 @@ class Format:
             [f',"prefill_chip":"{name}"' for name in chips],
             [f',"region":"{region}","endpoint":"{endpoint}"' for region, endpoint in places],
         ]
-        self._kept = [_joined(table) for table in texts]  # what the pointers point to
+        self._kept = [_joined([text.encode() for text in table]) for table in texts]  # what the pointers point to
         self._tables = _Tables(*(_Texts(data, ends.ctypes.data) for data, ends in self._kept), self.user_digits)
         self._room = _LINE_BYTES_MAX + sum(int(np.diff(ends).max(initial=0)) for _, ends in self._kept)
 
-    def block(self, records: Records, due_ms: Ints) -> Block:
-        count = len(records)
-        space = np.empty(count * self._room + _CHUNK_BYTES, np.uint8)
+    def block(self, records: Records, due_ms: Ints, edits: Mapping[int, bytes] = MappingProxyType({})) -> Block:
+        """edits: other lines, given without their newlines, in place of some."""
+        count, rows = len(records), np.array(sorted(edits), np.uint32)
+        texts, text_ends = _joined([edits[row] for row in rows.tolist()])
+        space = np.empty(count * self._room + len(texts), np.uint8)
         records, ends = np.ascontiguousarray(records), np.empty(count + 1, np.int64)
-        _library().format_records(_pointer(records), count, ctypes.byref(self._tables), _pointer(space), _pointer(ends))
+        _library().format_records(
+            *(_pointer(records), ctypes.c_uint32(count), ctypes.byref(self._tables)),
+            *(_pointer(rows), ctypes.byref(_Texts(texts, text_ends.ctypes.data)), ctypes.c_uint32(len(rows))),
+            *(_pointer(space), _pointer(ends)),
+        )
         return Block(space[: ends[-1]].data, ends, records["user"].copy(), self.user_digits, due_ms)
 
 
-def _joined(texts: Sequence[str]) -> tuple[bytes, Ints]:
-    encoded = [text.encode() for text in texts]
-    ends = np.concatenate(([0], np.cumsum([len(text) for text in encoded], dtype=np.int64)))
-    return b"".join(encoded) + bytes(_CHUNK_BYTES), ends
+def _joined(texts: Sequence[bytes]) -> tuple[bytes, Ints]:
+    ends = np.concatenate(([0], np.cumsum([len(text) for text in texts], dtype=np.int64)))
+    return b"".join(texts) + bytes(_CHUNK_BYTES), ends
+
+
+# --- Group ---
+
+
+class Grouping:
+    """Lines that wait until so many of one group of users fill a message; C++ holds them."""
+
+    def __init__(self, groups: int, lines_per_message: int) -> None:
+        library = _library()
+        library.grouping_new.restype, library.grouping_bytes.restype = ctypes.c_void_p, ctypes.c_uint64
+        self._it = ctypes.c_void_p(library.grouping_new(ctypes.c_uint32(groups), ctypes.c_uint32(lines_per_message)))
+        weakref.finalize(self, library.grouping_free, self._it)
+
+    def add(self, block: Block) -> tuple[Bytes, Ints, Ints]:
+        """The messages that are full now: their lines, where each message's last one ends, and its group."""
+        data, users = np.frombuffer(block.data, np.uint8), np.ascontiguousarray(block.users)
+        ends = np.ascontiguousarray(block.ends)
+        _library().grouping_add(self._it, _pointer(data), _pointer(ends), _pointer(users), ctypes.c_uint32(len(block)))
+        return self._taken()
+
+    def rest(self) -> tuple[Bytes, Ints, Ints]:
+        """All others, as they are."""
+        _library().grouping_close(self._it)
+        return self._taken()
+
+    def _taken(self) -> tuple[Bytes, Ints, Ints]:
+        count = ctypes.c_uint32()
+        data = np.empty(_library().grouping_bytes(self._it, ctypes.byref(count)), np.uint8)
+        ends, groups = np.empty(count.value, np.int64), np.empty(count.value, np.int64)
+        _library().grouping_take(self._it, _pointer(data), _pointer(ends), _pointer(groups))
+        return data, ends, groups

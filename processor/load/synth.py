@@ -8,8 +8,8 @@ How a block of records is made:
 
     1. draw      numpy columns: arrival times, users, models, chips, counts
     2. resend    some records are copies of earlier ones (duplicates)
-    3. format    C++ spells the columns (lines.cpp)
-    4. rewrite   the few malformed or escaped ones are rewritten one by one
+    3. edit      the few malformed or escaped ones are written one by one
+    4. format    C++ spells the columns (lines.cpp)
 """
 
 from collections.abc import Iterable, Iterator
@@ -50,7 +50,7 @@ def blocks(profile: Profile) -> Iterator[Block]:
         records, due_ms = source.next_block()
         spoiler.resend(records)
         count = min(profile.records - first, BLOCK_RECORDS)
-        yield spoiler.rewrite(spelling.block(records[:count], due_ms[:count]))
+        yield spelling.block(records[:count], due_ms[:count], spoiler.edits(records[:count], spelling))
 
 
 def messages(chunks: Iterable[bytes], lines_per_message: int = 1) -> Iterator[bytes]:

@@ -8,7 +8,9 @@ A partition, with one transaction open since offset 7:
                                             stable            t     of the open transaction: hides what follows
 """
 
+import contextlib
 import itertools
+import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -27,8 +29,8 @@ _PIECE_BYTES = 32 << 20
 
 
 class Room:
-    """The memory of columns. It comes in large pieces, for which numpy asks the system for huge pages: clearing a small
-    page for every dozen of messages costs more than all else that this model does."""
+    """The memory of columns. It comes in large pieces of huge pages: fresh pages of the usual size, one for every dozen
+    of records, cost more than all else that this model does."""
 
     def __init__(self) -> None:
         self._free: Bytes = np.empty(0, np.uint8)
@@ -52,7 +54,10 @@ class Room:
 
     def _take(self, size: int) -> Bytes:
         if size > len(self._free):
-            self._free = np.empty(max(_PIECE_BYTES, size), np.uint8)
+            piece = mmap.mmap(-1, max(_PIECE_BYTES, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # not of the heap, where it would part what comes and goes
+            with contextlib.suppress(AttributeError, OSError):  # a system that has no huge pages
+                piece.madvise(mmap.MADV_HUGEPAGE)
+            self._free = np.frombuffer(piece, np.uint8)
         taken, self._free = self._free[:size], self._free[size:]
         return taken
 
