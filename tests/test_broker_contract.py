@@ -18,6 +18,7 @@ from tokenometer.processor.broker import (
     BEGINNING,
     Broker,
     BrokerError,
+    Column,
     Consumer,
     Dead,
     Fenced,
@@ -431,6 +432,65 @@ def test_equal_keys_share_a_partition(cluster: Cluster, broker: Broker) -> None:
     for values in found.values():
         half = len(values) // 2
         assert values[:half] == values[half:] == sorted(values[:half], key=lambda value: int(value or 0))
+
+
+@pytest.mark.parametrize("lines", [False, True])
+def test_columns_are_messages_like_others(cluster: Cluster, broker: Broker, lines: bool) -> None:
+    """They go where lists go, come between lists as they were written, and are the broker's once it has taken them."""
+    plain, mixed = cluster.topic(partitions=3), cluster.topic(partitions=3)
+    keys: list[bytes | None] = [b"k%d" % (number % 40) for number in range(300)]
+    for turn in range(4):
+        values: list[bytes | None] = [b"%d of %d" % (number, turn) for number in range(299)] + [b""]
+        if turn == 1:
+            values[7], values[8] = None, b""
+        cluster.put(plain, values, keys)
+        if turn % 2 == 0:
+            cluster.put(mixed, values, keys)
+            continue
+        value_column, key_column = column(values, lines), column(keys, False)
+        cluster.put(mixed, value_column, key_column)
+        value_column.data[:] = key_column.data[:] = ord("x")
+
+    def read(topic: str) -> dict[int, tuple[list[bytes | None], list[bytes | None]]]:
+        found = {}
+        for place, (begin, end) in broker.extents([topic]).items():
+            messages = whole(broker.read(place, begin, end, keys=True))
+            found[place.partition] = list(messages.values), list(messages.keys or ())
+        return found
+
+    assert read(mixed) == read(plain) and len(read(plain)) == 3
+    consumer = cluster.consumer(cluster.name("group"), mixed)
+    polled: dict[int, list[bytes | None]] = {partition: [] for partition in range(3)}
+
+    def enough() -> bool:
+        some = consumer.poll(0.05, 7)
+        assert len(values_of(some)) <= 7
+        for messages in some:
+            polled[messages.place.partition] += messages.values
+        return sum(map(len, polled.values())) == 1200
+
+    eventually(enough)
+    assert polled == {partition: values for partition, (values, _) in read(plain).items()}
+
+
+def test_columns_of_an_aborted_transaction_are_never_seen(cluster: Cluster, broker: Broker) -> None:
+    topic = cluster.topic()
+    producer = cluster.producer(cluster.name("producer"))
+    for turn in range(4):
+        producer.begin()
+        texts = column([b"%d of %d" % (number, turn) for number in range(20)], False)
+        producer.produce_columns(topic, texts, texts)
+        texts.data[:] = ord("x")
+        (producer.abort if turn % 2 else producer.commit)()
+    cluster.shows(Place(topic, 0), [b"%d of %d" % (number, turn) for turn in (0, 2) for number in range(20)])
+
+
+def column(texts: Sequence[bytes | None], lines: bool) -> Column:
+    """lines: each text is ended by a newline, and the column says so."""
+    lengths = np.array([-1 if text is None else len(text) for text in texts], np.int64)
+    ends = np.cumsum(np.maximum(lengths, 0) + lines)
+    data = np.frombuffer(b"".join((text or b"") + b"\n" * lines for text in texts), np.uint8).copy()
+    return Column(data, ends - np.maximum(lengths, 0) - lines, lengths, ends if lines else None)
 
 
 def test_large_messages_pass_and_larger_ones_are_refused(cluster: Cluster, broker: Broker) -> None:

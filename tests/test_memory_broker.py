@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from tokenometer.processor.broker import (
     BEGINNING,
     BrokerError,
+    Column,
     Consumer,
     Fenced,
     Lost,
@@ -29,6 +31,31 @@ TOPIC = "logs"
 MOST = 1000
 SESSION_MS, TRANSACTION_MS = 10_000, 4_000
 ASSIGNORS: list[Assignor] = ["eager", "cooperative"]
+
+
+def test_columns_fill_pieces_of_memory_and_one_that_is_larger_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tokenometer.processor.broker.memory.log._PIECE_BYTES", 64)
+    broker, wanted = MemoryBroker(), []
+    broker.create_topic(TOPIC, 1, {})
+    for size in (0, 1, 62, 63, 64, 65, 1000, 3):
+        texts = [b"a" * size, b"", b"b" * size]
+        starts, lengths = np.array([0, size, size]), np.array([size, 0, size])
+        broker.append(TOPIC, Column(np.frombuffer(b"".join(texts), np.uint8), starts, lengths))
+        wanted += texts
+        end = Offset(len(wanted))
+        assert [value for some in broker.read(Place(TOPIC, 0), BEGINNING, end) for value in some.values] == wanted
+
+
+@pytest.mark.parametrize("size", [1 << 20, (1 << 20) + 1])
+def test_a_column_is_held_to_the_limit_of_a_message(size: int) -> None:
+    broker = MemoryBroker()
+    broker.create_topic(TOPIC, 1, {})
+    keys = Column(np.zeros(4, np.uint8), np.array([0, 0]), np.array([4, 0]))
+    values = Column(np.zeros(size, np.uint8), np.array([0, 0]), np.array([10, size]))
+    if size <= 1 << 20:  # the longest key belongs to the other one
+        return broker.append(TOPIC, values, keys)
+    with pytest.raises(Refused, match="a message of 1048577 bytes; the limit is 1048576"):
+        broker.append(TOPIC, values, keys)
 
 
 class Clock:

@@ -1,5 +1,6 @@
 """The synthetic log generator against the rules of docs/RECORDS.md, and public traces against their published sums."""
 
+import hashlib
 import math
 import os
 import random
@@ -85,6 +86,53 @@ def test_records_without_a_fault_are_those_of_a_clean_log():
     spoiled = lines_of(log(clean(malformed=0.01, duplicates=0.01, escaped=0.01)))
     changed = sum(a != b for a, b in zip(sound, spoiled, strict=True))
     assert 0.02 * N < changed < 0.04 * N
+
+
+# Taken on 2026-11-29, of commit cda8ce9. Another numpy may draw other numbers of the same seed.
+DIGEST_RECORDS = BLOCK_RECORDS + 3_000
+DIGESTS = [
+    (dict(), "d5a5214593db6d222a11fc4c532a8eab"),
+    (dict(seed=2), "32815e4902a33dd31e6a0db098256c41"),
+    (dict(compact=True), "374204217ac6ff2eaef3a362c104b472"),
+    (dict(rate=900_000.0, bursts=0.0, malformed=0.001, duplicates=0.02), "7bff0b0838e5347eea3a2faacb074ac7"),
+    (dict(duplicates=0.1, late=0.1, future=0.1, malformed=0.1, escaped=0.1), "66be18dfa759c2bf9fd733b17b01db07"),
+    (dict(duplicates=0.3, malformed=0.7, escaped=1.0), "74187b7819803c33def0430cb52cba21"),
+    (dict(escaped=1.0, malformed=0, duplicates=0), "b9d9bfc4473edbb0ec41016194d87edf"),
+    (
+        dict(compact=True, duplicates=0.1, late=0.1, future=0.1, malformed=0.1, escaped=0.1),
+        "b79000e071114b787f0f970f25f69f1d",
+    ),
+    (
+        dict(prefill=1.0, cached_share=1.0, cache_write_share=1.0, reasoning_share=1.0),
+        "7a70af009fa4f28cb4a3dd78c66d5fa1",
+    ),
+    (
+        dict(
+            prefill=0,
+            cached_share=0,
+            cache_write_share=0,
+            reasoning_share=0,
+            late=0,
+            duplicates=0,
+            malformed=0,
+            escaped=0,
+        ),
+        "4c87075469fa01611e506672aec2161e",
+    ),
+    (dict(token_sigma=5.0, input_median=1_000_000, output_median=1), "efc91faa6cc8f94d7883c93084eb8f2d"),
+    (dict(token_sigma=0.0, input_median=7, output_median=3), "f4b84d66f15675765477608b67345682"),
+    (dict(users=1, models=1, chips=1), "5ce156104ed788861541e744a4a22a15"),
+    (dict(users=USERS_MAX, models=100, chips=100), "54e2ea0230fba11c7508342a6e0a49a2"),
+    (dict(user_skew=0.0), "e2e31f85d9c38dd367f2b76c8e7b6e74"),
+    (dict(day_curve=True, rate=0.5, bursts=0.3, start_ms=1_700_000_000_000), "8eedfabc4e6ad0f7c0bcbe9c23b9b384"),
+]
+
+
+@pytest.mark.parametrize(
+    ("settings", "digest"), DIGESTS, ids=[" ".join(settings) or "default" for settings, _ in DIGESTS]
+)
+def test_a_seed_gives_the_bytes_that_it_always_gave(settings, digest):
+    assert hashlib.sha256(log(Profile(DIGEST_RECORDS, **settings))).hexdigest()[:32] == digest
 
 
 # Sound records
@@ -368,9 +416,25 @@ def test_a_block_knows_each_lines_user_and_when_it_comes(compact):
         middle = block.between(100, 200)
         assert [middle.line(row) for row in range(100)] == found[100:200]
         assert (middle.users == block.users[100:200]).all() and (middle.due_ms == block.due_ms[100:200]).all()
-        order = np.random.default_rng(1).permutation(len(block))
-        data, ends = block.reordered(order)
-        assert lines_of(bytes(data)) == [found[row] for row in order] and ends[-1] == len(data)
+
+
+@pytest.mark.parametrize("lines_per_message", [1, 2, 7, 300, 100_000])
+def test_lines_are_gathered_by_group_and_stay_in_order(lines_per_message):
+    grouping, messages = lines.Grouping(5, lines_per_message), []
+    wanted, waiting = [[] for _ in range(5)], [[] for _ in range(5)]
+    for block in synth.blocks(clean(users=17, malformed=0.05)):
+        for row, user in enumerate(block.users.tolist()):
+            wanted[user % 5].append(block.line(row))
+        messages.append(grouping.add(block))
+        assert all(bytes(data).count(b"\n") == lines_per_message * len(ends) for data, ends, _ in messages)
+    messages.append(grouping.rest())
+    for data, ends, groups in messages:
+        for start, end, group in zip([0, *ends], ends, groups, strict=False):
+            text = bytes(data[start:end])
+            assert 0 < text.count(b"\n") <= lines_per_message
+            waiting[group] += lines_of(text)
+    assert waiting == wanted
+    assert [len(column) for column in grouping.rest()] == [0, 0, 0], "all is out"
 
 
 # Settings

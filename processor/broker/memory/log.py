@@ -54,7 +54,8 @@ class Room:
 
     def _take(self, size: int) -> Bytes:
         if size > len(self._free):
-            piece = mmap.mmap(-1, max(_PIECE_BYTES, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)  # not of the heap, where it would part what comes and goes
+            # Not of the heap: there it would lie between blocks that come and go.
+            piece = mmap.mmap(-1, max(_PIECE_BYTES, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
             with contextlib.suppress(AttributeError, OSError):  # a system that has no huge pages
                 piece.madvise(mmap.MADV_HUGEPAGE)
             self._free = np.frombuffer(piece, np.uint8)
@@ -137,9 +138,7 @@ class Log:
             runs[-1].append(piece)
         return [self._messages(place, pieces, keys, headers) for pieces in runs]
 
-    def _messages(
-        self, place: Place, pieces: list[tuple[Segment, int, int]], keys: bool, headers: bool
-    ) -> Messages:
+    def _messages(self, place: Place, pieces: list[tuple[Segment, int, int]], keys: bool, headers: bool) -> Messages:
         return Messages(
             place,
             _joined([segment.values[first:last] for segment, first, last in pieces]),
