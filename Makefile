@@ -80,6 +80,7 @@ bench: .venv/installed-bench ## take the CPU's benchmarks anew and rewrite bench
 	$(BIN)/python -m bench.bench_ledger --size large --json bench/results/ledger.json
 	$(BIN)/python -m bench.bench_lake --size large --json bench/results/lake.json
 	$(BIN)/python -m bench.bench_alerts --size large --json bench/results/alerts.json
+	$(BIN)/python -m bench.bench_synth --size large --json bench/results/synth.json
 	$(BIN)/python -m bench.report
 
 gpu: ## the engine's tests, compute-sanitizer and benchmarks on this machine's GPU

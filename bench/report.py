@@ -11,10 +11,12 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from bench import bench_engine, bench_exactly_once, bench_intake, common
+from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
 
 RESULTS_MD = common.ROOT / "bench" / "RESULTS.md"
 NOTES = "notes.md"  # beside the results: what was measured by hand
 GOAL_BYTES_PER_S, MARK_RECORDS_PER_S, GOAL_MEMORY_RATIO = 1.5e9, 8e6, 1.5
+GOAL_SYNTH_PER_S = 1.5e6
 RECORD_BYTES = (200, 350)  # of the goal
 LATE_FRAMES_MAX = 0.01  # nobody sees one frame of a hundred that comes a sixtieth of a second later
 MIB = 1 << 20
@@ -62,6 +64,8 @@ def _goals(results: Sequence[dict[str, Any]]) -> str:
             rows += _lake_goals(content)
         if content["kind"] == "intake":
             rows += _intake_goals(content)
+        if content["kind"] == "synth":
+            rows += _synth_goals(content)
     return _table(("goal", "measured", "met"), "lll", rows)
 
 
@@ -347,6 +351,28 @@ def _alerts(content: dict[str, Any]) -> list[str]:
     return [f"## Alerts, {content['seconds']:g} seconds", _table(("what", "measured"), "ll", rows)]
 
 
+def _synth_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
+    for case in ("file", "kafka"):
+        if found := content["cases"].get(f"{case}, this"):
+            rate = found["records_per_s"]
+            yield f"synth, {case}, two cores: 1.5 M records/s", f"{rate / 1e6:.2f} M", _yes(rate >= GOAL_SYNTH_PER_S)
+    if found := content["cases"].get("demo, this"):
+        day = found["tokens_per_day"]
+        yield "demo, two cores: 120 T tokens a day", f"{day / 1e12:.0f} T", _yes(day >= TARGET_TOKENS_PER_DAY)
+
+
+def _synth(content: dict[str, Any]) -> list[str]:
+    rows = []
+    for name, found in content["cases"].items():
+        rates = [run["records_per_s"] / 1e6 for run in found["runs"]]
+        spread = f"{found['records_per_s'] / 1e6:.2f} ({min(rates):.2f} to {max(rates):.2f})"
+        cpu = f"{found['cpu_us']:.2f}" if "cpu_us" in found else ""
+        day = f"{found['tokens_per_day'] / 1e12:.0f} T" if "tokens_per_day" in found else ""
+        rows.append((name, spread, cpu, day))
+    head = ("case, build", "M records/s", "processor time, µs a record", "tokens a day")
+    return [f"## Made-up logs, {content['records']:,} records", _table(head, "lrrr", rows)]
+
+
 def _page_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
     shape = content["shape"]
     for case in content["cases"]:
@@ -520,6 +546,7 @@ def _intake_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 _SECTIONS = {
     "engine": _engine, "peers": _peers, "pipeline": _pipeline, "rollup": _rollup, "soak": _soak, "ledger": _ledger,
     "page": _page, "intake": _intake, "lake": _lake, "exactly_once": _exactly_once, "alerts": _alerts,
+    "synth": _synth,
 }  # fmt: skip
 
 

@@ -6,7 +6,17 @@ import json
 import numpy as np
 import pytest
 
-from bench import bench_builds, bench_engine, bench_lake, bench_ledger, bench_peers, common, report, sanitize
+from bench import (
+    bench_builds,
+    bench_engine,
+    bench_lake,
+    bench_ledger,
+    bench_peers,
+    bench_synth,
+    common,
+    report,
+    sanitize,
+)
 from bench.logs import CHUNK_BYTES, CHUNKS, RECORD_BYTES, STREAMS, ChunksLog, FileLog, RowsLog
 from tokenometer.kernels.target import HostTarget
 
@@ -114,6 +124,16 @@ def test_small_lake_run_adds_up_and_is_reported(data):
     file = data / "results" / "lake.json"
     assert bench_lake.main(["--json", str(file), "--without-postgres"]) == 0
     assert "lake, two writers" in report.report([("lake.json", json.loads(file.read_text()))])
+
+
+def test_small_synth_run_meters_what_the_audit_finds_and_is_reported(data):
+    file = data / "results" / "synth.json"
+    options = ["--only", "file", "demo", "--turns", "2", "--data", str(data)]
+    assert bench_synth.main(["--json", str(file), *options]) == 0
+    found = json.loads(file.read_text())
+    assert all(len(found["cases"][f"{case}, this"]["runs"]) == 2 for case in ("file", "demo"))
+    text = report.report([("synth.json", found)])
+    assert "| demo, this |" in text and "120 T tokens a day" in text
 
 
 def test_failed_child_is_an_error():

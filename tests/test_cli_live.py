@@ -648,6 +648,7 @@ def test_the_demo_runs_and_is_clean(call, monkeypatch):
     assert all(text == text.rstrip() for text in shown)
     assert sum(text.startswith("Dashboard http://127.0.0.1:") for text in shown) == 1
     assert sum(text.startswith("Metered ") for text in shown) == 1, "the last view only, where nobody watches"
+    assert next(text for text in shown if text and "Dashboard" not in text).startswith("Speed "), "the first number"
     assert "20,000 of 20,000 committed, 20,000 sent" in out
     assert sum(text.startswith("clean: ") for text in shown) == 1 and "NOT clean" not in out
     [metered] = [text for text in shown if text.startswith("Metered ")]
@@ -665,7 +666,7 @@ def test_a_live_demo_has_the_rate_of_120_trillion_tokens_a_day_and_shows_the_ari
     code, out, _ = call("demo", "--count", 20_000, "--seconds", 1, "--device", "cpu", "--listen", "")
     assert code == 0 and "clean: " in out
     [metered] = [text for text in out.splitlines() if text.startswith("Metered ")]
-    speed = out[out.index("Speed ") : out.index("Records ")].replace("\n", " ")
+    speed = out[out.index("Speed ") : out.index("Metered ")].replace("\n", " ")
     found = re.search(
         r"([\d.]+) ([GT]) tokens a day, .* of 120 T: +([\d.]+) k records/s x ([\d,]+) tokens x 86,400 s", speed
     )

@@ -25,13 +25,15 @@ def live_view(view: View) -> RenderableType:
     target, seconds = view.totals["rate"]["target_tokens_per_day"], max(view.seconds, 1e-9)
     speed = view.tokens.total_tokens / seconds
     metered = f"{tokens['total_tokens']:,} tokens in {show.plural(tokens['requests'], 'request')}"
-    grid.add_row("Metered", Text(metered, "bold green"))
     grid.add_row(
         "Speed",
-        f"{show.si(speed * _DAY_SECONDS)} tokens a day, {show.share_of(speed * _DAY_SECONDS, target)}: "
-        f"{show.si(view.read / seconds)} records/s x {view.tokens.total_tokens / max(view.read, 1):,.0f} tokens"
-        f" x {_DAY_SECONDS:,} s",
+        Text.assemble(
+            (f"{show.si(speed * _DAY_SECONDS)} tokens a day", "bold green"),
+            f", {show.share_of(speed * _DAY_SECONDS, target)}: {show.si(view.read / seconds)} records/s "
+            f"x {view.tokens.total_tokens / max(view.read, 1):,.0f} tokens x {_DAY_SECONDS:,} s",
+        ),
     )
+    grid.add_row("Metered", metered)
     grid.add_row(
         "Records", f"{view.read:,} of {view.expected:,} committed, {view.produced:,} sent, {show.seconds(view.seconds)}"
     )

@@ -7,7 +7,7 @@ import tomllib
 import pyarrow as pa
 import pytest
 
-from bench import bench_exactly_once, bench_peers, bench_pipeline, report
+from bench import bench_exactly_once, bench_peers, bench_pipeline, bench_synth, report
 from tests import oracle
 from tokenometer.schemas import mapping as mappings
 
@@ -23,6 +23,15 @@ def test_every_contender_reads_its_topic_to_the_end(owned, tmp_path):
     for case, runs in found["runs"].items():
         assert [run["records"] for run in runs] == [found["records"][case.split(":")[0]]], case
     assert "one:meter" in report.report([("pipeline.json", found)])
+
+
+def test_a_made_up_log_is_sent(owned, tmp_path):
+    file = tmp_path / "synth.json"
+    options = ["--bootstrap", owned.bootstrap, "--json", str(file), "--data", str(tmp_path), "--only", "kafka"]
+    assert bench_synth.main([*options, "--turns", "1"]) == 0
+    found = json.loads(file.read_text())
+    assert list(found["cases"]) == ["kafka, this"]
+    assert "synth, kafka, two cores" in report.report([("synth.json", found)])
 
 
 ONCE = [*(f"{name}:dedup" for name in bench_exactly_once.HOW), "streams-by-hand:plain"]
