@@ -12,6 +12,7 @@ this build compares within itself is run:
     share                    itself   meter:one against a bare consume(), as librdkafka comes
     rules                    itself   the engine, format 2: `skip`, a total and an identity of three fields against none
     labels                   itself   the engine: four labels of 10,000 values in all against none
+    meter:labels             itself   the meter: the same, one record a message
 
 Each turn runs both sides, one after the other, in fresh processes. The ratio of their rates is taken turn by turn, and
 the median counts: what disturbs a machine for minutes disturbs both sides. Rates are of the second half of a run. There
@@ -35,8 +36,12 @@ from tests.kafka_server import KafkaServer
 
 PIPELINE = ("read:one", "read:many", "meter:one", "meter:many")
 ENGINE = tuple(f"engine:{log}" for log in PROFILES)
-CASES = (*PIPELINE, *ENGINE, "share", "rules", "labels")
-RECORDS = {"small": {"one": 20_000, "many": 20_000}, "large": {"one": 20_000_000, "many": 20_000_000}}
+ITSELF = ("share", "rules", "labels", "meter:labels")
+CASES = (*PIPELINE, *ENGINE, *ITSELF)
+RECORDS = {
+    "small": {"one": 20_000, "many": 20_000, "labels": 20_000},
+    "large": {"one": 20_000_000, "many": 20_000_000, "labels": 10_000_000},
+}
 # A benchmark reads the clock by its own name `time`. So its measurement is of processor time, but no client's timeout.
 _CHILD = """
 import sys, time, types
@@ -98,6 +103,12 @@ class Side:
 def sides(case: str, base: Build | None, options: Any, bootstrap: str) -> tuple[Side, Side]:
     """What a case measures, and against what. Makes the logs that it needs."""
     kind, _, name = case.partition(":")
+    if case == "meter:labels":
+        request = _pipeline(kind, name, options, bootstrap)
+        labels, plain = (
+            Side(OURS, "bench_pipeline", request | {"mapping": mapping}) for mapping in ("labels", "plain")
+        )
+        return labels, plain
     if kind in ("read", "meter"):
         assert base is not None
         request = _pipeline(kind, name, options, bootstrap)
@@ -117,7 +128,7 @@ def sides(case: str, base: Build | None, options: Any, bootstrap: str) -> tuple[
 
 def _pipeline(contender: str, name: str, options: Any, bootstrap: str) -> dict[str, Any]:
     records = RECORDS[options.size][name]
-    bench_pipeline.fill(bootstrap, f"builds-{name}", records, bench_pipeline.LINES[name])
+    bench_pipeline.fill(bootstrap, f"builds-{name}", records, bench_pipeline.LINES.get(name, 1), name == "labels")
     return {"contender": contender, "bootstrap": bootstrap, "topic": f"builds-{name}", "records": records,
             "seconds": 300.0, "kafka": {}}  # fmt: skip
 
@@ -164,11 +175,11 @@ def main(arguments: Sequence[str]) -> int:
     base = None
     if options.base:
         base = Build(options.base.resolve(), str(options.base.resolve() / ".venv/bin/python"), False)
-    cases = options.only or [case for case in CASES if base or case in ("share", "rules", "labels")]
-    if not base and not {"share", "rules", "labels"}.issuperset(cases):
+    cases = options.only or [case for case in CASES if base or case in ITSELF]
+    if not base and not set(ITSELF).issuperset(cases):
         parser.error("these cases need --base")
     facts = common.facts("bench.bench_builds", arguments)
-    if options.bootstrap or not any(case in (*PIPELINE, "share") for case in cases):
+    if options.bootstrap or not any(case in (*PIPELINE, "share", "meter:labels") for case in cases):
         found = _run(cases, base, options, options.bootstrap or "")
     else:
         with KafkaServer(heap="512m") as kafka:

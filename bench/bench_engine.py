@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import common
-from bench.logs import CHIPS, LABELS, MODELS, PROFILES, ChunksLog, FileLog, RowsLog, make_all, path_of, users_of
+from bench.logs import CHIPS, MAPPINGS, MODELS, PROFILES, ChunksLog, FileLog, RowsLog, make_all, path_of, users_of
 from tokenometer.kernels import layout
 from tokenometer.kernels.engine import Engine, Limits, Loaded
 from tokenometer.kernels.plan import compile_mapping
@@ -88,18 +88,6 @@ class Case:
     turn_by: int = 1  # generations between two passes; 2: ids are looked up in one set, as those of a file
     mapping: str = ""  # of MAPPINGS, for a log of bench.logs.labelled; otherwise what fits the log
     files: tuple[str, ...] = field(default=(), compare=False)
-
-
-_FORMAT_2 = mappings.shipped_text("native").decode().replace("format = 1", "format = 2")
-_SKIP = '[[skip]]\npath = "endpoint"\nin = ["/v1/embeddings", "/v1/moderations"]\n'
-MAPPINGS = {  # of the same log; bench_builds.py compares them
-    "plain": _FORMAT_2,
-    "rules": _FORMAT_2.replace("[fields.timestamp]", 'with = ["user", "model"]\n\n[fields.timestamp]').replace(
-        "[fields.request_id]", f"{_SKIP}\n[fields.request_id]"
-    )
-    + '\n[fields.total_tokens]\npath = "total_tokens"\n',
-    "labels": _FORMAT_2 + "".join(f'\n[labels.{name}]\npath = "{name}"\n' for name in LABELS),
-}
 
 
 # --- Cases ---

@@ -38,6 +38,7 @@ import orjson
 
 from bench import common
 from bench.bench_peers import native
+from bench.logs import MAPPINGS, labelled_line
 from tests.kafka_server import KafkaServer
 from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.target import HostTarget
@@ -50,6 +51,7 @@ from tokenometer.processor.meter import heap
 from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
 from tokenometer.processor.records.engines import limits
 from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas import mapping as mappings
 
 SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 60_000_000, "many": 40_000_000}}
 LINES = {"one": 1, "many": 200}
@@ -119,8 +121,8 @@ def median_of(runs: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def fill(bootstrap: str, topic: str, records: int, lines: int) -> None:
-    """The topic, once: lines of about 320 bytes."""
+def fill(bootstrap: str, topic: str, records: int, lines: int, labelled: bool = False) -> None:
+    """The topic, once: lines of about 320 bytes; `labelled`: with four labels, in messages of one line."""
     broker = KafkaBroker(bootstrap, {"compression.type": "lz4"})
     broker.create_topic(topic, PARTITIONS, {})
     held = sum(extent.end - extent.begin for extent in broker.extents([topic]).values())
@@ -129,6 +131,8 @@ def fill(bootstrap: str, topic: str, records: int, lines: int) -> None:
     assert held == 0, f"{topic} holds {held} messages, not {-(-records // lines)}: use another broker"
     profile = Profile(records=records, rate=RATE, start_ms=time.time_ns() // 1_000_000)
     messages = synth.messages(synth.generate(profile), lines)
+    if labelled:
+        messages = map(labelled_line, messages)
     for first in itertools.count(0, step := max(1, 20_000 // lines)):
         block = list(itertools.islice(messages, step))
         if not block:
@@ -299,7 +303,10 @@ def meter(request: dict[str, Any]) -> dict[str, Any]:
     broker: Broker = KafkaBroker(request["bootstrap"], request["kafka"])
     stem = secrets.token_hex(4)
     outputs = f"{stem}-usage", f"{stem}-live", f"{stem}-rejected"
-    mapping = native(request.get("dedup", True))
+    if name := request.get("mapping"):
+        mapping = mappings.parse(MAPPINGS[name], name)
+    else:
+        mapping = native(request.get("dedup", True))
     settings = MeterSettings(stem, stem, {request["topic"]: mapping}, *outputs)
     check_topics(broker, settings, 4, 1)
     target = HostTarget()

@@ -16,6 +16,7 @@ import orjson
 
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.profile import START_MS, Profile
+from tokenometer.schemas import mapping as mappings
 
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Ints = np.ndarray[Any, np.dtype[np.int64]]
@@ -56,6 +57,16 @@ def _make(profile: Profile, path: pathlib.Path) -> None:
 
 
 LABELS = {"team": 900, "api_key": 9_000, "tier": 4, "zone": 96}  # and how many values each has
+_FORMAT_2 = mappings.shipped_text("native").decode().replace("format = 1", "format = 2")
+_SKIP = '[[skip]]\npath = "endpoint"\nin = ["/v1/embeddings", "/v1/moderations"]\n'
+MAPPINGS = {  # of the same log; bench_builds.py compares them
+    "plain": _FORMAT_2,
+    "rules": _FORMAT_2.replace("[fields.timestamp]", 'with = ["user", "model"]\n\n[fields.timestamp]').replace(
+        "[fields.request_id]", f"{_SKIP}\n[fields.request_id]"
+    )
+    + '\n[fields.total_tokens]\npath = "total_tokens"\n',
+    "labels": _FORMAT_2 + "".join(f'\n[labels.{name}]\npath = "{name}"\n' for name in LABELS),
+}
 
 
 def labelled(path: pathlib.Path) -> pathlib.Path:
@@ -64,12 +75,12 @@ def labelled(path: pathlib.Path) -> pathlib.Path:
     if not made.exists():
         part = made.with_suffix(".part")
         with path.open("rb") as lines, part.open("wb") as file:
-            file.writelines(map(_labelled, lines))
+            file.writelines(labelled_line(line.rstrip(b"\n")) + b"\n" for line in lines)
         part.rename(made)
     return made
 
 
-def _labelled(line: bytes) -> bytes:
+def labelled_line(line: bytes) -> bytes:
     """Lines that are no record stay as they are."""
     try:
         record = orjson.loads(line)
@@ -77,7 +88,7 @@ def _labelled(line: bytes) -> bytes:
     except (ValueError, KeyError, TypeError, AttributeError):
         return line
     more = {"total_tokens": total} | {name: f"{name}-{user % count}" for name, count in LABELS.items()}
-    return line.rstrip()[:-1] + b"," + orjson.dumps(more)[1:] + b"\n"
+    return line.rstrip()[:-1] + b"," + orjson.dumps(more)[1:]
 
 
 _LINE_BYTES_MAX = 1 << 13  # of a synthetic record

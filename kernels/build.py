@@ -32,6 +32,7 @@ DEVICE_FLAGS = ("-std=c++17",)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data centre cards
 _PARSING = "parse", "finish", "look_again", "accounts", "adopt"
 ENTRIES = (*_PARSING, "claim", "grow", "recall", "settle", "count", "export_rows")
+HOST_ENTRIES = (*ENTRIES, "in_order")
 
 
 class BuildError(TokenometerError, RuntimeError):
@@ -89,7 +90,7 @@ def build_shared(file: pathlib.Path, extra: tuple[str, ...] = ()) -> pathlib.Pat
 
 def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
     library = ctypes.CDLL(str(build_host(threads, extra)))
-    for name in ENTRIES:
+    for name in HOST_ENTRIES:
         entry = getattr(library, name)
         entry.argtypes, entry.restype = [ctypes.c_void_p, *[ctypes.c_uint32] * 3], None
     library.split_lines.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]

@@ -386,18 +386,26 @@ class Engine:
         doubtful = int(self._fill.read()[layout.FILL_DOUBTFUL])
         if doubtful:
             letters = self._ask_referee(loaded, ends, first, doubtful)
+        if counting and self.target.in_order:
+            launch("in_order", job, first, count)
+        else:
+            self._pass_by_pass(identities, first, count, counting)
+        if counting:
+            self._part.counted(count)
+            if conflicting := self._conflicting(loaded, ends, first):
+                letters = sorted(letters + conflicting, key=attrgetter("batch_line"))
+        return letters
+
+    def _pass_by_pass(self, identities: IdentitySet, first: int, count: int, counting: bool) -> None:
+        launch, job = self.target.launch, self._job
         launch("claim", job, first, count)
         if identities.grows:
             self._grow(first, count)
         if counting:
             launch("settle", job, first, count)
             launch("count", job, first, count)
-            self._part.counted(count)
-            if conflicting := self._conflicting(loaded, ends, first):
-                letters = sorted(letters + conflicting, key=attrgetter("batch_line"))
         elif not identities.grows:
             launch("recall", job, first, count)
-        return letters
 
     def _grow(self, first: int, count: int) -> None:
         """What each record adds to what its identity has said. Where records do not come in order, they are sorted by
@@ -526,8 +534,6 @@ class Engine:
     def unsketched_rows(self) -> int:
         """Rows whose window found no room for a sketch: its active users are understated."""
         return self._part.unsketched_rows()
-
-    # --- Inside ---
 
     # --- Inside ---
 

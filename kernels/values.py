@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable
 from dataclasses import astuple, dataclass, replace
-from typing import Any, NewType
+from typing import Any, NamedTuple, NewType
 
 import numpy as np
 
@@ -16,8 +16,7 @@ PLACE_MASK = (1 << PLACE_BITS) - 1  # of a label's entry: the rest is its name's
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
-@dataclass(frozen=True)
-class Canonical:
+class Canonical(NamedTuple):
     """A record that the referee accepts, totals inclusive.
 
     texts: UTF-8 of request_id, user, model, chip, prefill_chip, scope; empty where absent.
@@ -26,7 +25,7 @@ class Canonical:
     """
 
     time_ms: EventTimeMs
-    texts: tuple[bytes, bytes, bytes, bytes, bytes, bytes]
+    texts: tuple[bytes, ...]
     counters: Usage
     further: tuple[int, ...] = NO_FURTHER
     labels: tuple[bytes, ...] = ()

@@ -5,6 +5,7 @@ these rulings together are orjson plus the field rules, on every line.
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import product
@@ -14,16 +15,15 @@ import orjson
 
 from tokenometer.kernels.layout import RECORD_BYTES_MAX
 from tokenometer.kernels.values import SKIPPED, Canonical, EventTimeMs, Rejection, Skipped
-from tokenometer.schemas.mapping import COUNT_END, PARTS, Condition, Convention, Field, Label, Mapping, Path
+from tokenometer.schemas.mapping import COUNT_END, PARTS, STRINGS, Condition, Convention, Field, Label, Mapping, Path
 from tokenometer.schemas.usage import (
     COUNTERS,
     FURTHER,
     FURTHER_PARENTS,
     NO_FURTHER,
     PARENTS,
+    TOKENS,
     Usage,
-    part_sums,
-    total_of,
 )
 
 TIME_END_MS = 253_402_300_800_000  # 10000-01-01T00:00:00Z
@@ -53,6 +53,7 @@ _EPOCH_DIGITS_MAX = 21  # more are beyond the year 9999 in every unit
 _CONTAINERS = (dict, list)
 _PARTS = [(COUNTERS.index(part), COUNTERS.index(PARENTS[part])) for part in PARTS]
 _KEY_END = re.compile(rb'"[ \t\r]*:')
+_ESCAPED_KEY = re.compile(rb'\\.(?:[^"\\]|\\.)*+"[ \t\r]*:')
 _TOKEN = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
 
 
@@ -77,7 +78,7 @@ class Referee:
         self._skew_ms = max_future_skew_ms
         self._past_ms = max_past_ms
         self._not_before_ms = not_before_ms
-        self._trees: dict[str, tuple[Mapping, _Tree]] = {}
+        self._known: dict[str, tuple[Mapping, _Readers]] = {}
 
     def __call__(self, record: bytes, mapping: Mapping, message_time: int | None) -> Canonical | Rejection | Skipped:
         try:
@@ -102,47 +103,40 @@ class Referee:
             raise Rejected("invalid_json") from None
         if not isinstance(value, dict):
             raise Rejected("not_an_object")
-        tree = self._tree(mapping)
-        if _could_repeat(record, value, tree) and _repeats(record, tree.root):
+        readers = self._readers(mapping)
+        if _could_repeat(record, value, readers.tree) and _repeats(record, readers.tree.root):
             raise Rejected("repeated_field")
         if mapping.skip and _is_skipped(value, mapping.skip):
             return SKIPPED
-        return self._canonical(value, mapping, message_time)
+        return self._canonical(value, mapping, readers, message_time)
 
-    def _canonical(self, value: dict[str, Any], mapping: Mapping, message_time: int | None) -> Canonical:
-        texts: dict[str, bytes] = {}
-        counts: dict[str, int] = {}
+    def _canonical(
+        self, value: dict[str, Any], mapping: Mapping, readers: "_Readers", message_time: int | None
+    ) -> Canonical:
+        texts = [b""] * len(_TEXTS)
+        counters = [1] + [0] * len(TOKENS)
         time_ms = 0
-        for field in mapping.fields:
-            if field.kind == "time":
+        for kind, slot, field, read in readers.fields:
+            if kind == "string":
+                texts[slot] = read(value)
+            elif kind == "count":
+                counters[slot] = read(value)
+            elif kind == "time":
                 time_ms = self._time(value, field, message_time)
-            elif field.kind == "string":
-                texts[field.name] = _text(_read(value, field), field) or _default_text(field)
-                if field.scope:
-                    texts["scope"] = _text(_present(_walk(value, field.scope, field.name), field), field) or b""
-            elif mapping.selector:
-                counts = _selected_counts(value, field, mapping)
             else:
-                counts[field.name] = _count(value, field) or 0
-        further = {field.name: _count(value, field) or 0 for field in mapping.further}
+                counters = _selected_counters(value, field, mapping)
+        further = {field.name: _count(value, field) or 0 for field in mapping.further} if mapping.further else {}
         total = _count(value, mapping.total) if mapping.total else None
-        labels = [_text(_read(value, each.field), each.field) if each.field else None for each in mapping.labels]
-        usage = _inclusive(value, Usage(**({"requests": 1} | counts)), mapping, total)
+        labels = _labels(value, mapping.labels) if mapping.labels else []
+        usage = _inclusive(value, counters, mapping, readers.additive, total)
         if further:
             _check_further(further, usage)
         return Canonical(
             EventTimeMs(time_ms),
-            (
-                texts.get("request_id", b""),
-                texts.get("user", b""),
-                texts.get("model", b""),
-                texts.get("chip", b""),
-                texts.get("prefill_chip", b""),
-                texts.get("scope", b""),
-            ),
+            tuple(texts),
             usage,
             tuple(further.get(name, 0) for name in FURTHER) if further else NO_FURTHER,
-            tuple(text or _label(each, usage) for text, each in zip(labels, mapping.labels, strict=True)),
+            tuple([text or _label(each, usage) for text, each in labels]) if labels else (),
         )
 
     def _time(self, record: dict[str, Any], field: Field, message_time: int | None) -> int:
@@ -164,11 +158,81 @@ class Referee:
             raise Rejected("future_timestamp", field.name)
         return raw_ms
 
-    def _tree(self, mapping: Mapping) -> "_Tree":
-        known = self._trees.get(mapping.source)
+    def _readers(self, mapping: Mapping) -> "_Readers":
+        known = self._known.get(mapping.source)
         if known is None or (known[0] is not mapping and known[0] != mapping):
-            known = self._trees[mapping.source] = mapping, _tree_of(mapping)
+            known = self._known[mapping.source] = mapping, _readers_of(mapping)
         return known[1]
+
+
+# --- What a mapping's fields are read by, made once. A quick reader knows the usual value, where its first path says;
+# for any other one it asks the rules below. ---
+
+_Read = Callable[[dict[str, Any]], Any]
+_TEXTS = (*STRINGS, "scope")  # in the order of `Canonical.texts`
+
+
+@dataclass(frozen=True)
+class _Readers:
+    """fields: in the order of judgement: the kind, the slot among texts or counters, the field, what reads it.
+    additive: of PARTS, where the mapping says it for every record."""
+
+    fields: list[tuple[str, int, Field, _Read]]
+    additive: tuple[bool, ...] | None
+    tree: "_Tree"
+
+
+def _readers_of(mapping: Mapping) -> _Readers:
+    fields: list[tuple[str, int, Field, _Read]] = []
+    for field in mapping.fields:
+        if field.kind == "string":
+            fields.append(("string", _TEXTS.index(field.name), field, _text_reader(field)))
+            if field.scope:
+                fields.append(("string", _TEXTS.index("scope"), field, _scope_reader(field, field.scope)))
+        elif field.kind == "count" and mapping.selector:
+            fields.append(("selected", 0, field, _count_reader(field)))
+        elif field.kind == "count":
+            fields.append(("count", COUNTERS.index(field.name), field, _count_reader(field)))
+        else:
+            fields.append(("time", 0, field, _count_reader(field)))
+    stated = [each.additive for each in mapping.conventions if not each.by_total and not each.paths]
+    decided = tuple(each for each in stated if each is not None)
+    return _Readers(fields, decided if len(decided) == len(PARTS) else None, _tree_of(mapping))
+
+
+def _text_reader(field: Field) -> _Read:
+    default, longest = _default_text(field), field.bytes_max
+    path: Path = field.paths[0] if field.paths else ()
+
+    def read(record: dict[str, Any]) -> bytes:
+        value: Any = record
+        for key in path:
+            value = value.get(key) if type(value) is dict else None
+        if type(value) is str:
+            text = value.encode()
+            if 1 <= len(text) <= longest:
+                return text
+        return _text(_read(record, field), field) or default
+
+    return read
+
+
+def _scope_reader(field: Field, path: Path) -> _Read:
+    return lambda record: _text(_present(_walk(record, path, field.name), field), field) or b""
+
+
+def _count_reader(field: Field) -> _Read:
+    path: Path = field.paths[0] if field.paths and not field.plus else ()
+
+    def read(record: dict[str, Any]) -> int:
+        value: Any = record
+        for key in path:
+            value = value.get(key) if type(value) is dict else None
+        if type(value) is int and 0 <= value < COUNT_END:
+            return value
+        return _count(record, field) or 0
+
+    return read
 
 
 # --- Values ---
@@ -283,7 +347,7 @@ def _number(value: Any, field: Field) -> int:
     return value
 
 
-def _selected_counts(record: dict[str, Any], field: Field, mapping: Mapping) -> dict[str, int]:
+def _selected_counters(record: dict[str, Any], field: Field, mapping: Mapping) -> list[int]:
     """The counters of a source with one event for each token type."""
     assert mapping.selector
     kind = _walk(record, mapping.selector.by, field.name)
@@ -294,27 +358,47 @@ def _selected_counts(record: dict[str, Any], field: Field, mapping: Mapping) -> 
     counter = dict(mapping.selector.to).get(kind)
     if counter is None:
         raise Rejected("unknown_token_type", field.name)
-    return {counter: _count(record, field) or 0, "requests": int(mapping.selector.requests in (None, kind))}
+    requests = int(mapping.selector.requests in (None, kind))
+    return list(Usage(requests)._replace(**{counter: _count(record, field) or 0}))
 
 
-def _inclusive(record: dict[str, Any], source: Usage, mapping: Mapping, total: int | None) -> Usage:
+def _inclusive(
+    record: dict[str, Any], source: list[int], mapping: Mapping, stated: tuple[bool, ...] | None, total: int | None
+) -> Usage:
     """The source's counters with every part inside its total, by the first reading that adds up."""
-    readings = [_readings(record, convention, total) for convention in mapping.conventions]
-    for additive in product(*readings):
-        counters = list(source)
-        for (part, whole), beside in zip(_PARTS, additive, strict=True):
-            if beside:
-                counters[whole] += counters[part]
-        if total is not None and total != total_of(counters):
-            continue
-        if all(parts <= whole for parts, whole in part_sums(counters)):
-            return Usage(*counters)
+    if stated and total is None:
+        usage = _reading(source, stated)
+        if usage:
+            return usage
+        raise Rejected("inconsistent_counts")
+    for additive in product(*(_readings(record, convention, total) for convention in mapping.conventions)):
+        usage = _reading(source, additive)
+        if usage and total in (None, usage.total_tokens):
+            return usage
     raise Rejected("inconsistent_counts")
+
+
+def _reading(source: list[int], additive: tuple[bool, ...]) -> Usage | None:
+    """What the source's counters mean if these of PARTS are beside their totals; None where a part is larger."""
+    counters, inside = source.copy(), [0] * len(source)
+    for (part, whole), beside in zip(_PARTS, additive, strict=True):
+        inside[whole] += source[part]
+        if beside:
+            counters[whole] += source[part]
+    for _, whole in _PARTS:
+        if inside[whole] > counters[whole]:
+            return None
+    return Usage(*counters)
 
 
 def _check_further(further: dict[str, int], usage: Usage) -> None:
     if any(count > getattr(usage, FURTHER_PARENTS[name]) for name, count in further.items()):
         raise Rejected("inconsistent_counts")
+
+
+def _labels(record: dict[str, Any], labels: tuple[Label, ...]) -> list[tuple[bytes | None, Label]]:
+    """What the record says of each."""
+    return [(_text(_read(record, each.field), each.field) if each.field else None, each) for each in labels]
 
 
 def _label(label: Label, usage: Usage) -> bytes:
@@ -442,13 +526,20 @@ def _could_repeat(record: bytes, value: dict[str, Any], tree: _Tree) -> bool:
 
     A string may hold what looks like a key's end, so the count of those may be too large, never too small.
     """
-    if b"\\" in record:
-        return len(_KEY_END.findall(record)) > _key_count(value)
-    return any(record.count(key) > 1 for key in tree.quoted)
+    if b"\\" in record and _ESCAPED_KEY.search(record):
+        keys = _key_count(record, value)
+        return record.count(b":") > keys and len(_KEY_END.findall(record)) > keys
+    count = record.count
+    for key in tree.quoted:  # a loop: a generator costs as much as what it counts
+        if count(key) > 1:
+            return True
+    return False
 
 
-def _key_count(value: dict[str, Any]) -> int:
+def _key_count(record: bytes, value: dict[str, Any]) -> int:
     """The number of keys of an object and all that it holds."""
+    if record.count(b"{") == 1 and b"[" not in record:
+        return len(value)
     count = 0
     held: list[Any] = [value]
     while held:
