@@ -117,8 +117,8 @@ def sides(case: str, base: Build | None, options: Any, bootstrap: str) -> tuple[
 
 def _pipeline(contender: str, name: str, options: Any, bootstrap: str) -> dict[str, Any]:
     records = RECORDS[options.size][name]
-    bench_pipeline.fill(bootstrap, f"builds-{name}", records, bench_pipeline.LINES[name])
-    return {"contender": contender, "bootstrap": bootstrap, "topic": f"builds-{name}", "records": records,
+    bench_pipeline.fill(bootstrap, f"bench-{name}", records, bench_pipeline.LINES[name])
+    return {"contender": contender, "bootstrap": bootstrap, "topic": f"bench-{name}", "records": records,
             "seconds": 300.0, "kafka": {}}  # fmt: skip
 
 
@@ -159,7 +159,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--only", nargs="+", choices=CASES, metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--clock", choices=("cpu", "wall"), nargs="+", default=["cpu", "wall"])
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--bootstrap", help="a broker to use; its topics builds-one and builds-many may be filled")
+    parser.add_argument("--bootstrap", help="a broker to use; its topics bench-one and bench-many may be filled")
     options = parser.parse_args(arguments)
     base = None
     if options.base:
