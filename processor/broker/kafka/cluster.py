@@ -35,6 +35,7 @@ from tokenometer.processor.broker.kafka.settings import (
     DEFAULTS,
     FETCH,
     READY_SECONDS,
+    ROWS,
     check,
     classic,
     make,
@@ -50,7 +51,7 @@ class KafkaBroker:
     def __init__(self, bootstrap: str, settings: Mapping[str, str] = {}) -> None:
         check(settings)
         self._settings: dict[str, Any] = {**settings, "bootstrap.servers": bootstrap}
-        self._fetch = self._settings.pop(FETCH, "auto")
+        self._fetch, self._rows = self._settings.pop(FETCH, "auto"), self._settings.pop(ROWS, "auto")
         self._passing: str | None = None  # what goes wrong while we wait for an answer
         self._admin = make(AdminClient, {**DEFAULTS, **self._settings, "error_cb": self._on_error})
         self._appender = KafkaAppender(self._settings)
@@ -83,7 +84,7 @@ class KafkaBroker:
         return KafkaConsumer(self._settings, group, topics, listener, member, Beside.of(keys, headers), self._fetch)
 
     def producer(self, transactional_id: str) -> KafkaProducer:
-        return KafkaProducer(self._settings, transactional_id)
+        return KafkaProducer(self._settings, transactional_id, self._rows)
 
     def append(
         self,

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tokenometer.processor.broker import Messages, Offset, Place, Refused
+from tokenometer.processor.broker import Messages, Offset, Place
 from tokenometer.processor.broker.kafka.fetch import wire
-from tokenometer.processor.broker.kafka.fetch.connection import Connection, Options
+from tokenometer.processor.broker.kafka.fetch.connection import Connection, Options, addresses
 from tokenometer.processor.broker.kafka.fetch.parts import Claim, Failure, Fallback, Parts
 from tokenometer.processor.broker.kafka.fetch.security import Unable
 from tokenometer.processor.broker.kafka.fetch.walk import HEADERS, KEYS, Walker
@@ -53,7 +53,7 @@ class Fetcher:
         self.changed = threading.Condition()
         self.closed = False
         self._error: BaseException | None = None
-        self._bootstrap = list(_addresses(str(settings["bootstrap.servers"])))
+        self._bootstrap = list(addresses(str(settings["bootstrap.servers"])))
         self._known: dict[int, tuple[str, int]] = {}
         self._readers: dict[int, _Reader] = {}
         self._discovery = threading.Thread(target=self._discover, name="kafka-discovery", daemon=True)
@@ -291,14 +291,3 @@ def _sizes(settings: Mapping[str, Any]) -> wire.Sizes:
         max(first("fetch.max.bytes", default=_ANSWER_BYTES), part_bytes),
         part_bytes,
     )
-
-
-def _addresses(text: str) -> Iterable[tuple[str, int]]:
-    """Raises Refused."""
-    for name in filter(None, (name.strip() for name in text.split(","))):
-        host, _, port = name.split("://")[-1].rpartition(":")
-        if not host:
-            host, port = port, "9092"
-        if not port.isdigit():
-            raise Refused(f"bootstrap.servers: {name} is no HOST:PORT")
-        yield host.strip("[]"), int(port)
