@@ -77,9 +77,10 @@ inline uint8_t* put_varint(uint8_t* at, uint64_t value) {
 
 class Packer {
  public:
-  // limit: of an open batch's records, in bytes; a larger message is alone in its batch.
-  Packer(const Encoder& encoder, int64_t producer, int16_t epoch, size_t limit)
-      : encoder_(encoder), producer_(producer), epoch_(epoch), limit_(limit) {}
+  // limit: of an open batch's records, in bytes; a larger message is alone in its batch. first: sequence number of each
+  // partition.
+  Packer(const Encoder& encoder, int64_t producer, int16_t epoch, size_t limit, int32_t first)
+      : encoder_(encoder), producer_(producer), epoch_(epoch), limit_(limit), first_(first) {}
   Packer(const Packer&) = delete;
   ~Packer() {
     for (Open& open : open_) free(open.records.data);
@@ -89,7 +90,9 @@ class Packer {
 
   size_t partitions() const { return open_.size(); }
   void grow(size_t partitions) {
-    if (partitions > open_.size()) open_.resize(partitions);
+    Open fresh;
+    fresh.sequence = first_;
+    if (partitions > open_.size()) open_.resize(partitions, fresh);
   }
 
   void add(const Texts& keys, const Texts& values, size_t count, uint64_t now_ms) {
@@ -137,8 +140,8 @@ class Packer {
 
   static void put(Open& open, const uint8_t* key, uint64_t key_size, const uint8_t* value, uint64_t value_size) {
     const uint64_t delta = static_cast<uint64_t>(open.count++);
-    const uint64_t size = 3 + varint_size(2 * delta) + varint_size(2 * key_size) + key_size +
-                          varint_size(2 * value_size) + value_size;
+    const uint64_t size =
+        3 + varint_size(2 * delta) + varint_size(2 * key_size) + key_size + varint_size(2 * value_size) + value_size;
     uint8_t* out = put_varint(open.records.data + open.records.size, size);
     *out++ = 0;  // attributes
     *out++ = 0;  // the time is the batch's
@@ -195,6 +198,7 @@ class Packer {
   const int64_t producer_;
   const int16_t epoch_;
   const size_t limit_;
+  const int32_t first_;
   std::vector<Open> open_;
   std::deque<Closed> closed_;
   Bytes scratch_;

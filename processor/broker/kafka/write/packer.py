@@ -64,10 +64,10 @@ class PackedBatch:
 class Packer:
     """The batches of one topic. Raises Unable, kernels.build.BuildError, MemoryError."""
 
-    def __init__(self, identity: Identity, batch_bytes: int, compression: str = "lz4") -> None:
+    def __init__(self, identity: Identity, batch_bytes: int, compression: str = "lz4", first_sequence: int = 0) -> None:
         library, encoder = _library(), encoder_of(compression)
         self._packer = ctypes.c_void_p(
-            library.packer_new(ctypes.byref(encoder), *identity, ctypes.c_uint64(batch_bytes))
+            library.packer_new(ctypes.byref(encoder), *identity, batch_bytes, first_sequence)
         )
         if not self._packer:
             raise MemoryError
@@ -121,8 +121,8 @@ def encoder_of(compression: str) -> ctypes.Structure:
     library = codecs.loaded("liblz4.so.1")
     if compression != "lz4" or library is None:
         raise Unable(f"compression.type={compression}, or liblz4 is not on this machine")
-    for (field, _), name in zip(_Encoder._fields_, _LZ4, strict=True):
-        setattr(encoder, field, ctypes.cast(getattr(library, name), ctypes.c_void_p))
+    for entry, name in zip(_Encoder._fields_, _LZ4, strict=True):
+        setattr(encoder, entry[0], ctypes.cast(getattr(library, name), ctypes.c_void_p))
     return encoder
 
 
@@ -139,7 +139,7 @@ def _check(failed: int) -> None:
 def _library() -> Any:
     library = ctypes.CDLL(str(build.build_shared(_SOURCE)))
     library.packer_new.restype = ctypes.c_void_p
-    library.packer_new.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_uint64]
+    library.packer_new.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int32]
     library.packer_free.restype = library.release.restype = library.packer_touched.restype = None
     library.hash_of.restype = ctypes.c_uint32
     return library

@@ -100,6 +100,9 @@ class TransactionWriter:
 
     def __init__(self, settings: Mapping[str, Any], transactional_id: str, timeout_seconds: float) -> None:
         """settings: librdkafka's. Raises Unable, BuildError where there is no compiler, OSError for certificates."""
+        self._lines: dict[tuple[str, int], _Line] = {}
+        self._asking: Connection | None = None  # any broker
+        self._coordinator: Connection | None = None
         partitioner = str(settings.get("partitioner", _PARTITIONERS[0]))
         if partitioner not in _PARTITIONERS:
             raise Unable(f"partitioner={partitioner}")
@@ -115,9 +118,6 @@ class TransactionWriter:
         self._deadline = 0.0
         self._topics: dict[str, _Topic] = {}
         self._unanswered: dict[Place, deque[PackedBatch]] = {}
-        self._lines: dict[tuple[str, int], _Line] = {}
-        self._asking: Connection | None = None  # any broker
-        self._coordinator: Connection | None = None
 
     def begin(self, identity: Identity, deadline: float) -> None:
         """A transaction that the brokers give up at `deadline`, by the steady clock."""
@@ -162,6 +162,8 @@ class TransactionWriter:
             if connection is not None:
                 connection.close()
         self._asking = self._coordinator = None
+
+    __del__ = close  # a producer may be given up without being closed, as librdkafka's may
 
     # --- Batches ---
 
