@@ -50,7 +50,9 @@ class Fetcher:
         wanted = dict.fromkeys(beside.keys, KEYS)
         wanted.update({topic: wanted.get(topic, 0) | HEADERS for topic in beside.headers})
         self.parts = Parts(wanted)
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)
+        self._added = threading.Condition(lock)  # of its own, since what is delivered does not concern the discovery
         self.closed = False
         self._error: BaseException | None = None
         self._bootstrap = list(addresses(str(settings["bootstrap.servers"])))
@@ -66,6 +68,7 @@ class Fetcher:
         with self.changed:
             self.parts.add(starts)
             self.changed.notify_all()
+            self._added.notify_all()
 
     def remove(self, places: Iterable[Place]) -> None:
         with self.changed:
@@ -103,6 +106,7 @@ class Fetcher:
         with self.changed:
             self.closed = True
             self.changed.notify_all()
+            self._added.notify_all()
             readers = list(self._readers.values())
         for reader in readers:
             reader.interrupt()
@@ -161,7 +165,7 @@ class Fetcher:
             while not self.closed:
                 if topics := self.parts.homeless(time.monotonic()):
                     return topics
-                self.changed.wait(_LOOK_SECONDS)
+                self._added.wait(_LOOK_SECONDS)
         return set()
 
     def _connect(self) -> Connection:
