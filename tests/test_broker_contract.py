@@ -74,15 +74,46 @@ def _ended(futures: Mapping[Any, Any]) -> None:
         future.result(PATIENCE_SECONDS)
 
 
+class ByColumns:
+    """A producer that writes columns, but for messages with headers, which columns have not."""
+
+    def __init__(self, producer: Any) -> None:
+        self._producer = producer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._producer, name)
+
+    def produce(
+        self,
+        topic: str,
+        values: Sequence[bytes],
+        keys: Sequence[bytes] | None = None,
+        headers: Sequence[Headers] | None = None,
+    ) -> None:
+        if headers is not None:
+            return self._producer.produce(topic, values, keys, headers)
+        self._producer.produce_columns(topic, _column(keys or [b""] * len(values)), _column(values))
+        if writer := getattr(self._producer, "_writer", None):  # as librdkafka does with time, which tests wait for
+            writer.push()
+
+
+def _column(texts: Sequence[bytes]) -> Column:
+    lengths = np.array([len(text) for text in texts], np.int64)
+    return Column(np.frombuffer(b"".join(texts) or b" ", np.uint8), np.cumsum(lengths) - lengths, lengths)
+
+
 class Cluster:
     """A broker and its administrator, and names that nobody else uses."""
 
-    def __init__(self, broker: Broker, admin: Any, cooperative: bool, brokers_lead: bool = False) -> None:
-        """brokers_lead: groups are those of KIP-848."""
+    def __init__(
+        self, broker: Broker, admin: Any, cooperative: bool, brokers_lead: bool = False, columns: bool = False
+    ) -> None:
+        """brokers_lead: groups are those of KIP-848. columns: transactions write with `produce_columns`."""
         self.broker = broker
         self.admin = admin
         self.cooperative = cooperative
         self.brokers_lead = brokers_lead
+        self._columns = columns
         self._closing: list[Any] = []
 
     def topic(self, partitions: int = 1, **settings: str) -> str:
@@ -117,7 +148,7 @@ class Cluster:
     def producer(self, transactional_id: str) -> Any:
         producer = self.broker.producer(transactional_id)
         self._closing.append(producer)
-        return producer
+        return ByColumns(producer) if self._columns else producer
 
     def put(self, topic: str, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None = None) -> None:
         self.broker.append(topic, values, keys)
@@ -150,22 +181,24 @@ class Cluster:
     ]
 )
 def cluster(request: pytest.FixtureRequest) -> Iterator[Cluster]:
-    """Groups read by the fetcher, unless the parameter says that librdkafka does."""
+    """Groups read by the fetcher, unless the parameter says that librdkafka does. With `eager` transactions write
+    columns: on Kafka by requests of our own."""
     kind, assignor, *way = request.param.split("-")
     cooperative = assignor != "eager"
     if kind == "memory":
         memory = MemoryBroker(assignor=assignor)
-        made = Cluster(memory, memory, cooperative)
+        made = Cluster(memory, memory, cooperative, columns=not cooperative)
     else:
         from tokenometer.processor.broker.kafka import KafkaBroker
 
         bootstrap = request.getfixturevalue("kafka").bootstrap
-        settings = STRATEGIES[assignor] | {"tokenometer.fetch": way[0] if way else "own"}
+        settings = STRATEGIES[assignor] | {"tokenometer.fetch": way[0] if way else "own", "tokenometer.rows": "own"}
         made = Cluster(
             KafkaBroker(bootstrap, settings),
             KafkaAdmin(bootstrap),
             cooperative,
             brokers_lead=assignor == "kip848",
+            columns=not cooperative,
         )
     yield made
     made.close()

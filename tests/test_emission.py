@@ -210,6 +210,16 @@ def test_compiled_and_joined_by_arrow_are_the_same_bytes(rows, part):
     assert [texts(column) for column in compiled] == [texts(column) for column in joined]
 
 
+@pytest.mark.parametrize("length", range(1, 27))
+def test_an_escape_at_each_place_of_a_name_is_written(length):
+    """The compiled formatter looks at eight characters at a time."""
+    plain = "".join(chr(ord("a") + i % 26) for i in range(length))
+    escaped = [plain[:i] + c + plain[i + 1 :] for i in range(length) for c in '"\\\x00\x1f\n']
+    table = usage_rows([(0, name, "m", "c") for name in (plain, *escaped)], [[1, 2, 0, 0, 3, 0]] * (1 + len(escaped)))
+    compiled, joined = (write(table, "p") for write in (emission._formatted, emission._joined))
+    assert list(map(texts, compiled)) == list(map(texts, joined))
+
+
 def test_without_a_compiler_rows_are_joined_by_arrow(monkeypatch):
     table = usage_rows([(0, "a", "b", "c")], [[1] * 6])
     wanted = usage(table)

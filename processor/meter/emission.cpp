@@ -30,28 +30,50 @@ char* put_two(char* out, uint32_t value) {
   return out;
 }
 
-// A JSON string as orjson writes it: short escapes, and lower case \u00.. for the other control characters.
+// A character of a JSON string as orjson writes it: short escapes, and lower case \u00.. for other control characters.
+char* put_character(char* out, uint8_t c) {
+  if (c >= 0x20 && c != '"' && c != '\\') {
+    *out++ = static_cast<char>(c);
+    return out;
+  }
+  static const char shorts[] = "btn?fr";  // 8 to 13, but 11
+  *out++ = '\\';
+  if (c >= 0x20) {
+    *out++ = static_cast<char>(c);
+  } else if (c >= 8 && c <= 13 && c != 11) {
+    *out++ = shorts[c - 8];
+  } else {
+    out = put(out, "u00");
+    *out++ = "01"[c >> 4];
+    *out++ = "0123456789abcdef"[c & 15];
+  }
+  return out;
+}
+
+// Is a control character, a quote or a backslash among eight characters?
+bool has_escape(uint64_t eight) {
+  const uint64_t ones = 0x0101010101010101, quotes = eight ^ ones * '"', backslashes = eight ^ ones * '\\';
+  const uint64_t controls = (eight - ones * 0x20) & ~eight;
+  return (controls | ((quotes - ones) & ~quotes) | ((backslashes - ones) & ~backslashes)) & ones * 0x80;
+}
+
+// Eight characters at a time, where none needs an escape; the last ones together with some that are written already.
 char* put_name(char* out, const uint8_t* arena, uint64_t place) {
   const uint8_t* text = arena + (place >> 16);
   const uint32_t length = place & 0xffff;
   *out++ = '"';
-  for (uint32_t i = 0; i < length; ++i) {
-    const uint8_t c = text[i];
-    if (c >= 0x20 && c != '"' && c != '\\') {
-      *out++ = static_cast<char>(c);
+  uint32_t i = 0;
+  while (i < length) {
+    const uint32_t from = length - i < 8 && length >= 8 ? length - 8 : i;
+    uint64_t eight = 0;
+    if (length >= 8) memcpy(&eight, text + from, 8);
+    if (length < 8 || has_escape(eight)) {
+      out = put_character(out, text[i++]);
       continue;
     }
-    static const char shorts[] = "btn?fr";  // 8 to 13, but 11
-    *out++ = '\\';
-    if (c >= 0x20) {
-      *out++ = static_cast<char>(c);
-    } else if (c >= 8 && c <= 13 && c != 11) {
-      *out++ = shorts[c - 8];
-    } else {
-      out = put(out, "u00");
-      *out++ = "01"[c >> 4];
-      *out++ = "0123456789abcdef"[c & 15];
-    }
+    memcpy(out - (i - from), &eight, 8);
+    out += from + 8 - i;
+    i = from + 8;
   }
   *out++ = '"';
   return out;

@@ -343,10 +343,10 @@ class TrippingProducer:
         self._broker.rows += len(values)
         if self._broker.due("mid-produce"):
             some = max(1, len(values) // 2)
-            self._inner.produce(topic, values.tolist()[:some], keys.tolist()[:some])
+            self._inner.produce_columns(topic, keys[:some], values[:some])
             self._flush()
             self._broker.fall()
-            self._inner.produce(topic, values.tolist()[some:], keys.tolist()[some:])
+            self._inner.produce_columns(topic, keys[some:], values[some:])
         else:
             self._inner.produce_columns(topic, keys, values)
 
@@ -377,6 +377,8 @@ class TrippingProducer:
 
     def _flush(self) -> None:
         """The broker has everything that was handed over."""
+        if self._inner._writing:
+            self._inner._writer.finish()
         self._inner._producer.flush(FLUSH_SECONDS)
 
 

@@ -18,7 +18,7 @@ _FETCH, _API_VERSIONS = 1, 18
 
 
 class Proxy:
-    """damage: of Fetch answers; versions: of ApiVersions answers.
+    """damage: of Fetch answers; versions: of ApiVersions answers; damages: of others, by the request's number.
 
     pauses: by connection, the seconds from a Fetch answer to the next Fetch request.
     """
@@ -26,6 +26,7 @@ class Proxy:
     def __init__(self) -> None:
         self.damage: Damage = lambda answer: answer
         self.versions: Damage = lambda answer: answer
+        self.damages: dict[int, Damage] = {}
         self.pauses: list[list[float]] = []
         self.target: tuple[str, int] | None = None
         self._listening = socket.create_server(("127.0.0.1", 0))
@@ -67,7 +68,7 @@ class Proxy:
                 key = asked.pop(struct.unpack(">i", answer[:4])[0])
                 if key == _FETCH:
                     answered.append(time.monotonic())
-                damage = {_FETCH: self.damage, _API_VERSIONS: self.versions}.get(key)
+                damage = {_FETCH: self.damage, _API_VERSIONS: self.versions, **self.damages}.get(key)
                 sent = answer if damage is None else damage(answer)
                 if sent is None:
                     client.sendall(struct.pack(">i", len(answer)) + answer[: len(answer) // 2])

@@ -1,4 +1,5 @@
-"""The fetcher on a cluster of three brokers: leaders that change while messages are written, and nearer replicas."""
+"""The fetcher and the writer of rows on a cluster of three brokers: leaders and coordinators that change while messages
+are written, and nearer replicas."""
 
 import threading
 import time
@@ -10,7 +11,8 @@ from confluent_kafka import Producer
 
 from tests.kafka.test_fetch import MOST, OWN, PATIENCE_SECONDS, Starter, lines, new_name, poll_values
 from tests.kafka_server import ENVIRONMENT, KafkaServer, KafkaToolMissing, free_ports
-from tokenometer.processor.broker import Place
+from tests.write.test_packer import column
+from tokenometer.processor.broker import BrokerError, Place
 from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
@@ -114,6 +116,62 @@ def test_no_message_is_lost_or_repeated_while_leaders_change(brokers: dict[int, 
         assert rows == sorted(rows), "in the order of offsets, which is the order of writing"
     consumer.close()
     broker.close()
+
+
+def test_rows_are_written_once_and_whole_while_leaders_change(brokers: dict[int, KafkaServer]) -> None:
+    """A transaction whose commit failed is there as a whole or not at all, as the next producer has settled it."""
+    bootstrap = ",".join(server.bootstrap for server in brokers.values())
+    broker, topic, other, name = (
+        KafkaBroker(bootstrap, {"tokenometer.rows": "own"} | SOON),
+        *(new_name() for _ in range(3)),
+    )
+    for made, partitions in ((topic, 6), (other, 1)):
+        broker.create_topic(made, partitions, {}, replication=3)
+    done, failed, number = [], [], 0
+    ends = iter([brokers[2].stop, brokers[2].start, brokers[3].kill, brokers[3].start])
+    changing: threading.Thread | None = None
+    producer = broker.producer(name)
+    until = time.monotonic() + 2
+    while True:
+        try:
+            producer.begin()
+            producer.produce(other, [b"%d" % number])
+            for part in range(4):
+                values = [b"%d %d %s" % (number, 500 * part + i, b"x" * 300) for i in range(500)]
+                producer.produce_columns(topic, column([b"%d" % i for i in range(500)]), column(values))
+            producer.commit()
+            done.append(number)
+        except BrokerError:
+            failed.append(number)
+            producer.close()
+            producer = broker.producer(name)
+        number += 1
+        if time.monotonic() > until and (changing is None or not changing.is_alive()):
+            end = next(ends, None)
+            if end is None:
+                break
+            changing = threading.Thread(target=end)
+            changing.start()
+            until = time.monotonic() + 4
+    producer.close()
+    found: dict[int, list[int]] = defaultdict(list)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not found.keys() >= set(done) or any(len(rows) < 2_000 for rows in found.values()):
+        assert time.monotonic() < deadline, "what is committed shows after a while"
+        found = transactions_in(broker, topic)
+    assert set(found) <= set(done) | set(failed) and len(done) > 10
+    assert all(sorted(rows) == list(range(2_000)) for rows in found.values())
+    broker.close()
+
+
+def transactions_in(broker: KafkaBroker, topic: str) -> dict[int, list[int]]:
+    found: dict[int, list[int]] = defaultdict(list)
+    for place, extent in broker.extents([topic]).items():
+        for messages in broker.read(place, *extent):
+            for value in filter(None, messages.values):
+                transaction, row, _ = value.split()
+                found[int(transaction)].append(int(row))
+    return found
 
 
 def len_of(seen: dict[Place, list[tuple[int, int]]]) -> int:

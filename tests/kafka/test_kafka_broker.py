@@ -11,10 +11,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
-from confluent_kafka import KafkaError, TopicCollection
+from confluent_kafka import KafkaError, KafkaException, TopicCollection
 
 from tests.kafka_server import KafkaServer
 from tokenometer.processor.broker import (
@@ -541,3 +542,42 @@ def test_a_topic_that_stays_unknown_is_named_and_nobody_is_sent_in_a_circle(
     late_to_hear(broker, monkeypatch, name, math.inf)
     with pytest.raises(BrokerError, match=f"the topic {name} was created, and in 1 s no broker answered for it"):
         broker.create_topic(name, 1, {})
+
+
+def with_moving_leader(broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch, code: int, times: float) -> list[int]:
+    """So many answers say of partition 1 that its leader moves. Gives how many partitions each question was of."""
+    asked: list[int] = []
+    real = broker._admin.list_offsets
+
+    def list_offsets(wanted: Any, **named: Any) -> Any:
+        asked.append(len(wanted))
+        answers = real(wanted, **named)
+        if len(asked) <= times:
+            for part in answers:
+                if part.partition == 1:
+                    answers[part] = Future()
+                    answers[part].set_exception(KafkaException(KafkaError(code)))
+        return answers
+
+    monkeypatch.setattr(broker._admin, "list_offsets", list_offsets)
+    return asked
+
+
+@pytest.mark.parametrize("code", [KafkaError.FENCED_LEADER_EPOCH, KafkaError.NOT_LEADER_FOR_PARTITION])
+def test_offsets_are_asked_for_again_while_a_leader_moves(
+    broker: KafkaBroker, topics: Callable[..., str], monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    topic = topics(partitions=2)
+    asked = with_moving_leader(broker, monkeypatch, code, 2)
+    assert broker.ends([topic]) == {Place(topic, 0): 0, Place(topic, 1): 0}
+    assert asked == [2, 1, 1]
+
+
+def test_a_leader_that_stays_unknown_is_named(
+    broker: KafkaBroker, topics: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = topics(partitions=2)
+    monkeypatch.setattr(cluster, "ANSWER_SECONDS", 1)
+    with_moving_leader(broker, monkeypatch, KafkaError.FENCED_LEADER_EPOCH, math.inf)
+    with pytest.raises(BrokerError, match=f"offsets of {topic}: .*FENCED_LEADER_EPOCH"):
+        broker.ends([topic])

@@ -1,5 +1,6 @@
 """The cluster: the protocol's `Broker`, and what an administrator's client knows of topics, offsets and groups."""
 
+import contextlib
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future
@@ -25,7 +26,7 @@ from tokenometer.processor.broker import (
     TopicState,
 )
 from tokenometer.processor.broker.kafka.consumer import KafkaConsumer
-from tokenometer.processor.broker.kafka.errors import Access, error_from
+from tokenometer.processor.broker.kafka.errors import LEADER_MOVES, Access, error_from
 from tokenometer.processor.broker.kafka.following import KafkaFollower, access_of, assigned, read
 from tokenometer.processor.broker.kafka.members import Failed, MembersAsker, MembersSilent
 from tokenometer.processor.broker.kafka.messages import Beside, committed, parts_of, positions_of
@@ -35,6 +36,7 @@ from tokenometer.processor.broker.kafka.settings import (
     DEFAULTS,
     FETCH,
     READY_SECONDS,
+    ROWS,
     check,
     classic,
     make,
@@ -50,7 +52,7 @@ class KafkaBroker:
     def __init__(self, bootstrap: str, settings: Mapping[str, str] = {}) -> None:
         check(settings)
         self._settings: dict[str, Any] = {**settings, "bootstrap.servers": bootstrap}
-        self._fetch = self._settings.pop(FETCH, "auto")
+        self._fetch, self._rows = self._settings.pop(FETCH, "auto"), self._settings.pop(ROWS, "auto")
         self._passing: str | None = None  # what goes wrong while we wait for an answer
         self._admin = make(AdminClient, {**DEFAULTS, **self._settings, "error_cb": self._on_error})
         self._appender = KafkaAppender(self._settings)
@@ -83,7 +85,7 @@ class KafkaBroker:
         return KafkaConsumer(self._settings, group, topics, listener, member, Beside.of(keys, headers), self._fetch)
 
     def producer(self, transactional_id: str) -> KafkaProducer:
-        return KafkaProducer(self._settings, transactional_id)
+        return KafkaProducer(self._settings, transactional_id, self._rows)
 
     def append(
         self,
@@ -142,16 +144,30 @@ class KafkaBroker:
         # The latest offset is the last stable one.
         isolation: client.IsolationLevel = client.IsolationLevel.READ_COMMITTED,
     ) -> dict[Place, Offset]:
-        if not places:
-            return {}
-        asked = {part: spec for part in parts_of(places)}
-        answers = self._admin.list_offsets(asked, isolation_level=isolation, request_timeout=ANSWER_SECONDS)
-        return {
-            Place(part.topic, part.partition): Offset(
-                _answer(f"offsets of {part.topic}", future, self._describing(part.topic)).offset
-            )
-            for part, future in answers.items()
-        }
+        found: dict[Place, Offset] = {}
+        deadline = time.monotonic() + ANSWER_SECONDS
+        left = list(places)
+        while left:
+            asked = {part: spec for part in parts_of(left)}
+            answers = self._admin.list_offsets(asked, isolation_level=isolation, request_timeout=ANSWER_SECONDS)
+            left = []
+            for part, future in answers.items():
+                place = Place(part.topic, part.partition)
+                if time.monotonic() < deadline and _leader_moves(future):
+                    left.append(place)
+                    continue
+                answer = _answer(f"offsets of {part.topic}", future, self._describing(part.topic))
+                found[place] = Offset(answer.offset)
+            if left:
+                self._hear_of_leaders(left)
+        return found
+
+    def _hear_of_leaders(self, places: Sequence[Place]) -> None:
+        """librdkafka hands out an error of a leader's epoch, and would ask the same broker again."""
+        time.sleep(_AGAIN_SECONDS)
+        for topic in {place.topic for place in places}:
+            with contextlib.suppress(KafkaException):
+                self._admin.list_topics(topic, timeout=ANSWER_SECONDS)
 
     def _access(self, **needed: str) -> Access:
         return Access(principal_of(self._settings), **needed)
@@ -291,6 +307,14 @@ class KafkaBroker:
         for asking in self._askers.values():
             asking.close()
         self._askers.clear()
+
+
+def _leader_moves(future: "Future[Any]") -> bool:
+    try:
+        error = future.exception(timeout=2 * ANSWER_SECONDS)
+    except TimeoutError:
+        return False
+    return isinstance(error, KafkaException) and error.args[0].code() in LEADER_MOVES
 
 
 def _answer(doing: str, future: "Future[Any]", access: Access) -> Any:

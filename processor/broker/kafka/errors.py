@@ -69,25 +69,32 @@ COORDINATOR_MOVES = {
     KafkaError.COORDINATOR_NOT_AVAILABLE,
     KafkaError.NOT_COORDINATOR,
 }
-# librdkafka mends these itself, sooner or later. Exceeding max.poll.interval.ms is followed by a rebalance.
-PASSING = COORDINATOR_MOVES | {
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TRANSPORT,
-    KafkaError._RESOLVE,
-    KafkaError._TIMED_OUT,
-    KafkaError._MAX_POLL_EXCEEDED,
-    KafkaError._PARTITION_EOF,
+# They pass while another broker takes a partition over.
+LEADER_MOVES = {
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,
     KafkaError.REPLICA_NOT_AVAILABLE,
-    KafkaError.REQUEST_TIMED_OUT,
-    KafkaError.NETWORK_EXCEPTION,
     KafkaError.FENCED_LEADER_EPOCH,
     KafkaError.UNKNOWN_LEADER_EPOCH,
     KafkaError.OFFSET_NOT_AVAILABLE,
-    KafkaError.KAFKA_STORAGE_ERROR,
-    KafkaError.BROKER_NOT_AVAILABLE,
 }
+# librdkafka mends these itself, sooner or later. Exceeding max.poll.interval.ms is followed by a rebalance.
+PASSING = (
+    COORDINATOR_MOVES
+    | LEADER_MOVES
+    | {
+        KafkaError._ALL_BROKERS_DOWN,
+        KafkaError._TRANSPORT,
+        KafkaError._RESOLVE,
+        KafkaError._TIMED_OUT,
+        KafkaError._MAX_POLL_EXCEEDED,
+        KafkaError._PARTITION_EOF,
+        KafkaError.REQUEST_TIMED_OUT,
+        KafkaError.NETWORK_EXCEPTION,
+        KafkaError.KAFKA_STORAGE_ERROR,
+        KafkaError.BROKER_NOT_AVAILABLE,
+    }
+)
 
 
 _FATAL_CAUSES = {KafkaError(code).str(): code for code in _FENCED | _LOST | {*_REFUSED, *_RESOURCES, *_DEAD}}

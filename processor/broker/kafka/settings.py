@@ -27,7 +27,11 @@ _T = TypeVar("_T")
 # A setting of ours among librdkafka's: which way a group's messages come. "own": by the fetcher, and an error if it
 # cannot; "librdkafka": never by it; "auto": by it where it can.
 FETCH = "tokenometer.fetch"
-FETCH_WAYS = ("auto", "own", "librdkafka")
+# The same of rows on their way out, which are written by requests of our own.
+ROWS = "tokenometer.rows"
+OWN_WAYS = ("auto", "own", "librdkafka")
+# How often librdkafka says what its producer's id and epoch are; nothing else tells.
+STATISTICS_MS = 250
 
 # Exactness depends on these, or the protocol's arguments give them: a user cannot.
 _OURS = {
@@ -49,6 +53,7 @@ _OURS = {
     "delivery.report.only.error": "failed writes are reported by us",
     "error_cb": "errors are reported by us",
     "on_delivery": "failed writes are reported by us",
+    "stats_cb": "rows are written with what it tells",
 }
 
 # The defaults of a user's settings, where librdkafka's own do not suit.
@@ -87,8 +92,9 @@ def check(settings: Mapping[str, str]) -> None:
     for name in settings:
         if name in _OURS:
             raise Refused(f"the librdkafka setting {name} cannot be chosen: {_OURS[name]}")
-    if settings.get(FETCH, "auto") not in FETCH_WAYS:
-        raise Refused(f"{FETCH} is one of {', '.join(FETCH_WAYS)}, not {settings[FETCH]!r}")
+    for name in (FETCH, ROWS):
+        if settings.get(name, "auto") not in OWN_WAYS:
+            raise Refused(f"{name} is one of {', '.join(OWN_WAYS)}, not {settings[name]!r}")
     if settings.get("group.protocol", "classic") != "classic":
         return
     transaction, session = (

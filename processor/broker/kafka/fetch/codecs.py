@@ -49,9 +49,9 @@ def find(append: Callable[[int, bytes, int], int], missing: frozenset[str] = fro
     """append: `append_bytes` of walk.cpp. missing: libraries that are not to be used."""
     found = Libraries()
     for library, names in _NAMES.items():
-        loaded = None if library in missing else _loaded(library)
-        for name in names if loaded is not None else ():
-            setattr(found, name, ctypes.cast(getattr(loaded, name), ctypes.c_void_p))
+        functions = None if library in missing else loaded(library)
+        for name in names if functions is not None else ():
+            setattr(found, name, ctypes.cast(getattr(functions, name), ctypes.c_void_p))
 
     def other(codec: int, address: int, size: int, out: int) -> int:
         try:
@@ -67,7 +67,7 @@ def find(append: Callable[[int, bytes, int], int], missing: frozenset[str] = fro
 
 
 @functools.cache
-def _loaded(library: str) -> Any:
+def loaded(library: str) -> Any:
     try:
         return ctypes.CDLL(library)
     except OSError:

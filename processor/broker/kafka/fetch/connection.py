@@ -8,7 +8,7 @@ import socket
 import ssl
 import struct
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,8 @@ _BUFFER_BYTES = 1 << 20  # at first
 
 @dataclass(frozen=True)
 class Options:
-    """Of every connection, by librdkafka's settings of the same names. timeouts: seconds."""
+    """Of every connection, by librdkafka's settings of the same names. timeouts: seconds. requests: that a broker has
+    to know."""
 
     client_id: str
     security: Security
@@ -34,9 +35,10 @@ class Options:
     answer_timeout: float
     answer_bytes_max: int
     family: int
+    requests: Sequence[Request]
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> "Options":
+    def of(cls, settings: Mapping[str, Any], requests: Sequence[Request] = wire.OF_A_READER) -> "Options":
         """Raises Unable, and OSError where a certificate cannot be read."""
         return cls(
             str(settings.get("client.id", "tokenometer")),
@@ -45,7 +47,19 @@ class Options:
             int(settings.get("socket.timeout.ms", 60_000)) / 1000,
             int(settings.get("receive.message.max.bytes", 100_000_000)),
             _FAMILIES[str(settings.get("broker.address.family", "any")).lower()],
+            requests,
         )
+
+
+def addresses(bootstrap: str) -> Iterable[tuple[str, int]]:
+    """Of bootstrap.servers. Raises Refused."""
+    for name in filter(None, (name.strip() for name in bootstrap.split(","))):
+        host, _, port = name.split("://")[-1].rpartition(":")
+        if not host:
+            host, port = port, "9092"
+        if not port.isdigit():
+            raise Refused(f"bootstrap.servers: {name} is no HOST:PORT")
+        yield host.strip("[]"), int(port)
 
 
 class Connection:
@@ -57,13 +71,14 @@ class Connection:
         self._sent = self._answered = 0
         self._socket = _connected(host, port, options)
         try:
-            self._open(options.security)
+            self._open(options)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, security: Security) -> None:
-        if lacking := wire.missing(self.ask(wire.API_VERSIONS, wire.api_versions())):
+    def _open(self, options: Options) -> None:
+        security = options.security
+        if lacking := wire.missing(self.ask(wire.API_VERSIONS, wire.api_versions()), options.requests):
             raise Unable(f"the broker {self._address}, which does not know {', '.join(lacking)} (Kafka 3.1 does)")
         if security.mechanism is not None:
             self._authenticate(security, security.mechanism)

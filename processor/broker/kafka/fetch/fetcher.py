@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tokenometer.processor.broker import Messages, Offset, Place, Refused
+from tokenometer.processor.broker import Messages, Offset, Place
 from tokenometer.processor.broker.kafka.fetch import wire
-from tokenometer.processor.broker.kafka.fetch.connection import Connection, Options
+from tokenometer.processor.broker.kafka.fetch.connection import Connection, Options, addresses
 from tokenometer.processor.broker.kafka.fetch.parts import Claim, Failure, Fallback, Parts
 from tokenometer.processor.broker.kafka.fetch.security import Unable
 from tokenometer.processor.broker.kafka.fetch.walk import HEADERS, KEYS, Walker
@@ -50,10 +50,12 @@ class Fetcher:
         wanted = dict.fromkeys(beside.keys, KEYS)
         wanted.update({topic: wanted.get(topic, 0) | HEADERS for topic in beside.headers})
         self.parts = Parts(wanted)
-        self.changed = threading.Condition()
+        lock = threading.RLock()
+        self.changed = threading.Condition(lock)
+        self._added = threading.Condition(lock)  # of its own, since what is delivered does not concern the discovery
         self.closed = False
         self._error: BaseException | None = None
-        self._bootstrap = list(_addresses(str(settings["bootstrap.servers"])))
+        self._bootstrap = list(addresses(str(settings["bootstrap.servers"])))
         self._known: dict[int, tuple[str, int]] = {}
         self._readers: dict[int, _Reader] = {}
         self._discovery = threading.Thread(target=self._discover, name="kafka-discovery", daemon=True)
@@ -66,6 +68,7 @@ class Fetcher:
         with self.changed:
             self.parts.add(starts)
             self.changed.notify_all()
+            self._added.notify_all()
 
     def remove(self, places: Iterable[Place]) -> None:
         with self.changed:
@@ -103,6 +106,7 @@ class Fetcher:
         with self.changed:
             self.closed = True
             self.changed.notify_all()
+            self._added.notify_all()
             readers = list(self._readers.values())
         for reader in readers:
             reader.interrupt()
@@ -161,7 +165,7 @@ class Fetcher:
             while not self.closed:
                 if topics := self.parts.homeless(time.monotonic()):
                     return topics
-                self.changed.wait(_LOOK_SECONDS)
+                self._added.wait(_LOOK_SECONDS)
         return set()
 
     def _connect(self) -> Connection:
@@ -291,14 +295,3 @@ def _sizes(settings: Mapping[str, Any]) -> wire.Sizes:
         max(first("fetch.max.bytes", default=_ANSWER_BYTES), part_bytes),
         part_bytes,
     )
-
-
-def _addresses(text: str) -> Iterable[tuple[str, int]]:
-    """Raises Refused."""
-    for name in filter(None, (name.strip() for name in text.split(","))):
-        host, _, port = name.split("://")[-1].rpartition(":")
-        if not host:
-            host, port = port, "9092"
-        if not port.isdigit():
-            raise Refused(f"bootstrap.servers: {name} is no HOST:PORT")
-        yield host.strip("[]"), int(port)

@@ -76,6 +76,7 @@ class Part:
     missing_since: float | None = None
     stable: int = -1  # the last stable offset that was heard
     waiting: deque[Messages] = field(default_factory=deque)
+    waiting_bytes: int = 0
 
     def source(self, now: float) -> int | None:
         """The broker to read it from."""
@@ -142,8 +143,12 @@ class Parts:
 
     def _drop(self, part: Part) -> None:
         part.flight += 1
-        self.waiting_bytes -= sum(map(_bytes_of, part.waiting))
+        self._wait(part, -part.waiting_bytes)
         part.waiting.clear()
+
+    def _wait(self, part: Part, more: int) -> None:
+        part.waiting_bytes += more
+        self.waiting_bytes += more
 
     def pause(self, places: Iterable[Place], paused: bool) -> None:
         for place in places:
@@ -155,7 +160,7 @@ class Parts:
 
     def ready(self) -> int:
         """The bytes that could be taken now."""
-        return sum(_bytes_of(m) for part in self._parts.values() if not part.paused for m in part.waiting)
+        return sum(part.waiting_bytes for part in self._parts.values() if not part.paused)
 
     def take(self, most: int) -> list[Messages]:
         """Up to so many messages."""
@@ -163,13 +168,13 @@ class Parts:
         for part in self._parts.values():
             while part.waiting and not part.paused and most > 0:
                 messages = part.waiting.popleft()
-                self.waiting_bytes -= _bytes_of(messages)
+                self._wait(part, -_bytes_of(messages))
                 if len(messages.offsets) > most:
                     rest = between(messages, int(messages.offsets[most]))
                     messages = between(messages, 0, int(messages.offsets[most])) or messages
                     assert rest is not None
                     part.waiting.appendleft(rest)
-                    self.waiting_bytes += _bytes_of(rest)
+                    self._wait(part, _bytes_of(rest))
                 most -= len(messages.offsets)
                 found.append(messages)
         if found:  # the next time another partition is first
@@ -291,7 +296,7 @@ class Parts:
             place, offsets = part.place, walked.offsets
             messages = Messages(place, walked.values, walked.times, offsets, walked.keys, walked.headers)
             part.waiting.append(messages)
-            self.waiting_bytes += _bytes_of(messages)
+            self._wait(part, _bytes_of(messages))
         if walked.status is Status.FINE and (walked.walked or not had):
             part.broken = 0
             return

@@ -31,6 +31,7 @@ METADATA = Request("Metadata", 3, 12, True)
 SASL_HANDSHAKE = Request("SaslHandshake", 17, 1, False)
 API_VERSIONS = Request("ApiVersions", 18, 3, True)
 SASL_AUTHENTICATE = Request("SaslAuthenticate", 36, 2, True)
+OF_A_READER = (FETCH, METADATA)
 
 
 class Malformed(Exception):
@@ -60,7 +61,7 @@ class Writer:
         self.size(len(text)).data.extend(text)
         return self
 
-    def raw(self, data: bytes) -> "Writer":
+    def raw(self, data: bytes | memoryview) -> "Writer":
         self.data += data
         return self
 
@@ -137,8 +138,8 @@ def api_versions() -> bytearray:
     return Writer().text(b"tokenometer-fetcher").text(b"1").no_tags().data
 
 
-def missing(reader: Reader) -> list[str]:
-    """The requests of ours that it does not know."""
+def missing(reader: Reader, wanted: Sequence[Request]) -> list[str]:
+    """The requests, of these and of a login, that it does not know."""
     unsupported_version = 35
     error = reader.number("h")
     if error == unsupported_version:
@@ -150,7 +151,7 @@ def missing(reader: Reader) -> list[str]:
         return key, low, high
 
     known = {key: (low, high) for key, low, high in reader.array(entry)}
-    ours = (FETCH, METADATA, SASL_HANDSHAKE, SASL_AUTHENTICATE)
+    ours = (*wanted, SASL_HANDSHAKE, SASL_AUTHENTICATE)
     none = (0, -1)
     lacking = [r for r in ours if not known.get(r.key, none)[0] <= r.version <= known.get(r.key, none)[1]]
     return [f"{request.name} {request.version}" for request in lacking]
