@@ -121,7 +121,7 @@ def sides(case: str, base: Build | None, options: Any, bootstrap: str) -> tuple[
 
 def _pipeline(contender: str, name: str, options: Any, bootstrap: str) -> dict[str, Any]:
     records = RECORDS[options.size][name]
-    bench_pipeline.fill(bootstrap, f"bench-{name}", records, bench_pipeline.LINES.get(name, 1), name == "labels")
+    bench_pipeline.fill(bootstrap, f"bench-{name}", records, bench_pipeline.LINES[name], name == "labels")
     return {"contender": contender, "bootstrap": bootstrap, "topic": f"bench-{name}", "records": records,
             "seconds": 300.0, "kafka": {}}  # fmt: skip
 

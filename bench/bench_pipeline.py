@@ -54,7 +54,7 @@ from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas import mapping as mappings
 
 SIZES = {"small": {"one": 20_000, "many": 100_000}, "large": {"one": 60_000_000, "many": 40_000_000}}
-LINES = {"one": 1, "many": 200}
+LINES = {"one": 1, "many": 200, "labels": 1}
 CASES = (("one", "consume"), ("one", "consume-tuned"), ("one", "read"), ("one", "meter"), ("one", "orjson"),
          ("one", "faust"), ("many", "consume-tuned"), ("many", "meter"), ("many", "orjson"))  # fmt: skip
 PARTITIONS = 4
