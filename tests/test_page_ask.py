@@ -19,7 +19,7 @@ from tests.test_page import Page, chrome, complaints, served  # noqa: F401 - a f
 from tests.totals_data import Feed, Shape, make
 from tokenometer.processor.dashboard import Ledger, SiteThread, server
 from tokenometer.processor.ledger import pricefile
-from tokenometer.processor.ledger.hour import HourMoney
+from tokenometer.processor.ledger.list_money import ListMoney
 
 pytestmark = pytest.mark.browser
 AT_MS = totals_data.AT_MS + 30_000  # the minute is half over
@@ -53,7 +53,7 @@ FOCUSED = """
 @pytest.fixture(scope="module")
 def feed() -> Feed:
     prices = pricefile.parse(LIST, "prices.toml")
-    return Feed(make(at_ms=AT_MS), money=HourMoney(prices, prices))
+    return Feed(make(at_ms=AT_MS), money=ListMoney(prices, prices))
 
 
 @pytest.fixture(scope="module")
