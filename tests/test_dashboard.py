@@ -172,8 +172,8 @@ def test_users_of_a_meter_are_in_its_lists_and_those_of_a_model_are_only_in_a_le
     assert get(site, "/api/users").json() == {"source": "top_users", "rows": users}
     assert get(site, "/api/users?meter=meter-1").json()["rows"] == feed._top_users("meter-1") != users
     for query in ("model=m", "chip=c", "span=24h", "from=2026-11-23T10:00Z&to=2026-11-23T11:00Z"):
-        answer = get(site, f"/api/users?{query}")
-        assert answer.status == 404 and "start the rollup with --ledger" in answer.json()["error"]
+        answer = get(site, f"/api/users?{query}").json()
+        assert (answer["source"], answer["rows"]) == ("none", []) and "with --ledger" in answer["why"]
 
 
 def test_a_ledger_that_does_not_answer_is_said_and_no_token_is_told(feed):

@@ -271,6 +271,7 @@ class Feed:
     asked: list[Question] = field(default_factory=list)
     money: ListMoney | None = None
     ledger: Ledger | None = None
+    alerts: list[dict[str, Any]] = field(default_factory=list)
 
     def source(self) -> Source:
         return Source(
@@ -284,6 +285,7 @@ class Feed:
             registry=metrics.registry(self._bytes),
             cost=None if self.money is None else self._cost,
             ledger=self.ledger,
+            alerts=lambda: {"alerts": self.alerts, "more": len(self.alerts) // 2},
         )
 
     def _bytes(self) -> bytes | None:

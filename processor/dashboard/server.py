@@ -41,6 +41,7 @@ STREAMS_MAX = 1000  # each may hold an event in the socket's buffer
 HISTORY_SECONDS = 1.0  # an answer serves all who ask within
 LEDGER_SECONDS = 4.0  # the same of what a ledger answers, to which a question is work
 _KEPT_MAX = 200  # answers
+_ONLY_A_LEDGER = "users of a model, a chip or another time are in the ledger; start the rollup with --ledger"
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # RFC 1952: deflate, no name, no time
 
 
@@ -246,9 +247,7 @@ class Site:
         if question.meter is not None or (ledger is None and questions.is_usual(question) and not question.filtered):
             return answers.of({"source": "top_users", "rows": self._source.top_users(question.meter)})
         if ledger is None:
-            raise RefusedRequest(
-                404, "the users of a model, a chip or another time are in the ledger: start the rollup with --ledger"
-            )
+            return answers.of({"source": "none", "rows": [], "why": _ONLY_A_LEDGER})
         end_ms = question.until_ms or time.time_ns() // 1_000_000
         begin_ms = end_ms - question.span_ms
         found = self._shared(question, lambda: ledger.users(begin_ms, end_ms, question.model, question.chip))

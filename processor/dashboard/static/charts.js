@@ -7,6 +7,7 @@ const CONFIG = { displayModeBar: false, doubleClick: false, showTips: false, res
 const OTHERS = "others";
 const SERIES_MAX = 12;
 const DAY_MS = 86_400_000;
+const VEILED_MAX = 4; // steps: a partition whose clients are silent must not veil all
 const STEP_SHOWN = 0.25; // of a step that is not over: before that its rate says nothing
 
 let library;
@@ -56,7 +57,7 @@ function fontSize() {
 // the chart, the legend says the rates of that time: a label in the chart would be higher than the panel.
 export class Stack {
   constructor(node, legend, by) {
-    Object.assign(this, { node, legend, by, seen: false, due: false, waiting: false, earlier: null, listens: false });
+    Object.assign(this, { node, legend, by, seen: false, due: false, waiting: false, earlier: null, counted: null, listens: false });
     this.caption = document.querySelector(`[data-time="${node.id}"]`);
     this.usual = this.caption.textContent;
     this.history = { times: [], series: [], step_ms: 60_000, to: null };
@@ -67,9 +68,9 @@ export class Stack {
     new ResizeObserver(() => this.redraw()).observe(node);
   }
 
-  // earlier: the total, a day before; null: it is not shown.
-  set(history, earlier) {
-    Object.assign(this, { history, earlier });
+  // earlier: the total, a day before; null: it is not shown. counted: how far the log is counted, all of it and at most.
+  set(history, earlier, counted) {
+    Object.assign(this, { history, earlier, counted });
     this.redraw();
   }
 
@@ -106,7 +107,7 @@ export class Stack {
   }
 
   figure(colours) {
-    const { times, rates } = stepRates(this.history);
+    const { times, rates, ends } = stepRates(this.history, this.counted?.newest);
     const entries = this.history.series.map((series, k) => [series, series.name === null ? colours.others : colours.series[k % SERIES_MAX]]);
     this.explain(entries);
     Object.assign(this, { times, rates });
@@ -122,7 +123,7 @@ export class Stack {
       line: { color: colours.panel, width: 1 },
     }));
     if (this.earlier) traces.push(this.dayBefore(colours));
-    return { traces, layout: { ...layoutOf(colours, fontSize(), times), shapes: unfinished(this.history, times, colours) } };
+    return { traces, layout: { ...layoutOf(colours, fontSize(), axisOf(this.history, times)), shapes: unfinished(this.history, times, ends, this.counted, colours) } };
   }
 
   dayBefore(colours) {
@@ -156,11 +157,19 @@ export class Stack {
   }
 }
 
-// The step that is not over is veiled: its rate is that so far, and will change.
-function unfinished({ times, step_ms: step, to }, shown, colours) {
-  const last = times.at(-1);
-  if (!shown.length || shown.at(-1) !== last || Date.parse(to) >= last + step) return [];
-  const begin = shown.at(-2) ?? last - step;
+// All of the time that was asked for, also where nothing of it is counted yet.
+function axisOf({ times, step_ms: step, to }, shown) {
+  const last = times.findLast((time) => time + step * STEP_SHOWN <= Date.parse(to));
+  return last > shown.at(-1) ? [...shown, last] : shown;
+}
+
+// What is not complete is veiled: a step that is not over, or that some meter has not read to its end. Its rate is that
+// so far, and will change.
+function unfinished({ step_ms: step }, shown, ends, counted, colours) {
+  const last = shown.at(-1);
+  if (last === undefined || ends >= last + step && !(counted?.complete < last + step)) return [];
+  const complete = counted?.complete ? counted.complete - step : Infinity;
+  const begin = Math.max(shown.at(-1 - VEILED_MAX) ?? shown[0], Math.min(shown.findLast((time) => time <= complete) ?? shown[0], shown.at(-2) ?? last - step));
   const line = { width: 1, dash: "dot", color: colours.text };
   return [
     { type: "rect", yref: "paper", x0: begin, x1: last, y0: 0, y1: 1, fillcolor: colours.panel, opacity: 0.55, line: { width: 0 }, layer: "above" },
@@ -168,10 +177,12 @@ function unfinished({ times, step_ms: step, to }, shown, colours) {
   ];
 }
 
-// Tokens per step as tokens per second. The step that is not over yet is shown at its rate so far.
-function stepRates({ times, series, step_ms: step, to }) {
-  const lasted = times.map((time) => Math.min(step, Date.parse(to) - time));
+// Tokens per step as tokens per second. The step that is not over yet is shown at its rate so far, and what comes after
+// the newest record that is counted is not shown: that is not known to be 0.
+function stepRates({ times, series, step_ms: step, to }, newest = Infinity) {
+  const ends = Math.min(Date.parse(to), newest);
+  const lasted = times.map((time) => Math.min(step, ends - time));
   const shown = lasted.filter((ms) => ms >= step * STEP_SHOWN).length;
   const rates = series.map(({ tokens }) => tokens.slice(0, shown).map((count, k) => (Number(count) * 1000) / lasted[k]));
-  return { times: times.slice(0, shown), rates };
+  return { times: times.slice(0, shown), rates, ends };
 }
