@@ -35,13 +35,14 @@ chip = "H100-SXM5-80GB"
 per_million_tokens = "0.2"
 """
 ALERT = {
-    "schema": 1, "id": "1", "rule": "everything", "threshold": 80, "each": None, "subject": None, "unit": "total_tokens",
-    "limit": 5_000_000_000_000, "used": 4_312_345_678_901, "per": "hour", "begin": "2026-11-23T17:00:00+00:00",
+    "schema": 1, "id": "1", "rule": "everything", "threshold": 80, "each": None, "subject": None,
+    "unit": "total_tokens", "limit": 5_000_000_000_000, "used": 4_312_345_678_901, "per": "hour",
+    "begin": "2026-11-23T17:00:00+00:00",
     "end": "2026-11-23T18:00:00+00:00", "at": "2026-11-23T17:05:00.123Z",
 }  # fmt: skip
 MONEY_ALERT = ALERT | {
-    "rule": "team-day", "threshold": 100, "each": "team", "subject": "blue", "unit": "USD", "limit": "250", "per": "day",
-    "used": "261.0135",
+    "rule": "team-day", "threshold": 100, "each": "team", "subject": "blue", "unit": "USD", "limit": "250",
+    "per": "day", "used": "261.0135",
 }  # fmt: skip
 # Elements whose content is wider than their box, and panels whose content is higher. What scrolls is meant to.
 CUT = """
@@ -218,7 +219,9 @@ def test_a_time_that_is_chosen_is_that_of_categories_matrix_money_and_users(page
         assert "last 6 hours" in page.ask("document.querySelector(arguments[0]).querySelector('h2').textContent", panel)
     page.until(lambda: page.table("#money tfoot tr"), "no money")
     whole = feed._cost(Question(6 * 3_600_000, 300_000, "total", None, None, None, None))
-    page.until(lambda: page.ask("document.querySelector('#money tfoot td').title") == f"{whole['total_tokens']:,}", "sum")
+    page.until(
+        lambda: page.ask("document.querySelector('#money tfoot td').title") == f"{whole['total_tokens']:,}", "sum"
+    )
     assert page.table("#top-users tr") == [] and "start the rollup with --ledger" in page.field("users-told")[0]
     click(page, "[data-span='1h']")
     page.until(lambda: len(page.table("#top-users tr")) == 20 and page.field("users-told")[0] == "", "the lists")
@@ -344,6 +347,8 @@ def test_axe_finds_nothing_serious(page, feed, site, theme, shown):
     page.until(lambda: page.table("#alerts li"), "no alerts")
     page.until_drawn()
     found = [each for each in Axe().run(page.chrome)["violations"] if each["impact"] in ("serious", "critical")]
-    assert not found, [(each["id"], [node["html"][:120] for node in each["nodes"]][:4]) for each in found]
+    assert not found, [
+        (each["id"], [(node["html"][:120], node["any"][0]["message"]) for node in each["nodes"]][:4]) for each in found
+    ]
     with contextlib.suppress(Exception):
         page.chrome.get_log("browser")

@@ -27,7 +27,7 @@ _DAY_SECONDS = 86_400
 _MEMORY = "1GiB"  # of a meter; enough for 4,000 records a second, by docs/OPERATIONS.md
 _PORTS = {"meter-1": 9464, "meter-2": 9466, "rollup": 8321, "ledger": 9465, "alerts": 9467}
 _PRICES = """\
-# Invented prices and costs, so that the dashboard and the bill show money. Change them and start again; docs/BILLING.md.
+# Invented prices and costs, so that there is money to see. Change them and start again; docs/BILLING.md says how.
 currency = "USD"
 
 [[price]]                 # of a million tokens
@@ -46,7 +46,7 @@ chip = "*"
 per_million_tokens = "0.20"
 """
 _BUDGETS = """\
-# Budgets, whose alerts come to the dashboard. Change them and start again; docs/ALERTS.md.
+# Budgets, whose alerts come to the dashboard. Change them and start again; docs/ALERTS.md says how.
 prices = "prices.toml"
 
 [[rule]]
@@ -62,7 +62,7 @@ money = "{money}"
 per = "day"
 thresholds = [100]
 """
-# The load is 1,930 tokens a request, of which gpt-4o-mini has a third: half of its budget is used after a minute and a half.
+# The load has 1,930 tokens a request, and gpt-4o-mini a third of them: half of its budget is used after 90 seconds.
 _BUDGET_TOKENS_OF_RATE = 100_000
 _USER_MONEY_OF_RATE = 0.005
 
@@ -94,8 +94,8 @@ class LiveCommand(KafkaSettings):
 
 
 def live_command(command: LiveCommand) -> None:
-    """Run the whole service beside a Kafka until Ctrl-C: two meters, a rollup with the dashboard, a ledger, budgets, and
-    a synthetic load that begins now. All that it starts ends with it.
+    """Run the whole service beside a Kafka until Ctrl-C: two meters, a rollup with the dashboard, a ledger, budgets,
+    and a synthetic load that begins now. All that it starts ends with it.
 
     Where there is no Kafka, `make live` starts one.
 

@@ -1,4 +1,4 @@
-"""README's first hour, as it is written there: from the stack to the dashboard, an alert, the bill, a CSV, the audit."""
+"""README's first hour, as it is written there: from the stack to the dashboard, an alert, the bill and the audit."""
 
 import os
 import pathlib

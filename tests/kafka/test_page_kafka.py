@@ -32,7 +32,8 @@ const note = () => {
   if (JSON.stringify(said.rows) + said.pulse !== window.last) noted.push(said);
   window.last = JSON.stringify(said.rows) + said.pulse;
 };
-new MutationObserver(note).observe(document.body, { subtree: true, childList: true, characterData: true, attributes: true });
+const all = { subtree: true, childList: true, characterData: true, attributes: true };
+new MutationObserver(note).observe(document.body, all);
 """.strip()
 
 
@@ -62,12 +63,9 @@ def rollup(stream: Stream, tmp_path: pathlib.Path) -> Iterator[Rollup]:
     made.process.wait()
 
 
-def meter_of(row: dict[str, str]) -> str:
-    return row["meter"]
-
-
 def states(page: Page) -> dict[str, str]:
-    return {row[0].removesuffix("host"): row[1] for row in page.table("#meter-rows tr")}
+    rows = "[...document.querySelectorAll('#meter-rows tr')]"
+    return dict(page.ask(f"{rows}.map((row) => [row.children[0].firstChild.textContent, row.children[1].textContent])"))
 
 
 def noted(page: Page, meter: str) -> list[tuple[str, bool, str]]:

@@ -11,6 +11,7 @@ let news = { alerts: [], more: 0 };
 
 all.addEventListener("click", () => {
   section.dataset.all = String(section.dataset.all !== "true");
+  dispatchEvent(new Event("alerts"));
   tellMore();
 });
 addEventListener("resize", tellMore);
@@ -50,7 +51,7 @@ function entry(alert) {
   item.className = over ? "over" : "near";
   const subject = alert.subject === null ? "" : ` · ${printable(alert.subject)}`;
   item.append(
-    span("mark", `${alert.threshold} %`),
+    span("passed", `${alert.threshold} %`),
     span("budget", `${printable(alert.rule)}${subject}`),
     span("used", `${amount(alert.used)} of ${amount(alert.limit)} ${unit(alert.unit)} (${percent(share(alert.used, alert.limit))})`),
     span("when", period(alert)),

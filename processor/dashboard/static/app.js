@@ -28,6 +28,7 @@ let sums = null; // of the time that is shown and the filter; null: the totals h
 let users = null; // the same of the largest users
 let receivedAt = performance.now();
 let drawing = false;
+let again = false; // draw all once more
 let refusal = "";
 let historyAt = -Infinity;
 
@@ -62,7 +63,12 @@ async function receive(news) {
   [totals, receivedAt, refusal] = [news, performance.now(), ""];
   tell();
   if (filtered()) await refreshView();
-  if (drawing) return; // the frames to come will draw these
+  redraw();
+}
+
+function redraw() {
+  again = drawing; // what is being drawn has a beginning that was true before
+  if (!totals || drawing) return;
   drawing = true;
   requestAnimationFrame(() => drawPanel(0));
 }
@@ -77,6 +83,7 @@ function drawPanel(k) {
   }
   if (k + 1 < PANELS.length) return requestAnimationFrame(() => drawPanel(k + 1));
   drawing = false;
+  if (again) redraw();
   document.body.dataset.shown = [asked.model, asked.chip, asked.meter].join("\u0000");
   if (!view) curve.count(Date.parse(totals.at), Number(shown.windows.since_start.tokens.total_tokens));
   if (performance.now() - historyAt >= (HISTORY_EVERY_MS[asked.span] ?? HISTORY_SELDOM_MS)) refreshHistory();
@@ -86,9 +93,10 @@ function drawPanel(k) {
 
 function whatIsShown() {
   const shown = { ...totals, ...view, windows: view ? { ...view.windows } : { ...totals.windows }, everyone: totals.windows };
-  shown.range = sums?.range ?? view?.range ?? totals.windows.last_1h;
-  shown.matrix = (sums ?? view ?? totals).matrix;
-  shown.users = users ?? { source: "top_users", rows: totals.top_users };
+  const known = sums ?? (needsSums() ? UNKNOWN : view);
+  shown.range = known?.range ?? totals.windows.last_1h;
+  shown.matrix = (known ?? totals).matrix;
+  shown.users = users ?? (usersQuery() ? { rows: [] } : { source: "top_users", rows: totals.top_users });
   const only = asked.meter && totals.meters.find(({ meter }) => meter === asked.meter);
   if (!only) return shown;
   const { records, rejects, lag_messages, freshness_ms, partitions } = only;
@@ -104,10 +112,13 @@ function viewQuery() {
   return given.toString();
 }
 
-// The view has the sums already, where it is of the same time and filter.
-function isOfView() {
-  return filtered() && (asked.meter ? isQuarter() : isUsual());
+// The view has the sums of the same time and filter, and the totals those of the last hour.
+function needsSums() {
+  if (asked.meter && isQuarter()) return false;
+  return !isUsual() || (asked.meter !== "" && Boolean(asked.model || asked.chip));
 }
+
+const UNKNOWN = { range: { tokens: null }, matrix: { models: [], chips: [], total_tokens: [] } };
 
 async function refreshView() {
   const query = viewQuery();
@@ -116,10 +127,12 @@ async function refreshView() {
 }
 
 async function refreshSums() {
-  if (isOfView() || (isUsual() && !asked.model && !asked.chip)) return (sums = null);
+  if (!needsSums()) return (sums = null);
   const query = sumQuery().toString();
   const found = await get(`/api/view?${query}`).catch(() => null);
-  if (found?.range && query === sumQuery().toString()) sums = found;
+  if (!found?.range || query !== sumQuery().toString()) return;
+  sums = found;
+  redraw();
 }
 
 // Of a meter its own list is asked for, of a model or another time the ledger.
@@ -133,7 +146,9 @@ async function refreshUsers() {
   const query = usersQuery();
   if (!query) return (users = null);
   const found = await get(`/api/users?${query}`).catch(() => ({ error: "no answer" }));
-  if (query === usersQuery()) users = { rows: [], ...found, told: found.why ?? found.error };
+  if (query !== usersQuery()) return;
+  users = { rows: [], ...found, told: found.why ?? found.error };
+  redraw();
 }
 
 async function change() {
@@ -143,7 +158,7 @@ async function change() {
   view = filtered() ? view : null;
   await Promise.all([filtered() && refreshView(), refreshSums(), refreshUsers()]);
   curve.set([], []);
-  if (totals && !drawing) drawPanel(0);
+  redraw();
   refreshCurve();
   refreshHistory();
 }
@@ -179,7 +194,7 @@ async function refreshHistory() {
   const now = Date.parse(totals.at);
   const before = address();
   const length = asked.from === null ? SPANS[asked.span] : asked.to - asked.from;
-  const wanted = asked.yesterday && length <= DAY_MS;
+  const wanted = asked.yesterday && length <= DAY_MS && !(asked.meter && isQuarter()); // of a meter it is not known
   const earlier = wanted ? await get(`/api/history?${historyQuery("total", now, DAY_MS)}`).catch(() => null) : null;
   for (const [by, stack] of Object.entries(stacks)) {
     const history = await get(`/api/history?${historyQuery(by, now)}`).catch(() => null); // the next round asks again
@@ -338,8 +353,8 @@ const wide = matchMedia("(min-width: 1900px)");
 
 // A screen that shows all at once, or a page to scroll.
 function measure() {
-  const { hidden } = document.getElementById("user");
-  document.body.dataset.long = String(!hidden || (money.shown() && !wide.matches));
+  const open = !document.getElementById("user").hidden || document.getElementById("alerts").dataset.all === "true";
+  document.body.dataset.long = String(open || (money.shown() && !wide.matches));
 }
 
 async function showLinks() {
@@ -379,6 +394,7 @@ showChoice();
 refreshUser();
 measure();
 wide.addEventListener("change", measure);
+addEventListener("alerts", measure);
 showLinks();
 connect();
 setInterval(tell, 500);

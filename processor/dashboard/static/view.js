@@ -103,7 +103,7 @@ export const PANELS = [
   },
   (totals) => drawMatrix(totals.matrix),
   (totals) => {
-    drawUsers(totals.users, totals.range.tokens.total_tokens);
+    drawUsers(totals.users, totals.range.tokens?.total_tokens);
     drawMeters(totals.meters);
   },
 ];
@@ -133,8 +133,8 @@ function drawRate(rate) {
 }
 
 function drawCategories(tokens) {
-  const whole = Number(tokens.total_tokens);
-  const parts = CATEGORIES.map(([name, count]) => [name, count(tokens)]);
+  const whole = Number(tokens?.total_tokens ?? 0);
+  const parts = CATEGORIES.map(([name, count]) => [name, tokens && count(tokens)]);
   rows(byId("segments"), parts, element("i"), (node, [, count], k) => {
     setStyle(node, "flex-grow", (share(count, whole) * 1000).toFixed(1));
     setStyle(node, "background", `var(--c${k + 1})`);
