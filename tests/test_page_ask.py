@@ -154,6 +154,24 @@ def test_yesterday_is_behind_today_and_the_unfinished_minute_is_veiled(page, fee
     page.until(lambda: "yesterday" not in page.ask(lines) and address(page) == "?yesterday=0", "it does not go")
 
 
+@pytest.mark.parametrize(
+    ("behind", "last", "veiled"), [((20, 20, 20), 20, 2), ((20, 18, 19), 21, 0), ((50, 18, 18), 18, 2)]
+)
+def test_a_chart_ends_where_counting_is_and_not_in_a_cliff(page, feed, site, behind, last, veiled):
+    """Minutes of event time that each meter is behind; the newest record is half a minute into its minute."""
+    feed.totals = make(at_ms=AT_MS + 1000)
+    minute_ms = AT_MS // 60_000 * 60_000
+    for meter, minutes in zip(feed.totals["meters"], behind, strict=True):
+        meter["partitions"][0]["watermark"] = totals_data.instant(minute_ms - minutes * 60_000 + 30_000)
+    feed.totals["complete_up_to"] = totals_data.instant(minute_ms - max(behind) * 60_000 + 30_000)
+    open_at(page, site, "")
+    ends = "document.getElementById('by-model').data?.[0]?.x.at(-1)"
+    page.until(lambda: page.ask(ends) == minute_ms - last * 60_000, "the chart's end")
+    layout = "document.getElementById('by-model').layout"
+    assert page.ask(f"{layout}.xaxis.range[1]") == minute_ms, "the time that was asked for"
+    assert page.ask(f"{layout}.shapes.length") == veiled
+
+
 def test_what_the_pointer_is_at_is_told_in_the_legend_and_not_in_a_label_that_is_cut(page):
     page.until_drawn()
     ActionChains(page.chrome).move_to_element(page.chrome.find_element("id", "by-model")).perform()
@@ -321,7 +339,7 @@ def test_nothing_is_cut(page, feed, site, size, shown):
         assert page.ask(CUT) == []
         assert page.ask("document.documentElement.scrollWidth <= innerWidth")
         click(page, "#alerts > button")  # all of them
-    assert page.table("#alerts li")[1][:3] == ["100 %", "team-day · blue", "261.0135 of 250 USD (104.4 %)"]
+    assert page.table("#alerts li")[1][:3] == ["100 %", "team-day · blue", "261.01 of 250 USD (104.4 %)"]
 
 
 def test_all_can_be_done_by_keyboard(page, site, feed):

@@ -41,10 +41,12 @@ model = "gpt-4o-mini"
 input = "0.15"
 output = "0.60"
 
-[[chip_cost]]             # of a million tokens
-chip = "*"
-per_million_tokens = "0.20"
+# What a million tokens cost on each chip.
 """
+_CHIP_COSTS = {
+    "H100-SXM5-80GB": "0.20", "H200-SXM-141GB": "0.22", "A100-SXM4-80GB": "0.31", "B200-SXM-192GB": "0.16",
+    "MI300X-192GB": "0.19", "L40S-48GB": "0.42",
+}  # fmt: skip
 _BUDGETS = """\
 # Budgets, whose alerts come to the dashboard. Change them and start again; docs/ALERTS.md says how.
 prices = "prices.toml"
@@ -64,7 +66,7 @@ thresholds = [100]
 """
 # The load has 1,930 tokens a request, and gpt-4o-mini a third of them: half of its budget is used after 90 seconds.
 _BUDGET_TOKENS_OF_RATE = 100_000
-_USER_MONEY_OF_RATE = 0.005
+_USER_MONEY_OF_RATE = 0.02
 
 
 class FolderUnusable(TokenometerError):
@@ -113,12 +115,7 @@ def live_command(command: LiveCommand) -> None:
         (folder / _DATABASE).unlink(missing_ok=True)  # of another run, perhaps on another Kafka
         token = folder / "token"
         _write_secret(token, secrets.token_hex(24))
-        _write_once(folder / "prices.toml", _PRICES)
-        money = max(1, round(command.rate * _USER_MONEY_OF_RATE))
-        _write_once(
-            folder / "budgets.toml",
-            _BUDGETS.format(tokens=f"{command.rate * _BUDGET_TOKENS_OF_RATE:_}", money=money),
-        )
+        _write_examples(folder, command.rate)
         say("Starting two meters, a rollup, a ledger, budgets and a load ...")
         ports = {name: _port(port) for name, port in _PORTS.items()}
         members = list(_members(command, folder, token, ports))
@@ -213,6 +210,13 @@ def _write_secret(path: pathlib.Path, text: str) -> None:
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def _write_examples(folder: pathlib.Path, rate: int) -> None:
+    costs = [f'[[chip_cost]]\nchip = "{chip}"\nper_million_tokens = "{cost}"\n' for chip, cost in _CHIP_COSTS.items()]
+    _write_once(folder / "prices.toml", "\n".join([_PRICES, *costs]))
+    money = max(1, round(rate * _USER_MONEY_OF_RATE))
+    _write_once(folder / "budgets.toml", _BUDGETS.format(tokens=f"{rate * _BUDGET_TOKENS_OF_RATE:_}", money=money))
 
 
 def _write_once(path: pathlib.Path, text: str) -> None:

@@ -67,9 +67,9 @@ function span(name, text) {
   return made;
 }
 
-// Tokens are integers; money is a decimal in a text, which is shown as it is.
+// Tokens are integers; money is an exact decimal in a text, which is rounded here and told when one points at it.
 function amount(value) {
-  return typeof value === "string" ? value : si(value);
+  return typeof value === "string" ? String(Math.round(Number(value) * 100) / 100 || value) : si(value);
 }
 
 function told(value) {

@@ -191,14 +191,14 @@ async function refreshHistory() {
   refreshSums();
   refreshUsers();
   if (!totals) return;
-  const now = Date.parse(totals.at);
+  const [now, known] = [Date.parse(totals.at), counted()]; // known before the histories are asked for: they have at least that
   const before = address();
   const length = asked.from === null ? SPANS[asked.span] : asked.to - asked.from;
   const wanted = asked.yesterday && length <= DAY_MS && !(asked.meter && isQuarter()); // of a meter it is not known
   const earlier = wanted ? await get(`/api/history?${historyQuery("total", now, DAY_MS)}`).catch(() => null) : null;
   for (const [by, stack] of Object.entries(stacks)) {
     const history = await get(`/api/history?${historyQuery(by, now)}`).catch(() => null); // the next round asks again
-    if (history?.series && before === address()) stack.set(history, earlier?.series?.[0]?.tokens.some(Number) ? earlier : null, counted());
+    if (history?.series && before === address()) stack.set(history, earlier?.series?.[0]?.tokens.some(Number) ? earlier : null, known);
   }
 }
 

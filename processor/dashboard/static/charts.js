@@ -8,6 +8,7 @@ const OTHERS = "others";
 const SERIES_MAX = 12;
 const DAY_MS = 86_400_000;
 const VEILED_MAX = 4; // steps: a partition whose clients are silent must not veil all
+const EVEN = 0.2; // of a step: partitions that are counted alike
 const STEP_SHOWN = 0.25; // of a step that is not over: before that its rate says nothing
 
 let library;
@@ -107,7 +108,7 @@ export class Stack {
   }
 
   figure(colours) {
-    const { times, rates, ends } = stepRates(this.history, this.counted?.newest);
+    const { times, rates, ends } = stepRates(this.history, this.counted);
     const entries = this.history.series.map((series, k) => [series, series.name === null ? colours.others : colours.series[k % SERIES_MAX]]);
     this.explain(entries);
     Object.assign(this, { times, rates });
@@ -163,13 +164,14 @@ function axisOf({ times, step_ms: step, to }, shown) {
   return last > shown.at(-1) ? [...shown, last] : shown;
 }
 
-// What is not complete is veiled: a step that is not over, or that some meter has not read to its end. Its rate is that
-// so far, and will change.
+// The steps that are not complete are veiled: one that is not over, or that some meter has not read to its end. Their
+// rates are those so far, and will change.
 function unfinished({ step_ms: step }, shown, ends, counted, colours) {
   const last = shown.at(-1);
-  if (last === undefined || ends >= last + step && !(counted?.complete < last + step)) return [];
-  const complete = counted?.complete ? counted.complete - step : Infinity;
-  const begin = Math.max(shown.at(-1 - VEILED_MAX) ?? shown[0], Math.min(shown.findLast((time) => time <= complete) ?? shown[0], shown.at(-2) ?? last - step));
+  const complete = counted?.complete || Infinity;
+  if (last === undefined || (ends >= last + step && complete >= last + step)) return [];
+  const whole = shown.findLastIndex((time) => time + step <= complete);
+  const begin = shown[Math.max(0, Math.min(whole, shown.length - 2), shown.length - 1 - VEILED_MAX)];
   const line = { width: 1, dash: "dot", color: colours.text };
   return [
     { type: "rect", yref: "paper", x0: begin, x1: last, y0: 0, y1: 1, fillcolor: colours.panel, opacity: 0.55, line: { width: 0 }, layer: "above" },
@@ -177,10 +179,19 @@ function unfinished({ step_ms: step }, shown, ends, counted, colours) {
   ];
 }
 
-// Tokens per step as tokens per second. The step that is not over yet is shown at its rate so far, and what comes after
-// the newest record that is counted is not shown: that is not known to be 0.
-function stepRates({ times, series, step_ms: step, to }, newest = Infinity) {
-  const ends = Math.min(Date.parse(to), newest);
+// Where the chart ends: at the newest record that is counted, since what comes after it is not known to be 0. Where some
+// partitions are counted further than others, it ends with the last step that is counted of all, unless one of them has
+// been silent for long.
+function endOf({ step_ms: step, to }, counted) {
+  const newest = Math.min(Date.parse(to), counted?.newest ?? Infinity);
+  const apart = newest - (counted?.complete || newest);
+  return apart > step * EVEN && apart <= step * VEILED_MAX ? Math.floor(counted.complete / step) * step : newest;
+}
+
+// Tokens per step as tokens per second. The step that is not over yet is shown at its rate so far.
+function stepRates(history, counted) {
+  const { times, series, step_ms: step } = history;
+  const ends = endOf(history, counted);
   const lasted = times.map((time) => Math.min(step, ends - time));
   const shown = lasted.filter((ms) => ms >= step * STEP_SHOWN).length;
   const rates = series.map(({ tokens }) => tokens.slice(0, shown).map((count, k) => (Number(count) * 1000) / lasted[k]));
