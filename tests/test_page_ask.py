@@ -155,7 +155,8 @@ def test_yesterday_is_behind_today_and_the_unfinished_minute_is_veiled(page, fee
 
 
 @pytest.mark.parametrize(
-    ("behind", "last", "veiled"), [((20, 20, 20), 20, 2), ((20, 18, 19), 21, 0), ((50, 18, 18), 18, 2)]
+    ("behind", "last", "veiled"),
+    [((0, 0, 0), 0, 2), ((20, 20, 20), 21, 2), ((20, 18, 19), 21, 2), ((50, 18, 18), 19, 2)],
 )
 def test_a_chart_ends_where_counting_is_and_not_in_a_cliff(page, feed, site, behind, last, veiled):
     """Minutes of event time that each meter is behind; the newest record is half a minute into its minute."""

@@ -164,12 +164,13 @@ function axisOf({ times, step_ms: step, to }, shown) {
   return last > shown.at(-1) ? [...shown, last] : shown;
 }
 
-// The steps that are not complete are veiled: one that is not over, or that some meter has not read to its end. Their
-// rates are those so far, and will change.
-function unfinished({ step_ms: step }, shown, ends, counted, colours) {
+// The steps that are not complete are veiled: one that is not over, one that some meter has not read to its end, and the
+// last one where counting is behind the clock, to which late records come. Their rates are those so far, and will change.
+function unfinished({ step_ms: step, to }, shown, ends, counted, colours) {
   const last = shown.at(-1);
   const complete = counted?.complete || Infinity;
-  if (last === undefined || (ends >= last + step && complete >= last + step)) return [];
+  const behind = ends < Date.parse(to) - step;
+  if (last === undefined || (ends >= last + step && complete >= last + step && !behind)) return [];
   const whole = shown.findLastIndex((time) => time + step <= complete);
   const begin = shown[Math.max(0, Math.min(whole, shown.length - 2), shown.length - 1 - VEILED_MAX)];
   const line = { width: 1, dash: "dot", color: colours.text };
@@ -179,13 +180,16 @@ function unfinished({ step_ms: step }, shown, ends, counted, colours) {
   ];
 }
 
-// Where the chart ends: at the newest record that is counted, since what comes after it is not known to be 0. Where some
-// partitions are counted further than others, it ends with the last step that is counted of all, unless one of them has
-// been silent for long.
+// Where the chart ends: at the newest record that is counted, since what comes after it is not known to be 0. Where that is
+// not now, or some partitions are counted further than others, it ends with a whole step: the last one that is counted of
+// all, unless one of the partitions has been silent for long.
 function endOf({ step_ms: step, to }, counted) {
-  const newest = Math.min(Date.parse(to), counted?.newest ?? Infinity);
+  const now = Date.parse(to);
+  const newest = Math.min(now, counted?.newest ?? Infinity);
   const apart = newest - (counted?.complete || newest);
-  return apart > step * EVEN && apart <= step * VEILED_MAX ? Math.floor(counted.complete / step) * step : newest;
+  const even = !(apart > step * EVEN) || apart > step * VEILED_MAX;
+  if (even && !(newest < now - step)) return newest;
+  return Math.floor((even ? newest : counted.complete) / step) * step;
 }
 
 // Tokens per step as tokens per second. The step that is not over yet is shown at its rate so far.
