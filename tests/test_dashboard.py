@@ -119,13 +119,23 @@ def test_a_wrong_parameter_is_named(site, query):
     ("path", "words"),
     [
         ("/api/totals?modle=x", "modle: no such parameter; there are none"),
-        ("/api/history?spam=1h", "spam: no such parameter; expected span, from, to, by, model, chip"),
+        ("/api/history?spam=1h", "spam: no such parameter; expected span, from, to, model, chip, meter, by"),
         ("/api/history?by=chip&by=model", "by: it comes twice"),
         ("/api/history?from=2026-11-23T10:00Z", "expected both, and no span"),
         ("/api/history?from=2026-11-23T10:00Z&to=2026-11-23T10:00Z", "to after from"),
         ("/api/history?from=2026-11-20T10:00Z&to=2026-11-22T10:00:01Z", "at most 48 hours"),
         ("/api/history?from=yesterday&to=2026-11-23T10:00Z", "from: expected a time"),
-        ("/api/view?meter=m", "meter: no such parameter"),
+        ("/api/view?metre=m", "metre: no such parameter"),
+        ("/api/view?meter=m", "expected span=15m"),
+        ("/api/history?meter=m&span=1h", "expected span=15m"),
+        ("/api/cost?meter=m&from=2026-11-23T10:00Z&to=2026-11-23T10:05Z", "expected span=15m"),
+        ("/api/users?meter=m&model=x", "its users are known of the last hour, and of all models"),
+        ("/api/users?meter=m&span=15m", "its users are known of the last hour"),
+        ("/api/users?top=5", "top: no such parameter"),
+        ("/api/about?x=1", "x: no such parameter; there are none"),
+        ("/v1/alerts?rule=x", "rule: no such parameter"),
+        ("/api/openapi.json?v=1", "v: no such parameter"),
+        ("/metrics?name=x", "name: no such parameter; expected name[]"),
         ("/api/view?model=", "model: expected a name"),
         (f"/api/user?user={'x' * 257}", "user: expected a name"),
         ("/api/user", "user: expected a name"),
@@ -155,6 +165,15 @@ def test_without_prices_there_is_no_money_and_a_user_is_looked_up_in_the_lists(s
     assert get(site, f"/api/user?user={user['user']}").json() == expected
     assert get(site, "/api/user?user=nobody").json()["total_tokens"] is None
     assert get(site, "/api/about").json()["ledger"] is None
+
+
+def test_users_of_a_meter_are_in_its_lists_and_those_of_a_model_are_only_in_a_ledger(site, feed):
+    users = feed.totals["top_users"]
+    assert get(site, "/api/users").json() == {"source": "top_users", "rows": users}
+    assert get(site, "/api/users?meter=meter-1").json()["rows"] == feed._top_users("meter-1") != users
+    for query in ("model=m", "chip=c", "span=24h", "from=2026-11-23T10:00Z&to=2026-11-23T11:00Z"):
+        answer = get(site, f"/api/users?{query}").json()
+        assert (answer["source"], answer["rows"]) == ("none", []) and "with --ledger" in answer["why"]
 
 
 def test_a_ledger_that_does_not_answer_is_said_and_no_token_is_told(feed):

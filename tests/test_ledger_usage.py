@@ -5,6 +5,7 @@ import csv
 import dataclasses
 import io
 import json
+import pathlib
 import random
 import threading
 import urllib.error
@@ -211,6 +212,18 @@ def test_a_wrong_question_is_told_what_is_wrong(changes: dict[str, str], words: 
         usage.parse({"from": "2026-11-22", "to": "2026-11-23", **changes})
     with pytest.raises(BadRequest, match="to is missing"):
         usage.parse({"from": "2026-11-22"})
+
+
+def test_a_parameter_that_a_route_does_not_know_is_refused_and_not_ignored(tmp_path: pathlib.Path) -> None:
+    with books.opened(str(tmp_path / "ledger.duckdb")) as store, serving(store) as url:
+        for path in ("status", "statements", "check", "openapi.json"):
+            status, answer = fetch(f"{url}/v1/{path}?user=a")
+            assert (status, answer["error"]) == (400, "no such parameter: user; there are none"), path
+        for path in ("usage", "close", "adjust"):
+            status, answer = fetch(f"{url}/v1/{path}?to=2026-12-01", {}, **{"Content-Type": "application/json"})
+            assert (status, answer["error"]) == (400, "no such parameter: to; there are none"), path
+        assert fetch(f"{url}/v1/usage?form=csv")[0] == fetch(f"{url}/metrics?name=x")[0] == 400
+        assert fetch(f"{url}/healthz?verbose")[0] == 200, "a probe must not be told that it is ill"
 
 
 def test_hostile_names_can_be_asked_for(database: str) -> None:

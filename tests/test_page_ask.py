@@ -17,9 +17,9 @@ from tests.test_ledger import take
 from tests.test_ledger_usage import serving
 from tests.test_page import Page, chrome, complaints, served  # noqa: F401 - a fixture
 from tests.totals_data import Feed, Shape, make
-from tokenometer.processor.dashboard import Ledger, SiteThread, server
+from tokenometer.processor.dashboard import Ledger, Question, SiteThread, server
 from tokenometer.processor.ledger import pricefile
-from tokenometer.processor.ledger.hour import HourMoney
+from tokenometer.processor.ledger.list_money import ListMoney
 
 pytestmark = pytest.mark.browser
 AT_MS = totals_data.AT_MS + 30_000  # the minute is half over
@@ -34,6 +34,16 @@ output = "1.5"
 chip = "H100-SXM5-80GB"
 per_million_tokens = "0.2"
 """
+ALERT = {
+    "schema": 1, "id": "1", "rule": "everything", "threshold": 80, "each": None, "subject": None,
+    "unit": "total_tokens", "limit": 5_000_000_000_000, "used": 4_312_345_678_901, "per": "hour",
+    "begin": "2026-11-23T17:00:00+00:00",
+    "end": "2026-11-23T18:00:00+00:00", "at": "2026-11-23T17:05:00.123Z",
+}  # fmt: skip
+MONEY_ALERT = ALERT | {
+    "rule": "team-day", "threshold": 100, "each": "team", "subject": "blue", "unit": "USD", "limit": "250",
+    "per": "day", "used": "261.0135",
+}  # fmt: skip
 # Elements whose content is wider than their box, and panels whose content is higher. What scrolls is meant to.
 CUT = """
 [...document.querySelectorAll("header, header *, .ask, .ask *, #banner, section, section *")].filter((node) =>
@@ -53,7 +63,7 @@ FOCUSED = """
 @pytest.fixture(scope="module")
 def feed() -> Feed:
     prices = pricefile.parse(LIST, "prices.toml")
-    return Feed(make(at_ms=AT_MS), money=HourMoney(prices, prices))
+    return Feed(make(at_ms=AT_MS), money=ListMoney(prices, prices))
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +78,7 @@ def site(feed: Feed) -> Iterator[SiteThread]:
 def page(chrome: webdriver.Chrome, feed: Feed, site: SiteThread) -> Iterator[Page]:  # noqa: F811
     feed.totals = make(at_ms=AT_MS)
     feed.asked.clear()
+    feed.alerts = []
     chrome.get_log("browser")
     page = Page(chrome)
     open_at(page, site, "")
@@ -96,7 +107,7 @@ def test_a_click_on_a_model_a_chip_and_a_meter_filters_all_that_is_known_of_it(p
     before = page.field("now")[0]
     click(page, "#legend-model button[value='gpt-oss-120b']")
     page.until(lambda: page.field("now")[0] != before, "the rate is not the model's")
-    part = feed._view("gpt-oss-120b", None)
+    part = feed._view(Question(3_600_000, 60_000, "total", None, "gpt-oss-120b", None, None))
     assert page.field("today")[1] == f"{part['windows']['today']['tokens']['total_tokens']:,} tokens"
     assert page.field("since_start")[0] == "–", "what is not known of a model is not shown as if it were"
     page.until(lambda: [row[0] for row in page.table("#matrix tbody tr")] == ["gpt-oss-120b"], "the matrix")
@@ -141,6 +152,25 @@ def test_yesterday_is_behind_today_and_the_unfinished_minute_is_veiled(page, fee
     assert page.ask("document.getElementById('by-model').layout.shapes.length") == 2
     click(page, "#yesterday")
     page.until(lambda: "yesterday" not in page.ask(lines) and address(page) == "?yesterday=0", "it does not go")
+
+
+@pytest.mark.parametrize(
+    ("behind", "last", "veiled"),
+    [((0, 0, 0), 0, 2), ((20, 20, 20), 21, 2), ((20, 18, 19), 21, 2), ((50, 18, 18), 19, 2)],
+)
+def test_a_chart_ends_where_counting_is_and_not_in_a_cliff(page, feed, site, behind, last, veiled):
+    """Minutes of event time that each meter is behind; the newest record is half a minute into its minute."""
+    feed.totals = make(at_ms=AT_MS + 1000)
+    minute_ms = AT_MS // 60_000 * 60_000
+    for meter, minutes in zip(feed.totals["meters"], behind, strict=True):
+        meter["partitions"][0]["watermark"] = totals_data.instant(minute_ms - minutes * 60_000 + 30_000)
+    feed.totals["complete_up_to"] = totals_data.instant(minute_ms - max(behind) * 60_000 + 30_000)
+    open_at(page, site, "")
+    ends = "document.getElementById('by-model').data?.[0]?.x.at(-1)"
+    page.until(lambda: page.ask(ends) == minute_ms - last * 60_000, "the chart's end")
+    layout = "document.getElementById('by-model').layout"
+    assert page.ask(f"{layout}.xaxis.range[1]") == minute_ms, "the time that was asked for"
+    assert page.ask(f"{layout}.shapes.length") == veiled
 
 
 def test_what_the_pointer_is_at_is_told_in_the_legend_and_not_in_a_label_that_is_cut(page):
@@ -199,6 +229,61 @@ def test_a_late_meter_fades_a_dead_one_is_named_and_one_that_was_told_to_stop_is
     page.until(lambda: page.banner.startswith("STOPPED: every meter was told to stop"), "the banner")
 
 
+def test_a_time_that_is_chosen_is_that_of_categories_matrix_money_and_users(page, feed, site):
+    open_at(page, site, "?range=6h")
+    hour = sum(map(sum, feed.totals["matrix"]["total_tokens"]))
+    titles = "[...document.querySelectorAll('#matrix td')].map((cell) => Number(cell.tokens))"
+    page.until(lambda: sum(page.ask(titles)) > 5 * hour, "the matrix is of the last hour")
+    for panel in (".split", ".matrix", "#money"):
+        assert "last 6 hours" in page.ask("document.querySelector(arguments[0]).querySelector('h2').textContent", panel)
+    page.until(lambda: page.table("#money tfoot tr"), "no money")
+    whole = feed._cost(Question(6 * 3_600_000, 300_000, "total", None, None, None, None))
+    page.until(
+        lambda: page.ask("document.querySelector('#money tfoot td').title") == f"{whole['total_tokens']:,}", "sum"
+    )
+    assert page.table("#top-users tr") == [] and "start the rollup with --ledger" in page.field("users-told")[0]
+    click(page, "[data-span='1h']")
+    page.until(lambda: len(page.table("#top-users tr")) == 20 and page.field("users-told")[0] == "", "the lists")
+    page.until(lambda: sum(page.ask(titles)) == hour, "the last hour")
+
+
+def test_a_meter_s_own_usage_is_shown_of_the_last_quarter_of_an_hour(page, feed, site):
+    everybody = page.field("now")[1]
+    open_at(page, site, "?meter=meter-1")
+    page.until(lambda: page.field("now")[1] not in (everybody, "–"), "the rate of all meters")
+    meter = feed.totals["meters"][1]
+    assert page.field("since_start")[1] == f"{meter['total_tokens']:,} tokens" and page.field("today")[0] == "–"
+    page.until(lambda: len(page.table("#top-users tr")) == 10, "the meter's own list")
+    assert page.ask("document.querySelector('.models h2').dataset.unfiltered") == "meter"
+    assert "choose 15 m" in page.ask("document.querySelector('.models h2').title")
+    click(page, "[data-span='15m']")
+    page.until(lambda: page.ask("document.querySelector('.models h2').dataset.unfiltered") == "", "it is filtered")
+    page.until(lambda: any(asked.meter and asked.by == "model" for asked in feed.asked), "the chart")
+    assert page.ask("document.querySelector('.users h2').dataset.unfiltered") == "meter"
+
+
+def test_who_used_a_model_at_two_o_clock_and_what_it_cost_is_the_ledger_s(page, tmp_path):
+    hour = AT_MS // 3_600_000 * 3_600_000 - 3 * 3_600_000
+    rows = [
+        books.usage_row((hour + at * 60_000, user, model, "h100", "p"), [1, tokens, 0, 0, 0, 0])
+        for at, user, model, tokens in (
+            (0, "big", "gpt-x", 4_000_000), (30, "small", "gpt-x", 1_000_000), (9, "other", "m", 9_000_000),
+            (61, "late", "gpt-x", 7_000_000),
+        )
+    ]  # fmt: skip
+    time_of = f"from={totals_data.instant(hour)[:16]}Z&to={totals_data.instant(hour + 3_600_000)[:16]}Z"
+    with books.opened(str(tmp_path / "ledger.duckdb")) as store:
+        take(store, rows)
+        with serving(store) as url, served(Feed(make(at_ms=AT_MS), ledger=Ledger(url, prices=LIST))) as site:
+            open_at(page, site, f"?{time_of}&model=gpt-x")
+            shown = [["big", "4.00 M", "2.00"], ["small", "1.00 M", "0.50"]]
+            page.until(lambda: page.table("#top-users tr") == shown, "the users")
+            assert page.field("users-third")[0] == "USD" and "by the ledger" in page.field("users-when")[0]
+            click(page, "#top-users button[value='big']")
+            told = "document.querySelector('#user .told').textContent"
+            page.until(lambda: "by the ledger" in page.ask(told), "the user")
+
+
 def test_what_is_shown_is_exported_with_all_its_digits(page, feed):
     page.until_drawn()
     page.ask("""(() => { window.saved = [];
@@ -220,7 +305,7 @@ def test_what_is_shown_is_exported_with_all_its_digits(page, feed):
 
 def test_money_is_that_of_the_price_list_and_says_what_has_no_price(page, feed):
     page.until(lambda: page.table("#money [data-kind=model] tr"), "no money")
-    expected = feed._cost(None, None)
+    expected = feed._cost(Question(3_600_000, 60_000, "total", None, None, None, None))
     shown = {row[0]: row for row in page.table("#money tr") if len(row) == 5}
     rows = "[...document.querySelectorAll('#money tbody tr, #money tfoot tr')]"
     titles = dict(page.ask(f"{rows}.map((row) => [row.children[0].textContent, row.children[2].title])"))
@@ -230,18 +315,32 @@ def test_money_is_that_of_the_price_list_and_says_what_has_no_price(page, feed):
     assert "tokens have no price" in page.ask("document.querySelector('#money .more').textContent")
 
 
+SHOWN = {
+    "a user and a model": "?range=6h&model=gpt-oss-120b&user=user-00013",
+    "a meter": "?model=gpt-oss-120b&chip=TPU-v6e&meter=meter-1",
+    "a time": "?from=2026-11-22T22:00Z&to=2026-11-23T16:00Z&chip=H100-SXM5-80GB",
+    "everything": "",
+}
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-def test_nothing_is_cut(page, feed, site, size):
+@pytest.mark.parametrize("shown", SHOWN)
+def test_nothing_is_cut(page, feed, site, size, shown):
     feed.totals = make(Shape(models=8, chips=6, meters=3), AT_MS)
-    open_at(page, site, "?range=6h&model=gpt-oss-120b&user=user-00013", size)
+    feed.alerts = [ALERT, MONEY_ALERT, *({**ALERT, "subject": f"user-{n:05d}", "each": "user"} for n in range(20))]
+    open_at(page, site, SHOWN[shown], size)
+    page.until(lambda: not page.ask("document.getElementById('alerts').hidden"), "no alerts")
     for chart in ("by-model", "by-chip"):
         page.ask("document.getElementById(arguments[0]).scrollIntoView()", chart)
         page.until(
             lambda chart=chart: page.ask("document.getElementById(arguments[0]).dataset.drawn > 0", chart), chart
         )
     page.until(lambda: page.table("#money [data-kind=model] tr"), "no money")
-    assert page.ask(CUT) == []
-    assert page.ask("document.documentElement.scrollWidth <= innerWidth")
+    for _ in range(2):
+        assert page.ask(CUT) == []
+        assert page.ask("document.documentElement.scrollWidth <= innerWidth")
+        click(page, "#alerts > button")  # all of them
+    assert page.table("#alerts li")[1][:3] == ["100 %", "team-day · blue", "261.01 of 250 USD (104.4 %)"]
 
 
 def test_all_can_be_done_by_keyboard(page, site, feed):
@@ -259,10 +358,16 @@ def test_all_can_be_done_by_keyboard(page, site, feed):
 
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
-def test_axe_finds_nothing_serious(page, theme):
+@pytest.mark.parametrize("shown", ["everything", "a meter"])
+def test_axe_finds_nothing_serious(page, feed, site, theme, shown):
+    feed.alerts = [ALERT, MONEY_ALERT] * 9
+    open_at(page, site, SHOWN[shown])
     page.prefer(theme)
+    page.until(lambda: page.table("#alerts li"), "no alerts")
     page.until_drawn()
     found = [each for each in Axe().run(page.chrome)["violations"] if each["impact"] in ("serious", "critical")]
-    assert not found, [(each["id"], [node["html"][:120] for node in each["nodes"]][:4]) for each in found]
+    assert not found, [
+        (each["id"], [(node["html"][:120], node["any"][0]["message"]) for node in each["nodes"]][:4]) for each in found
+    ]
     with contextlib.suppress(Exception):
         page.chrome.get_log("browser")

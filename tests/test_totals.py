@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 from tests.summaries import COUNTERS, FakeMeter, Fleet, named, rfc3339
 from tests.test_schemas import validator
 from tokenometer.processor.rollup import cells, entries, summaries, totals
-from tokenometer.processor.rollup.entries import DAY_MS, Entries, Key
+from tokenometer.processor.rollup.entries import DAY_MS, Entries, Key, kept_from
 from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS
 from tokenometer.processor.rollup.summaries import UnknownSummary, Unreadable, read_summary
+from tokenometer.processor.rollup.tables import Only
 from tokenometer.processor.rollup.totals import Totals
 
 START_MS = 1_795_453_500_000  # 17:05 UTC
@@ -275,7 +276,7 @@ def test_a_part_of_the_totals_is_that_of_its_cells(seed):
     whole = view.rolling(fleet.now_ms)["windows"]
     for kind in ("model", "chip"):
         for row in whole["last_24h"][f"by_{kind}"]:
-            only = (row["model"], None) if kind == "model" else (None, row["chip"])
+            only = Only(**{kind: row[kind]})
             found = view.view(fleet.now_ms, only)
             assert found["windows"]["last_24h"]["tokens"] == {
                 name: row[name] for name in found["windows"]["today"]["tokens"]
@@ -284,12 +285,62 @@ def test_a_part_of_the_totals_is_that_of_its_cells(seed):
             known = [each for each in whole["last_1h"][f"by_{kind}"] if each[kind] == row[kind]]
             assert matrix[f"{kind}s"] == [row[kind]] * len(known)
             assert sum(map(sum, matrix["total_tokens"])) == sum(each["total_tokens"] for each in known)
-            begin_ms, _, cells = view.cells_of_hour(only)
+            cells = view.cells_of(*view.range_of(fleet.now_ms, HOUR_MS, None), only)
+            assert found["range"]["tokens"]["total_tokens"] == sum(map(sum, matrix["total_tokens"]))
             assert sum(counters[1] + counters[4] for _, _, counters in cells) == sum(map(sum, matrix["total_tokens"]))
             found = view.history(fleet.now_ms, HOUR_MS, MINUTE_MS, "total", only=only)
             assert sum(found["series"][0]["tokens"]) <= whole["last_1h"]["tokens"]["total_tokens"]
-    nobody = view.view(fleet.now_ms, ("nobody", None))
+    nobody = view.view(fleet.now_ms, Only("nobody"))
     assert nobody["windows"]["last_24h"]["tokens"]["total_tokens"] == 0 and nobody["matrix"]["models"] == []
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, minutes=st.integers(1, 3000), until=st.integers(0, 200))
+def test_sums_of_a_time_are_those_of_its_windows(seed, minutes, until):
+    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    run(fleet, 40, (1000, 60_000), 100 * MINUTE_MS)
+    for partition, offset, value in fleet.log:
+        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+            view.apply(key, changed)
+    view.rolling(fleet.now_ms)
+    until_ms = fleet.now_ms // MINUTE_MS * MINUTE_MS + (10 - until) * MINUTE_MS
+    begin_ms = max(until_ms - minutes * MINUTE_MS, kept_from(fleet.now_ms))
+    for only in (Only(), Only(model="model-1"), Only(chip="chip-2"), Only("model-0", "chip-0")):
+        found = view.view(fleet.now_ms, only, until_ms - begin_ms, until_ms)
+        rows = [
+            counters for (window, model, chip), counters in fleet.usage().items()
+            if begin_ms <= window < until_ms and only.model in (None, model) and only.chip in (None, chip)
+        ]  # fmt: skip
+        tokens = sum(row[1] + row[4] for row in rows)
+        assert found["range"]["tokens"]["total_tokens"] == tokens
+        assert sum(map(sum, found["matrix"]["total_tokens"])) == tokens
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds)
+def test_a_meter_s_last_quarter_of_an_hour_is_that_of_its_own_cells(seed):
+    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    run(fleet, 60, (1000, 60_000), 10 * MINUTE_MS)
+    for partition, offset, value in fleet.log:
+        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
+            view.apply(key, changed)
+    view.rolling(fleet.now_ms)
+    begin_ms = (fleet.now_ms - 15 * MINUTE_MS) // MINUTE_MS * MINUTE_MS
+    for meter in fleet.meters:
+        only = Only(meter=meter.name)
+        own = {
+            (part, cell): counters for (part, cell), counters in fleet.truth.items()
+            if part.startswith(f"{meter.name}.") and cell[0] >= begin_ms
+        }  # fmt: skip
+        found = view.view(fleet.now_ms, only, 15 * MINUTE_MS)
+        assert found["range"]["tokens"]["total_tokens"] == sum(row[1] + row[4] for row in own.values())
+        assert set(found["windows"]) == {"last_1m", "last_5m"}
+        history = view.history(fleet.now_ms, 15 * MINUTE_MS, MINUTE_MS, "model", only=only)
+        recent = sum(row[1] + row[4] for (_, cell), row in own.items() if cell[0] >= history["times"][0])
+        assert sum(map(sum, (series["tokens"] for series in history["series"]))) == recent
+        users = {row["user"]: row["total_tokens"] for row in view.top_users(fleet.now_ms, meter.name)}
+        everybody = {row["user"]: row["total_tokens"] for row in view.top_users(fleet.now_ms)}
+        assert all(tokens <= everybody.get(user, tokens) for user, tokens in users.items())
 
 
 def apply_all(view: Totals, keeper: Entries, meter: FakeMeter, now_ms: int, offset: int) -> None:

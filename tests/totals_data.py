@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 
 from tokenometer.processor.dashboard import Ledger, Question, Source, metrics
-from tokenometer.processor.ledger.hour import HourMoney
+from tokenometer.processor.ledger.list_money import ListMoney
 from tokenometer.schemas.usage import COUNTERS
 
 AT_MS = 1_795_453_513_204
@@ -32,6 +32,7 @@ _CHIPS = (
     "L40S",
 )
 _WINDOW_MS = 60_000
+_ROLLING = ("last_1m", "last_5m", "last_1h", "last_24h", "today", "yesterday")
 _SECONDS = {"last_1m": 60, "last_5m": 300, "last_1h": 3600, "last_24h": 86_400}
 
 
@@ -268,20 +269,23 @@ class Feed:
     taken: int = 0
     histories: list[tuple[int, int, str]] = field(default_factory=list)
     asked: list[Question] = field(default_factory=list)
-    money: HourMoney | None = None
+    money: ListMoney | None = None
     ledger: Ledger | None = None
+    alerts: list[dict[str, Any]] = field(default_factory=list)
 
     def source(self) -> Source:
         return Source(
             totals=self._take,
             history=self._history,
             view=self._view,
+            top_users=self._top_users,
             top_user=self._top_user,
             rate=self._rate,
             healthy=self._health,
             registry=metrics.registry(self._bytes),
             cost=None if self.money is None else self._cost,
             ledger=self.ledger,
+            alerts=lambda: {"alerts": self.alerts, "more": len(self.alerts) // 2},
         )
 
     def _bytes(self) -> bytes | None:
@@ -300,40 +304,50 @@ class Feed:
             found["series"] = [each for each in found["series"] if each["name"] == only]
         return found
 
-    def _view(self, model: str | None, chip: str | None) -> dict[str, Any]:
-        """As if every model were used alike on every chip."""
-        totals = self.totals or nothing()
+    def _view(self, asked: Question) -> dict[str, Any]:
+        """As if every model were used alike on every chip by every meter, and every hour were as the last one."""
+        totals, model, chip = self.totals or nothing(), asked.model, asked.chip
         hour, rate = totals["windows"]["last_1h"], dict(totals["rate"])
         part = _share(hour, "model", model) * _share(hour, "chip", chip)
+        part /= len(totals["meters"]) if asked.meter else 1
         for name in ("tokens_per_second", "requests_per_second", "tokens_per_day", "share_of_target"):
             rate[name] = (rate[name] or 0) * part
         windows = {
             name: _bare_of(window, round(window["tokens"]["total_tokens"] * part))
             for name, window in totals["windows"].items()
-            if name != "since_start"
+            if name in (("last_1m", "last_5m") if asked.meter else _ROLLING)
         }
-        matrix = totals["matrix"]
+        hours = asked.span_ms / 3_600_000
+        whole = _bare_of(hour, round(hour["tokens"]["total_tokens"] * part * hours))
+        return {"rate": rate, "windows": windows, "range": whole, "matrix": self._matrix(model, chip, hours)}
+
+    def _matrix(self, model: str | None, chip: str | None, hours: float) -> dict[str, Any]:
+        matrix = (self.totals or nothing())["matrix"]
         rows = [k for k, name in enumerate(matrix["models"]) if model in (None, name)]
         columns = [k for k, name in enumerate(matrix["chips"]) if chip in (None, name)]
-        tokens = [[matrix["total_tokens"][row][column] for column in columns] for row in rows]
+        tokens = [[round(matrix["total_tokens"][row][column] * hours) for column in columns] for row in rows]
         kept = {"models": [matrix["models"][k] for k in rows], "chips": [matrix["chips"][k] for k in columns]}
-        return {"rate": rate, "windows": windows, "matrix": {**kept, "total_tokens": tokens}}
+        return {**kept, "total_tokens": tokens}
+
+    def _top_users(self, meter: str | None) -> list[dict[str, Any]]:
+        """Of a meter, the first half of all."""
+        users = (self.totals or nothing())["top_users"]
+        return users if meter is None else users[: len(users) // 2]
 
     def _top_user(self, user: str) -> int | None:
         users = (self.totals or nothing())["top_users"]
         return next((row["total_tokens"] for row in users if row["user"] == user), None)
 
-    def _cost(self, model: str | None, chip: str | None) -> dict[str, Any]:
+    def _cost(self, asked: Question) -> dict[str, Any]:
         assert self.money is not None
-        totals = self.totals or nothing()
-        matrix = totals["matrix"]
+        matrix = self._matrix(asked.model, asked.chip, asked.span_ms / 3_600_000)
         cells = [
             (row, column, tuple(counters(tokens)[name] for name in COUNTERS))
             for row, line in zip(matrix["models"], matrix["total_tokens"], strict=True)
             for column, tokens in zip(matrix["chips"], line, strict=True)
-            if model in (None, row) and chip in (None, column)
         ]
-        return {"from_ms": AT_MS - 3_600_000, "to_ms": AT_MS, **self.money.of(AT_MS - 3_600_000, cells)}
+        begin_ms = (AT_MS if asked.until_ms is None else asked.until_ms) - asked.span_ms
+        return {"from_ms": begin_ms, "to_ms": begin_ms + asked.span_ms, **self.money.of([(begin_ms, cells)])}
 
     def _rate(self) -> dict[str, Any]:
         if self.totals is None:

@@ -25,7 +25,48 @@ _DATABASE = "ledger.duckdb"
 _PARTITIONS = 6
 _DAY_SECONDS = 86_400
 _MEMORY = "1GiB"  # of a meter; enough for 4,000 records a second, by docs/OPERATIONS.md
-_PORTS = {"meter-1": 9464, "meter-2": 9466, "rollup": 8321, "ledger": 9465}
+_PORTS = {"meter-1": 9464, "meter-2": 9466, "rollup": 8321, "ledger": 9465, "alerts": 9467}
+_PRICES = """\
+# Invented prices and costs, so that there is money to see. Change them and start again; docs/BILLING.md says how.
+currency = "USD"
+
+[[price]]                 # of a million tokens
+model = "*"
+input = "0.50"
+cached_input = "0.05"
+output = "4.00"
+
+[[price]]
+model = "gpt-4o-mini"
+input = "0.15"
+output = "0.60"
+
+# What a million tokens cost on each chip.
+"""
+_CHIP_COSTS = {
+    "H100-SXM5-80GB": "0.20", "H200-SXM-141GB": "0.22", "A100-SXM4-80GB": "0.31", "B200-SXM-192GB": "0.16",
+    "MI300X-192GB": "0.19", "L40S-48GB": "0.42",
+}  # fmt: skip
+_BUDGETS = """\
+# Budgets, whose alerts come to the dashboard. Change them and start again; docs/ALERTS.md says how.
+prices = "prices.toml"
+
+[[rule]]
+name = "one-model"
+model = "gpt-4o-mini"
+tokens = {tokens}
+per = "hour"
+
+[[rule]]
+name = "user-day"
+each = "user"             # each user has a budget of its own
+money = "{money}"
+per = "day"
+thresholds = [100]
+"""
+# The load has 1,930 tokens a request, and gpt-4o-mini a third of them: half of its budget is used after 90 seconds.
+_BUDGET_TOKENS_OF_RATE = 100_000
+_USER_MONEY_OF_RATE = 0.02
 
 
 class FolderUnusable(TokenometerError):
@@ -42,7 +83,9 @@ class LiveCommand(KafkaSettings):
     folder: Annotated[
         str | None,
         Option(
-            metavar="DIR", help="For the ledger's database, the token and the logs. All are made anew at each start.",
+            metavar="DIR",
+            help="For the ledger's database, the token and the logs, which are made anew at each start, and for "
+            "prices.toml and budgets.toml, which are kept.",
             show_default="a temporary one",
         ),
     ] = None  # fmt: skip
@@ -53,8 +96,8 @@ class LiveCommand(KafkaSettings):
 
 
 def live_command(command: LiveCommand) -> None:
-    """Run the whole service beside a Kafka until Ctrl-C: two meters, a rollup with the dashboard, a ledger, and a
-    synthetic load that begins now. All that it starts ends with it.
+    """Run the whole service beside a Kafka until Ctrl-C: two meters, a rollup with the dashboard, a ledger, budgets,
+    and a synthetic load that begins now. All that it starts ends with it.
 
     Where there is no Kafka, `make live` starts one.
 
@@ -72,7 +115,8 @@ def live_command(command: LiveCommand) -> None:
         (folder / _DATABASE).unlink(missing_ok=True)  # of another run, perhaps on another Kafka
         token = folder / "token"
         _write_secret(token, secrets.token_hex(24))
-        say("Starting two meters, a rollup, a ledger and a load ...")
+        _write_examples(folder, command.rate)
+        say("Starting two meters, a rollup, a ledger, budgets and a load ...")
         ports = {name: _port(port) for name, port in _PORTS.items()}
         members = list(_members(command, folder, token, ports))
         stack.start(members, stopped)
@@ -99,6 +143,8 @@ def _members(
     kafka = ["--bootstrap", command.bootstrap, "--kafka-file", str(client)]
     usage, live = ["--usage-topic", command.topic(topics.USAGE)], ["--live-topic", command.topic(topics.LIVE)]
     served = ["--token-file", str(token), "--log-format", "text"]
+    prices = ["--prices", str(folder / "prices.toml")]
+    alerts = ["--alerts-topic", command.topic(topics.ALERTS)]
     arguments = {
         meter: [
             "meter", *kafka, "--name", f"{command.prefix}-{meter}", "--group", command.prefix,
@@ -106,9 +152,12 @@ def _members(
             "--device", command.device, "--memory", _MEMORY, "--log-format", "text",
         ] for meter in ("meter-1", "meter-2")
     } | {
+        "ledger": ["ledger", *kafka, "--database", str(folder / _DATABASE), *usage, *live, *prices, *served],
         "rollup": ["rollup", *kafka, "--app", command.topic("rollup"), *live, "--totals-topic",
-                   command.topic(topics.TOTALS), "--create-topics", *served],
-        "ledger": ["ledger", *kafka, "--database", str(folder / _DATABASE), *usage, *live, *served],
+                   command.topic(topics.TOTALS), "--create-topics", *alerts, *prices,
+                   "--ledger", f"http://127.0.0.1:{ports['ledger']}", "--ledger-token-file", str(token), *served],
+        "alerts": ["alerts", str(folder / "budgets.toml"), *kafka, "--name", command.topic("alerts"), *usage, *alerts,
+                   "--state-topic", command.topic(topics.ALERTS_STATE), "--create-topics", "--log-format", "text"],
     }  # fmt: skip
     for name, words in arguments.items():
         listen = f"127.0.0.1:{ports[name]}"
@@ -129,7 +178,7 @@ Dashboard  {where["rollup"]}/?token={token.read_text()}
 Ledger     {where["ledger"]}/v1/status
 Metrics    {where["meter-1"]}/metrics  {where["meter-2"]}/metrics  {where["rollup"]}/metrics
 Kafka      {command.bootstrap}, {command.rate:,} records a second into {topic(topics.INPUT)}
-Files      {token.parent}: the token, the logs of all, {_DATABASE}
+Files      {token.parent}: the token, the logs of all, {_DATABASE}, prices.toml, budgets.toml
 
 In another terminal:
   tokenometer top --url {where["rollup"]} --token-file {token}
@@ -161,6 +210,19 @@ def _write_secret(path: pathlib.Path, text: str) -> None:
     path.unlink(missing_ok=True)
     with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
         file.write(text)
+
+
+def _write_examples(folder: pathlib.Path, rate: int) -> None:
+    costs = [f'[[chip_cost]]\nchip = "{chip}"\nper_million_tokens = "{cost}"\n' for chip, cost in _CHIP_COSTS.items()]
+    _write_once(folder / "prices.toml", "\n".join([_PRICES, *costs]))
+    money = max(1, round(rate * _USER_MONEY_OF_RATE))
+    _write_once(folder / "budgets.toml", _BUDGETS.format(tokens=f"{rate * _BUDGET_TOKENS_OF_RATE:_}", money=money))
+
+
+def _write_once(path: pathlib.Path, text: str) -> None:
+    """A file that is there may be somebody's work."""
+    if not path.exists():
+        path.write_text(text, encoding="utf-8")
 
 
 def _port(usual: int) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+import pathlib
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -111,7 +111,7 @@ def rollup_command(command: RollupCommand) -> None:
     cost = _cost(command)
     rollup = worker.Rollup(broker, settings)
     token = command.token_file or command.token
-    ledger = None if command.ledger is None else (command.ledger, command.ledger_token_file)
+    ledger = _ledger(command)
     with contextlib.closing(RecentAlerts(broker, command.alerts_topic).start()) as alerts:
         extras = running.PageExtras(rollup.health, cost, ledger, command.docs_url, alerts)
         site = running.dashboard(rollup.watch, command.listen, token, extras=extras)
@@ -122,18 +122,28 @@ def rollup_command(command: RollupCommand) -> None:
     log.info("stopped")
 
 
-def _cost(command: RollupCommand) -> Callable[[Watch, Only], dict[str, Any]] | None:
+def _ledger(command: RollupCommand) -> running.LedgerAddress | None:
+    """It prices by our list, so that all money on the page is of one."""
+    if command.ledger is None:
+        return None
+    prices = pathlib.Path(command.prices).read_text(encoding="utf-8") if command.prices else None
+    return running.LedgerAddress(command.ledger, command.ledger_token_file, prices)
+
+
+def _cost(command: RollupCommand) -> running.Cost | None:
     """What the dashboard shows of money; None without a list."""
     if command.prices is None and command.chip_costs is None:
         return None
     from tokenometer.processor.ledger import pricefile
-    from tokenometer.processor.ledger.hour import HourMoney
+    from tokenometer.processor.ledger.list_money import ListMoney
 
     prices = pricefile.load(command.prices) if command.prices else None
-    money = HourMoney(prices, pricefile.load(command.chip_costs) if command.chip_costs else prices)
+    money = ListMoney(prices, pricefile.load(command.chip_costs) if command.chip_costs else prices)
 
-    def cost(watch: Watch, only: Only) -> dict[str, Any]:
-        begin_ms, end_ms, cells = watch.cells_of_hour(only)
-        return {"from_ms": begin_ms, "to_ms": end_ms, **money.of(begin_ms, cells)}
+    def cost(watch: Watch, only: Only, span_ms: int, until_ms: int | None) -> dict[str, Any]:
+        begin_ms, end_ms = watch.range_of(span_ms, until_ms)
+        pieces = money.bounds(begin_ms, end_ms)
+        found = money.of((begin, watch.cells_of(begin, end, only)) for begin, end in pieces)
+        return {"from_ms": begin_ms, "to_ms": end_ms, **found}
 
     return cost

@@ -54,14 +54,26 @@ def open_broker(bootstrap: str, client: Mapping[str, str]) -> Broker:
 # --- The dashboard ---
 
 
+Cost = Callable[[Watch, Only, int, int | None], dict[str, Any]]  # of whom, how long in ms, until when; None: now
+
+
+@dataclass(frozen=True)
+class LedgerAddress:
+    """A running ledger. prices: the text of a price list, by which it says what users cost."""
+
+    url: str
+    token: Secret | None
+    prices: str | None
+
+
 @dataclass(frozen=True)
 class PageExtras:
-    """What a dashboard shows besides the totals. health: None is that of what is watched. cost: the last hour's revenue
-    and costs. ledger: the address and token of a running one. docs: what the page links to."""
+    """What a dashboard shows besides the totals. health: None is that of what is watched. cost: revenue and costs.
+    docs: what the page links to."""
 
     health: Callable[[], tuple[bool, dict[str, Any]]] | None = None
-    cost: Callable[[Watch, Only], dict[str, Any]] | None = None
-    ledger: tuple[str, Secret | None] | None = None
+    cost: Cost | None = None
+    ledger: LedgerAddress | None = None
     docs: str | None = None
     alerts: RecentAlerts | None = None
 
@@ -105,8 +117,8 @@ def _source(watch: Watch, extras: PageExtras) -> Any:
     cost, alerts = extras.cost, extras.alerts
     ledger = None
     if extras.ledger is not None:
-        url, token = extras.ledger
-        ledger = Ledger(url, token.reveal() if token else None)
+        url, token, prices = extras.ledger.url, extras.ledger.token, extras.ledger.prices
+        ledger = Ledger(url, token.reveal() if token else None, prices)
 
     def totals() -> bytes | None:
         return watch.latest
@@ -114,18 +126,22 @@ def _source(watch: Watch, extras: PageExtras) -> Any:
     def alerted() -> dict[str, Any]:
         return {"alerts": [], "more": 0} if alerts is None else alerts.shown(time.time_ns() // 1_000_000)
 
+    def only(asked: Question) -> Only:
+        return Only(asked.model, asked.chip, asked.meter)
+
     def history(asked: Question) -> dict[str, Any]:
-        return watch.history(asked.span_ms, asked.step_ms, asked.by, asked.until_ms, (asked.model, asked.chip))
+        return watch.history(asked.span_ms, asked.step_ms, asked.by, asked.until_ms, only(asked))
 
     return Source(
         totals=totals,
         history=history,
-        view=lambda model, chip: watch.view((model, chip)),
+        view=lambda asked: watch.view(only(asked), asked.span_ms, asked.until_ms),
+        top_users=watch.top_users,
         top_user=watch.top_user,
         rate=watch.rate,
         healthy=extras.health or watch.health,
         registry=metrics.registry(totals),
-        cost=None if cost is None else lambda model, chip: cost(watch, (model, chip)),
+        cost=None if cost is None else lambda asked: cost(watch, only(asked), asked.span_ms, asked.until_ms),
         ledger=ledger,
         docs=extras.docs,
         alerts=alerted,

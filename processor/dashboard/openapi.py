@@ -36,23 +36,25 @@ def _totals() -> dict[str, Any]:
 
 
 def _paths() -> dict[str, Any]:
-    history = [
-        parameter("span", choice(*SPANS), "How far back, in event time."),
+    time = [
+        parameter("span", choice(*SPANS), "How far back, in event time; an hour by default."),
         parameter("from", _INSTANT, "In place of span, with to: at most 48 hours."),
         parameter("to", _INSTANT, "The first moment that is not meant."),
-        parameter("by", choice(*KINDS), "What makes a series."),
-        *_only(),
+        parameter("model", _NAME, "Only of this model."),
+        parameter("chip", _NAME, "Only of this chip."),
+        parameter("meter", _NAME, "Only of this meter, whose own usage is known of span=15m."),
     ]
+    history = [parameter("by", choice(*KINDS), "What makes a series."), *time]
     wrong = {"400": "A wrong or unknown parameter."}
     health = json_of(ref("Health"))
     operations = {
         "/api/totals": operation("The newest totals.", json_of(ref("Totals")), {"503": "No totals yet."}),
         "/api/history": operation("Tokens per step of event time.", json_of(ref("History")), wrong, history),
         "/api/view": operation(
-            "What the totals say of one model, one chip or both; by event time.",
+            "What the totals say of a model, a chip, a meter and a time; by event time.",
             json_of({"type": "object"}),
             {**wrong, "503": "No totals yet."},
-            _only(),
+            time,
         ),
         "/api/user": operation(
             "A user's usage of the last day: out of the ledger, or of the lists of largest users.",
@@ -60,11 +62,17 @@ def _paths() -> dict[str, Any]:
             {**wrong, "502": "The ledger does not answer."},
             [parameter("user", _NAME, "The user.", True)],
         ),
+        "/api/users": operation(
+            "Who used most: out of the ledger, or the last hour's out of the lists of largest users.",
+            json_of(ref("Users")),
+            {**wrong, "502": "The ledger does not answer."},
+            time,
+        ),
         "/api/cost": operation(
-            "Revenue and chip costs of the last hour by model and chip, at list prices.",
+            "Revenue and chip costs by model and chip, at list prices.",
             json_of({"type": "object"}),
             {**wrong, "404": "There is no price list and no list of costs."},
-            _only(),
+            time,
         ),
         "/api/about": operation("What else there is: links, and whether there are prices.", json_of(ref("About"))),
         "/api/rate": operation("Tokens committed per second: ten minutes, by the second.", json_of(ref("Rate"))),
@@ -90,10 +98,6 @@ def _paths() -> dict[str, Any]:
 
 
 _NAME = {"type": "string", "minLength": 1, "maxLength": 256}
-
-
-def _only() -> list[dict[str, Any]]:
-    return [parameter(name, _NAME, f"Only of this {name}.") for name in ("model", "chip")]
 
 
 _INSTANT = {"type": "string", "format": "date-time"}
@@ -122,6 +126,7 @@ _SMALL_SCHEMAS = {
         total_tokens={"type": ["integer", "null"]},
         rows=array_of({"type": "object"}),
     ),
+    "Users": object_of(source=choice("ledger", "top_users", "none"), rows=array_of({"type": "object"})),
     "Alerts": object_of(
         alerts=array_of(_ALERT), more={"type": "integer", "description": "How many there are besides."}
     ),

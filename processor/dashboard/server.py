@@ -15,7 +15,7 @@ import importlib.metadata
 import logging
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -39,7 +39,9 @@ HEARTBEAT_SECONDS = 10.0  # of a stream without news; proxies close silent conne
 SEND_SECONDS = 30.0  # for one event; a client that takes longer does not read
 STREAMS_MAX = 1000  # each may hold an event in the socket's buffer
 HISTORY_SECONDS = 1.0  # an answer serves all who ask within
+LEDGER_SECONDS = 4.0  # the same of what a ledger answers, to which a question is work
 _KEPT_MAX = 200  # answers
+_ONLY_A_LEDGER = "users of a model, a chip or another time are in the ledger; start the rollup with --ledger"
 _GZIP_HEADER = b"\x1f\x8b\x08\0\0\0\0\0\0\xff"  # RFC 1952: deflate, no name, no time
 
 
@@ -49,12 +51,13 @@ class Source:
 
     totals: Callable[[], bytes | None]  # the newest, as JSON on one line; None before the first
     history: Callable[[Question], dict[str, Any]]
-    view: Callable[[str | None, str | None], dict[str, Any]]  # model, chip; None: any
+    view: Callable[[Question], dict[str, Any]]
+    top_users: Callable[[str | None], list[dict[str, Any]]]  # of a meter; None: any
     top_user: Callable[[str], int | None]  # tokens of the last hour in the lists of largest users
     rate: Callable[[], dict[str, Any]]
     healthy: Callable[[], tuple[bool, dict[str, Any]]]
     registry: CollectorRegistry
-    cost: Callable[[str | None, str | None], dict[str, Any]] | None = None  # as view; None: there are no prices
+    cost: Callable[[Question], dict[str, Any]] | None = None  # None: there are no prices
     ledger: Ledger | None = None
     docs: str | None = None  # where the documentation is published
     alerts: Callable[[], dict[str, Any]] = lambda: {"alerts": [], "more": 0}  # of budgets
@@ -91,6 +94,7 @@ class Site:
         self._assets = assets.load()
         self._description = orjson.dumps(openapi.describe())
         self._kept: dict[Any, tuple[float, bytes]] = {}  # answers of the last second
+        self._asking: dict[Question, tuple[float, asyncio.Task[dict[str, Any]]]] = {}  # when, of the ledger
         self._frame: Frame | None = None
         self._news = asyncio.Condition()
         self._ending = False
@@ -115,6 +119,7 @@ class Site:
                 "/api/history": self._history,
                 "/api/view": self._view,
                 "/api/user": self._user,
+                "/api/users": self._users,
                 "/api/cost": self._cost,
                 "/api/about": self._about,
                 "/api/rate": self._rate,
@@ -225,20 +230,28 @@ class Site:
         return self._once_a_second(question, lambda: self._source.history(question))
 
     async def _view(self, request: web.Request) -> web.StreamResponse:
+        question = questions.sums(request)
         if self._frame is None:
             raise RefusedRequest(503, "no totals yet", Retry_After="1")
-        return self._of_cells(request, "view", self._source.view)
+        return self._once_a_second(("view", question), lambda: self._source.view(question))
 
     async def _cost(self, request: web.Request) -> web.StreamResponse:
-        if self._source.cost is None:
-            questions.only(request, "model", "chip")
+        question, cost = questions.sums(request), self._source.cost
+        if cost is None:
             raise RefusedRequest(404, "no prices: start the rollup with --prices FILE or --chip-costs FILE")
-        return self._of_cells(request, "cost", self._source.cost)
+        return self._once_a_second(("cost", question), lambda: cost(question))
 
-    def _of_cells(self, request: web.Request, kind: str, ask: Callable[..., dict[str, Any]]) -> web.StreamResponse:
-        given = questions.only(request, "model", "chip")
-        model, chip = questions.name(given, "model"), questions.name(given, "chip")
-        return self._once_a_second((kind, model, chip), lambda: ask(model, chip))
+    async def _users(self, request: web.Request) -> web.StreamResponse:
+        """Out of the meters' lists where these have what is asked for and there is no ledger, which has all of it."""
+        question, ledger = questions.users(request), self._source.ledger
+        if question.meter is not None or (ledger is None and questions.is_usual(question) and not question.filtered):
+            return answers.of({"source": "top_users", "rows": self._source.top_users(question.meter)})
+        if ledger is None:
+            return answers.of({"source": "none", "rows": [], "why": _ONLY_A_LEDGER})
+        end_ms = question.until_ms or time.time_ns() // 1_000_000
+        begin_ms = end_ms - question.span_ms
+        found = self._shared(question, lambda: ledger.users(begin_ms, end_ms, question.model, question.chip))
+        return answers.answer(await found)
 
     def _once_a_second(self, key: Any, ask: Callable[[], dict[str, Any]]) -> web.StreamResponse:
         now = time.monotonic()
@@ -258,6 +271,18 @@ class Site:
             return answers.answer(orjson.dumps(await self._source.ledger.user(user)))
         tokens = self._source.top_user(user)
         return answers.answer(orjson.dumps({"user": user, "source": "top_users", "total_tokens": tokens}))
+
+    async def _shared(self, question: Question, ask: Callable[[], Coroutine[Any, Any, dict[str, Any]]]) -> bytes:
+        """All who ask the same within a few seconds share one question to the ledger."""
+        now = time.monotonic()
+        asked, task = self._asking.get(question, (0.0, None))
+        if task is None or (task.done() and now - asked >= LEDGER_SECONDS):
+            if len(self._asking) >= _KEPT_MAX:
+                self._asking.clear()
+            task = asyncio.ensure_future(ask())
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())  # who asked may be gone
+            self._asking[question] = now, task
+        return orjson.dumps(await asyncio.shield(task))
 
     async def _about(self, request: web.Request) -> web.StreamResponse:
         questions.only(request)

@@ -45,7 +45,10 @@ def error(status: int, message: str, headers: Mapping[str, str] | None = None) -
 
 
 def metrics(request: web.Request, registry: CollectorRegistry) -> web.Response:
-    """Metrics for Prometheus, in the format that it asks for; only those that it names (`name[]`), if it names some."""
+    """Metrics for Prometheus, in the format that it asks for; only those that it names (`name[]`), if it names some.
+    Raises RefusedRequest for another parameter, but the token of who asks."""
+    if unknown := request.query.keys() - {"name[]", "token"}:
+        raise RefusedRequest(400, f"{min(unknown)[:256]}: no such parameter; expected name[]")
     if names := request.query.getall("name[]", None):
         registry = registry.restricted_registry(names)  # type: ignore[assignment]
     encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -6,7 +6,7 @@ number OTHERS_NUMBER.
 
 import zlib
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,17 @@ from tokenometer.schemas.usage import COUNTERS
 OTHERS_NUMBER = 0
 Table = np.ndarray[Any, np.dtype[np.int64]]  # a row for each cell, columns as COUNTERS
 Mask = np.ndarray[Any, np.dtype[np.bool_]]  # of cells
-Only = tuple[str | None, str | None]  # a model and a chip; None: any
+
+
+class Only(NamedTuple):
+    """What is meant; None: any. A meter's own usage is known of windows that are not folded yet (entries.py)."""
+
+    model: str | None = None
+    chip: str | None = None
+    meter: str | None = None
+
+
+EVERYTHING = Only()
 
 
 @dataclass
@@ -93,6 +103,16 @@ class CellNumbers:
                 del self._numbers[cell]
                 self.names[number] = None, None
                 self._free.append(number)
+
+
+def add_window(table: Table, window: Window, meter: str | None) -> None:
+    """Adds all of the window's usage, or one meter's."""
+    if meter is None:
+        table[: len(window.table)] += window.table
+        return
+    for (_, name), said in window.said.items():
+        if name == meter:
+            table[said.cells] += said.counters  # each cell comes once
 
 
 def rows_of(table: Table, mask: Mask) -> Table:

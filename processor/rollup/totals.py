@@ -25,6 +25,7 @@ from tokenometer.processor.rollup.entries import AHEAD_MS, USERS_AGE_MS, Key, de
 from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS, MeterState, largest, merged
 from tokenometer.processor.rollup.summaries import FATES, RECORDS, CoveredPartition, PartSums
 from tokenometer.processor.rollup.tables import (
+    EVERYTHING,
     OTHERS_NUMBER,
     CellNumbers,
     Mask,
@@ -33,6 +34,7 @@ from tokenometer.processor.rollup.tables import (
     Span,
     Table,
     Window,
+    add_window,
     rows_of,
 )
 from tokenometer.schemas.usage import COUNTERS, DAY_MS, TARGET_TOKENS_PER_DAY, Usage, total_of
@@ -46,6 +48,7 @@ STALE_MS = 12_000  # nor is any meter taken for dead before this: one that recov
 GONE_MS = DAY_MS  # a meter silent for so long is not shown any more; what it counted stays
 RATE_SPAN_MS = 60_000
 _RATE_SAMPLES_MAX = 600
+CellUsage = tuple[str | None, str | None, tuple[int, ...]]  # model, chip, counters as COUNTERS
 
 
 class Totals:
@@ -63,6 +66,7 @@ class Totals:
         self._users: dict[int, Bytes] = {}
         self._hours: dict[int, Bytes] = {}
         self._kept_from = 0
+        self._window_ms = MINUTE_MS  # the longest of all meters
         self._forgot = False  # windows, since unused cells were looked for
         self._samples: deque[tuple[int, int, int]] = deque(maxlen=_RATE_SAMPLES_MAX)  # time, tokens, requests
 
@@ -194,8 +198,9 @@ class Totals:
         """The totals of schemas/totals.schema.json."""
         shown = {place: meter for place, meter in self._meters.items() if now_ms - meter.committed_at_ms < GONE_MS}
         window_ms = max((meter.window_ms for meter in shown.values()), default=None)
-        self._forget(now_ms, window_ms or MINUTE_MS)
-        self._move_spans(now_ms, window_ms or MINUTE_MS)
+        self._window_ms = window_ms or MINUTE_MS
+        self._forget(now_ms, self._window_ms)
+        self._move_spans(now_ms, self._window_ms)
         since_start = _sum_of(meter.total() for meter in self._meters.values())
         covered = list(_latest(shown.values()).values())
         self._hear(now_ms)
@@ -215,7 +220,7 @@ class Totals:
                 },
             },
             "matrix": self._matrix(self._spans["last_1h"].table),
-            "top_users": self._top_users(now_ms),
+            "top_users": self.top_users(now_ms),
             "records": _records(since_start),
             "rejects": {reason: count for reason, count in since_start.rejects.items() if count},
             "lag_messages": _total(_lag(one) for one in covered),
@@ -340,16 +345,18 @@ class Totals:
             sketches += [registers for start, registers in self._hours.items() if first <= start < span.end_ms]
         return round(hyperloglog.estimate(hyperloglog.merge(sketches)), 1) if sketches else None
 
-    def _top_users(self, now_ms: int) -> list[dict[str, Any]]:
-        tables = [table for meter in self._meters.values() for table in meter.top_users(now_ms - HOUR_MS)]
+    def top_users(self, now_ms: int, only: str | None = None) -> list[dict[str, Any]]:
+        """The largest users of about the last hour; only: of this meter."""
+        meters = [meter for (_, name), meter in self._meters.items() if only in (None, name)]
+        tables = [table for meter in meters for table in meter.top_users(now_ms - HOUR_MS)]
         return [{"user": user, "total_tokens": tokens} for user, tokens in largest(merged(tables), TOP_USERS)]
 
-    def view(self, now_ms: int, only: Only) -> dict[str, Any]:
-        """The parts of `rolling` that are known of one model, one chip or both, by event time. The rate is that of the
-        window last_1m."""
-        mask = self._mask(only)
-        windows = {name: self._rolling_of(name, now_ms, mask) for name in self._spans}
-        minute = windows["last_1m"]
+    def view(self, now_ms: int, only: Only, span_ms: int = HOUR_MS, until_ms: int | None = None) -> dict[str, Any]:
+        """The parts of `rolling` that are known of a model, a chip or a meter, by event time, and sums of the time that
+        is asked for. The rate is that of the window last_1m. Of a meter the latest windows are known alone."""
+        names = ("last_1m", "last_5m") if only.meter else tuple(self._spans)
+        windows = {name: self._sums_of(self._spans[name], only, now_ms) for name in names}
+        minute, asked = windows["last_1m"], self._asked_span(now_ms, span_ms, until_ms)
         speed = minute["tokens_per_second"]
         seconds = (min(now_ms, self._spans["last_1m"].end_ms) - self._spans["last_1m"].begin_ms) / 1000
         return {
@@ -361,25 +368,45 @@ class Totals:
                 "target_tokens_per_day": self._target,
                 "share_of_target": speed * 86_400 / self._target,
             },
-            "matrix": self._matrix(rows_of(self._spans["last_1h"].table, mask)),
+            "range": self._sums_of(asked, only, now_ms),
+            "matrix": self._matrix(self._only(asked, only)),
         }  # fmt: skip
 
-    def _rolling_of(self, name: str, now_ms: int, mask: Mask) -> dict[str, Any]:
-        span = self._spans[name]
-        tokens = rows_of(span.table, mask).sum(axis=0)
-        return self._sums(span, tokens, None, now_ms)
+    def _asked_span(self, now_ms: int, span_ms: int, until_ms: int | None) -> Span:
+        """until_ms: None is now, and then the span begins as those of `rolling` do."""
+        if until_ms is not None:
+            return self._sum(until_ms - span_ms, until_ms)
+        begin_ms = (now_ms - span_ms) // self._window_ms * self._window_ms
+        end_ms = now_ms // self._window_ms * self._window_ms + AHEAD_MS + self._window_ms
+        known = [span for span in self._spans.values() if (span.begin_ms, span.end_ms) == (begin_ms, end_ms)]
+        return known[0] if known else self._sum(begin_ms, end_ms)
+
+    def _only(self, span: Span, only: Only) -> Table:
+        """The span's usage by those that are meant."""
+        table = span.table
+        if only.meter is not None:
+            table = np.zeros((len(self._cells), len(COUNTERS)), np.int64)
+            for start, window in self._windows.items():
+                if span.holds(start):
+                    add_window(table, window, only.meter)
+        return rows_of(table, self._mask(only))
+
+    def _sums_of(self, span: Span, only: Only, now_ms: int) -> dict[str, Any]:
+        return self._sums(span, self._only(span, only).sum(axis=0), None, now_ms)
 
     def _mask(self, only: Only) -> Mask:
-        model, chip = only
-        return np.array([model in (None, cell[0]) and chip in (None, cell[1]) for cell in self._cells.names])
+        return np.array([only.model in (None, cell[0]) and only.chip in (None, cell[1]) for cell in self._cells.names])
 
-    def cells_of_hour(self, only: Only) -> tuple[int, int, list[tuple[str | None, str | None, tuple[int, ...]]]]:
-        """Begin and end of the last hour's windows, and their cells: model, chip, counters as COUNTERS. None: the
-        models and chips that are not kept apart."""
-        span = self._spans["last_1h"]
-        table = rows_of(span.table, self._mask(only))
+    def cells_of(self, begin_ms: int, end_ms: int, only: Only) -> list[CellUsage]:
+        """None: the models and chips that are not kept apart."""
+        table = self._only(self._sum(begin_ms, end_ms), only)
         used = np.flatnonzero(table.any(axis=1)).tolist()
-        return span.begin_ms, span.end_ms, [(*self._cells.names[n], tuple(table[n].tolist())) for n in used]
+        return [(*self._cells.names[n], tuple(table[n].tolist())) for n in used]
+
+    def range_of(self, now_ms: int, span_ms: int, until_ms: int | None) -> tuple[int, int]:
+        """Where the windows of a view begin and end."""
+        span = self._asked_span(now_ms, span_ms, until_ms)
+        return span.begin_ms, span.end_ms
 
     def top_user(self, now_ms: int, user: str) -> int | None:
         """A user's tokens in the lists of largest users; None: it is in none of them. It may have used more."""
@@ -388,7 +415,7 @@ class Totals:
         return sum(found) if found else None
 
     def history(
-        self, now_ms: int, span_ms: int, step_ms: int, by: str, until_ms: int | None = None, only: Only = (None, None)
+        self, now_ms: int, span_ms: int, step_ms: int, by: str, until_ms: int | None = None, only: Only = EVERYTHING
     ) -> dict[str, Any]:
         """Tokens by steps of event time. by: total, model, chip or category. The name None means all others. `to` is
         now, where the last step is not over. until_ms: the end, in place of now."""
@@ -398,8 +425,8 @@ class Totals:
         tables: list[Table] = [np.zeros((len(self._cells), len(COUNTERS)), np.int64) for _ in times]
         for start, window in self._windows.items():
             if begin <= start < end:
-                tables[(start - begin) // step_ms][: len(window.table)] += window.table
-        if only != (None, None):
+                add_window(tables[(start - begin) // step_ms], window, only.meter)
+        if only != EVERYTHING:
             mask = self._mask(only)
             tables = [rows_of(table, mask) for table in tables]
         series = _SERIES[by](self, tables)

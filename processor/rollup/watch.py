@@ -19,8 +19,8 @@ import orjson
 from tokenometer.processor.broker import Broker, BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
 from tokenometer.processor.rollup.entries import Entries
 from tokenometer.processor.rollup.summaries import Unreadable, read_summary
-from tokenometer.processor.rollup.tables import Only
-from tokenometer.processor.rollup.totals import Totals
+from tokenometer.processor.rollup.tables import EVERYTHING, Only
+from tokenometer.processor.rollup.totals import CellUsage, Totals
 
 log = logging.getLogger("tokenometer.watch")
 TICK_SECONDS = 1.0
@@ -59,25 +59,35 @@ class Watch:
         self._thread.join()
 
     def history(
-        self, span_ms: int, step_ms: int, by: str, until_ms: int | None = None, only: Only = (None, None)
+        self, span_ms: int, step_ms: int, by: str, until_ms: int | None = None, only: Only = EVERYTHING
     ) -> dict[str, Any]:
         with self._lock:
             return self._totals.history(_now_ms(), span_ms, step_ms, by, until_ms, only)
 
-    def view(self, only: Only) -> dict[str, Any]:
+    def view(self, only: Only, span_ms: int, until_ms: int | None) -> dict[str, Any]:
         """As Totals.view."""
         with self._lock:
-            return self._totals.view(_now_ms(), only)
+            return self._totals.view(_now_ms(), only, span_ms, until_ms)
+
+    def top_users(self, meter: str | None) -> list[dict[str, Any]]:
+        """As Totals.top_users."""
+        with self._lock:
+            return self._totals.top_users(_now_ms(), meter)
 
     def top_user(self, user: str) -> int | None:
         """As Totals.top_user."""
         with self._lock:
             return self._totals.top_user(_now_ms(), user)
 
-    def cells_of_hour(self, only: Only) -> tuple[int, int, list[tuple[str | None, str | None, tuple[int, ...]]]]:
-        """As Totals.cells_of_hour."""
+    def range_of(self, span_ms: int, until_ms: int | None) -> tuple[int, int]:
+        """As Totals.range_of."""
         with self._lock:
-            return self._totals.cells_of_hour(only)
+            return self._totals.range_of(_now_ms(), span_ms, until_ms)
+
+    def cells_of(self, begin_ms: int, end_ms: int, only: Only) -> list[CellUsage]:
+        """As Totals.cells_of."""
+        with self._lock:
+            return self._totals.cells_of(begin_ms, end_ms, only)
 
     def rate(self) -> dict[str, Any]:
         with self._lock:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -30,6 +31,9 @@ pytestmark = pytest.mark.kafka
 OPERATIONS = pathlib.Path(__file__).parents[2] / "docs" / "OPERATIONS.md"
 NAME, GROUP = "meter-7", "tokenometer"
 INPUT, USAGE, LIVE, REJECTED = "inference-logs", "token-usage", "token-live", "inference-logs-rejected"
+ALERTS, STATE = "token-alerts", "token-alerts-state"
+PRINCIPALS = ("meter", "verify", "ledger", "rollup", "alerts", "lake")
+BUDGETS = '[[rule]]\nname = "of-{}"\ntokens = 7\n'  # a new one each time, so that there is something to announce
 KINDS = {
     "topic": ResourceType.TOPIC,
     "group": ResourceType.GROUP,
@@ -60,11 +64,12 @@ class Grant(NamedTuple):
 
 
 def documented() -> list[Grant]:
-    rows = re.findall(r"^\| (meter|verify|ledger|rollup) \| (.+?) \| (.+?) \|$", OPERATIONS.read_text(), re.MULTILINE)
+    expected = "|".join(PRINCIPALS)
+    rows = re.findall(rf"^\| ({expected}) \| (.+?) \| (.+?) \|$", OPERATIONS.read_text(), re.MULTILINE)
     grants = []
     for principal, resource, operations in rows:
         kind = next(kind for kind in KINDS if resource.startswith(kind))
-        name = NAME if kind == "transactional id" else resource.split("`")[1]
+        name = NAME if principal == "meter" and kind == "transactional id" else resource.split("`")[1]
         grants += [Grant(principal, kind, name, operation) for operation in operations.split(", ")]
     return grants
 
@@ -112,7 +117,7 @@ class Secure:
 @pytest.fixture(scope="module")
 def secure() -> Iterator[Secure]:
     (port, controller), sasl = free_ports(), free_ports()[0]
-    users = " ".join(f'user_{name}="secret-of-{name}"' for name in ("meter", "verify", "ledger", "rollup"))
+    users = " ".join(f'user_{name}="secret-of-{name}"' for name in PRINCIPALS)
     login = "org.apache.kafka.common.security.plain.PlainLoginModule required"
     settings = {
         "listeners": f"CLIENT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller},SASL://127.0.0.1:{sasl}",
@@ -133,6 +138,8 @@ def secure() -> Iterator[Secure]:
                 made.broker.create_topic(topic, 2, {"cleanup.policy": "compact"} if topic == USAGE else {})
             made.broker.create_topic("tokenometer-rollup-entries-changelog", 2, {"cleanup.policy": "compact"})
             made.broker.create_topic("token-totals", 1, {})
+            made.broker.create_topic(ALERTS, 1, {})
+            made.broker.create_topic(STATE, 1, {"cleanup.policy": "compact"})
             yield made
             made.broker.close()
     except KafkaToolMissing as error:
@@ -155,6 +162,11 @@ def arguments(name: str, tmp_path: pathlib.Path) -> list[str]:
         return ["--name", NAME, "--listen", "", "--device", "cpu", "--memory", "256MiB"]
     if name == "ledger":
         return ["--database", str(tmp_path / "ledger.duckdb"), "--once"]
+    if name == "alerts":
+        (rules := tmp_path / "budgets.toml").write_text(BUDGETS.format(uuid.uuid4().hex))
+        return [str(rules), "--listen", ""]
+    if name == "lake":
+        return ["--warehouse", str(tmp_path / "lake"), "--once"]
     return ["--listen", ""] if name == "rollup" else []
 
 
@@ -168,14 +180,16 @@ def test_the_documented_acls_are_enough(secure: Secure, tmp_path: pathlib.Path) 
         time.sleep(0.2)
     meter.terminate()
     assert (found := ended(meter))[0] == 0, found
-    for name in ("verify", "ledger"):
+    for name in ("verify", "ledger", "lake"):
         assert (found := ended(secure.command(name, *arguments(name, tmp_path))))[0] == 0, found
-    rollup = secure.command("rollup", *arguments("rollup", tmp_path))
-    while not streams.read_topic(secure.broker, "token-totals") and rollup.poll() is None:
-        assert time.monotonic() < deadline + PATIENCE_SECONDS
-        time.sleep(0.5)
-    rollup.terminate()
-    assert (found := ended(rollup))[0] == 0, found
+    for name, topic in (("rollup", "token-totals"), ("alerts", ALERTS)):
+        process = secure.command(name, *arguments(name, tmp_path))
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while not streams.read_topic(secure.broker, topic) and process.poll() is None:
+            assert time.monotonic() < deadline, f"nothing in {topic}"
+            time.sleep(0.5)
+        process.terminate()
+        assert (found := ended(process))[0] == 0, found
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""README's first hour, as it is written there: from the stack to the dashboard, the bill and the audit."""
+"""README's first hour, as it is written there: from the stack to the dashboard, an alert, the bill and the audit."""
 
 import os
 import pathlib
@@ -8,7 +8,9 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
+import orjson
 import pytest
 
 from tests.kafka.stream import eventually
@@ -90,7 +92,7 @@ def is_gone(pid: int) -> bool:
     return not pathlib.Path(f"/proc/{pid}").exists()
 
 
-def test_from_the_stack_to_the_dashboard_the_bill_and_the_audit(home: pathlib.Path, live: Live) -> None:
+def test_from_the_stack_to_the_dashboard_an_alert_the_bill_and_the_audit(home: pathlib.Path, live: Live) -> None:
     start, watch, bill = blocks()
     assert start.split() == ["make", "live"]
     eventually(live.up, "all members to be healthy", START_SECONDS)
@@ -102,6 +104,21 @@ def test_from_the_stack_to_the_dashboard_the_bill_and_the_audit(home: pathlib.Pa
     ledger = f"tokenometer usage --url {LEDGER} --token-file live/token --from 2026-01-01 --to 2100-01-01 --format csv"
     eventually(lambda: "\n" in sh(f". .venv/bin/activate\n{ledger}", home, live).strip(), "rows in the ledger", 120)
     billed = sh(bill, home, live)
+    assert (home / "live/usage.csv").read_text().startswith("begin,end,user,model,")
+
+    def ask(path: str) -> Any:
+        token = (home / "live/token").read_text()
+        request = urllib.request.Request(live.address("Dashboard") + path, headers={"Authorization": f"Bearer {token}"})
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return orjson.loads(answer.read())
+
+    def reached() -> set[str]:
+        return {alert["rule"] for alert in ask("/v1/alerts")["alerts"]}
+
+    eventually(lambda: "one-model" in reached(), "the budget's alert on the page", 240)
+    assert ask("/api/about")["prices"] and ask("/api/cost?model=gpt-4o-mini")["revenue"] is not None
+    users = ask("/api/users?model=gpt-4o-mini")
+    assert users["source"] == "ledger" and users["rows"][0]["revenue"] is not None and users["currency"] == "USD"
     assert "gpt-4o-mini" in billed and '"statement": 1' in billed and "0 lines that differ" in billed
 
     [audit] = re.findall(r"^  (tokenometer verify .*)$", live.said, re.MULTILINE)
@@ -110,7 +127,7 @@ def test_from_the_stack_to_the_dashboard_the_bill_and_the_audit(home: pathlib.Pa
     members = list(map(int, subprocess.run(
         ["pgrep", "-P", str(live.process.pid), "-f", "processor.cli"], capture_output=True, text=True, check=True,
     ).stdout.split()))  # fmt: skip
-    assert len(members) == 5
+    assert len(members) == 6
     live.process.send_signal(signal.SIGINT)
     assert live.process.wait(60) == 0, live.said
     assert all(map(is_gone, members))

@@ -1,6 +1,8 @@
 // What the page shows, as its address says it, so that a view can be sent. Owns the address. Promises: what the address
 // names and nobody knows is left out; a change is told to all who asked.
 
+import { moment } from "./format.js";
+
 export const SPANS = { "15m": 900_000, "1h": 3_600_000, "6h": 21_600_000, "24h": 86_400_000, "48h": 172_800_000 };
 export const FILTERS = ["model", "chip", "meter"];
 const DEFAULT_SPAN = "1h";
@@ -77,7 +79,40 @@ export function historyQuery(by, now, ago = 0) {
   return addFilters(given);
 }
 
-export function addFilters(given) {
-  for (const key of ["model", "chip"]) if (asked[key]) given.set(key, asked[key]);
+// With the meter only where the server knows its own usage.
+export function addFilters(given, withMeter = isQuarter()) {
+  for (const key of withMeter ? FILTERS : ["model", "chip"]) if (asked[key]) given.set(key, asked[key]);
   return given;
+}
+
+export function filtered() {
+  return FILTERS.some((key) => asked[key]);
+}
+
+// The last hour, which the stream tells by itself.
+export function isUsual() {
+  return asked.from === null && asked.span === DEFAULT_SPAN;
+}
+
+// So long the server knows a meter's own usage by model and chip.
+export function isQuarter() {
+  return asked.from === null && asked.span === "15m";
+}
+
+// The parameters of a sum over the time that is shown.
+export function sumQuery(given = new URLSearchParams()) {
+  if (asked.from !== null) {
+    given.set("from", minute(asked.from));
+    given.set("to", minute(asked.to));
+  } else if (!isUsual()) given.set("span", asked.span);
+  return addFilters(given);
+}
+
+const NAMES = { "15m": "last 15 minutes", "1h": "last hour", "6h": "last 6 hours", "24h": "last 24 hours", "48h": "last 48 hours" };
+
+// The time that is shown, in words.
+export function when() {
+  if (asked.from === null) return NAMES[asked.span];
+  const [from, to] = [asked.from, asked.to].map((ms) => moment(ms).slice(0, -3));
+  return `${from} – ${moment(asked.to).slice(0, -9) === moment(asked.from).slice(0, -9) ? to.slice(-5) : to} UTC`;
 }

@@ -1,12 +1,20 @@
 // Budgets whose thresholds were passed, below the header. Owns its section, and asks for itself.
 
-import { exact, parse, percent, printable, share } from "./format.js";
+import { exact, moment, parse, percent, printable, share, si } from "./format.js";
 
 const EVERY_MS = 2000;
 const section = document.getElementById("alerts");
 const list = section.querySelector("ol");
-const more = section.querySelector("p");
+const all = section.querySelector("button");
 let before = "";
+let news = { alerts: [], more: 0 };
+
+all.addEventListener("click", () => {
+  section.dataset.all = String(section.dataset.all !== "true");
+  dispatchEvent(new Event("alerts"));
+  tellMore();
+});
+addEventListener("resize", tellMore);
 
 async function refresh() {
   try {
@@ -21,11 +29,20 @@ async function refresh() {
 function show(text) {
   if (text === before) return;
   before = text;
-  const news = parse(text);
+  news = parse(text);
   section.hidden = news.alerts.length === 0;
   list.replaceChildren(...news.alerts.map(entry));
-  more.hidden = !news.more;
-  more.textContent = `and ${exact(news.more)} more`;
+  tellMore();
+}
+
+// The style shows the first ones, as many as the screen has room for; the button shows all.
+function tellMore() {
+  const open = section.dataset.all === "true";
+  const hidden = [...list.children].filter((each) => !each.offsetParent).length;
+  all.hidden = !open && !hidden && !news.more;
+  all.disabled = !open && !hidden;
+  all.textContent = open ? "Fewer" : `and ${exact(hidden + Number(news.more))} more`;
+  all.setAttribute("aria-expanded", String(open));
 }
 
 function entry(alert) {
@@ -34,12 +51,12 @@ function entry(alert) {
   item.className = over ? "over" : "near";
   const subject = alert.subject === null ? "" : ` · ${printable(alert.subject)}`;
   item.append(
-    span("mark", `${alert.threshold} %`),
+    span("passed", `${alert.threshold} %`),
     span("budget", `${printable(alert.rule)}${subject}`),
     span("used", `${amount(alert.used)} of ${amount(alert.limit)} ${unit(alert.unit)} (${percent(share(alert.used, alert.limit))})`),
-    span("when", `${alert.per} from ${moment(alert.begin)}`),
+    span("when", period(alert)),
   );
-  item.title = `announced ${alert.at}`;
+  item.title = `${told(alert.used)} of ${told(alert.limit)} ${unit(alert.unit)} at ${alert.at}`;
   return item;
 }
 
@@ -50,18 +67,24 @@ function span(name, text) {
   return made;
 }
 
-// Tokens are integers; money is a decimal in a text, which is shown as it is.
+// Tokens are integers; money is an exact decimal in a text, which is rounded here and told when one points at it.
 function amount(value) {
+  return typeof value === "string" ? String(Math.round(Number(value) * 100) / 100 || value) : si(value);
+}
+
+function told(value) {
   return typeof value === "string" ? value : exact(value);
 }
 
 function unit(name) {
-  return name.replaceAll("_", " ");
+  return name === "total_tokens" ? "tokens" : name.replaceAll("_", " ");
 }
 
-// 2026-11-23 17:00, in the budget's zone.
-function moment(instant) {
-  return instant.slice(0, 16).replace("T", " ");
+// In the budget's zone: its day is not always ours.
+function period({ per, begin }) {
+  const [date, time] = [begin.slice(0, 10), begin.slice(11, 16)];
+  const day = moment(`${date}T00:00:00Z`, 0).slice(0, -9);
+  return { hour: `hour from ${day} ${time}`, day: `day of ${day}`, month: `month from ${day}` }[per];
 }
 
 refresh();

@@ -1,6 +1,6 @@
 // The page's life: events in, frames out. Owns the connection, what is known about it, and when history is asked for.
 
-import { FILTERS, SPANS, addFilters, ask, asked, historyQuery, onChange } from "./address.js";
+import { FILTERS, SPANS, addFilters, ask, asked, filtered, historyQuery, isQuarter, isUsual, onChange, sumQuery, when } from "./address.js";
 import { Stack } from "./charts.js";
 import { Curve } from "./curve.js";
 import { TABLES, historyRows, save } from "./export.js";
@@ -23,9 +23,12 @@ const stacks = Object.fromEntries(
 );
 let stream;
 let totals = null; // the newest
-let view = null; // what the totals say of the filter; null: nothing is filtered by model or chip
+let view = null; // what the totals say of the filter; null: nothing is filtered
+let sums = null; // of the time that is shown and the filter; null: the totals have them
+let users = null; // the same of the largest users
 let receivedAt = performance.now();
 let drawing = false;
+let again = false; // draw all once more
 let refusal = "";
 let historyAt = -Infinity;
 
@@ -59,51 +62,103 @@ async function explainRefusal() {
 async function receive(news) {
   [totals, receivedAt, refusal] = [news, performance.now(), ""];
   tell();
-  if (asked.model || asked.chip) await refreshView();
-  if (drawing) return; // the frames to come will draw these
+  if (filtered()) await refreshView();
+  redraw();
+}
+
+function redraw() {
+  again = drawing; // what is being drawn has a beginning that was true before
+  if (!totals || drawing) return;
   drawing = true;
   requestAnimationFrame(() => drawPanel(0));
 }
 
 function drawPanel(k) {
-  const shown = filtered();
-  PANELS[k](shown);
+  const shown = whatIsShown();
+  try {
+    PANELS[k](shown);
+  } catch (error) {
+    drawing = false; // the next second tries again
+    throw error;
+  }
   if (k + 1 < PANELS.length) return requestAnimationFrame(() => drawPanel(k + 1));
   drawing = false;
+  if (again) redraw();
   document.body.dataset.shown = [asked.model, asked.chip, asked.meter].join("\u0000");
-  if (!view) curve.count(Date.parse(totals.at), Number(counted(shown)));
+  if (!view) curve.count(Date.parse(totals.at), Number(shown.windows.since_start.tokens.total_tokens));
   if (performance.now() - historyAt >= (HISTORY_EVERY_MS[asked.span] ?? HISTORY_SELDOM_MS)) refreshHistory();
 }
 
-// The tokens that the curve is made of: it shows a meter's own where the page is filtered to one.
-function counted(shown) {
-  return shown.only ? shown.only.total_tokens : shown.windows.since_start.tokens.total_tokens;
-}
+// --- The filter, and the time that is shown ---
 
-// --- The filter ---
-
-function filtered() {
-  const shown = view ? { ...totals, ...view, windows: { ...view.windows } } : { ...totals };
+function whatIsShown() {
+  const shown = { ...totals, ...view, windows: view ? { ...view.windows } : { ...totals.windows }, everyone: totals.windows };
+  const known = sums ?? (needsSums() ? UNKNOWN : view);
+  shown.range = known?.range ?? totals.windows.last_1h;
+  shown.matrix = (known ?? totals).matrix;
+  shown.users = users ?? (usersQuery() ? { rows: [] } : { source: "top_users", rows: totals.top_users });
   const only = asked.meter && totals.meters.find(({ meter }) => meter === asked.meter);
   if (!only) return shown;
-  const watermarks = only.partitions.map(({ watermark }) => watermark).filter(Boolean).sort();
-  const { records, rejects, lag_messages, freshness_ms } = only;
-  return { ...shown, only, records, rejects, lag_messages, freshness_ms, complete_up_to: watermarks[0] ?? null, meters: [only] };
+  const { records, rejects, lag_messages, freshness_ms, partitions } = only;
+  const watermarks = partitions.map(({ watermark }) => watermark).filter(Boolean).sort();
+  if (!asked.model && !asked.chip) shown.windows.since_start = { tokens: { total_tokens: only.total_tokens } };
+  return { ...shown, records, rejects, lag_messages, freshness_ms, complete_up_to: watermarks[0] ?? null, meters: [only] };
 }
 
+// What is said of now, once a second. A meter's own usage is known of the last quarter of an hour.
+function viewQuery() {
+  const given = addFilters(new URLSearchParams(), true);
+  if (asked.meter) given.set("span", "15m");
+  return given.toString();
+}
+
+// The view has the sums of the same time and filter, and the totals those of the last hour.
+function needsSums() {
+  if (asked.meter && isQuarter()) return false;
+  return !isUsual() || (asked.meter !== "" && Boolean(asked.model || asked.chip));
+}
+
+const UNKNOWN = { range: { tokens: null }, matrix: { models: [], chips: [], total_tokens: [] } };
+
 async function refreshView() {
-  const query = addFilters(new URLSearchParams()).toString();
+  const query = viewQuery();
   const found = await get(`/api/view?${query}`).catch(() => null); // the next second asks again
-  if (found?.windows && query === addFilters(new URLSearchParams()).toString()) view = found;
+  if (found?.windows && filtered() && query === viewQuery()) view = found;
+}
+
+async function refreshSums() {
+  if (!needsSums()) return (sums = null);
+  const query = sumQuery().toString();
+  const found = await get(`/api/view?${query}`).catch(() => null);
+  if (!found?.range || query !== sumQuery().toString()) return;
+  sums = found;
+  redraw();
+}
+
+// Of a meter its own list is asked for, of a model or another time the ledger.
+function usersQuery() {
+  const given = isUsual() && !asked.model && !asked.chip ? addFilters(new URLSearchParams(), true) : sumQuery();
+  if (!isUsual() || asked.model || asked.chip) given.delete("meter");
+  return given.toString();
+}
+
+async function refreshUsers() {
+  const query = usersQuery();
+  if (!query) return (users = null);
+  const found = await get(`/api/users?${query}`).catch(() => ({ error: "no answer" }));
+  if (query !== usersQuery()) return;
+  users = { rows: [], ...found, told: found.why ?? found.error };
+  redraw();
 }
 
 async function change() {
   showChoice();
   measure();
-  if (!asked.model && !asked.chip) view = null;
-  else await refreshView();
+  [sums, users] = [null, null]; // they are of something else
+  view = filtered() ? view : null;
+  await Promise.all([filtered() && refreshView(), refreshSums(), refreshUsers()]);
   curve.set([], []);
-  if (totals && !drawing) drawPanel(0);
+  redraw();
   refreshCurve();
   refreshHistory();
 }
@@ -116,33 +171,45 @@ async function get(path) {
 
 // By commits, ten minutes of it. Commits are not known by model: filtered, it is the last quarter of an hour of event time.
 async function refreshCurve() {
-  if (asked.meter && !asked.model && !asked.chip) return;
-  const filter = addFilters(new URLSearchParams({ by: "total", span: "15m" })).toString();
-  const found = await get(asked.model || asked.chip ? `/api/history?${filter}` : "/api/rate").catch(() => null);
-  if (!found?.times) return;
+  const path = curvePath();
+  const found = await get(path).catch(() => null);
+  if (!found?.times || path !== curvePath()) return;
   if (!found.series) return curve.set(found.times, found.tokens_per_second);
   const whole = found.times.slice(0, -1);
   curve.set(whole.map((time) => time + found.step_ms), whole.map((_, k) => (Number(found.series[0]?.tokens[k] ?? 0) * 1000) / found.step_ms));
+}
+
+function curvePath() {
+  if (!filtered()) return "/api/rate";
+  return `/api/history?${addFilters(new URLSearchParams({ by: "total", span: "15m" }), true)}`;
 }
 
 async function refreshHistory() {
   historyAt = performance.now();
   if (view) refreshCurve();
   if (money.shown()) money.refresh(get);
+  refreshSums();
+  refreshUsers();
   if (!totals) return;
-  const now = Date.parse(totals.at);
+  const [now, known] = [Date.parse(totals.at), counted()]; // known before the histories are asked for: they have at least that
   const before = address();
   const length = asked.from === null ? SPANS[asked.span] : asked.to - asked.from;
-  const wanted = asked.yesterday && length <= DAY_MS;
+  const wanted = asked.yesterday && length <= DAY_MS && !(asked.meter && isQuarter()); // of a meter it is not known
   const earlier = wanted ? await get(`/api/history?${historyQuery("total", now, DAY_MS)}`).catch(() => null) : null;
   for (const [by, stack] of Object.entries(stacks)) {
     const history = await get(`/api/history?${historyQuery(by, now)}`).catch(() => null); // the next round asks again
-    if (history?.series && before === address()) stack.set(history, earlier?.series?.[0]?.tokens.some(Number) ? earlier : null);
+    if (history?.series && before === address()) stack.set(history, earlier?.series?.[0]?.tokens.some(Number) ? earlier : null, known);
   }
 }
 
 function address() {
   return location.search;
+}
+
+// How far the log is counted, in ms of event time: all of it, and its newest record.
+function counted() {
+  const marks = whatIsShown().meters.flatMap(({ partitions }) => partitions.map(({ watermark }) => Date.parse(watermark))).filter(Number.isFinite);
+  return { complete: Date.parse(totals.complete_up_to) || 0, newest: marks.length ? Math.max(...marks) : Infinity };
 }
 
 // --- Is this true now? ---
@@ -209,7 +276,8 @@ function showChoice() {
   }
   range.dataset.chosen = String(asked.from !== null);
   yesterday.setAttribute("aria-pressed", String(asked.yesterday));
-  put("of", asked.model || asked.chip ? "last minutes of event time" : "last minute");
+  put("of", filtered() ? "last two minutes of event time" : "last minute");
+  for (const each of document.querySelectorAll("[data-when]")) each.textContent = when();
   const active = FILTERS.filter((key) => asked[key]);
   filters.replaceChildren(...active.map((key) => {
     const button = document.createElement("button");
@@ -219,11 +287,33 @@ function showChoice() {
     button.setAttribute("aria-label", `Remove the filter ${key} ${printable(asked[key])}`);
     return document.createElement("li").appendChild(button).parentElement;
   }));
-  for (const section of document.querySelectorAll("main > section")) {
-    const by = (section.dataset.by ?? "").split(" ");
-    section.dataset.unfiltered = String(active.length > 0 && section.id !== "user" && !active.every((key) => by.includes(key)));
+  for (const section of document.querySelectorAll("main > section[data-by]")) {
+    const left = active.filter((key) => !filtersOf(section.dataset.by).includes(key));
+    const head = section.querySelector("h2");
+    section.dataset.unfiltered = String(left.length > 0);
+    head.dataset.unfiltered = left.join(" and ");
+    head.title = left.map((key) => WHY_NOT[section.dataset.by][key]).join("\n");
   }
 }
+
+// What a panel can be filtered by. docs/ARCHITECTURE.md has the reasons.
+function filtersOf(kind) {
+  if (kind === "all") return FILTERS;
+  if (kind === "meter") return ["meter"];
+  if (kind === "cells") return isQuarter() ? FILTERS : ["model", "chip"];
+  if (kind === "users") return isUsual() && !asked.model && !asked.chip ? FILTERS : ["model", "chip"];
+  return [];
+}
+
+const BY_METER = "A meter's own usage is known of the last quarter of an hour: choose 15 m.";
+const RECORDS = "A meter counts records, and not of which model they are.";
+const ACTIVE = "Active users are estimated of all usage together.";
+const WHY_NOT = {
+  cells: { meter: BY_METER },
+  users: { meter: "A meter's users are known of the last hour and of all models together." },
+  meter: { model: RECORDS, chip: RECORDS },
+  none: { model: ACTIVE, chip: ACTIVE, meter: ACTIVE },
+};
 
 document.addEventListener("click", ({ target }) => {
   const { span, pick, clear, export: table } = target.closest("button")?.dataset ?? {};
@@ -236,7 +326,7 @@ document.addEventListener("click", ({ target }) => {
 function exportTable(name) {
   if (name in stacks) save(`tokens-by-${name}`, historyRows(name, stacks[name].history));
   else if (name === "money") save("money", money.rows());
-  else if (totals) save(name, TABLES[name](filtered()));
+  else if (totals) save(name, TABLES[name](whatIsShown()));
 }
 
 yesterday.addEventListener("click", () => ask({ yesterday: !asked.yesterday }));
@@ -263,8 +353,8 @@ const wide = matchMedia("(min-width: 1900px)");
 
 // A screen that shows all at once, or a page to scroll.
 function measure() {
-  const { hidden } = document.getElementById("user");
-  document.body.dataset.long = String(!hidden || (money.shown() && !wide.matches));
+  const open = !document.getElementById("user").hidden || document.getElementById("alerts").dataset.all === "true";
+  document.body.dataset.long = String(open || (money.shown() && !wide.matches));
 }
 
 async function showLinks() {
@@ -304,6 +394,7 @@ showChoice();
 refreshUser();
 measure();
 wide.addEventListener("change", measure);
+addEventListener("alerts", measure);
 showLinks();
 connect();
 setInterval(tell, 500);

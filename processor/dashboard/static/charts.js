@@ -7,6 +7,8 @@ const CONFIG = { displayModeBar: false, doubleClick: false, showTips: false, res
 const OTHERS = "others";
 const SERIES_MAX = 12;
 const DAY_MS = 86_400_000;
+const VEILED_MAX = 4; // steps: a partition whose clients are silent must not veil all
+const EVEN = 0.2; // of a step: partitions that are counted alike
 const STEP_SHOWN = 0.25; // of a step that is not over: before that its rate says nothing
 
 let library;
@@ -56,7 +58,7 @@ function fontSize() {
 // the chart, the legend says the rates of that time: a label in the chart would be higher than the panel.
 export class Stack {
   constructor(node, legend, by) {
-    Object.assign(this, { node, legend, by, seen: false, due: false, waiting: false, earlier: null, listens: false });
+    Object.assign(this, { node, legend, by, seen: false, due: false, waiting: false, earlier: null, counted: null, listens: false });
     this.caption = document.querySelector(`[data-time="${node.id}"]`);
     this.usual = this.caption.textContent;
     this.history = { times: [], series: [], step_ms: 60_000, to: null };
@@ -67,9 +69,9 @@ export class Stack {
     new ResizeObserver(() => this.redraw()).observe(node);
   }
 
-  // earlier: the total, a day before; null: it is not shown.
-  set(history, earlier) {
-    Object.assign(this, { history, earlier });
+  // earlier: the total, a day before; null: it is not shown. counted: how far the log is counted, all of it and at most.
+  set(history, earlier, counted) {
+    Object.assign(this, { history, earlier, counted });
     this.redraw();
   }
 
@@ -106,7 +108,7 @@ export class Stack {
   }
 
   figure(colours) {
-    const { times, rates } = stepRates(this.history);
+    const { times, rates, ends } = stepRates(this.history, this.counted);
     const entries = this.history.series.map((series, k) => [series, series.name === null ? colours.others : colours.series[k % SERIES_MAX]]);
     this.explain(entries);
     Object.assign(this, { times, rates });
@@ -122,7 +124,7 @@ export class Stack {
       line: { color: colours.panel, width: 1 },
     }));
     if (this.earlier) traces.push(this.dayBefore(colours));
-    return { traces, layout: { ...layoutOf(colours, fontSize(), times), shapes: unfinished(this.history, times, colours) } };
+    return { traces, layout: { ...layoutOf(colours, fontSize(), axisOf(this.history, times)), shapes: unfinished(this.history, times, ends, this.counted, colours) } };
   }
 
   dayBefore(colours) {
@@ -156,11 +158,21 @@ export class Stack {
   }
 }
 
-// The step that is not over is veiled: its rate is that so far, and will change.
-function unfinished({ times, step_ms: step, to }, shown, colours) {
-  const last = times.at(-1);
-  if (!shown.length || shown.at(-1) !== last || Date.parse(to) >= last + step) return [];
-  const begin = shown.at(-2) ?? last - step;
+// All of the time that was asked for, also where nothing of it is counted yet.
+function axisOf({ times, step_ms: step, to }, shown) {
+  const last = times.findLast((time) => time + step * STEP_SHOWN <= Date.parse(to));
+  return last > shown.at(-1) ? [...shown, last] : shown;
+}
+
+// The steps that are not complete are veiled: one that is not over, one that some meter has not read to its end, and the
+// last one where counting is behind the clock, to which late records come. Their rates are those so far, and will change.
+function unfinished({ step_ms: step, to }, shown, ends, counted, colours) {
+  const last = shown.at(-1);
+  const complete = counted?.complete || Infinity;
+  const behind = ends < Date.parse(to) - step;
+  if (last === undefined || (ends >= last + step && complete >= last + step && !behind)) return [];
+  const whole = shown.findLastIndex((time) => time + step <= complete);
+  const begin = shown[Math.max(0, Math.min(whole, shown.length - 2), shown.length - 1 - VEILED_MAX)];
   const line = { width: 1, dash: "dot", color: colours.text };
   return [
     { type: "rect", yref: "paper", x0: begin, x1: last, y0: 0, y1: 1, fillcolor: colours.panel, opacity: 0.55, line: { width: 0 }, layer: "above" },
@@ -168,10 +180,24 @@ function unfinished({ times, step_ms: step, to }, shown, colours) {
   ];
 }
 
+// Where the chart ends: at the newest record that is counted, since what comes after it is not known to be 0. Where that is
+// not now, or some partitions are counted further than others, it ends with a whole step: the last one that is counted of
+// all, unless one of the partitions has been silent for long.
+function endOf({ step_ms: step, to }, counted) {
+  const now = Date.parse(to);
+  const newest = Math.min(now, counted?.newest ?? Infinity);
+  const apart = newest - (counted?.complete || newest);
+  const even = !(apart > step * EVEN) || apart > step * VEILED_MAX;
+  if (even && !(newest < now - step)) return newest;
+  return Math.floor((even ? newest : counted.complete) / step) * step;
+}
+
 // Tokens per step as tokens per second. The step that is not over yet is shown at its rate so far.
-function stepRates({ times, series, step_ms: step, to }) {
-  const lasted = times.map((time) => Math.min(step, Date.parse(to) - time));
+function stepRates(history, counted) {
+  const { times, series, step_ms: step } = history;
+  const ends = endOf(history, counted);
+  const lasted = times.map((time) => Math.min(step, ends - time));
   const shown = lasted.filter((ms) => ms >= step * STEP_SHOWN).length;
   const rates = series.map(({ tokens }) => tokens.slice(0, shown).map((count, k) => (Number(count) * 1000) / lasted[k]));
-  return { times: times.slice(0, shown), rates };
+  return { times: times.slice(0, shown), rates, ends };
 }

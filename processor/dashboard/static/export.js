@@ -3,6 +3,8 @@
 
 import { asked, minute } from "./address.js";
 
+const OF_NOW = ["meters"]; // the other panels are of a time
+
 const FORMULA = /^[=+\-@\t\r]/;
 
 function field(value) {
@@ -20,7 +22,9 @@ export function save(name, rows) {
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([csv(rows)], { type: "text/csv" }));
   const filter = [asked.model, asked.chip, asked.meter].filter(Boolean).map((each) => each.replace(/[^\w.-]+/g, "_"));
-  link.download = ["tokenometer", name, ...filter, minute(Date.now()).replace(/:/g, "")].join("-") + ".csv";
+  const until = asked.from === null ? [asked.span, minute(Date.now())] : [minute(asked.from), minute(asked.to)];
+  const time = (OF_NOW.includes(name) ? until.slice(-1) : until).map((each) => each.replace(/:/g, ""));
+  link.download = ["tokenometer", name, ...filter, ...time].join("-") + ".csv";
   link.click();
   URL.revokeObjectURL(link.href);
 }
@@ -41,7 +45,10 @@ export const TABLES = {
     ["model", ...chips],
     ...models.map((model, k) => [model, ...tokens[k]]),
   ],
-  users: ({ top_users: users }) => [["user", "total_tokens"], ...users.map((row) => [row.user, row.total_tokens])],
+  users: ({ users: { rows, currency } }) => [
+    ["user", "total_tokens", ...(currency ? [`revenue_${currency}`, "unpriced_tokens"] : [])],
+    ...rows.map((row) => [row.user, row.total_tokens, ...(currency ? [row.revenue, row.unpriced_tokens] : [])]),
+  ],
   meters: ({ meters }) => [
     ["meter", "device", "state", "committed_at", "lag_messages", "freshness_ms", "parts", "total_tokens"],
     ...meters.map((m) => [m.meter, m.device, m.state, m.committed_at, m.lag_messages, m.freshness_ms, m.parts, m.total_tokens]),

@@ -1,6 +1,6 @@
-// Revenue and cost of the last hour. Owns their panel, which is there where the server has prices.
+// Revenue and cost of the time that is shown. Owns their panel, which is there where the server has prices.
 
-import { addFilters } from "./address.js";
+import { sumQuery } from "./address.js";
 import { exact, money, printable, si } from "./format.js";
 
 const ROWS_MAX = 64;
@@ -13,8 +13,9 @@ export function shown() {
 }
 
 export async function refresh(get) {
-  const found = await get(`/api/cost?${addFilters(new URLSearchParams())}`).catch(() => null);
-  if (!found?.by_model) return;
+  const query = sumQuery().toString();
+  const found = await get(`/api/cost?${query}`).catch(() => null);
+  if (!found?.by_model || query !== sumQuery().toString()) return;
   latest = found;
   draw();
 }
@@ -29,7 +30,7 @@ export function rows() {
 }
 
 function draw() {
-  panel.querySelector("[data-currency]").textContent = `${latest.currency}, last hour`;
+  panel.querySelector("[data-currency]").textContent = latest.currency;
   for (const kind of ["model", "chip"]) {
     const body = panel.querySelector(`[data-kind="${kind}"]`);
     body.replaceChildren(...latest[`by_${kind}`].slice(0, ROWS_MAX).map((row) => line(kind, row[kind], row)));

@@ -1,7 +1,7 @@
 // One user: what was asked of it, and the answer. Owns its panel.
 
 import { ask, asked, onChange } from "./address.js";
-import { duration, exact, moment, printable, si } from "./format.js";
+import { duration, exact, moment, money, printable, si } from "./format.js";
 
 const form = document.getElementById("search");
 const panel = document.getElementById("user");
@@ -40,10 +40,12 @@ function show(answer) {
   }
   const until = answer.complete_up_to ? `, complete to ${moment(answer.complete_up_to)}` : "";
   told.textContent = `${exact(answer.total_tokens)} tokens in the last ${duration(Date.parse(answer.to) - Date.parse(answer.from))}, by the ledger${until}.`;
-  const sums = new Map();
-  for (const { begin, model, total_tokens: tokens } of answer.rows) {
+  panel.querySelector("[data-revenue]").textContent = answer.currency ? `${answer.currency}, 24 h` : "";
+  const [sums, revenues] = [new Map(), new Map()];
+  for (const { begin, model, total_tokens: tokens, revenue } of answer.rows) {
     if (!sums.has(model)) sums.set(model, [0, 0, 0]);
     const age = Date.parse(answer.to) - Date.parse(begin);
+    if (revenue !== null && revenue !== undefined) revenues.set(model, (revenues.get(model) ?? 0) + Number(revenue));
     [1, 6, 24].forEach((hours, k) => (sums.get(model)[k] += age <= hours * 3_600_000 ? Number(tokens) : 0));
   }
   const ranked = [...sums].sort(([, a], [, b]) => b[2] - a[2]);
@@ -51,6 +53,7 @@ function show(answer) {
     const row = document.createElement("tr");
     row.append(Object.assign(document.createElement("th"), { textContent: printable(model), className: "name" }));
     row.append(...tokens.map((each) => Object.assign(document.createElement("td"), { textContent: si(each), title: exact(each) })));
+    if (answer.currency) row.append(Object.assign(document.createElement("td"), { textContent: money(revenues.get(model)) }));
     return row;
   }));
 }

@@ -1,8 +1,9 @@
 // Totals onto the page. Owns every element but the charts. Promises: elements stay and only their text changes, and only
 // if it did. Names reach the page as text and as nothing else.
 
-import { clock, duration, exact, moment, percent, printable, share, si } from "./format.js";
+import { duration, exact, moment, money, percent, printable, share, si } from "./format.js";
 
+const LEDGER_LATE_MS = 300_000; // behind which it is said how far a ledger is
 const METERS_MAX = 50; // rows; the stale ones come first
 const HEAT_STEPS = 24;
 const ORDER = ["stale", "late", "live", "stopped"];
@@ -92,17 +93,17 @@ export const PANELS = [
   (totals) => {
     drawRate(totals.rate);
     for (const name of ["today", "yesterday", "since_start"]) putTokens(name, totals.windows[name]?.tokens.total_tokens);
-    drawActive(totals.windows);
+    drawActive(totals.everyone);
     put("at", `${moment(totals.at)} UTC`, totals.at);
   },
   (totals) => {
-    drawCategories(totals.windows.last_1h.tokens);
+    drawCategories(totals.range.tokens);
     drawFlow(totals);
     drawRecords(totals);
   },
   (totals) => drawMatrix(totals.matrix),
   (totals) => {
-    drawUsers(totals.top_users, totals.windows.last_1h.tokens.total_tokens);
+    drawUsers(totals.users, totals.range.tokens?.total_tokens);
     drawMeters(totals.meters);
   },
 ];
@@ -132,8 +133,8 @@ function drawRate(rate) {
 }
 
 function drawCategories(tokens) {
-  const whole = Number(tokens.total_tokens);
-  const parts = CATEGORIES.map(([name, count]) => [name, count(tokens)]);
+  const whole = Number(tokens?.total_tokens ?? 0);
+  const parts = CATEGORIES.map(([name, count]) => [name, tokens && count(tokens)]);
   rows(byId("segments"), parts, element("i"), (node, [, count], k) => {
     setStyle(node, "flex-grow", (share(count, whole) * 1000).toFixed(1));
     setStyle(node, "background", `var(--c${k + 1})`);
@@ -159,7 +160,8 @@ function drawFlow(totals) {
 function drawRecords({ records, rejects }) {
   put("read", si(records.read), exact(records.read));
   for (const name of ["duplicates", "conflicts", "skipped", "rejected"]) {
-    put(name, `${si(records[name])}  ${percent(share(records[name], records.read))}`, exact(records[name]));
+    put(name, si(records[name]), exact(records[name]));
+    put(`${name}-share`, percent(share(records[name], records.read)));
   }
   const reasons = Object.entries(rejects).filter(([, count]) => count > 0).sort(([, a], [, b]) => Number(b) - Number(a));
   rows(byId("rejects"), reasons, row("th", "td"), (node, [reason, count]) => {
@@ -168,14 +170,28 @@ function drawRecords({ records, rejects }) {
   });
 }
 
-function drawUsers(users, hour) {
+// The third column is money where the ledger has a price list, and else the share of all.
+function drawUsers({ source, rows: users, told = "", currency, complete_up_to: complete, from, to }, whole) {
+  const lists = source === "top_users";
+  const until = complete ? `, complete to ${moment(complete)}` : "";
+  put("users-when", lists ? "about the last hour" : told ? "" : `${span(from, to)}, by the ledger`, lists ? "At least so many, by the meters' lists of their largest users" : `All of it${until}`);
+  const missing = complete && Date.parse(complete) < Math.min(Date.parse(to), Date.now() - LEDGER_LATE_MS);
+  put("users-told", told ? `Not known: ${told}` : missing ? `The ledger has all until ${moment(complete)}` : users.length || lists ? "" : "Nobody");
+  put("users-third", currency ?? "Share");
   const most = Number(users[0]?.total_tokens ?? 1);
-  rows(byId("top-users"), users, row("th", "td", "td"), (node, { user, total_tokens: tokens }) => {
+  rows(byId("top-users"), users, row("th", "td", "td"), (node, { user, total_tokens: tokens, revenue }) => {
     setPick(node.children[0], "user", user);
     setText(node.children[1], si(tokens), exact(tokens));
-    setText(node.children[2], percent(share(tokens, hour)));
+    if (currency) setText(node.children[2], money(revenue), revenue === null ? "There is no price" : `${revenue} ${currency}`);
+    else setText(node.children[2], percent(share(tokens, whole)));
     setStyle(node, "--share", share(tokens, most).toFixed(3));
   });
+}
+
+// 14:00 – 15:00
+function span(from, to) {
+  const [begin, end] = [from, to].map((each) => moment(each).slice(0, -3));
+  return `${begin} – ${begin.slice(0, -5) === end.slice(0, -5) ? end.slice(-5) : end}`;
 }
 
 function drawMeters(meters) {

@@ -1,4 +1,4 @@
-"""Revenue and cost of usage by model and chip, as the dashboard shows them: at list prices, now.
+"""Revenue and cost of usage by model and chip, as the dashboard shows them: at list prices.
 
 Promises: it is pure, and exact: amounts are those of `prices`, as texts. A price that holds for one customer, or for
 labels, holds for nobody here, because rolling totals know neither; so the sum is not a bill's. Further counters (audio,
@@ -42,7 +42,7 @@ class _Sums:
 
 
 @dataclass
-class HourMoney:
+class ListMoney:
     """prices: what users pay; costs: what chips cost. Each may be absent. Raises PriceError for two currencies."""
 
     prices: Prices | None
@@ -57,15 +57,23 @@ class HourMoney:
             raise PriceError(f"{one.source} is in {one.currency} and {other.source} in {other.currency}: one is needed")
         self.currency = given[0].currency
 
-    def of(self, begin_ms: int, cells: Iterable[Cell]) -> dict[str, Any]:
-        """The whole, and rows by model and by chip, most tokens first. begin_ms: by which prices are chosen."""
+    def bounds(self, begin_ms: int, end_ms: int) -> list[tuple[int, int]]:
+        """The time in pieces, in each of which no price and no cost changes."""
+        lists = [each for each in (self.prices, self.costs) if each is not None]
+        begins = sorted({moment for each in lists for moment in each.bounds(begin_ms, end_ms)})
+        return list(zip(begins, [*begins[1:], end_ms], strict=True))
+
+    def of(self, pieces: Iterable[tuple[int, Iterable[Cell]]]) -> dict[str, Any]:
+        """The whole, and rows by model and by chip, most tokens first. pieces: the beginning of each, by which its
+        prices are chosen, and its cells."""
         whole = _Sums()
         tables: tuple[dict[str | None, _Sums], dict[str | None, _Sums]] = ({}, {})
-        for model, chip, counters in cells:
-            tokens = int(total_of(counters))
-            money = tokens, self._revenue(model, counters, begin_ms), self._cost(chip, tokens, begin_ms)
-            for sums in (whole, tables[0].setdefault(model, _Sums()), tables[1].setdefault(chip, _Sums())):
-                sums.add(*money)
+        for begin_ms, cells in pieces:
+            for model, chip, counters in cells:
+                tokens = int(total_of(counters))
+                money = tokens, self._revenue(model, counters, begin_ms), self._cost(chip, tokens, begin_ms)
+                for sums in (whole, tables[0].setdefault(model, _Sums()), tables[1].setdefault(chip, _Sums())):
+                    sums.add(*money)
         by_model, by_chip = (_rows(name, table) for name, table in zip(("model", "chip"), tables, strict=True))
         return {"currency": self.currency, **whole.shown(), "by_model": by_model, "by_chip": by_chip}
 
