@@ -688,6 +688,11 @@ def test_the_paced_demo_is_an_hour_in_half_a_minute():
         assert command.profile().records == pytest.approx(3600 * command.profile().rate)
 
 
+@pytest.mark.parametrize(("count", "wanted"), [(1000, 500_000), (8_589_934, 4_294_967_000), (8_589_935, 4 << 30)])
+def test_a_demo_takes_its_memory_before_the_log_begins_but_not_more_than_four_gib(count, wanted):
+    assert DemoCommand(count=count).reserved_bytes == wanted
+
+
 def test_a_demo_is_as_large_as_one_asks_for(call):
     assert_error(call("demo", "--count", 10), 2, "--count")
 

@@ -34,9 +34,10 @@ ASSIGNORS: list[Assignor] = ["eager", "cooperative"]
 
 
 def test_columns_fill_pieces_of_memory_and_one_that_is_larger_has_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tokenometer.processor.broker.memory.log._PIECE_BYTES", 64)
+    monkeypatch.setattr("tokenometer.processor.broker.memory.room._PIECE_BYTES", 64)
     broker, wanted = MemoryBroker(), []
     broker.create_topic(TOPIC, 1, {})
+    broker.reserve(100)
     for size in (0, 1, 62, 63, 64, 65, 1000, 3):
         texts = [b"a" * size, b"", b"b" * size]
         starts, lengths = np.array([0, size, size]), np.array([size, 0, size])

@@ -1,5 +1,6 @@
 """The command `demo`: the whole way in one process, with a dashboard, and its audit."""
 
+import gc
 import secrets
 import sys
 import time
@@ -30,6 +31,10 @@ _LIVE_RECORDS = 8_000_000
 _PACED_SECONDS, _PACED_RECORDS = 30.0, 1_000_000
 _LOG_SECONDS = 3600.0  # a log that is not live is that of the last hour, and the charts fill while it passes
 _WAIT_SECONDS = 0.2
+# What the broker in this process keeps of a record, its usage rows included. It takes the memory before the log begins,
+# as a broker that has run for long has it: a host may give fresh memory at a slower pace than that of the log.
+_RECORD_BYTES = 500
+_RESERVED_BYTES_MAX = 4 << 30
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,13 @@ class DemoCommand(KafkaSettings):
             return running.broker_of(self)
         from tokenometer.processor.broker.memory import MemoryBroker
 
-        return MemoryBroker()
+        memory = MemoryBroker()
+        memory.reserve(self.reserved_bytes)
+        return memory
+
+    @property
+    def reserved_bytes(self) -> int:
+        return min(self.records * _RECORD_BYTES, _RESERVED_BYTES_MAX)
 
     @property
     def records(self) -> int:
@@ -129,6 +140,7 @@ def demo_command(command: DemoCommand) -> None:
     settings = _settings()
     _make_topics(broker, settings, command.partitions)
     engine = engines.make_engine(command.device, None)
+    gc.freeze()  # what was imported stays: a collection that looks at all of it would hold up every thread for 0.1 s
     playing = stream.Demo(settings, f"{settings.group}.run", command.profile(), command.lines, command.speed)
     onlooker = watch.Watch(broker, settings.live_topic, watch.live, TARGET_TOKENS_PER_DAY).start()
     other = _ANY_PORT if command.listen == _LISTEN else None

@@ -1,5 +1,7 @@
-// Records as lines of the native mapping, and what a producer makes of lines. Integers in, bytes out: nothing here
-// rounds, so the bytes are the same on every processor. Compiled at first use like the kernels (kernels/build.py).
+// Records as lines of the native mapping, and what a producer makes of lines. A number is rounded where two are
+// multiplied, and no products are added: so the bytes are the same on every processor. Compiled at first use like the
+// kernels (kernels/build.py).
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <utility>
@@ -118,6 +120,40 @@ ENTRY void format_records(const Record* records, uint32_t count, const Tables* t
 // The users' names, one after the other, all of one length.
 ENTRY void format_users(const uint32_t* users, uint32_t count, uint32_t digits, char* out) {
   for (uint32_t i = 0; i < count; ++i) out = put_user(out, users[i], digits);
+}
+
+// --- Draw ---
+
+namespace {
+
+// As Zipf in lines.py: the sums of the first ranks, and between which two of them the draws of each cell lie.
+struct Law {
+  const double* table;
+  const int32_t* guide;
+  uint32_t ranks, cells;
+  double whole;
+};
+
+}  // namespace
+
+ENTRY void draw_ranks(const Law* law, const double* share, uint32_t count, int64_t* ranks) {
+  for (uint32_t i = 0; i < count; ++i) {
+    const int32_t cell = static_cast<int32_t>(share[i] * law->cells);
+    const int32_t low = law->guide[cell], high = law->guide[cell + 1];
+    ranks[i] = low;
+    if (low != high)
+      ranks[i] = std::upper_bound(law->table, law->table + law->ranks, share[i] * law->whole) - law->table;
+  }
+}
+
+// uniform: `count` draws each of whether there is a part, whether a zero is logged, and how large the part is.
+ENTRY void draw_parts(const double* uniform, double share, const int64_t* totals, uint32_t count, int64_t* parts) {
+  const double *zero = uniform + count, *size = zero + count;
+  for (uint32_t i = 0; i < count; ++i) {
+    const int64_t part = static_cast<int64_t>(size[i] * static_cast<double>(totals[i]));
+    const int64_t none = zero[i] < 0.5 ? 0 : -1;
+    parts[i] = uniform[i] < share ? part : none;
+  }
 }
 
 // --- Lines that wait until their message is full ---

@@ -115,16 +115,23 @@ class Zipf:
         return np.asarray((mass * power + self.tail_start**power) ** (1.0 / power))
 
     def draw(self, rng: np.random.Generator, count: int) -> Ints:
-        share = rng.random(count)
-        cell = (share * self.cells).astype(np.int32)
-        ranks: Ints = self.guide[cell].astype(np.int64)
-        unsure = np.flatnonzero(self.guide[cell + 1] != ranks)
-        ranks[unsure] = np.searchsorted(self.table, share[unsure] * self.whole, side="right")
-        beyond = np.flatnonzero(ranks >= len(self.table))
-        if len(beyond):
+        share, ranks = rng.random(count), np.empty(count, np.int64)
+        law = _Law(self.table.ctypes.data, self.guide.ctypes.data, len(self.table), self.cells, self.whole)
+        _library().draw_ranks(ctypes.byref(law), _pointer(share), ctypes.c_uint32(count), _pointer(ranks))
+        if self.n > len(self.table):
+            beyond = np.flatnonzero(ranks >= len(self.table))
             mass = np.maximum(share[beyond] * self.whole - self.head, 0.0)
             ranks[beyond] = np.rint(self._inverse(mass)).astype(np.int64) - 1
-        return np.minimum(ranks, self.n - 1)
+        return np.minimum(ranks, self.n - 1, out=ranks)
+
+
+def part(rng: np.random.Generator, share: float, totals: Ints) -> Ints:
+    """A random part of each total; -1 where the field is absent, which is at times also how a zero is logged."""
+    uniform, parts = rng.random((3, len(totals))), np.empty(len(totals), np.int64)
+    totals = np.ascontiguousarray(totals, np.int64)
+    shares = _pointer(uniform), ctypes.c_double(share)
+    _library().draw_parts(*shares, _pointer(totals), ctypes.c_uint32(len(totals)), _pointer(parts))
+    return parts
 
 
 def ids(rng: np.random.Generator, count: int) -> npt.NDArray[np.uint64]:
@@ -136,6 +143,14 @@ def names(known: tuple[str, ...], count: int) -> list[str]:
 
 
 # --- Format ---
+
+
+class _Law(ctypes.Structure):
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("table", "guide")),
+        *((name, ctypes.c_uint32) for name in ("ranks", "cells")),
+        ("whole", ctypes.c_double),
+    ]
 
 
 class _Texts(ctypes.Structure):

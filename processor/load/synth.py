@@ -17,7 +17,19 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from tokenometer.processor.load.faults import Spoiler
-from tokenometer.processor.load.lines import RECORD, Block, Floats, Format, Ints, Records, Zipf, ids, names, stream
+from tokenometer.processor.load.lines import (
+    RECORD,
+    Block,
+    Floats,
+    Format,
+    Ints,
+    Records,
+    Zipf,
+    ids,
+    names,
+    part,
+    stream,
+)
 from tokenometer.processor.load.profile import (
     BLOCK_RECORDS,
     CHIP_NAMES,
@@ -154,7 +166,7 @@ class _Source:
         else:
             cached, writes = self._cache_parts(input_tokens)
             records["cached_input_tokens"], records["cache_write_tokens"] = cached, writes
-            records["reasoning_tokens"] = self._part("reasoning", profile.reasoning_share, output_tokens)
+            records["reasoning_tokens"] = part(streams["reasoning"], profile.reasoning_share, output_tokens)
             records["place"] = streams["places"].integers(1, 1 + len(REGIONS) * len(ENDPOINTS), n)
             records["streamed"] = streams["places"].random(n) >= 0.3
             records["latency_cents"] = latency_cents
@@ -165,16 +177,9 @@ class _Source:
         tokens: Ints = np.clip(median * spread, 1, limit).astype(np.int64)
         return tokens
 
-    def _part(self, name: str, share: float, total: Ints) -> Ints:
-        """A random part of each total; -1 where the field is absent, which is at times also how a zero is logged."""
-        rng = self.streams[name]
-        present, zero = rng.random(BLOCK_RECORDS) < share, rng.random(BLOCK_RECORDS) < 0.5
-        part = (rng.random(BLOCK_RECORDS) * total).astype(np.int64)
-        return np.where(present, part, np.where(zero, 0, -1))
-
     def _cache_parts(self, input_tokens: Ints) -> tuple[Ints, Ints]:
-        cached = self._part("cached", self.profile.cached_share, input_tokens)
-        writes = self._part("writes", self.profile.cache_write_share, input_tokens - np.maximum(cached, 0))
+        cached = part(self.streams["cached"], self.profile.cached_share, input_tokens)
+        writes = part(self.streams["writes"], self.profile.cache_write_share, input_tokens - np.maximum(cached, 0))
         return cached, np.where(writes == 0, -1, writes)  # a zero of this field is hardly ever logged
 
     def _shifts(self) -> Ints:

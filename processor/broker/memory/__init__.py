@@ -7,7 +7,7 @@ Promises: nothing depends on the wall clock or on chance. All depends on the cal
     broker     MemoryBroker: the protocol's face, and what an administrator does
     consumer, producer, following               the clients
     cluster    the state under its lock: topics, groups, transactional ids
-    group, log                                  what a group and a partition are; no lock, no clock
+    group, log, room                            what a group, a partition and its memory are; no lock, no clock
 
 What is simpler than in Kafka
 - A transaction's markers are written at one instant; Kafka writes them partition by partition.

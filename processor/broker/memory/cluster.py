@@ -16,7 +16,8 @@ import numpy as np
 
 from tokenometer.processor.broker import Column, Headers, OutOfRange, Place, Refused, TopicMissing, TopicState
 from tokenometer.processor.broker.memory.group import Group, Member
-from tokenometer.processor.broker.memory.log import Log, Segment, Topic, Transaction, longest, picked
+from tokenometer.processor.broker.memory.log import Log, Segment, Texts, Topic, Transaction, longest, picked
+from tokenometer.processor.broker.memory.room import Room
 
 Assignor = Literal["eager", "cooperative"]
 
@@ -60,6 +61,7 @@ class Cluster:
         self._retention_messages = retention_messages
         self.patience_seconds = patience_seconds
         self.changed = Condition()
+        self.room = Room()
         self.topics: dict[str, Topic] = {}
         self.groups: dict[str, Group] = {}
         self.transactionals: dict[str, Transactional] = {}
@@ -193,9 +195,9 @@ class Cluster:
         for log, chosen in topic.spread(keys):
             segment = Segment(
                 log.end,
-                log.kept(values, chosen),
+                self._kept(values, chosen),
                 stamps if chosen is None else stamps[chosen],
-                None if keys is None else log.kept(keys, chosen),
+                None if keys is None else self._kept(keys, chosen),
                 None if headers is None else picked(headers, chosen),
                 opened,
             )
@@ -204,6 +206,10 @@ class Cluster:
                 opened.logs[log] = None
             if self._retention_messages is not None:
                 log.keep(self._retention_messages)
+
+    def _kept(self, texts: Texts, rows: list[int] | None) -> Texts:
+        """These texts, or all; none of them changes any more."""
+        return self.room.keep(texts, rows) if isinstance(texts, Column) else picked(texts, rows)
 
     def _check_size(self, topic: Topic, values: Sequence[bytes | None], keys: Sequence[bytes | None] | None) -> None:
         limit = int(topic.settings.get("max.message.bytes", self._message_bytes_max))

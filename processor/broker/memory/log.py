@@ -8,9 +8,7 @@ A partition, with one transaction open since offset 7:
                                             stable            t     of the open transaction: hides what follows
 """
 
-import contextlib
 import itertools
-import mmap
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,45 +20,8 @@ import numpy as np
 from tokenometer.processor.broker import Column, Headers, Messages, Place, Position
 
 Times = np.ndarray[Any, np.dtype[np.uint64]]
-Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 Texts = Sequence[bytes | None]  # a list, or a Column in a Room
 _Cell = TypeVar("_Cell")
-_PIECE_BYTES = 32 << 20
-
-
-class Room:
-    """The memory of columns. It comes in large pieces of huge pages: fresh pages of the usual size, one for every dozen
-    of records, cost more than all else that this model does."""
-
-    def __init__(self) -> None:
-        self._free: Bytes = np.empty(0, np.uint8)
-
-    def keep(self, column: Column, rows: list[int] | None) -> Column:
-        """These texts of the column, or all, in memory of our own."""
-        begins, ends = column.starts, column.lines
-        if ends is None:
-            ends = begins + np.maximum(column.lengths, 0)
-        if rows is None:
-            first = int(begins.min())
-            data = self._take(int(ends.max()) - first)
-            data[:] = column.data[first : first + len(data)]
-            return Column(data, begins - first, column.lengths, None if column.lines is None else ends - first)
-        places = list(zip(begins[rows].tolist(), ends[rows].tolist(), strict=True))
-        sizes = ends[rows] - begins[rows]
-        ends = np.cumsum(sizes)
-        data = self._take(int(ends[-1]))
-        np.concatenate([column.data[begin:end] for begin, end in places], out=data)
-        return Column(data, ends - sizes, column.lengths[rows], None if column.lines is None else ends)
-
-    def _take(self, size: int) -> Bytes:
-        if size > len(self._free):
-            # Not of the heap: there it would lie between blocks that come and go.
-            piece = mmap.mmap(-1, max(_PIECE_BYTES, size), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-            with contextlib.suppress(AttributeError, OSError):  # a system that has no huge pages
-                piece.madvise(mmap.MADV_HUGEPAGE)
-            self._free = np.frombuffer(piece, np.uint8)
-        taken, self._free = self._free[:size], self._free[size:]
-        return taken
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +47,6 @@ class Log:
     begin: int = 0
     end: int = 0
     segments: list[Segment] = field(default_factory=list)
-    room: Room = field(default_factory=Room)
     open: dict["Transaction", int] = field(default_factory=dict)  # their first offsets here, in ascending order
 
     @property
@@ -99,10 +59,6 @@ class Log:
             self.open.setdefault(segment.transaction, segment.base)
         self.segments.append(segment)
         self.end = segment.end
-
-    def kept(self, texts: Texts, rows: list[int] | None) -> Texts:
-        """These texts, or all; none of them changes any more."""
-        return self.room.keep(texts, rows) if isinstance(texts, Column) else picked(texts, rows)
 
     def mark(self, transaction: "Transaction", committed: bool) -> None:
         """Write the marker that ends a transaction here. It takes an offset, as Kafka's does."""
