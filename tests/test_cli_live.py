@@ -693,6 +693,17 @@ def test_a_demo_takes_its_memory_before_the_log_begins_but_not_more_than_four_gi
     assert DemoCommand(count=count).reserved_bytes == wanted
 
 
+def test_a_demo_takes_no_more_than_half_of_the_memory_that_is_free(monkeypatch):
+    taken = []
+    monkeypatch.setattr(
+        "tokenometer.processor.broker.memory.MemoryBroker.reserve", lambda broker, size: taken.append(size)
+    )
+    monkeypatch.setattr("tokenometer.processor.cli.demo._free_bytes", lambda: 1_000_000)
+    DemoCommand(count=1000).broker()
+    DemoCommand(count=1001).broker()
+    assert taken == [500_000, 500_000]
+
+
 def test_a_demo_is_as_large_as_one_asks_for(call):
     assert_error(call("demo", "--count", 10), 2, "--count")
 

@@ -1,6 +1,7 @@
 """The command `demo`: the whole way in one process, with a dashboard, and its audit."""
 
 import gc
+import os
 import secrets
 import sys
 import time
@@ -35,6 +36,10 @@ _WAIT_SECONDS = 0.2
 # as a broker that has run for long has it: a host may give fresh memory at a slower pace than that of the log.
 _RECORD_BYTES = 500
 _RESERVED_BYTES_MAX = 4 << 30
+
+
+def _free_bytes() -> int:
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class DemoCommand(KafkaSettings):
         from tokenometer.processor.broker.memory import MemoryBroker
 
         memory = MemoryBroker()
-        memory.reserve(self.reserved_bytes)
+        memory.reserve(min(self.reserved_bytes, _free_bytes() // 2))
         return memory
 
     @property
