@@ -28,6 +28,7 @@ MAPPINGS = pathlib.Path(__file__).parents[1] / "schemas" / "mappings"
 SHIPPED = (
     "anthropic",
     "anthropic-batch",
+    "anthropic-stream",
     "apisix",
     "bedrock-converse",
     "bedrock-log",

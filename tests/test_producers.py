@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from tests import harness
+from tests.bodies import SHAPES
 from tests.test_samples import counted, counters
 from tokenometer.schemas import mapping as mappings
 
@@ -404,10 +405,10 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         {"model": "n", "embeddings": [], "prompt_eval_count": 8},
         {"model": "l", "done": True, "eval_count": 4},
         chat(prompt_tokens=10, completion_tokens=5, total_tokens=15),
-    ), (3, 18, 0, 0, 9, 0), 4, {}),
-    "a body that is none of Ollama's is no request": ("ollama", wrapped(
+    ), (2, 18, 0, 0, 5, 0), 4, {"missing_field": 1}),
+    "a body that is none of Ollama's is refused, for it may have tokens": ("ollama", wrapped(
         {"usageMetadata": {"promptTokenCount": 10}}, {"usage": {"inputTokens": 9, "outputTokens": 4}}, {"id": "x"},
-    ), NOTHING, 3, {}),
+    ), NOTHING, 0, {"missing_field": 3}),
     "its Responses API, and a total that does not fit": ("ollama", wrapped(
         {"model": "m", "usage": {"input_tokens": 56, "output_tokens": 5, "total_tokens": 61}},
         {"model": "m", "usage": {"input_tokens": 56, "total_tokens": 61}},
@@ -669,5 +670,5 @@ def test_spans_in_jaegers_and_zipkins_json_have_the_rules_of_otlp(make_engine, t
 
 def test_every_shipped_mapping_of_a_producer_has_cases_here_or_a_sample():
     """Ours and OpenMeter's have tests of their own, and so has a log whose lines are no JSON."""
-    elsewhere = {"native", "openmeter", "cloudevents", "sglang-log", "zipkin", "jaeger"}
+    elsewhere = {home for _, _, home in SHAPES.values() if home} | {"native", "openmeter", "cloudevents", "sglang-log", "zipkin", "jaeger"}
     assert {case[0] for case in CASES.values()} | elsewhere == set(mappings.shipped())
