@@ -114,7 +114,7 @@ constexpr u32 SPOT_BITS = 21;  // one more than a position in a record has
 constexpr u32 SPOTS_MAX = 54;  // deferred values of a record: more than a mapping may name (50)
 constexpr u32 SPOT_WORDS = 8;  // words of spots beside those of a record's hashes, three in each
 constexpr u32 RULES_MAX = 26;  // six strings, the time, the selector, five counts, eight labels, five further counts
-constexpr u32 CONDITIONS_MAX = 48;       // eight `skip` entries of six
+constexpr u32 CONDITIONS_MAX = 64;       // eight `skip` entries of eight
 constexpr u32 CONVENTION_PATHS_MAX = 8;  // that one may be read from: more than a mapping may name (5)
 constexpr u32 VALUES_MAX = 128;          // that conditions and conventions compare with
 // Bits of the parts, in the order in which readings of a total are tried
