@@ -1,8 +1,8 @@
 """Bodies of model APIs as their providers write them in 2025 and 2026, each with the counters that it says.
 
-Names are those of the providers' documentation and SDKs (docs/SOURCES.md has versions); all data is invented. A shape is
-what one call gives: one body, or the events of a stream, which have one request id. Counters: requests, input, cached,
-cache write, output, reasoning; totals inclusive.
+Names are those of the providers' documentation and SDKs (docs/SOURCES.md has versions); all data is invented. A shape
+is what one call gives: one body, or the events of a stream, which have one request id. Counters: requests, input,
+cached, cache write, output, reasoning; totals inclusive.
 """
 
 from typing import Any
@@ -221,10 +221,9 @@ SHAPES: dict[str, tuple[list[Body], Counters, str | None]] = {
     "gemini": ([{"candidates": [], "usageMetadata": GEMINI, "modelVersion": "g", "responseId": "x"}],
                (1, 107, 40, 0, 50, 30), "gemini"),
     "gemini, stream": ([
-        {"candidates": [], "usageMetadata": {"promptTokenCount": 100, "totalTokenCount": 100}, "modelVersion": "g", "responseId": "x"},
-        {"candidates": [], "usageMetadata": {"promptTokenCount": 100, "thoughtsTokenCount": 30,
-                                             "totalTokenCount": 130}, "modelVersion": "g", "responseId": "x"},
-        {"candidates": [], "usageMetadata": GEMINI, "modelVersion": "g", "responseId": "x"}],
+        {"candidates": [], "modelVersion": "g", "responseId": "x", "usageMetadata": usage} for usage in (
+            {"promptTokenCount": 100, "totalTokenCount": 100},
+            {"promptTokenCount": 100, "thoughtsTokenCount": 30, "totalTokenCount": 130}, GEMINI)],
         (1, 107, 40, 0, 50, 30), "gemini"),
     "gemini's OpenAI mode with thoughts": ([chat(prompt_tokens=100, completion_tokens=20, total_tokens=150)],
                                            (1, 100, 0, 0, 50, 30), None),

@@ -1,7 +1,7 @@
 """Each body of a model API is counted as it says, by the mapping that docs/SOURCES.md names, and lost by none.
 
-A body under a mapping of another API is read by its own names or refused: a record that carries tokens is never skipped,
-and never counted with another input or output. Parts that a mapping does not know may be 0.
+A body under a mapping of another API is read by its own names or refused: a record that carries tokens is never
+skipped, and never counted with another input or output. Parts that a mapping does not know may be 0.
 """
 
 import pytest
@@ -28,7 +28,7 @@ BODIES = (
     "vllm",
     "xai",
 )
-# Their own platforms serve Moonshot's models with the usage at the top, so a chunk without it is no sign of another API.
+# These serve Moonshot's models themselves, with the usage at the top: a chunk without it is no sign of another API.
 MOONSHOT_ELSEWHERE = {("moonshot, stream", mapping) for mapping in ("ark", "dashscope", "vllm")}
 
 

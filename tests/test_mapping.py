@@ -486,7 +486,8 @@ def test_shipped_mappings_load():
     additive = [name for name in SHIPPED if resolve(name).conventions[0] == Convention(True)]
     assert additive == ["anthropic", "anthropic-batch", "anthropic-stream", "bedrock-converse", "bedrock-log"]
     assert [name for name in SHIPPED if resolve(name).format == 1] == ["native"]
-    assert [name for name in SHIPPED if resolve(name).repeats == "grow"] == ["anthropic-stream", "dashscope", "gemini", "vllm", "xai"]
+    growing = [name for name in SHIPPED if resolve(name).repeats == "grow"]
+    assert growing == ["anthropic-stream", "dashscope", "gemini", "vllm", "xai"]
     assert [name for name in SHIPPED if resolve(name).selector] == ["openmeter"]
 
 
