@@ -216,6 +216,10 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         envoy("2", mcp__method__name="tools/call", gen_ai__usage__input_tokens=None),
         envoy("3", response_code=503, gen_ai__usage__input_tokens=None),
     ], NOTHING, 3, {}),
+    "a log without the code does not say that a request failed": ("envoy-ai-gateway", [
+        envoy("1", gen_ai__usage__input_tokens=None) | {"response_code": None}], NOTHING, 0, {"missing_field": 1}),
+    "nor does Higress's": ("higress", [
+        higress({"model": "m", "chat_id": "c"}) | {"response_code": None}], NOTHING, 0, {"missing_field": 1}),
     "large counts have exponents, and the total tells where reasoning is": ("envoy-ai-gateway", [
         envoy("1", gen_ai__usage__input_tokens=1e5, gen_ai__usage__output_tokens=5,
               gen_ai__usage__total_tokens=100005.0),
@@ -552,6 +556,15 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
     "where embeddings of Vercel's are not read they are refused": ("otlp", otlp(*(
         span(f"{number:x}", **attributes) for number, attributes in enumerate(VERCEL_SPANS, 1)
     )), (2, 4091, 3970, 0, 55, 7), 3, {"missing_field": 2}),
+    "log records with usage repeat spans and are refused, and others are skipped": ("otlp", [
+        {"resourceLogs": [{"scopeLogs": [{"logRecords": [
+            {"timeUnixNano": str(TIME * 10**6), "spanId": f"{number:016x}", "attributes": [
+                _attribute(key, value) for key, value in attributes.items()]}
+            for number, attributes in enumerate(({"event.name": "gen_ai.choice"}, {
+                "event.name": "gen_ai.client.inference.operation.details", "gen_ai.operation.name": "chat",
+                "gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 9, "gen_ai.usage.output_tokens": 3}), 1)
+        ]}]}]},
+    ], NOTHING, 1, {"missing_field": 1}),
     "Spring AI says embedding, and counts that Micrometer made strings; an output alone is not lost": ("otlp", otlp(
         span("1", gen_ai__operation__name="embedding", gen_ai__request__model="e", gen_ai__usage__input_tokens="9",
              gen_ai__usage__total_tokens="9"),
