@@ -6,8 +6,10 @@ skipped, and never counted with another input or output. Parts that a mapping do
 
 import pytest
 
+from tests import harness
 from tests.bodies import SHAPES, lines_of
-from tests.intake import harness
+from tests.harness import Piece
+from tests.intake import harness as intake
 from tests.test_samples import counted, counters
 from tokenometer.processor.records.mapping_check import Check, check
 from tokenometer.schemas import mapping as mappings
@@ -32,10 +34,14 @@ BODIES = (
 MOONSHOT_ELSEWHERE = {("moonshot, stream", mapping) for mapping in ("ark", "dashscope", "vllm")}
 
 
+def decoded(shape: str, name: str) -> list[bytes]:
+    """The shape's records, of which meter and audit make the same."""
+    messages = intake.check(lines_of("r-1", *SHAPES[shape][0]), mappings.resolve(name).value).messages
+    return [line for message in messages for line in message]
+
+
 def judged(shape: str, name: str) -> Check:
-    mapping = mappings.resolve(name)
-    messages = harness.meter(lines_of("r-1", *SHAPES[shape][0]), mapping.value).messages
-    return check([line for message in messages for line in message], mapping)
+    return check(decoded(shape, name), mappings.resolve(name))
 
 
 @pytest.mark.parametrize("shape", [shape for shape, (_, _, home) in SHAPES.items() if home])
@@ -45,6 +51,7 @@ def test_a_body_counts_as_it_says(make_engine, tmp_path, shape):
     summary = counted(make_engine, tmp_path / "log.jsonl", home, whole=False)
     assert counters(summary) == expected
     assert (summary.rejects, summary.tally.conflicts) == ({}, 0)
+    harness.check(make_engine(), harness.shipped(home), [Piece(decoded(shape, home))])
 
 
 @pytest.mark.parametrize("shape", SHAPES)
