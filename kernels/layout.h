@@ -62,13 +62,13 @@ enum Further : u32 {
   AUDIO_OUTPUT = 4,
   FURTHER = 5
 };
-// `have` bits: texts at 0..5, the time, counters from 8
+// `have` bits: texts at 0..5, the time, the selector, counters after it: no field is REQUESTS, whose bit it would be
 constexpr u32 HAVE_TIME = 1u << 6;
 constexpr u32 HAVE_SELECTOR = 1u << 7;
-constexpr u32 HAVE_COUNTER = 8;
-// Marks: one bit for each mapped key; above them the `have` bit of its field.
-constexpr u32 HAVE_SHIFT = 48;
-constexpr u64 KEY_MARKS = 0xffffffffffffull;
+constexpr u32 HAVE_COUNTER = 7;
+// Marks: one bit for each mapped key; above them the `have` bit of its field. 14 of these leave 50 for keys.
+constexpr u32 HAVE_SHIFT = 50;
+constexpr u64 KEY_MARKS = (1ull << HAVE_SHIFT) - 1;
 
 constexpr u32 PREFIX_BYTES = 5120;  // of a batch buffer: the mapping's default strings and its brackets' names
 constexpr u32 PADDING_BYTES = 64;   // of newlines after the messages, and again after the referee's text
@@ -85,7 +85,7 @@ constexpr u32 IDENTITIES_MAX = 1u << 29;  // slots of a table, so that a slot wi
 
 // --- Plan: a mapping, compiled by plan.py for the parser ---
 
-constexpr u32 KEYS_MAX = 64;  // keys in place: at most 48 mapped, the others learned from the log
+constexpr u32 KEYS_MAX = 64;  // keys in place: at most 50 mapped, the others learned from the log
 constexpr u32 KEY_BYTES_MAX = 48;
 constexpr u32 LITERAL_BYTES_MAX = 64;
 constexpr u32 BUCKETS = 256;    // of the perfect hash of keys
@@ -111,10 +111,10 @@ enum Kind : u32 {
   QUOTED = 16
 };
 constexpr u32 SPOT_BITS = 21;  // one more than a position in a record has
-constexpr u32 SPOTS_MAX = 54;  // deferred values of a record: more than a mapping may name (48)
+constexpr u32 SPOTS_MAX = 54;  // deferred values of a record: more than a mapping may name (50)
 constexpr u32 SPOT_WORDS = 8;  // words of spots beside those of a record's hashes, three in each
 constexpr u32 RULES_MAX = 26;  // six strings, the time, the selector, five counts, eight labels, five further counts
-constexpr u32 CONDITIONS_MAX = 32;       // eight `skip` entries of four
+constexpr u32 CONDITIONS_MAX = 64;       // eight `skip` entries of eight
 constexpr u32 CONVENTION_PATHS_MAX = 8;  // that one may be read from: more than a mapping may name (5)
 constexpr u32 VALUES_MAX = 128;          // that conditions and conventions compare with
 // Bits of the parts, in the order in which readings of a total are tried

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.guess_exports import EXPORTS
 from tests.guess_shapes import KNOWN, OTHERS, Counters, lines_of, rows, wrapped
 from tests.intake import harness
 from tokenometer.processor.records.guess import Guess, guess
@@ -70,7 +71,7 @@ def shapes() -> dict[str, tuple[list[bytes], tuple[Counters, ...]]]:
     for name, right in BODIES.items():
         (record,) = wrapped(json.loads((SAMPLES / name).read_bytes()))
         found[name] = lines_of([{"model": "of-the-wrapper"} | record]), right
-    for name, (records, counts) in {**KNOWN, **OTHERS}.items():
+    for name, (records, counts) in {**KNOWN, **OTHERS, **EXPORTS}.items():
         found[name] = lines_of(records), (counts,)
     return found
 

@@ -28,6 +28,7 @@ MAPPINGS = pathlib.Path(__file__).parents[1] / "schemas" / "mappings"
 SHIPPED = (
     "anthropic",
     "anthropic-batch",
+    "anthropic-stream",
     "apisix",
     "bedrock-converse",
     "bedrock-log",
@@ -139,7 +140,7 @@ def test_a_field_is_read_as_written(name, body, expected):
         toml(user=f'path = "u"\ndefault = "{"é" * 128}"'),
         toml(input_tokens=f'path = "i"\ndefault = {2**40 - 1}'),
         toml(user='path = ["a", "b"]', model='path = ["a", "c"]', chip='path = "a.b"'),
-        toml(user=f'path = "u"\naliases = {[str(n) for n in range(42)]}'),  # 48 places with the other five and u
+        toml(user=f'path = "u"\naliases = {[str(n) for n in range(44)]}'),  # 50 places with the other five and u
         token_events(EVENT.replace("{", "{ a = 'input_tokens', b = 'input_tokens', c = 'input_tokens',"
                                          " d = 'input_tokens', e = 'input_tokens', f = 'input_tokens',")),
     ],
@@ -289,13 +290,13 @@ ERRORS = {
         toml(user='path = "u"\naliases = [["u", "v", "w"]]'),
         ['fields.user.aliases[0]: ["u", "v", "w"] begins with the path of fields.user.path'],
     ),
-    "49_places": (
-        toml(user=f'path = "u"\naliases = {[str(n) for n in range(43)]}'),
-        ["fields: expected at most 48 distinct keys in all paths, found 49"],
+    "51_places": (
+        toml(user=f'path = "u"\naliases = {[str(n) for n in range(45)]}'),
+        ["fields: expected at most 50 distinct keys in all paths, found 51"],
     ),
-    "49_places_below": (
-        toml(user=f'path = ["u", "v"]\naliases = {[["u", str(n)] for n in range(42)]}'),
-        ["fields: expected at most 48 distinct keys in all paths, found 49"],
+    "51_places_below": (
+        toml(user=f'path = ["u", "v"]\naliases = {[["u", str(n)] for n in range(44)]}'),
+        ["fields: expected at most 50 distinct keys in all paths, found 51"],
     ),
     # Constants, defaults, flags
     **{
@@ -483,9 +484,10 @@ def test_shipped_mappings_load():
         assert (mapping.name, mapping.source) == (name, name)
         assert load(MAPPINGS / f"{name}.toml").fields == mapping.fields
     additive = [name for name in SHIPPED if resolve(name).conventions[0] == Convention(True)]
-    assert additive == ["anthropic", "anthropic-batch", "bedrock-converse", "bedrock-log"]
+    assert additive == ["anthropic", "anthropic-batch", "anthropic-stream", "bedrock-converse", "bedrock-log"]
     assert [name for name in SHIPPED if resolve(name).format == 1] == ["native"]
-    assert [name for name in SHIPPED if resolve(name).repeats == "grow"] == ["dashscope", "gemini", "vllm", "xai"]
+    growing = [name for name in SHIPPED if resolve(name).repeats == "grow"]
+    assert growing == ["anthropic-stream", "dashscope", "gemini", "vllm", "xai"]
     assert [name for name in SHIPPED if resolve(name).selector] == ["openmeter"]
 
 

@@ -199,10 +199,10 @@ ERRORS = {
     "skip_in_49_bytes": (skip(f'path = "k"\nin = ["{"x" * 49}"]'), ["skip[0].in[0]: expected at most 48 bytes"]),
     "skip_in_65_bits": (skip(f'path = "k"\nnot_in = [{2**64}]'), ["skip[0].not_in[0]: expected an integer of 64 bits"]),
     "skip_in_twice": (skip('path = "k"\nin = ["a", "a"]'), ["skip[0].in: the same value is listed twice"]),
-    "skip_and_table": (skip('path = "k"\nin = [1]\nand = {}'), ["skip[0].and: expected a list of 1 to 3 tables"]),
-    "skip_and_four": (
-        skip('path = "k"\nin = [1]\nand = [' + ",".join(f'{{path="a{n}",in=[1]}}' for n in range(4)) + "]"),
-        ["skip[0].and: expected a list of 1 to 3 tables, found a list of 4"],
+    "skip_and_table": (skip('path = "k"\nin = [1]\nand = {}'), ["skip[0].and: expected a list of 1 to 7 tables"]),
+    "skip_and_eight": (
+        skip('path = "k"\nin = [1]\nand = [' + ",".join(f'{{path="a{n}",in=[1]}}' for n in range(8)) + "]"),
+        ["skip[0].and: expected a list of 1 to 7 tables, found a list of 8"],
     ),
     "skip_and_and": (
         skip('path = "k"\nin = [1]\nand = [{ path = "a", in = [1], and = [] }]'),

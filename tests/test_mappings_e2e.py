@@ -6,6 +6,7 @@ import pytest
 
 from tests import harness, oracle
 from tests.harness import Piece, shipped
+from tests.mapping_text import toml2
 from tokenometer.kernels.values import SKIPPED, Canonical, Rejection
 from tokenometer.processor.records.referee import Referee
 from tokenometer.processor.verify.judge import Judge, SkippedRecord
@@ -108,3 +109,26 @@ def test_an_example_file_adds_up(make_engine, name):
                 if "requests" in result:
                     harness.add_rows(total, rows_of_result(result))
             assert run.rows() == total
+
+
+def test_a_mapping_at_its_limits_of_keys_and_conditions_counts_as_the_oracle_does(make_engine):
+    """Fifty keys in place, eight entries of skip with eight conditions each; every mark of a record has a use."""
+    parts = {name: f'path = "{name}"' for name in ("cached_input_tokens", "reasoning_tokens", "total_tokens")}
+    parts |= {"prefill_chip": 'path = "prefill"'}
+    keys = [f"k{n}" for n in range(40)]
+    shared = [f'{{ path = "{name}", in = ["{name[0]}"] }}' for name in ("user", "model", "chip")]
+    entries = []
+    for first, *others in (keys[begin : begin + 5] for begin in range(0, 40, 5)):
+        conditions = [f'{{ path = "{key}", present = true }}' for key in others] + shared
+        entries.append(f'[[skip]]\npath = "{first}"\npresent = true\nand = [{", ".join(conditions)}]\n')
+    mapping = harness.Mapping.parse(toml2({"output_tokens_are": '"by_total"'}, "".join(entries), **parts))
+    record = {"time": 1_795_453_500_000, "user": "u", "model": "m", "chip": "c", "in": 10, "out": 5}
+    record |= {"cached_input_tokens": 3, "reasoning_tokens": 2, "total_tokens": 17, "prefill": "p"}
+    assert len(set(mapping.engine.paths)) == 50 and sum(map(len, mapping.engine.skip)) == 64
+    records = [record, record | dict.fromkeys(keys, 1), record | dict.fromkeys(keys[1:], 1) | {"user": "v"}]
+    records += [record | dict.fromkeys(keys[begin : begin + 5], 1) for begin in range(0, 40, 5)]
+    records += [record | dict.fromkeys(keys[begin : begin + 4], 1) for begin in range(0, 40, 5)]
+    records += [record | {"total_tokens": 18}, {name: value for name, value in record.items() if name != "out"}]
+    lines = [json.dumps(each).encode() for each in records]
+    run = harness.check(make_engine(), mapping, [Piece(lines), Piece([b"\n".join(lines)])])
+    assert run.engine.tally().skipped == 18 and run.engine.tally().rejected == 4

@@ -10,6 +10,7 @@ import orjson
 import pytest
 
 from tests import harness
+from tests.bodies import SHAPES
 from tests.test_samples import counted, counters
 from tokenometer.schemas import mapping as mappings
 
@@ -115,6 +116,25 @@ RESPONSES = {"id": "resp_1", "object": "response", "model": "m", "usage": {
 ONE_RESPONSE = (1, 56, 40, 0, 5, 3)
 EMBEDDING = {"object": "list", "data": [], "model": "m", "usage": {"prompt_tokens": 8, "total_tokens": 8}}
 
+VERCEL = {"ai.telemetry.metadata.userId": "ana", "gen_ai.request.model": "claude", "ai.operationId": "x"}
+VERCEL_USAGE = {
+    "ai.usage.inputTokens": 4071, "ai.usage.inputTokenDetails.noCacheTokens": 9, "ai.usage.outputTokens": 50,
+    "ai.usage.inputTokenDetails.cacheReadTokens": 3962, "ai.usage.inputTokenDetails.cacheWriteTokens": 100,
+    "ai.usage.outputTokenDetails.textTokens": 43, "ai.usage.outputTokenDetails.reasoningTokens": 7,
+    "ai.usage.totalTokens": 4121, "ai.usage.reasoningTokens": 7, "ai.usage.cachedInputTokens": 3962,
+}  # fmt: skip
+VERCEL_CALL = {"gen_ai.usage.input_tokens": 4071, "gen_ai.usage.output_tokens": 50, "gen_ai.response.id": "msg_1"}
+VERCEL_SPANS = (
+    {"ai.operationId": "ai.generateText"} | VERCEL_USAGE,
+    VERCEL | {"ai.operationId": "ai.generateText.doGenerate"} | VERCEL_USAGE | VERCEL_CALL,
+    VERCEL | {"ai.operationId": "ai.embedMany", "ai.usage.tokens": 12},
+    VERCEL | {"ai.operationId": "ai.embedMany.doEmbed", "ai.model.id": "e", "ai.usage.tokens": 12},
+    {"ai.operationId": "ai.toolCall", "ai.toolCall.name": "t"},
+    {"gen_ai.operation.name": "invoke_agent", "gen_ai.usage.input_tokens": 20, "gen_ai.usage.output_tokens": 5},
+    VERCEL | {"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 20, "gen_ai.usage.output_tokens": 5,
+              "gen_ai.usage.cache_read.input_tokens": 8, "ai.usage.outputTokenDetails.reasoningTokens": 3},
+)  # fmt: skip
+
 # mapping, records, counters, skipped, reasons of the rejected ones
 CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str, int]]] = {
     # --- LiteLLM ---
@@ -196,6 +216,10 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         envoy("2", mcp__method__name="tools/call", gen_ai__usage__input_tokens=None),
         envoy("3", response_code=503, gen_ai__usage__input_tokens=None),
     ], NOTHING, 3, {}),
+    "a log without the code does not say that a request failed": ("envoy-ai-gateway", [
+        envoy("1", gen_ai__usage__input_tokens=None) | {"response_code": None}], NOTHING, 0, {"missing_field": 1}),
+    "nor does Higress's": ("higress", [
+        higress({"model": "m", "chat_id": "c"}) | {"response_code": None}], NOTHING, 0, {"missing_field": 1}),
     "large counts have exponents, and the total tells where reasoning is": ("envoy-ai-gateway", [
         envoy("1", gen_ai__usage__input_tokens=1e5, gen_ai__usage__output_tokens=5,
               gen_ai__usage__total_tokens=100005.0),
@@ -404,10 +428,10 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         {"model": "n", "embeddings": [], "prompt_eval_count": 8},
         {"model": "l", "done": True, "eval_count": 4},
         chat(prompt_tokens=10, completion_tokens=5, total_tokens=15),
-    ), (3, 18, 0, 0, 9, 0), 4, {}),
-    "a body that is none of Ollama's is no request": ("ollama", wrapped(
+    ), (2, 18, 0, 0, 5, 0), 4, {"missing_field": 1}),
+    "a body that is none of Ollama's is refused, for it may have tokens": ("ollama", wrapped(
         {"usageMetadata": {"promptTokenCount": 10}}, {"usage": {"inputTokens": 9, "outputTokens": 4}}, {"id": "x"},
-    ), NOTHING, 3, {}),
+    ), NOTHING, 0, {"missing_field": 3}),
     "its Responses API, and a total that does not fit": ("ollama", wrapped(
         {"model": "m", "usage": {"input_tokens": 56, "output_tokens": 5, "total_tokens": 61}},
         {"model": "m", "usage": {"input_tokens": 56, "total_tokens": 61}},
@@ -526,6 +550,38 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
              ai__usage__cachedInputTokens=40),
         span("4", openinference__span__kind="llm", llm__model_name="m", llm__token_count__prompt=7),
     ), (3, 207, 100, 0, 10, 0), 1, {}),
+    "Vercel's calls are inside spans that repeat them, and so are its embeddings": ("vercel-ai", otlp(*(
+        span(f"{number:x}", **attributes) for number, attributes in enumerate(VERCEL_SPANS, 1)
+    )), (3, 4071 + 12 + 20, 3962 + 8, 100, 55, 10), 4, {}),
+    "where embeddings of Vercel's are not read they are refused": ("otlp", otlp(*(
+        span(f"{number:x}", **attributes) for number, attributes in enumerate(VERCEL_SPANS, 1)
+    )), (2, 4091, 3970, 0, 55, 7), 3, {"missing_field": 2}),
+    "log records with usage repeat spans and are refused, and others are skipped": ("otlp", [
+        {"resourceLogs": [{"scopeLogs": [{"logRecords": [
+            {"timeUnixNano": str(TIME * 10**6), "spanId": f"{number:016x}", "attributes": [
+                _attribute(key, value) for key, value in attributes.items()]}
+            for number, attributes in enumerate(({"event.name": "gen_ai.choice"}, {
+                "event.name": "gen_ai.client.inference.operation.details", "gen_ai.operation.name": "chat",
+                "gen_ai.request.model": "m", "gen_ai.usage.input_tokens": 9, "gen_ai.usage.output_tokens": 3}), 1)
+        ]}]}]},
+    ], NOTHING, 1, {"missing_field": 1}),
+    "Spring AI says embedding, and counts that Micrometer made strings; an output alone is not lost": ("otlp", otlp(
+        span("1", gen_ai__operation__name="embedding", gen_ai__request__model="e", gen_ai__usage__input_tokens="9",
+             gen_ai__usage__total_tokens="9"),
+        span("2", gen_ai__operation__name="chat", gen_ai__request__model="m", gen_ai__usage__completion_tokens=9),
+        span("3", openinference__span__kind="LLM", llm__model_name="m", llm__token_count__completion=9),
+    ), (1, 9, 0, 0, 0, 0), 0, {"missing_field": 2}),
+    "flattened, no operation with usage is lost": ("otel-genai", [
+        {"span_id": str(number), "end_time": "2026-11-23T17:00:01Z"} | attributes for number, attributes in enumerate((
+            {"gen_ai.operation.name": "embedding", "gen_ai.request.model": "e", "gen_ai.usage.input_tokens": 9},
+            {"gen_ai.operation.name": "decide", "gen_ai.request.model": "e", "gen_ai.usage.input_tokens": 9,
+             "ai.usage.reasoningTokens": 0},
+            {"gen_ai.operation.name": "invoke_agent", "gen_ai.usage.input_tokens": 9},
+            {"ai.operationId": "ai.embed.doEmbed", "ai.usage.tokens": 5},
+            {"error.type": "timeout", "gen_ai.request.model": "m", "gen_ai.usage.completion_tokens": 3},
+            {"error.type": "timeout", "gen_ai.request.model": "m"},
+        ))
+    ], (2, 18, 0, 0, 0, 0), 2, {"missing_field": 2}),
     "flattened, these have the same rules": ("otel-genai", [
         {"span_id": str(number), "end_time": "2026-11-23T17:00:01Z"} | attributes for number, attributes in enumerate((
             {"model_name": "m", "agent_name": "a", "gen_ai.usage.input_tokens": 5, "gen_ai.usage.output_tokens": 5},
@@ -670,4 +726,5 @@ def test_spans_in_jaegers_and_zipkins_json_have_the_rules_of_otlp(make_engine, t
 def test_every_shipped_mapping_of_a_producer_has_cases_here_or_a_sample():
     """Ours and OpenMeter's have tests of their own, and so has a log whose lines are no JSON."""
     elsewhere = {"native", "openmeter", "cloudevents", "sglang-log", "zipkin", "jaeger"}
+    elsewhere |= {home for _, _, home in SHAPES.values() if home}
     assert {case[0] for case in CASES.values()} | elsewhere == set(mappings.shipped())

@@ -29,6 +29,10 @@ _KINDS: dict[str, set[str]] = {
 _READS = ("aget_responses", "get_responses", "alist_input_items", "list_input_items", "adelete_responses",
           "delete_responses", "acancel_responses", "cancel_responses")  # fmt: skip
 
+# Names of values that say whether a gateway answered from its own cache: booleans, and the words for a hit.
+_HIT_NAMES = ("cache_hit", "cached", "from_cache", "cache_status", "cached_response", "cache_result", "hit_cache")
+_HITS = {"true", "hit", "hits", "semantic_hit", "semantic hit"}
+
 
 def skip_others(sample: Sample, plan: GuessPlan) -> set[int]:
     """Records that are skipped because of what they say they are."""
@@ -42,12 +46,21 @@ def skip_others(sample: Sample, plan: GuessPlan) -> set[int]:
         if last.endswith("_call_type"):
             skipped |= _skip(leaf, {t for t in set(leaf.texts().values()) if t in _READS}, plan,
                              "reads of stored responses, which used no tokens", also=_READS[:2])  # fmt: skip
-        if last.endswith("_cache_hit") and True in leaf.values.values():
-            hits = sum(value is True for value in leaf.values.values())
-            how = f"to leave them out: [[skip]], path = {show_path(leaf.path)}, in = [true]"
-            text = f"{of_records(hits, len(sample.records))} are hits in the gateway's own cache and are counted"
-            plan.doubt("skip", f"{text}; {how}.")
+        _doubt_hits(leaf, sample, plan)
     return skipped
+
+
+def _doubt_hits(leaf: Leaf, sample: Sample, plan: GuessPlan) -> None:
+    """What a gateway answered from its own cache may say the tokens of the stored answer, though no model was asked."""
+    if not norm(leaf.path).endswith(_HIT_NAMES):
+        return
+    values = list(leaf.values.values())
+    hits = [value for value in values if value is True or (isinstance(value, str) and value.lower() in _HITS)]
+    if hits and all(isinstance(value, (str, bool, int)) for value in values):
+        shown = "true" if hits[0] is True else show(hits[0])
+        how = f"to leave them out: [[skip]], path = {show_path(leaf.path)}, in = [{shown}]"
+        text = f"{of_records(len(hits), len(sample.records))} are hits in the gateway's own cache and are counted"
+        plan.doubt("skip", f"{text}; {how}.")
 
 
 def _skip(leaf: Leaf, values: set[str], plan: GuessPlan, what: str, also: tuple[str, ...] = ()) -> set[int]:

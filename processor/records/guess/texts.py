@@ -46,7 +46,7 @@ _NOT = {
     "chip": {"count", "id", "user", "memory", "util", "utilization"},
     "prefill_chip": {"count", "memory"},
     "request_id": {"trace", "parent", "session", "conversation", "user", "model", "team", "key", "organization",
-                   "account", "channel", "project", "tenant", "plugin", "customer", "deployment"},
+                   "account", "channel", "project", "tenant", "plugin", "customer", "deployment", "operation"},
 }  # fmt: skip
 
 
