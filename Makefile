@@ -32,7 +32,7 @@ replay-demo: .venv/installed ## write a log of 3 million requests, meter the fil
 	$(BIN)/tokenometer replay demo/requests.ndjson --out demo/usage.parquet --rejected demo/rejected.ndjson --force
 
 test: .venv/installed-dev ## install with test tools, run the whole test suite in five processes (WORKERS=0: in one)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-sources: .venv-sources/installed ## run LiteLLM, OpenTelemetry's instrumentations and others, and read what they write
 	.venv-sources/bin/python -m pytest tests/test_sources.py

@@ -149,4 +149,5 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
                 self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
             super()._assign_work_unit(node)
 
+    config.option.loadscopereorder = False  # the order is that of _in_lanes
     return Lanes(config, log) if config.option.dist == "loadfile" else None

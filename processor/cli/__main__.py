@@ -61,7 +61,8 @@ def main() -> NoReturn:
 def run(arguments: Sequence[str]) -> int:
     """The command line's exit status; messages of failures are one line."""
     completing = f"_{_NAME.upper()}_COMPLETE" in os.environ
-    named = arguments[0] if arguments and not completing else None
+    words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
+    [named] = (words if completing else list(arguments))[:1] or [""]
     command: Any = typer.main.get_command(application([named] if named in COMMANDS else COMMANDS))
     if completing:  # the shell asks for completions; this answers and ends
         command.main([], prog_name=_NAME)
