@@ -6,7 +6,9 @@ LINKS := $(addprefix ../../../,kernels processor schemas processor/api/__init__.
 SOURCES := $(sort $(shell find kernels processor tests -name '*.h' -o -name '*.cpp' -o -name '*.cu'))
 LIVE_ARGS ?=# --rate 20000: ten times the load
 DEMO_ARGS ?=# --pace: the slow one, an hour of a log in half a minute
-WORKERS ?= 3
+WORKERS ?= 5# two that compute, three that mostly wait for Kafka
+
+unexport PYTHONDONTWRITEBYTECODE# else each of a thousand processes compiles all of our files
 
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-kafka live replay-demo test test-sources test-engines test-fast check format kafka chaos fuzz picture site bench gpu up clean
@@ -29,8 +31,8 @@ replay-demo: .venv/installed ## write a log of 3 million requests, meter the fil
 		--force --output demo/requests.ndjson
 	$(BIN)/tokenometer replay demo/requests.ndjson --out demo/usage.parquet --rejected demo/rejected.ndjson --force
 
-test: .venv/installed-dev ## install with test tools, run the whole test suite in three processes (WORKERS=0: in one)
-	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+test: .venv/installed-dev ## install with test tools, run the whole test suite in five processes (WORKERS=0: in one)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-sources: .venv-sources/installed ## run LiteLLM, OpenTelemetry's instrumentations and others, and read what they write
 	.venv-sources/bin/python -m pytest tests/test_sources.py

@@ -4,8 +4,13 @@ Both come from the same headers, and both compare layout.py with them. The CPU l
 sources, the flags, the compiler and the processor. Apart from target.py this is the only module that touches CuPy.
 """
 
+import contextlib
 import ctypes
+import fcntl
+import functools
 import hashlib
+import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -14,7 +19,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenometer.kernels import layout
@@ -64,28 +70,56 @@ def build_shared(file: pathlib.Path, extra: tuple[str, ...] = ()) -> pathlib.Pat
     """A shared library of one C++ file."""
     text = source(file)
     command = [*shlex.split(compiler()), *HOST_FLAGS, *extra, "-x", "c++"]
-    version = subprocess.run([command[0], "--version"], capture_output=True, text=True, check=False).stdout
-    identity = hashlib.sha256("\0".join([text, *command, version, _processor()]).encode())
-    path = cache_directory() / f"{file.stem}-{identity.hexdigest()[:20]}.so"
+
+    def make(made: pathlib.Path) -> None:
+        run = subprocess.run([*command, "-o", str(made), "-"], input=text, capture_output=True, text=True, check=False)
+        if run.returncode:
+            raise BuildError(f"{shlex.join(command)} failed:\n{run.stderr}")
+
+    return kept(file.stem, ".so", [text, *command, version(command[0]), processor()], make)
+
+
+def kept(name: str, suffix: str, identity: Sequence[str], make: Callable[[pathlib.Path], None]) -> pathlib.Path:
+    """The cached file of this identity. Where there is none, `make` writes it; other processes that want it wait."""
+    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:20]
+    path = cache_directory() / f"{name}-{digest}{suffix}"
     if path.exists():
         return path
+    with _lock(path) as made:
+        if not path.exists():
+            make(made)
+            made.rename(path)  # atomic, because not every file system has locks
+    return path
+
+
+@contextlib.contextmanager
+def _lock(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """One process at a time; gives a new file beside the path, which is gone afterwards."""
+    lock = path.with_suffix(".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".so", delete=False) as taken:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as taken:
             made = pathlib.Path(taken.name)
+        held = lock.open("w")
     except OSError as error:
         raise BuildError(
             f"{path.parent}: the kernels cannot be kept here: {error.strerror}; name another directory in "
             "XDG_CACHE_HOME"
         ) from None
-    try:
-        run = subprocess.run([*command, "-o", str(made), "-"], input=text, capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise BuildError(f"{shlex.join(command)} failed:\n{run.stderr}")
-        made.rename(path)  # atomic, so that two processes may build at once
-    finally:
-        made.unlink(missing_ok=True)
-    return path
+    with held:
+        try:
+            with contextlib.suppress(OSError):
+                fcntl.flock(held, fcntl.LOCK_EX)
+            yield made
+        finally:
+            lock.unlink(missing_ok=True)
+            made.unlink(missing_ok=True)
+
+
+@functools.cache
+def version(program: str) -> str:
+    """What a compiler says of itself."""
+    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
 
 
 def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
@@ -124,7 +158,8 @@ def source(file: pathlib.Path) -> str:
     return f'{text}\n#line 1 "layout.py"\n{layout.assertions()}' if _HERE / "layout.h" in seen else text
 
 
-def _processor() -> str:
+@functools.cache
+def processor() -> str:
     """What -march=native means here: model and feature flags."""
     try:
         lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -151,16 +186,25 @@ class KernelUse:
 
 
 def compile_device(architecture: str) -> list[KernelUse]:
-    """Compile the CUDA kernels for `sm_90` or another architecture; needs NVRTC, not a GPU."""
+    """Compile the CUDA kernels for `sm_90` or another architecture; needs NVRTC, not a GPU. What ptxas said is cached,
+    as the host's libraries are: it follows from the source, the options and NVRTC's version."""
     from cupy_backends.cuda.libs import nvrtc
 
-    program = nvrtc.createProgram(source(SOURCES[1]), "device.cu", [], [])
-    options = (*DEVICE_FLAGS, f"-arch={architecture}", "--ptxas-options=-v")
-    try:
-        nvrtc.compileProgram(program, options)
-    except nvrtc.NVRTCError as error:
-        raise BuildError(f"NVRTC {architecture}: {error}\n{nvrtc.getProgramLog(program)}") from None
-    return _read_ptxas(nvrtc.getProgramLog(program).replace("\0", ""))
+    text, options = source(SOURCES[1]), (*DEVICE_FLAGS, f"-arch={architecture}", "--ptxas-options=-v")
+
+    def make(made: pathlib.Path) -> None:
+        program = nvrtc.createProgram(text, "device.cu", [], [])
+        try:
+            nvrtc.compileProgram(program, options)
+        except nvrtc.NVRTCError as error:
+            raise BuildError(f"NVRTC {architecture}: {error}\n{nvrtc.getProgramLog(program)}") from None
+        uses = _read_ptxas(nvrtc.getProgramLog(program).replace("\0", ""))
+        made.write_text(json.dumps([asdict(use) for use in uses]), encoding="utf-8")
+
+    packages = (f"{package.name} {package.version}" for package in importlib.metadata.distributions())
+    compiler_is = [str(nvrtc.getVersion()), *sorted(package for package in packages if "nvrtc" in package)]
+    path = kept(f"device-{architecture}", ".json", [text, *options, *compiler_is], make)
+    return [KernelUse(**use) for use in json.loads(path.read_text(encoding="utf-8"))]
 
 
 def _read_ptxas(log: str) -> list[KernelUse]:

@@ -6,7 +6,7 @@ import pathlib
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -113,15 +113,41 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=long)
         items[:] = [item for item in items if item not in long]
     if hasattr(config, "workerinput"):
-        items[:] = _in_turns(items)
+        items[:] = _in_lanes(items)
 
 
-def _in_turns(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Files that wait for Kafka evenly among those that compute, so that the processes of a run wait in turns."""
+# --- Several processes ---
+
+# A minute and more of computing. They are begun first, because the one that is begun last decides when a run ends.
+_LONGEST = ("test_engine", "test_openapi", "test_fuzz", "test_cli", "test_races", "test_package", "test_cuda_build")
+
+
+def _in_lanes(items: list[pytest.Item]) -> list[pytest.Item]:
+    """Files that wait for Kafka, then those that compute, of which the longest are last."""
     files: dict[pathlib.Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
-    waiting = [tests for tests in files.values() if tests[0].get_closest_marker("kafka")]
-    computing = [tests for tests in files.values() if not tests[0].get_closest_marker("kafka")]
-    placed = [(at / max(len(some), 1), tests) for some in (waiting, computing) for at, tests in enumerate(some)]
-    return [item for _, tests in sorted(placed, key=lambda pair: pair[0]) for item in tests]
+
+    def place(path: pathlib.Path) -> tuple[bool, int]:
+        computes = files[path][0].get_closest_marker("kafka") is None
+        return computes, -_LONGEST.index(path.stem) if path.stem in _LONGEST else -len(_LONGEST)
+
+    return [item for path in sorted(files, key=place) for item in files[path]]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """`--dist loadfile`: one process for each processor takes files from the end of the row, which compute; further
+    ones take files from its beginning, which mostly wait. So all processors are busy as long as there is work."""
+    from xdist.scheduler import LoadFileScheduling
+
+    processors = len(os.sched_getaffinity(0))
+
+    class Lanes(LoadFileScheduling):  # type: ignore[misc]
+        def _assign_work_unit(self, node: Any) -> None:
+            if int(node.gateway.id.removeprefix("gw")) < processors:
+                self.workqueue.move_to_end(next(reversed(self.workqueue)), last=False)
+            super()._assign_work_unit(node)
+
+    config.option.loadscopereorder = False  # the order is that of _in_lanes
+    return Lanes(config, log) if config.option.dist == "loadfile" else None

@@ -518,7 +518,7 @@ def test_the_installed_command_is_this_one():
 
 
 def commands(group: Any = None, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
-    for name, command in (group or typer.main.get_command(cli.app)).commands.items():
+    for name, command in (group or typer.main.get_command(cli.application())).commands.items():
         yield (*path, name)
         if hasattr(command, "commands"):
             yield from commands(command, (*path, name))
@@ -549,7 +549,7 @@ def test_every_help_has_examples_that_parse(
 
 
 def known_command(path: tuple[str, ...]) -> Any:
-    command: Any = typer.main.get_command(cli.app)
+    command: Any = typer.main.get_command(cli.application())
     for name in path:
         command = command.commands[name]
     return command

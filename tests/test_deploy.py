@@ -294,7 +294,7 @@ def interpolated(text: str) -> str:
 def test_services_use_commands_and_options_that_exist(name, capsys):
     token = str(DEPLOY / "development-token")  # the file that is mounted there
     command, *arguments = (word.replace("/run/secrets/token", token) for word in command_of(OURS[name]))
-    known = typer.main.get_command(cli.app).commands
+    known = typer.main.get_command(cli.application()).commands
     assert command in known
     with known[command].make_context(command, list(arguments)) as context:
         assert context.params

@@ -1,5 +1,6 @@
 """The engine against the oracle: what it answers depends on the log, not on batches, tiles, parts, threads or luck."""
 
+import functools
 import json
 import random
 from collections import Counter
@@ -140,22 +141,31 @@ def test_generations_turn_by_log_time_wherever_batches_are_cut(make_engine, log,
 @pytest.mark.parametrize("small", [False, True], ids=["one part", "many parts"])
 def test_a_long_log_of_mixed_mappings(make_engine, tile_records, small):
     """Every shipped mapping in turn in one engine; those whose repeats do not grow share the partitions' ids."""
-    rng = random.Random(tile_records)
-    batch_bytes = 1 << 13
-    limits = {"rows": 1 << 9, "cells": 1 << 9, "texts": 1 << 11, "batch_bytes": batch_bytes}
+    limits = {"rows": 1 << 9, "cells": 1 << 9, "texts": 1 << 11, "batch_bytes": MIXED_BATCH_BYTES}
     limits = limits if small else {"windows": 1 << 11}
-    pieces = []
+    engine = make_engine(tile_records=min(tile_records, 128) if small else tile_records, **limits)
+    pieces, wanted = log_of_mixed_mappings(tile_records)
+    run = harness.meter(engine, NATIVE, pieces)
+    harness.assert_same(run, wanted)
+    assert (run.parts > 1) == small
+
+
+MIXED_BATCH_BYTES = 1 << 13
+
+
+@functools.cache
+def log_of_mixed_mappings(seed: int) -> tuple[list[Piece], oracle.Meter]:
+    """Of the same seed the same for every engine, with what the oracle makes of it."""
+    rng, pieces = random.Random(seed), []
     for _ in range(2):
         for name in harness.SHIPPED:
             mapping = shipped(name)
-            lines = [text for text in mutate.lines(rng, name, mapping.oracle, 150) if len(text) < batch_bytes]
-            for batch in harness.batches(lines, batch_bytes):
+            lines = [text for text in mutate.lines(rng, name, mapping.oracle, 150) if len(text) < MIXED_BATCH_BYTES]
+            for batch in harness.batches(lines, MIXED_BATCH_BYTES):
                 # What grows is noted counter by counter, so that such a mapping has partitions of its own.
                 owner = "all" if mapping.engine.repeats == "first" else name
                 pieces.append(Piece(batch, [mutate.NOW_MS] * len(batch), f"{owner}-{rng.choice('ab')}", mapping))
-    engine = make_engine(tile_records=min(tile_records, 128) if small else tile_records, **limits)
-    run = harness.check(engine, NATIVE, pieces)
-    assert (run.parts > 1) == small
+    return pieces, harness.expected(NATIVE, pieces)
 
 
 def test_alternate_mappings_may_be_loaded_ahead(make_engine):
@@ -924,8 +934,14 @@ def test_a_step_learned_in_a_nested_object_accepts_nothing_else(make_engine, tau
 @pytest.mark.parametrize("name", harness.SHIPPED)
 def test_a_plan_learned_from_a_line_judges_its_mutants(make_engine, name):
     """Nearly the learned bytes: the place where trust in a matched literal could go too far."""
-    mapping = shipped(name)
-    rng = random.Random(name)
+    for pieces, wanted in logs_of_mutants(name):
+        harness.assert_same(harness.meter(make_engine(), shipped(name), pieces), wanted)
+
+
+@functools.cache
+def logs_of_mutants(name: str) -> list[tuple[list[Piece], oracle.Meter]]:
+    """Lines to learn from, each before its mutants: the same for every engine, with what the oracle makes of them."""
+    mapping, rng, logs = shipped(name), random.Random(name), []
     for _ in range(60):
         record = mutate.valid_record(rng, mapping.oracle, b'"service"')
         if rng.random() < 0.7 and record.leaves:
@@ -933,7 +949,9 @@ def test_a_plan_learned_from_a_line_judges_its_mutants(make_engine, name):
         taught = mutate.dump(record.tree, *rng.choice(mutate.STYLES)).replace(b"\n", b" ")
         mutants = [rng.choice(mutate.BYTE_MUTATORS)(rng, taught) for _ in range(60)] if taught else []
         mutants = [text.replace(b"\n", b" ") for text in mutants]
-        harness.check(make_engine(), mapping, [Piece([taught] * 2), *map(Piece, harness.batches(mutants))])
+        pieces = [Piece([taught] * 2), *map(Piece, harness.batches(mutants))]
+        logs.append((pieces, harness.expected(mapping, pieces)))
+    return logs
 
 
 # --- Windows, times, sizes ---

@@ -89,14 +89,15 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
         if path.parts[0] in (*FOLDERS, "pyproject.toml", "README.md", "LICENSE"):
             (copy / path).parent.mkdir(parents=True, exist_ok=True)
             (copy / path).write_bytes((ROOT / path).read_bytes())
-    python(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", base / "wheels", copy)
+    pip = sys.executable, "-m", "pip", "--quiet"
+    python(*pip, "wheel", "--no-deps", "--wheel-dir", base / "wheels", copy)
     [wheel] = (base / "wheels").glob("*.whl")
     home, elsewhere = base / "venv", base / "elsewhere"
     elsewhere.mkdir()
-    venv.create(home, with_pip=True)
-    python(home / "bin/python", "-m", "pip", "install", "--quiet", wheel)
-    # Only to lie beside ours: its dependencies are not needed for that.
-    python(home / "bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "kernels")
+    venv.create(home)
+    install = *pip, "--python", home / "bin/python", "install", "--no-compile"  # Python compiles what it imports
+    python(*install, wheel)
+    python(*install, "--no-deps", "kernels")  # only to lie beside ours: its dependencies are not needed for that
     return Installed(home, wheel, elsewhere)
 
 

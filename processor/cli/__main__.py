@@ -1,36 +1,17 @@
 """The command `tokenometer`: which commands there are, and how each ends. `common` lists the exit statuses."""
 
+import importlib
 import importlib.metadata
 import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any, NoReturn
 
 import typer
 from typer import Option
 
-from tokenometer.processor.cli import (
-    adjust,
-    alerts,
-    demo,
-    lake,
-    ledger,
-    live,
-    load,
-    mappings,
-    meter,
-    prices,
-    reconcile,
-    replay,
-    rollup,
-    statement,
-    synth,
-    top,
-    usage,
-    verify,
-)
 from tokenometer.processor.cli.common import (
     DISK_ERRORS,
     EXIT_BROKEN_PIPE,
@@ -39,40 +20,34 @@ from tokenometer.processor.cli.common import (
     EXIT_USAGE,
     fail,
 )
-from tokenometer.processor.cli.options import register, register_group
+from tokenometer.processor.cli.options import register
 from tokenometer.schemas.errors import TokenometerError
 
 _NAME = "tokenometer"
 _USAGE_ERROR: Any = typer.BadParameter.__base__  # the one class of wrong arguments in every version of typer
 
-app = typer.Typer(
-    help="Exact token accounting for LLM inference logs: usage per user, model and chip.",
-    no_args_is_help=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-_COMMANDS: dict[str, Callable[[Any], None]] = {
-    "replay": replay.replay_command,
-    "synth": synth.synth_command,
-    "meter": meter.meter_command,
-    "verify": verify.verify_command,
-    "rollup": rollup.rollup_command,
-    "alerts": alerts.alerts_command,
-    "top": top.top_command,
-    "usage": usage.usage_command,
-    "close": statement.close_command,
-    "statement": statement.statement_command,
-    "adjust": adjust.adjust_command,
-    "reconcile": reconcile.reconcile_command,
-    "lake": lake.lake_command,
-    "demo": demo.demo_command,
-    "live": live.live_command,
+# Each command's module, in the order of the help. A module is imported when its command is called, because what all of
+# them need takes three times as long as what most of them need.
+COMMANDS = {
+    "replay": "replay",
+    "synth": "synth",
+    "meter": "meter",
+    "verify": "verify",
+    "rollup": "rollup",
+    "alerts": "alerts",
+    "top": "top",
+    "usage": "usage",
+    "close": "statement",
+    "statement": "statement",
+    "adjust": "adjust",
+    "reconcile": "reconcile",
+    "lake": "lake",
+    "demo": "demo",
+    "live": "live",
+    "ledger": "ledger",
+    "prices": "prices",
+    "mappings": "mappings",
 }
-for _name, _command in _COMMANDS.items():
-    register(app, _name, _command)
-register_group(app, "ledger", ledger.ledger_command, {"load": load.load_command})
-app.add_typer(prices.group, name="prices")
-app.add_typer(mappings.group, name="mappings")
 
 
 def main() -> NoReturn:
@@ -85,8 +60,11 @@ def main() -> NoReturn:
 
 def run(arguments: Sequence[str]) -> int:
     """The command line's exit status; messages of failures are one line."""
-    command: Any = typer.main.get_command(app)
-    if f"_{_NAME.upper()}_COMPLETE" in os.environ:  # the shell asks for completions; this answers and ends
+    completing = f"_{_NAME.upper()}_COMPLETE" in os.environ
+    words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
+    [named] = (words if completing else list(arguments))[:1] or [""]
+    command: Any = typer.main.get_command(application([named] if named in COMMANDS else COMMANDS))
+    if completing:  # the shell asks for completions; this answers and ends
         command.main([], prog_name=_NAME)
     _settle_environment(command)
     try:  # typer's own main has other exit statuses
@@ -110,6 +88,24 @@ def run(arguments: Sequence[str]) -> int:
             raise
         _drop_output()
         return fail(f"{error.filename or 'standard output'}: cannot be written: {error.strerror}", EXIT_FAILURE)
+
+
+def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
+    """The command with these commands below it."""
+    app = typer.Typer(
+        help="Exact token accounting for LLM inference logs: usage per user, model and chip.",
+        no_args_is_help=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(invoke_without_command=True)(_top)
+    for name in names:
+        module = importlib.import_module(f"tokenometer.processor.cli.{COMMANDS[name]}")
+        if hasattr(module, "group"):
+            app.add_typer(module.group, name=name)
+        else:
+            register(app, name, getattr(module, f"{name}_command"))
+    return app
 
 
 def _drop_output() -> None:
@@ -145,7 +141,6 @@ def _version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def _top(
     context: typer.Context,
     version: Annotated[

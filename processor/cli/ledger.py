@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
-from tokenometer.processor.cli import running, topics
+from tokenometer.processor.cli import load, running, topics
 from tokenometer.processor.cli.asking import DATABASE, Database, Grace, PriceFile
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.options import (
@@ -20,6 +20,7 @@ from tokenometer.processor.cli.options import (
     LogSettings,
     TokenFile,
     address,
+    group_of,
     secret_text,
 )
 from tokenometer.processor.secret import Secret
@@ -140,3 +141,6 @@ def _reported(ledger: "Ledger") -> Iterator[None]:
 
 def now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+group = group_of(ledger_command, {"load": load.load_command})

@@ -67,14 +67,14 @@ def register(app: typer.Typer, name: str, run: _Run) -> None:
     app.command(name, help=text, epilog=examples)(command)
 
 
-def register_group(app: typer.Typer, name: str, run: _Run, others: dict[str, _Run]) -> None:
-    """Add a command that has commands of its own beside what it does without one."""
+def group_of(run: _Run, others: dict[str, _Run]) -> typer.Typer:
+    """A command that has commands of its own beside what it does without one."""
     command, text, examples = _command(run, alone=True)
     group = typer.Typer(invoke_without_command=True, help=text, epilog=examples)
     group.callback()(command)
     for other, its_run in others.items():
         register(group, other, its_run)
-    app.add_typer(group, name=name)
+    return group
 
 
 def _command(run: _Run, alone: bool = False) -> tuple[Callable[..., None], str, str | None]:

@@ -21,7 +21,6 @@ from tokenometer.schemas.value import PLAIN, Value
 BYTES_NAME, TABLE_NAME = "(bytes)", "(table)"
 _VALUE = "value"
 _SLICE_ROWS = 1 << 14  # of a column, put together at once
-_NEWLINE = (pa.scalar(b"", pa.large_binary()), pa.scalar(b"\n", pa.large_binary()))  # after each text
 _SCAN_BYTES = 1 << 16
 
 
@@ -139,10 +138,12 @@ def _value_column(schema: Any) -> int | None:
 
 def _joined(columns: Iterator[Any]) -> Iterator[Any]:
     """Each column's texts as lines; a missing one is an empty line, as a tombstone is."""
+    # Here and not at import: the first scalar of a process imports pandas where it is installed.
+    nothing, newline = pa.scalar(b"", pa.large_binary()), pa.scalar(b"\n", pa.large_binary())
     for column in columns:
         for start in range(0, len(column), _SLICE_ROWS):
             texts = column.slice(start, _SLICE_ROWS).cast(pa.large_binary())
-            lines = pc.binary_join_element_wise(_unterminated(pc.fill_null(texts, b"")), *_NEWLINE)
+            lines = pc.binary_join_element_wise(_unterminated(pc.fill_null(texts, b"")), nothing, newline)
             yield lines.buffers()[2].slice(0, pc.sum(pc.binary_length(lines)).as_py())
 
 

@@ -1,15 +1,14 @@
 """The walk reads nothing beyond an answer and writes nothing beyond its buffers: AddressSanitizer and UBSan watch."""
 
 import pathlib
-import shlex
 import struct
 import subprocess
 
 import pytest
 
+from tests import sanitized
 from tests.fetch.batches import CODECS, Record, batch, marker
 from tests.fetch.test_walk import inside, some_records
-from tokenometer.kernels import build
 from tokenometer.processor.broker.kafka.fetch import walk
 
 SOURCE = pathlib.Path(__file__).parent / "native" / "fuzz_walk.cpp"
@@ -28,15 +27,8 @@ def seeds() -> list[bytes]:
 @pytest.mark.parametrize("architecture", ["native", "x86-64"])
 def test_the_walk_stays_within_its_memory(tmp_path: pathlib.Path, architecture: str) -> None:
     """x86-64: without the instruction for checksums."""
-    compiler, sanitize = shlex.split(build.compiler()), "-fsanitize=address,undefined"
-    trial = [*compiler, sanitize, "-xc++", "-", "-o", str(tmp_path / "probe")]
-    if subprocess.run(trial, input=b"int main() {}\n", capture_output=True, check=False).returncode:
-        pytest.skip(f"{shlex.join(compiler)} has no runtime for these sanitizers")
-    binary = tmp_path / "fuzz"
-    includes = ("-I", str(pathlib.Path(walk.__file__).resolve().parent))
-    command = [*compiler, *FLAGS, f"-march={architecture}", sanitize, *includes, str(SOURCE), "-ldl", "-o", str(binary)]
-    made = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert made.returncode == 0, made.stderr
+    includes = ("-I", str(pathlib.Path(walk.__file__).resolve().parent), "-ldl")
+    binary = sanitized.program(SOURCE, "address,undefined", [*FLAGS, f"-march={architecture}", *includes])
     (tmp_path / "seeds").write_bytes(b"".join(struct.pack("<I", len(seed)) + seed for seed in seeds()))
     done = subprocess.run(
         [str(binary), str(tmp_path / "seeds"), str(MUTANTS)], capture_output=True, text=True, check=False, timeout=300

@@ -2,15 +2,14 @@
 
 import os
 import pathlib
-import shlex
 import shutil
 import struct
 import subprocess
 
 import pytest
 
+from tests import sanitized
 from tests.intake import harness
-from tokenometer.kernels import build
 from tokenometer.processor.intake import avro, native
 from tokenometer.schemas.value import Value
 
@@ -62,20 +61,8 @@ def setup(tmp_path_factory):
     return folder
 
 
-def compiled(folder, compiler, sanitizers, *flags):
-    """Skips only where the compiler has no such sanitizer."""
-    probe = folder / "probe.cpp"
-    probe.write_text('extern "C" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }\n')
-    main = [] if "fuzzer" in sanitizers else ["-xc++", "-", "-xnone"]
-    trial = [*compiler, f"-fsanitize={sanitizers}", str(probe), *main, "-o", str(folder / "probe")]
-    made = subprocess.run(trial, capture_output=True, input=b"int main() {}\n", check=False)
-    if made.returncode:
-        pytest.skip(f"{shlex.join(compiler)} has no runtime for {sanitizers}")
-    binary = folder / f"fuzz-{len(flags)}"
-    command = [*compiler, *FLAGS, f"-fsanitize={sanitizers}", *flags, *INCLUDES, str(SOURCE), "-o", str(binary)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return binary
+def compiled(sanitizers, *flags, compiler=None):
+    return sanitized.program(SOURCE, sanitizers, [*FLAGS, *flags, *INCLUDES], compiler)
 
 
 def ran(command, **environment):
@@ -86,7 +73,7 @@ def ran(command, **environment):
 
 
 def test_decoders_stay_within_their_memory(setup):
-    binary = compiled(setup, shlex.split(build.compiler()), SANITIZERS)
+    binary = compiled(SANITIZERS)
     said = ran([str(binary), str(setup / "setup"), str(setup / "seeds"), str(MUTANTS)])
     assert int(said.split()[0]) > MUTANTS
 
@@ -94,7 +81,7 @@ def test_decoders_stay_within_their_memory(setup):
 def test_portable_decoders_stay_within_their_memory(setup):
     """The code for processors without AVX2."""
     flags = ("-mno-avx", "-mno-avx2", "-mno-avx512f")
-    binary = compiled(setup, shlex.split(build.compiler()), SANITIZERS, *flags)
+    binary = compiled(SANITIZERS, *flags)
     ran([str(binary), str(setup / "setup"), str(setup / "seeds"), str(MUTANTS // 4)])
 
 
@@ -102,7 +89,7 @@ def test_libfuzzer_finds_nothing(setup):
     compiler = shutil.which("clang++")
     if compiler is None:
         pytest.skip("libFuzzer comes with clang")
-    binary = compiled(setup, [compiler], f"fuzzer,{SANITIZERS}", "-DLIBFUZZER")
+    binary = compiled(f"fuzzer,{SANITIZERS}", "-DLIBFUZZER", compiler=compiler)
     # Its own limit is of the highest use of memory, which a process takes over from the one that started it.
     limits = ("-max_len=4096", "-rss_limit_mb=0", "-malloc_limit_mb=1024")
     command = [str(binary), f"-max_total_time={LIBFUZZER_SECONDS}", *limits, str(setup / "corpus")]
