@@ -1,4 +1,4 @@
-"""The fetcher on a broker that wants TLS, a password, or both, with certificates made for the test."""
+"""The fetcher and the writer of rows on a broker with TLS, a password, or both, with certificates made for the test."""
 
 import pathlib
 import subprocess
@@ -11,6 +11,7 @@ from confluent_kafka.admin import AdminClient, ScramCredentialInfo, ScramMechani
 
 from tests.kafka.test_fetch import OWN, Starter, lines, new_name, poll_values
 from tests.kafka_server import ENVIRONMENT, KafkaServer, KafkaToolMissing, free_ports
+from tests.write.test_packer import column
 from tokenometer.processor.broker import Offset, Place, Refused
 from tokenometer.processor.broker.kafka import KafkaBroker
 from tokenometer.processor.broker.kafka.fetch import Fetcher
@@ -173,3 +174,23 @@ def test_who_is_not_let_in_hears_why(secure: Secure, listener: str, given: dict[
             raise error
     finally:
         fetcher.close()
+
+
+@pytest.mark.parametrize("way", ["TLS with a certificate of ours", "PLAIN", "SCRAM-SHA-512 over TLS"])
+def test_rows_are_written_in_each_way(secure: Secure, way: str) -> None:
+    listener, given = WAYS[way]
+    settings = settings_of(secure, listener, given) | {"tokenometer.rows": "own"}
+    broker, topic = KafkaBroker(secure.addresses[listener], settings), new_name()
+    broker.create_topic(topic, 1, {})
+    producer = broker.producer(new_name())
+    producer.begin()
+    producer.produce_columns(topic, column(lines(3_000)), column(lines(3_000)))
+    producer.commit()
+    producer.close()
+    place, deadline = Place(topic, 0), time.monotonic() + 20
+    while (end := broker.extents([topic])[place].end) < 3_000:
+        assert time.monotonic() < deadline, "a commit is answered before it shows"
+        time.sleep(0.05)
+    found = [value for messages in broker.read(place, Offset(0), end) for value in messages.values]
+    assert found == lines(3_000)
+    broker.close()
