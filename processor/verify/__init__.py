@@ -29,7 +29,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tokenometer.processor.broker import BEGINNING, Broker, Extent, Messages, Offset, OutOfRange, Place
-from tokenometer.processor.verify import live, tasks
+from tokenometer.processor.verify import columns, ids, live, tasks
+from tokenometer.processor.verify.pages import page_text
 from tokenometer.processor.verify.sums import Sums, require_duckdb
 from tokenometer.processor.verify.values import (
     Covered,
@@ -48,7 +49,7 @@ from tokenometer.schemas.value import asks_for_headers
 __all__ = ["Report", "VerifySettings", "VerifyError", "verify"]
 
 _CUT_ATTEMPTS = 100
-_CHUNK_MESSAGES = 16_384
+_CHUNK_MESSAGES = 32_768
 _CHUNK_BYTES = 8 << 20
 _FEW_MESSAGES = 5_000  # sooner judged here than other processes are started
 _PROBLEMS_MAX = 1000  # that are kept; all are counted
@@ -194,6 +195,8 @@ class _Audit:
         self.empty = 0
         self.skipped = 0
         self.rejects: Counter[str] = Counter()
+        self.lettered: dict[Place, list[int]] = {}  # offsets of messages with letters of conflicting duplicates
+        self.chunks: dict[int, list[tuple[int, dict[str, Any]]]] = {}  # of a place, with records: number, constants
         self.numbers = itertools.count()
 
     def read_summaries(self) -> None:
@@ -218,11 +221,16 @@ class _Audit:
     def read_letters(self) -> None:
         for result in self._each(tasks.read_letters, self._output_chunks(self.settings.rejected_topic)):
             self.problems.add(result.problems)
+            for place, offset in result.conflicts:
+                self.lettered.setdefault(place, []).append(offset)
 
     def read_log(self) -> None:
+        """A place's chunks are done before those of the next one begin, as they come in order."""
         chunks = itertools.chain.from_iterable(map(self._log_chunks, self.places))
         for result in self._each(tasks.read_log, chunks):
             self.counting += result.counting
+            if result.counting:
+                self.chunks.setdefault(result.place, []).append((result.number, result.constants))
             self.empty += result.empty
             self.skipped += result.skipped
             self.rejects.update(result.rejects)
@@ -255,30 +263,35 @@ class _Audit:
             )
 
     def _log_chunks(self, place: Place) -> Iterator[tasks.LogChunk]:
-        log_time = 0
+        log_time, mapping = 0, self.topics[place.topic]
+        lettered = np.array(sorted(set(self.lettered.get(place, ()))), np.int64)
         for some in _in_chunks(self._log(place)):
             self.first_messages.setdefault(place, int(some[0].offsets[0]))
-            times = np.concatenate([messages.times for messages in some])
+            times, offsets = (np.concatenate(columns) for columns in zip(*((m.times, m.offsets) for m in some)))
             log_times = np.maximum.accumulate(np.maximum(times, np.uint64(log_time)))
             log_time = int(log_times[-1])
+            values = [value for messages in some for value in messages.values]
+            begin, end = np.searchsorted(lettered, (offsets[0], offsets[-1] + 1))
             yield tasks.LogChunk(
                 next(self.numbers),
                 self.folder,
                 self.places.index(place),
-                [value for messages in some for value in messages.values],
-                [offset for messages in some for offset in messages.offsets.tolist()],
-                times.tolist(),
-                (log_times // np.uint64(self.settings.dedup_horizon_ms)).tolist(),
-                self.topics[place.topic],
+                page_text([value or b"" for value in values]),
+                np.array([-1 if value is None else len(value) for value in values], np.int64),
+                offsets,
+                times,
+                (log_times // np.uint64(self.settings.dedup_horizon_ms)).astype(np.int64),
+                mapping,
                 self.settings.window_ms,
                 self.settings.max_future_skew_ms,
                 self.settings.max_past_ms,
+                lettered[begin:end],
                 self.schemas[place.topic],
                 [key for messages in some for key in messages.keys or ()] if some[0].keys is not None else None,
                 [list(one) for messages in some for one in messages.headers or ()]
                 if some[0].headers is not None
                 else None,
-                self.settings.registry if self.topics[place.topic].value.registry else None,
+                self.settings.registry if mapping.value.registry else None,
             )
 
     def _log(self, place: Place) -> Iterator[Messages]:
@@ -295,6 +308,7 @@ class _Audit:
     # --- 5. Sums ---
 
     def report(self, group: str, moved: bool, started: float) -> Report:
+        self._find_repeated()
         with Sums(self.folder, self.places, self.settings) as sums:
             tally = self._tally(sums.count("duplicates"), sums.count("conflicts"))
             self.problems.add(self._problems(tally, sums))
@@ -320,6 +334,18 @@ class _Audit:
                 notes=tuple(self._notes(moved)),
                 seconds=time.monotonic() - started,
             )
+
+    def _find_repeated(self) -> None:
+        """Writes the records that may be duplicates, or have one."""
+        for place, chunks in self.chunks.items():
+            repeated = ids.repeated([f"{self.folder}/marks-{number}.npy" for number, _ in chunks])
+            grows = self.topics[self.places[place].topic].repeats == "grow"
+            for number, constants in chunks if len(repeated) else ():
+                marks = np.load(f"{self.folder}/marks-{number}.npy")
+                rows = np.flatnonzero(ids.are_among(marks, repeated))
+                if len(rows):
+                    table = columns.read_again(self.folder, number, rows, constants)
+                    tasks.write_repeated(self.folder, number, place, grows, table)
 
     def _tally(self, duplicates: int, conflicts: int) -> Tally:
         return Tally(self.counting - duplicates, duplicates, self.rejects.total(), self.empty, self.skipped, conflicts)

@@ -85,6 +85,7 @@ class Judge:
         self._labels = [_label_reader(label) for label in mapping.labels]
         self._total = _total_reader(mapping.total) if mapping.total else None
         self._inclusive = _inclusive_maker(mapping.conventions)
+        self.beside = tuple(map(_beside_reader, mapping.conventions))  # of each part of a record, how it may be meant
         self._repeats = RepeatedKeys(mapping)
 
     def __call__(self, line: bytes, message_time: int | None) -> Judged | None:
@@ -386,13 +387,18 @@ def _label_reader(label: Label) -> _LabelReader:
         return label.name, _text_reader(label.field), None
     assert label.bracket
     place, edges = COUNTERS.index(label.bracket.counter), label.bracket.edges
+    texts = bracket_texts(edges)
 
     def bracket(counters: Six) -> str:
-        above = bisect_left(edges, counters[place])
-        begin = edges[above - 1] + 1 if above else 0
-        return f"{begin}-{edges[above]}" if above < len(edges) else f"{begin}-"
+        return texts[bisect_left(edges, counters[place])]
 
     return label.name, None, bracket
+
+
+def bracket_texts(edges: tuple[int, ...]) -> list[str]:
+    """The names of the ranges that rising edges make, one more than there are edges."""
+    begins = [0, *(edge + 1 for edge in edges)]
+    return [f"{begin}-{end}" for begin, end in zip(begins, (*edges, ""), strict=True)]
 
 
 # --- Skipping ---

@@ -1,11 +1,13 @@
 """The sums of an audit, in DuckDB: columns from Parquet files in, totals, differences and counts out.
 
-    records ── duplicates ──> kept ──> expected ┐     what grows is kept with what it adds
-                                                ├── differing          by window, user, model and chip
-    usage ──── last of each identity ──> found ─┘
+    sums ──────────────────────┬──> expected ──┐      sums have all records; what is no usage is taken out of them
+    records ── duplicates, grown               ├── differing           by window, user, model and chip
+    usage ──── last of each identity ──> found ┘
     rejects, conflicts ───┐
                           ├── differing_letters                        by partition, offset and line
     letters ──────────────┘
+
+`records` are only those whose request id another one may have, too (`ids`).
 
 The sums are exact: those of 64-bit integers are 128 bits wide here. Memory is bounded: what is more goes to the folder.
 """
@@ -71,7 +73,7 @@ _SAID = f'window_start, "user", model, chip, prefill_chip, labels, {_ALL}'
 _CONFLICTS = f"""
     CREATE TABLE conflicts AS
     WITH said AS (
-        SELECT place, scope, request_id, generation, log_offset, line, digest, row({_SAID}) AS what
+        SELECT place, scope, request_id, generation, log_offset, line, row({_SAID}) AS what
         FROM records SEMI JOIN (
             SELECT DISTINCT place, scope, request_id FROM records SEMI JOIN duplicates USING (place, log_offset, line)
         ) USING (place, scope, request_id) WHERE NOT grows
@@ -79,7 +81,7 @@ _CONFLICTS = f"""
         SELECT place, scope, request_id, generation, arg_min(what, (log_offset, line)) AS what FROM said
         GROUP BY place, scope, request_id, generation
     )
-    SELECT s.place, s.log_offset, s.line, s.digest
+    SELECT s.place, s.log_offset, s.line
     FROM said s SEMI JOIN duplicates USING (place, log_offset, line)
     JOIN firsts own USING (place, scope, request_id, generation)
     LEFT JOIN firsts before ON before.place = s.place AND before.scope = s.scope
@@ -115,23 +117,28 @@ _NOTHING_ADDED = f"""
     INSERT INTO duplicates SELECT place, log_offset, line FROM grown
     WHERE NOT first AND {" AND ".join(f"{name} = 0" for name in _TOKENS)}
 """
+# A row is expected where at least one record is kept; what grows is kept with what it adds.
 _EXPECTED = f"""
     CREATE TABLE expected AS
-    WITH kept AS (
-        SELECT r.* REPLACE ({", ".join(f"coalesce(g.{name}, r.{name}) AS {name}" for name in _COUNTERS)})
+    WITH taken_out AS (SELECT * FROM records SEMI JOIN duplicates USING (place, log_offset, line)), kept AS (
+        SELECT {_KEY}, prefill_chip, records, {_ALL} FROM sums
+        UNION ALL
+        SELECT {_KEY}, prefill_chip, -1, {", ".join(f"-{name}" for name in _COUNTERS)} FROM taken_out
+        UNION ALL
+        SELECT {_KEY}, prefill_chip, 0, {", ".join(f"g.{name} - r.{name}" for name in _COUNTERS)}
         FROM (SELECT * FROM records ANTI JOIN duplicates USING (place, log_offset, line)) r
-        LEFT JOIN grown g USING (place, log_offset, line)
+        JOIN grown g USING (place, log_offset, line)
     ), booked AS (
-        SELECT {_KEY}, {", ".join(
+        SELECT {_KEY}, records, {", ".join(
             name if name in _OUTPUT else f"CASE WHEN prefill_chip IS NULL THEN {name} ELSE 0 END AS {name}"
             for name in _COUNTERS
         )} FROM kept
         UNION ALL
-        SELECT window_start, "user", model, prefill_chip AS chip, labels, {", ".join(
+        SELECT window_start, "user", model, prefill_chip AS chip, labels, records, {", ".join(
             f"0 AS {name}" if name in _OUTPUT else name for name in _COUNTERS
         )} FROM kept WHERE prefill_chip IS NOT NULL
     )
-    SELECT {_KEY}, {_SUMS} FROM booked GROUP BY {_KEY}
+    SELECT {_KEY}, {_SUMS} FROM booked GROUP BY {_KEY} HAVING sum(records) > 0
 """  # fmt: skip
 # A key always goes to one partition, so the highest offset there is the last word. Rows of one identity in two
 # partitions have no order: both are taken, and `misplaced_rows` says so.
@@ -154,7 +161,8 @@ _DIFFERING_LETTERS = f"""
         SELECT topic, partition, log_offset, line, concat_ws(':', reason, field) AS verdict, digest
         FROM (
             SELECT place, log_offset, line, reason, field, digest FROM rejects UNION ALL
-            SELECT place, log_offset, line, '{CONFLICTING}', NULL, digest FROM conflicts WHERE $conflict_letters
+            SELECT place, log_offset, line, '{CONFLICTING}', NULL, digest
+            FROM conflicts LEFT JOIN digests USING (place, log_offset, line) WHERE $conflict_letters
         ) JOIN places USING (place)
     ), given AS (
         SELECT topic, partition, log_offset, line, count(*) AS times,

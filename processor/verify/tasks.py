@@ -1,7 +1,9 @@
 """The audit's work on messages: chunks of a topic in, columns in a Parquet file out. What runs in other processes.
 
-    log       -> records-N.parquet    one row for each record that counts unless it is a duplicate
+    log       -> records-N.arrow      one row for each record that counts unless it is a duplicate; beside it, of
+                                      `columns`, marks-N.npy and sums-N.parquet
                  rejects-N.parquet    one for each record that is refused
+                 digests-N.parquet    one for each record that may be a duplicate with a dead letter: of its bytes
     usage     -> usage-N.parquet      one for each published row, old ones too
     rejected  -> letters-N.parquet    one for each dead letter
 
@@ -24,9 +26,13 @@ import pyarrow.parquet as pq
 from tokenometer.processor.broker import Headers, Place
 from tokenometer.processor.broker.registry import Registry
 from tokenometer.processor.secret import Secret, reveal
+from tokenometer.processor.verify import columns
+from tokenometer.processor.verify.columns import of_judged
 from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord, labels_text
 from tokenometer.processor.verify.live import U64_END, MalformedSummary, check_version, object_of
+from tokenometer.processor.verify.pages import FRONT, Flags, Ints, Page
+from tokenometer.processor.verify.quick import Counted, QuickJudge, is_eligible
 from tokenometer.processor.verify.values import (
     CONFLICTING,
     COUNTERS,
@@ -42,17 +48,8 @@ from tokenometer.schemas.value import Value
 _TEXTS = ("user", "model", "chip")
 _AT = [("place", pa.int32()), ("log_offset", pa.int64())]
 _BYTES = pa.binary()
-_WHERE = [*_AT, ("line", pa.int32()), ("generation", pa.int64())]
-_JUDGED = [
-    ("request_id", _BYTES),
-    ("scope", _BYTES),
-    ("window_start", pa.int64()),
-    *((name, _BYTES) for name in (*_TEXTS, "prefill_chip")),
-    *((name, pa.int64()) for name in COUNTERS),
-    ("labels", _BYTES),
-    *((name, pa.int64()) for name in FURTHER),
-]  # as `Judge` answers, but for the window in place of the time
-RECORDS = pa.schema([*_WHERE, *_JUDGED, ("grows", pa.bool_()), ("digest", _BYTES)])
+RECORDS = pa.schema([("place", pa.int32()), *columns.RECORDS, ("grows", pa.bool_())])
+DIGESTS = pa.schema([*_AT, ("line", pa.int32()), ("digest", _BYTES)])
 REJECTS = pa.schema([*_AT, ("line", pa.int64()), ("reason", pa.string()), ("field", pa.string()), ("digest", _BYTES)])
 USAGE = pa.schema(
     [
@@ -65,8 +62,18 @@ USAGE = pa.schema(
     ]
 )
 LETTERS = pa.schema([("topic", pa.string()), ("partition", pa.int64()), ("log_offset", pa.int64()), *list(REJECTS)[2:]])
-SCHEMAS = {"records": RECORDS, "rejects": REJECTS, "usage": USAGE, "letters": LETTERS}
+SCHEMAS = {
+    "records": RECORDS,
+    "sums": columns.SUMS,
+    "rejects": REJECTS,
+    "digests": DIGESTS,
+    "usage": USAGE,
+    "letters": LETTERS,
+}
 _REPEATING = [*_TEXTS, "prefill_chip", "labels", "part", "reason", "field"]  # columns that are worth a dictionary
+
+
+_TIMES_END = 1 << 62  # later ones are for the judge
 
 
 class LogChunk(NamedTuple):
@@ -75,14 +82,16 @@ class LogChunk(NamedTuple):
     number: int  # of the chunk; files bear it
     folder: str
     place: int
-    values: list[bytes | None]
-    offsets: list[int]
-    times: list[int]
-    generations: list[int]
+    text: bytes  # of all values: `page_text`
+    lengths: Ints  # of the values; -1 for a tombstone
+    offsets: Ints
+    times: Ints
+    generations: Ints
     mapping: Mapping
     window_ms: int
     max_future_skew_ms: int
     max_past_ms: int | None
+    lettered: Ints  # offsets of messages with a dead letter that says `conflicting_duplicate`
     schema: bytes | None = None  # of the mapping's values
     keys: list[bytes | None] | None = None  # where the mapping reads them
     headers: list[Headers] | None = None
@@ -90,10 +99,13 @@ class LogChunk(NamedTuple):
 
 
 class LogResult(NamedTuple):
+    number: int
+    place: int
     counting: int  # records that count or are duplicates
     empty: int
     skipped: int
     rejects: dict[str, int]
+    constants: dict[str, Any]  # what its records have in common
 
 
 class OutputChunk(NamedTuple):
@@ -112,11 +124,20 @@ class OutputChunk(NamedTuple):
 class OutputResult(NamedTuple):
     messages: int
     problems: list[Problem]
+    conflicts: list[tuple[Place, int]] = []  # offsets of what letters of conflicting duplicates speak of
 
 
 def write(folder: str, kind: str, number: int, rows: Sequence[Sequence[Any]]) -> None:
     """Writes rows as one file. No rows make an empty file, so that there is one to read."""
     _write(folder, kind, number, list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMAS[kind]))
+
+
+def write_repeated(folder: str, number: int, place: int, grows: bool, records: pa.Table) -> None:
+    """Records that may be duplicates, or have one."""
+    count = len(records)
+    constants = pa.array(np.full(count, place, np.int32)), pa.array(np.full(count, grows))
+    table = pa.table([constants[0], *records.columns, constants[1]], schema=RECORDS)
+    pq.write_table(table, f"{folder}/records-{number}.parquet", write_statistics=False)
 
 
 def _write(folder: str, kind: str, number: int, columns: Sequence[Any]) -> None:
@@ -131,8 +152,10 @@ def _write(folder: str, kind: str, number: int, columns: Sequence[Any]) -> None:
 
 
 @lru_cache(maxsize=16)
-def _judge(mapping: Mapping, max_future_skew_ms: int, max_past_ms: int | None) -> Judge:
-    return Judge(mapping, max_future_skew_ms, max_past_ms)
+def _judges(mapping: Mapping, max_future_skew_ms: int, max_past_ms: int | None) -> tuple[Judge, QuickJudge | None]:
+    """The judge, and a quick one where messages are lines as they stand there."""
+    judge = Judge(mapping, max_future_skew_ms, max_past_ms)
+    return judge, QuickJudge(mapping, judge, max_future_skew_ms, max_past_ms) if is_eligible(mapping) else None
 
 
 @lru_cache(maxsize=16)
@@ -177,53 +200,116 @@ class _Message:
 
 
 def read_log(chunk: LogChunk) -> LogResult:
-    judge = _judge(chunk.mapping, chunk.max_future_skew_ms, chunk.max_past_ms)
-    decode = _decoder(chunk.mapping.value, chunk.schema, chunk.registry)
-    records: list[Judged] = []
-    messages: list[int] = []  # of each record: its message's index in the chunk
-    lines: list[int] = []
-    digests: list[bytes] = []  # a duplicate that says something else becomes a dead letter, with these bytes
-    refused: list[tuple[Any, ...]] = []
-    empty = skipped = 0
-    for message, (value, time) in enumerate(zip(chunk.values, chunk.times, strict=True)):
+    return _LogReader(chunk).read()
+
+
+class _LogReader:
+    """Judges a chunk: what it can in one go, the rest line by line, and messages that are no lines one by one."""
+
+    def __init__(self, chunk: LogChunk) -> None:
+        self._chunk = chunk
+        self._judge, self._quick = _judges(chunk.mapping, chunk.max_future_skew_ms, chunk.max_past_ms)
+        self._lettered = set(chunk.lettered.tolist())
+        sizes = np.maximum(chunk.lengths, 0)
+        self._ends = FRONT - 1 + np.cumsum(sizes + 1)
+        self._begins = self._ends - sizes
+        self._parts: list[Counted] = []
+        self._single: list[Judged] = []
+        self._single_at: list[tuple[int, int]] = []  # of each: its message's index in the chunk, and its number in that
+        self._refused: list[tuple[Any, ...]] = []
+        self._digests: list[tuple[Any, ...]] = []  # a duplicate that says something else becomes a dead letter
+        self._empty = self._skipped = 0
+
+    def read(self) -> LogResult:
+        chunk = self._chunk
+        are_lines = np.zeros(len(chunk.lengths), bool)
+        messages = numbers = np.zeros(0, np.int64)
+        if self._quick is not None:
+            first_bytes = np.frombuffer(chunk.text, np.uint8)[self._begins]
+            are_lines = (chunk.lengths > 0) & (first_bytes == ord("{")) & (chunk.times < _TIMES_END)
+            if are_lines.any():
+                messages, numbers = self._read_lines(self._quick, are_lines)
+        for message in np.flatnonzero(~are_lines).tolist():
+            self._read_message(message)
+        if self._single:
+            count = len(messages)
+            self._parts.append(of_judged(range(count, count + len(self._single)), self._single))
+            single_messages, single_numbers = np.array(self._single_at, np.int64).T
+            messages = np.concatenate((messages, single_messages))
+            numbers = np.concatenate((numbers, single_numbers))
+        return self._write(messages, numbers)
+
+    def _read_lines(self, quick: QuickJudge, are_lines: Flags) -> tuple[Ints, Ints]:
+        """Messages that are lines as they stand there. Returns of each line its message, and its number in that."""
+        chunk, page = self._chunk, Page(self._chunk.text)
+        last_lines = np.searchsorted(page.ends, self._ends)
+        messages = np.repeat(np.arange(len(last_lines)), np.diff(last_lines, prepend=-1))
+        numbers = np.arange(len(page)) - (np.concatenate(([-1], last_lines[:-1])) + 1)[messages]
+        # A newline at a message's end ends its last line; it does not begin another one.
+        nothing = (page.begins == page.ends) & (page.ends == self._ends[messages]) & (numbers > 0)
+        answer = quick(page, are_lines[messages] & ~nothing, chunk.times.astype(np.int64)[messages])
+        self._skipped += answer.skipped
+        self._parts += answer.counted
+        for line in answer.left.tolist():
+            self._read_line(int(messages[line]), int(numbers[line]), page.line(line), None)
+        for part in answer.counted if self._lettered else ():
+            for line in part.lines[np.isin(chunk.offsets[messages[part.lines]], chunk.lettered)].tolist():
+                self._add_digest(int(messages[line]), int(numbers[line]), record_digest(page.line(line)))
+        return messages, numbers
+
+    def _read_line(
+        self, message: int, number: int, line: bytes, whole: "_Message | None", failure: str | None = None
+    ) -> None:
+        """whole: None where a letter holds the line itself."""
+        chunk = self._chunk
+        try:
+            if failure is not None:
+                raise RefusedRecord(failure)
+            record = self._judge(line, int(chunk.times[message]))
+        except SkippedRecord:
+            self._skipped += 1
+            return
+        except RefusedRecord as why:
+            digest = whole.digest(number, line, rejected=True) if whole else record_digest(line)
+            self._refused.append((chunk.place, int(chunk.offsets[message]), number, why.reason, why.field, digest))
+            return
+        if record is None:
+            self._empty += 1
+            return
+        self._single.append(record)
+        self._single_at.append((message, number))
+        if int(chunk.offsets[message]) in self._lettered:
+            digest = whole.digest(number, line, rejected=False) if whole else record_digest(line)
+            self._add_digest(message, number, digest)
+
+    def _add_digest(self, message: int, number: int, digest: bytes) -> None:
+        self._digests.append((self._chunk.place, int(self._chunk.offsets[message]), number, digest))
+
+    def _read_message(self, message: int) -> None:
+        """A message that may be anything."""
+        chunk = self._chunk
+        value = None if chunk.lengths[message] < 0 else chunk.text[self._begins[message] : self._ends[message]]
         key = chunk.keys[message] if chunk.keys is not None else None
+        decode = _decoder(chunk.mapping.value, chunk.schema, chunk.registry)
         decoded = decode(value, key, chunk.headers[message] if chunk.headers is not None else ())
-        decoded_lines = decoded.lines or [b""]
-        whole = _Message(value, len(decoded_lines))
-        for number, line in enumerate(decoded_lines):
-            try:
-                if decoded.failure is not None:
-                    raise RefusedRecord(decoded.failure)
-                record = judge(line, time)
-            except SkippedRecord:
-                skipped += 1
-                continue
-            except RefusedRecord as why:
-                digest = whole.digest(number, line, rejected=True)
-                refused.append((chunk.place, chunk.offsets[message], number, why.reason, why.field, digest))
-                continue
-            if record is None:
-                empty += 1
-                continue
-            records.append(record)
-            messages.append(message)
-            lines.append(number)
-            digests.append(whole.digest(number, line, rejected=False))
-    if records:
-        columns = [*_record_columns(chunk, records, messages, lines), [judge.grows] * len(records), digests]
-        _write(chunk.folder, "records", chunk.number, columns)
-    if refused:
-        write(chunk.folder, "rejects", chunk.number, refused)
-    return LogResult(len(records), empty, skipped, dict(Counter(reason for _, _, _, reason, _, _ in refused)))
+        lines = decoded.lines or [b""]
+        whole = _Message(value, len(lines))
+        for number, line in enumerate(lines):
+            self._read_line(message, number, line, whole, decoded.failure)
 
-
-def _record_columns(chunk: LogChunk, records: list[Judged], messages: list[int], lines: list[int]) -> list[Any]:
-    request_id, scope, times, *others = zip(*records, strict=True)
-    window_start = np.array(times, np.int64)
-    window_start -= window_start % chunk.window_ms
-    place = np.full(len(records), chunk.place, np.int32)
-    offset, generation = (np.array(each, np.int64)[messages] for each in (chunk.offsets, chunk.generations))
-    return [place, offset, lines, generation, request_id, scope, window_start, *others]
+    def _write(self, messages: Ints, numbers: Ints) -> LogResult:
+        chunk, folder = self._chunk, self._chunk.folder
+        count, constants = 0, dict[str, Any]()
+        if self._parts:
+            offsets, generations = chunk.offsets[messages], chunk.generations[messages]
+            where = {"log_offset": offsets, "line": numbers, "generation": generations}
+            found = columns.Columns(self._parts, where, chunk.window_ms)
+            count, constants = found.count, found.write(folder, chunk.number)
+        for kind, rows in (("rejects", self._refused), ("digests", self._digests)):
+            if rows:
+                write(folder, kind, chunk.number, rows)
+        rejects = dict(Counter(reason for _, _, _, reason, _, _ in self._refused))
+        return LogResult(chunk.number, chunk.place, count, self._empty, self._skipped, rejects, constants)
 
 
 # --- token-usage ---
@@ -315,15 +401,19 @@ _OF_WHOLE = {"size", "sha256"}  # of a record whose letter has only its head
 def read_letters(chunk: OutputChunk) -> OutputResult:
     rows: list[tuple[Any, ...]] = []
     problems: list[Problem] = []
+    conflicts: list[tuple[Place, int]] = []
     for value, headers, offset in zip(chunk.values, chunk.headers, chunk.offsets, strict=True):
         try:
-            rows.append(_letter(value, headers))
+            row = _letter(value, headers)
+            rows.append(row)
+            if row[4] == CONFLICTING:
+                conflicts.append((Place(row[0], row[1]), row[2]))
         except MalformedSummary as error:
             where = f"{chunk.place.topic}/{chunk.place.partition} at offset {offset}"
             problems.append(Problem("letter", where, str(error)))
     if rows:
         write(chunk.folder, "letters", chunk.number, rows)
-    return OutputResult(len(chunk.values), problems)
+    return OutputResult(len(chunk.values), problems, conflicts)
 
 
 def _letter(value: bytes | None, headers: Headers) -> tuple[Any, ...]:

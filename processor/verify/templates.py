@@ -1,0 +1,175 @@
+"""One line stands for many: what is fixed in it, and where values may differ.
+
+    {"user":"ada","input_tokens":17,"status":200}        a line, and its template:
+    {"user":"    ","input_tokens":  ,"status":   }       texts, a number, and a scalar that no field reads
+
+A line that has a template's fixed text around its own values, at places that follow from its quotes, is the same JSON
+with other values: the same keys in the same order, a string where that has a string, a number where that has one. So
+what was decided for the one line by its keys and its types is decided for all of them.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+
+from tokenometer.processor.verify.pages import PAD, WORD, Flags, Ints, Page, Places
+
+Path = tuple[str, ...]
+_FIXED_MAX = PAD - 2 * WORD  # bytes between two values: what is read of a page stays within it
+
+
+class Kind(Enum):
+    TEXT = "text"
+    INTEGER = "integer"
+    SCALAR = "scalar"  # a number, true, false or null, whichever: no field reads it
+
+
+class Leaf(NamedTuple):
+    """A string or a scalar of a line. path: None inside an array."""
+
+    path: Path | None
+    text: bytes  # with a string's quotes
+    begin: int
+    quotes: int  # that are before it
+
+    @property
+    def is_text(self) -> bool:
+        return self.text[:1] == b'"'
+
+
+class Leaves(NamedTuple):
+    leaves: list[Leaf]
+    containers: set[Path]  # where an object or an array is
+
+
+_TOKEN = re.compile(rb'"[^"]*"|[{}\[\]:,]|[^ "{}\[\]:,]+')
+
+
+@dataclass
+class _Open:
+    """An object or an array that is being read."""
+
+    is_object: bool
+    path: Path | None
+    keys: set[str] = field(default_factory=set)
+    key: str | None = None
+
+    def inner(self) -> Path | None:
+        return (*self.path, self.key) if self.is_object and self.path is not None and self.key is not None else None
+
+
+def leaves_of(line: bytes) -> Leaves | None:
+    """What a line without escapes holds, that is known to be a JSON object; None where a key occurs twice."""
+    found = Leaves([], set())
+    stack: list[_Open] = []
+    quotes = 0
+    for match in _TOKEN.finditer(line):
+        token, inside = match[0], stack[-1] if stack else None
+        if token in (b"{", b"["):
+            path = inside.inner() if inside else ()
+            if path is not None:
+                found.containers.add(path)
+            stack.append(_Open(token == b"{", path))
+        elif token in (b"}", b"]"):
+            stack.pop()
+        elif inside is None or token == b":":
+            continue
+        elif token == b",":
+            inside.key = None
+        elif inside.is_object and inside.key is None:
+            inside.key = token[1:-1].decode()
+            quotes += 2
+            if inside.key in inside.keys:
+                return None
+            inside.keys.add(inside.key)
+        else:
+            found.leaves.append(Leaf(inside.inner(), token, match.start(), quotes))
+            quotes += 2 if token[:1] == b'"' else 0
+    return found
+
+
+class _Pieces:
+    """Fixed texts in words of 16 bytes, to be compared with those of a line; a text's last word overlaps the one before.
+    after: the step after whose value each is, with 0 for the beginning of the line."""
+
+    def __init__(self, texts: Sequence[bytes]) -> None:
+        after, offsets, wanted, masks = [], [], [], []
+        for step, text in enumerate(texts):
+            for at in [*range(0, len(text) - WORD, WORD), max(0, len(text) - WORD)] if text else []:
+                piece = text[at : at + WORD]
+                after.append(step)
+                offsets.append(at)
+                wanted += [int.from_bytes(piece[i : i + 8], "little") for i in (0, 8)]
+                masks += [(1 << 8 * len(piece[i : i + 8])) - 1 for i in (0, 8)]
+        self._after, self._offsets = np.array(after, np.int64), np.array(offsets, np.int64)
+        self._wanted, self._masks = np.array(wanted, np.uint64), np.array(masks, np.uint64)
+
+    def stand_at(self, page: Page, places: Ints) -> Flags:
+        """places: of each line, where it begins, and where the values end."""
+        words = page.words(places.take(self._after, axis=1) + self._offsets)
+        same: Flags = ((words.reshape(len(places), -1) & self._masks) == self._wanted).all(axis=1)
+        return same
+
+
+class Template:
+    """kind_of: of a leaf that may differ between lines what it is, and None of one that must be the same."""
+
+    def __init__(self, line: bytes, leaves: Leaves, kind_of: Callable[[Leaf], Kind | None]) -> None:
+        self.kinds: dict[Path, Kind] = {}
+        self._steps: dict[Path, int] = {}
+        texts, ends, after, opening, scalars = list[bytes](), list[int](), list[int](), list[int](), list[int]()
+        in_one_gap = Counter(leaf.quotes for leaf in leaves.leaves if not leaf.is_text)
+        done = 0
+        for leaf in leaves.leaves:
+            kind = kind_of(leaf)
+            if kind is None or (not leaf.is_text and in_one_gap[leaf.quotes] > 1):
+                continue  # two scalars without a quote between them have no places that follow from quotes
+            begin, end = leaf.begin + leaf.is_text, leaf.begin + len(leaf.text) - leaf.is_text
+            next_quote = line.find(b'"', end)
+            texts.append(line[done:begin])
+            ends.append(leaf.quotes + leaf.is_text)
+            after.append((next_quote if next_quote >= 0 else len(line)) - end)
+            if leaf.is_text:
+                opening.append(len(ends) - 1)
+            else:
+                scalars.append(len(ends) - 1)
+            if leaf.path is not None:
+                self.kinds[leaf.path], self._steps[leaf.path] = kind, len(ends) - 1
+            done = end
+        texts.append(line[done:])
+        self.usable = bool(ends) and max(map(len, texts)) <= _FIXED_MAX
+        self._pieces, self._last = _Pieces(texts), len(texts[-1])
+        self._lengths = np.array([len(text) for text in texts[:-1]], np.int64)
+        self._ends, self._after = np.array(ends, np.int64), np.array(after, np.int64)
+        self._texts, self._scalars = np.array(opening, np.int64), np.array(scalars, np.int64)
+
+    def match(self, page: Page, lines: Ints, read: Sequence[Path]) -> tuple[Ints, dict[Path, Places]]:
+        """Which of these lines, all with as many quotes, are of this template: their indices; and where the values are
+        that are read. Scalars that nobody reads are checked here; what is read is still to be checked.
+
+        A value ends with the quote after it, or so many bytes before that; it begins where fixed text after the value
+        before it ends. A text must begin after its opening quote, too.
+        """
+        first, ends_of_lines = page.first_mark[lines], page.ends[lines]
+        places = np.empty((len(lines), len(self._ends) + 1), np.int64)
+        places[:, 0] = page.begins[lines]
+        places[:, 1:] = page.marks[first[:, None] + self._ends] - self._after
+        begins = places[:, :-1] + self._lengths
+        openings = page.marks[first[:, None] + (self._ends[self._texts] - 1)] + 1
+        good = (openings == begins.take(self._texts, axis=1)).all(axis=1)
+        good &= (places.take(self._scalars + 1, axis=1) > begins.take(self._scalars, axis=1)).all(axis=1)
+        good &= places[:, -1] + self._last == ends_of_lines
+        index = np.flatnonzero(good)
+        places, begins = places[index], begins[index]
+        good = self._pieces.stand_at(page, places)
+        unread = [n for n in self._scalars.tolist() if n not in {self._steps.get(path) for path in read}]
+        lengths = places[:, 1:] - begins
+        if unread:
+            good &= page.scalars((begins.take(unread, axis=1), lengths.take(unread, axis=1))).all(axis=1)
+        steps = [(path, self._steps[path]) for path in read]
+        return index[good], {path: (begins[good, step], lengths[good, step]) for path, step in steps}
