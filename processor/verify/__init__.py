@@ -12,6 +12,7 @@ processes; the columns lie in a temporary folder, and DuckDB keeps to its memory
 """
 
 import contextlib
+import ctypes
 import gc
 import itertools
 import multiprocessing
@@ -30,7 +31,7 @@ import numpy as np
 
 from tokenometer.processor.broker import BEGINNING, Broker, Extent, Messages, Offset, OutOfRange, Place
 from tokenometer.processor.verify import columns, ids, live, tasks
-from tokenometer.processor.verify.pages import page_text
+from tokenometer.processor.verify.pages import Ints, page_text
 from tokenometer.processor.verify.sums import Sums, require_duckdb
 from tokenometer.processor.verify.values import (
     Covered,
@@ -72,7 +73,7 @@ def verify(
     require_duckdb()  # at once, not when all is read
     cut = _cut(broker, group, sorted(topics), settings)
     with tempfile.TemporaryDirectory(prefix="tokenometer-verify-", dir=settings.scratch) as folder:
-        with _pool(settings, cut) as pool:
+        with _without_collector(), _pool(settings, cut) as pool:
             audit = _Audit(broker, topics, settings, cut, folder, pool, progress)
             audit.read_summaries()
             audit.read_usage()
@@ -267,17 +268,18 @@ class _Audit:
         lettered = np.array(sorted(set(self.lettered.get(place, ()))), np.int64)
         for some in _in_chunks(self._log(place)):
             self.first_messages.setdefault(place, int(some[0].offsets[0]))
-            times, offsets = (np.concatenate(columns) for columns in zip(*((m.times, m.offsets) for m in some)))
+            times = np.concatenate([messages.times for messages in some])
+            offsets = np.concatenate([messages.offsets for messages in some])
             log_times = np.maximum.accumulate(np.maximum(times, np.uint64(log_time)))
             log_time = int(log_times[-1])
-            values = [value for messages in some for value in messages.values]
+            text, lengths = _joined(list(itertools.chain.from_iterable(messages.values for messages in some)))
             begin, end = np.searchsorted(lettered, (offsets[0], offsets[-1] + 1))
             yield tasks.LogChunk(
                 next(self.numbers),
                 self.folder,
                 self.places.index(place),
-                page_text([value or b"" for value in values]),
-                np.array([-1 if value is None else len(value) for value in values], np.int64),
+                text,
+                lengths,
                 offsets,
                 times,
                 (log_times // np.uint64(self.settings.dedup_horizon_ms)).astype(np.int64),
@@ -381,9 +383,17 @@ def _in_chunks(stream: Iterable[Messages]) -> Iterator[list[Messages]]:
             some, count, size = [], 0, 0
         some.append(messages)
         count += len(messages.values)
-        size += sum(len(value) for value in messages.values if value)
+        size += sum(map(len, filter(None, messages.values)))
     if some:
         yield some
+
+
+def _joined(values: list[bytes | None]) -> tuple[bytes, Ints]:
+    """As one text, and how long each is; a tombstone is -1."""
+    if None not in values:
+        return page_text(values), np.fromiter(map(len, values), np.int64, len(values))  # type: ignore[arg-type]
+    lengths = np.array([-1 if value is None else len(value) for value in values], np.int64)
+    return page_text([value or b"" for value in values]), lengths
 
 
 # --- Processes ---
@@ -408,7 +418,30 @@ def _pool(settings: VerifySettings, cut: _Cut) -> Iterator[Executor | None]:
 
 def _begin_process() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
+    _keep_freed_memory()
     gc.disable()  # a chunk is many small values without any cycle
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Messages are many small values without any cycle. The collector would look at all of them, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def _keep_freed_memory() -> None:
+    """Columns of some 100 KiB come and go. glibc would give each back to the system, which clears it before it comes
+    again; with these limits it keeps them. Nothing happens where the C library is another one."""
+    mmap_threshold, trim_threshold = -3, -1  # of malloc.h
+    with contextlib.suppress(AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(mmap_threshold, 64 << 20)
+        library.mallopt(trim_threshold, 256 << 20)
 
 
 def _in_order(

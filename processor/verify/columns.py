@@ -1,8 +1,8 @@
 """Records of a chunk as columns: what is written of them, and their sums.
 
-    records-N.arrow  all that is needed of a record that may be a duplicate or have one; read again for those alone
-    marks-N.npy      eight bytes of each record, which say for which (`ids`)
-    sums-N.parquet   the counters of the chunk by row, duplicates included: `sums` takes those out again
+records-N.arrow  all that is needed of a record that may be a duplicate or have one; read again for those alone
+marks-N.npy      eight bytes of each record, which say for which (`ids`)
+sums-N.parquet   the counters of the chunk by row, duplicates included: `sums` takes those out again
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ import pyarrow.parquet as pq
 
 from tokenometer.processor.verify import ids
 from tokenometer.processor.verify.judge import Judged
-from tokenometer.processor.verify.quick import NUMBERS, TEXTS, Counted, Number, Text
+from tokenometer.processor.verify.pages import Text
+from tokenometer.processor.verify.quick import NUMBERS, TEXTS, Counted, Number
 from tokenometer.processor.verify.values import COUNTERS, FURTHER
 
 _BYTES = pa.binary()

@@ -52,9 +52,7 @@ def _mixed(texts: pa.Array) -> Marks:
     return _stirred(found)
 
 
-_KEEP = tuple(
-    np.array([(1 << 8 * min(max(n - at, 0), 8)) - 1 for n in range(_WORD + 1)], np.uint64) for at in (0, 8)
-)
+_KEEP = tuple(np.array([(1 << 8 * min(max(n - at, 0), 8)) - 1 for n in range(_WORD + 1)], np.uint64) for at in (0, 8))
 
 
 def _stirred(marks: Marks) -> Marks:

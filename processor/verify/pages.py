@@ -1,7 +1,7 @@
 """Many lines of a log in one buffer, and what can be asked of all of them at once: texts, numbers, times.
 
-Nothing here knows a mapping or a record. Each question answers for every line with a value and whether it is sure; where
-it is not, the line is judged by itself. Words are of 16 bytes, read at any place:
+Nothing here knows a mapping or a record. Each question answers for every line with a value and whether it is sure;
+where it is not, the line is judged by itself. Words are of 16 bytes, read at any place:
 
     buffer   ................ newline  line  newline  line ... newline  PAD zeros
              16, so that a number at the very beginning has a word that ends with it
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,6 +21,7 @@ Ints = np.ndarray[Any, np.dtype[np.int64]]
 Flags = np.ndarray[Any, np.dtype[np.bool_]]
 _Words = np.ndarray[Any, np.dtype[np.uint64]]
 Places = tuple[Ints, Ints]  # of a text in each line: where it begins, and its bytes
+Text = pa.Array | bytes | None  # of many records: a column, or what all of them have
 
 WORD = 16
 PAD = 1 << 12
@@ -93,6 +95,17 @@ class Page:
         buffers = [None, pa.py_buffer(views), pa.py_buffer(self.text)]
         return pc.cast(pa.Array.from_buffers(pa.binary_view(), len(begins), buffers), pa.binary())
 
+    def are_equal(self, some: Places, others: Places) -> Flags:
+        """Which texts have the same bytes."""
+        (begins, lengths), (other_begins, other_lengths) = some, others
+        same: Flags = lengths == other_lengths
+        for at in range(0, int(lengths.max(initial=0)), WORD):
+            kept = (lengths - at).clip(0, WORD)
+            words = self.words(begins + at) ^ self.words(np.where(same, other_begins, begins) + at)
+            for half in (0, 1):
+                same = same & (words[:, half] & _KEEP_FIRST[half][kept] == 0)
+        return same
+
     # --- Numbers ---
 
     def integers(self, places: Places) -> tuple[Ints, Flags]:
@@ -134,9 +147,11 @@ class Page:
         begins, lengths = places
         head, tail = (self._words[begins + at].view(np.uint8).reshape(-1, WORD) for at in (0, WORD))
         text = np.concatenate((head, tail), axis=1)
-        numbers = text[:, _DIGITS_AT].astype(np.float32) - np.float32(_ZERO)
-        sure = ((numbers >= 0) & (numbers <= 9)).all(axis=1)
-        year, month, day, hour, minute, second = (numbers @ _WEIGHTS).astype(np.int64).T
+        digits = text.take(_DIGITS_AT, axis=1) - np.uint8(_ZERO)  # what is no digit becomes more than 9
+        sure = (digits <= 9).all(axis=1)
+        tens, ones = digits[:, 0::2].astype(np.int64), digits[:, 1::2]
+        century, year, month, day, hour, minute, second = (tens * 10 + ones).T
+        year = century * 100 + year
         for at, allowed in _BETWEEN:
             sure &= np.isin(text[:, at], allowed)
         sure &= (month >= 1) & (month <= 12) & (day >= 1) & (day <= _last_day(year, month.clip(1, 12)))
@@ -178,9 +193,7 @@ _KEEP_LAST = tuple(
     for at in (0, 8)
 )
 # The same of the three quarters that a short text's view holds; longer ones keep all of the first.
-_KEEP_12 = tuple(
-    np.array([(1 << 8 * min(max(n - at, 0), 4)) - 1 for n in range(13)], np.uint32) for at in (0, 4, 8)
-)
+_KEEP_12 = tuple(np.array([(1 << 8 * min(max(n - at, 0), 4)) - 1 for n in range(13)], np.uint32) for at in (0, 4, 8))
 
 
 def _are_digits(words: _Words) -> Flags:
@@ -208,10 +221,6 @@ def _value_of(words: _Words) -> _Words:
 # YYYY-MM-DDTHH:MM:SS
 _DIGITS_AT = [0, 1, 2, 3, 5, 6, 8, 9, 11, 12, 14, 15, 17, 18]
 _BETWEEN = [(4, [ord("-")]), (7, [ord("-")]), (10, list(b"Tt ")), (13, [ord(":")]), (16, [ord(":")])]
-_WEIGHTS = np.zeros((14, 6), np.float32)
-_WEIGHTS[:4, 0] = 1000, 100, 10, 1
-for _place in range(1, 6):
-    _WEIGHTS[2 + 2 * _place : 4 + 2 * _place, _place] = 10, 1
 _MONTH_DAYS = np.array([0, 31, 28, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31])
 _DAYS_BEFORE = np.concatenate(([0, 0], np.cumsum(_MONTH_DAYS[1:12])))
 
@@ -241,3 +250,42 @@ def _fraction(text: np.ndarray[Any, np.dtype[np.uint8]], lengths: Ints) -> tuple
     sure &= (((digits >= 0) & (digits <= 9)) | ~inside).all(axis=1)
     digits = np.where(inside, digits, 0)
     return digits[:, 0] * 100 + digits[:, 1] * 10 + digits[:, 2], sure
+
+
+# --- Texts made of texts ---
+
+
+def json_object(members: list[tuple[str, Any]]) -> Text:
+    if not members:
+        return b""
+    pieces: list[Any] = []
+    for number, (name, value) in enumerate(members):
+        pieces += [(b"," if number else b"{") + orjson.dumps(name) + b":", *_json_text(value)]
+    return _joined([*pieces, b"}"])
+
+
+def json_array(values: list[Any]) -> Text:
+    pieces: list[Any] = []
+    for number, value in enumerate(values):
+        pieces += [b"," if number else b"[", *_json_text(value)]
+    return _joined([*pieces, b"]"])
+
+
+def _json_text(value: Text) -> list[Any]:
+    """A column's texts have nothing that is escaped in JSON: they come from lines without a backslash."""
+    if isinstance(value, pa.Array):
+        return [b'"', value, b'"']
+    return [orjson.dumps(None if value is None else value.decode())]
+
+
+def _joined(pieces: list[Any]) -> Text:
+    if not any(isinstance(piece, pa.Array) for piece in pieces):
+        return b"".join(pieces)
+    merged: list[Any] = []
+    for piece in pieces:
+        if merged and isinstance(piece, bytes) and isinstance(merged[-1], bytes):
+            merged[-1] += piece
+        else:
+            merged.append(piece)
+    values = [piece if isinstance(piece, pa.Array) else pa.scalar(piece, pa.binary()) for piece in merged]
+    return pc.binary_join_element_wise(*values, pa.scalar(b"", pa.binary()))

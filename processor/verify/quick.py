@@ -1,9 +1,9 @@
 """Many lines judged at once: what the judge says of one line, proved of those that differ from it in values only.
 
-`Judge` decides. Its verdict on a line depends on the line's keys and types, on the values that conditions and conventions
-look at, and on whether texts, counts and times are within their bounds. A `Template` keeps the first two fixed, this
-module checks the third for all lines at once, and whatever is not surely within every bound is left to `Judge`. So a
-record is never refused here; it counts, or is skipped, or is left.
+`Judge` decides. Its verdict on a line depends on the line's keys and types, on the values that conditions and
+conventions look at, and on whether texts, counts and times are within their bounds. A `Template` keeps the first two
+fixed, this module checks the third for all lines at once, and whatever is not surely within every bound is left to
+`Judge`. So a record is never refused here; it counts, or is skipped, or is left.
 
 A template is learned from a line that was judged, and used only if it says the same of that line. From then on one of
 the lines that it takes is judged again in every page: if the two should ever differ, the audit ends with an error.
@@ -18,23 +18,18 @@ from typing import Any, NamedTuple
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from tokenometer.processor.verify.judge import RECORD_BYTES_MAX, Judge, Judged, SkippedRecord, bracket_texts
-from tokenometer.processor.verify.pages import Flags, Ints, Page, Places
-from tokenometer.processor.verify.templates import Kind, Leaf, Leaves, Path, Template, leaves_of
+from tokenometer.processor.verify.pages import Flags, Ints, Page, Places, Text, json_array, json_object
+from tokenometer.processor.verify.templates import Kind, Leaf, Leaves, Path, Shapes, Template, leaves_of
 from tokenometer.processor.verify.times import TIME_END_MS
 from tokenometer.processor.verify.values import COUNTS, FURTHER, PARENTS, RefusedRecord, VerifyError
 from tokenometer.schemas.mapping import COUNT_END, Field, Mapping
 
 TEXTS = ("request_id", "scope", "user", "model", "chip", "prefill_chip", "labels")
 NUMBERS = ("requests", *COUNTS, *FURTHER)
-_WORTH = 64  # so many lines alike, and a template is cheaper than the judge
-_TEMPLATES_MAX = 256  # of a mapping; a log with more shapes is judged line by line
-_TRIES = 3  # lines of as many quotes, in a page, that may be no templates
 _PLAIN_INTEGER = re.compile(rb"0|[1-9][0-9]{0,15}")
 
-Text = pa.Array | bytes | None  # of many records: a column, or what all of them have
 Number = Ints | int
 
 
@@ -112,56 +107,24 @@ class QuickJudge:
         self._mapping, self._judge = mapping, judge
         self._bounds = max_future_skew_ms, max_past_ms, not_before_ms
         self._roles = _Roles(mapping)
-        self._plans: dict[int, list[_Plan]] = {}  # by the number of quotes
-        self._learned = 0
+        self._shapes: Shapes[_Plan, Counted | int] = Shapes()
+        self._times: Ints = np.zeros(0, np.int64)
 
     def __call__(self, page: Page, candidates: Flags, times: Ints) -> Answer:
         """candidates: lines that may be judged here. times: of their messages."""
-        may = candidates & page.plain & (page.quote_count % 2 == 0) & (page.quote_count > 0)
-        may &= page.ends - page.begins <= RECORD_BYTES_MAX
-        may &= page.bytes[page.begins] == ord("{")
-        counted: list[Counted] = []
-        skipped, left = 0, [np.flatnonzero(candidates & ~may)]
-        lines = np.flatnonzero(may)
-        counts = page.quote_count[lines]
-        for quotes in np.unique(counts).tolist():
-            found, skips, rest = self._alike(page, quotes, lines[counts == quotes], times)
-            counted += found
-            skipped += skips
-            left.append(rest)
-        return Answer(counted, skipped, np.concatenate(left))
-
-    def _alike(self, page: Page, quotes: int, lines: Ints, times: Ints) -> tuple[list[Counted], int, Ints]:
-        """Lines with as many quotes: by the templates that are known, then by new ones."""
-        counted: list[Counted] = []
-        skipped, tries = 0, 0
-        known = self._plans.setdefault(quotes, [])
-        tried, unlearned = 0, np.zeros(0, np.int64)
-        while len(lines) and (tried < len(known) or (len(lines) >= _WORTH and tries < _TRIES)):
-            if tried == len(known):
-                exemplar, lines = lines[:1], lines[1:]
-                unlearned = np.concatenate((unlearned, exemplar))
-                plan = self._learn(page, exemplar, times) if self._learned < _TEMPLATES_MAX else None
-                if plan is None:
-                    tries += 1
-                    continue
-                known.append(plan)
-                self._learned += 1
-            found, taken = self._take(known[tried], page, lines, times)
-            if known[tried].skipped:
-                skipped += int(taken.sum())
-            elif found is not None:
-                counted.append(found)
-            lines = lines[~taken]
-            tried += 1
-        return counted, skipped, np.concatenate((unlearned, lines))
+        self._times = times
+        found, left = self._shapes.read(self, page, candidates & (page.ends - page.begins <= RECORD_BYTES_MAX))
+        too_long = np.flatnonzero(candidates & (page.ends - page.begins > RECORD_BYTES_MAX))
+        counted = [each for each in found if not isinstance(each, int)]
+        skipped = sum(each for each in found if isinstance(each, int))
+        return Answer(counted, skipped, np.concatenate((left, too_long)))
 
     # --- Learning ---
 
-    def _learn(self, page: Page, line: Ints, times: Ints) -> _Plan | None:
-        text, time = page.line(int(line[0])), int(times[line[0]])
+    def learn(self, page: Page, line: int) -> _Plan | None:
+        text = page.line(line)
         try:
-            self._judge(text, time)
+            self._judge(text, int(self._times[line]))
             skipped = False
         except SkippedRecord:
             skipped = True
@@ -174,9 +137,8 @@ class QuickJudge:
             plan = self._plan(text, leaves, skipped)
         except _Unusable:
             return None
-        if not plan.template.usable or not self._take(plan, page, line, times)[1].all():
-            return None
-        return plan
+        usable = plan.template.usable and self.take(plan, page, np.array([line]))[1].all()
+        return plan if usable else None
 
     def _plan(self, line: bytes, leaves: Leaves, skipped: bool) -> _Plan:
         template = Template(line, leaves, self._roles.kind_of)
@@ -198,39 +160,39 @@ class QuickJudge:
 
     # --- Using a template ---
 
-    def _take(self, plan: _Plan, page: Page, lines: Ints, times: Ints) -> tuple[Counted | None, Flags]:
-        """Which lines are surely of this template and within all bounds, and their records."""
+    def take(self, plan: _Plan, page: Page, lines: Ints) -> tuple[Counted | int | None, Flags]:
+        """Which lines are surely of this template and within all bounds; their records, or how many are skipped."""
         taken = np.zeros(len(lines), bool)
         index, places = plan.template.match(page, lines, plan.read())
         if not len(index):
             return None, taken
         if plan.skipped:
             taken[index] = True
-            self._judge_one_again(page, lines[index], times, None)
-            return None, taken
-        reader = _Reader(self._mapping, plan, page, places, times[lines[index]], self._bounds)
-        times_ms, numbers = reader.time(), reader.numbers()
+            self._judge_one_again(page, lines[index], None)
+            return len(index), taken
+        reader = _Reader(self._mapping, plan, page, places, self._times[lines[index]], self._bounds)
+        times, numbers = reader.time(), reader.numbers()
         texts = reader.texts(numbers)
         sure = reader.sure
         if not sure.all():
-            index, times_ms = index[sure], times_ms[sure]
+            index, times = index[sure], times[sure]
             texts = {name: each.filter(pa.array(sure)) if isinstance(each, pa.Array) else each
                      for name, each in texts.items()}  # fmt: skip
             numbers = {name: each if isinstance(each, int) else each[sure] for name, each in numbers.items()}
         taken[index] = True
         if not len(index):
             return None, taken
-        counted = Counted(lines[index], times_ms, texts, numbers)
-        self._judge_one_again(page, counted.lines, times, counted)
+        counted = Counted(lines[index], times, texts, numbers)
+        self._judge_one_again(page, counted.lines, counted)
         return counted, taken
 
-    def _judge_one_again(self, page: Page, lines: Ints, times: Ints, counted: Counted | None) -> None:
+    def _judge_one_again(self, page: Page, lines: Ints, counted: Counted | None) -> None:
         at = len(lines) // 2
         line = int(lines[at])
         wanted = None if counted is None else record_at(counted, at)
         found: Judged | None
         try:
-            found = self._judge(page.line(line), int(times[line]))
+            found = self._judge(page.line(line), int(self._times[line]))
         except SkippedRecord:
             found = None
         except RefusedRecord as why:
@@ -492,10 +454,10 @@ class _Reader:
             else:
                 assert label.field
                 values.append((name, self._text(source, label.field.bytes_max, label.field.numbers)))
-        found["labels"] = _json_object(sorted((name, value) for name, value in values if value is not None))
+        found["labels"] = json_object(sorted((name, value) for name, value in values if value is not None))
         if request_id.with_fields:
             parts = [found["scope"], *(found[name] for name in request_id.with_fields)]
-            found["scope"] = _json_array(parts)
+            found["scope"] = json_array(parts)
         return found
 
     def _text(self, source: _Source, bytes_max: int, numbers: bool) -> Text:
@@ -519,39 +481,3 @@ def _bracket(edges: tuple[int, ...], counts: Number) -> Text:
     if isinstance(counts, int):
         return names[int(np.searchsorted(edges, counts))]
     return pa.array(names, pa.binary()).take(pa.array(np.searchsorted(np.array(edges), counts)))
-
-
-def _json_object(members: list[tuple[str, Any]]) -> Text:
-    if not members:
-        return b""
-    pieces: list[Any] = []
-    for number, (name, value) in enumerate(members):
-        pieces += [(b"," if number else b"{") + orjson.dumps(name) + b":", *_json_text(value)]
-    return _joined([*pieces, b"}"])
-
-
-def _json_array(values: list[Any]) -> Text:
-    pieces: list[Any] = []
-    for number, value in enumerate(values):
-        pieces += [b"," if number else b"[", *_json_text(value)]
-    return _joined([*pieces, b"]"])
-
-
-def _json_text(value: Text) -> list[Any]:
-    """A column's texts have nothing that is escaped in JSON: they come from lines without a backslash."""
-    if isinstance(value, pa.Array):
-        return [b'"', value, b'"']
-    return [orjson.dumps(None if value is None else value.decode())]
-
-
-def _joined(pieces: list[Any]) -> Text:
-    if not any(isinstance(piece, pa.Array) for piece in pieces):
-        return b"".join(pieces)
-    merged: list[Any] = []
-    for piece in pieces:
-        if merged and isinstance(piece, bytes) and isinstance(merged[-1], bytes):
-            merged[-1] += piece
-        else:
-            merged.append(piece)
-    values = [piece if isinstance(piece, pa.Array) else pa.scalar(piece, pa.binary()) for piece in merged]
-    return pc.binary_join_element_wise(*values, pa.scalar(b"", pa.binary()))

@@ -11,12 +11,9 @@ Texts are columns of bytes: equal means equal bytes, and a NUL in a name is a by
 """
 
 import hashlib
-import re
-from calendar import timegm
 from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
-from time import strptime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,11 +23,11 @@ import pyarrow.parquet as pq
 from tokenometer.processor.broker import Headers, Place
 from tokenometer.processor.broker.registry import Registry
 from tokenometer.processor.secret import Secret, reveal
-from tokenometer.processor.verify import columns
+from tokenometer.processor.verify import columns, usage
 from tokenometer.processor.verify.columns import of_judged
 from tokenometer.processor.verify.decode import AuditDecoder
-from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord, labels_text
-from tokenometer.processor.verify.live import U64_END, MalformedSummary, check_version, object_of
+from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord
+from tokenometer.processor.verify.live import MalformedSummary
 from tokenometer.processor.verify.pages import FRONT, Flags, Ints, Page
 from tokenometer.processor.verify.quick import Counted, QuickJudge, is_eligible
 from tokenometer.processor.verify.values import (
@@ -38,7 +35,6 @@ from tokenometer.processor.verify.values import (
     COUNTERS,
     FURTHER,
     REASONS,
-    ROW_SCHEMAS,
     Problem,
     RefusedRecord,
 )
@@ -143,8 +139,11 @@ def write_repeated(folder: str, number: int, place: int, grows: bool, records: p
 def _write(folder: str, kind: str, number: int, columns: Sequence[Any]) -> None:
     schema = SCHEMAS[kind]
     arrays = [pa.array(values, item.type) for values, item in zip(columns, schema, strict=True)]
-    repeating = [name for name in _REPEATING if name in schema.names]
-    table = pa.Table.from_arrays(arrays, schema=schema)
+    _write_table(folder, kind, number, pa.Table.from_arrays(arrays, schema=schema))
+
+
+def _write_table(folder: str, kind: str, number: int, table: pa.Table) -> None:
+    repeating = [name for name in _REPEATING if name in table.column_names]
     pq.write_table(table, f"{folder}/{kind}-{number}.parquet", use_dictionary=repeating, write_statistics=False)
 
 
@@ -314,79 +313,16 @@ class _LogReader:
 
 # --- token-usage ---
 
-_KEY = ("window_start", *_TEXTS, "part")
-_ROW = frozenset((*_KEY, "schema", "window_ms", *COUNTERS, "total_tokens"))
-_MORE = {1: _ROW, 2: _ROW | {"labels", *FURTHER}}  # that a row of each version may have
-_LABEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
-_LABELS_MAX, _LABEL_BYTES_MAX = 8, 256
-
 
 def read_usage(chunk: OutputChunk) -> OutputResult:
     """Raises UnknownSchema and WrongWindow."""
-    rows: list[tuple[Any, ...]] = []
-    problems: list[Problem] = []
-    for key, value, offset in zip(chunk.keys, chunk.values, chunk.offsets, strict=True):
-        where = f"{chunk.place.topic}/{chunk.place.partition} at offset {offset}"
-        try:
-            rows.append((chunk.place.partition, offset, *_usage_row(key, value, where, chunk.window_ms)))
-        except MalformedSummary as error:
-            problems.append(Problem("row", where, str(error)))
-    if rows:
-        write(chunk.folder, "usage", chunk.number, rows)
+    where = f"{chunk.place.topic}/{chunk.place.partition}"
+    parts, problems = usage.read(chunk.keys, chunk.values, chunk.offsets, where, chunk.window_ms)
+    if parts:
+        offsets = np.array(chunk.offsets, np.int64)
+        table = usage.table(parts, chunk.place.partition, offsets, USAGE)
+        _write_table(chunk.folder, "usage", chunk.number, table)
     return OutputResult(len(chunk.values), problems)
-
-
-def _usage_row(key: bytes | None, value: bytes | None, where: str, window_ms: int) -> tuple[Any, ...]:
-    if value is None:
-        raise MalformedSummary("a tombstone: the meter deletes no row")
-    row = object_of(value)
-    check_version(row, where, window_ms, ROW_SCHEMAS)
-    if not _ROW <= row.keys() <= _MORE[row["schema"]]:
-        raise MalformedSummary("its fields are not those of a usage row")
-    if object_of(key) != {name: row[name] for name in (*_KEY, "labels") if name in row}:
-        raise MalformedSummary("its key's fields are not its value's")
-    labels = _labels_text(row["labels"]) if "labels" in row else ""
-    texts = [row[name] for name in _KEY]
-    counters = [row[name] for name in COUNTERS]
-    if not all(type(text) is str and text for text in texts):
-        raise MalformedSummary("a field that must be a string is not, or is empty")
-    if not all(type(count) is int and 0 <= count < U64_END for count in counters):
-        raise MalformedSummary("a counter is not an integer of 64 bits")
-    if row["total_tokens"] != row["input_tokens"] + row["output_tokens"]:
-        raise MalformedSummary("total_tokens is not input_tokens + output_tokens")
-    window_start = _window_start_ms(texts[0])
-    if window_start is None or window_start % window_ms:
-        raise MalformedSummary(f"no window starts at {texts[0]}")
-    return (window_start, *texts[1:], *counters, labels, *_further(row))
-
-
-def _further(row: dict[str, Any]) -> list[int]:
-    counts = [row.get(name) for name in FURTHER]
-    if not all(count is None or (type(count) is int and 0 < count < U64_END) for count in counts):
-        raise MalformedSummary("a further counter is not an integer of 64 bits above 0")
-    return [count or 0 for count in counts]
-
-
-def _labels_text(labels: Any) -> str:
-    if type(labels) is not dict or not 1 <= len(labels) <= _LABELS_MAX or list(labels) != sorted(labels):
-        raise MalformedSummary(
-            f"its labels are not an object of 1 to {_LABELS_MAX} members in the order of their names"
-        )
-    if not all(map(_LABEL_NAME.fullmatch, labels)):
-        raise MalformedSummary("a label has a name that no label may have")
-    if not all(type(text) is str and 1 <= len(text.encode()) <= _LABEL_BYTES_MAX for text in labels.values()):
-        raise MalformedSummary(f"a label is not a string of 1 to {_LABEL_BYTES_MAX} bytes")
-    return labels_text(labels)
-
-
-@lru_cache(maxsize=1 << 16)
-def _window_start_ms(text: str) -> int | None:
-    if len(text) != 20:  # strptime takes numbers without their zeros
-        return None
-    try:
-        return timegm(strptime(text, "%Y-%m-%dT%H:%M:%SZ")) * 1000
-    except ValueError:
-        return None
 
 
 # --- Dead letters ---

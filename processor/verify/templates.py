@@ -13,13 +13,15 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
 from tokenometer.processor.verify.pages import PAD, WORD, Flags, Ints, Page, Places
 
 Path = tuple[str, ...]
+_Plan = TypeVar("_Plan")
+_Found = TypeVar("_Found")
 _FIXED_MAX = PAD - 2 * WORD  # bytes between two values: what is read of a page stays within it
 
 
@@ -94,7 +96,7 @@ def leaves_of(line: bytes) -> Leaves | None:
 
 
 class _Pieces:
-    """Fixed texts in words of 16 bytes, to be compared with those of a line; a text's last word overlaps the one before.
+    """Fixed texts in words of 16 bytes, to be compared with a line's; a text's last word overlaps the one before.
     after: the step after whose value each is, with 0 for the beginning of the line."""
 
     def __init__(self, texts: Sequence[bytes]) -> None:
@@ -173,3 +175,60 @@ class Template:
             good &= page.scalars((begins.take(unread, axis=1), lengths.take(unread, axis=1))).all(axis=1)
         steps = [(path, self._steps[path]) for path in read]
         return index[good], {path: (begins[good, step], lengths[good, step]) for path, step in steps}
+
+
+# --- Many lines, by the templates that are known and by new ones ---
+
+_WORTH = 64  # so many lines alike, and a template is cheaper than a line by itself
+_PLANS_MAX = 256  # of one kind of log; one with more shapes is read line by line
+_TRIES = 3  # lines with as many quotes, in a page, that turn out to be no templates
+
+
+class Reader(Protocol[_Plan, _Found]):
+    """What is done with templates. A plan is a template and what to read of its lines."""
+
+    def learn(self, page: Page, line: int) -> _Plan | None:
+        """From a line; None where it is no template."""
+
+    def take(self, plan: _Plan, page: Page, lines: Ints) -> tuple[_Found | None, Flags]:
+        """What is found in those of these lines that are surely the plan's, and which these are."""
+
+
+class Shapes(Generic[_Plan, _Found]):
+    """The plans of a log, by the number of quotes of their lines."""
+
+    def __init__(self) -> None:
+        self._plans: dict[int, list[_Plan]] = {}
+        self.learned = 0
+
+    def read(self, reader: Reader[_Plan, _Found], page: Page, candidates: Flags) -> tuple[list[_Found], Ints]:
+        """What was found, and the lines among `candidates` that are left."""
+        may = candidates & page.plain & (page.quote_count % 2 == 0) & (page.quote_count > 0)
+        may &= page.bytes[page.begins] == ord("{")
+        left = [np.flatnonzero(candidates & ~may)]
+        found: list[_Found] = []
+        lines = np.flatnonzero(may)
+        counts = page.quote_count[lines]
+        for quotes in np.unique(counts).tolist():
+            left.append(self._alike(reader, page, quotes, lines[counts == quotes], found))
+        return found, np.concatenate(left)
+
+    def _alike(self, reader: Reader[_Plan, _Found], page: Page, quotes: int, lines: Ints, found: list[_Found]) -> Ints:
+        """Lines with as many quotes. Returns those that are left."""
+        known = self._plans.setdefault(quotes, [])
+        tried = tries = 0
+        left = np.zeros(0, np.int64)
+        while len(lines) and (tried < len(known) or (len(lines) >= _WORTH and tries < _TRIES)):
+            if tried == len(known):
+                plan = reader.learn(page, int(lines[0])) if self.learned < _PLANS_MAX else None
+                if plan is None:
+                    left, lines, tries = np.append(left, lines[0]), lines[1:], tries + 1
+                    continue
+                known.append(plan)
+                self.learned += 1
+            something, taken = reader.take(known[tried], page, lines)
+            if something is not None:
+                found.append(something)
+            lines = lines[~taken]
+            tried += 1
+        return np.concatenate((left, lines))

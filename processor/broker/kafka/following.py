@@ -21,7 +21,7 @@ from tokenometer.processor.broker.kafka.messages import (
 from tokenometer.processor.broker.kafka.settings import CONSUMER_DEFAULTS, DEFAULTS, classic, make, principal_of
 
 _STALL_SECONDS = 30  # a read that gets nothing for so long has lost its broker
-_READ_MESSAGES = 10_000
+_READ_MESSAGES = 2_000  # at once; of more, most have left the cache when they are looked at
 
 
 # The client looks for its group's coordinator, whom nobody needs here: it may be refused.
@@ -102,14 +102,15 @@ def read(
         batch += consumer.consume(_READ_MESSAGES, LINGER_SECONDS) if batch else []
         # Asked before the messages go out: it is past all that this call has taken from the queue, markers included.
         reached = max(reached, consumer.position(part)[0].offset)
-        for message in filter(failed, batch):
+        failures = list(filter(failed, batch))
+        for message in failures:
             error = message.error()
             assert error is not None
             if error.code() == KafkaError._PARTITION_EOF:
                 reached = max(reached, message.offset() or 0)
             elif error.code() not in _PASSING:
                 raise error_of(f"reading {place.topic}-{place.partition}", error, access)
-        found = [message for message in batch if not message.error()]
+        found = [message for message in batch if not message.error()] if failures else batch
         if found:
             heard = time.monotonic()
         elif time.monotonic() - heard > _STALL_SECONDS and reached < end:

@@ -79,7 +79,7 @@ def _headers_of(message: Message) -> Headers:
 
 def times_of(batch: list[Message]) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The message's time; -1 or 0 where it has none."""
-    return np.fromiter((time_ms for _, time_ms in map(_timestamp, batch)), np.int64, len(batch))
+    return np.fromiter(map(operator.itemgetter(1), map(_timestamp, batch)), np.int64, len(batch))
 
 
 def gather(
