@@ -22,6 +22,7 @@ from tokenometer.processor.verify.pages import PAD, WORD, Flags, Ints, Page, Pla
 Path = tuple[str, ...]
 _Plan = TypeVar("_Plan")
 _Found = TypeVar("_Found")
+_BLOCK = 1024  # lines that are matched at once: what is made of them stays in a core's cache
 _FIXED_MAX = PAD - 2 * WORD  # bytes between two values: what is read of a page stays within it
 
 
@@ -152,7 +153,21 @@ class Template:
 
     def match(self, page: Page, lines: Ints, read: Sequence[Path]) -> tuple[Ints, dict[Path, Places]]:
         """Which of these lines, all with as many quotes, are of this template: their indices; and where the values are
-        that are read. Scalars that nobody reads are checked here; what is read is still to be checked.
+        that are read. Scalars that nobody reads are checked here; what is read is still to be checked."""
+        indices, begins, lengths = [np.zeros(0, np.int64)], [], []
+        unread = [n for n in self._scalars.tolist() if n not in {self._steps.get(path) for path in read}]
+        steps = [self._steps[path] for path in read]
+        for first in range(0, len(lines), _BLOCK):
+            index, begin, length = self._match(page, lines[first : first + _BLOCK], unread)
+            indices.append(index + first)
+            begins.append(begin.take(steps, axis=1))
+            lengths.append(length.take(steps, axis=1))
+        index, begin, length = np.concatenate(indices), np.concatenate(begins), np.concatenate(lengths)
+        columns = ((np.ascontiguousarray(begin[:, n]), np.ascontiguousarray(length[:, n])) for n in range(len(steps)))
+        return index, dict(zip(read, columns, strict=True))
+
+    def _match(self, page: Page, lines: Ints, unread: list[int]) -> tuple[Ints, Ints, Ints]:
+        """The indices of some lines, and where the values of each begin and how long they are.
 
         A value ends with the quote after it, or so many bytes before that; it begins where fixed text after the value
         before it ends. A text must begin after its opening quote, too.
@@ -169,12 +184,10 @@ class Template:
         index = np.flatnonzero(good)
         places, begins = places[index], begins[index]
         good = self._pieces.stand_at(page, places)
-        unread = [n for n in self._scalars.tolist() if n not in {self._steps.get(path) for path in read}]
         lengths = places[:, 1:] - begins
         if unread:
             good &= page.scalars((begins.take(unread, axis=1), lengths.take(unread, axis=1))).all(axis=1)
-        steps = [(path, self._steps[path]) for path in read]
-        return index[good], {path: (begins[good, step], lengths[good, step]) for path, step in steps}
+        return index[good], begins[good], lengths[good]
 
 
 # --- Many lines, by the templates that are known and by new ones ---
