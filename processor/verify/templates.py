@@ -109,13 +109,16 @@ class _Pieces:
                 offsets.append(at)
                 wanted += [int.from_bytes(piece[i : i + 8], "little") for i in (0, 8)]
                 masks += [(1 << 8 * len(piece[i : i + 8])) - 1 for i in (0, 8)]
-        self._after, self._offsets = np.array(after, np.int64), np.array(offsets, np.int64)
-        self._wanted, self._masks = np.array(wanted, np.uint64), np.array(masks, np.uint64)
+        self._after, self._offsets = np.array(after, np.int64), np.array(offsets, np.int64)[:, None]
+        self._wanted, self._masks = (np.array(each, np.uint64).reshape(-1, 2) for each in (wanted, masks))
 
     def stand_at(self, page: Page, places: Ints) -> Flags:
-        """places: of each line, where it begins, and where the values end."""
-        words = page.words(places.take(self._after, axis=1) + self._offsets)
-        same: Flags = ((words.reshape(len(places), -1) & self._masks) == self._wanted).all(axis=1)
+        """places: of the lines' beginnings one row, and one of the ends of each value."""
+        words = page.words(places[self._after] + self._offsets)
+        same = np.ones(places.shape[1], bool)
+        for half in (0, 1):
+            kept = words[..., half] & self._masks[:, half, None]
+            same &= (kept == self._wanted[:, half, None]).all(axis=0)
         return same
 
 
@@ -154,17 +157,14 @@ class Template:
     def match(self, page: Page, lines: Ints, read: Sequence[Path]) -> tuple[Ints, dict[Path, Places]]:
         """Which of these lines, all with as many quotes, are of this template: their indices; and where the values are
         that are read. Scalars that nobody reads are checked here; what is read is still to be checked."""
-        indices, begins, lengths = [np.zeros(0, np.int64)], [], []
         unread = [n for n in self._scalars.tolist() if n not in {self._steps.get(path) for path in read}]
         steps = [self._steps[path] for path in read]
+        parts = []
         for first in range(0, len(lines), _BLOCK):
             index, begin, length = self._match(page, lines[first : first + _BLOCK], unread)
-            indices.append(index + first)
-            begins.append(begin.take(steps, axis=1))
-            lengths.append(length.take(steps, axis=1))
-        index, begin, length = np.concatenate(indices), np.concatenate(begins), np.concatenate(lengths)
-        columns = ((np.ascontiguousarray(begin[:, n]), np.ascontiguousarray(length[:, n])) for n in range(len(steps)))
-        return index, dict(zip(read, columns, strict=True))
+            parts.append((index + first, begin[steps], length[steps]))
+        index, begins, lengths = (np.concatenate(each, axis=-1) for each in zip(*parts, strict=True))
+        return index, dict(zip(read, zip(begins, lengths, strict=True), strict=True))
 
     def _match(self, page: Page, lines: Ints, unread: list[int]) -> tuple[Ints, Ints, Ints]:
         """The indices of some lines, and where the values of each begin and how long they are.
@@ -172,22 +172,23 @@ class Template:
         A value ends with the quote after it, or so many bytes before that; it begins where fixed text after the value
         before it ends. A text must begin after its opening quote, too.
         """
-        first, ends_of_lines = page.first_mark[lines], page.ends[lines]
-        places = np.empty((len(lines), len(self._ends) + 1), np.int64)
-        places[:, 0] = page.begins[lines]
-        places[:, 1:] = page.marks[first[:, None] + self._ends] - self._after
-        begins = places[:, :-1] + self._lengths
-        openings = page.marks[first[:, None] + (self._ends[self._texts] - 1)] + 1
-        good = (openings == begins.take(self._texts, axis=1)).all(axis=1)
-        good &= (places.take(self._scalars + 1, axis=1) > begins.take(self._scalars, axis=1)).all(axis=1)
-        good &= places[:, -1] + self._last == ends_of_lines
+        first = page.first_mark[lines]
+        places = np.empty((len(self._ends) + 1, len(lines)), np.int64)
+        places[0] = page.begins[lines]
+        places[1:] = page.marks[first + self._ends[:, None]] - self._after[:, None]
+        begins = places[:-1] + self._lengths[:, None]
+        openings = page.marks[first + (self._ends[self._texts, None] - 1)] + 1
+        good = (openings == begins[self._texts]).all(axis=0)
+        good &= (places[self._scalars + 1] > begins[self._scalars]).all(axis=0)
+        good &= places[-1] + self._last == page.ends[lines]
         index = np.flatnonzero(good)
-        places, begins = places[index], begins[index]
+        if len(index) < len(lines):
+            places, begins = places[:, index], begins[:, index]
         good = self._pieces.stand_at(page, places)
-        lengths = places[:, 1:] - begins
+        lengths = places[1:] - begins
         if unread:
-            good &= page.scalars((begins.take(unread, axis=1), lengths.take(unread, axis=1))).all(axis=1)
-        return index[good], begins[good], lengths[good]
+            good &= page.scalars((begins[unread], lengths[unread])).all(axis=0)
+        return (index, begins, lengths) if good.all() else (index[good], begins[:, good], lengths[:, good])
 
 
 # --- Many lines, by the templates that are known and by new ones ---

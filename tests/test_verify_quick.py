@@ -1,0 +1,415 @@
+"""What the audit does for many lines at once is what it does for each: the judge is asked about every one of them.
+
+Lines that are judged together are those that look alike, so the lines here are: each stands beside others of its shape,
+with other values, and beside itself with one byte changed. `_WORTH` is set so that a second line is worth a template.
+"""
+
+import json
+import os
+import pathlib
+import random
+import re
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests import bad_input, harness, mutate
+from tests.test_verify import GROUP, LOG, MAPPINGS, ODD, SETTINGS, make_stream
+from tokenometer.processor.verify import ids, live, quick, templates, usage, verify
+from tokenometer.processor.verify.judge import Judge, SkippedRecord
+from tokenometer.processor.verify.pages import FRONT, Page, page_text
+from tokenometer.processor.verify.quick import QuickJudge, record_at
+from tokenometer.processor.verify.times import time_reader
+from tokenometer.processor.verify.values import RefusedRecord
+from tokenometer.schemas import mapping as mappings
+
+SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
+SKEW_MS, PAST_MS = mutate.FUTURE_SKEW_MS, mutate.PAST_MS
+NOW_MS = mutate.NOW_MS
+ELIGIBLE = [name for name in harness.SHIPPED if quick.is_eligible(harness.shipped(name).engine)]
+BYTES = [*b'"\\{}[]:, 09-.eEtnTZ+', 0x00, 0x09, 0x0D, 0x1F, 0x7F, 0x80, 0xC3, 0xFF]
+
+
+@pytest.fixture(autouse=True)
+def alike_from_the_second_line_on(monkeypatch):
+    monkeypatch.setattr(templates, "_WORTH", 2)
+    monkeypatch.setattr(templates, "_TRIES", 1000)
+
+
+def said(judge: Judge, line: bytes, time: int) -> tuple:
+    try:
+        record = judge(line, time)
+    except RefusedRecord as why:
+        return ("refused", why.reason, why.field)
+    except SkippedRecord:
+        return ("skipped",)
+    return ("empty",) if record is None else ("counted", record)
+
+
+def assert_judged_alike(
+    mapping: mappings.Mapping, lines: Sequence[bytes], times: Sequence[int] | None = None, past_ms: int | None = PAST_MS
+) -> int:
+    """All that the quick judge decides is what the judge says. Returns how many lines it decides."""
+    judge = Judge(mapping, SKEW_MS, past_ms)
+    together = QuickJudge(mapping, judge, SKEW_MS, past_ms)
+    page = Page(page_text(lines))
+    assert len(page) == len(lines)
+    message_times = np.array(times or [NOW_MS] * len(lines), np.int64)
+    for _ in range(2):  # with templates that it has just learned, and with those that it knows
+        answer = together(page, np.ones(len(lines), bool), message_times)
+        decided = {}
+        for part in answer.counted:
+            for at, line in enumerate(part.lines.tolist()):
+                assert line not in decided
+                decided[line] = ("counted", record_at(part, at))
+        left = set(answer.left.tolist())
+        assert len(left) == len(answer.left) and not left & decided.keys()
+        skipped = set(range(len(lines))) - left - decided.keys()
+        assert len(skipped) == answer.skipped
+        decided |= dict.fromkeys(skipped, ("skipped",))
+        for line, verdict in decided.items():
+            assert said(judge, lines[line], int(message_times[line])) == verdict, f"seed {SEED}: {lines[line]!r}"
+    return len(decided)
+
+
+_VALUE = re.compile(rb'(?<=[:,\[ ])("[^"\\]*"(?!\s*:)|\d+(?=[,}\]]))')
+
+
+def with_another_value(rng: random.Random, line: bytes) -> bytes:
+    """A number of other digits, or a text of other letters."""
+    values = list(_VALUE.finditer(line))
+    if not values:
+        return line
+    match = rng.choice(values)
+    if match[0][:1] == b'"':
+        text = b'"' + bytes(rng.choices(b"abc-_/0123 ", k=rng.choice([0, 1, 7, 12, 13, 16, 17, 40]))) + b'"'
+    else:
+        text = b"%d" % rng.choice([0, 1, 12, 10**11, 10**12 - 1, 10**12, 2**40 - 1, 2**40, 10**16 - 1, 10**16])
+    return line[: match.start()] + text + line[match.end() :]
+
+
+@pytest.mark.parametrize("name", ELIGIBLE)
+def test_mutated_lines_are_judged_alike(name):
+    rng = random.Random(f"{SEED} quick {name}")
+    mapping = harness.shipped(name)
+    lines = [line for line in mutate.lines(rng, name, mapping.oracle, 400) if line]
+    lines += [with_another_value(rng, line) for line in lines for _ in range(6)]
+    times = [NOW_MS if rng.random() < 0.95 else NOW_MS + rng.choice([-SKEW_MS, PAST_MS]) for _ in lines]
+    assert_judged_alike(mapping.engine, lines, times)
+
+
+EXAMPLES = pathlib.Path(mappings.__file__).parent / "mappings" / "examples"
+
+
+@pytest.mark.parametrize("name", ELIGIBLE)
+def test_lines_of_real_producers_are_judged_together(name):
+    """The examples of the shipped mappings, each beside itself with other values."""
+    rng = random.Random(f"{SEED} examples {name}")
+    mapping = harness.shipped(name).engine
+    good = (EXAMPLES / f"{name}.ndjson").read_bytes().splitlines()
+    lines = [line for line in good for _ in range(3)]
+    lines += [with_another_value(rng, line) for line in good for _ in range(300)]
+    decided = assert_judged_alike(mapping, lines, [2 * NOW_MS] * len(lines), past_ms=None)
+    assert (decided > len(lines) / 5) is (name not in LEFT_TO_THE_JUDGE), decided / len(lines)
+
+
+# Whose times are fractions of a second as numbers.
+LEFT_TO_THE_JUDGE = {"litellm", "litellm-cache-hits", "sglang-metrics"}
+
+
+@pytest.mark.parametrize("unit", ["epoch_ms", "epoch_s", "epoch_us", "epoch_ns", "epoch_s_decimal"])
+def test_lines_of_an_odd_mapping_are_judged_alike(unit):
+    mapping = harness.Mapping.parse(ODD.replace("TIME", MAPPINGS["every unit"].format(unit=unit)), "odd")
+    rng = random.Random(f"{SEED} quick {unit}")
+    lines = [line for line in mutate.lines(rng, "odd", mapping.oracle, 400) if line]
+    lines += [with_another_value(rng, line) for line in lines for _ in range(6)]
+    assert_judged_alike(mapping.engine, lines)
+
+
+def with_one_change(line: bytes) -> Iterator[bytes]:
+    for at in range(len(line)):
+        yield line[:at] + line[at + 1 :]
+        yield line[:at] + line[at : at + 1] + line[at:]
+        for byte in BYTES:
+            yield line[:at] + bytes([byte]) + line[at + 1 :]
+
+
+GOOD = {
+    "native": b'{"request_id":"r-1","timestamp":1794999999000,"user":"ada","model":"m","chip":"H100","region":"e",'
+    b'"input_tokens":17,"cached_input_tokens":5,"output_tokens":300,"ms":12.5,"ok":true,"n":null,"l":[1,"x",{}]}',
+    "with blanks": b'{"timestamp": "2026-11-18T00:26:39.5Z", "user": "ada", "model": "m", "chip": "c", '
+    b'"input_tokens": 0, "output_tokens": 3, "status": 200, "nothing": {}}',
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_no_changed_byte_is_overlooked(name):
+    """Every byte of a line left out, doubled, and replaced, beside lines that are as they should be."""
+    line = GOOD[name]
+    changed = [each for each in with_one_change(line) if each and b"\n" not in each]
+    decided = assert_judged_alike(mappings.resolve("native"), [line] * 3 + changed)
+    assert decided > 100, "most digits of a number may be others"
+
+
+def test_lines_with_other_unicode_are_judged_alike():
+    line = GOOD["native"]
+    texts = ["é", "世界", "\u2028", "😀", "\x7f", "x" * 256, "x" * 257, "é" * 128, "é" * 129]
+    lines = [line] * 3 + [line.replace(b"ada", text.encode()) for text in texts]
+    assert assert_judged_alike(mappings.resolve("native"), lines) == len(lines) - 2
+    broken = [
+        line.replace(b'"e"', b'"' + text + b'"') for text in (b"\x80", b"\xed\xa0\x80", b"\xc3", b"\xf5\x80\x80\x80")
+    ]
+    assert assert_judged_alike(mappings.resolve("native"), lines + broken) == len(lines) - 2
+
+
+def test_a_key_that_occurs_twice_makes_no_template():
+    line = (
+        b'{"user":"a","user":"b","timestamp":1794999999000,"model":"m","chip":"c","input_tokens":1,"output_tokens":1}'
+    )
+    assert assert_judged_alike(mappings.resolve("native"), [line] * 10) == 0
+    unread = line.replace(b'"user":"a"', b'"other":"a","other":"b"').replace(b'"user":"b",', b"") + b""
+    assert assert_judged_alike(mappings.resolve("native"), [unread] * 10) == 0
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_line_at_the_limit_and_beyond_it(size):
+    """1 MiB: the judge refuses a longer one, so it must not be taken by its template."""
+    line = bad_input.changed(request_id=None)
+    padded = line[:-1] + b',"more":"' + b"x" * ((1 << 20) - len(line) - 10 + size) + b'"}'
+    assert len(padded) == (1 << 20) + size
+    decided = assert_judged_alike(mappings.resolve("native"), [padded] * 3, [bad_time(line)] * 3)
+    assert decided == (0 if size else 3)
+
+
+def bad_time(line: bytes) -> int:
+    value = orjson.loads(line)["timestamp"]
+    return value if isinstance(value, int) else NOW_MS
+
+
+def test_a_log_with_very_many_shapes_goes_to_the_judge(monkeypatch):
+    monkeypatch.setattr(templates, "_PLANS_MAX", 3)
+    line = GOOD["native"]
+    lines = [line.replace(b'"region"', b'"region%d"' % n) for n in range(8) for _ in range(5)]
+    assert assert_judged_alike(mappings.resolve("native"), lines) == 3 * 5
+
+
+# --- Pages ---
+
+
+def places_in(texts: Sequence[bytes]) -> tuple[Page, tuple[np.ndarray, np.ndarray]]:
+    page = Page(page_text(texts))
+    lengths = np.array([len(text) for text in texts], np.int64)
+    begins = FRONT + np.concatenate(([0], np.cumsum(lengths + 1)[:-1]))
+    return page, (begins, lengths)
+
+
+TEXTS = st.lists(st.text("0123456789-+.eEtrufalsn", min_size=1, max_size=20).map(str.encode), min_size=1, max_size=30)
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS)
+def test_what_is_surely_a_number_or_a_word_is_json(texts):
+    page, places = places_in(texts)
+    for text, sure in zip(texts, page.scalars(places), strict=True):
+        if sure:
+            assert type(json.loads(text)) in (int, float, bool, type(None))
+    for text, value, sure in zip(texts, *page.integers(places), strict=True):
+        assert bool(sure) == bool(re.fullmatch(rb"0|[1-9][0-9]{0,15}", text))
+        assert not sure or value == int(text)
+
+
+@pytest.mark.parametrize(
+    "text", [b"0", b"-0", b"200", b"12.50", b"-1.5", b"true", b"false", b"null", b"0.1234567890123"]
+)
+def test_plain_scalars_are_sure(text):
+    page, places = places_in([text])
+    assert page.scalars(places).all()
+
+
+DIGITS = st.text("0123456789", min_size=1, max_size=10)
+TIME = st.one_of(
+    st.datetimes().map(lambda time: time.isoformat() + "Z"),
+    st.builds(
+        lambda time, mark, fraction, zone: f"{time:%Y-%m-%d}{mark}{time:%H:%M:%S}{fraction}{zone}",
+        st.datetimes(),
+        st.sampled_from("Tt _"),
+        st.one_of(st.just(""), st.just("."), DIGITS.map(lambda text: "." + text), st.just(",5")),
+        st.sampled_from(["Z", "z", "+05:30", "-00:00", "+24:00", "+05:60", "+0530", "", "Y"]),
+    ),
+    st.from_regex(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(Z|\+[0-9]{2}:[0-9]{2})", fullmatch=True),
+)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.lists(TIME, min_size=1, max_size=20))
+def test_what_is_surely_a_time_is_the_judges_time(texts):
+    field = mappings.resolve("native").field("timestamp")
+    read = time_reader(field, lambda top: top["t"], 0, None, 0)
+    page, places = places_in([text.encode() for text in texts])
+    for text, value, sure in zip(texts, *page.rfc3339(places), strict=True):
+        try:
+            wanted = read({"t": text}, None)
+        except RefusedRecord:
+            wanted = None
+        assert wanted == value if sure else True, text
+        assert sure or wanted is None or ":60" in text, text
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.text("ab\u00e9", max_size=50).map(str.encode), min_size=1, max_size=20))
+def test_texts_are_those_of_the_page(texts):
+    page, places = places_in(texts)
+    assert page.texts(places).to_pylist() == texts
+    others = texts[1:] + texts[:1]
+    both, (begins, lengths) = places_in(texts + others)
+    n = len(texts)
+    same = both.are_equal((begins[:n], lengths[:n]), (begins[n:], lengths[n:]))
+    assert same.tolist() == [a == b for a, b in zip(texts, others, strict=True)]
+
+
+# --- Ids ---
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.one_of(st.none(), st.text("ab", max_size=70)), st.sampled_from(["", "s", "t" * 40]))),
+    st.booleans(),
+)
+def test_equal_ids_have_equal_marks(records, scopes_are_constant):
+    """And none is that of no id. A chunk whose scopes are all empty does not give them."""
+    names = pa.array([None if name is None else name.encode() for name, _ in records], pa.binary())
+    scopes = pa.array([scope.encode() for _, scope in records], pa.binary())
+    marks = ids.marks_of(names, scopes).tolist()
+    known = {}
+    for (name, scope), mark in zip(records, marks, strict=True):
+        assert (mark == ids.NONE) == (name is None)
+        assert known.setdefault((name, scope), mark) == mark or name is None
+    bare = ids.marks_of(names, None).tolist()
+    assert all(mark == other for (_, scope), mark, other in zip(records, marks, bare, strict=True) if not scope)
+
+
+def test_marks_that_occur_twice_are_found_in_several_passes(tmp_path, monkeypatch):
+    monkeypatch.setattr(ids, "_MARKS_AT_ONCE", 7)
+    rng = np.random.default_rng(SEED)
+    files, marks = [], []
+    for number in range(5):
+        some = rng.integers(0, 60, 9).astype(np.uint64)
+        np.save(file := f"{tmp_path}/marks-{number}.npy", some)
+        files.append(file)
+        marks += some.tolist()
+    wanted = sorted({mark for mark in marks if marks.count(mark) > 1 and mark})
+    assert ids.repeated(files).tolist() == wanted
+    assert ids.are_among(np.array([*wanted, 10**6], np.uint64), np.array(wanted, np.uint64)).tolist() == [True] * len(
+        wanted
+    ) + [False]
+
+
+# --- Rows of token-usage ---
+
+
+def rows_one_by_one(keys, values):
+    """What each message by itself says."""
+    found = []
+    for key, value in zip(keys, values, strict=True):
+        try:
+            found.append(usage._row(key, value, "", SETTINGS.window_ms))
+        except (live.MalformedSummary, usage.VerifyError):
+            found.append(None)
+    return found
+
+
+def test_no_changed_byte_of_a_row_is_overlooked():
+    stream = make_stream()
+    texts = [(json.dumps(key).encode(), json.dumps(value).encode()) for key, value in stream.usage]
+    keys, values = (list(column) for column in zip(*texts, strict=True))
+    key, value = keys[0], values[0]
+    wanted = rows_one_by_one(keys, values)
+    for changed in with_one_change(value):
+        keys.append(key)
+        values.append(changed)
+    for changed in with_one_change(key):
+        keys.append(changed)
+        values.append(value)
+    wanted = rows_one_by_one(keys, values)
+    good = [at for at, row in enumerate(wanted) if row is not None]
+    other_schemas = [at for at, each in enumerate(values) if b"\n" in each or not is_known(each)]
+    kept = [at for at in range(len(keys)) if at not in set(other_schemas)]
+    parts, problems = usage.read(
+        [keys[at] for at in kept], [values[at] for at in kept], kept, "token-usage/0", SETTINGS.window_ms
+    )
+    table = usage.table(parts, 0, np.array(kept, np.int64), pa.schema([("log_offset", pa.int64()), *ROW]))
+    found = {row["log_offset"]: tuple(row.values())[1:] for row in table.to_pylist()}
+    assert found == {at: tuple(as_bytes(cell) for cell in wanted[at]) for at in good if at in set(kept)}
+    assert len(problems) == len(kept) - len(found)
+    assert sum(len(part.messages) for part in parts[:-1]) > 100, "rows were read together"
+
+
+ROW = [
+    ("window_start", pa.int64()),
+    *((name, pa.binary()) for name in ("user", "model", "chip", "part")),
+    *((name, pa.uint64()) for name in usage.COUNTERS),
+    ("labels", pa.binary()),
+    *((name, pa.uint64()) for name in usage.FURTHER),
+]
+
+
+def as_bytes(cell):
+    return cell.encode() if isinstance(cell, str) else cell
+
+
+def is_known(value: bytes) -> bool:
+    """Whether its version and its window are those of this audit; others end it."""
+    try:
+        live.check_version(live.object_of(value), "", SETTINGS.window_ms, usage.ROW_SCHEMAS)
+    except live.MalformedSummary:
+        return True
+    except usage.VerifyError:
+        return False
+    return True
+
+
+# --- The whole audit ---
+
+
+def test_an_audit_finds_the_same_without_templates(monkeypatch):
+    """Labels, scopes, duplicates and conflicts included: the report is that of the judge alone."""
+    stream = make_stream()
+    stream.row(-1)["requests"] += 1
+    together = stream.verify()
+    monkeypatch.setattr(templates, "_PLANS_MAX", 0)
+    monkeypatch.setattr(verify_tasks_caches(), "is_eligible", lambda mapping: False)
+    clear_caches()
+    alone = verify(stream.broker, GROUP, {LOG: stream.mapping.engine}, SETTINGS)
+    clear_caches()
+    assert together.differing_rows == 1
+    assert {**vars(together), "seconds": 0} == {**vars(alone), "seconds": 0}
+
+
+def verify_tasks_caches():
+    from tokenometer.processor.verify import tasks
+
+    return tasks
+
+
+def clear_caches() -> None:
+    verify_tasks_caches()._judges.cache_clear()
+    usage._shapes.cache_clear()
+
+
+def test_two_readings_that_differ_end_the_audit(monkeypatch):
+    """A judge that changes its mind after it was asked for a template."""
+    mapping = mappings.resolve("native")
+    judge = Judge(mapping, SKEW_MS, PAST_MS)
+    together = QuickJudge(mapping, judge, SKEW_MS, PAST_MS)
+    page = Page(page_text([GOOD["native"]] * 5))
+    times = np.full(5, NOW_MS, np.int64)
+    assert len(together(page, np.ones(5, bool), times).counted) == 1
+    answer = judge(GOOD["native"], NOW_MS)
+    monkeypatch.setattr(Judge, "__call__", lambda self, line, time: (*answer[:-1], 1))
+    with pytest.raises(quick.VerifyError, match="two readings of one line differ"):
+        together(page, np.ones(5, bool), times)
