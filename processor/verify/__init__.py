@@ -4,8 +4,10 @@ It audits a metered stream from what is in the broker alone:
 1. Cut: the group's committed offsets, and how far the published topics reach at that moment.
 2. token-live: the last summary of each part; their ranges must tile every partition up to the committed offset.
 3. token-usage and the dead letters: every message, as columns.
-4. The log: every line up to the committed offsets, judged anew (`judge`), as columns.
-5. Sums: DuckDB drops the duplicates, adds up the log, adds up the last rows of all parts, and compares.
+4. The log: every line up to the committed offsets, judged anew (`judge`; lines that are alike together, `quick`), as
+   columns and as sums of each chunk.
+5. Sums: DuckDB finds the duplicates among the records whose id may occur twice (`ids`), takes them out, adds up the
+   chunks, adds up the last rows of all parts, and compares.
 
 Nothing of the engine takes part: not its parser, not its tables, not its referee. Steps 3 and 4 run in several
 processes; the columns lie in a temporary folder, and DuckDB keeps to its memory, so the size of a stream is no limit.

@@ -118,7 +118,7 @@ class Columns:
             elif name in KEYS:
                 columns.append(pa.repeat(pa.scalar(self.constants[name], _BYTES), len(found)))
             else:
-                columns.append(pa.array(np.asarray(records) * int(self.constants[name] or 0)))  # type: ignore[arg-type]
+                columns.append(pa.array(np.asarray(records) * int(self.constants[name] or 0)))
         return pa.table(columns, schema=SUMS)
 
 

@@ -8,7 +8,7 @@ where it is not, the line is judged by itself. Words are of 16 bytes, read at an
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
@@ -22,7 +22,7 @@ Flags = np.ndarray[Any, np.dtype[np.bool_]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 _Words = np.ndarray[Any, np.dtype[np.uint64]]
 Places = tuple[Ints, Ints]  # of a text in each line: where it begins, and its bytes
-Text = pa.Array | bytes | None  # of many records: a column, or what all of them have
+Text: TypeAlias = pa.Array | bytes | None  # of many records: a column, or what all of them have
 
 WORD = 16
 PAD = 1 << 12
@@ -140,7 +140,8 @@ class Page:
         number = one_dot & _are_digits(low) & _are_digits(high) & (digits >= 1)
         number &= (first != ord(".")) & (self.bytes[begins + lengths - 1] != ord("."))
         number &= (first != _ZERO) | (second == ord(".")) | (digits == 1)
-        return (literal | number) & (lengths <= WORD)
+        sure: Flags = (literal | number) & (lengths <= WORD)
+        return sure
 
     # --- Times ---
 
@@ -222,7 +223,8 @@ _KEEP_12 = tuple(np.array([(1 << 8 * min(max(n - at, 0), 4)) - 1 for n in range(
 
 def _are_digits(words: _Words) -> Flags:
     nibbles = _each_byte(0xF0)
-    return (words & nibbles == _ZEROS) & (words + _each_byte(6) & nibbles == _ZEROS)
+    digits: Flags = (words & nibbles == _ZEROS) & (words + _each_byte(6) & nibbles == _ZEROS)
+    return digits
 
 
 def _dots(words: _Words) -> _Words:
@@ -255,13 +257,14 @@ def _is_leap(year: Ints) -> Flags:
 
 
 def _last_day(year: Ints, month: Ints) -> Ints:
-    return _MONTH_DAYS[month] + (_is_leap(year) & (month == 2))
+    last: Ints = _MONTH_DAYS[month] + (_is_leap(year) & (month == 2))
+    return last
 
 
 def _days(year: Ints, month: Ints, day: Ints) -> Ints:
     """Days since the epoch, for a month of 1 to 12."""
     before = year - 1
-    days = before * 365 + before // 4 - before // 100 + before // 400 - 719_162
+    days: Ints = before * 365 + before // 4 - before // 100 + before // 400 - 719_162
     days += _DAYS_BEFORE[month.clip(1, 12)] + (_is_leap(year) & (month > 2)) + day - 1
     return days
 
@@ -312,4 +315,5 @@ def _joined(pieces: list[Any]) -> Text:
         else:
             merged.append(piece)
     values = [piece if isinstance(piece, pa.Array) else pa.scalar(piece, pa.binary()) for piece in merged]
-    return pc.binary_join_element_wise(*values, pa.scalar(b"", pa.binary()))
+    joined: Text = pc.binary_join_element_wise(*values, pa.scalar(b"", pa.binary()))
+    return joined

@@ -217,7 +217,7 @@ def record_at(counted: Counted, at: int) -> Judged:
     names = [text(name) for name in ("user", "model", "chip", "prefill_chip")]
     further = [number(name) for name in FURTHER]
     record = (text("request_id"), text("scope"), int(counted.times[at]), *names, *six, text("labels"), *further)
-    return record  # type: ignore[return-value]
+    return record
 
 
 class _Roles:
@@ -446,14 +446,14 @@ class _Reader:
             found[name] = self._text(source, field.bytes_max, field.numbers)
         labels = {label.name: label for label in self._mapping.labels}
         values: list[tuple[str, Text]] = []
-        for name, source in plan.labels:
+        for name, text in plan.labels:
             label = labels[name]
-            if source is None:
+            if text is None:
                 assert label.bracket
                 values.append((name, _bracket(label.bracket.edges, numbers[label.bracket.counter])))
             else:
                 assert label.field
-                values.append((name, self._text(source, label.field.bytes_max, label.field.numbers)))
+                values.append((name, self._text(text, label.field.bytes_max, label.field.numbers)))
         found["labels"] = json_object(sorted((name, value) for name, value in values if value is not None))
         if request_id.with_fields:
             parts = [found["scope"], *(found[name] for name in request_id.with_fields)]

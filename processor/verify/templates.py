@@ -22,6 +22,7 @@ from tokenometer.processor.verify.pages import PAD, WORD, Flags, Ints, Page, Pla
 Path = tuple[str, ...]
 _Plan = TypeVar("_Plan")
 _Found = TypeVar("_Found")
+_Found_co = TypeVar("_Found_co", covariant=True)
 _BLOCK = 1024  # lines that are matched at once: what is made of them stays in a core's cache
 _FIXED_MAX = PAD - 2 * WORD  # bytes between two values: what is read of a page stays within it
 
@@ -198,13 +199,13 @@ _PLANS_MAX = 256  # of one kind of log; one with more shapes is read line by lin
 _TRIES = 3  # lines with as many quotes, in a page, that turn out to be no templates
 
 
-class Reader(Protocol[_Plan, _Found]):
+class Reader(Protocol[_Plan, _Found_co]):
     """What is done with templates. A plan is a template and what to read of its lines."""
 
     def learn(self, page: Page, line: int) -> _Plan | None:
         """From a line; None where it is no template."""
 
-    def take(self, plan: _Plan, page: Page, lines: Ints) -> tuple[_Found | None, Flags]:
+    def take(self, plan: _Plan, page: Page, lines: Ints) -> tuple[_Found_co | None, Flags]:
         """What is found in those of these lines that are surely the plan's, and which these are."""
 
 

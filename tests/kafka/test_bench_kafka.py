@@ -7,7 +7,7 @@ import tomllib
 import pyarrow as pa
 import pytest
 
-from bench import bench_exactly_once, bench_peers, bench_pipeline, bench_synth, report
+from bench import bench_exactly_once, bench_peers, bench_pipeline, bench_synth, bench_verify, report
 from tests import oracle
 from tokenometer.schemas import mapping as mappings
 
@@ -32,6 +32,15 @@ def test_a_made_up_log_is_sent(owned, tmp_path):
     found = json.loads(file.read_text())
     assert list(found["cases"]) == ["kafka, this"]
     assert "synth, kafka, two cores" in report.report([("synth.json", found)])
+
+
+def test_an_audit_of_a_benchmarks_log_is_clean(owned, tmp_path):
+    """The run itself demands a clean report of all records."""
+    file = tmp_path / "verify.json"
+    assert bench_verify.main(["--bootstrap", owned.bootstrap, "--turns", "1", "--json", str(file)]) == 0
+    cases = json.loads(file.read_text())["cases"]
+    assert {name: case["records"] for name, case in cases.items()} == bench_verify.SIZES["small"]
+    assert all(len(case["runs"]["this"]) == 1 for case in cases.values())
 
 
 ONCE = [*(f"{name}:dedup" for name in bench_exactly_once.HOW), "streams-by-hand:plain"]
