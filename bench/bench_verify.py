@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--base", type=pathlib.Path, metavar="DIR", help="the other build")
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--bootstrap", help="a broker to use; its topics such as verify-one-20000 may be filled")
-    parser.add_argument("--only", nargs="*", default=list(bench_pipeline.LINES), choices=list(bench_pipeline.LINES))
+    parser.add_argument("--only", nargs="*", default=list(SIZES["small"]), choices=list(SIZES["small"]))
     options = parser.parse_args(arguments)
     facts = common.facts("bench.bench_verify", arguments)
     if options.bootstrap:
