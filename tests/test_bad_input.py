@@ -7,6 +7,8 @@ import pytest
 from tests import harness, oracle
 from tests.bad_input import CASES, Case, changed
 from tests.harness import Piece, Run, shipped
+from tokenometer.kernels.values import Rejection
+from tokenometer.processor.records.referee import Referee
 
 BEFORE = changed(request_id=b'"before"', user=b'"before"')
 AFTER = changed(request_id=b'"after"', user=b'"after"')
@@ -77,3 +79,13 @@ def test_all_cases_in_one_batch(make_engine, tile_records):
     pieces = [Piece(batch) for batch in harness.batches(values)]
     run = harness.check(make_engine(tile_records=tile_records), shipped(), pieces)
     assert run.engine.tally().rejected == sum(len(wanted_rejections(case)) for case in CASES if not case.message_time)
+
+
+@pytest.mark.parametrize("escape", [b"\\u4f60", b'\\"', b"\\\\"], ids=["a letter", "a quote", "a backslash"])
+def test_a_prompt_that_is_all_escapes_is_judged_in_one_pass(escape):
+    """As Python writes Chinese. A referee that reads the prompt anew at each of its escapes needs minutes here."""
+    referee, mapping = Referee(), shipped().engine
+    record = changed(prompt=b'"' + escape * (900_000 // len(escape)) + b'"')
+    assert referee(record, mapping, None) == referee(changed(prompt=b'""'), mapping, None)
+    twice = record[:-1] + b',"\\u0075ser":"bob"}'
+    assert referee(twice, mapping, None) == Rejection("repeated_field", None)

@@ -53,8 +53,10 @@ _EPOCH_DIGITS_MAX = 21  # more are beyond the year 9999 in every unit
 _CONTAINERS = (dict, list)
 _PARTS = [(COUNTERS.index(part), COUNTERS.index(PARENTS[part])) for part in PARTS]
 _KEY_END = re.compile(rb'"[ \t\r]*:')
-_ESCAPED_KEY = re.compile(rb'\\.(?:[^"\\]|\\.)*+"[ \t\r]*:')
-_TOKEN = re.compile(rb'("(?:[^"\\]|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
+# What comes before the first key that has an escape. It reads each string once; a search for the escape would read the
+# rest of a text anew at each of its escapes.
+_NO_ESCAPED_KEY = re.compile(rb'(?:[^"]++|"[^"\\]*+"|"(?:[^"\\]++|\\.)*+"(?![ \t\r]*:))*+')
+_TOKEN = re.compile(rb'("(?:[^"\\]++|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
 
 
 class Rejected(Exception):
@@ -526,7 +528,7 @@ def _could_repeat(record: bytes, value: dict[str, Any], tree: _Tree) -> bool:
 
     A string may hold what looks like a key's end, so the count of those may be too large, never too small.
     """
-    if b"\\" in record and _ESCAPED_KEY.search(record):
+    if b"\\" in record and _NO_ESCAPED_KEY.match(record).end() < len(record):  # type: ignore[union-attr]
         keys = _key_count(record, value)
         return record.count(b":") > keys and len(_KEY_END.findall(record)) > keys
     count = record.count
