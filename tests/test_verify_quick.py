@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from tests import bad_input, harness, mutate
 from tests.test_verify import GROUP, LOG, MAPPINGS, ODD, SETTINGS, make_stream
-from tokenometer.processor.verify import ids, live, quick, templates, usage, verify
+from tokenometer.processor.broker import Messages, Place
+from tokenometer.processor.verify import _in_chunks, ids, live, quick, templates, usage, verify
 from tokenometer.processor.verify.judge import Judge, SkippedRecord
 from tokenometer.processor.verify.pages import FRONT, Page, page_text
 from tokenometer.processor.verify.quick import QuickJudge, record_at
@@ -413,3 +414,20 @@ def test_two_readings_that_differ_end_the_audit(monkeypatch):
     monkeypatch.setattr(Judge, "__call__", lambda self, line, time: (*answer[:-1], 1))
     with pytest.raises(quick.VerifyError, match="two readings of one line differ"):
         together(page, np.ones(5, bool), times)
+
+
+def test_large_messages_that_come_at_once_are_judged_in_pieces(monkeypatch):
+    """A poll may bring 2,000 messages of 64 KB: as one page they would fill no cache, and much memory."""
+    monkeypatch.setattr("tokenometer.processor.verify._CHUNK_BYTES", 10_000)
+    values = [b"x" * size for size in [0, 1000, 3000] * 40] + [None]
+    count = len(values)
+    messages = Messages(Place("t", 0), values, np.arange(count, dtype=np.uint64), np.arange(count) + 7, values, None)
+    chunks = list(_in_chunks([messages, messages]))
+    assert len(chunks) > 10
+    for chunk in chunks:
+        assert sum(len(value or b"") for some in chunk for value in some.values) <= 30_000
+        assert all(list(some.keys or ()) == list(some.values) for some in chunk)
+    together = [some for chunk in chunks for some in chunk]
+    assert [value for some in together for value in some.values] == values * 2
+    assert np.concatenate([some.offsets for some in together]).tolist() == [*range(7, 7 + count)] * 2
+    assert np.concatenate([some.times for some in together]).tolist() == [*range(count)] * 2

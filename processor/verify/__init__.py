@@ -54,6 +54,7 @@ __all__ = ["Report", "VerifySettings", "VerifyError", "verify"]
 _CUT_ATTEMPTS = 100
 _CHUNK_MESSAGES = 32_768
 _CHUNK_BYTES = 8 << 20
+_SAMPLE = 100  # messages that tell how large the others may be
 _FEW_MESSAGES = 5_000  # sooner judged here than other processes are started
 _PROBLEMS_MAX = 1000  # that are kept; all are counted
 
@@ -379,7 +380,7 @@ def _in_chunks(stream: Iterable[Messages]) -> Iterator[list[Messages]]:
     """Consecutive messages of one partition, as many as are worth sending to another process."""
     some: list[Messages] = []
     count = size = 0
-    for messages in stream:
+    for messages in itertools.chain.from_iterable(map(_in_pieces, stream)):
         if some and (count >= _CHUNK_MESSAGES or size >= _CHUNK_BYTES or messages.place != some[0].place):
             yield some
             some, count, size = [], 0, 0
@@ -388,6 +389,25 @@ def _in_chunks(stream: Iterable[Messages]) -> Iterator[list[Messages]]:
         size += sum(map(len, filter(None, messages.values)))
     if some:
         yield some
+
+
+def _in_pieces(messages: Messages) -> Iterator[Messages]:
+    """Messages of some bytes each, where many large ones came at once."""
+    lengths = np.array([len(value or b"") for value in messages.values[:_SAMPLE]])
+    step = max(1, int(_CHUNK_BYTES // max(1, lengths.mean())))
+    if step >= len(messages.values):
+        yield messages
+        return
+    for begin in range(0, len(messages.values), step):
+        part = slice(begin, begin + step)
+        yield Messages(
+            messages.place,
+            messages.values[part],
+            messages.times[part],
+            messages.offsets[part],
+            messages.keys and messages.keys[part],
+            messages.headers and messages.headers[part],
+        )
 
 
 def _joined(values: list[bytes | None]) -> tuple[bytes, Ints]:

@@ -44,17 +44,16 @@ class Page:
         self.bytes = np.frombuffer(text, np.uint8)
         self._words = np.ndarray((len(text) - WORD,), f"S{WORD}", text, strides=(1,))
         body = self.bytes[FRONT : len(text) - PAD]
-        odd = _rare_places_of(body, lambda some: (some < BLANK) | (some == BACKSLASH))
-        is_newline = self.bytes[odd] == NEWLINE
-        self.ends: Ints = odd[is_newline]
-        self.begins: Ints = np.concatenate(([FRONT], self.ends[:-1] + 1))
         # Quotes and newlines: the mark after a line's last quote is its end.
         self.marks: Ints = _places_of(body, lambda some: (some == QUOTE) | (some == NEWLINE))
-        last_mark = np.searchsorted(self.marks, self.ends)
+        last_mark = np.flatnonzero(self.bytes[self.marks] == NEWLINE)
         self.first_mark: Ints = np.concatenate(([0], last_mark[:-1] + 1))
         self.quote_count: Ints = last_mark - self.first_mark
+        self.ends: Ints = self.marks[last_mark]
+        self.begins: Ints = np.concatenate(([FRONT], self.ends[:-1] + 1))
+        odd = _rare_places_of(body, lambda some: ((some < BLANK) & (some != NEWLINE)) | (some == BACKSLASH))
         self.plain: Flags = np.ones(len(self.ends), bool)
-        self.plain[np.searchsorted(self.ends, odd[~is_newline])] = False
+        self.plain[np.searchsorted(self.ends, odd)] = False
         self._leave_out_bad_unicode(body)
 
     def _leave_out_bad_unicode(self, body: Bytes) -> None:
