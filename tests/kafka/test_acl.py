@@ -161,7 +161,7 @@ def arguments(name: str, tmp_path: pathlib.Path) -> list[str]:
     if name == "meter":
         return ["--name", NAME, "--listen", "", "--device", "cpu", "--memory", "256MiB"]
     if name == "ledger":
-        return ["--database", str(tmp_path / "ledger.duckdb"), "--once"]
+        return ["--database", str(tmp_path / "ledger.duckdb"), "--once", "--listen", ""]
     if name == "alerts":
         (rules := tmp_path / "budgets.toml").write_text(BUDGETS.format(uuid.uuid4().hex))
         return [str(rules), "--listen", ""]
