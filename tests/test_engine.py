@@ -137,6 +137,7 @@ def test_generations_turn_by_log_time_wherever_batches_are_cut(make_engine, log,
     harness.check(make_engine(dedup_horizon_ms=horizon_ms), NATIVE, pieces, dedup_horizon_ms=horizon_ms)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tile_records", [1, 7, 64, 4096])
 @pytest.mark.parametrize("small", [False, True], ids=["one part", "many parts"])
 def test_a_long_log_of_mixed_mappings(make_engine, tile_records, small):
@@ -931,6 +932,7 @@ def test_a_step_learned_in_a_nested_object_accepts_nothing_else(make_engine, tau
     harness.check(make_engine(), shipped("vllm"), [Piece([teacher] * 3), *(Piece([text]) for text in read)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", harness.SHIPPED)
 def test_a_plan_learned_from_a_line_judges_its_mutants(make_engine, name):
     """Nearly the learned bytes: the place where trust in a matched literal could go too far."""

@@ -206,11 +206,13 @@ def judge_alike(name: str, seed: int, lines: int) -> None:
             assert referee(line, mapping.engine, time) == want, f"referee, {name}, seed {seed}: {line!r}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUZZED)
 def test_referee_audit_and_oracle_judge_alike(name):
     judge_alike(name, SEED, LINES // len(FUZZED))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", format2.FEATURES)
 def test_each_feature_of_format_2_decides_about_some_lines(name):
     """Else the fuzz would say nothing about it."""
@@ -229,12 +231,14 @@ def test_each_feature_of_format_2_decides_about_some_lines(name):
     pytest.fail(f"{differ} lines of 30, {meters[0].counted} counted of 300")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FUZZED)
 def test_mutated_lines_are_read_alike(target, make_engine, monkeypatch, name):
     share = 10 if "x 2" in target.name else 1  # what a line means does not depend on threads; they get a sample
     fuzz(make_engine, monkeypatch, name, SEED, known_log_of(name, SEED, LINES // len(FUZZED) // share))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flags", [("-mno-avx512f",), ("-mno-avx512f", "-mno-avx2")], ids=["avx2", "plain"])
 @pytest.mark.parametrize("name", ["native", "vllm", "together"])
 def test_other_processors_read_alike(monkeypatch, name, flags):

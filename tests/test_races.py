@@ -65,6 +65,7 @@ CONTENTION = {  # users, ids, windows
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contention", CONTENTION)
 def test_threads_and_one_thread_count_alike(threads, contention):
     """Thousands of records in a tile, so that threads meet; a new secret each round moves every slot."""
@@ -142,6 +143,7 @@ def races() -> pathlib.Path:
     return compile_driver("races", "thread", "-O1", build.THREADS_FLAG, "-march=native", PHASES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("contention", CONTENTION)
 def test_thread_sanitizer_finds_no_race(races, tmp_path, contention):
     users, ids, windows = CONTENTION[contention]
@@ -156,6 +158,7 @@ def test_thread_sanitizer_finds_no_race(races, tmp_path, contention):
     assert len(four.splitlines()) == 8 and len(set(four.splitlines())) == 1, "the secret moves slots, not sums"
 
 
+@pytest.mark.slow
 def test_thread_sanitizer_sees_a_race_where_there_is_one(tmp_path):
     """The same driver without the flag that makes the tables' words atomic: proof that the watch is awake."""
     binary = compile_driver("races", "thread", "-O1", "-march=native", PHASES)
@@ -189,6 +192,7 @@ def hostile_lines(name: str) -> list[bytes]:
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAPPINGS)
 def test_parsing_reads_nothing_beyond_the_padding(parse_lines, tmp_path, name):
     lines = hostile_lines(name)

@@ -595,7 +595,11 @@ def simulate(seed: int) -> None:
         logger.removeHandler(told)
 
 
-@pytest.mark.parametrize("seeds", [SEEDS[k : k + BLOCK] for k in range(0, len(SEEDS), BLOCK)], ids=str)
+@pytest.mark.parametrize(
+    "seeds",
+    [pytest.param(SEEDS[k : k + BLOCK], marks=[pytest.mark.slow] * (k > 0)) for k in range(0, len(SEEDS), BLOCK)],
+    ids=str,
+)
 def test_what_is_committed_is_exact(seeds) -> None:
     for seed in seeds:
         simulate(seed)

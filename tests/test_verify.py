@@ -393,6 +393,7 @@ def test_nothing_of_the_engine_is_imported():
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", harness.SHIPPED)
 def test_what_a_meter_writes_is_clean(name):
     """The engine and this audit have no line in common; commits at every step, and a meter that takes over."""
@@ -892,6 +893,7 @@ def test_bad_input_has_its_verdict(case):
         seen |= {why[0]} if kind == "ok" else set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", harness.SHIPPED)
 def test_mutated_lines_are_judged_alike(name):
     rng = random.Random(f"{SEED} verify {name}")
