@@ -136,12 +136,23 @@ class Run:
             self.meter.run(self._stop.is_set)
 
     def until(self, wanted: str) -> str:
+        """The state that has this text, as soon as there is one; told together with whether it is healthy."""
+        told: list[tuple[bool, dict[str, Any]]] = []
+
+        def is_told() -> bool:
+            told[:] = [self.health.status()]
+            return wanted in told[0][1]["status"]
+
+        self.wait(is_told, wanted)
+        ((healthy, state),) = told
+        assert healthy == (wanted == "ok")
+        return str(state["status"])
+
+    def wait(self, is_so: Callable[[], bool], what: str) -> None:
         deadline = time.monotonic() + 30
-        while wanted not in (state := self.health.status()[1]["status"]):
-            assert time.monotonic() < deadline, state
+        while not is_so():
+            assert time.monotonic() < deadline, f"{what}: {self.health.status()}"
             time.sleep(0.02)
-        assert self.health.status()[0] == (wanted == "ok")
-        return state
 
     def close(self) -> None:
         self.watch.close()
@@ -171,10 +182,10 @@ def test_a_commit_that_hangs_is_heard_of_and_its_end_too(
     stage["faults"] = lambda name: let.wait(30) if name == "commit.before" else None
     stage["broker"].append(streams.INPUT, [b"{}"] * 3)
     run.until(f"{streams.INPUT}, partition 0: messages wait at offset")
-    assert [record.message for record in caplog.records if record.message.startswith("not healthy: ")]
+    run.wait(lambda: "not healthy: " in caplog.text, "nothing is said")
     let.set()
     run.until("ok")
-    assert "healthy again" in caplog.text
+    run.wait(lambda: "healthy again" in caplog.text, "nothing is said")  # by the thread that watches
 
 
 def test_brokers_that_refuse_everything_are_the_reason(stage: dict[str, Any]) -> None:
