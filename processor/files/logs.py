@@ -114,10 +114,13 @@ class ReadAhead:
         self._fill = fill
         self._wanted: queue.SimpleQueue[Bytes | None] = queue.SimpleQueue()
         self._filled: queue.SimpleQueue[Chunk | BaseException | None] = queue.SimpleQueue()
+        self._under_way = False
         # A daemon, so that a pipe that never ends cannot keep an interrupted process alive.
-        threading.Thread(target=self._run, name="read-ahead", daemon=True).start()
+        self._thread = threading.Thread(target=self._run, name="read-ahead", daemon=True)
+        self._thread.start()
 
     def begin(self, space: Bytes) -> None:
+        self._under_way = True
         self._wanted.put(space)
 
     def wait(self, timeout_seconds: float | None = None) -> Chunk | None:
@@ -126,12 +129,16 @@ class ReadAhead:
             filled = self._filled.get(timeout=timeout_seconds)
         except queue.Empty:
             raise TimeoutError from None
+        self._under_way = False
         if isinstance(filled, BaseException):
             raise filled
         return filled
 
     def close(self) -> None:
+        """Nobody holds what is read after this, so that a caller may close it; but for a read that is under way."""
         self._wanted.put(None)
+        if not self._under_way:
+            self._thread.join()
 
     def _run(self) -> None:
         while (space := self._wanted.get()) is not None:
