@@ -216,16 +216,23 @@ def test_a_part_is_closed_by_the_log_and_not_by_a_meters_entry_that_is_ahead():
     assert rolled(kept, late)["windows"]["last_1h"]["tokens"]["input_tokens"] == 21
 
 
-@settings(max_examples=30, deadline=None)
-@given(seed=seeds, window_ms=WINDOWS)
-def test_active_users_are_those_of_the_span(seed, window_ms):
-    fleet, keeper, view = Fleet(seed, START_MS, window_ms=window_ms), Entries(), Totals()
-    for _ in range(60):
-        fleet.now_ms += fleet.draw.choice([1000, 10 * MINUTE_MS])
-        fleet.work(records=20)
+def told(fleet: Fleet) -> Totals:
+    """The totals of all that the fleet has written."""
+    keeper, view = Entries(), Totals()
     for partition, offset, value in fleet.log:
         for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
             view.apply(key, changed)
+    return view
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=seeds, window_ms=WINDOWS)
+def test_active_users_are_those_of_the_span(seed, window_ms):
+    fleet = Fleet(seed, START_MS, window_ms=window_ms)
+    for _ in range(60):
+        fleet.now_ms += fleet.draw.choice([1000, 10 * MINUTE_MS])
+        fleet.work(records=20)
+    view = told(fleet)
     answer = view.rolling(fleet.now_ms)
     for name, (begin_ms, end_ms) in begins(fleet.now_ms, window_ms).items():
         found = answer["windows"][name]
@@ -247,11 +254,9 @@ def test_active_users_are_those_of_the_span(seed, window_ms):
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds, by=st.sampled_from(totals.HISTORIES), step_ms=st.sampled_from([MINUTE_MS, 5 * MINUTE_MS]))
 def test_histories_add_up(seed, by, step_ms):
-    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    fleet = Fleet(seed, START_MS)
     run(fleet, 40, (1000, 60_000), 10 * MINUTE_MS)
-    for partition, offset, value in fleet.log:
-        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
-            view.apply(key, changed)
+    view = told(fleet)
     found = view.history(fleet.now_ms, HOUR_MS, step_ms, by)
     assert found["times"] == list(range(found["times"][0], found["times"][0] + HOUR_MS, step_ms))
     assert found["times"][-1] <= fleet.now_ms < found["times"][-1] + step_ms
@@ -268,11 +273,9 @@ def test_histories_add_up(seed, by, step_ms):
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds)
 def test_a_part_of_the_totals_is_that_of_its_cells(seed):
-    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    fleet = Fleet(seed, START_MS)
     run(fleet, 40, (1000, 60_000), 10 * MINUTE_MS)
-    for partition, offset, value in fleet.log:
-        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
-            view.apply(key, changed)
+    view = told(fleet)
     whole = view.rolling(fleet.now_ms)["windows"]
     for kind in ("model", "chip"):
         for row in whole["last_24h"][f"by_{kind}"]:
@@ -297,11 +300,9 @@ def test_a_part_of_the_totals_is_that_of_its_cells(seed):
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds, minutes=st.integers(1, 3000), until=st.integers(0, 200))
 def test_sums_of_a_time_are_those_of_its_windows(seed, minutes, until):
-    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    fleet = Fleet(seed, START_MS)
     run(fleet, 40, (1000, 60_000), 100 * MINUTE_MS)
-    for partition, offset, value in fleet.log:
-        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
-            view.apply(key, changed)
+    view = told(fleet)
     view.rolling(fleet.now_ms)
     until_ms = fleet.now_ms // MINUTE_MS * MINUTE_MS + (10 - until) * MINUTE_MS
     begin_ms = max(until_ms - minutes * MINUTE_MS, kept_from(fleet.now_ms))
@@ -319,11 +320,9 @@ def test_sums_of_a_time_are_those_of_its_windows(seed, minutes, until):
 @settings(max_examples=30, deadline=None)
 @given(seed=seeds)
 def test_a_meter_s_last_quarter_of_an_hour_is_that_of_its_own_cells(seed):
-    fleet, keeper, view = Fleet(seed, START_MS), Entries(), Totals()
+    fleet = Fleet(seed, START_MS)
     run(fleet, 60, (1000, 60_000), 10 * MINUTE_MS)
-    for partition, offset, value in fleet.log:
-        for key, changed in keeper.learn(partition, offset, read_summary(value), fleet.now_ms).items():
-            view.apply(key, changed)
+    view = told(fleet)
     view.rolling(fleet.now_ms)
     begin_ms = (fleet.now_ms - 15 * MINUTE_MS) // MINUTE_MS * MINUTE_MS
     for meter in fleet.meters:

@@ -192,14 +192,18 @@ def _readers_of(mapping: Mapping) -> _Readers:
             if field.scope:
                 fields.append(("string", _TEXTS.index("scope"), field, _scope_reader(field, field.scope)))
         elif field.kind == "count" and mapping.selector:
-            fields.append(("selected", 0, field, _count_reader(field)))
+            fields.append(("selected", 0, field, _read_with_more))
         elif field.kind == "count":
             fields.append(("count", COUNTERS.index(field.name), field, _count_reader(field)))
         else:
-            fields.append(("time", 0, field, _count_reader(field)))
+            fields.append(("time", 0, field, _read_with_more))
     stated = [each.additive for each in mapping.conventions if not each.by_total and not each.paths]
     decided = tuple(each for each in stated if each is not None)
     return _Readers(fields, decided if len(decided) == len(PARTS) else None, _tree_of(mapping))
+
+
+def _read_with_more(record: dict[str, Any]) -> Any:
+    raise AssertionError("a time is read with its message's, a selected count with its mapping")
 
 
 def _text_reader(field: Field) -> _Read:
