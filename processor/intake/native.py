@@ -205,6 +205,11 @@ def _pointer(array: np.ndarray[Any, Any]) -> ctypes.c_void_p:
     return ctypes.c_void_p(array.ctypes.data)
 
 
+def make_ready() -> None:
+    """Compiles this module's C++, where this machine has not done that: seconds that no message shall wait for."""
+    _library()
+
+
 @functools.cache
 def _library() -> Any:
     library = ctypes.CDLL(str(build.build_shared(_SOURCE)))

@@ -118,6 +118,11 @@ def usage_messages(rows: UsageRows, part: str) -> Iterator[tuple[Column, Column]
         yield formatted(rows.slice(start, start + _ROWS_PER_PIECE), part)
 
 
+def make_ready() -> None:
+    """Compiles this module's C++, where this machine has not done that: seconds that no commit shall wait for."""
+    _formatter()
+
+
 @functools.cache
 def _formatter() -> Any:
     """The compiled one; None where there is no compiler, as on a machine that only has a GPU."""

@@ -42,6 +42,7 @@ from tokenometer.processor.broker import (
     TopicState,
 )
 from tokenometer.processor.broker.registry import Registry
+from tokenometer.processor.intake import native
 from tokenometer.processor.meter import emission, positions
 from tokenometer.processor.meter.counting import Counting, Intake, Snapshot, Start
 from tokenometer.processor.meter.emission import Misfit
@@ -126,6 +127,8 @@ class Meter:
         threads: Callable[[Callable[[], None]], Executor] = lambda begin: ThreadPoolExecutor(1, initializer=begin),
         on_commit: Callable[[Committed], None] = lambda committed: None,
     ) -> None:
+        native.make_ready()
+        emission.make_ready()
         self._broker, self._settings, self._clock, self._on_commit = broker, settings, clock or Clock(), on_commit
         # Counting goes first: it is one thread's work, and a commit's can fill the time in which that one waits.
         self._engine_thread, self._commit_thread = threads(lambda: None), threads(yield_to_others)
