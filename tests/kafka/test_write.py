@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 import pytest
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.kafka.proxy import Proxy
@@ -280,3 +281,30 @@ def test_a_restart_of_the_broker_in_the_middle_of_a_transaction_is_waited_out(
     producer.commit()
     assert sorted(sum(committed(broker, topic, count).values(), [])) == sorted(numbers(count))
     assert committed(broker, other, 1) == {0: [b"librdkafka's"]}
+
+
+def test_batches_that_a_stopped_broker_forgot_are_not_missing(
+    owned: KafkaServer, topics: Callable[..., str], opened: Callable[..., KafkaBroker]
+) -> None:
+    """Stopped in order, a broker keeps a producer's last batch of a partition only: the ones before, of which we have
+    no answer, are out of order when they are sent again."""
+    broker, topic = opened(owned.bootstrap, **{"transaction.timeout.ms": "44000"}), topics(partitions=1)
+    producer = broker.producer(new_name())
+    producer.begin()
+    assert producer._writer is not None
+    for part in range(4):
+        write(producer, topic, numbers(100, 100 * part))
+        producer._writer.push()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    settings = {"bootstrap.servers": owned.bootstrap, "group.id": "any", "isolation.level": "read_uncommitted"}
+    consumer = Consumer(settings)
+    while consumer.get_watermark_offsets(TopicPartition(topic, 0))[1] < 400:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    consumer.close()
+    for line in producer._writer._lines.values():
+        line.connection.interrupt()  # the answers are lost
+    owned.restart()
+    write(producer, topic, numbers(100, 400))
+    producer.commit()
+    assert committed(broker, topic, 500) == {0: numbers(500)}

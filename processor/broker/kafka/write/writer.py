@@ -210,8 +210,9 @@ class TransactionWriter:
         line.connection.send(wire.PRODUCE, wire.produce(self._id, by_topic, timeout_ms))
         line.waiting.append(request)
 
-    def _answer(self, line: _Line, patient: bool = True) -> None:
-        """Takes the oldest one. patient: a batch may be out of order, because the one before it failed."""
+    def _answer(self, line: _Line, again: bool = False) -> None:
+        """Takes the oldest one. A batch may be out of order because the one before it failed; or, sent again, because
+        its broker has it and later ones: one that was stopped and started knows only the last again."""
         request = line.waiting.popleft()
         codes = wire.read_produced(line.connection.answer(wire.PRODUCE))
         failed: int | None = None
@@ -221,10 +222,11 @@ class TransactionWriter:
                 raise Malformed(f"an answer says nothing of {place.topic}-{place.partition}")
             waiting = self._unanswered[place]
             if code in (0, _DUPLICATE):
-                waiting.remove(batch)
-            elif code in _PASSING or (code == _OUT_OF_ORDER and patient and waiting[0] is not batch):
+                while waiting.popleft() is not batch:  # a broker has all that was before what it has
+                    pass
+            elif code in _PASSING or (code == _OUT_OF_ORDER and not again and waiting[0] is not batch):
                 failed = code
-            else:
+            elif not (code == _OUT_OF_ORDER and again and waiting[-1] is not batch):
                 raise KafkaException(KafkaError(code))
         if failed is not None:
             raise _Passing(failed)
@@ -244,7 +246,7 @@ class TransactionWriter:
                 for address, request in self._requests(batches):
                     line = self._line(address)
                     self._produce(line, request)
-                    self._answer(line, patient=False)
+                    self._answer(line, again=True)
                 return
             except _FAILURES as another:
                 error = another
