@@ -6,6 +6,9 @@
 //
 //   owner   | 24 bits of hash, never zero | 40 bits: SEQUENCE_MASK - sequence |     so the winner is the maximum
 //
+// Where records come in order, the first to claim a slot is the lowest. Then nobody asks for a sequence, and the 40
+// bits are what that record says beside its id; elsewhere this lies in a table of notes.
+//
 // 64 + 24 bits of keyed hash tell ids apart: among 10^8 remembered ids a new one is mistaken for an old one with
 // probability 10^8 / 2^88 = 3e-19, once in a hundred thousand years at a million records a second.
 #pragma once
@@ -14,9 +17,7 @@
 
 namespace tokenometer {
 
-HD u64 identity_owner(u64 hash_high, u64 sequence) {
-  return ((hash_high | 1ull << 63) & ~SEQUENCE_MASK) | (SEQUENCE_MASK - sequence);
-}
+HD u64 identity_owner(u64 hash_high, u64 rest) { return ((hash_high | 1ull << 63) & ~SEQUENCE_MASK) | rest; }
 HD u32 identity_home(u64 low) { return (u32)(low >> 8); }
 HD bool same_identity(u64 owner, u64 other) { return owner >> SEQUENCE_BITS == other >> SEQUENCE_BITS; }
 
@@ -25,7 +26,8 @@ struct IdentityClaim {
   bool won;  // from every record that came so far
 };
 
-// Claims the slot of (low, owner): both halves only ever go from zero to their value, then the owner only upwards.
+// Claims the slot of (low, owner): both halves only ever go from zero to their value, then the owner only upwards, or
+// in order nowhere.
 HD IdentityClaim claim_identity(Identity* table, u32 mask, u64 low, u64 owner) {
   u32 slot = identity_home(low) & mask;
   ROLLED for (;; slot = (slot + 1) & mask) {
@@ -38,6 +40,7 @@ HD IdentityClaim claim_identity(Identity* table, u32 mask, u64 low, u64 owner) {
       if (seen == 0) return {slot, true};
     }
     if (!same_identity(seen, owner)) continue;
+    if (IN_ORDER) return {slot, false};
     if (seen < owner) raise_to(&table[slot].owner, owner);
     return {slot, seen < owner};
   }
@@ -60,15 +63,41 @@ HD u32 find_leaving(const Job& job, u64 low, u64 owner) {
   return find_identity(job.identities_leaving, job.identities_mask >> 1, low, owner);
 }
 
+// What a record says beside its id: two records that differ are mistaken for equal once in 5 * 10^11 where records come
+// in order, else once in 2 * 10^9. Names are hashed with the secret already, and the other values' factors are secret,
+// so nobody can choose what looks equal. The factors are odd, so that a difference of many times two is one as well.
+HD u64 fingerprint(const Job& job, const Record& record, const Extra* extra) {
+  u64 sum = record.low[USER] + rotate(record.low[MODEL], 17) + rotate(record.low[CHIP], 31);
+  if (record.length[PREFILL_CHIP]) sum += rotate(record.low[PREFILL_CHIP], 47);
+  for (u32 k = 0; k < COUNTERS; ++k) sum += record.counters[k] * (job.secret[k] | 1);
+  sum += record.window * (job.secret[6] | 1);
+  if (extra) sum += said_beside(job, *extra);
+  return sum >> (IN_ORDER ? 64 - SEQUENCE_BITS : 32);
+}
+// Where records come in order, it takes the place of the hash's rest.
+HD void keep_fingerprint(const Job& job, Record& record, const Extra* extra) {
+  if (IN_ORDER && LIKELY(record.length[REQUEST_ID]))
+    record.high[REQUEST_ID] = (record.high[REQUEST_ID] & ~SEQUENCE_MASK) | fingerprint(job, record, extra);
+}
+HD u64 said_by(const Job& job, u32 i) {
+  const Record& record = job.records[i];
+  return IN_ORDER ? record.high[REQUEST_ID] & SEQUENCE_MASK : (u32)fingerprint(job, record, extra_of(job, i));
+}
+// What the first record of an identity says, by its slot
+HD u64 said_first(const Identity* table, const void* notes, u32 slot) {
+  return IN_ORDER ? table[slot].owner & SEQUENCE_MASK : ((const u32*)notes)[slot];
+}
+
 // First pass over accepted records with a request id
 HD void claim_request(const Job& job, u32 i) {
   Record& record = job.records[i];
   record.identity_slot = NONE;
   if (record.verdict != ACCEPTED || record.length[REQUEST_ID] == 0) return;
-  const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], job.sequence + i);
+  const u64 rest = IN_ORDER ? said_by(job, i) : SEQUENCE_MASK - (job.sequence + i);
+  const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], rest);
   // A duplicate, too, is remembered.
   const IdentityClaim claim = claim_identity(job.identities, job.identities_mask, low, owner);
-  record.identity_slot = claim.slot | (claim.won ? FIRST : 0);
+  record.identity_slot = claim.slot;
   if (job.grows) return;  // what such a record adds is told later (grow.h)
   if (find_before(job, low, owner) != NONE || find_leaving(job, low, owner) != NONE)
     record.identity_slot |= EARLIER;
@@ -77,29 +106,14 @@ HD void claim_request(const Job& job, u32 i) {
   record.verdict = DUPLICATE;
 }
 
-// What a record says beside its id, in 32 bits: two records that differ are mistaken for equal once in 4e9. Names are
-// hashed with the secret already, and the counters' factors are secret, so nobody can choose what looks equal.
-HD u32 fingerprint(const Job& job, u32 i) {
-  const Record& record = job.records[i];
-  u64 sum =
-      record.low[USER] + rotate(record.low[MODEL], 17) + rotate(record.low[CHIP], 31) + record.window * job.secret[6];
-  if (record.length[PREFILL_CHIP]) sum += rotate(record.low[PREFILL_CHIP], 47);
-  for (u32 k = 0; k < COUNTERS; ++k) sum += record.counters[k] * (job.secret[k] | 1);
-  if (const Extra* extra = extra_of(job, i)) sum += said_beside(job, *extra);
-  return (u32)(fold(sum ^ 0x9e3779b97f4a7c15ull, 0xd6e8feb86659fd93ull) >> 32);
-}
-
 // Second pass: the record whose sequence the slot holds is the first of its identity in this generation; it counts,
-// unless the id was known earlier, and notes what it says. Where records come in order, the first to claim a slot is
-// the lowest, and nobody has to look again.
+// unless the id was known earlier, and notes what it says. In order, the first pass has done all this.
 HD void settle_identity(const Job& job, u32 i) {
   Record& record = job.records[i];
-  if (record.identity_slot == NONE || job.grows) return;
+  if (IN_ORDER || record.identity_slot == NONE || job.grows) return;
   const u32 slot = record.identity_slot & SLOT_MASK;
-  const bool first = IN_ORDER ? (record.identity_slot & FIRST) != 0
-                              : (job.identities[slot].owner & SEQUENCE_MASK) == SEQUENCE_MASK - (job.sequence + i);
-  if (first)
-    ((u32*)job.notes)[slot] = fingerprint(job, i);
+  if ((job.identities[slot].owner & SEQUENCE_MASK) == SEQUENCE_MASK - (job.sequence + i))
+    ((u32*)job.notes)[slot] = (u32)said_by(job, i);
   else
     record.verdict = DUPLICATE;
 }
@@ -127,14 +141,14 @@ HD void tally_record(const Job& job, u32 i) {
 HD void compare_duplicate(const Job& job, u32 i) {
   const Record& record = job.records[i];
   if (record.verdict != DUPLICATE || job.grows) return;
-  u32 said = ((const u32*)job.notes)[record.identity_slot & SLOT_MASK];
+  u64 said = said_first(job.identities, job.notes, record.identity_slot & SLOT_MASK);
   if (record.identity_slot & EARLIER) {
     const u64 low = record.low[REQUEST_ID], owner = identity_owner(record.high[REQUEST_ID], 0);
     const u32 before = find_before(job, low, owner);
-    said = before != NONE ? ((const u32*)job.notes_before)[before]
-                          : ((const u32*)job.notes_leaving)[find_leaving(job, low, owner)];
+    said = before != NONE ? said_first(job.identities_before, job.notes_before, before)
+                          : said_first(job.identities_leaving, job.notes_leaving, find_leaving(job, low, owner));
   }
-  if (said == fingerprint(job, i)) return;
+  if (said == said_by(job, i)) return;
   fetch_add(&job.fill[FILL_CONFLICTS], 1);
   if (job.conflicts) job.conflicts[fetch_add(&job.fill[FILL_CONFLICTING], 1)] = i;
 }
@@ -142,12 +156,15 @@ HD void compare_duplicate(const Job& job, u32 i) {
 // What an identity has said so far, under repeats = "grow"
 HD u64* note_of(const void* notes, u32 slot, u32 words) { return (u64*)notes + (u64)slot * words; }
 
-// Moves one slot of a table into a larger one; records may claim there meanwhile, for the lowest sequence wins anyway.
+// Moves one slot of a table into a larger one; records may claim there meanwhile, for what moves came before them.
 HD void move_identity(const Move& move, u32 slot) {
   if (move.from[slot].low == 0) return;
   const IdentityClaim claim = claim_identity(move.to, move.to_mask, move.from[slot].low, move.from[slot].owner);
   if (!move.grows) {
-    if (claim.won) ((u32*)move.to_notes)[claim.slot] = ((const u32*)move.from_notes)[slot];
+    if (IN_ORDER)
+      move.to[claim.slot].owner = move.from[slot].owner;
+    else if (claim.won)
+      ((u32*)move.to_notes)[claim.slot] = ((const u32*)move.from_notes)[slot];
     return;
   }
   const u64* left = note_of(move.from_notes, slot, move.grows);

@@ -11,7 +11,6 @@ is reserved in every table; where that fails, `count` stops and the caller commi
 meets a full table.
 """
 
-from bisect import bisect_right
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -429,7 +428,6 @@ class Engine:
 
     def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
-        # Plain integers throughout: for a few records a numpy call costs more than what it does.
         records = sorted(self.target.fetch(self._doubtful[:doubtful]).tolist())
         self._fill.clear(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1)
         times = loaded.batch.message_time
@@ -446,11 +444,11 @@ class Engine:
             elif isinstance(ruling, Skipped):
                 rulings.append((0, *_NO_FIELDS, record, layout.SKIPPED))
             else:
-                of_record = texts.of_record()
-                placed = of_record.place(ruling.texts, loaded.plan.defaults)
-                rulings.append((ruling.time_ms, ruling.counters, *placed, record, layout.ACCEPTED))
+                placed: dict[bytes, int] = {}
+                places, lengths = texts.place(ruling.texts, loaded.plan.defaults, placed)
+                rulings.append((ruling.time_ms, ruling.counters, places, lengths, record, layout.ACCEPTED))
                 if loaded.plan.has_extras:
-                    extras.append(beside(loaded.plan, ruling, of_record, len(rulings) - 1))
+                    extras.append(beside(loaded.plan, ruling, texts, placed, len(rulings) - 1))
         self._write_texts(loaded, texts.joined())
         if loaded.plan.has_extras:
             self._send_extras(extras, len(rulings))
@@ -470,13 +468,13 @@ class Engine:
     def _lines(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, records: list[int]) -> Iterator["_Line"]:
         """Of records of the tile, in their order."""
         starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2])
-        for record in records:
-            line = first + record
-            message = bisect_right(ends, line)
-            start, after = starts[record - records[0] : record - records[0] + 2].tolist()
-            in_message = line - (int(ends[message - 1]) if message else 0)
-            value = loaded.slot.memory[start : after - 1].tobytes()
-            yield _Line(message, in_message, value, line, start - layout.PREFIX_BYTES)
+        within, lines = np.array(records) - records[0], np.array(records) + first
+        messages = np.searchsorted(ends, lines, side="right")
+        begins = np.where(messages > 0, ends[messages - 1], 0)  # of each one's message
+        columns = lines, messages, begins, starts[within], starts[within + 1]
+        memory = loaded.slot.memory.data
+        for line, message, begin, start, after in zip(*(each.tolist() for each in columns), strict=True):
+            yield _Line(message, line - begin, bytes(memory[start : after - 1]), line, start - layout.PREFIX_BYTES)
 
     def _write_texts(self, loaded: Loaded, texts: bytes) -> None:
         """Put the strings of rulings after the batch, where `_place_texts` said."""

@@ -4,6 +4,7 @@
 #include "rules.h"
 #include "hash.h"
 #include "extras.h"
+#include "dedup.h"
 
 namespace tokenometer {
 
@@ -116,8 +117,9 @@ HD u32 finish_record(const Job& job, const Reader& reader, u32 line) {
   }
   if (!settle_record<RULED>(job, reader, line)) return DOUBTFUL;
   hash_texts(job, record);
-  if (IN_ORDER && plan.has_extras)
-    finish_extra(job, record, *extra_of(job, reader));  // elsewhere it is a pass of its own
+  Extra* extra = plan.has_extras ? extra_of(job, reader) : nullptr;
+  if (IN_ORDER && extra) finish_extra(job, record, *extra);  // elsewhere it is a pass of its own
+  keep_fingerprint(job, record, extra);
   return ACCEPTED;
 }
 
@@ -156,7 +158,9 @@ HD void adopt_ruling(const Job& job, u32 k) {
   record.window = window_of(job, ruling.time_ms);
   raise_watermark(job, ruling.time_ms);
   hash_texts(job, record);
-  if (Extra* extra = extra_of(job, ruling.record)) adopt_extra(job, job.ruling_extras[k], record, *extra);
+  Extra* extra = extra_of(job, ruling.record);
+  if (extra) adopt_extra(job, job.ruling_extras[k], record, *extra);
+  keep_fingerprint(job, record, extra);
 }
 
 }  // namespace tokenometer

@@ -80,7 +80,7 @@ HD void grow_all(const Job& job, u32 begin, u32 end) {
 HD void settle_all(const Job& job, u32 begin, u32 end) {
   const auto ask = [&](u32 i) INLINE {
     const Record& soon = job.records[i];
-    prefetch(&((u32*)job.notes)[soon.identity_slot & job.identities_mask]);
+    if (!IN_ORDER) prefetch(&((u32*)job.notes)[soon.identity_slot & job.identities_mask]);
     prefetch(&job.texts[text_home(soon.low[USER]) & job.texts_mask]);
     if (job.extras) prefetch(&job.texts[text_home(job.extras[i].low) & job.texts_mask]);
     prefetch(&job.cells[text_home(cell_low(job, soon, CHIP)) & job.cells_mask]);

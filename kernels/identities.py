@@ -8,8 +8,9 @@ tables are looked into until all have moved. A generation that will not find a d
 one. The ids of a generation are foreseen from those that it has and the log time that is left. A log without times is
 one generation, read from files: nobody waits there for a step that takes seconds, so nothing is taken ahead.
 
-Beside each id is a note of what its records said: 4 bytes that tell conflicting duplicates, or the counters so far
-where a mapping's repeats grow (kernels/dedup.h, kernels/grow.h).
+What an id's first record said is noted, to tell conflicting duplicates: within its slot where records come in order, in
+4 bytes beside it elsewhere. Where a mapping's repeats grow, the counters so far are beside it (kernels/dedup.h,
+kernels/grow.h).
 """
 
 from collections.abc import Callable, Iterable
@@ -36,7 +37,7 @@ _WORTH_STAYING = 0.875  # of what the table takes: with more, the ids would be c
 
 @dataclass(frozen=True)
 class IdentityTable:
-    """A table of ids and of the notes beside them, slot by slot."""
+    """A table of ids and of the notes beside them, slot by slot, or no notes at all."""
 
     ids: Array
     notes: Array
@@ -66,7 +67,8 @@ class IdentitySet:
         """grows: how many counters are kept for each id, where repeats grow."""
         self._target, self._bytes_max, self._everybody, self.grows = target, bytes_max, everybody, grows
         self._note = np.dtype([("seen", "u8", grows)]) if grows else np.dtype(np.uint32)
-        self._slot_bytes = layout.IDENTITY.itemsize + self._note.itemsize
+        self._has_notes = grows > 0 or not target.in_order
+        self._slot_bytes = layout.IDENTITY.itemsize + self._has_notes * self._note.itemsize
         self._leaving: IdentityTable | None = None  # of which the slots before `_moved` are in the current table too
         self._moved = 0
         self._next: _Next | None = None
@@ -97,7 +99,8 @@ class IdentitySet:
         return self._bytes_max - sum(each.held_bytes for each in self._everybody())
 
     def _table(self, slots: int) -> IdentityTable:
-        return IdentityTable(self._target.zeros(slots, layout.IDENTITY), self._target.zeros(slots, self._note))
+        notes = self._target.zeros(slots if self._has_notes else 0, self._note)
+        return IdentityTable(self._target.zeros(slots, layout.IDENTITY), notes)
 
     def _table_ahead(self, slots: int) -> IdentityTable | None:
         """A table that may be needed; None where there is no room for it."""

@@ -4,8 +4,9 @@
 //   batch buffer    | defaults 2 KiB | messages, each ended by a newline | 64 newlines | referee's text | 64 spare |
 //                     a mapping's default strings are in the buffer, so every string is (start, length) in it
 //   records         one for each line of the tile at hand: record i is line first + i of the batch
-//   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : ~sequence 40 |
-//   notes           beside each identity: a fingerprint of its first record, or (repeats = "grow") its counters so far
+//   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : 40, see dedup.h |
+//   notes           beside each identity: what its first record said, where records do not come in order, or
+//                   (repeats = "grow") its counters so far
 //   extras          beside each record, where the mapping has labels or further counters
 //   spots           beside each record, where the mapping defers more values than a record's hashes hold
 //   texts           users, models, chips, labels, one dictionary     | low | high | where in the arena | tokens |
@@ -79,9 +80,9 @@ constexpr u64 COUNT_MAX = 1ull << 40;            // counts are below
 constexpr u64 TIME_MAX_MS = 253402300800000ull;  // 10000-01-01T00:00:00Z; times are below
 constexpr u32 RECORD_BYTES_MAX = 1u << 20;
 constexpr u32 NONE = 0xffffffffu;  // no slot, no key
-// Of Record::identity_slot: the id is known from an earlier table; the record was the first to claim its slot.
-constexpr u32 EARLIER = 1u << 31, FIRST = 1u << 30, SLOT_MASK = FIRST - 1;
-constexpr u32 IDENTITIES_MAX = 1u << 29;  // slots of a table, so that a slot with both marks is never NONE
+// Of Record::identity_slot: the id is known from an earlier table.
+constexpr u32 EARLIER = 1u << 31, SLOT_MASK = EARLIER - 1;
+constexpr u32 IDENTITIES_MAX = 1u << 29;  // slots of a table, so that a slot with the mark is never NONE
 
 // --- Plan: a mapping, compiled by plan.py for the parser ---
 
@@ -268,7 +269,7 @@ struct alignas(64) Record {
   u64 window;
   u32 start[TEXTS];  // in the buffer
   u32 verdict;
-  u32 identity_slot;  // in the current generation, with EARLIER and FIRST; NONE = no request id
+  u32 identity_slot;  // in the current generation, with EARLIER; NONE = no request id
   u32 user_slot;
   u32 cell_slot;
   u32 prefill_cell_slot;  // NONE = no prefill chip
@@ -405,7 +406,7 @@ struct Job {
   Identity* identities;
   const Identity* identities_leaving;  // half as large, its ids on their way into `identities`; or null
   const Identity* identities_before;   // the generation before, or null
-  void* notes;                         // of each table: a u32, or where the mapping's repeats grow `grows` words
+  void* notes;                         // of each table: a u32, nothing in order, or where repeats grow `grows` words
   const void* notes_leaving;
   const void* notes_before;
   u32* conflicts;          // record numbers, in no order; null: nobody wants them

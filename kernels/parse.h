@@ -69,13 +69,17 @@ HD const u8* read_null(Reader& reader, u64 marks, const u8* p) {
 // `digits` is loaded only where a count is quoted.
 HD const u8* read_value(const Job& job, Reader& reader, u64 marks, u32 kind, u32 slot, const u32& digits, const u8* p) {
   const u8* after;
+  // The commonest kinds need no more than three compares.
+  if (LIKELY(kind == (TEXT | QUOTED))) return read_text(reader, TEXT, slot, p);
+  if (LIKELY(kind == COUNT)) {
+    after = read_count(p, count_place(*reader.record, slot));
+    if (LIKELY(after != nullptr)) return after;
+  }
+  if (kind == ORDINARY) return value_end(p);
   switch (kind) {
-    case TEXT | QUOTED:
     case SELECTOR | QUOTED:
-      return read_text(reader, kind & ~QUOTED, slot, p);
-    case COUNT:
-      after = read_count(p, count_place(*reader.record, slot));
-      if (LIKELY(after != nullptr)) return after;
+      return read_text(reader, SELECTOR, slot, p);
+    case COUNT:  // not in digits alone
       if (*p != '"') return read_null(reader, marks, p);
       ++p;
       [[fallthrough]];
@@ -85,8 +89,6 @@ HD const u8* read_value(const Job& job, Reader& reader, u64 marks, u32 kind, u32
     case ORDINARY | QUOTED:
       after = string_end(p, true);
       return after ? after + 1 : nullptr;
-    case ORDINARY:
-      return value_end(p);
     case TIME | QUOTED:
       return reader.plan->time_texts ? read_rfc3339(p, &reader.time_ms) : nullptr;
     case TIME:

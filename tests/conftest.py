@@ -60,6 +60,12 @@ def make_engine(target: Target) -> Callable[..., Engine]:
 
 
 @pytest.fixture(scope="session")
+def id_bytes(target: Target) -> int:
+    """Of a request id's slot, with what its first record says: where records come in order, one word has both."""
+    return 16 if target.in_order else 20
+
+
+@pytest.fixture(scope="session")
 def kafka() -> Iterator["KafkaServer"]:
     """A running broker. Tests that stop it need `kafka.owned` and start it again."""
     # Here, because the tests that run on a GPU's machine have no Kafka client.

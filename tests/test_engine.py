@@ -22,7 +22,6 @@ from tokenometer.kernels.part import COUNTER_MAX, RECORD_TOKENS_MAX
 from tokenometer.kernels.target import HostTarget
 from tokenometer.processor.records import hyperloglog
 
-SLOT_BYTES = 20  # of a request id: 16, and 4 of what its first record says
 NATIVE = shipped("native")
 COUNT_END = 1 << 40
 
@@ -410,15 +409,15 @@ def test_a_generation_begins_with_a_table_at_hand(make_engine, monkeypatch, of, 
     assert (engine.tally().counted, engine.tally().duplicates) == (3 * ids, ids)
 
 
-def test_what_is_held_ahead_of_need_is_given_up_for_another_partition(make_engine):
+def test_what_is_held_ahead_of_need_is_given_up_for_another_partition(make_engine, id_bytes):
     """Of five tables' room the first partition holds three, two of them ahead. The second has one, and needs two."""
-    engine = make_engine(tile_records=16, identity_bytes=SLOT_BYTES * 4096 * 5)
+    engine = make_engine(tile_records=16, identity_bytes=id_bytes * 4096 * 5)
     for partition, ids in ((0, 2_800), (1, 4_000)):
         for first in range(0, ids, 20):
             values = [line(request_id=f"id-{first + k}") for k in range(20)]
             engine.count(engine.load(engine.pack(values, [TIME_MS] * 20, partition), NATIVE.engine))
         if partition == 0:
-            assert engine._partition(0).identities.held_bytes == SLOT_BYTES * 4096 * 3
+            assert engine._partition(0).identities.held_bytes == id_bytes * 4096 * 3
     assert engine.tally().counted == 6_800
 
 
@@ -462,16 +461,16 @@ def test_too_many_ids_within_the_horizon_name_the_settings(make_engine):
             run.feed(batch)
 
 
-def test_partitions_share_the_memory_for_request_ids(make_engine):
+def test_partitions_share_the_memory_for_request_ids(make_engine, id_bytes):
     """Three tables of 2^14 slots fit, and those of half the size that they are leaving; no fourth one does."""
-    engine = make_engine(identity_bytes=SLOT_BYTES * 5 * (1 << 14))
+    engine = make_engine(identity_bytes=id_bytes * 5 * (1 << 14))
     plan = NATIVE.engine
     values = [line(request_id=f"id-{n}") for n in range(9_000)]
     for partition in range(3):
         for batch in harness.batches(values):
             engine.count(engine.load(engine.pack(batch, partition=partition), plan))
     assert engine.tally().counted == 27_000
-    with pytest.raises(IdentityMemoryError, match="identity_bytes = 1638400"):
+    with pytest.raises(IdentityMemoryError, match=f"identity_bytes = {id_bytes * 81920}"):
         for batch in harness.batches(values):
             engine.count(engine.load(engine.pack(batch, partition=3), plan))
 
