@@ -58,12 +58,12 @@ HD u32 add_to_row(const Job& job, const Record& record, u32 account, u32 cell, u
     sketch_user(job, record.user_slot, cell);
   }
   Row& row = job.rows[claim.slot];
-  for (u32 k = from; k < to; ++k) {
-    const u64 value = record.counters[k];
-    if (SKIPS_ZEROS && !value) continue;
-    add(&row.counters[k], value);
-    add(&job.cells[cell].counters[k], value);
-  }
+  u64 values[COUNTERS];  // a copy, so that a compiler knows that no sum is part of it and adds several at once
+  for (u32 k = from; k < to; ++k) values[k] = record.counters[k];
+  for (u32 k = from; k < to; ++k)
+    if (!SKIPS_ZEROS || values[k]) add(&row.counters[k], values[k]);
+  for (u32 k = from; k < to; ++k)
+    if (!SKIPS_ZEROS || values[k]) add(&job.cells[cell].counters[k], values[k]);
   if (load(&row.epoch) != job.epoch && exchange(&row.epoch, job.epoch) != job.epoch)
     job.changed[fetch_add(&job.fill[FILL_CHANGED], 1)] = claim.slot;
   return claim.slot;
