@@ -99,6 +99,10 @@ def of_table(table: Any, where: str) -> LedgerRows:
 
 def _cast_of(schema: Any) -> Any:
     kinds = {field.name: field for field in _WHOLE}
+    if "labels" in schema.names:
+        if not labels.is_column(kind := schema.field("labels").type):
+            raise _Doubt
+        kinds["labels"] = pa.field("labels", pa.struct([(field.name, pa.string()) for field in kind]))
     return pa.schema([kinds.get(field.name, field) for field in schema])
 
 
@@ -173,7 +177,7 @@ def _columns(table: Any) -> LedgerRows:
     found = None
     if "labels" in table.column_names:
         found = labels.coded(_one_chunk(table["labels"]))
-        if not labels.checked(found.sets):
+        if not labels.checked(found):
             raise _Doubt
     if (found or further) and (versions == 1).any():
         _check_old(versions == 1, found, further)
@@ -192,7 +196,7 @@ def _further(table: Any) -> list[Any]:
 
 def _check_old(old: Any, found: CodedLabels | None, further: Sequence[Any]) -> None:
     """Version 1 has no labels and no further counters."""
-    if found is not None and any(found.sets[code] for code in np.unique(found.codes[old])):
+    if found is not None and (found.sizes()[found.codes[old]] > 0).any():
         raise _Doubt
     if any(values[old].any() for values in further):
         raise _Doubt
@@ -205,7 +209,7 @@ def _one_chunk(column: Any) -> Any:
 
 def _coded(column: Any) -> Coded:
     encoded = pc.dictionary_encode(_one_chunk(column))
-    return Coded(encoded.indices.to_numpy(), encoded.dictionary.cast(pa.binary()).to_pylist())
+    return Coded(encoded.indices.to_numpy(), labels.names_of(encoded.dictionary))
 
 
 def _consistent(counters: list[Any], total: Any, further: Sequence[Any] = ()) -> bool:

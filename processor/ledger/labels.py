@@ -1,6 +1,6 @@
 """Labels: named texts of a row. Their rules, and a column of them as codes of few distinct sets. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,24 @@ def emptiness(labels: Mapping[str, Any]) -> str | None:
     return None if any(value is not None for value in labels.values()) else "labels is empty"
 
 
+def is_column(kind: Any) -> bool:
+    """Can a column of this type, from a file, be one of labels?"""
+    return pa.types.is_struct(kind) and all(_is_text(field.type) for field in kind)
+
+
+def _is_text(kind: Any) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind))
+
+
+def names_of(texts: Any) -> list[bytes]:
+    """Raises ArrowInvalid where one is not UTF-8: Arrow's readers of JSON and of Parquet do not look."""
+    texts.validate(full=True)
+    found: list[bytes] = texts.cast(pa.binary()).to_pylist()
+    return found
+
+
 def has_empty(column: Any) -> bool:
     """Has a row of a column of structs an object in which nothing is?"""
     held = column.is_valid()
@@ -55,32 +73,34 @@ def set_of(labels: Mapping[str, str]) -> LabelSet:
 
 
 def coded(column: Any) -> CodedLabels:
-    """Of a column of structs of texts; null is absent. No Python step for each row."""
-    names = sorted(field.name for field in column.type)
-    texts = [pc.struct_field(column, name).dictionary_encode() for name in names]
+    """Of a column of structs of texts; null is absent. No Python step for each row, nor for each set."""
+    names, values, held = list[bytes](), list[list[bytes]](), []
     codes, so_far = np.zeros(len(column), np.int64), 1
-    for text in texts:
-        if so_far * (len(text.dictionary) + 1) >= _CODES_END:
+    for name in sorted(field.name for field in column.type):
+        text = pc.struct_field(column, name).dictionary_encode()
+        if not (size := len(text.dictionary)):  # null in all rows: nobody has it
+            continue
+        if so_far * (size + 1) >= _CODES_END:
             distinct, codes = np.unique(codes, return_inverse=True)
             so_far = len(distinct)
-        codes = codes * (len(text.dictionary) + 1) + pc.fill_null(text.indices, -1).to_numpy() + 1
-        so_far *= len(text.dictionary) + 1
+        of_rows = pc.fill_null(text.indices, -1).to_numpy()
+        codes = codes * (size + 1) + of_rows + 1
+        so_far *= size + 1
+        names.append(name.encode())
+        values.append(names_of(text.dictionary))
+        held.append(of_rows)
     encoded = pa.array(codes).dictionary_encode()
     indices = encoded.indices.to_numpy()
     first = np.full(len(encoded.dictionary), -1, np.int64)  # a row of each set
     first[indices[::-1]] = np.arange(len(column))[::-1]
-    chosen = column.take(pa.array(first)).to_pylist()
-    return CodedLabels(indices, [_set(each) for each in chosen])
+    of_sets = np.array([of_rows[first] for of_rows in held], np.int32).reshape(len(names), len(first))
+    return CodedLabels(indices, names, values, of_sets)
 
 
-def _set(labels: Mapping[str, str | None] | None) -> LabelSet:
-    return set_of({name: value for name, value in (labels or {}).items() if value is not None})
-
-
-def checked(sets: Sequence[LabelSet]) -> bool:
+def checked(labels: CodedLabels) -> bool:
     """Whether these sets are as the contract says."""
-    return all(
-        len(each) <= LABELS_MAX
-        and all(is_name(name.decode()) and 0 < len(value) <= NAME_BYTES_MAX for name, value in each)
-        for each in sets
-    )
+    if not all(is_name(name.decode()) for name in labels.names):
+        return False
+    if not all(0 < len(value) <= NAME_BYTES_MAX for values in labels.values for value in values):
+        return False
+    return bool((labels.sizes() <= LABELS_MAX).all())

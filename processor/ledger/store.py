@@ -13,7 +13,7 @@ Promises: after a crash the database has a batch as a whole or not at all. Count
 batch that comes again, or comes late, changes nothing. After any failure the store is of no more use: open it again.
 """
 
-import struct
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,13 +25,21 @@ import pyarrow.compute as pc
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.processor.ledger.database import COLUMNS, COUNTS, IDENTITY, KEY, WIDE, Database
 from tokenometer.processor.ledger.parts import DISPUTED, ENDED, MERGED, LedgerPart, LedgerParts
-from tokenometer.processor.ledger.values import Coded, DatabaseError, LabelSet, LedgerBatch, LedgerError, LedgerRows
+from tokenometer.processor.ledger.values import (
+    Coded,
+    CodedLabels,
+    DatabaseError,
+    LabelSet,
+    LedgerBatch,
+    LedgerError,
+    LedgerRows,
+)
 from tokenometer.schemas.usage import COUNTERS, FURTHER, Usage
 
 NAMES_CACHED_MAX = 2_000_000  # about 300 MB of bytes and numbers; then the cache begins anew
 _SUMS = ", ".join(f"sum({name})" for name in COUNTERS)
 # Columns are named wherever they are written: a later version of the tables has more of them.
-_PAIR = ">II"  # the numbers of a label's name and value
+_NUMBER, _PAIR_BYTES = np.dtype(">u4"), 8  # a label is the numbers of its name and its value
 _PLACE = "topic, partition, topic_id, next"
 _MARK = "topic, partition, seen, complete"
 _PART = ", ".join(("id", "name", "window_ms", "state", "meter", "sequence", "live_partition", *COUNTERS))
@@ -216,9 +224,9 @@ class Store:
     def _batch(self, rows: LedgerRows) -> Any:
         """An Arrow table of COLUMNS, or WIDE: numbers for names, each identity once, its highest counters."""
         of_codes = [self.parts.of(n.decode(), ms) for n, ms in zip(rows.part.names, rows.window_ms, strict=True)]
-        sets = rows.labels.sets if rows.labels is not None else ()
-        of_labels = [text for each in sets for pair in each for text in pair]
-        numbers = self._names.of([*rows.user.names, *rows.model.names, *rows.chip.names, *of_labels])
+        of_labels = [rows.labels.names, *rows.labels.values] if rows.labels is not None else []
+        texts = itertools.chain(rows.user.names, rows.model.names, rows.chip.names, *of_labels)
+        numbers = self._names.of(texts)
         columns = {
             "window_start": rows.window_starts,
             "user_id": _numbered(rows.user, numbers),
@@ -243,16 +251,16 @@ class Store:
     def _label_numbers(self, rows: LedgerRows, numbers: Mapping[bytes, int]) -> Any:
         if rows.labels is None:
             return np.zeros(len(rows), np.int32)
-        keys = [set_key(each, numbers) for each in rows.labels.sets]
-        ids = self._sets.of(keys, self._add_sets)
-        return np.array([ids[key] for key in keys], np.int32)[rows.labels.codes]
+        keys = set_keys(rows.labels, numbers)
+        return _looked_up(keys, self._sets.of(keys, self._add_sets))[rows.labels.codes]
 
     def _add_sets(self, new: Mapping[bytes, int]) -> None:
         """What the new sets have."""
-        pairs = [(id, *pair) for key, id in new.items() for pair in struct.iter_unpack(_PAIR, key)]
-        columns = list(zip(*pairs, strict=True)) or [(), (), ()]
-        named = dict(zip(("set_id", "name_id", "value_id"), columns, strict=True))
-        self.database.append("set_labels", pa.table({name: pa.array(ids, pa.int32()) for name, ids in named.items()}))
+        pairs = np.frombuffer(b"".join(new), _NUMBER).astype(np.int32).reshape(-1, 2)
+        sizes = [len(key) // _PAIR_BYTES for key in new]
+        of_sets = np.repeat(np.fromiter(new.values(), np.int32, len(new)), sizes)
+        columns = {"set_id": of_sets, "name_id": pairs[:, 0], "value_id": pairs[:, 1]}
+        self.database.append("set_labels", pa.table(columns))
 
     # --- Parts and watermarks ---
 
@@ -325,12 +333,12 @@ class Numbers:
         self._next = int(highest) + 1
 
     def of(
-        self, texts: Sequence[bytes], added: Callable[[Mapping[bytes, int]], None] | None = None
+        self, texts: Iterable[bytes], added: Callable[[Mapping[bytes, int]], None] | None = None
     ) -> Mapping[bytes, int]:
         """New ones are added. added: told of those."""
         if len(self._ids) > NAMES_CACHED_MAX:
             self._ids.clear()
-        if unknown := list(dict.fromkeys(text for text in texts if text not in self._ids)):
+        if unknown := list(dict.fromkeys(itertools.filterfalse(self._ids.__contains__, texts))):
             self._ids.update(self._database.ids(self._table, unknown))
         if new := [text for text in unknown if text not in self._ids]:
             ids = dict(zip(new, range(self._next, self._next + len(new)), strict=True))
@@ -346,7 +354,22 @@ class Numbers:
 def set_key(labels: LabelSet, numbers: Mapping[bytes, int]) -> bytes:
     """How `label_sets` names a set."""
     pairs = sorted((numbers[name], numbers[value]) for name, value in labels)
-    return b"".join(struct.pack(_PAIR, *pair) for pair in pairs)
+    return np.array(pairs, _NUMBER).tobytes()
+
+
+def set_keys(labels: CodedLabels, numbers: Mapping[bytes, int]) -> list[bytes]:
+    """The same of all sets. A name is once in a set, so the numbers of the names are the order of its pairs."""
+    names = _looked_up(labels.names, numbers)
+    order = np.argsort(names)
+    pairs = np.zeros((*labels.held.shape, 2), _NUMBER)
+    pairs[:, :, 0] = names[order, np.newaxis]
+    for of_sets, place in zip(pairs, order, strict=True):
+        of_sets[:, 1] = _looked_up(labels.values[place], numbers)[labels.held[place]]  # of -1 it is any, and not taken
+    taken = pairs.swapaxes(0, 1)[labels.held[order].T >= 0]
+    ends = np.concatenate([[0], np.cumsum(labels.sizes() * _PAIR_BYTES)])
+    buffers = [None, pa.py_buffer(ends), pa.py_buffer(taken.tobytes())]
+    keys: list[bytes] = pa.Array.from_buffers(pa.large_binary(), len(ends) - 1, buffers).to_pylist()
+    return keys
 
 
 def _insert(table: str, columns: str) -> str:
@@ -369,4 +392,8 @@ def _counters(row: Sequence[Any]) -> Usage:
 
 
 def _numbered(column: Coded, numbers: Mapping[bytes, int]) -> Any:
-    return np.array([numbers[name] for name in column.names], np.int32)[column.codes]
+    return _looked_up(column.names, numbers)[column.codes]
+
+
+def _looked_up(texts: Sequence[bytes], numbers: Mapping[bytes, int]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    return np.fromiter(map(numbers.__getitem__, texts), np.int32, len(texts))

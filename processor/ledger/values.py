@@ -1,5 +1,6 @@
 """Values that pass between the ledger's rooms, and its errors."""
 
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,10 +57,33 @@ class Coded:
 
 @dataclass(frozen=True)
 class CodedLabels:
-    """A column of few distinct sets of labels: row i has `sets[codes[i]]`, pairs of a name and a value."""
+    """A column of few distinct sets of labels: row i has `sets[codes[i]]`, pairs of a name and a value.
+
+        names   [b"team", b"tier"]                     sorted; each of them is in a set
+        values  [[b"blue", b"red"], [b"batch"]]        of each name
+        held    [[0, 1, -1],                           which value each set has of a name; -1: it has none
+                 [-1, 0, -1]]
+
+    These three sets are team=blue; team=red and tier=batch; and the empty one.
+    """
 
     codes: np.ndarray[Any, np.dtype[np.int32]]
-    sets: Sequence[LabelSet]
+    names: Sequence[bytes]
+    values: Sequence[Sequence[bytes]]
+    held: np.ndarray[Any, np.dtype[np.int32]]
+
+    def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """How many labels each set has."""
+        return (self.held >= 0).sum(axis=0, dtype=np.int64)
+
+    @functools.cached_property
+    def sets(self) -> Sequence[LabelSet]:
+        """Python objects, which cost more than all else here: the intake does without them."""
+        found: list[LabelSet] = [()] * self.held.shape[1]
+        for name, values, of_sets in zip(self.names, self.values, self.held.tolist(), strict=True):
+            pairs = [((name, value),) for value in values]
+            found = [held + pairs[code] if code >= 0 else held for held, code in zip(found, of_sets, strict=True)]
+        return found
 
 
 @dataclass(frozen=True)
