@@ -31,6 +31,7 @@ from tokenometer.processor.ledger.values import (
     LedgerSummary,
     Malformed,
     UnknownSchema,
+    are_names,
 )
 from tokenometer.schemas.usage import COUNTERS, FURTHER, FURTHER_PARENTS, PARENTS, TOTAL, Usage, total_of
 
@@ -169,7 +170,7 @@ def _columns(table: Any) -> LedgerRows:
     if not np.isin(versions, _VERSIONS).all() or (windows < 1000).any() or (windows % 1000 != 0).any():
         raise _Doubt
     starts, (user, model, chip, part) = _coded(table["window_start"]), (_coded(table[name]) for name in _TEXTS)
-    if not all(0 < len(name) <= NAME_BYTES_MAX for column in (user, model, chip) for name in column.names):
+    if not all(are_names(column.names) for column in (user, model, chip)):
         raise _Doubt
     if not all(_NAME.fullmatch(name.decode()) for name in part.names):
         raise _Doubt

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from tokenometer.processor.ledger.values import LABEL_NAME, LABELS_MAX, NAME_BYTES_MAX, CodedLabels, LabelSet
+from tokenometer.processor.ledger.values import LABEL_NAME, LABELS_MAX, NAME_BYTES_MAX, CodedLabels, LabelSet, are_names
 from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
 
 DIMENSIONS = ("user", "model", "chip")
@@ -101,6 +101,4 @@ def checked(labels: CodedLabels) -> bool:
     """Whether these sets are as the contract says."""
     if not all(is_name(name.decode()) for name in labels.names):
         return False
-    if not all(0 < len(value) <= NAME_BYTES_MAX for values in labels.values for value in values):
-        return False
-    return bool((labels.sizes() <= LABELS_MAX).all())
+    return all(map(are_names, labels.values)) and bool((labels.sizes() <= LABELS_MAX).all())

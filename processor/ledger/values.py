@@ -2,7 +2,7 @@
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,11 @@ NAME_BYTES_MAX = 256
 LABELS_MAX = 8  # of a row
 LABEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 LabelSet = tuple[tuple[bytes, bytes], ...]
+
+
+def are_names(texts: Iterable[bytes]) -> bool:
+    """Has each of them 1 to NAME_BYTES_MAX bytes?"""
+    return all(0 < size <= NAME_BYTES_MAX for size in set(map(len, texts)))
 
 
 class LedgerError(TokenometerError):
@@ -74,7 +79,8 @@ class CodedLabels:
 
     def sizes(self) -> np.ndarray[Any, np.dtype[np.int64]]:
         """How many labels each set has."""
-        return (self.held >= 0).sum(axis=0, dtype=np.int64)
+        sizes: np.ndarray[Any, np.dtype[np.int64]] = (self.held >= 0).sum(axis=0, dtype=np.int64)
+        return sizes
 
     @functools.cached_property
     def sets(self) -> Sequence[LabelSet]:
