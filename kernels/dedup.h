@@ -64,13 +64,15 @@ HD u32 find_leaving(const Job& job, u64 low, u64 owner) {
 }
 
 // What a record says beside its id: two records that differ are mistaken for equal once in 5 * 10^11 where records come
-// in order, else once in 2 * 10^9. Names are hashed with the secret already, and the other values' factors are secret,
-// so nobody can choose what looks equal. The factors are odd, so that a difference of many times two is one as well.
+// in order, else once in 2 * 10^9. Names are hashed with the secret already, and the other values are multiplied in
+// pairs with it, so nobody can choose what looks equal. (Counts that are billions of tokens apart are told less
+// surely.)
 HD u64 fingerprint(const Job& job, const Record& record, const Extra* extra) {
+  const u64 *counts = record.counters, *secret = job.secret;
   u64 sum = record.low[USER] + rotate(record.low[MODEL], 17) + rotate(record.low[CHIP], 31);
   if (record.length[PREFILL_CHIP]) sum += rotate(record.low[PREFILL_CHIP], 47);
-  for (u32 k = 0; k < COUNTERS; ++k) sum += record.counters[k] * (job.secret[k] | 1);
-  sum += record.window * (job.secret[6] | 1);
+  sum += (counts[0] << 63) + (counts[1] + secret[0]) * (counts[2] + secret[1]);
+  sum += (counts[3] + secret[2]) * (counts[4] + secret[3]) + (counts[5] + secret[4]) * (record.window + secret[5]);
   if (extra) sum += said_beside(job, *extra);
   return sum >> (IN_ORDER ? 64 - SEQUENCE_BITS : 32);
 }
@@ -120,6 +122,7 @@ HD void settle_identity(const Job& job, u32 i) {
 
 // Tallies the tile's verdicts.
 HD void tally_record(const Job& job, u32 i) {
+  if (IN_ORDER) return add(&job.fill[FILL_TALLY + job.records[i].verdict], 1);
   switch (job.records[i].verdict) {  // one call each: count_one wants one address for all active threads
     case EMPTY:
       return count_one(&job.fill[FILL_TALLY + EMPTY]);

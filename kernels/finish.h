@@ -141,7 +141,7 @@ HD Reader take_up(const Job& job, u32 i, u32 line) {
   const u64 seen = record.identity_slot | (u64)record.user_slot << 32;
   const u64 time_ms = record.cell_slot | (u64)(record.prefill_cell_slot & 0xffff) << 32;
   const u32 choice = record.prefill_cell_slot >> 16;
-  return {job.plan, job.buffer, &record, nullptr, job.line_start[line], job.buffer, seen, time_ms, END, choice};
+  return {job.plan, job.buffer, &record, job.line_start[line], job.buffer, seen, time_ms, END, choice};
 }
 
 // The referee's ruling on a doubtful record; its strings are after the batch's messages.

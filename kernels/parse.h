@@ -48,13 +48,14 @@ HD const u8* read_text(Reader& reader, u32 kind, u32 slot, const u8* p) {
 }
 
 // Reads a label's string; p is after its opening quote. There is no `have` bit: its length says that it has a value.
-HD const u8* read_label(Reader& reader, u32 slot, u32 flags, const u8* p) {
+HD const u8* read_label(const Job& job, const Reader& reader, u32 slot, u32 flags, const u8* p) {
   const u8* end = string_end(p, false);
   if (!end) return nullptr;
   const u32 length = (u32)(end - p);
   if (length - 1 >= TEXT_BYTES_MAX && !(length == 0 && flags & EMPTY_IS_ABSENT)) return nullptr;
-  reader.extra->start[slot] = (u32)(p - reader.buffer);
-  reader.extra->length[slot] = (u16)length;
+  Extra& extra = *extra_of(job, reader);
+  extra.start[slot] = (u32)(p - reader.buffer);
+  extra.length[slot] = (u16)length;
   return end + 1;
 }
 
@@ -95,17 +96,17 @@ HD const u8* read_value(const Job& job, Reader& reader, u64 marks, u32 kind, u32
       after = read_time(*reader.plan, p, &reader.time_ms);
       return LIKELY(after != nullptr) ? after : read_null(reader, marks, p);
     case LABEL | QUOTED:
-      return read_label(reader, slot, digits, p);
+      return read_label(job, reader, slot, digits, p);
     case LABEL:
-      return *p == '"' ? read_label(reader, slot, digits, p + 1) : read_null(reader, marks, p);
+      return *p == '"' ? read_label(job, reader, slot, digits, p + 1) : read_null(reader, marks, p);
     case FURTHER_COUNT:
-      after = read_count(p, &reader.extra->further[slot]);
+      after = read_count(p, &extra_of(job, reader)->further[slot]);
       if (LIKELY(after != nullptr)) return after;
       if (*p != '"') return read_null(reader, marks, p);
       ++p;
       [[fallthrough]];
     case FURTHER_COUNT | QUOTED:
-      after = digits ? read_count(p, &reader.extra->further[slot]) : nullptr;
+      after = digits ? read_count(p, &extra_of(job, reader)->further[slot]) : nullptr;
       return after && *after == '"' ? after + 1 : nullptr;
     case DEFERRED | QUOTED:
       keep_spot(job, reader, slot, p - 1);
@@ -225,13 +226,13 @@ COLD Reader read_unpredicted(const Job& job, Reader reader) {
   return reader;
 }
 
-HD u32 parse_object(const Job& job, Record& record, Extra* extra, const u8* p, const u8* end, u32 line) {
+HD u32 parse_object(const Job& job, Record& record, const u8* p, const u8* end, u32 line) {
   const Plan& plan = *job.plan;
   if (plan.has_rules) {
     if (plan.undecided) return DOUBTFUL;
     clear_spots(job, record);
   }
-  Reader reader = {&plan, job.buffer, &record, extra, (u32)(p - job.buffer), p, 0, 0, NONE, 0};
+  Reader reader = {&plan, job.buffer, &record, (u32)(p - job.buffer), p, 0, 0, NONE, 0};
   const Step* steps = plan.start;
   ROLLED for (;;) {
     const Step* step = predicted(steps, reader.p);
@@ -261,7 +262,7 @@ constexpr bool FINISHES_APART = !IN_ORDER;
 COLD u32 look_again(const Job& job, Record& record, u32 line) {
   const u32 begin = job.line_start[line];
   clear_spots(job, record);
-  Reader reader = {job.plan, job.buffer, &record, nullptr, begin, job.buffer + begin, 0, 0, NONE, 0};
+  Reader reader = {job.plan, job.buffer, &record, begin, job.buffer + begin, 0, 0, NONE, 0};
   ROLLED do reader = read_unpredicted<false>(job, reader);
   while (reader.p && reader.key != END);
   const bool whole = reader.p == job.buffer + job.line_start[line + 1] - 1;
@@ -295,10 +296,9 @@ HD void parse_line(const Job& job, u32 first, u32 i) {
   for (u32 text = 0; text < TEXTS; ++text) record.length[text] = 0;
   record.counters[REQUESTS] = 1;
   for (u32 counter = INPUT; counter < COUNTERS; ++counter) record.counters[counter] = 0;
-  Extra* extra = extra_of(job, i);
-  if (extra) clear_extra(*extra);
+  if (Extra* extra = extra_of(job, i)) clear_extra(*extra);
   u32 verdict = DOUBTFUL;
-  if (end - start <= (i64)RECORD_BYTES_MAX) verdict = parse_object(job, record, extra, start, end, line);
+  if (end - start <= (i64)RECORD_BYTES_MAX) verdict = parse_object(job, record, start, end, line);
   if (verdict == DOUBTFUL && skip_space(start) == end) verdict = EMPTY;
   if (verdict == DOUBTFUL && job.plan->condition_count && end - start <= (i64)RECORD_BYTES_MAX) verdict = UNREAD;
   if (!FINISHES_APART && verdict == UNFINISHED) verdict = finish_deferred(job, i, line);

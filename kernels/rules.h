@@ -17,10 +17,9 @@ struct Reader {
   const Plan* plan;
   const u8* buffer;
   Record* record;
-  Extra* extra;  // while the record is parsed; null without labels and further counters
-  u32 begin;     // of the record, in the buffer
-  const u8* p;   // after the last value; null for doubt
-  u64 seen;      // marks: mapped keys, of which none may occur twice, and fields that have a value
+  u32 begin;    // of the record, in the buffer
+  const u8* p;  // after the last value; null for doubt
+  u64 seen;     // marks: mapped keys, of which none may occur twice, and fields that have a value
   u64 time_ms;
   u32 key;  // of the last value: NONE before the first, END after the record
   u32 choice;
@@ -72,6 +71,7 @@ HD const u8* first_value(const Job& job, const Reader& reader, const Rule& rule)
 
 // --- Values ---
 
+HD Extra* extra_of(const Job& job, const Reader& reader) { return &job.extras[reader.record - job.records]; }
 HD u64* count_place(Record& record, u32 slot) { return (u64*)((u8*)&record + OFFSET_OF(Record, counters)) + slot; }
 
 HD const u8* read_count(const u8* p, u64* count) {
@@ -226,8 +226,6 @@ HD Answer is_skipped(const Job& job, const Reader& reader) {
 }
 
 // --- After the record's end ---
-
-HD Extra* extra_of(const Job& job, const Reader& reader) { return &job.extras[reader.record - job.records]; }
 
 HD bool apply_rule(const Job& job, Reader& reader, const Rule& rule) {
   const Plan& plan = *reader.plan;
