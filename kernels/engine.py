@@ -11,6 +11,7 @@ is reserved in every table; where that fails, `count` stops and the caller commi
 meets a full table.
 """
 
+from bisect import bisect_right
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -467,14 +468,15 @@ class Engine:
 
     def _lines(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, records: list[int]) -> Iterator["_Line"]:
         """Of records of the tile, in their order."""
-        starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2])
-        within, lines = np.array(records) - records[0], np.array(records) + first
-        messages = np.searchsorted(ends, lines, side="right")
-        begins = np.where(messages > 0, ends[messages - 1], 0)  # of each one's message
-        columns = lines, messages, begins, starts[within], starts[within + 1]
-        memory = loaded.slot.memory.data
-        for line, message, begin, start, after in zip(*(each.tolist() for each in columns), strict=True):
-            yield _Line(message, line - begin, bytes(memory[start : after - 1]), line, start - layout.PREFIX_BYTES)
+        # Plain integers from plain buffers: for a few records a numpy call costs more than what it does.
+        starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2]).data
+        memory, message_ends = loaded.slot.memory.data, ends.data
+        for record in records:
+            line, at = first + record, record - records[0]
+            message = bisect_right(message_ends, line)
+            in_message = line - (message_ends[message - 1] if message else 0)
+            value = bytes(memory[starts[at] : starts[at + 1] - 1])
+            yield _Line(message, in_message, value, line, starts[at] - layout.PREFIX_BYTES)
 
     def _write_texts(self, loaded: Loaded, texts: bytes) -> None:
         """Put the strings of rulings after the batch, where `_place_texts` said."""

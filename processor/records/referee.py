@@ -4,6 +4,7 @@ The rules are those of docs/RECORDS.md, in their order. The kernels accept only 
 these rulings together are orjson plus the field rules, on every line.
 """
 
+import functools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -386,13 +387,14 @@ def _inclusive(
 
 def _reading(source: list[int], additive: tuple[bool, ...]) -> Usage | None:
     """What the source's counters mean if these of PARTS are beside their totals; None where a part is larger."""
-    counters, inside = source.copy(), [0] * len(source)
-    for (part, whole), beside in zip(_PARTS, additive, strict=True):
-        inside[whole] += source[part]
-        if beside:
-            counters[whole] += source[part]
-    for _, whole in _PARTS:
-        if inside[whole] > counters[whole]:
+    counters = source.copy()
+    if True in additive:
+        for (part, whole), beside in zip(_PARTS, additive, strict=True):
+            counters[whole] += source[part] * beside
+    rest = counters.copy()
+    for part, whole in _PARTS:
+        rest[whole] -= source[part]
+        if rest[whole] < 0:
             return None
     return Usage(*counters)
 
@@ -440,7 +442,7 @@ def _readings(record: dict[str, Any], convention: Convention, total: int | None)
 
 
 def _time_ms(value: Any, field: Field) -> int:
-    epoch = next((name for name in field.formats if name.startswith("epoch")), None)
+    epoch = _epoch_of(field.formats)
     if isinstance(value, str):
         return _text_ms(value, field, epoch)
     if epoch == "epoch_s_decimal" and type(value) in (int, float):
@@ -449,6 +451,11 @@ def _time_ms(value: Any, field: Field) -> int:
         times, per = _EPOCH_PER_MS[epoch]
         return value * times // per
     raise Rejected("wrong_type", field.name)
+
+
+@functools.cache
+def _epoch_of(formats: tuple[str, ...]) -> str | None:
+    return next((name for name in formats if name.startswith("epoch")), None)
 
 
 def _decimal_ms(seconds: float, field: Field) -> int:
