@@ -162,6 +162,11 @@ struct Export {
   i64 *offsets, *places, *parts;
 };
 
+struct LogExport {
+  i64 *offsets, *generations, *lines, *rows, *prefill_rows, *numbers, *lengths;
+  u8* texts;
+};
+
 Text text_of(const u8* data, i64 begin, i64 length) {
   return {data + begin, length < 0 ? ABSENT : static_cast<u64>(length)};
 }
@@ -280,6 +285,37 @@ API void expected_log(Expected* expected, Log* log) {
 }
 API void expected_clear_log(Expected* expected) { expected->clear_log(); }
 
+// Some records of a log as columns. Returns the bytes of their ids and scopes; with a null for those nothing is written
+// there.
+API u64 log_export(const u8* data, const u64* ends, const i64* entries, u64 count, const LogExport* to) {
+  u64 written = 0;
+  for (u64 i = 0; i < count; ++i) {
+    const u8* at = data + (entries[i] == 0 ? 0 : ends[entries[i] - 1]);
+    Logged entry;
+    std::memcpy(&entry, at, sizeof entry);
+    at += sizeof entry;
+    to->offsets[i] = entry.offset;
+    to->generations[i] = entry.generation;
+    to->lines[i] = entry.line;
+    to->rows[i] = entry.row;
+    to->prefill_rows[i] = entry.prefill_row == NO_ROW ? -1 : static_cast<i64>(entry.prefill_row);
+    for (u32 n = 0; n < NUMBERS; ++n) {
+      bool is_there = entry.mask >> n & 1;
+      to->numbers[NUMBERS * i + n] = is_there ? static_cast<i64>(word_at(at)) : 0;
+      at += is_there ? 8 : 0;
+    }
+    for (u32 n = 0; n < 2; ++n) {
+      Text text;
+      at = take(at, &text);
+      to->lengths[2 * i + n] = text.size == ABSENT ? -1 : static_cast<i64>(text.size);
+      if (text.size == ABSENT) continue;
+      if (to->texts) std::memcpy(to->texts + written, text.data, text.size);
+      written += text.size;
+    }
+  }
+  return written;
+}
+
 API void expected_touch(Expected* expected, const u32* rows, u64 count) {
   for (u64 i = 0; i < count; ++i) expected->rows().rows()[rows[i]]->payload.touched = 1;
 }
@@ -330,7 +366,15 @@ API i64 rows_learn(Rows* rows, const i64* numbers, const u8* literals) {
 }
 API void rows_forget(Rows* rows) { rows->plans.pop_back(); }
 
-// first: the first plan that is asked. some: which messages, null for all. Returns how many are left.
+API i64 rows_try(Rows* rows, u32 plan, const u8* key, u64 key_size, const u8* value, u64 value_size) {
+  return guarded([&]() -> i64 {
+    Published row;
+    Value* values = rows->values.data();
+    return rows->plans[plan].read({key, key_size}, {value, value_size}, rows->window_ms, values, row);
+  });
+}
+
+// first: the first plan that is asked; if it is above 0, only about what was left before. Returns how many are left.
 API i64 rows_read(Rows* rows, Found* found, const Pairs* pairs, i32 place, u32 first, const u32** left) {
   return guarded([&]() -> i64 {
     std::vector<u32> before;
@@ -348,7 +392,7 @@ API i64 rows_read(Rows* rows, Found* found, const Pairs* pairs, i32 place, u32 f
         taken = rows->plans[plan].read(key, value, rows->window_ms, rows->values.data(), row);
       }
       row.offset = pairs->offsets[i];
-      if (taken && found) found->add(row);
+      if (taken) found->add(row);
       if (!taken) rows->left.push_back(static_cast<u32>(i));
     }
     *left = rows->left.data();
