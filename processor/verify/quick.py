@@ -117,7 +117,10 @@ class _Plan:
 
     def _write_sum(self, program: Program, sources: "tuple[_Source, ...] | None") -> None:
         some = sources or ()
-        slots = [self.template.slots[source.path] for source in some if source.path is not None]
+        paths = [source.path for source in some if source.path is not None]
+        if any(self.template.kinds[path] is not Kind.INTEGER for path in paths):
+            raise _Unusable  # nothing else has a number
+        slots = [self.template.slots[path] for path in paths]
         constant = sum(source.constant for source in some if source.path is None)
         program.add(sources is not None, constant, len(slots), *slots)
 
@@ -205,10 +208,10 @@ class QuickJudge:
         if leaves is None:
             return None
         try:
-            plan = self._plan(line, leaves, skipped=verdict is None)
+            program = self._plan(line, leaves, skipped=verdict is None).program(self._mapping)
         except _Unusable:
             return None
-        number = self._lines.learn(plan.program(self._mapping))
+        number = self._lines.learn(program)
         if self._lines.judge(number, line, time)[0] == LEFT:
             self._lines.forget()
             return None
@@ -287,6 +290,8 @@ class _Roles:
             return None
         if not roles:
             return Kind.TEXT if leaf.is_text else Kind.SCALAR
+        if leaf.is_text and roles == {"count"} and _PLAIN_INTEGER.fullmatch(leaf.text[1:-1]):
+            return Kind.INTEGER  # between its quotes
         if leaf.is_text:
             return None if leaf.text == b'""' else Kind.TEXT
         return Kind.INTEGER if _PLAIN_INTEGER.fullmatch(leaf.text) else None
