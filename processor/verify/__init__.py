@@ -61,6 +61,7 @@ _CHUNK_MESSAGES = 32_768
 _CHUNK_BYTES = 8 << 20
 _SAMPLE = 100  # messages that tell how large the others may be
 _FEW_MESSAGES = 5_000  # sooner judged here than other processes are started
+_MANY_LETTERS = 50_000  # worth other processes
 _FEW_LINES = 1_000  # of a chunk: sooner judged here than sent to another process
 _READ_AHEAD = 2  # chunks
 _ROWS_KEPT = 20_000  # refused records and digests, before they are written
@@ -264,8 +265,8 @@ class _Audit:
 
     def read_letters(self) -> None:
         topic = self.settings.rejected_topic
-        is_large = sum(extent.end - extent.begin for _, extent in self.cut.published_in(topic)) >= _FEW_MESSAGES
-        for result in self.pool.map(tasks.read_letters, self._letters(topic), is_large):
+        count = sum(extent.end - extent.begin for _, extent in self.cut.published_in(topic))
+        for result in self.pool.map(tasks.read_letters, self._letters(topic), count >= _MANY_LETTERS):
             self.problems.add(result.problems)
             for place, offset in result.conflicts:
                 self.lettered.setdefault(place, []).append(offset)

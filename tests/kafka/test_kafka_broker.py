@@ -467,7 +467,7 @@ def test_offsets_of_an_open_transaction_are_waited_for(broker: KafkaBroker, topi
 
 def give_up(client: Any, code: int) -> None:
     """librdkafka's own way to try it."""
-    direct._library().rd_kafka_test_fatal_error(direct._handle(client), ctypes.c_int(code), b"as a test")
+    direct.library().rd_kafka_test_fatal_error(direct.handle(client), ctypes.c_int(code), b"as a test")
 
 
 def test_a_consumer_with_any_fatal_error_is_dead(
