@@ -4,6 +4,7 @@ Lines that are judged together are those that look alike, so the lines here are:
 with other values, and beside itself with one byte changed. `_WORTH` is set so that a second line is worth a template.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -20,7 +21,7 @@ from hypothesis import strategies as st
 from tests import bad_input, harness, mutate
 from tests.test_verify import GROUP, LOG, MAPPINGS, ODD, SETTINGS, make_stream
 from tokenometer.processor.broker import Messages, Place
-from tokenometer.processor.verify import _in_chunks, ids, live, native, quick, templates, usage, verify
+from tokenometer.processor.verify import _in_chunks, ids, live, native, quick, tally, templates, usage, verify
 from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord
 from tokenometer.processor.verify.native import Expected, Found, joined
 from tokenometer.processor.verify.native import Messages as Together
@@ -28,6 +29,7 @@ from tokenometer.processor.verify.quick import QuickJudge
 from tokenometer.processor.verify.times import time_reader
 from tokenometer.processor.verify.values import RefusedRecord
 from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.compiled import BuildError
 
 SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
 SKEW_MS, PAST_MS = mutate.FUTURE_SKEW_MS, mutate.PAST_MS
@@ -58,8 +60,8 @@ WINDOW_MS = 1  # so that a row's window is its records' time
 def added(expected: Expected) -> dict[int, Judged]:
     """Every record that was added, by its message's offset, as the judge would say it. Those without an id are not in
     the log of records."""
-    data, ends, marks = expected.take_log()
-    found = native.logged(np.frombuffer(data, np.uint8), ends, np.arange(len(marks)))
+    ends, marks = expected.take_log(file := io.BytesIO())
+    found = native.logged(np.frombuffer(file.getvalue(), np.uint8), ends, np.arange(len(marks)))
     rows = {name: column.to_pylist() for name, column in zip(*_columns(expected), strict=True)}
     texts = {name: found[name].to_pylist() for name in ("request_id", "scope")}
     records = {}
@@ -353,7 +355,7 @@ def test_equal_ids_have_equal_marks(records):
     columns = [joined([column]) for column in (names, scopes, *[[b"x"] * count] * 5)]
     numbers = np.arange(count)
     expected.add(columns, numbers, np.zeros((count, len(native.NUMBERS))), numbers, numbers, numbers)
-    _, _, marks = expected.take_log()
+    _, marks = expected.take_log(io.BytesIO())
     known = {}
     for record, mark in zip([each for each in records if each[0] is not None], marks.tolist(), strict=True):
         assert known.setdefault(record, mark) == mark
@@ -479,3 +481,137 @@ def test_large_messages_that_come_at_once_are_judged_in_pieces(monkeypatch):
     assert [value for some in together for value in some.values] == values * 2
     assert np.concatenate([some.offsets for some in together]).tolist() == [*range(7, 7 + count)] * 2
     assert np.concatenate([some.times for some in together]).tolist() == [*range(count)] * 2
+
+
+# --- Tables ---
+
+
+def test_tables_that_are_too_large_change_nothing(monkeypatch):
+    """Each chunk's sums and rows go to DuckDB at once, with labels, prefill chips, duplicates and a fault."""
+    stream = make_stream()
+    stream.row(-1)["requests"] += 1
+    monkeypatch.setattr("tokenometer.processor.verify._CHUNK_MESSAGES", 20)
+    together = stream.verify()
+    written = []
+    monkeypatch.setattr("tokenometer.processor.verify.Tables", lambda folder, window, memory: small(folder, window))
+    kept = tally.Tables._write_expected
+    monkeypatch.setattr(tally.Tables, "_write_expected", lambda self: (written.append(1), kept(self))[1])
+    alone = verify(stream.broker, GROUP, {LOG: stream.mapping.engine}, SETTINGS)
+    assert len(written) >= 2, "a chunk of each partition"
+    assert together.differing_rows == 1
+    assert {**vars(together), "seconds": 0} == {**vars(alone), "seconds": 0}
+
+
+def small(folder: str, window_ms: int) -> tally.Tables:
+    return tally.Tables(folder, window_ms, memory_bytes=1)
+
+
+KEYS = st.sampled_from([(b"a", b"m"), (b"b", b"m"), (b"", b"m"), (b"a", b"mm"), (b"am", b"")])
+COUNTS = st.sampled_from([0, 1, 2, 3, 1 << 39, (1 << 40) - 1])
+PUBLISHED = st.tuples(KEYS, st.sampled_from([b"p", b"q", b"r"]), st.sampled_from([0, 1]), COUNTS, st.integers(0, 9))
+
+
+def add_record(expected: Expected, user: bytes, model: bytes, count: int) -> None:
+    texts = [joined([[text]]) for text in (b"id", b"", user, model, b"chip", None, b"")]
+    numbers = np.array([[1, count, *[0] * (len(native.NUMBERS) - 2)]])
+    expected.add(texts, np.zeros(1), numbers, *[np.zeros(1, np.int64)] * 3)
+
+
+def add_row(found: Found, user: bytes, model: bytes, part: bytes, numbers: Sequence[int], place=0, offset=0) -> None:
+    padded = [*numbers, *[0] * (len(native.NUMBERS) - len(numbers))]
+    found.add(0, offset, place, (user, model, b"chip", b"", part), padded)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(KEYS, COUNTS), max_size=12), st.lists(PUBLISHED, max_size=12), st.data())
+def test_what_agrees_is_what_adds_up(records, published, data):
+    """By dictionaries: rows whose last published rows add up to their records. The others are all there still."""
+    expected, found = Expected(60_000, SEED), Found(SEED)
+    log: dict[tuple, list[int]] = {}
+    for key, count in records:
+        add_record(expected, *key, count)
+        row = log.setdefault(key, [0, 0])
+        row[0] += 1
+        row[1] += count
+    rows = [
+        (key, part, place, [1, count], 100 * order + number)  # in any order; no offset occurs twice
+        for number, (key, part, place, count, order) in enumerate(published)
+    ]
+    some = data.draw(st.sampled_from([*log, None])) if log else None
+    if some is not None:  # a row that does agree, unless others of its key are there, too
+        rows.append((some, b"s", 0, log[some], 0))
+    last: dict[tuple, list[int]] = {}
+    offsets: dict[tuple, int] = {}
+    for key, part, place, numbers, offset in rows:
+        add_row(found, *key, part, numbers, place, offset)
+        if offset > offsets.get((key, part, place), -1):
+            last[key, part, place], offsets[key, part, place] = numbers, offset
+    agreed = set()
+    for key in log:
+        of_key = {(part, place): numbers for (other, part, place), numbers in last.items() if other == key}
+        parts = [part for part, _ in of_key]
+        sums = [sum(column) for column in zip(*of_key.values(), strict=True)]
+        if of_key and len(set(parts)) == len(parts) and sums == log[key]:
+            agreed.add(key)
+    count, by_part = found.agree(expected)
+    assert count == len(agreed)
+    left = {(row["user"], row["model"]): [row["requests"], row["input_tokens"]] for row in expected.table().to_pylist()}
+    assert left == {key: numbers for key, numbers in log.items() if key not in agreed}
+    for part, sums in by_part.items():
+        some = [numbers for (key, other, _), numbers in last.items() if key in agreed and other == part]
+        assert sums[:2] == [sum(column) for column in zip([0, 0], *some, strict=True)]
+    rest: dict[tuple, list[int]] = {}
+    for row in sorted(found.table().to_pylist(), key=lambda row: row["log_offset"]):
+        rest[(row["user"], row["model"]), row["part"], row["place"]] = [row["requests"], row["input_tokens"]]
+    assert rest == {key: numbers for key, numbers in last.items() if key[0] not in agreed}
+
+
+@pytest.mark.parametrize("count", [(1 << 48) - 1, 1 << 48, (1 << 64) - 1])
+def test_counters_that_could_wrap_are_left_to_duckdb(count):
+    """2^48 is the first. Two rows of 2^63 would add up to nothing in 64 bits."""
+    expected, found = Expected(60_000, SEED), Found(SEED)
+    records = -(-count // ((1 << 40) - 1)) if count < 1 << 49 else 1
+    rest = count
+    for _ in range(records):
+        add_record(expected, b"a", b"m", min(rest, (1 << 40) - 1))
+        rest -= min(rest, (1 << 40) - 1)
+    add_row(found, b"a", b"m", b"p", [records, count])
+    rows, _ = found.agree(expected)
+    assert rows == (count < 1 << 48)
+    if count >= 1 << 49:
+        add_row(found, b"a", b"m", b"q", [0, 1 << 40])
+        assert found.agree(expected)[0] == 0
+
+
+@pytest.mark.parametrize("parts", [1 << 13, (1 << 13) + 1])
+def test_a_row_of_very_many_parts_is_left_to_duckdb(parts):
+    expected, found = Expected(60_000, SEED), Found(SEED)
+    for _ in range(parts):
+        add_record(expected, b"a", b"m", 1)
+    for part in range(parts):
+        add_row(found, b"a", b"m", b"p%d" % part, [1, 1])
+    assert found.agree(expected)[0] == (parts == 1 << 13)
+
+
+def test_a_sum_that_comes_near_its_end_is_written_out():
+    """2^62 is the first; a chunk of records adds less than is left."""
+    expected = Expected(60_000, SEED)
+    texts = [joined([[text]]) for text in (None, b"", b"a", b"m", b"c", None, b"")]
+    for size, full in (((1 << 62) - 1, False), (1, True)):
+        numbers = np.array([[0, size, *[0] * (len(native.NUMBERS) - 2)]])
+        expected.add(texts, np.zeros(1), numbers, *[np.zeros(1, np.int64)] * 3)
+        assert expected.is_full == full
+    expected.clear()
+    assert not expected.is_full and len(expected) == 0
+
+
+def test_without_a_compiler_the_audit_says_so(monkeypatch, tmp_path):
+    stream = make_stream()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    native._library.cache_clear()
+    with pytest.raises(BuildError, match="no C\\+\\+ compiler found"):
+        verify(stream.broker, GROUP, {LOG: stream.mapping.engine}, SETTINGS)
+    monkeypatch.undo()
+    native._library.cache_clear()

@@ -34,7 +34,7 @@ import numpy as np
 
 from tokenometer.processor.broker import BEGINNING, Broker, Extent, Headers, Messages, Offset, OutOfRange, Place
 from tokenometer.processor.verify import live, native, tasks
-from tokenometer.processor.verify.native import Ints, Texts, joined
+from tokenometer.processor.verify.native import Ints, Texts, bytes_of, joined
 from tokenometer.processor.verify.quick import QuickJudge, Read, is_eligible
 from tokenometer.processor.verify.sums import Sums, require_duckdb
 from tokenometer.processor.verify.tally import Agreed, Tables
@@ -84,6 +84,7 @@ def verify(
     settings = settings or VerifySettings()
     started = time.monotonic()
     require_duckdb()  # at once, not when all is read
+    native.require()
     cut = _cut(broker, group, sorted(topics), settings)
     with tempfile.TemporaryDirectory(prefix="tokenometer-verify-", dir=settings.scratch) as folder:
         with _without_collector(), _pool(settings, cut) as pool:
@@ -476,15 +477,15 @@ def _in_chunks(stream: Iterable[Messages]) -> Iterator[list[Messages]]:
             some, count, size = [], 0, 0
         some.append(messages)
         count += len(messages.values)
-        size += sum(map(len, filter(None, messages.values)))
+        size += bytes_of(messages.values)
     if some:
         yield some
 
 
 def _in_pieces(messages: Messages) -> Iterator[Messages]:
     """Messages of some bytes each, where many large ones came at once."""
-    lengths = np.array([len(value or b"") for value in messages.values[:_SAMPLE]])
-    step = max(1, int(_CHUNK_BYTES // max(1, lengths.mean())))
+    sample = messages.values[:_SAMPLE]
+    step = max(1, _CHUNK_BYTES * len(sample) // max(1, bytes_of(sample)))
     if step >= len(messages.values):
         yield messages
         return

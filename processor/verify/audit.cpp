@@ -197,6 +197,20 @@ u64 write_key(const u8* key, u64 at, const Export& to, u64* written) {
 
 #define API extern "C" __attribute__((visibility("default")))
 
+// What native.py has to know alike. Returns how many numbers.
+API u64 layout(u64* to) {
+  u64* at = to;
+  for (u64 size : {sizeof(Messages), sizeof(Outcome), sizeof(Line), sizeof(Sample), sizeof(Answer), sizeof(Pairs),
+                   sizeof(Columns), sizeof(Log), sizeof(Export), sizeof(LogExport)}) {
+    *at++ = size;
+  }
+  *at++ = NUMBERS;
+  *at++ = TEXTS;
+  for (u32 parent : PARENTS) *at++ = parent;
+  for (u32 i = 0; i < NUMBERS; ++i) *at++ = is_output(i);
+  return static_cast<u64>(at - to);
+}
+
 // --- Lines of the log ---
 
 API Judge* judge_new(i64 future_skew, i64 past, i64 not_before) {

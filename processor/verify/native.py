@@ -9,13 +9,13 @@ import functools
 import pathlib
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
 from tokenometer.processor.broker import Column
-from tokenometer.processor.verify.values import COUNTERS, FURTHER
+from tokenometer.processor.verify.values import COUNTERS, FURTHER, OUTPUT, PARENTS
 from tokenometer.schemas import compiled
 
 _SOURCE = pathlib.Path(__file__).with_name("audit.cpp")
@@ -117,6 +117,13 @@ def joined(some: Sequence[Sequence[bytes | None]]) -> Texts:
     )
 
 
+def bytes_of(values: Sequence[bytes | None]) -> int:
+    """Of all of them together."""
+    if isinstance(values, Column):
+        return int(np.maximum(values.lengths, 0).sum())
+    return sum(map(len, filter(None, values)))
+
+
 def _texts(values: Sequence[bytes | None]) -> Texts:
     if isinstance(values, Column):
         return Texts(values.data, values.starts, values.lengths)
@@ -212,12 +219,13 @@ class Expected:
         struct = _Columns(*(many(*map(_at, column)) for column in columns), *map(_at, arrays), len(times))
         _checked(_library().expected_add(self.pointer, ctypes.byref(struct)))
 
-    def take_log(self) -> tuple[bytes, Marks, Marks]:
-        """The records since this was last asked: data, where each ends, and their marks."""
+    def take_log(self, file: BinaryIO) -> tuple[Marks, Marks]:
+        """Writes the records since this was last asked. Returns where each ends, and their marks."""
         log = _Log()
         _library().expected_log(self.pointer, ctypes.byref(log))
-        data = ctypes.string_at(log.data, log.size) if log.size else b""
-        found = data, _copied(log.ends, log.entries, np.uint64), _copied(log.marks, log.entries, np.uint64)
+        if log.size:
+            file.write((ctypes.c_char * log.size).from_address(log.data))
+        found = _copied(log.ends, log.entries, np.uint64), _copied(log.marks, log.entries, np.uint64)
         _library().expected_clear_log(self.pointer)
         return found
 
@@ -419,6 +427,11 @@ def _text_columns(texts: np.ndarray[Any, np.dtype[np.uint8]], lengths: Ints) -> 
 # --- The library ---
 
 
+def require() -> None:
+    """Raises BuildError where there is no compiler."""
+    _library()
+
+
 def _at(array: np.ndarray[Any, Any] | None) -> int | None:
     return None if array is None else array.ctypes.data
 
@@ -444,7 +457,6 @@ def _owned(address: int | None, free: Any, owner: object) -> ctypes.c_void_p:
 
 @functools.cache
 def _library() -> Any:
-    """Raises BuildError where there is no compiler."""
     library = ctypes.CDLL(str(compiled.build_shared(_SOURCE)))
     p, u64, i64, u32, i32 = ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64, ctypes.c_uint32, ctypes.c_int32
     entries: dict[str, tuple[Any, list[Any]]] = {
@@ -460,9 +472,22 @@ def _library() -> Any:
         "found_export": (u64, [p, p, p]), "rows_new": (p, [i64]), "rows_free": (None, [p]),
         "rows_learn": (i64, [p, p, p]), "rows_forget": (None, [p]), "rows_try": (i64, [p, u32, p, u64, p, u64]),
         "rows_read": (i64, [p, p, p, i32, u32, p]),
-        "agree_all": (i64, [p, p, p]), "log_export": (u64, [p, p, p, u64, p]),
+        "layout": (u64, [p]), "agree_all": (i64, [p, p, p]), "log_export": (u64, [p, p, p, u64, p]),
     }  # fmt: skip
     for name, (answer, arguments) in entries.items():
         entry = getattr(library, name)
         entry.restype, entry.argtypes = answer, arguments
+    _check_layout(library)
     return library
+
+
+def _check_layout(library: Any) -> None:
+    """A counter that one of the two does not know would be read as another one."""
+    structs = _Messages, _Outcome, _Answer, _Pairs, _Columns, _Log, _Export, _LogExport
+    sizes = [ctypes.sizeof(struct) for struct in structs]
+    wanted = [*sizes[:2], _LINE.itemsize, _SAMPLE.itemsize, *sizes[2:], len(NUMBERS), len(TEXTS)]
+    wanted += [NUMBERS.index(parent) for parent in PARENTS.values()]
+    wanted += [int(name in OUTPUT) for name in NUMBERS]
+    found = np.zeros(64, np.uint64)
+    count = library.layout(_at(found))
+    assert found[:count].tolist() == wanted, "audit.cpp has other numbers than values.py"

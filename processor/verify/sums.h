@@ -21,6 +21,11 @@ struct Where {
   u32 line;
 };
 
+// What stays on the chip that generates; the rest is booked on the one that read the prompt, if that is another one.
+inline bool is_output(u32 number) {
+  return number == 0 || number == OUTPUT || number == REASONING || number == NUMBERS - 1;
+}
+
 inline void put_key(std::string& key, i64 window, const Text* four) {
   key.clear();
   put(key, static_cast<u64>(window));
@@ -108,8 +113,6 @@ class Expected {
   }
 
  private:
-  static bool is_output(u32 number) { return number == 0 || number == OUTPUT || number == REASONING || number == 10; }
-
   template <typename Takes>
   void add(Payload& row, const u64* numbers, Takes takes) {
     ++row.records;

@@ -24,6 +24,7 @@ from tokenometer.processor.verify.values import (
     COUNTERS,
     FURTHER,
     NO_COUNTERS,
+    OUTPUT,
     Counters,
     Difference,
     DuckDBMissing,
@@ -40,8 +41,6 @@ _KEY = 'window_start, "user", model, chip, labels'
 _COUNTERS = (*COUNTERS, *FURTHER)
 _ALL = ", ".join(_COUNTERS)
 _SUMS = ", ".join(f"sum({name}) AS {name}" for name in _COUNTERS)
-# These stay on the row of `chip` where there is a prefill_chip.
-_OUTPUT = ("requests", "output_tokens", "reasoning_tokens", "audio_output_tokens")
 
 # The first record of an identity in a generation counts, unless the generation before has one too.
 #
@@ -132,12 +131,12 @@ _EXPECTED = f"""
         SELECT {_KEY}, records, {_ALL} FROM sums
         UNION ALL
         SELECT {_KEY}, records, {", ".join(
-            name if name in _OUTPUT else f"CASE WHEN prefill_chip IS NULL THEN {name} ELSE 0 END AS {name}"
+            name if name in OUTPUT else f"CASE WHEN prefill_chip IS NULL THEN {name} ELSE 0 END AS {name}"
             for name in _COUNTERS
         )} FROM changes
         UNION ALL
         SELECT window_start, "user", model, prefill_chip AS chip, labels, records, {", ".join(
-            f"0 AS {name}" if name in _OUTPUT else name for name in _COUNTERS
+            f"0 AS {name}" if name in OUTPUT else name for name in _COUNTERS
         )} FROM changes WHERE prefill_chip IS NOT NULL
     )
     SELECT {_KEY}, {_SUMS} FROM booked GROUP BY {_KEY} HAVING sum(records) > 0

@@ -22,6 +22,8 @@ PARENTS = {  # further counters, each a part of one of the above; a row has only
 }
 FURTHER = tuple(PARENTS)
 NO_FURTHER = (0, 0, 0, 0, 0)
+# These stay on the row of `chip` where there is a prefill_chip.
+OUTPUT = ("requests", "output_tokens", "reasoning_tokens", "audio_output_tokens")
 REASONS = (
     # Of a whole message
     "too_large",
