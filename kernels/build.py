@@ -4,61 +4,28 @@ Both come from the same headers, and both compare layout.py with them. The CPU l
 sources, the flags, the compiler and the processor. Apart from target.py this is the only module that touches CuPy.
 """
 
-import contextlib
 import ctypes
-import fcntl
-import functools
-import hashlib
 import importlib.metadata
 import json
-import os
 import pathlib
-import platform
 import re
-import shlex
-import shutil
-import subprocess
-import tempfile
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from tokenometer.kernels import layout
-from tokenometer.schemas.errors import TokenometerError
+from tokenometer.schemas import compiled
+from tokenometer.schemas.compiled import BuildError, build_text, cache_directory, compiler, kept, processor, version
+
+__all__ = ["BuildError", "build_shared", "cache_directory", "compiler", "kept", "processor", "version"]
 
 _HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = _HERE / "host.cpp", _HERE / "device.cu"
-HOST_FLAGS = (
-    *("-std=c++17", "-O3", "-march=native", "-mtune=generic", "-Wall", "-Wextra", "-Werror"),
-    *("-fvisibility=hidden", "-shared", "-fPIC"),
-    "-fno-jump-tables",  # compares are better predicted than one indirect jump for every kind of value
-)
 THREADS_FLAG = "-DTOKENOMETER_THREADS"
 DEVICE_FLAGS = ("-std=c++17",)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data centre cards
 _PARSING = "parse", "finish", "look_again", "accounts", "adopt"
 ENTRIES = (*_PARSING, "claim", "grow", "recall", "settle", "count", "export_rows")
 HOST_ENTRIES = (*ENTRIES, "in_order")
-
-
-class BuildError(TokenometerError, RuntimeError):
-    """The kernels cannot be built here. The message says what is missing and how to mend it."""
-
-
-def compiler() -> str:
-    """The C++ compiler: $CXX, else g++, else clang++."""
-    for name in (os.environ.get("CXX"), "g++", "clang++"):
-        if name and shutil.which(shlex.split(name)[0]):
-            return name
-    raise BuildError(
-        "no C++ compiler found: the CPU engine is built at first use. Install one (Debian: apt-get install g++; "
-        "Fedora: dnf install gcc-c++), or name one in CXX"
-    )
-
-
-def cache_directory() -> pathlib.Path:
-    base = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(base) / "tokenometer"
 
 
 def build_host(threads: bool = False, extra: tuple[str, ...] = ()) -> pathlib.Path:
@@ -68,58 +35,7 @@ def build_host(threads: bool = False, extra: tuple[str, ...] = ()) -> pathlib.Pa
 
 def build_shared(file: pathlib.Path, extra: tuple[str, ...] = ()) -> pathlib.Path:
     """A shared library of one C++ file."""
-    text = source(file)
-    command = [*shlex.split(compiler()), *HOST_FLAGS, *extra, "-x", "c++"]
-
-    def make(made: pathlib.Path) -> None:
-        run = subprocess.run([*command, "-o", str(made), "-"], input=text, capture_output=True, text=True, check=False)
-        if run.returncode:
-            raise BuildError(f"{shlex.join(command)} failed:\n{run.stderr}")
-
-    return kept(file.stem, ".so", [text, *command, version(command[0]), processor()], make)
-
-
-def kept(name: str, suffix: str, identity: Sequence[str], make: Callable[[pathlib.Path], None]) -> pathlib.Path:
-    """The cached file of this identity. Where there is none, `make` writes it; other processes that want it wait."""
-    digest = hashlib.sha256("\0".join(identity).encode()).hexdigest()[:20]
-    path = cache_directory() / f"{name}-{digest}{suffix}"
-    if path.exists():
-        return path
-    with _lock(path) as made:
-        if not path.exists():
-            make(made)
-            made.rename(path)  # atomic, because not every file system has locks
-    return path
-
-
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """One process at a time; gives a new file beside the path, which is gone afterwards."""
-    lock = path.with_suffix(".lock")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as taken:
-            made = pathlib.Path(taken.name)
-        held = lock.open("w")
-    except OSError as error:
-        raise BuildError(
-            f"{path.parent}: the kernels cannot be kept here: {error.strerror}; name another directory in "
-            "XDG_CACHE_HOME"
-        ) from None
-    with held:
-        try:
-            with contextlib.suppress(OSError):
-                fcntl.flock(held, fcntl.LOCK_EX)
-            yield made
-        finally:
-            lock.unlink(missing_ok=True)
-            made.unlink(missing_ok=True)
-
-
-@functools.cache
-def version(program: str) -> str:
-    """What a compiler says of itself."""
-    return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
+    return build_text(file.stem, source(file), extra)
 
 
 def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
@@ -141,31 +57,8 @@ def source(file: pathlib.Path) -> str:
     NVRTC, the host's compiler and the cache's hash all take this one text; its messages name the files.
     """
     seen: set[pathlib.Path] = set()
-
-    def expand(path: pathlib.Path) -> str:
-        if path in seen:
-            return ""
-        seen.add(path)
-        lines = []
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-            if match := re.fullmatch(r'#include "(.+)"', line):
-                lines += [expand((path.parent / match[1]).resolve()), f'#line {number + 1} "{path.name}"']
-            else:
-                lines.append("" if line == "#pragma once" else line)
-        return "\n".join([f'#line 1 "{path.name}"', *lines])
-
-    text = expand(file.resolve())
+    text = compiled.source(file, seen)
     return f'{text}\n#line 1 "layout.py"\n{layout.assertions()}' if _HERE / "layout.h" in seen else text
-
-
-@functools.cache
-def processor() -> str:
-    """What -march=native means here: model and feature flags."""
-    try:
-        lines = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features"))}))
 
 
 def load_device() -> Any:

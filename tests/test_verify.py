@@ -374,6 +374,8 @@ def test_totals_beyond_64_bits_add_up():
 
 def test_other_processes_find_the_same(monkeypatch):
     monkeypatch.setattr("tokenometer.processor.verify._FEW_MESSAGES", 0)
+    monkeypatch.setattr("tokenometer.processor.verify._FEW_LINES", 0)
+    monkeypatch.setattr("tokenometer.processor.verify._MANY_LETTERS", 0)
     monkeypatch.setattr("tokenometer.processor.verify._CHUNK_MESSAGES", 20)
     stream = make_stream()
     stream.row(-1)["requests"] += 1

@@ -4,6 +4,7 @@ Lines that are judged together are those that look alike, so the lines here are:
 with other values, and beside itself with one byte changed. `_WORTH` is set so that a second line is worth a template.
 """
 
+import io
 import json
 import os
 import pathlib
@@ -13,7 +14,6 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import orjson
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,13 +21,15 @@ from hypothesis import strategies as st
 from tests import bad_input, harness, mutate
 from tests.test_verify import GROUP, LOG, MAPPINGS, ODD, SETTINGS, make_stream
 from tokenometer.processor.broker import Messages, Place
-from tokenometer.processor.verify import _in_chunks, ids, live, quick, templates, usage, verify
-from tokenometer.processor.verify.judge import Judge, SkippedRecord
-from tokenometer.processor.verify.pages import FRONT, Page, page_text
-from tokenometer.processor.verify.quick import QuickJudge, record_at
+from tokenometer.processor.verify import _in_chunks, ids, live, native, quick, tally, templates, usage, verify
+from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord
+from tokenometer.processor.verify.native import Expected, Found, joined
+from tokenometer.processor.verify.native import Messages as Together
+from tokenometer.processor.verify.quick import QuickJudge
 from tokenometer.processor.verify.times import time_reader
 from tokenometer.processor.verify.values import RefusedRecord
 from tokenometer.schemas import mapping as mappings
+from tokenometer.schemas.compiled import BuildError
 
 SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
 SKEW_MS, PAST_MS = mutate.FUTURE_SKEW_MS, mutate.PAST_MS
@@ -38,7 +40,7 @@ BYTES = [*b'"\\{}[]:, 09-.eEtnTZ+', 0x00, 0x09, 0x0D, 0x1F, 0x7F, 0x80, 0xC3, 0x
 
 @pytest.fixture(autouse=True)
 def alike_from_the_second_line_on(monkeypatch):
-    monkeypatch.setattr(templates, "_WORTH", 2)
+    monkeypatch.setattr(templates, "WORTH", 2)
     monkeypatch.setattr(templates, "_TRIES", 1000)
 
 
@@ -52,30 +54,84 @@ def said(judge: Judge, line: bytes, time: int) -> tuple:
     return ("empty",) if record is None else ("counted", record)
 
 
+WINDOW_MS = 1  # so that a row's window is its records' time
+
+
+def added(expected: Expected) -> dict[int, Judged]:
+    """Every record that was added, by its message's offset, as the judge would say it. Those without an id are not in
+    the log of records."""
+    ends, marks = expected.take_log(file := io.BytesIO())
+    found = native.logged(np.frombuffer(file.getvalue(), np.uint8), ends, np.arange(len(marks)))
+    rows = {name: column.to_pylist() for name, column in zip(*_columns(expected), strict=True)}
+    texts = {name: found[name].to_pylist() for name in ("request_id", "scope")}
+    records = {}
+    for at, offset in enumerate(found["log_offset"].tolist()):
+        row, prefill = int(found["row"][at]), int(found["prefill_row"][at])
+        numbers = [int(found[name][at]) for name in native.NUMBERS]
+        names = [rows[name][row] for name in ("user", "model", "chip")]
+        prefill_chip = rows["chip"][prefill] if prefill >= 0 else None
+        six = texts["request_id"][at], texts["scope"][at], *names, prefill_chip, rows["labels"][row]
+        request_id, scope, *others, labels = (None if text is None else text.decode() for text in six)
+        time = rows["window_start"][row]
+        records[offset] = (request_id, scope, time, *others, *numbers[:6], labels, *numbers[6:])
+    return records
+
+
+def _columns(expected: Expected):
+    table = expected.table(np.arange(len(expected)))
+    return table.column_names, table.columns
+
+
 def assert_judged_alike(
     mapping: mappings.Mapping, lines: Sequence[bytes], times: Sequence[int] | None = None, past_ms: int | None = PAST_MS
 ) -> int:
     """All that the quick judge decides is what the judge says. Returns how many lines it decides."""
     judge = Judge(mapping, SKEW_MS, past_ms)
     together = QuickJudge(mapping, judge, SKEW_MS, past_ms)
-    page = Page(page_text(lines))
-    assert len(page) == len(lines)
     message_times = np.array(times or [NOW_MS] * len(lines), np.int64)
+    numbers = np.arange(len(lines))
     for _ in range(2):  # with templates that it has just learned, and with those that it knows
-        answer = together(page, np.ones(len(lines), bool), message_times)
-        decided = {}
-        for part in answer.counted:
-            for at, line in enumerate(part.lines.tolist()):
-                assert line not in decided
-                decided[line] = ("counted", record_at(part, at))
-        left = set(answer.left.tolist())
-        assert len(left) == len(answer.left) and not left & decided.keys()
-        skipped = set(range(len(lines))) - left - decided.keys()
-        assert len(skipped) == answer.skipped
-        decided |= dict.fromkeys(skipped, ("skipped",))
-        for line, verdict in decided.items():
-            assert said(judge, lines[line], int(message_times[line])) == verdict, f"seed {SEED}: {lines[line]!r}"
+        expected = Expected(WINDOW_MS, SEED)
+        messages = Together(joined([lines]), message_times, numbers, numbers, np.ones(len(lines), bool))
+        answer = together(expected, messages)
+        left = {each.message for each in answer.left}
+        assert all(lines[each.message] == each.line for each in answer.left)
+        decided = [line for line in range(len(lines)) if line not in left]
+        wanted = {line: said(judge, lines[line], int(message_times[line])) for line in decided}
+        assert {kind for kind, *_ in wanted.values()} <= {"counted", "skipped"}, f"seed {SEED}"
+        records = {line: verdict[1] for line, verdict in wanted.items() if verdict[0] == "counted"}
+        assert (answer.counted, answer.skipped) == (len(records), len(decided) - len(records))
+        found, table = added(expected), expected.table()
+        for line, record in records.items():
+            if record[0] is not None:
+                assert found[line] == record, f"seed {SEED}: {lines[line]!r}"
+        assert len(found) == sum(record[0] is not None for record in records.values())
+        assert sums_of(table) == sums_of_judged(list(records.values())), f"seed {SEED}"
     return len(decided)
+
+
+def sums_of(table) -> dict[tuple, list[int]]:
+    rows = table.to_pylist()
+    names = ("window_start", "user", "model", "chip", "labels")
+    return {tuple(row[name] for name in names): [row["records"], *(row[name] for name in native.NUMBERS)]
+            for row in rows}  # fmt: skip
+
+
+def sums_of_judged(records: Sequence[Judged]) -> dict[tuple, list[int]]:
+    """By row; what is not generated goes to the chip that read the prompt."""
+    sums: dict[tuple, list[int]] = {}
+    for _, _, time, user, model, chip, prefill_chip, *numbers in records:
+        labels = numbers.pop(6)
+        output = [name in ("requests", "output_tokens", "reasoning_tokens", "audio_output_tokens")
+                  for name in native.NUMBERS]  # fmt: skip
+        halves = [(chip, output), (prefill_chip, [not one for one in output])]
+        for where, takes in halves if prefill_chip is not None else [(chip, [True] * len(output))]:
+            key = time, *(None if text is None else text.encode() for text in (user, model, where, labels))
+            row = sums.setdefault(key, [0] * (1 + len(output)))
+            row[0] += 1
+            for at, (number, taken) in enumerate(zip(numbers, takes, strict=True)):
+                row[1 + at] += number * taken
+    return sums
 
 
 _VALUE = re.compile(rb'(?<=[:,\[ ])("[^"\\]*"(?!\s*:)|\d+(?=[,}\]]))')
@@ -193,43 +249,43 @@ def bad_time(line: bytes) -> int:
 
 
 def test_a_log_with_very_many_shapes_goes_to_the_judge(monkeypatch):
-    monkeypatch.setattr(templates, "_PLANS_MAX", 3)
+    monkeypatch.setattr(quick, "PLANS_MAX", 3)
     line = GOOD["native"]
     lines = [line.replace(b'"region"', b'"region%d"' % n) for n in range(8) for _ in range(5)]
     assert assert_judged_alike(mappings.resolve("native"), lines) == 3 * 5
 
 
-# --- Pages ---
+# --- What stands between fixed texts ---
 
 
-def places_in(texts: Sequence[bytes]) -> tuple[Page, tuple[np.ndarray, np.ndarray]]:
-    page = Page(page_text(texts))
-    lengths = np.array([len(text) for text in texts], np.int64)
-    begins = FRONT + np.concatenate(([0], np.cumsum(lengths + 1)[:-1]))
-    return page, (begins, lengths)
+def alike(template: bytes, values: Sequence[bytes], name: bytes) -> list[bool]:
+    """Which of these values the plan of a line takes in the place of its own."""
+    judge = Judge(mappings.resolve("native"), SKEW_MS, None)
+    together = QuickJudge(mappings.resolve("native"), judge, SKEW_MS, None)
+    plan = together.learn(template, NOW_MS)
+    assert plan is not None
+    head, tail = template.split(name)
+    return [together.judged(plan, head + value + tail, NOW_MS) is not None for value in values]
 
 
-TEXTS = st.lists(st.text("0123456789-+.eEtrufalsn", min_size=1, max_size=20).map(str.encode), min_size=1, max_size=30)
+SCALARS = st.lists(st.text("0123456789-+.eEtrufalsn", min_size=1, max_size=20).map(str.encode), min_size=1, max_size=30)
 
 
 @settings(max_examples=300, deadline=None)
-@given(TEXTS)
-def test_what_is_surely_a_number_or_a_word_is_json(texts):
-    page, places = places_in(texts)
-    for text, sure in zip(texts, page.scalars(places), strict=True):
-        if sure:
-            assert type(json.loads(text)) in (int, float, bool, type(None))
-    for text, value, sure in zip(texts, *page.integers(places), strict=True):
-        assert bool(sure) == bool(re.fullmatch(rb"0|[1-9][0-9]{0,15}", text))
-        assert not sure or value == int(text)
+@given(SCALARS)
+def test_what_is_surely_a_scalar_or_a_count_is_json(texts):
+    line = GOOD["native"]
+    for text, sure in zip(texts, alike(line, texts, b"12.5"), strict=True):
+        assert not sure or type(json.loads(text)) in (int, float, bool, type(None))
+    for text, sure in zip(texts, alike(line.replace(b"300", b"12345"), texts, b"12345"), strict=True):
+        assert bool(sure) == (bool(re.fullmatch(rb"0|[1-9][0-9]{0,15}", text)) and int(text) < 1 << 40)
 
 
 @pytest.mark.parametrize(
     "text", [b"0", b"-0", b"200", b"12.50", b"-1.5", b"true", b"false", b"null", b"0.1234567890123"]
 )
 def test_plain_scalars_are_sure(text):
-    page, places = places_in([text])
-    assert page.scalars(places).all()
+    assert alike(GOOD["native"], [text], b"12.5") == [True]
 
 
 DIGITS = st.text("0123456789", min_size=1, max_size=10)
@@ -249,53 +305,28 @@ TIME = st.one_of(
 @settings(max_examples=500, deadline=None)
 @given(st.lists(TIME, min_size=1, max_size=20))
 def test_what_is_surely_a_time_is_the_judges_time(texts):
-    field = mappings.resolve("native").field("timestamp")
-    read = time_reader(field, lambda top: top["t"], 0, None, 0)
-    page, places = places_in([text.encode() for text in texts])
-    for text, value, sure in zip(texts, *page.rfc3339(places), strict=True):
+    mapping = mappings.resolve("native")
+    read = time_reader(mapping.field("timestamp"), lambda top: top["t"], 1 << 62, None, 0)
+    together = QuickJudge(mapping, Judge(mapping, 1 << 62, None), 1 << 62, None)
+    line = GOOD["with blanks"]
+    plan = together.learn(line, NOW_MS)
+    for text in texts:
+        changed = line.replace(b"2026-11-18T00:26:39.5Z", text.encode())
+        answer = together.judged(plan, changed, NOW_MS)
         try:
             wanted = read({"t": text}, None)
         except RefusedRecord:
             wanted = None
-        assert wanted == value if sure else True, text
-        assert sure or wanted is None or ":60" in text, text
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(st.text("ab\u00e9", max_size=50).map(str.encode), min_size=1, max_size=20))
-def test_texts_are_those_of_the_page(texts):
-    page, places = places_in(texts)
-    assert page.texts(places).to_pylist() == texts
-    others = texts[1:] + texts[:1]
-    both, (begins, lengths) = places_in(texts + others)
-    n = len(texts)
-    same = both.are_equal((begins[:n], lengths[:n]), (begins[n:], lengths[n:]))
-    assert same.tolist() == [a == b for a, b in zip(texts, others, strict=True)]
+        assert answer is None or answer[2] == wanted, text
+        assert answer is not None or wanted is None or ":60" in text, text
 
 
 # --- Ids ---
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(st.tuples(st.one_of(st.none(), st.text("ab", max_size=70)), st.sampled_from(["", "s", "t" * 40]))),
-    st.booleans(),
-)
-def test_equal_ids_have_equal_marks(records, scopes_are_constant):
-    """And none is that of no id. A chunk whose scopes are all empty does not give them."""
-    names = pa.array([None if name is None else name.encode() for name, _ in records], pa.binary())
-    scopes = pa.array([scope.encode() for _, scope in records], pa.binary())
-    marks = ids.marks_of(names, scopes).tolist()
-    known = {}
-    for (name, scope), mark in zip(records, marks, strict=True):
-        assert (mark == ids.NONE) == (name is None)
-        assert known.setdefault((name, scope), mark) == mark or name is None
-    bare = ids.marks_of(names, None).tolist()
-    assert all(mark == other for (_, scope), mark, other in zip(records, marks, bare, strict=True) if not scope)
-
-
 def test_marks_that_occur_twice_are_found_in_several_passes(tmp_path, monkeypatch):
     monkeypatch.setattr(ids, "_MARKS_AT_ONCE", 7)
+    monkeypatch.setattr(ids, "_SIEVE_BITS", 3)
     rng = np.random.default_rng(SEED)
     files, marks = [], []
     for number in range(5):
@@ -303,11 +334,32 @@ def test_marks_that_occur_twice_are_found_in_several_passes(tmp_path, monkeypatc
         np.save(file := f"{tmp_path}/marks-{number}.npy", some)
         files.append(file)
         marks += some.tolist()
-    wanted = sorted({mark for mark in marks if marks.count(mark) > 1 and mark})
-    assert ids.repeated(files).tolist() == wanted
-    assert ids.are_among(np.array([*wanted, 10**6], np.uint64), np.array(wanted, np.uint64)).tolist() == [True] * len(
-        wanted
-    ) + [False]
+    wanted = sorted({mark for mark in marks if marks.count(mark) > 1})
+    repeated = ids.Repeated(files)
+    assert repeated.marks.tolist() == wanted
+    asked = [*range(60), 10**6]
+    assert repeated.holds(np.array(asked, np.uint64)).tolist() == [mark in wanted for mark in asked]
+    assert len(ids.Repeated([])) == 0
+
+
+IDS = st.lists(st.tuples(st.one_of(st.none(), st.text("ab", max_size=70)), st.sampled_from(["", "s", "t" * 40])))
+
+
+@settings(max_examples=200, deadline=None)
+@given(IDS)
+def test_equal_ids_have_equal_marks(records):
+    """And different ones have others, as far as these tests reach; no id has none."""
+    expected, count = Expected(1, SEED), len(records)
+    names = [None if name is None else name.encode() for name, _ in records]
+    scopes = [scope.encode() for _, scope in records]
+    columns = [joined([column]) for column in (names, scopes, *[[b"x"] * count] * 5)]
+    numbers = np.arange(count)
+    expected.add(columns, numbers, np.zeros((count, len(native.NUMBERS))), numbers, numbers, numbers)
+    _, marks = expected.take_log(io.BytesIO())
+    known = {}
+    for record, mark in zip([each for each in records if each[0] is not None], marks.tolist(), strict=True):
+        assert known.setdefault(record, mark) == mark
+    assert len(set(known.values())) == len(known)
 
 
 # --- Rows of token-usage ---
@@ -340,23 +392,34 @@ def test_no_changed_byte_of_a_row_is_overlooked():
     good = [at for at, row in enumerate(wanted) if row is not None]
     other_schemas = [at for at, each in enumerate(values) if b"\n" in each or not is_known(each)]
     kept = [at for at in range(len(keys)) if at not in set(other_schemas)]
-    parts, problems = usage.read(
-        [keys[at] for at in kept], [values[at] for at in kept], kept, "token-usage/0", SETTINGS.window_ms
-    )
-    table = usage.table(parts, 0, np.array(kept, np.int64), pa.schema([("log_offset", pa.int64()), *ROW]))
-    found = {row["log_offset"]: tuple(row.values())[1:] for row in table.to_pylist()}
-    assert found == {at: tuple(as_bytes(cell) for cell in wanted[at]) for at in good if at in set(kept)}
-    assert len(problems) == len(kept) - len(found)
-    assert sum(len(part.messages) for part in parts[:-1]) > 100, "rows were read together"
+    found, reader = Found(SEED), None
+    reader = usage.UsageReader(found, SETTINGS.window_ms)
+    rows, problems = {}, []
+    columns = joined([[keys[at] for at in kept]]), joined([[values[at] for at in kept]])
+    left = reader._rows.read(found, *columns, np.array(kept), 0)
+    assert len(left) == len(kept), "nothing is known of rows yet"
+    problems = reader.read(*columns, np.array(kept), "token-usage", 0)
+    assert reader._learned >= 1
+    assert len(problems) == len(kept) - len([at for at in good if at in set(kept)])
+    for row in found.table().to_pylist():
+        rows[row["log_offset"]] = tuple(row[name] for name in ROW)
+    wanted_rows = {at: tuple(as_bytes(cell) for cell in wanted[at]) for at in good if at in set(kept)}
+    last = {(*row[:5], row[11]): at for at, row in wanted_rows.items()}
+    assert rows == {at: wanted_rows[at] for at in last.values()}
+    alone = [at for at in good if at in set(kept) and not len(reader._rows.read(Found(0), *one(keys, values, at)))]
+    assert len(alone) > 100, "rows were read together"
+    for at in alone:
+        table = Found(0)
+        assert not len(reader._rows.read(table, *one(keys, values, at)))
+        [row] = table.table().to_pylist()
+        assert tuple(row[name] for name in ROW) == wanted_rows[at]
 
 
-ROW = [
-    ("window_start", pa.int64()),
-    *((name, pa.binary()) for name in ("user", "model", "chip", "part")),
-    *((name, pa.uint64()) for name in usage.COUNTERS),
-    ("labels", pa.binary()),
-    *((name, pa.uint64()) for name in usage.FURTHER),
-]
+def one(keys, values, at):
+    return joined([[keys[at]]]), joined([[values[at]]]), np.array([at]), 0
+
+
+ROW = ("window_start", "user", "model", "chip", "part", *usage.COUNTERS, "labels", *usage.FURTHER)
 
 
 def as_bytes(cell):
@@ -382,24 +445,11 @@ def test_an_audit_finds_the_same_without_templates(monkeypatch):
     stream = make_stream()
     stream.row(-1)["requests"] += 1
     together = stream.verify()
-    monkeypatch.setattr(templates, "_PLANS_MAX", 0)
-    monkeypatch.setattr(verify_tasks_caches(), "is_eligible", lambda mapping: False)
-    clear_caches()
+    monkeypatch.setattr(usage, "PLANS_MAX", 0)
+    monkeypatch.setattr("tokenometer.processor.verify.is_eligible", lambda mapping: False)
     alone = verify(stream.broker, GROUP, {LOG: stream.mapping.engine}, SETTINGS)
-    clear_caches()
     assert together.differing_rows == 1
     assert {**vars(together), "seconds": 0} == {**vars(alone), "seconds": 0}
-
-
-def verify_tasks_caches():
-    from tokenometer.processor.verify import tasks
-
-    return tasks
-
-
-def clear_caches() -> None:
-    verify_tasks_caches()._judges.cache_clear()
-    usage._shapes.cache_clear()
 
 
 def test_two_readings_that_differ_end_the_audit(monkeypatch):
@@ -407,13 +457,13 @@ def test_two_readings_that_differ_end_the_audit(monkeypatch):
     mapping = mappings.resolve("native")
     judge = Judge(mapping, SKEW_MS, PAST_MS)
     together = QuickJudge(mapping, judge, SKEW_MS, PAST_MS)
-    page = Page(page_text([GOOD["native"]] * 5))
-    times = np.full(5, NOW_MS, np.int64)
-    assert len(together(page, np.ones(5, bool), times).counted) == 1
+    five, numbers = joined([[GOOD["native"]] * 5]), np.arange(5)
+    messages = Together(five, np.full(5, NOW_MS), numbers, numbers, np.ones(5, bool))
+    assert together(Expected(1, 0), messages).counted == 5
     answer = judge(GOOD["native"], NOW_MS)
     monkeypatch.setattr(Judge, "__call__", lambda self, line, time: (*answer[:-1], 1))
     with pytest.raises(quick.VerifyError, match="two readings of one line differ"):
-        together(page, np.ones(5, bool), times)
+        together(Expected(1, 0), messages)
 
 
 def test_large_messages_that_come_at_once_are_judged_in_pieces(monkeypatch):
@@ -431,3 +481,137 @@ def test_large_messages_that_come_at_once_are_judged_in_pieces(monkeypatch):
     assert [value for some in together for value in some.values] == values * 2
     assert np.concatenate([some.offsets for some in together]).tolist() == [*range(7, 7 + count)] * 2
     assert np.concatenate([some.times for some in together]).tolist() == [*range(count)] * 2
+
+
+# --- Tables ---
+
+
+def test_tables_that_are_too_large_change_nothing(monkeypatch):
+    """Each chunk's sums and rows go to DuckDB at once, with labels, prefill chips, duplicates and a fault."""
+    stream = make_stream()
+    stream.row(-1)["requests"] += 1
+    monkeypatch.setattr("tokenometer.processor.verify._CHUNK_MESSAGES", 20)
+    together = stream.verify()
+    written = []
+    monkeypatch.setattr("tokenometer.processor.verify.Tables", lambda folder, window, memory: small(folder, window))
+    kept = tally.Tables._write_expected
+    monkeypatch.setattr(tally.Tables, "_write_expected", lambda self: (written.append(1), kept(self))[1])
+    alone = verify(stream.broker, GROUP, {LOG: stream.mapping.engine}, SETTINGS)
+    assert len(written) >= 2, "a chunk of each partition"
+    assert together.differing_rows == 1
+    assert {**vars(together), "seconds": 0} == {**vars(alone), "seconds": 0}
+
+
+def small(folder: str, window_ms: int) -> tally.Tables:
+    return tally.Tables(folder, window_ms, memory_bytes=1)
+
+
+KEYS = st.sampled_from([(b"a", b"m"), (b"b", b"m"), (b"", b"m"), (b"a", b"mm"), (b"am", b"")])
+COUNTS = st.sampled_from([0, 1, 2, 3, 1 << 39, (1 << 40) - 1])
+PUBLISHED = st.tuples(KEYS, st.sampled_from([b"p", b"q", b"r"]), st.sampled_from([0, 1]), COUNTS, st.integers(0, 9))
+
+
+def add_record(expected: Expected, user: bytes, model: bytes, count: int) -> None:
+    texts = [joined([[text]]) for text in (b"id", b"", user, model, b"chip", None, b"")]
+    numbers = np.array([[1, count, *[0] * (len(native.NUMBERS) - 2)]])
+    expected.add(texts, np.zeros(1), numbers, *[np.zeros(1, np.int64)] * 3)
+
+
+def add_row(found: Found, user: bytes, model: bytes, part: bytes, numbers: Sequence[int], place=0, offset=0) -> None:
+    padded = [*numbers, *[0] * (len(native.NUMBERS) - len(numbers))]
+    found.add(0, offset, place, (user, model, b"chip", b"", part), padded)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(KEYS, COUNTS), max_size=12), st.lists(PUBLISHED, max_size=12), st.data())
+def test_what_agrees_is_what_adds_up(records, published, data):
+    """By dictionaries: rows whose last published rows add up to their records. The others are all there still."""
+    expected, found = Expected(60_000, SEED), Found(SEED)
+    log: dict[tuple, list[int]] = {}
+    for key, count in records:
+        add_record(expected, *key, count)
+        row = log.setdefault(key, [0, 0])
+        row[0] += 1
+        row[1] += count
+    rows = [
+        (key, part, place, [1, count], 100 * order + number)  # in any order; no offset occurs twice
+        for number, (key, part, place, count, order) in enumerate(published)
+    ]
+    some = data.draw(st.sampled_from([*log, None])) if log else None
+    if some is not None:  # a row that does agree, unless others of its key are there, too
+        rows.append((some, b"s", 0, log[some], 0))
+    last: dict[tuple, list[int]] = {}
+    offsets: dict[tuple, int] = {}
+    for key, part, place, numbers, offset in rows:
+        add_row(found, *key, part, numbers, place, offset)
+        if offset > offsets.get((key, part, place), -1):
+            last[key, part, place], offsets[key, part, place] = numbers, offset
+    agreed = set()
+    for key in log:
+        of_key = {(part, place): numbers for (other, part, place), numbers in last.items() if other == key}
+        parts = [part for part, _ in of_key]
+        sums = [sum(column) for column in zip(*of_key.values(), strict=True)]
+        if of_key and len(set(parts)) == len(parts) and sums == log[key]:
+            agreed.add(key)
+    count, by_part = found.agree(expected)
+    assert count == len(agreed)
+    left = {(row["user"], row["model"]): [row["requests"], row["input_tokens"]] for row in expected.table().to_pylist()}
+    assert left == {key: numbers for key, numbers in log.items() if key not in agreed}
+    for part, sums in by_part.items():
+        some = [numbers for (key, other, _), numbers in last.items() if key in agreed and other == part]
+        assert sums[:2] == [sum(column) for column in zip([0, 0], *some, strict=True)]
+    rest: dict[tuple, list[int]] = {}
+    for row in sorted(found.table().to_pylist(), key=lambda row: row["log_offset"]):
+        rest[(row["user"], row["model"]), row["part"], row["place"]] = [row["requests"], row["input_tokens"]]
+    assert rest == {key: numbers for key, numbers in last.items() if key[0] not in agreed}
+
+
+@pytest.mark.parametrize("count", [(1 << 48) - 1, 1 << 48, (1 << 64) - 1])
+def test_counters_that_could_wrap_are_left_to_duckdb(count):
+    """2^48 is the first. Two rows of 2^63 would add up to nothing in 64 bits."""
+    expected, found = Expected(60_000, SEED), Found(SEED)
+    records = -(-count // ((1 << 40) - 1)) if count < 1 << 49 else 1
+    rest = count
+    for _ in range(records):
+        add_record(expected, b"a", b"m", min(rest, (1 << 40) - 1))
+        rest -= min(rest, (1 << 40) - 1)
+    add_row(found, b"a", b"m", b"p", [records, count])
+    rows, _ = found.agree(expected)
+    assert rows == (count < 1 << 48)
+    if count >= 1 << 49:
+        add_row(found, b"a", b"m", b"q", [0, 1 << 40])
+        assert found.agree(expected)[0] == 0
+
+
+@pytest.mark.parametrize("parts", [1 << 13, (1 << 13) + 1])
+def test_a_row_of_very_many_parts_is_left_to_duckdb(parts):
+    expected, found = Expected(60_000, SEED), Found(SEED)
+    for _ in range(parts):
+        add_record(expected, b"a", b"m", 1)
+    for part in range(parts):
+        add_row(found, b"a", b"m", b"p%d" % part, [1, 1])
+    assert found.agree(expected)[0] == (parts == 1 << 13)
+
+
+def test_a_sum_that_comes_near_its_end_is_written_out():
+    """2^62 is the first; a chunk of records adds less than is left."""
+    expected = Expected(60_000, SEED)
+    texts = [joined([[text]]) for text in (None, b"", b"a", b"m", b"c", None, b"")]
+    for size, full in (((1 << 62) - 1, False), (1, True)):
+        numbers = np.array([[0, size, *[0] * (len(native.NUMBERS) - 2)]])
+        expected.add(texts, np.zeros(1), numbers, *[np.zeros(1, np.int64)] * 3)
+        assert expected.is_full == full
+    expected.clear()
+    assert not expected.is_full and len(expected) == 0
+
+
+def test_without_a_compiler_the_audit_says_so(monkeypatch, tmp_path):
+    stream = make_stream()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    native._library.cache_clear()
+    with pytest.raises(BuildError, match="no C\\+\\+ compiler found"):
+        verify(stream.broker, GROUP, {LOG: stream.mapping.engine}, SETTINGS)
+    monkeypatch.undo()
+    native._library.cache_clear()

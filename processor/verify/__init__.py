@@ -3,14 +3,15 @@
 It audits a metered stream from what is in the broker alone:
 1. Cut: the group's committed offsets, and how far the published topics reach at that moment.
 2. token-live: the last summary of each part; their ranges must tile every partition up to the committed offset.
-3. token-usage and the dead letters: every message, as columns.
-4. The log: every line up to the committed offsets, judged anew (`judge`; lines that are alike together, `quick`), as
-   columns and as sums of each chunk.
-5. Sums: DuckDB finds the duplicates among the records whose id may occur twice (`ids`), takes them out, adds up the
-   chunks, adds up the last rows of all parts, and compares.
+3. token-usage and the dead letters: the last row of each identity, and every letter.
+4. The log: every line up to the committed offsets, judged anew (`judge`; lines that are alike together, `quick`), and
+   added up by row.
+5. Sums: rows that are the same on both sides are done with (`tally`). For the others DuckDB finds the duplicates among
+   the records whose id may occur twice (`ids`), takes them out, adds up the last rows of all parts, and compares.
 
-Nothing of the engine takes part: not its parser, not its tables, not its referee. Steps 3 and 4 run in several
-processes; the columns lie in a temporary folder, and DuckDB keeps to its memory, so the size of a stream is no limit.
+Nothing of the engine takes part: not its parser, not its tables, not its referee. Messages are read by one thread and
+looked at by another one; where much is left to the judge, that is done in other processes. Tables that become too large
+go to a temporary folder, and DuckDB keeps to its memory, so the size of a stream is no limit.
 """
 
 import contextlib
@@ -24,17 +25,21 @@ import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tokenometer.processor.broker import BEGINNING, Broker, Extent, Messages, Offset, OutOfRange, Place
-from tokenometer.processor.verify import columns, ids, live, tasks
-from tokenometer.processor.verify.pages import Ints, page_text
+from tokenometer.processor.broker import BEGINNING, Broker, Extent, Headers, Messages, Offset, OutOfRange, Place
+from tokenometer.processor.verify import live, native, tasks
+from tokenometer.processor.verify.native import Ints, Texts, bytes_of, joined
+from tokenometer.processor.verify.quick import QuickJudge, Read, is_eligible
 from tokenometer.processor.verify.sums import Sums, require_duckdb
+from tokenometer.processor.verify.tally import Agreed, Tables
+from tokenometer.processor.verify.tasks import LogResult
+from tokenometer.processor.verify.usage import UsageReader
 from tokenometer.processor.verify.values import (
     Covered,
     LogGone,
@@ -56,6 +61,11 @@ _CHUNK_MESSAGES = 32_768
 _CHUNK_BYTES = 8 << 20
 _SAMPLE = 100  # messages that tell how large the others may be
 _FEW_MESSAGES = 5_000  # sooner judged here than other processes are started
+_MANY_LETTERS = 50_000  # worth other processes
+_FEW_LINES = 1_000  # of a chunk: sooner judged here than sent to another process
+_READ_AHEAD = 2  # chunks
+_ROWS_KEPT = 20_000  # refused records and digests, before they are written
+_TIMES_END = 1 << 62  # later ones are for the judge
 _PROBLEMS_MAX = 1000  # that are kept; all are counted
 
 _Task = TypeVar("_Task")
@@ -74,6 +84,7 @@ def verify(
     settings = settings or VerifySettings()
     started = time.monotonic()
     require_duckdb()  # at once, not when all is read
+    native.require()
     cut = _cut(broker, group, sorted(topics), settings)
     with tempfile.TemporaryDirectory(prefix="tokenometer-verify-", dir=settings.scratch) as folder:
         with _without_collector(), _pool(settings, cut) as pool:
@@ -82,6 +93,7 @@ def verify(
             audit.read_usage()
             audit.read_letters()
             audit.read_log()
+            audit.compare()
         moved = _committed(broker, group, sorted(topics)) != cut.committed
         return audit.report(group, moved, started)
 
@@ -156,6 +168,12 @@ def _schema(mapping: mappings.Mapping) -> bytes | None:
         raise VerifyError(f"{mapping.source}: value.schema: {mapping.value.schema}: {error.strerror}") from None
 
 
+def _quick(mapping: mappings.Mapping, settings: VerifySettings) -> QuickJudge | None:
+    """Where messages are lines as they stand there."""
+    bounds = settings.max_future_skew_ms, settings.max_past_ms
+    return QuickJudge(mapping, tasks.judge_of(mapping, *bounds), *bounds) if is_eligible(mapping) else None
+
+
 class _Problems:
     """Counts all problems and keeps the first ones."""
 
@@ -170,6 +188,19 @@ class _Problems:
                 self.kept.append(problem)
 
 
+class _Chunk(NamedTuple):
+    """Messages of an input partition."""
+
+    place: Place
+    number: int  # of the place
+    values: Texts
+    offsets: Ints
+    times: Ints
+    generations: Ints
+    keys: list[bytes | None] | None = None  # where the mapping reads them
+    headers: list[Headers] | None = None
+
+
 class _Audit:
     def __init__(
         self,
@@ -178,7 +209,7 @@ class _Audit:
         settings: VerifySettings,
         cut: _Cut,
         folder: str,
-        pool: Executor | None,
+        pool: "_Pool",
         progress: Progress,
     ) -> None:
         self.broker = broker
@@ -192,6 +223,9 @@ class _Audit:
         self.problems = _Problems()
         self.parts = live.Parts()
         self.schemas = {topic: _schema(mapping) for topic, mapping in topics.items()}
+        self.quick = {topic: _quick(mapping, settings) for topic, mapping in topics.items()}
+        self.tables = Tables(folder, settings.window_ms, settings.memory_bytes)
+        self.agreed = Agreed()
         self.places = sorted(cut.committed)  # the columns name a partition by its number here
         self.first_messages: dict[Place, int] = {}
         self.usage_messages = 0
@@ -200,7 +234,8 @@ class _Audit:
         self.skipped = 0
         self.rejects: Counter[str] = Counter()
         self.lettered: dict[Place, list[int]] = {}  # offsets of messages with letters of conflicting duplicates
-        self.chunks: dict[int, list[tuple[int, dict[str, Any]]]] = {}  # of a place, with records: number, constants
+        self.waiting: deque[tuple[Future[LogResult], _Chunk]] = deque()  # what other processes judge
+        self.rows: dict[str, list[tuple[Any, ...]]] = {"rejects": [], "digests": []}
         self.numbers = itertools.count()
 
     def read_summaries(self) -> None:
@@ -218,29 +253,40 @@ class _Audit:
                 )
 
     def read_usage(self) -> None:
-        for result in self._each(tasks.read_usage, self._output_chunks(self.settings.usage_topic)):
-            self.usage_messages += result.messages
-            self.problems.add(result.problems)
+        reader, topic = UsageReader(self.tables.found, self.settings.window_ms), self.settings.usage_topic
+
+        def read(some: list[Messages]) -> None:
+            self.usage_messages += sum(len(messages.values) for messages in some)
+            keys, values = joined([messages.keys or () for messages in some]), joined([each.values for each in some])
+            offsets = np.concatenate([messages.offsets for messages in some])
+            self.problems.add(reader.read(keys, values, offsets, topic, some[0].place.partition))
+            self.tables.make_room()
+
+        self._each(read, _in_chunks(self._published(topic, keys=True)))
 
     def read_letters(self) -> None:
-        for result in self._each(tasks.read_letters, self._output_chunks(self.settings.rejected_topic)):
+        topic = self.settings.rejected_topic
+        count = sum(extent.end - extent.begin for _, extent in self.cut.published_in(topic))
+        for result in self.pool.map(tasks.read_letters, self._letters(topic), count >= _MANY_LETTERS):
             self.problems.add(result.problems)
             for place, offset in result.conflicts:
                 self.lettered.setdefault(place, []).append(offset)
 
     def read_log(self) -> None:
-        """A place's chunks are done before those of the next one begin, as they come in order."""
-        chunks = itertools.chain.from_iterable(map(self._log_chunks, self.places))
-        for result in self._each(tasks.read_log, chunks):
-            self.counting += result.counting
-            if result.counting:
-                self.chunks.setdefault(result.place, []).append((result.number, result.constants))
-            self.empty += result.empty
-            self.skipped += result.skipped
-            self.rejects.update(result.rejects)
+        self._each(self._judge, itertools.chain.from_iterable(map(self._log_chunks, self.places)))
+        while self.waiting:
+            self._add(*self._next_waiting())
+        self._write_rows(0)
 
-    def _each(self, work: Callable[[_Task], _Result], chunks: Iterable[_Task]) -> Iterator[_Result]:
-        return map(work, chunks) if self.pool is None else _in_order(self.pool, work, chunks, self.settings.processes)
+    def compare(self) -> None:
+        grows = {number: self.topics[place.topic].repeats == "grow" for number, place in enumerate(self.places)}
+        self.tables.write_repeated(grows)
+        self.agreed = self.tables.write_rows()
+
+    def _each(self, work: Callable[[_Task], None], chunks: Iterable[_Task]) -> None:
+        """In a thread of its own, if that is worth one, while the next ones are read."""
+        for _ in self.pool.beside(work, chunks):
+            pass
 
     def _published(self, topic: str, keys: bool = False, headers: bool = False) -> Iterator[Messages]:
         for place, (begin, end) in self.cut.published_in(topic):
@@ -252,52 +298,110 @@ class _Audit:
         self.done += len(messages.values)
         self.progress(self.done, self.cut.messages)
 
-    def _output_chunks(self, topic: str) -> Iterator[tasks.OutputChunk]:
-        letters = topic == self.settings.rejected_topic
-        for some in _in_chunks(self._published(topic, keys=not letters, headers=letters)):
-            yield tasks.OutputChunk(
+    def _letters(self, topic: str) -> Iterator[tasks.LetterChunk]:
+        for some in _in_chunks(self._published(topic, headers=True)):
+            yield tasks.LetterChunk(
                 next(self.numbers),
                 self.folder,
                 some[0].place,
                 [value for messages in some for value in messages.values],
                 [offset for messages in some for offset in messages.offsets.tolist()],
-                [key for messages in some for key in messages.keys or ()],
                 [list(headers) for messages in some for headers in messages.headers or ()],
-                self.settings.window_ms,
             )
 
-    def _log_chunks(self, place: Place) -> Iterator[tasks.LogChunk]:
-        log_time, mapping = 0, self.topics[place.topic]
-        lettered = np.array(sorted(set(self.lettered.get(place, ()))), np.int64)
+    def _log_chunks(self, place: Place) -> Iterator[_Chunk]:
+        log_time = 0
         for some in _in_chunks(self._log(place)):
             self.first_messages.setdefault(place, int(some[0].offsets[0]))
             times = np.concatenate([messages.times for messages in some])
-            offsets = np.concatenate([messages.offsets for messages in some])
             log_times = np.maximum.accumulate(np.maximum(times, np.uint64(log_time)))
             log_time = int(log_times[-1])
-            text, lengths = _joined(list(itertools.chain.from_iterable(messages.values for messages in some)))
-            begin, end = np.searchsorted(lettered, (offsets[0], offsets[-1] + 1))
-            yield tasks.LogChunk(
-                next(self.numbers),
-                self.folder,
+            keys, headers = some[0].keys is not None, some[0].headers is not None
+            yield _Chunk(
+                place,
                 self.places.index(place),
-                text,
-                lengths,
-                offsets,
+                joined([messages.values for messages in some]),
+                np.concatenate([messages.offsets for messages in some]),
                 times,
                 (log_times // np.uint64(self.settings.dedup_horizon_ms)).astype(np.int64),
-                mapping,
-                self.settings.window_ms,
-                self.settings.max_future_skew_ms,
-                self.settings.max_past_ms,
-                lettered[begin:end],
-                self.schemas[place.topic],
-                [key for messages in some for key in messages.keys or ()] if some[0].keys is not None else None,
-                [list(one) for messages in some for one in messages.headers or ()]
-                if some[0].headers is not None
-                else None,
-                self.settings.registry if mapping.value.registry else None,
+                [key for messages in some for key in messages.keys or ()] if keys else None,
+                [list(one) for messages in some for one in messages.headers or ()] if headers else None,
             )
+
+    def _judge(self, chunk: _Chunk) -> None:
+        """What is alike together; the rest here or, if it is much, in another process."""
+        task = self._read_together(chunk)
+        if len(task.lines) + len(task.messages) < _FEW_LINES:
+            if task.lines or task.messages:
+                self._add(tasks.judge(task), chunk)
+        elif (future := self.pool.submit(tasks.judge, task)) is not None:
+            self.waiting.append((future, chunk))
+            if len(self.waiting) > 2 * self.settings.processes:
+                self._add(*self._next_waiting())
+        else:
+            self._add(tasks.judge(task), chunk)
+        self.tables.make_room()
+
+    def _next_waiting(self) -> tuple[LogResult, _Chunk]:
+        future, chunk = self.waiting.popleft()
+        return future.result(), chunk
+
+    def _read_together(self, chunk: _Chunk) -> tasks.LogTask:
+        """Adds what surely counts, and returns what is left."""
+        values, quick = chunk.values, self.quick[chunk.place.topic]
+        lettered = self.lettered.get(chunk.place, ())
+        are_lines = np.zeros(len(values.lengths), bool)
+        read = Read(0, 0, [])
+        if quick is not None:
+            are_lines = values.are_first(b"{") & (chunk.times < _TIMES_END)
+            if lettered:
+                are_lines &= ~np.isin(chunk.offsets, np.array(lettered))
+            messages = native.Messages(values, chunk.times, chunk.offsets, chunk.generations, are_lines)
+            self.tables.begin(chunk.number)
+            read = quick(self.tables.expected, messages)
+        self.counting += read.counted
+        self.skipped += read.skipped
+        left = [
+            tasks.Message(
+                message,
+                values.at(message),
+                chunk.keys[message] if chunk.keys is not None else None,
+                chunk.headers[message] if chunk.headers is not None else (),
+            )
+            for message in np.flatnonzero(~are_lines).tolist()
+        ]
+        topic, settings = chunk.place.topic, self.settings
+        return tasks.LogTask(
+            chunk.number,
+            read.left,
+            left,
+            chunk.offsets,
+            chunk.times,
+            self.topics[topic],
+            settings.max_future_skew_ms,
+            settings.max_past_ms,
+            np.array(sorted(set(lettered)), np.int64),
+            self.schemas[topic],
+            settings.registry if self.topics[topic].value.registry else None,
+        )
+
+    def _add(self, result: LogResult, chunk: _Chunk) -> None:
+        if result.counting is not None:
+            self.counting += len(result.counting.times)
+            self.tables.begin(chunk.number)
+            self.tables.add(result.counting, chunk.offsets, chunk.generations)
+        self.empty += result.empty
+        self.skipped += result.skipped
+        self.rejects.update(Counter(reason for _, _, _, reason, _, _ in result.refused))
+        self.rows["rejects"] += result.refused
+        self.rows["digests"] += result.digests
+        self._write_rows(_ROWS_KEPT)
+
+    def _write_rows(self, most: int) -> None:
+        for kind, rows in self.rows.items():
+            if len(rows) > most:
+                tasks.write(self.folder, kind, next(self.numbers), rows)
+                rows.clear()
 
     def _log(self, place: Place) -> Iterator[Messages]:
         begin, committed = self.cut.log[place].begin, self.cut.committed[place]
@@ -313,8 +417,7 @@ class _Audit:
     # --- 5. Sums ---
 
     def report(self, group: str, moved: bool, started: float) -> Report:
-        self._find_repeated()
-        with Sums(self.folder, self.places, self.settings) as sums:
+        with Sums(self.folder, self.places, self.settings, self.agreed) as sums:
             tally = self._tally(sums.count("duplicates"), sums.count("conflicts"))
             self.problems.add(self._problems(tally, sums))
             most = self.settings.differences_max
@@ -326,8 +429,8 @@ class _Audit:
                 rejects=dict(sorted(self.rejects.items())),
                 expected=sums.total("expected"),
                 found=sums.total("found"),
-                expected_rows=sums.count("expected"),
-                found_rows=sums.count("found"),
+                expected_rows=self.agreed.rows + sums.count("expected"),
+                found_rows=self.agreed.rows + sums.count("found"),
                 usage_messages=self.usage_messages,
                 letters=sums.count("letters"),
                 differing_rows=sums.count("differing"),
@@ -339,18 +442,6 @@ class _Audit:
                 notes=tuple(self._notes(moved)),
                 seconds=time.monotonic() - started,
             )
-
-    def _find_repeated(self) -> None:
-        """Writes the records that may be duplicates, or have one."""
-        for place, chunks in self.chunks.items():
-            repeated = ids.repeated([f"{self.folder}/marks-{number}.npy" for number, _ in chunks])
-            grows = self.topics[self.places[place].topic].repeats == "grow"
-            for number, constants in chunks if len(repeated) else ():
-                marks = np.load(f"{self.folder}/marks-{number}.npy")
-                rows = np.flatnonzero(ids.are_among(marks, repeated))
-                if len(rows):
-                    table = columns.read_again(self.folder, number, rows, constants)
-                    tasks.write_repeated(self.folder, number, place, grows, table)
 
     def _tally(self, duplicates: int, conflicts: int) -> Tally:
         return Tally(self.counting - duplicates, duplicates, self.rejects.total(), self.empty, self.skipped, conflicts)
@@ -386,15 +477,15 @@ def _in_chunks(stream: Iterable[Messages]) -> Iterator[list[Messages]]:
             some, count, size = [], 0, 0
         some.append(messages)
         count += len(messages.values)
-        size += sum(map(len, filter(None, messages.values)))
+        size += bytes_of(messages.values)
     if some:
         yield some
 
 
 def _in_pieces(messages: Messages) -> Iterator[Messages]:
     """Messages of some bytes each, where many large ones came at once."""
-    lengths = np.array([len(value or b"") for value in messages.values[:_SAMPLE]])
-    step = max(1, int(_CHUNK_BYTES // max(1, lengths.mean())))
+    sample = messages.values[:_SAMPLE]
+    step = max(1, _CHUNK_BYTES * len(sample) // max(1, bytes_of(sample)))
     if step >= len(messages.values):
         yield messages
         return
@@ -410,32 +501,71 @@ def _in_pieces(messages: Messages) -> Iterator[Messages]:
         )
 
 
-def _joined(values: list[bytes | None]) -> tuple[bytes, Ints]:
-    """As one text, and how long each is; a tombstone is -1."""
-    if None not in values:
-        return page_text(values), np.fromiter(map(len, values), np.int64, len(values))  # type: ignore[arg-type]
-    lengths = np.array([-1 if value is None else len(value) for value in values], np.int64)
-    return page_text([value or b"" for value in values]), lengths
-
-
 # --- Processes ---
 
 
+class _Pool:
+    """Another thread for what is read, and other processes for what is left to the judge. Nothing of it is started
+    before there is work for it; without it, work is done here."""
+
+    def __init__(self, processes: int) -> None:
+        self._processes = processes
+        self._executor: Executor | None = None
+
+    def submit(self, work: Callable[[_Task], _Result], task: _Task) -> "Future[_Result] | None":
+        if not self._processes:
+            return None
+        if self._executor is None:
+            # Spawned and not forked, because a fork would lose the threads of a broker's client.
+            context = multiprocessing.get_context("spawn")
+            self._executor = ProcessPoolExecutor(self._processes, context, initializer=_begin_process)
+        return self._executor.submit(work, task)
+
+    def map(self, work: Callable[[_Task], _Result], chunks: Iterable[_Task], are_many: bool) -> Iterator[_Result]:
+        """In order; in other processes where there are many."""
+        if not (self._processes and are_many):
+            yield from map(work, chunks)
+            return
+        waiting: deque[Any] = deque()
+        for chunk in chunks:  # read ahead only so far that no process waits
+            waiting.append(self.submit(work, chunk))
+            if len(waiting) > 2 * self._processes:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+    def beside(self, work: Callable[[_Task], _Result], chunks: Iterable[_Task]) -> Iterator[_Result]:
+        """In order, in one other thread."""
+        if not self._processes:
+            yield from map(work, chunks)
+            return
+        with ThreadPoolExecutor(1, "verify") as thread:
+            waiting: deque[Any] = deque()
+            try:
+                for chunk in chunks:
+                    waiting.append(thread.submit(work, chunk))
+                    if len(waiting) > _READ_AHEAD:
+                        yield waiting.popleft().result()
+                while waiting:
+                    yield waiting.popleft().result()
+            finally:
+                thread.shutdown(cancel_futures=True)
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(cancel_futures=True)
+
+
 @contextlib.contextmanager
-def _pool(settings: VerifySettings, cut: _Cut) -> Iterator[Executor | None]:
-    """Other processes for the work; None where it is done here. They are spawned and not forked, because a fork would
-    lose the threads of a broker's client."""
-    if settings.processes < 2 or cut.messages < _FEW_MESSAGES:
-        yield None
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(settings.processes, context, initializer=_begin_process)
+def _pool(settings: VerifySettings, cut: _Cut) -> Iterator[_Pool]:
+    is_worth_it = settings.processes >= 2 and cut.messages >= _FEW_MESSAGES
+    pool = _Pool(settings.processes if is_worth_it else 0)
     try:
         yield pool
     except BrokenProcessPool as error:
         raise VerifyError("a process of the audit ended by itself; is there enough memory?") from error
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.close()
 
 
 def _begin_process() -> None:
@@ -464,16 +594,3 @@ def _keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(mmap_threshold, 64 << 20)
         library.mallopt(trim_threshold, 256 << 20)
-
-
-def _in_order(
-    pool: Executor, work: Callable[[_Task], _Result], chunks: Iterable[_Task], processes: int
-) -> Iterator[_Result]:
-    """Reads ahead only so far that no process waits."""
-    waiting: deque[Any] = deque()
-    for chunk in chunks:
-        waiting.append(pool.submit(work, chunk))
-        if len(waiting) > 2 * processes:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

@@ -2,11 +2,11 @@
 
 `Judge` decides. Its verdict on a line depends on the line's keys and types, on the values that conditions and
 conventions look at, and on whether texts, counts and times are within their bounds. A `Template` keeps the first two
-fixed, this module checks the third for all lines at once, and whatever is not surely within every bound is left to
-`Judge`. So a record is never refused here; it counts, or is skipped, or is left.
+fixed, plan.h checks the third for every line, and whatever is not surely within every bound is left to `Judge`. So a
+record is never refused here; it counts, or is skipped, or is left.
 
 A template is learned from a line that was judged, and used only if it says the same of that line. From then on one of
-the lines that it takes is judged again in every page: if the two should ever differ, the audit ends with an error.
+the lines that it takes is judged again in every chunk: if the two should ever differ, the audit ends with an error.
 """
 
 import re
@@ -15,37 +15,46 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, NamedTuple
 
-import numpy as np
 import orjson
-import pyarrow as pa
 
-from tokenometer.processor.verify.judge import RECORD_BYTES_MAX, Judge, Judged, SkippedRecord, bracket_texts
-from tokenometer.processor.verify.pages import Flags, Ints, Page, Places, Text, json_array, json_object
-from tokenometer.processor.verify.templates import Kind, Leaf, Leaves, Path, Shapes, Template, leaves_of
-from tokenometer.processor.verify.times import TIME_END_MS
-from tokenometer.processor.verify.values import COUNTS, FURTHER, PARENTS, RefusedRecord, VerifyError
-from tokenometer.schemas.mapping import COUNT_END, Field, Mapping
+from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord, bracket_texts
+from tokenometer.processor.verify.native import COUNTED, LEFT, NUMBERS, Answer, Expected, Lines, Messages, Program
+from tokenometer.processor.verify.templates import (
+    PLANS_MAX,
+    Candidates,
+    Kind,
+    Leaf,
+    Leaves,
+    Path,
+    Piece,
+    Pieces,
+    Template,
+    json_array,
+    json_object,
+    json_text,
+    leaves_of,
+    write_text,
+)
+from tokenometer.processor.verify.values import COUNTS, FURTHER, RefusedRecord, VerifyError
+from tokenometer.schemas.mapping import Field, Mapping
 
-TEXTS = ("request_id", "scope", "user", "model", "chip", "prefill_chip", "labels")
-NUMBERS = ("requests", *COUNTS, *FURTHER)
 _PLAIN_INTEGER = re.compile(rb"0|[1-9][0-9]{0,15}")
 
-Number = Ints | int
+
+class Left(NamedTuple):
+    """A line that is for the judge: its message, its number in that."""
+
+    message: int
+    number: int
+    line: bytes
 
 
-class Counted(NamedTuple):
-    """Records that count, unless they are duplicates. lines: their numbers in the page."""
+class Read(NamedTuple):
+    """Of a chunk: how many records count, unless they are duplicates, and how many are skipped."""
 
-    lines: Ints
-    times: Ints
-    texts: dict[str, Text]
-    numbers: dict[str, Number]
-
-
-class Answer(NamedTuple):
-    counted: list[Counted]
+    counted: int
     skipped: int
-    left: Ints  # lines that are for the judge
+    left: list[Left]
 
 
 def is_eligible(mapping: Mapping) -> bool:
@@ -84,61 +93,131 @@ class _Plan:
     labels: tuple[tuple[str, _Source | None], ...]  # None: a bracket
     beside: tuple[tuple[bool, ...], ...]  # of each part: its possible relations to its total, in the order of trial
 
-    def read(self) -> list[Path]:
-        sources = [*self.texts.values(), self.time, *(self.total or ())]
-        sources += [source for some in self.counts.values() for source in some]
-        sources += [source for _, source in self.labels if source]
-        return [source.path for source in sources if source.path is not None]
+    def program(self, mapping: Mapping) -> Program:
+        """As plan.h reads it."""
+        texts = [] if self.skipped else self._texts(mapping)  # they set bounds in the template
+        program = Program()
+        self.template.write(program)
+        program.add(self.skipped)
+        if self.skipped:
+            return program
+        multiply, divide = _scale(mapping.field("timestamp")) or (1, 1)
+        path = self.time.path
+        kind = 0 if path is None else 1 if self.template.kinds[path] is Kind.TEXT else 2
+        program.add(kind, 0 if path is None else self.template.slots[path], multiply, divide)
+        program.add(self.fixed.get("requests", 1))
+        for name in (*COUNTS, *FURTHER):
+            self._write_sum(program, self.counts.get(name, (_Source(None, self.fixed.get(name, 0)),)))
+        self._write_sum(program, self.total)
+        combinations = list(product(*self.beside))
+        program.add(len(combinations), *(int(part) for some in combinations for part in some))
+        for pieces in texts:
+            write_text(program, pieces)
+        return program
 
-    def numbers(self) -> set[Path]:
-        """Of what is read, the places of integers."""
-        sources = [source for some in (*self.counts.values(), self.total or ()) for source in some]
-        kinds = self.template.kinds
-        of_counts = {source.path for source in sources if source.path is not None}
-        return of_counts | {path for path in self.read() if kinds[path] is Kind.INTEGER}
+    def _write_sum(self, program: Program, sources: "tuple[_Source, ...] | None") -> None:
+        some = sources or ()
+        paths = [source.path for source in some if source.path is not None]
+        if any(self.template.kinds[path] is not Kind.INTEGER for path in paths):
+            raise _Unusable  # nothing else has a number
+        slots = [self.template.slots[path] for path in paths]
+        constant = sum(source.constant for source in some if source.path is None)
+        program.add(sources is not None, constant, len(slots), *slots)
+
+    def _texts(self, mapping: Mapping) -> list[Pieces]:
+        request_id = mapping.field("request_id")
+        found = {name: self._text(source, request_id if name == "scope" else mapping.field(name))
+                 for name, source in self.texts.items()}  # fmt: skip
+        members = list[tuple[str, list[Piece]]]()
+        for label, (name, source) in zip(mapping.labels, self.labels, strict=True):
+            if label.bracket:
+                names = [text.encode() for text in bracket_texts(label.bracket.edges)]
+                counter = NUMBERS.index(label.bracket.counter)
+                members.append((name, [b'"', (counter, label.bracket.edges, names), b'"']))
+            elif label.field and source:
+                pieces = self._text(source, label.field)
+                if pieces is not None:
+                    members.append((name, json_text(pieces)))
+        labels = json_object(sorted(members, key=lambda member: member[0]))
+        scope = found["scope"]
+        if request_id.with_fields:
+            scope = json_array([json_text(scope), *(json_text(found[name]) for name in request_id.with_fields)])
+        named = [found[name] for name in ("user", "model", "chip", "prefill_chip")]
+        return [found["request_id"], scope, *named, labels]
+
+    def _text(self, source: _Source, field: Field) -> Pieces:
+        if source.path is None:
+            return None if source.constant is None else [source.constant]
+        if self.template.kinds[source.path] is Kind.INTEGER and not field.numbers:
+            raise _Unusable
+        return [self.template.bound(source.path, field.bytes_max)]
+
+
+_FIELDS = ("request_id", "user", "model", "chip", "prefill_chip")
 
 
 class QuickJudge:
-    """Learns templates of one mapping, and judges pages with them."""
+    """Learns templates of one mapping, and judges chunks with them."""
 
     def __init__(
         self, mapping: Mapping, judge: Judge, max_future_skew_ms: int, max_past_ms: int | None, not_before_ms: int = 0
     ) -> None:
         self._mapping, self._judge = mapping, judge
-        self._bounds = max_future_skew_ms, max_past_ms, not_before_ms
+        self._lines = Lines(max_future_skew_ms, max_past_ms, not_before_ms)
         self._roles = _Roles(mapping)
-        self._shapes: Shapes[_Plan, Counted | int] = Shapes()
-        self._times: Ints = np.zeros(0, np.int64)
+        self.learned = 0
 
-    def __call__(self, page: Page, candidates: Flags, times: Ints) -> Answer:
-        """candidates: lines that may be judged here. times: of their messages."""
-        self._times = times
-        found, left = self._shapes.read(self, page, candidates & (page.ends - page.begins <= RECORD_BYTES_MAX))
-        too_long = np.flatnonzero(candidates & (page.ends - page.begins > RECORD_BYTES_MAX))
-        counted = [each for each in found if not isinstance(each, int)]
-        skipped = sum(each for each in found if isinstance(each, int))
-        return Answer(counted, skipped, np.concatenate((left, too_long)))
+    def __call__(self, expected: Expected, messages: Messages) -> Read:
+        """Adds to `expected` what surely counts."""
+        candidates, counted, skipped, only_left = Candidates(), 0, 0, False
+        while True:
+            outcome = self._lines.read(expected, messages, only_left)
+            counted, skipped, only_left = counted + outcome.counted, skipped + outcome.skipped, True
+            for begin, end, message, plan, was_skipped, _ in outcome.samples.tolist():
+                line = messages.values.between(begin, end)
+                self._judge_again(plan, line, int(messages.times[message]), bool(was_skipped))
+            left = [
+                Left(message, number, messages.values.between(begin, end))
+                for begin, end, message, number in outcome.left.tolist()
+            ]
+            if not self._learn_from(left, messages, candidates):
+                return Read(counted, skipped, left)
 
     # --- Learning ---
 
-    def learn(self, page: Page, line: int) -> _Plan | None:
-        text = page.line(line)
+    def _learn_from(self, left: list[Left], messages: Messages, candidates: Candidates) -> bool:
+        if self.learned >= PLANS_MAX:
+            return False
+        lines = [each.line for each in left]
+        return any(
+            self.learn(lines[number], int(messages.times[left[number].message])) is not None
+            for number in candidates.among(lines)
+        )
+
+    def learn(self, line: bytes, time: int) -> int | None:
+        """From a line; None where it is no template."""
         try:
-            self._judge(text, int(self._times[line]))
-            skipped = False
+            verdict = self._judge(line, time)
+            if verdict is None:
+                return None
         except SkippedRecord:
-            skipped = True
+            verdict = None
         except RefusedRecord:
             return None
-        leaves = leaves_of(text)
+        leaves = leaves_of(line)
         if leaves is None:
             return None
         try:
-            plan = self._plan(text, leaves, skipped)
+            program = self._plan(line, leaves, skipped=verdict is None).program(self._mapping)
         except _Unusable:
             return None
-        usable = plan.template.usable and self.take(plan, page, np.array([line]))[1].all()
-        return plan if usable else None
+        number = self._lines.learn(program)
+        if self._lines.judge(number, line, time)[0] == LEFT:
+            self._lines.forget()
+            return None
+        self._judge_again(number, line, time, verdict is None)
+        self.learned += 1
+        return number
 
     def _plan(self, line: bytes, leaves: Leaves, skipped: bool) -> _Plan:
         template = Template(line, leaves, self._roles.kind_of)
@@ -147,7 +226,7 @@ class QuickJudge:
             return _Plan(template, True, {}, {}, {}, None, nothing, (), ())
         mapping, resolve = self._mapping, _Resolver(template, leaves)
         request_id = mapping.field("request_id")
-        texts = {name: resolve.text(mapping.field(name)) for name in TEXTS if name not in ("scope", "labels")}
+        texts = {name: resolve.text(mapping.field(name)) for name in _FIELDS}
         texts["scope"] = resolve.scope(request_id)
         counts, fixed = resolve.counters(mapping)
         counts |= {field.name: resolve.count(field) for field in mapping.further}
@@ -158,66 +237,32 @@ class QuickJudge:
         time = resolve.time(mapping.field("timestamp"))
         return _Plan(template, False, texts, counts, fixed, total, time, labels, beside)
 
-    # --- Using a template ---
+    # --- Looking again ---
 
-    def take(self, plan: _Plan, page: Page, lines: Ints) -> tuple[Counted | int | None, Flags]:
-        """Which lines are surely of this template and within all bounds; their records, or how many are skipped."""
-        taken = np.zeros(len(lines), bool)
-        index, places = plan.template.match(page, lines, plan.read())
-        if not len(index):
-            return None, taken
-        if plan.skipped:
-            taken[index] = True
-            self._judge_one_again(page, lines[index], None)
-            return len(index), taken
-        reader = _Reader(self._mapping, plan, page, places, self._times[lines[index]], self._bounds)
-        times, numbers = reader.time(), reader.numbers()
-        texts = reader.texts(numbers)
-        sure = reader.sure
-        if not sure.all():
-            index, times = index[sure], times[sure]
-            texts = {name: each.filter(pa.array(sure)) if isinstance(each, pa.Array) else each
-                     for name, each in texts.items()}  # fmt: skip
-            numbers = {name: each if isinstance(each, int) else each[sure] for name, each in numbers.items()}
-        taken[index] = True
-        if not len(index):
-            return None, taken
-        counted = Counted(lines[index], times, texts, numbers)
-        self._judge_one_again(page, counted.lines, counted)
-        return counted, taken
+    def judged(self, plan: int, line: bytes, time: int) -> Judged | None:
+        """As the judge answers; None for one that is skipped."""
+        verdict, answer = self._lines.judge(plan, line, time)
+        return _as_judged(answer) if verdict == COUNTED else None
 
-    def _judge_one_again(self, page: Page, lines: Ints, counted: Counted | None) -> None:
-        at = len(lines) // 2
-        line = int(lines[at])
-        wanted = None if counted is None else record_at(counted, at)
+    def _judge_again(self, plan: int, line: bytes, time: int, was_skipped: bool) -> None:
+        wanted = self.judged(plan, line, time)
         found: Judged | None
         try:
-            found = self._judge(page.line(line), int(self._times[line]))
+            found = self._judge(line, time)
         except SkippedRecord:
             found = None
         except RefusedRecord as why:
-            raise VerifyError(f"two readings of one line differ, one refuses it ({why}): {page.line(line)!r}") from None
-        if found != wanted:
-            raise VerifyError(f"two readings of one line differ, {found} and {wanted}: {page.line(line)!r}")
+            raise VerifyError(f"two readings of one line differ, one refuses it ({why}): {line!r}") from None
+        if found != wanted or was_skipped != (wanted is None):
+            raise VerifyError(f"two readings of one line differ, {found} and {wanted}: {line!r}")
 
 
-def record_at(counted: Counted, at: int) -> Judged:
-    """As the judge answers."""
-
-    def text(name: str) -> Any:
-        value = counted.texts[name]
-        value = value[at].as_py() if isinstance(value, pa.Array) else value
-        return None if value is None else value.decode()
-
-    def number(name: str) -> int:
-        value = counted.numbers[name]
-        return value if isinstance(value, int) else int(value[at])
-
-    six = [number(name) for name in ("requests", *COUNTS)]
-    names = [text(name) for name in ("user", "model", "chip", "prefill_chip")]
-    further = [number(name) for name in FURTHER]
-    record = (text("request_id"), text("scope"), int(counted.times[at]), *names, *six, text("labels"), *further)
-    return record
+def _as_judged(answer: Answer) -> Judged:
+    texts = [None if text is None else text.decode() for text in answer.texts]
+    request_id, scope, user, model, chip, prefill_chip, labels = texts
+    six, further = answer.numbers[:6], answer.numbers[6:]
+    record = (request_id, scope, answer.time, user, model, chip, prefill_chip, *six, labels, *further)
+    return record  # type: ignore[return-value]  # a list's length is not known
 
 
 class _Roles:
@@ -245,6 +290,8 @@ class _Roles:
             return None
         if not roles:
             return Kind.TEXT if leaf.is_text else Kind.SCALAR
+        if leaf.is_text and roles == {"count"} and _PLAIN_INTEGER.fullmatch(leaf.text[1:-1]):
+            return Kind.INTEGER  # between its quotes
         if leaf.is_text:
             return None if leaf.text == b'""' else Kind.TEXT
         return Kind.INTEGER if _PLAIN_INTEGER.fullmatch(leaf.text) else None
@@ -342,142 +389,3 @@ def _scale(field: Field) -> tuple[int, int] | None:
     """What to multiply an epoch time with for milliseconds, and what then to divide by."""
     known = {"epoch_ms": (1, 1), "epoch_s": (1000, 1), "epoch_us": (1, 1000), "epoch_ns": (1, 10**6)}
     return next((known[name] for name in field.formats if name in known), None)
-
-
-class _Reader:
-    """The values of a template's lines. What is not surely within its bounds is marked in `sure`."""
-
-    def __init__(
-        self,
-        mapping: Mapping,
-        plan: _Plan,
-        page: Page,
-        places: dict[Path, Places],
-        message_times: Ints,
-        bounds: tuple[int, int | None, int],
-    ) -> None:
-        self._mapping, self._plan, self._page, self._places = mapping, plan, page, places
-        self._message_times, self._bounds = message_times, bounds
-        self.sure: Flags = np.ones(len(message_times), bool)
-        self._numbers = plan.numbers()
-        self._integers: dict[Path, Ints] = {}
-
-    def _integer(self, path: Path) -> Ints:
-        if not self._integers:  # all at once
-            paths = [path for path in self._places if path in self._numbers]
-            begins, lengths = (np.stack([self._places[path][i] for path in paths]) for i in (0, 1))
-            found, sure = self._page.integers((begins, lengths))
-            self.sure &= sure.all(axis=0)
-            self._integers = dict(zip(paths, found, strict=True))
-        return self._integers[path]
-
-    # --- Times ---
-
-    def time(self) -> Ints:
-        field, path = self._mapping.field("timestamp"), self._plan.time.path
-        skew, past, not_before = self._bounds
-        if path is None:
-            found = self._message_times
-        elif self._plan.template.kinds[path] is Kind.TEXT:
-            found, sure = self._page.rfc3339(self._places[path])
-            self.sure &= sure
-        else:
-            multiply, divide = _scale(field) or (1, 1)
-            found = self._integer(path)
-            self._check(found < _SURELY_INT64 // multiply)
-            found = found * multiply // divide
-        self.sure &= (found >= not_before) & (found < TIME_END_MS) & (found - self._message_times <= skew)
-        if past is not None:
-            self.sure &= self._message_times - found <= past
-        return found
-
-    # --- Counts ---
-
-    def numbers(self) -> dict[str, Number]:
-        plan = self._plan
-        found: dict[str, Number] = {name: self._sum(sources) for name, sources in plan.counts.items()}
-        found |= {name: 0 for name in FURTHER if name not in found}
-        found |= plan.fixed
-        total = None if plan.total is None else self._sum(plan.total)
-        found |= self._inside(found, total)
-        for name, parent in PARENTS.items():
-            self._check(found[name] <= found[parent])
-        return found
-
-    def _sum(self, sources: tuple[_Source, ...]) -> Number:
-        found: Number = 0
-        for source in sources:
-            count = source.constant if source.path is None else self._integer(source.path)
-            self._check(count < COUNT_END)
-            found = found + count
-        self._check(found < COUNT_END)
-        return found
-
-    def _check(self, sure: Any) -> None:
-        self.sure &= sure
-
-    def _inside(self, counts: dict[str, Number], total: Number | None) -> dict[str, Number]:
-        """Parts put inside their totals, as the first conventions say that fit."""
-        total_in, cached, written, total_out, reasoning = (counts[name] for name in COUNTS)
-        undecided: Any = np.ones(len(self.sure), bool)
-        found_in, found_out = total_in, total_out
-        for cached_beside, written_beside, reasoning_beside in product(*self._plan.beside):
-            whole_in = total_in + cached * cached_beside + written * written_beside
-            whole_out = total_out + reasoning * reasoning_beside
-            fits = (cached + written <= whole_in) & np.asarray(reasoning <= whole_out)
-            if total is not None:
-                fits = fits & np.asarray(total == whole_in + whole_out)
-            if np.all(fits):  # of most templates the very first
-                if np.all(undecided):
-                    return {"input_tokens": whole_in, "output_tokens": whole_out}
-            found_in = np.where(undecided & fits, whole_in, found_in)
-            found_out = np.where(undecided & fits, whole_out, found_out)
-            undecided = undecided & ~fits
-        self._check(~undecided)
-        return {"input_tokens": found_in, "output_tokens": found_out}
-
-    # --- Texts ---
-
-    def texts(self, numbers: dict[str, Number]) -> dict[str, Text]:
-        plan, request_id = self._plan, self._mapping.field("request_id")
-        found: dict[str, Text] = {}
-        for name, source in plan.texts.items():
-            field = request_id if name == "scope" else self._mapping.field(name)
-            found[name] = self._text(source, field.bytes_max, field.numbers)
-        labels = {label.name: label for label in self._mapping.labels}
-        values: list[tuple[str, Text]] = []
-        for name, text in plan.labels:
-            label = labels[name]
-            if text is None:
-                assert label.bracket
-                values.append((name, _bracket(label.bracket.edges, numbers[label.bracket.counter])))
-            else:
-                assert label.field
-                values.append((name, self._text(text, label.field.bytes_max, label.field.numbers)))
-        found["labels"] = json_object(sorted((name, value) for name, value in values if value is not None))
-        if request_id.with_fields:
-            parts = [found["scope"], *(found[name] for name in request_id.with_fields)]
-            found["scope"] = json_array(parts)
-        return found
-
-    def _text(self, source: _Source, bytes_max: int, numbers: bool) -> Text:
-        if source.path is None:
-            constant: bytes | None = source.constant
-            return constant
-        if self._plan.template.kinds[source.path] is Kind.INTEGER:
-            if not numbers:
-                raise AssertionError("the judge refused the template's own line")
-            self._integer(source.path)
-        places = self._places[source.path]
-        self.sure &= (places[1] >= 1) & (places[1] <= bytes_max)
-        return self._page.texts(places)
-
-
-_SURELY_INT64 = 1 << 62
-
-
-def _bracket(edges: tuple[int, ...], counts: Number) -> Text:
-    names = [name.encode() for name in bracket_texts(edges)]
-    if isinstance(counts, int):
-        return names[int(np.searchsorted(edges, counts))]
-    return pa.array(names, pa.binary()).take(pa.array(np.searchsorted(np.array(edges), counts)))

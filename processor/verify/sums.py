@@ -12,17 +12,19 @@
 The sums are exact: those of 64-bit integers are 128 bits wide here. Memory is bounded: what is more goes to the folder.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
 
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.processor.verify import tasks
+from tokenometer.processor.verify.tally import Agreed
 from tokenometer.processor.verify.values import (
     CONFLICTING,
     COUNTERS,
     FURTHER,
     NO_COUNTERS,
+    OUTPUT,
     Counters,
     Difference,
     DuckDBMissing,
@@ -39,8 +41,6 @@ _KEY = 'window_start, "user", model, chip, labels'
 _COUNTERS = (*COUNTERS, *FURTHER)
 _ALL = ", ".join(_COUNTERS)
 _SUMS = ", ".join(f"sum({name}) AS {name}" for name in _COUNTERS)
-# These stay on the row of `chip` where there is a prefill_chip.
-_OUTPUT = ("requests", "output_tokens", "reasoning_tokens", "audio_output_tokens")
 
 # The first record of an identity in a generation counts, unless the generation before has one too.
 #
@@ -120,23 +120,24 @@ _NOTHING_ADDED = f"""
 # A row is expected where at least one record is kept; what grows is kept with what it adds.
 _EXPECTED = f"""
     CREATE TABLE expected AS
-    WITH taken_out AS (SELECT * FROM records SEMI JOIN duplicates USING (place, log_offset, line)), kept AS (
-        SELECT {_KEY}, prefill_chip, records, {_ALL} FROM sums
-        UNION ALL
-        SELECT {_KEY}, prefill_chip, -1, {", ".join(f"-{name}" for name in _COUNTERS)} FROM taken_out
+    WITH taken_out AS (SELECT * FROM records SEMI JOIN duplicates USING (place, log_offset, line)), changes AS (
+        SELECT {_KEY}, prefill_chip, -1 AS records, {", ".join(f"-{name} AS {name}" for name in _COUNTERS)}
+        FROM taken_out
         UNION ALL
         SELECT {_KEY}, prefill_chip, 0, {", ".join(f"g.{name} - r.{name}" for name in _COUNTERS)}
         FROM (SELECT * FROM records ANTI JOIN duplicates USING (place, log_offset, line)) r
         JOIN grown g USING (place, log_offset, line)
     ), booked AS (
+        SELECT {_KEY}, records, {_ALL} FROM sums
+        UNION ALL
         SELECT {_KEY}, records, {", ".join(
-            name if name in _OUTPUT else f"CASE WHEN prefill_chip IS NULL THEN {name} ELSE 0 END AS {name}"
+            name if name in OUTPUT else f"CASE WHEN prefill_chip IS NULL THEN {name} ELSE 0 END AS {name}"
             for name in _COUNTERS
-        )} FROM kept
+        )} FROM changes
         UNION ALL
         SELECT window_start, "user", model, prefill_chip AS chip, labels, records, {", ".join(
-            f"0 AS {name}" if name in _OUTPUT else name for name in _COUNTERS
-        )} FROM kept WHERE prefill_chip IS NOT NULL
+            f"0 AS {name}" if name in OUTPUT else name for name in _COUNTERS
+        )} FROM changes WHERE prefill_chip IS NOT NULL
     )
     SELECT {_KEY}, {_SUMS} FROM booked GROUP BY {_KEY} HAVING sum(records) > 0
 """  # fmt: skip
@@ -188,7 +189,9 @@ _DIFFERING_LETTERS = f"""
 class Sums:
     """A database over the files of a folder."""
 
-    def __init__(self, folder: str, places: list[Place], settings: VerifySettings) -> None:
+    def __init__(self, folder: str, places: list[Place], settings: VerifySettings, agreed: Agreed) -> None:
+        """agreed: rows that are not looked at here."""
+        self._agreed = agreed
         self._database = _connect(folder, settings)
         for kind in tasks.SCHEMAS:
             tasks.write(folder, kind, -1, [])  # a kind without any messages is an empty table, too
@@ -216,11 +219,14 @@ class Sums:
     def total(self, table: str) -> Counters:
         """The sums over all rows of `expected` or `found`."""
         [row] = self._rows(f"SELECT {_SUMS} FROM {table}")
-        return _counters(row) or NO_COUNTERS
+        return _both(_counters(row) or NO_COUNTERS, self._agreed.totals())
 
     def by_part(self) -> dict[str, Counters]:
         rows = self._rows(f"SELECT part, {_SUMS} FROM last_rows GROUP BY part")
-        return {part.decode(): _counters(row) or NO_COUNTERS for part, *row in rows}
+        found = {part.decode(): _counters(row) or NO_COUNTERS for part, *row in rows}
+        for part, agreed in self._agreed.parts.items():
+            found[part.decode()] = _both(found.get(part.decode(), NO_COUNTERS), agreed)
+        return found
 
     def differences(self, most: int) -> Iterator[Difference]:
         """The first differing rows by key."""
@@ -275,6 +281,11 @@ def _connect(folder: str, settings: VerifySettings) -> "duckdb.DuckDBPyConnectio
     }
     connection: duckdb.DuckDBPyConnection = require_duckdb().connect(":memory:", config=config)
     return connection
+
+
+def _both(some: Counters, others: Sequence[int]) -> Counters:
+    a, b, c, d, e, f = (one + other for one, other in zip(some, others, strict=False))
+    return a, b, c, d, e, f
 
 
 def _counters(row: Any) -> Counters | None:

@@ -1,17 +1,15 @@
-"""The audit's work on messages: chunks of a topic in, columns in a Parquet file out. What runs in other processes.
+"""The audit's work on what is not read together with others: lines and messages that the judge looks at one by one,
+and dead letters. What runs in other processes where there is much of it.
 
-    log       -> records-N.arrow      one row for each record that counts unless it is a duplicate; beside it, of
-                                      `columns`, marks-N.npy and sums-N.parquet
-                 rejects-N.parquet    one for each record that is refused
-                 digests-N.parquet    one for each record that may be a duplicate with a dead letter: of its bytes
-    usage     -> usage-N.parquet      one for each published row, old ones too
-    rejected  -> letters-N.parquet    one for each dead letter
+    rejects-N.parquet    one row for each record that is refused
+    digests-N.parquet    one for each record that may be a duplicate with a dead letter: of its bytes
+    letters-N.parquet    one for each dead letter
+    records-N, sums-N, usage-N: of `tally`
 
 Texts are columns of bytes: equal means equal bytes, and a NUL in a name is a byte as any other.
 """
 
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from typing import Any, NamedTuple
@@ -23,13 +21,11 @@ import pyarrow.parquet as pq
 from tokenometer.processor.broker import Headers, Place
 from tokenometer.processor.broker.registry import Registry
 from tokenometer.processor.secret import Secret, reveal
-from tokenometer.processor.verify import columns, usage
-from tokenometer.processor.verify.columns import of_judged
 from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord
 from tokenometer.processor.verify.live import MalformedSummary
-from tokenometer.processor.verify.pages import FRONT, Flags, Ints, Page
-from tokenometer.processor.verify.quick import Counted, QuickJudge, is_eligible
+from tokenometer.processor.verify.native import NUMBERS, TEXTS, Ints, Texts, joined
+from tokenometer.processor.verify.quick import Left
 from tokenometer.processor.verify.values import (
     CONFLICTING,
     COUNTERS,
@@ -44,7 +40,18 @@ from tokenometer.schemas.value import Value
 _TEXTS = ("user", "model", "chip")
 _AT = [("place", pa.int32()), ("log_offset", pa.int64())]
 _BYTES = pa.binary()
-RECORDS = pa.schema([("place", pa.int32()), *columns.RECORDS, ("grows", pa.bool_())])
+_ADDED = [(name, pa.int64()) for name in NUMBERS]
+RECORDS = pa.schema(
+    [
+        *_AT,
+        *(("line", pa.int64()), ("generation", pa.int64()), ("window_start", pa.int64())),
+        *((name, _BYTES) for name in TEXTS),
+        *_ADDED,
+        ("grows", pa.bool_()),
+    ]
+)
+SUMS = pa.schema([("window_start", pa.int64()), *((name, _BYTES) for name in (*_TEXTS, "labels")),
+                  ("records", pa.int64()), *_ADDED])  # fmt: skip
 DIGESTS = pa.schema([*_AT, ("line", pa.int32()), ("digest", _BYTES)])
 REJECTS = pa.schema([*_AT, ("line", pa.int64()), ("reason", pa.string()), ("field", pa.string()), ("digest", _BYTES)])
 USAGE = pa.schema(
@@ -60,7 +67,7 @@ USAGE = pa.schema(
 LETTERS = pa.schema([("topic", pa.string()), ("partition", pa.int64()), ("log_offset", pa.int64()), *list(REJECTS)[2:]])
 SCHEMAS = {
     "records": RECORDS,
-    "sums": columns.SUMS,
+    "sums": SUMS,
     "rejects": REJECTS,
     "digests": DIGESTS,
     "usage": USAGE,
@@ -69,56 +76,61 @@ SCHEMAS = {
 _REPEATING = [*_TEXTS, "prefill_chip", "labels", "part", "reason", "field"]  # columns that are worth a dictionary
 
 
-_TIMES_END = 1 << 62  # later ones are for the judge
+class Message(NamedTuple):
+    """One that is no lines, or may not be."""
+
+    number: int  # in its chunk
+    value: bytes | None
+    key: bytes | None
+    headers: Headers
 
 
-class LogChunk(NamedTuple):
-    """Messages of an input partition."""
+class LogTask(NamedTuple):
+    """What is for the judge of a chunk of an input partition."""
 
-    number: int  # of the chunk; files bear it
-    folder: str
     place: int
-    text: bytes  # of all values: `page_text`
-    lengths: Ints  # of the values; -1 for a tombstone
-    offsets: Ints
+    lines: list[Left]
+    messages: list[Message]
+    offsets: Ints  # of all messages of the chunk
     times: Ints
-    generations: Ints
     mapping: Mapping
-    window_ms: int
     max_future_skew_ms: int
     max_past_ms: int | None
     lettered: Ints  # offsets of messages with a dead letter that says `conflicting_duplicate`
     schema: bytes | None = None  # of the mapping's values
-    keys: list[bytes | None] | None = None  # where the mapping reads them
-    headers: list[Headers] | None = None
     registry: tuple[tuple[str, str | Secret], ...] | None = None  # its settings, where values name their schemas
 
 
+class Judgements(NamedTuple):
+    """Records that count, unless they are duplicates, as columns; of each its message's number and its own in that."""
+
+    texts: list[Texts]  # by native.TEXTS
+    times: Ints
+    numbers: Ints  # of each record native.NUMBERS
+    messages: Ints
+    lines: Ints
+
+
 class LogResult(NamedTuple):
-    number: int
-    place: int
-    counting: int  # records that count or are duplicates
+    counting: Judgements | None
     empty: int
     skipped: int
-    rejects: dict[str, int]
-    constants: dict[str, Any]  # what its records have in common
+    refused: list[tuple[Any, ...]]  # rows of REJECTS
+    digests: list[tuple[Any, ...]]  # rows of DIGESTS
 
 
-class OutputChunk(NamedTuple):
-    """Messages of a partition of token-usage or of the dead letters."""
+class LetterChunk(NamedTuple):
+    """Messages of a partition of the dead letters."""
 
-    number: int
+    number: int  # of the chunk; its file bears it
     folder: str
     place: Place
     values: list[bytes | None]
     offsets: list[int]
-    keys: list[bytes | None]
     headers: list[Headers]
-    window_ms: int
 
 
-class OutputResult(NamedTuple):
-    messages: int
+class LetterResult(NamedTuple):
     problems: list[Problem]
     conflicts: list[tuple[Place, int]] = []  # offsets of what letters of conflicting duplicates speak of
 
@@ -131,30 +143,32 @@ def write(folder: str, kind: str, number: int, rows: Sequence[Sequence[Any]]) ->
 def write_repeated(folder: str, number: int, place: int, grows: bool, records: pa.Table) -> None:
     """Records that may be duplicates, or have one."""
     count = len(records)
-    constants = pa.array(np.full(count, place, np.int32)), pa.array(np.full(count, grows))
-    table = pa.table([constants[0], *records.columns, constants[1]], schema=RECORDS)
-    pq.write_table(table, f"{folder}/records-{number}.parquet", write_statistics=False)
+    constants = {"place": np.full(count, place, np.int32), "grows": np.full(count, grows)}
+    write_table(folder, "records", number, pa.table({**{name: records[name] for name in records.column_names},
+                                                     **constants}))  # fmt: skip
 
 
 def _write(folder: str, kind: str, number: int, columns: Sequence[Any]) -> None:
     schema = SCHEMAS[kind]
     arrays = [pa.array(values, item.type) for values, item in zip(columns, schema, strict=True)]
-    _write_table(folder, kind, number, pa.Table.from_arrays(arrays, schema=schema))
+    write_table(folder, kind, number, pa.Table.from_arrays(arrays, schema=schema))
 
 
-def _write_table(folder: str, kind: str, number: int, table: pa.Table) -> None:
+def write_table(folder: str, kind: str, number: int, table: pa.Table) -> str:
+    """Columns of this kind, among others. Returns the file."""
+    file = f"{folder}/{kind}-{number}.parquet"
+    table = table.select(SCHEMAS[kind].names).cast(SCHEMAS[kind])
     repeating = [name for name in _REPEATING if name in table.column_names]
-    pq.write_table(table, f"{folder}/{kind}-{number}.parquet", use_dictionary=repeating, write_statistics=False)
+    pq.write_table(table, file, compression="none", use_dictionary=repeating, write_statistics=False)
+    return file
 
 
 # --- The log ---
 
 
 @lru_cache(maxsize=16)
-def _judges(mapping: Mapping, max_future_skew_ms: int, max_past_ms: int | None) -> tuple[Judge, QuickJudge | None]:
-    """The judge, and a quick one where messages are lines as they stand there."""
-    judge = Judge(mapping, max_future_skew_ms, max_past_ms)
-    return judge, QuickJudge(mapping, judge, max_future_skew_ms, max_past_ms) if is_eligible(mapping) else None
+def judge_of(mapping: Mapping, max_future_skew_ms: int, max_past_ms: int | None) -> Judge:
+    return Judge(mapping, max_future_skew_ms, max_past_ms)
 
 
 @lru_cache(maxsize=16)
@@ -198,131 +212,74 @@ class _Message:
         return _letter_digest(b"", (len(self._value), hashlib.sha256(self._value).hexdigest()))
 
 
-def read_log(chunk: LogChunk) -> LogResult:
-    return _LogReader(chunk).read()
+def judge(task: LogTask) -> LogResult:
+    return _LogReader(task).read()
 
 
 class _LogReader:
-    """Judges a chunk: what it can in one go, the rest line by line, and messages that are no lines one by one."""
+    """Judges lines, and messages that may be anything."""
 
-    def __init__(self, chunk: LogChunk) -> None:
-        self._chunk = chunk
-        self._judge, self._quick = _judges(chunk.mapping, chunk.max_future_skew_ms, chunk.max_past_ms)
-        self._lettered = set(chunk.lettered.tolist())
-        sizes = np.maximum(chunk.lengths, 0)
-        self._ends = FRONT - 1 + np.cumsum(sizes + 1)
-        self._begins = self._ends - sizes
-        self._parts: list[Counted] = []
-        self._single: list[Judged] = []
-        self._single_at: list[tuple[int, int]] = []  # of each: its message's index in the chunk, and its number in that
+    def __init__(self, task: LogTask) -> None:
+        self._task = task
+        self._judge = judge_of(task.mapping, task.max_future_skew_ms, task.max_past_ms)
+        self._lettered = set(task.lettered.tolist())
+        self._records: list[Judged] = []
+        self._records_at: list[tuple[int, int]] = []
         self._refused: list[tuple[Any, ...]] = []
         self._digests: list[tuple[Any, ...]] = []  # a duplicate that says something else becomes a dead letter
         self._empty = self._skipped = 0
 
     def read(self) -> LogResult:
-        chunk = self._chunk
-        are_lines = np.zeros(len(chunk.lengths), bool)
-        messages = numbers = np.zeros(0, np.int64)
-        if self._quick is not None:
-            first_bytes = np.frombuffer(chunk.text, np.uint8)[self._begins]
-            are_lines = (chunk.lengths > 0) & (first_bytes == ord("{")) & (chunk.times < _TIMES_END)
-            if are_lines.any():
-                messages, numbers = self._read_lines(self._quick, are_lines)
-        for message in np.flatnonzero(~are_lines).tolist():
-            self._read_message(message)
-        if self._single:
-            count = len(messages)
-            self._parts.append(of_judged(range(count, count + len(self._single)), self._single))
-            single_messages, single_numbers = np.array(self._single_at, np.int64).T
-            messages = np.concatenate((messages, single_messages))
-            numbers = np.concatenate((numbers, single_numbers))
-        return self._write(messages, numbers)
-
-    def _read_lines(self, quick: QuickJudge, are_lines: Flags) -> tuple[Ints, Ints]:
-        """Messages that are lines as they stand there. Returns of each line its message, and its number in that."""
-        chunk, page = self._chunk, Page(self._chunk.text)
-        last_lines = np.searchsorted(page.ends, self._ends)
-        messages = np.repeat(np.arange(len(last_lines)), np.diff(last_lines, prepend=-1))
-        numbers = np.arange(len(page)) - (np.concatenate(([-1], last_lines[:-1])) + 1)[messages]
-        # A newline at a message's end ends its last line; it does not begin another one.
-        nothing = (page.begins == page.ends) & (page.ends == self._ends[messages]) & (numbers > 0)
-        answer = quick(page, are_lines[messages] & ~nothing, chunk.times.astype(np.int64)[messages])
-        self._skipped += answer.skipped
-        self._parts += answer.counted
-        for line in answer.left.tolist():
-            self._read_line(int(messages[line]), int(numbers[line]), page.line(line), None)
-        for part in answer.counted if self._lettered else ():
-            for line in part.lines[np.isin(chunk.offsets[messages[part.lines]], chunk.lettered)].tolist():
-                self._add_digest(int(messages[line]), int(numbers[line]), record_digest(page.line(line)))
-        return messages, numbers
+        for message, number, line in self._task.lines:
+            self._read_line(message, number, line, None)
+        for each in self._task.messages:
+            self._read_message(each)
+        found = _columns(self._records, self._records_at) if self._records else None
+        return LogResult(found, self._empty, self._skipped, self._refused, self._digests)
 
     def _read_line(
         self, message: int, number: int, line: bytes, whole: "_Message | None", failure: str | None = None
     ) -> None:
         """whole: None where a letter holds the line itself."""
-        chunk = self._chunk
+        place, offset = self._task.place, int(self._task.offsets[message])
         try:
             if failure is not None:
                 raise RefusedRecord(failure)
-            record = self._judge(line, int(chunk.times[message]))
+            record = self._judge(line, int(self._task.times[message]))
         except SkippedRecord:
             self._skipped += 1
             return
         except RefusedRecord as why:
             digest = whole.digest(number, line, rejected=True) if whole else record_digest(line)
-            self._refused.append((chunk.place, int(chunk.offsets[message]), number, why.reason, why.field, digest))
+            self._refused.append((place, offset, number, why.reason, why.field, digest))
             return
         if record is None:
             self._empty += 1
             return
-        self._single.append(record)
-        self._single_at.append((message, number))
-        if int(chunk.offsets[message]) in self._lettered:
+        self._records.append(record)
+        self._records_at.append((message, number))
+        if offset in self._lettered:
             digest = whole.digest(number, line, rejected=False) if whole else record_digest(line)
-            self._add_digest(message, number, digest)
+            self._digests.append((place, offset, number, digest))
 
-    def _add_digest(self, message: int, number: int, digest: bytes) -> None:
-        self._digests.append((self._chunk.place, int(self._chunk.offsets[message]), number, digest))
-
-    def _read_message(self, message: int) -> None:
-        """A message that may be anything."""
-        chunk = self._chunk
-        value = None if chunk.lengths[message] < 0 else chunk.text[self._begins[message] : self._ends[message]]
-        key = chunk.keys[message] if chunk.keys is not None else None
-        decode = _decoder(chunk.mapping.value, chunk.schema, chunk.registry)
-        decoded = decode(value, key, chunk.headers[message] if chunk.headers is not None else ())
+    def _read_message(self, message: Message) -> None:
+        task = self._task
+        decode = _decoder(task.mapping.value, task.schema, task.registry)
+        decoded = decode(message.value, message.key, message.headers)
         lines = decoded.lines or [b""]
-        whole = _Message(value, len(lines))
+        whole = _Message(message.value, len(lines))
         for number, line in enumerate(lines):
-            self._read_line(message, number, line, whole, decoded.failure)
-
-    def _write(self, messages: Ints, numbers: Ints) -> LogResult:
-        chunk, folder = self._chunk, self._chunk.folder
-        count, constants = 0, dict[str, Any]()
-        if self._parts:
-            offsets, generations = chunk.offsets[messages], chunk.generations[messages]
-            where = {"log_offset": offsets, "line": numbers, "generation": generations}
-            found = columns.Columns(self._parts, where, chunk.window_ms)
-            count, constants = found.count, found.write(folder, chunk.number)
-        for kind, rows in (("rejects", self._refused), ("digests", self._digests)):
-            if rows:
-                write(folder, kind, chunk.number, rows)
-        rejects = dict(Counter(reason for _, _, _, reason, _, _ in self._refused))
-        return LogResult(chunk.number, chunk.place, count, self._empty, self._skipped, rejects, constants)
+            self._read_line(message.number, number, line, whole, decoded.failure)
 
 
-# --- token-usage ---
-
-
-def read_usage(chunk: OutputChunk) -> OutputResult:
-    """Raises UnknownSchema and WrongWindow."""
-    where = f"{chunk.place.topic}/{chunk.place.partition}"
-    parts, problems = usage.read(chunk.keys, chunk.values, chunk.offsets, where, chunk.window_ms)
-    if parts:
-        offsets = np.array(chunk.offsets, np.int64)
-        table = usage.table(parts, chunk.place.partition, offsets, USAGE)
-        _write_table(chunk.folder, "usage", chunk.number, table)
-    return OutputResult(len(chunk.values), problems)
+def _columns(records: Sequence[Judged], at: Sequence[tuple[int, int]]) -> Judgements:
+    request_id, scope, times, *others = zip(*records, strict=True)
+    names, labels = others[:4], others[4 + len(COUNTERS)]
+    numbers = [*others[4 : 4 + len(COUNTERS)], *others[5 + len(COUNTERS) :]]
+    texts = [joined([[None if text is None else text.encode() for text in column]])
+             for column in (request_id, scope, *names, labels)]  # fmt: skip
+    messages, lines = np.array(at, np.int64).T
+    return Judgements(texts, np.array(times, np.int64), np.array(numbers, np.int64).T, messages, lines)
 
 
 # --- Dead letters ---
@@ -334,7 +291,7 @@ _HEADERS = {"reason", "topic", "partition", "offset", "line"}
 _OF_WHOLE = {"size", "sha256"}  # of a record whose letter has only its head
 
 
-def read_letters(chunk: OutputChunk) -> OutputResult:
+def read_letters(chunk: LetterChunk) -> LetterResult:
     rows: list[tuple[Any, ...]] = []
     problems: list[Problem] = []
     conflicts: list[tuple[Place, int]] = []
@@ -349,7 +306,7 @@ def read_letters(chunk: OutputChunk) -> OutputResult:
             problems.append(Problem("letter", where, str(error)))
     if rows:
         write(chunk.folder, "letters", chunk.number, rows)
-    return OutputResult(len(chunk.values), problems, conflicts)
+    return LetterResult(problems, conflicts)
 
 
 def _letter(value: bytes | None, headers: Headers) -> tuple[Any, ...]:

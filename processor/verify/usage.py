@@ -1,24 +1,33 @@
 """The audit's reading of `token-usage`: each message is a row whose key says the same as its value.
 
-`_row` says what a row is. Most rows look alike, so most are read together: the two texts of a message make one line,
-`{"k":key,"v":value}`, and a template of such a line fixes all but texts and counters (`templates`). What is not surely
-a row in this way is read by itself.
+`_row` says what a row is. Most rows look alike, so most are read together: a template of a key and one of a value fix
+all but texts and counters (`templates`, rows.h). What is not surely a row in this way is read by itself.
 """
 
 import re
 from calendar import timegm
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from time import strptime
-from typing import Any, NamedTuple
-
-import numpy as np
-import pyarrow as pa
+from typing import Any
 
 from tokenometer.processor.verify.judge import labels_text
 from tokenometer.processor.verify.live import U64_END, MalformedSummary, check_version, object_of
-from tokenometer.processor.verify.pages import Flags, Ints, Page, Places, json_object, page_text
-from tokenometer.processor.verify.templates import Kind, Leaf, Path, Shapes, Template, leaves_of
+from tokenometer.processor.verify.native import NUMBERS, Found, Ints, Program, Rows, Texts
+from tokenometer.processor.verify.templates import (
+    ANY_BYTES,
+    PLANS_MAX,
+    Candidates,
+    Kind,
+    Leaf,
+    Path,
+    Piece,
+    Template,
+    json_object,
+    json_text,
+    leaves_of,
+    write_text,
+)
 from tokenometer.processor.verify.values import COUNTERS, FURTHER, ROW_SCHEMAS, Problem, VerifyError
 
 _TEXTS = ("user", "model", "chip", "part")
@@ -29,135 +38,96 @@ _LABEL_NAME = re.compile(r"[a-z][a-z0-9_]{0,62}", re.ASCII)
 _LABELS_MAX, _LABEL_BYTES_MAX = 8, 256
 
 
-class Rows(NamedTuple):
-    """messages: which, by their number in the chunk. columns: by name."""
+class UsageReader:
+    """Reads rows into `found`."""
 
-    messages: Ints
-    columns: dict[str, Any]
+    def __init__(self, found: Found, window_ms: int) -> None:
+        self._found, self._window_ms = found, window_ms
+        self._rows = Rows(window_ms)
+        self._learned = 0
 
+    def read(self, keys: Texts, values: Texts, offsets: Ints, topic: str, partition: int) -> list[Problem]:
+        """Raises UnknownSchema and WrongWindow."""
+        left = self._rows.read(self._found, keys, values, offsets, partition)
+        candidates = Candidates()
+        while (plan := self._learn_from(left, keys, values, candidates)) is not None:
+            left = self._rows.read(self._found, keys, values, offsets, partition, plan)
+        problems = list[Problem]()
+        for message in left.tolist():
+            offset = int(offsets[message])
+            where = f"{topic}/{partition} at offset {offset}"
+            try:
+                window, *row = _row(keys.at(message), values.at(message), where, self._window_ms)
+            except MalformedSummary as error:
+                problems.append(Problem("row", where, str(error)))
+                continue
+            user, model, chip, part = (text.encode() for text in row[:4])
+            counters, labels, further = row[4 : 4 + len(COUNTERS)], row[4 + len(COUNTERS)], row[5 + len(COUNTERS) :]
+            texts = user, model, chip, labels.encode(), part
+            self._found.add(window, offset, partition, texts, [*counters, *further])
+        return problems
 
-def read(
-    keys: Sequence[bytes | None], values: Sequence[bytes | None], offsets: Sequence[int], place: str, window_ms: int
-) -> tuple[list[Rows], list[Problem]]:
-    """Raises UnknownSchema and WrongWindow."""
-    lines = [b'{"k":%b,"v":%b}' % (key or b"", value or b"") for key, value in zip(keys, values, strict=True)]
-    page = Page(page_text(lines))
-    parts, left = list[Rows](), np.arange(len(lines))
-    if len(page) == len(lines):  # a text with a newline is none of ours
-        whole = np.array([key is not None and value is not None for key, value in zip(keys, values, strict=True)], bool)
-        parts, left = _shapes(window_ms).read(_Alike(keys, values, window_ms), page, whole)
-        left = np.concatenate((left, np.flatnonzero(~whole)))
-    singles, problems = list[tuple[Any, ...]](), list[Problem]()
-    for message in np.sort(left).tolist():
-        where = f"{place} at offset {offsets[message]}"
-        try:
-            singles.append((message, *_row(keys[message], values[message], where, window_ms)))
-        except MalformedSummary as error:
-            problems.append(Problem("row", where, str(error)))
-    if singles:
-        messages, *columns = zip(*singles, strict=True)
-        names = ("window_start", *_TEXTS, *COUNTERS, "labels", *FURTHER)
-        parts.append(Rows(np.array(messages, np.int64), dict(zip(names, columns, strict=True))))
-    return parts, problems
+    def _learn_from(self, left: Ints, keys: Texts, values: Texts, candidates: Candidates) -> int | None:
+        """The number of the plan that was learned."""
+        if self._learned >= PLANS_MAX:
+            return None
+        messages = left.tolist()
+        lines = [values.at(message) or b"" for message in messages]
+        for number in candidates.among(lines):
+            plan = self._learn(keys.at(messages[number]), lines[number])
+            if plan is not None:
+                return plan
+        return None
 
-
-def table(parts: Sequence[Rows], place: int, offsets: Ints, schema: pa.Schema) -> pa.Table:
-    """place: the number of the partition."""
-    tables = []
-    for part in parts:
-        count = len(part.messages)
-        columns = {"place": np.full(count, place, np.int32), "log_offset": offsets[part.messages], **part.columns}
-        arrays = [_column(columns[field.name], field.type, count) for field in schema]
-        tables.append(pa.Table.from_arrays(arrays, schema=schema))
-    return pa.concat_tables(tables)
-
-
-def _column(values: Any, kind: pa.DataType, count: int) -> pa.Array:
-    if isinstance(values, bytes | int):
-        return pa.repeat(pa.scalar(values, kind), count)
-    return values if isinstance(values, pa.Array) else pa.array(values, kind)
-
-
-# --- Many at once ---
-
-
-@lru_cache(maxsize=4)
-def _shapes(window_ms: int) -> Shapes["_Plan", Rows]:
-    return Shapes()
-
-
-class _Plan(NamedTuple):
-    template: Template
-    texts: tuple[Path, ...]  # of the value; the key has each, too
-    numbers: tuple[str, ...]
-    labels: tuple[str, ...]
-
-
-class _Alike:
-    def __init__(self, keys: Sequence[bytes | None], values: Sequence[bytes | None], window_ms: int) -> None:
-        self._keys, self._values, self._window_ms = keys, values, window_ms
-
-    def learn(self, page: Page, line: int) -> _Plan | None:
+    def _learn(self, key: bytes | None, value: bytes) -> int | None:
         """From a row as it should be."""
-        text, value = page.line(line), self._values[line]
         try:
-            _row(self._keys[line], value, "", self._window_ms)
+            _row(key, value, "", self._window_ms)
         except (MalformedSummary, VerifyError):
             return None
-        leaves = leaves_of(text)
-        if leaves is None:
+        program = _program(key or b"", value)
+        if program is None:
             return None
-        row = object_of(value)
-        labels = tuple(row.get("labels", ()))
-        texts = (*(("v", name) for name in _KEY), *(("v", "labels", name) for name in labels))
-        numbers = tuple(name for name in (*COUNTERS, "total_tokens", *FURTHER) if name in row)
-        read = {*texts, *(("k", *path[1:]) for path in texts), *(("v", name) for name in numbers)}
-        template = Template(text, leaves, lambda leaf: _kind_of(leaf, read))
-        plan = _Plan(template, texts, numbers, labels)
-        usable = template.usable and read <= template.kinds.keys()
-        return plan if usable and self.take(plan, page, np.array([line]))[1].all() else None
-
-    def take(self, plan: _Plan, page: Page, lines: Ints) -> tuple[Rows | None, Flags]:
-        taken = np.zeros(len(lines), bool)
-        numbered = [("v", name) for name in plan.numbers]
-        keys = [("k", *path[1:]) for path in plan.texts]
-        index, places = plan.template.match(page, lines, [*plan.texts, *keys, *numbered])
-        if not len(index):
-            return None, taken
-        begins, lengths = (np.stack([places[path][i] for path in numbered]) for i in (0, 1))
-        found, sure_each = page.integers((begins, lengths))
-        numbers = dict(zip(plan.numbers, found, strict=True))
-        sure = sure_each.all(axis=0) & (numbers["total_tokens"] == numbers["input_tokens"] + numbers["output_tokens"])
-        for name in plan.numbers:
-            if name in FURTHER:
-                sure &= numbers[name] > 0
-        for path, key in zip(plan.texts, keys, strict=True):
-            sure &= (places[path][1] >= 1) & page.are_equal(places[path], places[key])
-            if len(path) > 2:
-                sure &= places[path][1] <= _LABEL_BYTES_MAX
-        window_start, sure_time = self._windows(page, places["v", "window_start"])
-        sure &= sure_time
-        taken[index[sure]] = True
-        texts = {path: page.texts((begins[sure], lengths[sure])) for path, (begins, lengths) in places.items()
-                 if path in plan.texts and path != ("v", "window_start")}  # fmt: skip
-        labels = json_object([(name, texts["v", "labels", name]) for name in plan.labels])
-        columns = {name: numbers[name][sure] if name in numbers else 0 for name in (*COUNTERS, *FURTHER)}
-        columns |= {name: texts["v", name] for name in _TEXTS}
-        columns |= {"window_start": window_start[sure], "labels": labels}
-        return (Rows(lines[index[sure]], columns) if sure.any() else None), taken
-
-    def _windows(self, page: Page, places: Places) -> tuple[Ints, Flags]:
-        """As `_window_start_ms` reads them, which is stricter than RFC 3339."""
-        begins, lengths = places
-        found, sure = page.rfc3339(places)
-        sure &= (lengths == 20) & (page.bytes[begins + 10] == ord("T")) & (page.bytes[begins + 19] == ord("Z"))
-        return found, sure & (found % self._window_ms == 0)
+        plan = self._rows.learn(program)
+        if not self._rows.takes(plan, key or b"", value):
+            self._rows.forget()
+            return None
+        self._learned += 1
+        return plan
 
 
-def _kind_of(leaf: Leaf, read: set[Path]) -> Kind | None:
-    if leaf.path not in read:
+def _program(key: bytes, value: bytes) -> Program | None:
+    """As rows.h reads it; None where the row is no template."""
+    of_key, of_value = leaves_of(key), leaves_of(value)
+    if of_key is None or of_value is None:
         return None
-    return Kind.TEXT if leaf.is_text else Kind.INTEGER
+    row = object_of(value)
+    labels = tuple(row.get("labels", ()))
+    texts = [*((name,) for name in _KEY), *(("labels", name) for name in labels)]
+    numbers = [(name,) for name in (*COUNTERS, "total_tokens", *FURTHER) if name in row]
+    named, counted = Template(key, of_key, _kinds(texts)), Template(value, of_value, _kinds([*texts, *numbers]))
+    if not (set(texts) <= named.slots.keys() and {*texts, *numbers} <= counted.slots.keys()):
+        return None
+    slot_of = {path: counted.bound(path, _LABEL_BYTES_MAX if path[1:] else ANY_BYTES) for path in texts}
+    slot_of |= {path: counted.slots[path] for path in numbers}
+    program = Program()
+    counted.write(program)
+    named.write(program)
+    program.add(*(slot_of[name,] for name in _KEY))
+    program.add(*(slot_of.get((name,), -1) for name in NUMBERS), slot_of["total_tokens",])
+    program.add(len(texts), *(slot for path in texts for slot in (slot_of[path], counted.count + named.slots[path])))
+    members = list[tuple[str, list[Piece]]]((name, json_text([slot_of["labels", name]])) for name in labels)
+    write_text(program, json_object(members))
+    return program
+
+
+def _kinds(read: list[Path]) -> Callable[[Leaf], Kind | None]:
+    def kind_of(leaf: Leaf) -> Kind | None:
+        if leaf.path not in read:
+            return None
+        return Kind.TEXT if leaf.is_text else Kind.INTEGER
+
+    return kind_of
 
 
 # --- One by itself ---

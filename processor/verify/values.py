@@ -22,6 +22,8 @@ PARENTS = {  # further counters, each a part of one of the above; a row has only
 }
 FURTHER = tuple(PARENTS)
 NO_FURTHER = (0, 0, 0, 0, 0)
+# These stay on the row of `chip` where there is a prefill_chip.
+OUTPUT = ("requests", "output_tokens", "reasoning_tokens", "audio_output_tokens")
 REASONS = (
     # Of a whole message
     "too_large",
@@ -104,7 +106,7 @@ class VerifySettings:
     conflict_letters: bool = True  # duplicates that say something else became dead letters
     differences_max: int = 20  # that the report shows, of each kind
     processes: int = field(default_factory=lambda: os.cpu_count() or 1)
-    memory_bytes: int = 2 << 30  # of DuckDB; what is beyond it goes to `scratch`
+    memory_bytes: int = 2 << 30  # of the tables, and then of DuckDB; what is beyond it goes to `scratch`
     registry: tuple[tuple[str, str | Secret], ...] | None = None  # settings of the Schema Registry
     scratch: str | None = None  # a folder for about 200 bytes a record; None: the system's temporary one
     settle_seconds: float = 0.25  # for a commit's marks to reach every partition

@@ -127,11 +127,11 @@ def test_a_header_s_name_that_is_not_utf_8_is_read_alike_by_meter_and_audit(stre
     text = (harness.MAPPINGS / "native.toml").read_text().replace("format = 1", "format = 2")
     mapping = mappings.parse(text.replace('path = "user"', 'header = "user"\ndefault = "nobody"'), "test.toml")
     stream.broker.create_topic(topic, 1, {})
-    producer, library = confluent_kafka.Producer({"bootstrap.servers": stream.bootstrap}), direct._library()
+    producer, library = confluent_kafka.Producer({"bootstrap.servers": stream.bootstrap}), direct.library()
     for number, name in enumerate((b"other", b"\xff")):
         value = orjson.dumps(Calls(seed=number)() | {"request_id": f"r-{number}"})
         error = library.rd_kafka_producev(
-            direct._handle(producer),
+            direct.handle(producer),
             *(1, topic.encode(), 4, value, ctypes.c_size_t(len(value))),  # RD_KAFKA_VTYPE_TOPIC and _VALUE
             *(9, b"user", b"alice", ctypes.c_ssize_t(5), 9, name, b"x", ctypes.c_ssize_t(1)),  # _HEADER
             *(8, ctypes.c_int64(SAMPLES_MS), 7, 2, 0),  # _TIMESTAMP, _MSGFLAGS, _END

@@ -1,5 +1,6 @@
 """What only a real Kafka can show of processor/broker/kafka.py. What the model shows too: test_broker_contract.py."""
 
+import contextlib
 import ctypes
 import gc
 import logging
@@ -31,7 +32,7 @@ from tokenometer.processor.broker import (
     Position,
     Refused,
 )
-from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer, cluster, direct
+from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer, cluster, direct, drain, following
 
 pytestmark = pytest.mark.kafka
 
@@ -366,6 +367,49 @@ def test_an_open_transaction_holds_the_extent_and_its_abort_leaves_a_gap(
     producer.close()
 
 
+@pytest.mark.parametrize("keys", [False, True])
+def test_a_range_is_the_same_as_columns_and_as_the_clients_messages(
+    broker: KafkaBroker, topics: Callable[..., str], monkeypatch: pytest.MonkeyPatch, keys: bool
+) -> None:
+    """With tombstones, empty values, messages without a key, and more than are taken at once."""
+    topic, count = topics(), 5_000
+    values = [None if n % 97 == 0 else b"x" * (n % 50) for n in range(count)]
+    named = [None if n % 89 == 0 else b"k%d" % n for n in range(count)]
+    place = Place(topic, 0)
+    broker.append(topic, values, named, [1_700_000_000_000 + n for n in range(count)])
+    broker.flush()
+    end = broker.extents([topic])[place].end
+    opened = drain.opened
+    drains = []
+    monkeypatch.setattr(drain, "opened", lambda *given: drains.append(opened(*given)) or drains[-1])
+    columns = whole(broker, place, Offset(end - 1), keys)
+    assert len(drains) == 1 and drains[0] is not None, "this version of the client was tested"
+    monkeypatch.setattr(direct, "supported", lambda: False)
+    assert whole(broker, place, Offset(end - 1), keys) == columns
+    assert len(columns[0]) == end - 1 - 3
+
+
+def whole(broker: KafkaBroker, place: Place, end: Offset, keys: bool) -> tuple[list[Any], ...]:
+    some = list(broker.read(place, Offset(3), end, keys=keys))
+    assert all((messages.keys is not None) == keys for messages in some)
+    return (
+        [value for messages in some for value in messages.values],
+        [key for messages in some for key in messages.keys or ()],
+        [time for messages in some for time in messages.times.tolist()],
+        [offset for messages in some for offset in messages.offsets.tolist()],
+    )
+
+
+def test_an_error_of_a_partition_is_said_by_its_own_queue(broker: KafkaBroker, topics: Callable[..., str]) -> None:
+    """The offset is gone when it is asked for."""
+    topic = topics()
+    fill(broker, topic, 10)
+    place = Place(topic, 0)
+    consumer = following.assigned(broker._settings, {place: Offset(500)})
+    with contextlib.closing(consumer), pytest.raises(OutOfRange):
+        list(following.read(consumer, place, 600, following.access_of({}, [place]), False, False))
+
+
 def test_a_range_that_ends_in_an_abort_is_read_to_its_end(broker: KafkaBroker, topics: Callable[..., str]) -> None:
     topic = topics()
     place = Place(topic, 0)
@@ -467,7 +511,7 @@ def test_offsets_of_an_open_transaction_are_waited_for(broker: KafkaBroker, topi
 
 def give_up(client: Any, code: int) -> None:
     """librdkafka's own way to try it."""
-    direct._library().rd_kafka_test_fatal_error(direct._handle(client), ctypes.c_int(code), b"as a test")
+    direct.library().rd_kafka_test_fatal_error(direct.handle(client), ctypes.c_int(code), b"as a test")
 
 
 def test_a_consumer_with_any_fatal_error_is_dead(

@@ -51,10 +51,9 @@ class ProducerTopic:
     """A topic of one producer, for batches."""
 
     def __init__(self, producer: confluent_kafka.Producer, name: str) -> None:
-        self._library = library = _library()
+        self._library = found = library()
         self._producer = producer  # which must outlive the topic
-        handle = _handle(producer)
-        self._topic = ctypes.c_void_p(library.rd_kafka_topic_new(handle, name.encode(), None))
+        self._topic = ctypes.c_void_p(found.rd_kafka_topic_new(handle(producer), name.encode(), None))
 
     def __del__(self) -> None:
         self._library.rd_kafka_topic_destroy(self._topic)
@@ -97,14 +96,14 @@ def _places(column: Column) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
     return np.uint64(column.data.ctypes.data) + column.starts.astype(np.uint64), column.lengths.astype(np.uint64)
 
 
-def _library() -> Any:
+def library() -> Any:
     """The librdkafka that the client has loaded, through the client's own extension module."""
     from confluent_kafka import cimpl
 
-    library = ctypes.CDLL(cimpl.__file__)
-    library.rd_kafka_topic_new.restype = ctypes.c_void_p
-    return library
+    found = ctypes.CDLL(cimpl.__file__)
+    found.rd_kafka_topic_new.restype = ctypes.c_void_p
+    return found
 
 
-def _handle(client: Any) -> ctypes.c_void_p:
+def handle(client: Any) -> ctypes.c_void_p:
     return ctypes.c_void_p.from_address(id(client) + object.__basicsize__)

@@ -8,6 +8,8 @@ import confluent_kafka as client
 from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from tokenometer.processor.broker import BrokerError, Messages, Offset, Place
+from tokenometer.processor.broker.kafka import drain as drains
+from tokenometer.processor.broker.kafka.drain import Drain
 from tokenometer.processor.broker.kafka.errors import PASSING, Access, error_from, error_of, is_fatal
 from tokenometer.processor.broker.kafka.messages import (
     LINGER_SECONDS,
@@ -95,30 +97,57 @@ def read(
     """Reads until nothing below `end` can come. The last ones there may be aborted messages and transaction markers."""
     part, topic = [TopicPartition(place.topic, place.partition)], (place.topic,)
     beside = Beside.of(topic if keys else (), topic if headers else ())
+    drain = None if headers else drains.opened(consumer, place, keys)
     reached = 0
     heard = time.monotonic()
-    while reached < end:
+    try:
+        while reached < end:
+            found, failures = _take(consumer, drain, place.topic, beside)
+            # Asked before the messages go out: it is past all that was taken from the queue, markers included.
+            reached = max(reached, consumer.position(part)[0].offset)
+            for error, offset in failures:
+                if error.code() == KafkaError._PARTITION_EOF:
+                    reached = max(reached, offset)
+                elif error.code() not in _PASSING:
+                    raise error_of(f"reading {place.topic}-{place.partition}", error, access)
+            if found:
+                heard = time.monotonic()
+            elif time.monotonic() - heard > _STALL_SECONDS and reached < end:
+                raise BrokerError(
+                    f"reading {place.topic}-{place.partition}: nothing came for {_STALL_SECONDS} s; it ends at {end},"
+                    f" and offset {reached} is next"
+                )
+            for messages in found:
+                rest = between(messages, 0, end)
+                if rest is not None:
+                    yield rest
+    finally:
+        if drain is not None:
+            drain.close()
+
+
+def _take(
+    consumer: client.Consumer, drain: Drain | None, topic: str, beside: Beside
+) -> tuple[list[Messages], list[tuple[KafkaError, int]]]:
+    """Messages in their order, and errors with their offsets."""
+    if drain is None:
         batch = consumer.consume(1, 1.0)
         batch += consumer.consume(_READ_MESSAGES, LINGER_SECONDS) if batch else []
-        # Asked before the messages go out: it is past all that this call has taken from the queue, markers included.
-        reached = max(reached, consumer.position(part)[0].offset)
-        failures = list(filter(failed, batch))
-        for message in failures:
-            error = message.error()
-            assert error is not None
-            if error.code() == KafkaError._PARTITION_EOF:
-                reached = max(reached, message.offset() or 0)
-            elif error.code() not in _PASSING:
-                raise error_of(f"reading {place.topic}-{place.partition}", error, access)
-        found = [message for message in batch if not message.error()] if failures else batch
-        if found:
-            heard = time.monotonic()
-        elif time.monotonic() - heard > _STALL_SECONDS and reached < end:
-            raise BrokerError(
-                f"reading {place.topic}-{place.partition}: nothing came for {_STALL_SECONDS} s; it ends at {end},"
-                f" and offset {reached} is next"
-            )
-        for messages in gather(found, times_of(found), place.topic, beside) if found else ():
-            rest = between(messages, 0, end)
-            if rest is not None:
-                yield rest
+        return _told_apart(batch, topic, beside)
+    drained, errors = drain.take(1.0, _READ_MESSAGES)
+    # What came before the queue was cut off, and the client's own errors. One thread of librdkafka fills both queues,
+    # so what is here was there before what was just drained.
+    batch = list[client.Message]()
+    while more := consumer.consume(_READ_MESSAGES, 0):
+        batch += more
+    found, failures = _told_apart(batch, topic, beside)
+    failures += [(KafkaError(code), offset) for code, offset in errors]
+    return found + ([drained] if drained is not None else []), failures
+
+
+def _told_apart(
+    batch: list[client.Message], topic: str, beside: Beside
+) -> tuple[list[Messages], list[tuple[KafkaError, int]]]:
+    failures = [(error, message.offset() or 0) for message in batch if (error := message.error()) is not None]
+    found = [message for message in batch if not message.error()] if failures else batch
+    return gather(found, times_of(found), topic, beside) if found else [], failures
