@@ -30,13 +30,13 @@ from tokenometer.kernels.target import Array, Lines, Target
 from tokenometer.kernels.values import (
     Batch,
     Bytes,
+    Canonical,
     CellTotals,
     DeadLetter,
     PartitionState,
     Progress,
     Referee,
     Rejection,
-    Skipped,
     Tally,
     UsageRows,
     WindowStartMs,
@@ -431,25 +431,25 @@ class Engine:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
         records = sorted(self.target.fetch(self._doubtful[:doubtful]).tolist())
         self._fill.clear(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1)
-        times = loaded.batch.message_time
+        times, plan = loaded.batch.message_time, loaded.plan
         letters: list[DeadLetter] = []
         rulings: list[tuple[Any, ...]] = []
         extras: list[tuple[Any, ...]] = []
         texts = Texts(loaded.referee_at)
         for record, line in zip(records, self._lines(loaded, ends, first, records), strict=True):
             message_time = None if times is None else int(times[line.message])
-            ruling = self._referee(line.value, loaded.plan.mapping, message_time)
-            if isinstance(ruling, Rejection):
+            ruling = self._referee(line.value, plan.mapping, message_time)
+            if isinstance(ruling, Canonical):
+                placed: dict[bytes, int] = {}
+                places, lengths = texts.place(ruling.texts, plan.defaults, placed)
+                rulings.append((ruling.time_ms, ruling.counters, places, lengths, record, layout.ACCEPTED))
+                if plan.has_extras:
+                    extras.append(beside(plan, ruling, texts, placed, len(rulings) - 1))
+            elif isinstance(ruling, Rejection):
                 letters.append(line.rejected(ruling))
                 rulings.append((0, *_NO_FIELDS, record, layout.REJECTED))
-            elif isinstance(ruling, Skipped):
-                rulings.append((0, *_NO_FIELDS, record, layout.SKIPPED))
             else:
-                placed: dict[bytes, int] = {}
-                places, lengths = texts.place(ruling.texts, loaded.plan.defaults, placed)
-                rulings.append((ruling.time_ms, ruling.counters, places, lengths, record, layout.ACCEPTED))
-                if loaded.plan.has_extras:
-                    extras.append(beside(loaded.plan, ruling, texts, placed, len(rulings) - 1))
+                rulings.append((0, *_NO_FIELDS, record, layout.SKIPPED))
         self._write_texts(loaded, texts.joined())
         if loaded.plan.has_extras:
             self._send_extras(extras, len(rulings))

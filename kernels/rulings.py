@@ -23,14 +23,15 @@ class Texts:
     ) -> tuple[list[int], list[int]]:
         """Where a record's strings are in the buffer, and their lengths. placed: those of the record so far."""
         places: list[int] = []
+        at = self._at
         for text, (default, place) in zip(texts, defaults, strict=True):
             if text != default:
-                if text not in placed:
-                    placed[text] = self._at
+                place = placed.setdefault(text, at)
+                if place == at:
                     self._texts.append(text)
-                    self._at += len(text)
-                place = placed[text]
+                    at += len(text)
             places.append(place)
+        self._at = at
         return places, [len(text) for text in texts]
 
     def joined(self) -> bytes:
