@@ -120,15 +120,25 @@ ENTRY void count(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   count_all(job, begin, end);
 }
+HD void passes(const Job& job, u32 begin, u32 end) {
+  claim_all(job, begin, end);
+  if (job.grows) grow_all(job, begin, end);
+  settle_all(job, begin, end);
+  count_all(job, begin, end);
+}
 // Where records come in order, all the passes may follow one another block by block: no record looks at a later one.
 ENTRY void in_order(const Job* shared, u32, u32 begin, u32 end) {
-  const Job job = *shared;
+  Job job = *shared;
+  const bool plain = !job.extras && !job.grows;
   for (u32 at = begin; at < end; at += BLOCK_RECORDS) {
     const u32 last = end - at < BLOCK_RECORDS ? end : at + BLOCK_RECORDS;
-    claim_all(job, at, last);
-    if (job.grows) grow_all(job, at, last);
-    settle_all(job, at, last);
-    count_all(job, at, last);
+    if (plain) {
+      job.extras = nullptr;  // said once more where it is used, so that it is known when compiling
+      job.grows = 0;
+      passes(job, at, last);
+    } else {
+      passes(job, at, last);
+    }
   }
 }
 
