@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from bench import bench_engine, bench_exactly_once, bench_intake, common
+from bench import bench_engine, bench_exactly_once, bench_intake, common, report_builds
 from tokenometer.schemas.usage import TARGET_TOKENS_PER_DAY
 
 RESULTS_MD = common.ROOT / "bench" / "RESULTS.md"
@@ -66,6 +66,10 @@ def _goals(results: Sequence[dict[str, Any]]) -> str:
             rows += _intake_goals(content)
         if content["kind"] == "synth":
             rows += _synth_goals(content)
+        if content["kind"] == "builds":
+            rows += [(words, found, _yes(met)) for words, found, met in report_builds.builds_goals(content)]
+        if content["kind"] == "verify":
+            rows += [(words, found, _yes(met)) for words, found, met in report_builds.verify_goals(content)]
     return _table(("goal", "measured", "met"), "lll", rows)
 
 
@@ -373,6 +377,16 @@ def _synth(content: dict[str, Any]) -> list[str]:
     return [f"## Made-up logs, {content['records']:,} records", _table(head, "lrrr", rows)]
 
 
+def _builds(content: dict[str, Any]) -> list[str]:
+    head = ("case, clock", "turns", "ratio", "µs a record, this - other", "peak MiB, this - other")
+    return ["## This build beside another one", _table(head, "lrrrr", report_builds.builds_rows(content))]
+
+
+def _verify(content: dict[str, Any]) -> list[str]:
+    head = ("log, build", "records", "processor s", "s", "k records/s", "peak MiB")
+    return ["## The audit", _table(head, "lrrrrr", report_builds.verify_rows(content))]
+
+
 def _page_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
     shape = content["shape"]
     for case in content["cases"]:
@@ -546,7 +560,7 @@ def _intake_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
 _SECTIONS = {
     "engine": _engine, "peers": _peers, "pipeline": _pipeline, "rollup": _rollup, "soak": _soak, "ledger": _ledger,
     "page": _page, "intake": _intake, "lake": _lake, "exactly_once": _exactly_once, "alerts": _alerts,
-    "synth": _synth,
+    "synth": _synth, "builds": _builds, "verify": _verify,
 }  # fmt: skip
 
 

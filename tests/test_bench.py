@@ -156,7 +156,9 @@ def test_mappings_of_one_log_are_compared_in_alternating_runs(data):
     file = data / "results" / "builds.json"
     options = ["--only", "labels", "--turns", "1", "--clock", "cpu", "--data", str(data), "--json", str(file)]
     assert bench_builds.main(options) == 0
-    assert [case["case"] for case in json.loads(file.read_text())["cases"]] == ["labels"]
+    compared = json.loads(file.read_text())
+    assert [case["case"] for case in compared["cases"]] == ["labels"]
+    assert "| labels, cpu | 1 |" in report.report([("builds.json", compared)])
     log = next(data.glob("*-labelled.ndjson"))
     found = {}
     for mapping in bench_engine.MAPPINGS:

@@ -38,8 +38,10 @@ def test_an_audit_of_a_benchmarks_log_is_clean(owned, tmp_path):
     """The run itself demands a clean report of all records."""
     file = tmp_path / "verify.json"
     assert bench_verify.main(["--bootstrap", owned.bootstrap, "--turns", "1", "--json", str(file)]) == 0
-    cases = json.loads(file.read_text())["cases"]
+    found = json.loads(file.read_text())
+    cases = found["cases"]
     assert {name: case["records"] for name, case in cases.items()} == bench_verify.SIZES["small"]
+    assert all(f"| {name}, this | 20,000 |" in report.report([("verify.json", found)]) for name in cases)
     assert all(len(case["runs"]["this"]) == 1 for case in cases.values())
 
 
