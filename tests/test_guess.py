@@ -365,3 +365,35 @@ def test_a_producer_that_nobody_knows_is_never_silently_wrong(log):
     records, truth = log
     found = guess(lines_of(records), "example")
     assert verdict(found, truth) != "wrong", found.text
+
+
+# --- Labels that prices go by ---
+
+
+def tiered(number: int, tier: object, **more: object) -> dict[str, object]:
+    usage = {"prompt_tokens": 10 + number, "completion_tokens": 3, "total_tokens": 13 + number}
+    return {"response": {"model": "m", "service_tier": tier, "usage": usage}, **more}
+
+
+def test_a_service_tier_becomes_a_label_from_where_it_was_served():
+    tiers = ["default", "flex", "priority"]
+    records = [tiered(n, tiers[n % 3], request={"service_tier": "auto"}) for n in range(9)]
+    found = guess(lines_of(rows(*records)), "example")
+    assert [(label.name, label.field.paths) for label in found.mapping.labels] == [
+        ("service_tier", (("response", "service_tier"),))
+    ]
+    [doubt] = [doubt for doubt in found.doubts if doubt.field == "service_tier"]
+    assert '["request", "service_tier"] may say it as well' in doubt.text
+    assert "# CHECK: service_tier: " in found.text and found.check.counted == 9
+
+
+def test_a_service_tier_that_is_no_text_or_never_there_is_no_label():
+    for tier in (None, 7, {"name": "flex"}):
+        found = guess(lines_of(rows(*(tiered(n, tier) for n in range(4)))), "example")
+        assert found.mapping.labels == () and "labels" not in found.text, tier
+
+
+def test_a_tier_that_some_records_lack_is_empty_there():
+    records = [tiered(0, "flex"), tiered(1, ""), tiered(2, None)]
+    found = guess(lines_of(rows(*records)), "example")
+    assert found.mapping.labels[0].field.empty_is_absent and found.check.counted == 3

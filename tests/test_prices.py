@@ -279,10 +279,30 @@ def test_prices_check_says_what_has_no_price_and_what_is_never_used(
     assert code == 0 and out.endswith("All usage has one price.\n")
     assert "line 16: has 7 tokens with tier=flex, for which no entry has a price of its own\n" in out
     assert "tier=batch, for" not in out
+    code, _, said = run(
+        capsys, "close", "--to", "2100-01-01", "--anyway", "--prices", str(file), "--database", database
+    )
+    assert code == 0 and f"{file}, line 16: has 7 tokens with tier=flex, for which no entry has" in said
     every = [entry("llama"), entry("l*"), entry("*")]
     file.write_text("\n".join(['currency = "USD"', *(f"[[price]]\n{each}" for each in every)]))
     out = run(capsys, "prices", "check", str(file), "--against", database)[1]
     assert "line 6: l* is never used: a more specific entry has all that it fits\n" in out
+
+
+def test_the_usual_tier_needs_no_price_of_its_own_and_an_empty_ledger_has_no_usage(
+    database: str, capsys: Any, tmp_path: pathlib.Path
+) -> None:
+    file = tmp_path / "prices.toml"
+    some = [entry("*"), entry("*", labels='{ service_tier = "batch" }')]
+    file.write_text("\n".join(['currency = "USD"', *(f"[[price]]\n{each}" for each in some)]))
+    with books.opened(database):
+        pass
+    assert run(capsys, "prices", "check", str(file), "--against", database)[1].endswith("has no usage yet.\n")
+    with books.opened(database) as store:
+        tiers = ("default", "standard", "flex")
+        take(store, [labelled({"service_tier": tier}, [1, 7, 0, 0, 0, 0]) for tier in tiers])
+    out = run(capsys, "prices", "check", str(file), "--against", database)[1]
+    assert "=flex, for which no entry" in out and "=default" not in out and "=standard" not in out
 
 
 @pytest.mark.parametrize("file", sorted(LISTS.glob("*.toml")), ids=lambda file: file.stem)

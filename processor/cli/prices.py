@@ -67,9 +67,9 @@ def _report(prices: Prices, found: pricecheck.PriceCheck) -> None:
         say(f"no price: {model}{f' ({labels})' if labels else ''}: {tokens:,} tokens")
     if len(unpriced) > _SHOWN:
         say(f"no price: {len(unpriced) - _SHOWN:,} more")
-    fallen = sorted(found.fallen.items())
-    for (line, label), tokens in fallen[:_SHOWN]:
-        say(f"line {line}: has {tokens:,} tokens with {label}, for which no entry has a price of its own")
+    fallen = pricecheck.fallen_texts(found)
+    for text in fallen[:_SHOWN]:
+        say(text)
     if len(fallen) > _SHOWN:
         say(f"{len(fallen) - _SHOWN:,} more values of labels have no price of their own")
     for entry in prices.entries:
@@ -82,7 +82,9 @@ def _report(prices: Prices, found: pricecheck.PriceCheck) -> None:
         else:
             why = "it fits no model of the ledger"
         say(f"line {entry.line}: {entry.model} is never used: {why}")
-    if not (unpriced or found.ties):
+    if not found.models:
+        say("The ledger has no usage yet.")
+    elif not (unpriced or found.ties):
         say("All usage has one price.")
 
 

@@ -1,6 +1,7 @@
 """The commands `close` and `statement`: periods of a ledger. `close` ends with 1 for a period that is not complete."""
 
 import contextlib
+import sys
 import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +15,15 @@ from tokenometer.processor.cli.asking import AskSettings, Grace, PriceFile, Time
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, usage_error, write_csv, write_json
 from tokenometer.processor.cli.ledger import now_ms
 from tokenometer.processor.cli.tables import show_rows
-from tokenometer.processor.ledger import api, export, focus, periods, statements, usage
+from tokenometer.processor.ledger import api, export, focus, periods, pricecheck, statements, usage
 from tokenometer.processor.ledger.values import BadRequest
 from tokenometer.schemas.usage import COUNTERS, TOTAL
 
 if TYPE_CHECKING:
     from tokenometer.processor.ledger.database import Database
+
+
+_WARNINGS_MAX = 20  # `prices check` has all of them
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,11 @@ def close_command(command: CloseCommand) -> None:
     with contextlib.closing(open_clerk(command.database_name)) as opened:
         closed = periods.close(opened, end, command.grace * 1000, now_ms(), terms=terms)
         write_json(statements.statement_json(opened, closed))
+        if terms.prices is not None:
+            with opened.snapshot() as moment:
+                found = pricecheck.against(moment, terms.prices, closed.begin)
+            for text in pricecheck.fallen_texts(found)[:_WARNINGS_MAX]:
+                say(f"{command.price_list}, {text}", sys.stderr)
 
 
 _LIST_COLUMNS = (

@@ -9,6 +9,8 @@ from tokenometer.processor.ledger.database import Database
 from tokenometer.processor.ledger.prices import Entry, PriceError, Prices
 from tokenometer.schemas.usage import PARENTS, TOKENS
 
+# How sources name the tier that a price without a tier is for.
+_USUAL = {"service_tier": {"default", "standard"}}
 _TOTAL = " + ".join(name for name in TOKENS if name not in PARENTS)
 
 
@@ -89,9 +91,17 @@ def _fall(found: PriceCheck, prices: Prices, entry: Entry, labels: Mapping[str, 
     """Count tokens by entry and label, where the list has prices by this label, and none for this value."""
     for name, value in labels.items():
         priced = {each.labels[name] for each in prices.entries if name in each.labels}
-        if priced and value not in priced:
+        if priced and value not in priced and value not in _USUAL.get(name, ()):
             place = entry.line, f"{name}={value}"
             found.fallen[place] = found.fallen.get(place, 0) + tokens
+
+
+def fallen_texts(found: PriceCheck) -> list[str]:
+    """A sentence for each value of a label that has the price of usage without it."""
+    return [
+        f"line {line}: has {tokens:,} tokens with {label}, for which no entry has a price of its own"
+        for (line, label), tokens in sorted(found.fallen.items())
+    ]
 
 
 def _names(database: Database, ids: set[int]) -> dict[int, str]:

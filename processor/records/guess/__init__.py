@@ -8,7 +8,7 @@ likely is written with a comment that begins with `# CHECK:`; nothing that matte
     conventions   whether parts are inside their totals, by arithmetic
     events        logs with one event for each type of tokens
     skips         records that are no usage
-    texts, times  user, model, chip, id; the time and its unit
+    texts, times  user, model, chip, id, labels; the time and its unit
     values        how lines hold records
     plan, write   what was decided, as TOML with comments
 """
@@ -90,6 +90,7 @@ def _decide(sample: Sample, plan: GuessPlan) -> None:
     times.guess_time(sample, read, plan)
     for field in ("user", "model", "chip", "prefill_chip"):
         texts.guess_name(field, sample, near, read, plan)
+    texts.guess_labels(sample, near, read, plan)
     says = _says(sample, read, amounts, plan)
     texts.guess_id(sample, read, says, plan)
     if "tokens" in plan.tables:

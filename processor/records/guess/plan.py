@@ -8,10 +8,13 @@ from tokenometer.processor import show
 from tokenometer.schemas.mapping_errors import show_path
 from tokenometer.schemas.mapping_model import Path
 
+# Labels that price lists go by, and the ends of their paths.
+LABELS = {"service_tier": ["service_tier"], "inference_geo": ["inference_geo"], "speed": ["usage_speed"]}
+
 
 @dataclass(frozen=True)
 class Doubt:
-    """What a person must check. field: a canonical field, `skip`, `repeats`, or `log` for the log as a whole."""
+    """What a person must check. field: a canonical field, a label, `skip`, `repeats`, or `log` for all of the log."""
 
     field: str
     text: str
@@ -19,7 +22,7 @@ class Doubt:
 
 @dataclass
 class Table:
-    """One [fields.NAME]. settings: keys other than path and aliases, in their order."""
+    """One [fields.NAME] or [labels.NAME]. settings: keys other than path and aliases, in their order."""
 
     name: str
     paths: list[Path] = field(default_factory=list)
@@ -30,6 +33,7 @@ class Table:
 @dataclass
 class GuessPlan:
     tables: dict[str, Table] = field(default_factory=dict)
+    labels: dict[str, Table] = field(default_factory=dict)
     head: dict[str, Any] = field(default_factory=dict)  # conventions and repeats
     head_why: dict[str, list[str]] = field(default_factory=dict)
     value: dict[str, Any] = field(default_factory=dict)  # [value]

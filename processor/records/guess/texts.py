@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from tokenometer.processor.records.count_names import norm, place_of, words
 from tokenometer.processor.records.guess.counts import shared_keys
-from tokenometer.processor.records.guess.plan import GuessPlan, Table, of_records, paths_text
+from tokenometer.processor.records.guess.plan import LABELS, GuessPlan, Table, of_records, paths_text
 from tokenometer.processor.records.sample import Leaf, Sample
 from tokenometer.schemas.mapping_errors import show_path
 from tokenometer.schemas.mapping_model import ID_BYTES_MAX, STRING_BYTES_MAX, Path
@@ -44,6 +44,7 @@ _NOT = {
     "user": {"agent", "pod", "ip", "spend", "prompt", "message", "alias", "budget"},
     "model": {"hw", "gpu", "host", "device", "chip", "accelerator", "cost", "map", "parameters", "ratio", "user"},
     "chip": {"count", "id", "user", "memory", "util", "utilization"},
+    "label": {"request", "requested"},
     "prefill_chip": {"count", "memory"},
     "request_id": {"trace", "parent", "session", "conversation", "user", "model", "team", "key", "organization",
                    "account", "channel", "project", "tenant", "plugin", "customer", "deployment", "operation"},
@@ -129,6 +130,26 @@ def guess_name(field: str, sample: Sample, near: Path, read: set[int], plan: Gue
     if field != "prefill_chip" and missing:
         _missing(field, table, missing, read, plan)
     _say_others(field, chosen, leaves, read, plan)
+
+
+def guess_labels(sample: Sample, near: Path, read: set[int], plan: GuessPlan) -> None:
+    """What a price depends on beside the model, where the record says it: nearest to the counts, for what was asked for
+    need not be what was served."""
+    for label, names in LABELS.items():
+        leaves = [leaf for leaf in _ranked(sample, "label", names, near, read) if _are_texts(leaf)]
+        leaves.sort(key=lambda leaf: -shared_keys(leaf.path[:-1], near))
+        if not leaves:
+            continue
+        chosen, texts = leaves[0], leaves[0].texts()
+        table = plan.labels[label] = Table(label, [chosen.path], {"empty": "absent"})
+        values = list(dict.fromkeys(texts.values()))
+        table.why.append(f"Prices may depend on it; in {of_records(len(texts), len(sample.records))}: {values[:6]}.")
+        if others := [leaf.path for leaf in leaves[1:] if leaf.texts() != texts]:
+            plan.doubt(label, f"{paths_text(others)} may say it as well.")
+
+
+def _are_texts(leaf: Leaf) -> bool:
+    return all(value is None or isinstance(value, str) for value in leaf.values.values())
 
 
 def _missing(field: str, table: Table, missing: set[int], read: set[int], plan: GuessPlan) -> None:

@@ -2,11 +2,11 @@
 
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from tokenometer.processor import show
-from tokenometer.processor.records.guess.plan import Doubt, GuessPlan, Table, paths_text
+from tokenometer.processor.records.guess.plan import LABELS, Doubt, GuessPlan, Table, paths_text
 from tokenometer.schemas.mapping_model import FIELDS, PLACES_MAX, TOTAL_TOKENS, Path
 
 CHECK = "# CHECK: "
@@ -51,6 +51,12 @@ def made_valid(plan: GuessPlan) -> None:
     for name in _ORDER:
         if table := plan.tables.get(name):
             _keep(table, kept, plan)
+    for label, table in list(plan.labels.items()):
+        if _conflicts(table.paths[0], kept):
+            del plan.labels[label]
+            plan.doubt(label, f"{paths_text(table.paths)} is not read: another field reads a part of this path.")
+        else:
+            kept.add(table.paths[0])
     _drop_skips(plan, kept)
     for key, value in plan.head.items():
         if isinstance(value, dict) and "path" in value:
@@ -115,7 +121,8 @@ def _drop_skips(plan: GuessPlan, kept: set[Path]) -> None:
 
 
 def _places(plan: GuessPlan) -> set[Path]:
-    paths = [path for table in plan.tables.values() for path in (*table.paths, *table.settings.get("plus", []))]
+    tables = [*plan.tables.values(), *plan.labels.values()]
+    paths = [path for table in tables for path in (*table.paths, *table.settings.get("plus", []))]
     paths += [table.settings["by"] for table in plan.tables.values() if "by" in table.settings]
     paths += [item["path"] for entry, _ in plan.skip for item in (entry, *entry.get("and", []))]
     paths += [value["path"] for value in plan.head.values() if isinstance(value, dict) and "path" in value]
@@ -138,8 +145,11 @@ def text_of(plan: GuessPlan, name: str, head: list[str]) -> str:
         ]
     known = {"log", *plan.head}
     for field in (*FIELDS, "tokens", TOTAL_TOKENS):
-        lines += _table_lines(plan, field)
+        lines += _table_lines(plan, plan.tables, "fields", field)
         known.add(field)
+    for label in dict.fromkeys([*plan.labels, *(doubt.field for doubt in plan.doubts if doubt.field in LABELS)]):
+        lines += _table_lines(plan, plan.labels, "labels", label)
+        known.add(label)
     assert {doubt.field for doubt in plan.doubts} <= known | {"skip"}, "a doubt that is not written"
     return "\n".join(lines) + "\n"
 
@@ -160,12 +170,12 @@ def _skip_lines(plan: GuessPlan) -> list[str]:
     return lines
 
 
-def _table_lines(plan: GuessPlan, field: str) -> list[str]:
-    table: Table | None = plan.tables.get(field)
+def _table_lines(plan: GuessPlan, tables: Mapping[str, Table], kind: str, field: str) -> list[str]:
+    table = tables.get(field)
     checks = _checks(plan, field)
     if not table:
         return ["", *checks] if checks else []
-    lines = ["", *(line for why in table.why for line in comment(why)), *checks, f"[fields.{field}]"]
+    lines = ["", *(line for why in table.why for line in comment(why)), *checks, f"[{kind}.{field}]"]
     if table.paths:
         lines.append(f"path = {value_text(table.paths[0])}")
     if table.paths[1:]:
