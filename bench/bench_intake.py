@@ -46,7 +46,7 @@ GOALS = {"otlp json": ("bytes_per_s", 1e9), "otlp protobuf": ("records_per_s", 2
 GOAL_RATIO, GOAL_ARRAYS, GOAL_OPENERS = 10, 0.85, 0.98
 SPANS, RECORDS = 50, 200  # of a message
 COLUMN_BYTES = {"small": 1 << 18, "large": 1 << 22}
-PASSES = {"small": 2, "large": 15}
+PASSES = {"small": 2, "large": 75}
 
 Lines = list[bytes]
 

@@ -6,8 +6,8 @@ import pytest
 
 from tests import harness, oracle
 from tests.bad_input import CASES, Case, changed
-from tests.harness import Piece, Run, shipped
-from tokenometer.kernels.values import Rejection
+from tests.harness import Mapping, Piece, Run, shipped
+from tokenometer.kernels.values import Canonical, Rejection
 from tokenometer.processor.records.referee import Referee
 
 BEFORE = changed(request_id=b'"before"', user=b'"before"')
@@ -89,3 +89,10 @@ def test_a_prompt_that_is_all_escapes_is_judged_in_one_pass(escape):
     assert referee(record, mapping, None) == referee(changed(prompt=b'""'), mapping, None)
     twice = record[:-1] + b',"\\u0075ser":"bob"}'
     assert referee(twice, mapping, None) == Rejection("repeated_field", None)
+
+
+def test_an_empty_key_is_nobodys_path():
+    """A constant has no path, and no record's value may take its place."""
+    text = (harness.MAPPINGS / "native.toml").read_text().replace('path = "chip"', 'constant = "edge"')
+    ruling = Referee()(changed(**{"": b'"other"'}), Mapping.parse(text, "constant").engine, None)
+    assert isinstance(ruling, Canonical) and ruling.texts[3] == b"edge"

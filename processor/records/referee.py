@@ -209,12 +209,10 @@ def _read_with_more(record: dict[str, Any]) -> Any:
 
 def _text_reader(field: Field) -> _Read:
     default, longest = _default_text(field), field.bytes_max
-    path: Path = field.paths[0] if field.paths else ()
+    above, last = _ends_of(field.paths[0] if field.paths else ())
 
-    def read(record: dict[str, Any]) -> bytes:
-        value: Any = record
-        for key in path:
-            value = value.get(key) if type(value) is dict else None
+    def read(record: dict[Any, Any]) -> bytes:
+        value = (_object(record, above) if above else record).get(last)
         if type(value) is str:
             text = value.encode()
             if 1 <= len(text) <= longest:
@@ -224,17 +222,31 @@ def _text_reader(field: Field) -> _Read:
     return read
 
 
+def _ends_of(path: Path) -> tuple[Path, str | None]:
+    """The keys above a value, and its own; of no path the key None, which no record has."""
+    return (path[:-1], path[-1]) if path else ((), None)
+
+
+def _object(record: dict[Any, Any], path: Path) -> dict[Any, Any]:
+    """The object at a path; an empty one where there is none."""
+    value: Any = record
+    for key in path:
+        value = value.get(key)
+        if type(value) is not dict:
+            return {}
+    found: dict[Any, Any] = value
+    return found
+
+
 def _scope_reader(field: Field, path: Path) -> _Read:
     return lambda record: _text(_present(_walk(record, path, field.name), field), field) or b""
 
 
 def _count_reader(field: Field) -> _Read:
-    path: Path = field.paths[0] if field.paths and not field.plus else ()
+    above, last = _ends_of(field.paths[0] if field.paths and not field.plus else ())
 
-    def read(record: dict[str, Any]) -> int:
-        value: Any = record
-        for key in path:
-            value = value.get(key) if type(value) is dict else None
+    def read(record: dict[Any, Any]) -> int:
+        value = (_object(record, above) if above else record).get(last)
         if type(value) is int and 0 <= value < COUNT_END:
             return value
         return _count(record, field) or 0
