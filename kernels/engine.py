@@ -144,10 +144,11 @@ class Engine:
         self._job["future_skew_ms"] = max_future_skew_ms
         self._job["past_ms"] = _NO_PAST_MS if max_past_ms is None else max_past_ms
         self._job["not_before_ms"] = not_before_ms
-        self._records = target.zeros(self.limits.tile_records, layout.RECORD)
-        self._spots = target.zeros(self.limits.tile_records * layout.SPOT_WORDS, np.uint64)
-        self._doubtful = target.zeros(self.limits.tile_records, np.uint32)
-        self._conflicts = target.zeros(self.limits.tile_records if conflict_letters else 0, np.uint32)
+        room = self.limits.tile_room
+        self._records = target.zeros(room, layout.RECORD)
+        self._spots = target.zeros(room * layout.SPOT_WORDS, np.uint64)
+        self._doubtful = target.zeros(room, np.uint32)
+        self._conflicts = target.zeros(room if conflict_letters else 0, np.uint32)
         self._job["records"], self._job["doubtful"] = target.address(self._records), target.address(self._doubtful)
         self._job["spots"] = target.address(self._spots)
         self._job["conflicts"] = target.address(self._conflicts) if conflict_letters else 0
@@ -260,7 +261,7 @@ class Engine:
     def _make_room_for_extras(self, plan: Plan) -> None:
         plan.number_labels(self._label_numbers)
         if self._extras is None:
-            self._extras = self.target.zeros(self.limits.tile_records, layout.EXTRA)
+            self._extras = self.target.zeros(self.limits.tile_room, layout.EXTRA)
         self._reads_further |= bool(plan.mapping.further)
         self._part.has_extras(self._reads_further)
 
@@ -306,7 +307,8 @@ class Engine:
         message = first_message
         while message < len(ends):
             line = int(ends[message - 1]) if message else 0
-            after = max(message + 1, int(np.searchsorted(ends, line + self.limits.tile_records, side="right")))
+            tile = self.limits.tile_of(int(ends[-1]) - line)
+            after = max(message + 1, int(np.searchsorted(ends, line + tile, side="right")))
             if turns is not None:
                 generations, passed_ms = turns
                 offset = message if batch.message_offset is None else int(batch.message_offset[message])
@@ -317,9 +319,11 @@ class Engine:
             size = int(batch.message_end[after - 1]) - (int(batch.message_end[message - 1]) if message else 0)
             if counting and not self._part.has_room(loaded.plan.most(lines, size)):
                 break
-            for first in range(line, line + lines, self.limits.tile_records):
-                last = min(first + self.limits.tile_records, line + lines)
-                letters += self._take_tile(loaded, partition.identities, ends, first, last - first, counting)
+            first, last = line, line + lines
+            while first < last:
+                count = self.limits.tile_of(last - first)
+                letters += self._take_tile(loaded, partition.identities, ends, first, count, counting)
+                first += count
             message = after
             if log_times is not None:
                 partition.log_time_ms = int(log_times[message - 1])

@@ -40,6 +40,15 @@ class Limits:
             raise ValueError(f"tile_records = {self.tile_records}: expected 1 to 2^24")
 
     @property
+    def tile_room(self) -> int:
+        """Records that a tile holds at most: what is left of a batch after a tile is often little, and joins it."""
+        return self.tile_records + self.tile_records // 8
+
+    def tile_of(self, records: int) -> int:
+        """How many of so many records are the next tile."""
+        return records if records <= self.tile_room else self.tile_records
+
+    @property
     def further(self) -> int:
         """Slots for further counters, 16 bytes each; there only where a mapping reads such. A row has up to five."""
         return 2 * self.rows

@@ -421,6 +421,26 @@ def test_what_is_held_ahead_of_need_is_given_up_for_another_partition(make_engin
     assert engine.tally().counted == 6_800
 
 
+@pytest.mark.parametrize("lines, tiles", [(64, [64]), (72, [72]), (73, [64, 9]), (136, [64, 72]), (137, [64, 64, 9])])
+def test_a_small_rest_of_a_batch_joins_its_last_tile(make_engine, monkeypatch, lines, tiles):
+    """A tile has room for an eighth more than its size. One message or many, all of it is counted once."""
+    values = [line(request_id=f"id-{n}") for n in range(lines)]
+    for messages in ([b"\n".join(values)], values):
+        engine = make_engine(tile_records=64)
+        assert engine.limits.tile_room == 72
+        taken = []
+        launch = engine.target.launch
+
+        def noted(name, job, first, count, launch=launch, taken=taken):
+            taken.extend([count] if name == "parse" else [])
+            launch(name, job, first, count)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(engine.target, "launch", noted)
+            engine.count(engine.load(engine.pack(messages, [TIME_MS] * len(messages)), NATIVE.engine))
+        assert taken == tiles and engine.tally().counted == lines
+
+
 # --- Limits ---
 
 
