@@ -16,6 +16,7 @@ import orjson
 
 from tokenometer.kernels.layout import RECORD_BYTES_MAX
 from tokenometer.kernels.values import SKIPPED, Canonical, EventTimeMs, Rejection, Skipped
+from tokenometer.processor.records.repeated_keys import KeyTree, could_repeat, repeats, tree_of
 from tokenometer.schemas.mapping import COUNT_END, PARTS, STRINGS, Condition, Convention, Field, Label, Mapping, Path
 from tokenometer.schemas.usage import (
     COUNTERS,
@@ -51,13 +52,7 @@ _RFC3339 = re.compile(_DATE_TIME + r"(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d\d):(\d\d)
 _ISO8601 = re.compile(_DATE_TIME + r"(?:[.,](\d{1,9}))?(?:([Zz])|([+-])(\d\d)(?::?(\d\d))?)?", re.ASCII)
 _EPOCH_PER_MS = {"epoch_s": (1000, 1), "epoch_ms": (1, 1), "epoch_us": (1, 1000), "epoch_ns": (1, 1_000_000)}
 _EPOCH_DIGITS_MAX = 21  # more are beyond the year 9999 in every unit
-_CONTAINERS = (dict, list)
 _PARTS = [(COUNTERS.index(part), COUNTERS.index(PARENTS[part])) for part in PARTS]
-_KEY_END = re.compile(rb'"[ \t\r]*:')
-# What comes before the first key that has an escape. It reads each string once; a search for the escape would read the
-# rest of a text anew at each of its escapes.
-_NO_ESCAPED_KEY = re.compile(rb'(?:[^"]++|"[^"\\]*+"|"(?:[^"\\]++|\\.)*+"(?![ \t\r]*:))*+')
-_TOKEN = re.compile(rb'("(?:[^"\\]++|\\.)*+")[ \t\r]*(:?)|[{}\[\]]')
 
 
 class Rejected(Exception):
@@ -107,7 +102,7 @@ class Referee:
         if not isinstance(value, dict):
             raise Rejected("not_an_object")
         readers = self._readers(mapping)
-        if _could_repeat(record, value, readers.tree) and _repeats(record, readers.tree.root):
+        if could_repeat(record, value, readers.tree) and repeats(record, readers.tree.root):
             raise Rejected("repeated_field")
         if mapping.skip and _is_skipped(value, mapping.skip):
             return SKIPPED
@@ -182,7 +177,7 @@ class _Readers:
 
     fields: list[tuple[str, int, Field, _Read]]
     additive: tuple[bool, ...] | None
-    tree: "_Tree"
+    tree: KeyTree
 
 
 def _readers_of(mapping: Mapping) -> _Readers:
@@ -200,7 +195,7 @@ def _readers_of(mapping: Mapping) -> _Readers:
             fields.append(("time", 0, field, _read_with_more))
     stated = [each.additive for each in mapping.conventions if not each.by_total and not each.paths]
     decided = tuple(each for each in stated if each is not None)
-    return _Readers(fields, decided if len(decided) == len(PARTS) else None, _tree_of(mapping))
+    return _Readers(fields, decided if len(decided) == len(PARTS) else None, tree_of(mapping))
 
 
 def _read_with_more(record: dict[str, Any]) -> Any:
@@ -522,83 +517,3 @@ def _calendar_ms(match: re.Match[str], zone: tuple[str | None, str | None, str |
         raise Rejected("bad_timestamp", name)
     milliseconds = (utc - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
     return milliseconds + (999 if leap else fraction)
-
-
-# --- Repeated keys: orjson keeps the last one silently ---
-
-_Node = dict[str, Any]  # key -> what matters below it; a leaf's is empty
-
-
-@dataclass(frozen=True)
-class _Tree:
-    """The keys of all mapped paths."""
-
-    root: _Node
-    quoted: tuple[bytes, ...]  # each distinct key as it is mostly spelled
-
-
-def _tree_of(mapping: Mapping) -> _Tree:
-    root: _Node = {}
-    for path in mapping.paths:
-        node = root
-        for key in path:
-            node = node.setdefault(key, {})
-    return _Tree(root, tuple(orjson.dumps(key) for key in {key for path in mapping.paths for key in path}))
-
-
-def _could_repeat(record: bytes, value: dict[str, Any], tree: _Tree) -> bool:
-    """A quick no for most records: a key that occurs twice is spelled twice, unless one of the two has an escape.
-
-    A string may hold what looks like a key's end, so the count of those may be too large, never too small.
-    """
-    if b"\\" in record and _NO_ESCAPED_KEY.match(record).end() < len(record):  # type: ignore[union-attr]
-        keys = _key_count(record, value)
-        return record.count(b":") > keys and len(_KEY_END.findall(record)) > keys
-    count = record.count
-    for key in tree.quoted:  # a loop: a generator costs as much as what it counts
-        if count(key) > 1:
-            return True
-    return False
-
-
-def _key_count(record: bytes, value: dict[str, Any]) -> int:
-    """The number of keys of an object and all that it holds."""
-    if record.count(b"{") == 1 and b"[" not in record:
-        return len(value)
-    count = 0
-    held: list[Any] = [value]
-    while held:
-        inside = held.pop()
-        values = inside
-        if isinstance(inside, dict):
-            count += len(inside)
-            values = inside.values()
-        held += [x for x in values if isinstance(x, _CONTAINERS)]
-    return count
-
-
-def _repeats(record: bytes, root: _Node) -> bool:
-    """Whether a key on a mapped path occurs twice in its object. `record` is valid JSON and an object."""
-    places: list[_Node] = []  # of open objects and arrays: the keys that matter inside
-    seen: list[set[str]] = []
-    below: _Node = root  # what matters inside the next value
-    for match in _TOKEN.finditer(record):
-        token = match.group()
-        if token == b"{" or token == b"[":
-            places.append(below if token == b"{" else {})
-            seen.append(set())
-            below = {}
-        elif token == b"}" or token == b"]":
-            places.pop()
-            seen.pop()
-            below = {}
-        elif match[2]:
-            below = {}
-            if places[-1]:
-                key = orjson.loads(match[1])
-                if key in seen[-1]:
-                    return True
-                if key in places[-1]:
-                    seen[-1].add(key)
-                    below = places[-1][key]
-    return False
