@@ -79,6 +79,7 @@ class Decoder:
         self._value, self._limit = value, min(limit, MESSAGE_BYTES_MAX)
         self._recipe = native.recipe(value, self._limit)
         self._openers = self._openers_of(value)
+        self._claims = sum(1 << claim for claim in self._openers)
         self._schemas = _Schemas(value, schemas, schema) if value.encoding in ("avro", "protobuf") else None
         self._untouched = value == PLAIN
         lines = Value(json_in=value.json_in)
@@ -103,30 +104,26 @@ class Decoder:
         """
         if not len(values):
             return DecodedLines(np.empty(0, np.uint8), np.empty(0, np.int64))
-        claimed, claims = native.look(values.data, values.starts, values.lengths)
-        if self._untouched and not len(claimed) and values.lines is not None and first == 0:
+        claimed, plain = native.look(values.data, values.starts, values.lengths, self._claims)
+        if self._untouched and plain and values.lines is not None and first == 0:
             return DecodedLines(values.data, values.lines)
         batch = native.ValueBatch.of(values.data, values.starts, values.lengths)
-        failures = self._open(batch, values, first, claimed, claims)
+        failures = self._open(batch, values, claimed[claimed >= first].tolist()) if len(claimed) else {}
         if self._value.encoding == "cloudevents" and headers is not None:
             self._structure(batch, headers, failures)
         inject = self._members(batch, keys, headers, failures)
         written = self._decode(batch, first, inject, headers, failures)
-        return DecodedLines(
-            written.data, written.ends, {**written.failures, **_upto(failures, first + len(written.ends))}
-        )
+        failures = written.failures | _upto(failures, first + len(written.ends))
+        return DecodedLines(written.data, written.ends, failures)
 
     # --- Openers ---
 
-    def _open(
-        self, batch: native.ValueBatch, values: Column, first: int, claimed: Ints, claims: Bytes
-    ) -> dict[int, str]:
+    def _open(self, batch: native.ValueBatch, values: Column, claimed: Sequence[int]) -> dict[int, str]:
         """Replaces what is claimed; stops where the opened values are as much as one call may give."""
         failures: dict[int, str] = {}
         replaced: dict[int, bytes] = {}
         size = 0
-        wanted = np.isin(claims, list(self._openers)) & (claimed >= first)
-        for index in claimed[wanted].tolist():
+        for index in claimed:
             if size > _CALL_BYTES:
                 batch.lengths = batch.lengths[:index]
                 batch.addresses = batch.addresses[:index]

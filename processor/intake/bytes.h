@@ -48,16 +48,19 @@ HD bool begins(Text a, const char (&literal)[N]) {
   return a.n >= N - 1 && starts(a.p, literal);
 }
 
-// Memory that grows as lines are written. Throws std::bad_alloc.
+// Memory that grows as lines are written: at first the caller's, which stays the caller's. Throws std::bad_alloc.
 class Out {
  public:
   u8* data = nullptr;
   u64 size = 0;
 
   Out() = default;
+  Out(u8* space, u64 bytes) : data(space), space_(space), capacity_(bytes) {}
   Out(const Out&) = delete;
   Out& operator=(const Out&) = delete;
-  ~Out() { free(data); }
+  ~Out() {
+    if (data != space_) free(data);
+  }
 
   // Where to write up to `more` bytes; `size` is the caller's to move.
   HD u8* room(u64 more) {
@@ -72,7 +75,7 @@ class Out {
   HD void put(u8 c) { *room(1) = c, ++size; }
   u8* release() {
     u8* p = data;
-    data = nullptr;
+    data = space_ = nullptr;
     size = capacity_ = 0;
     return p;
   }
@@ -81,11 +84,14 @@ class Out {
   COLD void grow(u64 more) {
     if (more >= 1ull << 40) throw std::bad_alloc();
     const u64 wanted = capacity_ * 2 > size + more + SLACK ? capacity_ * 2 : size + more + SLACK;
-    u8* moved = (u8*)realloc(data, wanted);
+    const bool own = data != space_;
+    u8* moved = (u8*)realloc(own ? data : nullptr, wanted);
     if (!moved) throw std::bad_alloc();
+    if (!own && size) memcpy(moved, data, size);
     data = moved;
     capacity_ = wanted;
   }
+  u8* space_ = nullptr;
   u64 capacity_ = 0;
 };
 
@@ -154,8 +160,12 @@ HD u64 equal_to_folded(Block64 x, u8 c) {
 
 // Bit i: whether an odd number of bits is set in x up to bit i
 HD u64 parity_up_to(u64 x) {
+#if defined(__PCLMUL__)  // a product without carries, by all ones
+  return (u64)_mm_cvtsi128_si64(_mm_clmulepi64_si128(_mm_cvtsi64_si128((i64)x), _mm_set1_epi8(-1), 0));
+#else
   for (u32 shift = 1; shift < 64; shift <<= 1) x ^= x << shift;
   return x;
+#endif
 }
 
 // Copies n bytes, in steps of 32: reads and writes up to 31 bytes past them.

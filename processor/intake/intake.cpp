@@ -22,7 +22,9 @@ struct Task {
   const i64* inject_ends;
   i64* ends;     // past each message's last line
   u8* failures;  // Failure of each message
-  u8* lines;     // the result, to be freed with `release`
+  u8* space;     // the caller's memory for the lines
+  u64 space_bytes;
+  u8* lines;  // the result: in `space`, or where they outgrew it, to be freed with `release`
   u64 size, done;
 };
 
@@ -45,18 +47,21 @@ static Claim claim_of(const u8* p, i64 n) {
   }
 }
 
-// One look at the first byte of each value: which messages are claimed, and by what. Returns their number.
-ENTRY u64 look(const u8* data, const i64* starts, const i64* lengths, u64 count, i64* claimed, u8* claims) {
+// One look at the first byte of each value: which messages are claimed by one of `openers`, a bit for each Claim.
+// Returns their number. *plain: nothing has a claim on any value, whether it is asked for or not.
+ENTRY u64 look(const u8* data, const i64* starts, const i64* lengths, u64 count, u32 openers, i64* claimed, u8* plain) {
   u64 found = 0;
+  u32 claims = 0;
   for (u64 i = 0; i < count; ++i) {
     if (lengths[i] <= 0) continue;
     const u8* p = data + starts[i];
     if (LIKELY(*p == '{')) continue;
-    const Claim claim = claim_of(p, lengths[i]);
+    const u32 claim = 1u << claim_of(p, lengths[i]);
+    claims |= claim;
     claimed[found] = (i64)i;
-    claims[found] = claim;
-    found += claim != PLAIN;
+    found += (claim & openers) != 0;
   }
+  *plain = claims <= 1u << PLAIN;
   return found;
 }
 
@@ -130,22 +135,13 @@ static int spans(Task* task, const Recipe& recipe, Out& out) {
   });
 }
 
-// Lines of JSON are about as long as their messages: room for them at once. A buffer that grows is copied each time.
-static void reserve(const Task* task, Out& out) {
-  u64 bytes = 0;
-  for (u64 i = task->first; i < task->count && bytes < task->stop_bytes; ++i)
-    bytes += (u64)(task->lengths[i] > 0 ? task->lengths[i] : 0) + SLACK;
-  out.room(bytes);
-}
-
 // Everything that is read as JSON, and OTLP. Returns 0, or 1: no memory.
 ENTRY int decode_lines(Task* task, const u8* packed_recipe) {
-  Out out;
+  Out out(task->space, task->space_bytes);
   try {
     const Recipe recipe = RecipeReader(packed_recipe).read();
     if (recipe.mode >= ZIPKIN) return spans(task, recipe, out);
     Records records(recipe, out);
-    reserve(task, out);
     return run(task, out, [&](Text value, u64 i) {
       Text inject;
       if (task->inject)
@@ -159,7 +155,7 @@ ENTRY int decode_lines(Task* task, const u8* packed_recipe) {
 // Avro data: schemas[which[i]] is of message i, -1: none is known. Each begins with frame_bytes: none, five
 // of a Confluent frame, ten of a single object's. Returns 0, or 1: no memory.
 ENTRY int decode_avro(Task* task, const AvroSchema* schemas, const int* which, u32 frame_bytes, u64 limit) {
-  Out out, scratch;
+  Out out(task->space, task->space_bytes), scratch;
   Avro avro(out, limit);
   return run(task, out, [&](Text value, u64 i) {
     if (which[i] < 0) return UNKNOWN_SCHEMA;

@@ -24,6 +24,7 @@ _MODES = {"json": 0, "debezium": 1, "cloudevents": 2, "zipkin": 3, "jaeger": 4, 
 
 PLAIN, ARRAY, TEXT, FRAME, MARK, GZIP, ZSTD = range(7)  # enum Claim in intake.cpp
 FAILURES = ("", "too_large", "bad_encoding", "unknown_schema")  # enum Failure in intake.cpp
+_SPACE_SLACK = 128  # bytes that decoders ask for beyond their lines
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Bytes = np.ndarray[Any, np.dtype[np.uint8]]
@@ -35,7 +36,9 @@ class _Task(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("addresses", "lengths", "memory")),
         *((name, ctypes.c_uint64) for name in ("memory_bytes", "first", "count", "stop_bytes")),
-        *((name, ctypes.c_void_p) for name in ("inject", "inject_ends", "ends", "failures", "lines")),
+        *((name, ctypes.c_void_p) for name in ("inject", "inject_ends", "ends", "failures", "space")),
+        ("space_bytes", ctypes.c_uint64),
+        ("lines", ctypes.c_void_p),
         *((name, ctypes.c_uint64) for name in ("size", "done")),
     ]
 
@@ -103,12 +106,13 @@ class Written:
     failures: dict[int, str]
 
 
-def look(data: Bytes, starts: Ints, lengths: Ints) -> tuple[Ints, Bytes]:
-    """Which values an opener claims, and which one; by one look at the first byte of each."""
-    claimed, claims = np.empty(len(starts) + 1, np.int64), np.empty(len(starts) + 1, np.uint8)
-    columns = [_pointer(column) for column in (data, starts, lengths)]
-    found = _library().look(*columns, len(starts), _pointer(claimed), _pointer(claims))
-    return claimed[:found], claims[:found]
+def look(data: Bytes, starts: Ints, lengths: Ints, openers: int) -> tuple[Ints, bool]:
+    """Which values one of the openers claims, a bit for each, and whether nothing has a claim on any value: by one look
+    at the first byte of each."""
+    claimed, plain = np.empty(len(starts) + 1, np.int64), ctypes.c_uint8()
+    columns = [column.ctypes.data for column in (data, starts, lengths)]
+    found = _library().look(*columns, len(starts), openers, claimed.ctypes.data, ctypes.byref(plain))
+    return claimed[:found], bool(plain.value)
 
 
 def lines(
@@ -154,16 +158,20 @@ def _run(
     assert 0 <= first < count
     ends, failures = np.empty(count, np.int64), np.zeros(count, np.uint8)
     lengths = np.ascontiguousarray(batch.lengths)
+    # As much as lines of JSON take, which are about as long as their messages: what grows is copied.
+    space = np.empty(int(lengths.sum()) + 2 * count + _SPACE_SLACK, np.uint8)
     task = _Task(
         *(a.ctypes.data for a in (batch.addresses, lengths, batch.owners[0])),
         *(batch.owners[0].nbytes, first, count, stop_bytes),
         *(None if a is None else a.ctypes.data for a in (inject, inject_ends)),
-        *(a.ctypes.data for a in (ends, failures)),
+        *(a.ctypes.data for a in (ends, failures, space)),
+        space.nbytes,
     )
     if call(ctypes.byref(task)):
         raise MemoryError("no memory for the lines of a batch of messages")
-    failed = {int(i): FAILURES[failures[i]] for i in np.flatnonzero(failures)}
-    return Written(_owned(task.lines, task.size), ends[first : task.done], failed)
+    failed = {int(i): FAILURES[failures[i]] for i in np.flatnonzero(failures)} if failures.any() else {}
+    data = space[: task.size] if task.lines == space.ctypes.data else _owned(task.lines, task.size)
+    return Written(data, ends[first : task.done], failed)
 
 
 def _owned(address: int, size: int) -> Bytes:
@@ -214,6 +222,6 @@ def make_ready() -> None:
 def _library() -> Any:
     library = ctypes.CDLL(str(build.build_shared(_SOURCE)))
     library.look.restype = ctypes.c_uint64
-    library.look.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_uint64, *[ctypes.c_void_p] * 2]
+    library.look.argtypes = [*[ctypes.c_void_p] * 3, ctypes.c_uint64, ctypes.c_uint32, *[ctypes.c_void_p] * 2]
     library.release.restype = None
     return library

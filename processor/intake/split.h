@@ -108,6 +108,19 @@ class LineWriter {
       first_bytes();
   }
   HD void element(u64 end) {
+    if (LIKELY(end > start_ && end + 1 < text_.n && text_.p[end - 1] > ' ' && text_.p[end + 1] > ' ')) {
+      to_ += end - start_;  // what was stored of the next one is in its place
+      *to_++ = '\n';
+      start_ = end + 1;
+    } else {
+      trimmed_element(end);
+    }
+  }
+  u8* end() const { return to_; }
+
+ private:
+  // With white space around it, or nothing
+  COLD void trimmed_element(u64 end) {
     u64 length = end > start_ ? end - start_ : 0;
     while (length && is_blank(text_.p[start_ + length - 1])) --length;
     if (length) {
@@ -117,9 +130,6 @@ class LineWriter {
     begin(end + 1);
     if (start_ < ((end >> 6) + 1) << 6) first_bytes();
   }
-  u8* end() const { return to_; }
-
- private:
   HD void begin(u64 at) {
     while (at < text_.n && is_blank(text_.p[at])) ++at;
     start_ = at;
