@@ -377,6 +377,20 @@ def test_a_process_that_is_killed_anywhere_neither_loses_nor_repeats_an_alert(lo
         validator("alert").validate(alert)
 
 
+def test_the_log_says_of_an_alert_whose_budget_how_much_of_it_and_when(load, caplog):
+    process, log = Process(load()), Log(1)
+    caplog.set_level("INFO", "tokenometer.alerts")
+    for _ in range(30):
+        process.write(log)
+        process.drain()
+    alerts = {each["id"]: each for each in process.alerts()}
+    told = [record for record in caplog.records if record.message == "alert"]
+    batches = [record.alerts for record in caplog.records if record.message == "announced"]
+    assert sum(batches) == len(alerts) and len(told) == sum(min(10, count) for count in batches) > 10
+    wanted = {tuple(sorted((name, alert[name]) for name in TOLD)) for alert in alerts.values()}
+    assert {tuple(sorted((name, getattr(record, name, None)) for name in TOLD)) for record in told} <= wanted
+
+
 # --- What changes while it does not run ---
 
 
@@ -387,6 +401,9 @@ def flow(load) -> tuple[Process, Log]:
         process.write(log)
     process.drain()
     return process, log
+
+
+TOLD = ("rule", "threshold", "subject", "used", "limit", "unit", "per", "begin")
 
 
 def restart(process: Process, rules: Rules) -> list[Alert]:

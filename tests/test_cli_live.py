@@ -688,6 +688,15 @@ def test_the_paced_demo_is_an_hour_in_half_a_minute():
         assert command.profile().records == pytest.approx(3600 * command.profile().rate)
 
 
+def test_a_demo_that_is_told_to_end_does_not_wait_for_the_next_records_of_its_log(call):
+    """Its log takes a day; who does not end hangs here."""
+    thread = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
+    thread.start()
+    code, out, _ = call("demo", "--count", 20_000, "--seconds", 86_400, "--device", "cpu", "--listen", "")
+    thread.join()
+    assert code == 0 and "clean: " in out
+
+
 @pytest.mark.parametrize(("count", "wanted"), [(1000, 500_000), (8_589_934, 4_294_967_000), (8_589_935, 4 << 30)])
 def test_a_demo_takes_its_memory_before_the_log_begins_but_not_more_than_four_gib(count, wanted):
     assert DemoCommand(count=count).reserved_bytes == wanted

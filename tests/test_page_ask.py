@@ -336,6 +336,8 @@ def test_nothing_is_cut(page, feed, site, size, shown):
             lambda chart=chart: page.ask("document.getElementById(arguments[0]).dataset.drawn > 0", chart), chart
         )
     page.until(lambda: page.table("#money [data-kind=model] tr"), "no money")
+    if size[0] in (1280, 1440):
+        assert page.ask("matrix.offsetWidth <= matrix.parentElement.clientWidth"), "six chips are in sight"
     for _ in range(2):
         assert page.ask(CUT) == []
         assert page.ask("document.documentElement.scrollWidth <= innerWidth")

@@ -11,6 +11,7 @@ Which parts are over follows one step after the rows, as in the ledger: once a r
 end of every partition is noted; when all are read so far, no row of the part comes any more.
 """
 
+import json
 import logging
 import secrets
 import time
@@ -49,6 +50,10 @@ _BATCH_BYTES = 256 << 20
 _LINGER_SECONDS = 0.25  # of a batch, while more comes: fewer and larger batches cost less
 _MORE_SECONDS = 0.02  # for the next messages of a batch
 _RETRY_SECONDS = 1.0
+_TOLD = ("rule", "threshold", "subject", "used", "limit", "unit", "per", "begin")  # of an alert, in the log
+_TOLD_MAX = (
+    10  # alerts of a batch: a rule for each user may have a hundred thousand at once, and the topic has them all
+)
 _LOOK_MS = 10_000  # are the topics still the same, and have they new partitions?
 _RETENTION_MS = 400 * DAY_MS
 ALERTS_SETTINGS = {"cleanup.policy": "delete", "retention.ms": str(_RETENTION_MS)}
@@ -233,6 +238,9 @@ class AlertWorker:
         for each in crossings:
             counted = each.rule.name, each.threshold
             self.progress.announced[counted] = self.progress.announced.get(counted, 0) + 1
+        for value in values[:_TOLD_MAX]:
+            alert = json.loads(value)
+            log.info("alert", extra={name: alert[name] for name in _TOLD if alert[name] is not None})
         log.info("announced", extra={"alerts": len(crossings), "rules": sorted({each.rule.name for each in crossings})})
 
     def _tell(self) -> None:

@@ -69,7 +69,7 @@ def play(
     log = synth.blocks(demo.profile)
     first = next(log)  # before the clock runs: what makes it may have to be compiled
     meter = Meter(broker, engine, demo.meter, demo.run)
-    producer = _Worker(lambda: _produce(broker, demo, itertools.chain([first], log), view, done.is_set))
+    producer = _Worker(lambda: _produce(broker, demo, itertools.chain([first], log), view, done))
     metering = _Worker(lambda: meter.run(done.is_set))
     began = time.monotonic()
 
@@ -119,14 +119,18 @@ class _Stopped(Exception):
     pass
 
 
-def _produce(broker: Broker, demo: Demo, log: Iterator[Block], view: View, stopped: Callable[[], bool]) -> None:
+def _produce(broker: Broker, demo: Demo, log: Iterator[Block], view: View, done: threading.Event) -> None:
     def progress(sent: produce.Sent) -> None:
         view.produced = sent.records
-        if stopped():
+        if done.is_set():
+            raise _Stopped
+
+    def sleep(seconds: float) -> None:
+        if done.wait(seconds):
             raise _Stopped
 
     topic = next(iter(demo.meter.inputs))
-    pacing = produce.Pacing(demo.speed, lambda: time.monotonic_ns() // 1_000_000, time.sleep)
+    pacing = produce.Pacing(demo.speed, lambda: time.monotonic_ns() // 1_000_000, sleep)
     with contextlib.suppress(_Stopped):
         blocks.send_blocks(broker, topic, log, pacing, demo.lines_per_message, progress)
 
