@@ -252,7 +252,8 @@ def test_a_raising_listener_loses_no_message(kafka: KafkaServer, topics: Callabl
 
     first = broker.consumer(group, [topic], Starter(told))
     reached: dict[Place, int] = {}
-    follow(first, reached, 100, 10)
+    while sum(reached.values()) < 100:  # else both join at once, and nothing is ever revoked
+        follow(first, reached, 100, 10)
     failing[0] = True
     second = broker.consumer(group, [topic], Starter())
     deadline = time.monotonic() + PATIENCE_SECONDS
