@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from tokenometer.kernels import build
+from tokenometer.schemas import compiled
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 DATA = ROOT / "bench" / "data"  # logs made once and read again; ignored by git
@@ -89,8 +90,8 @@ def _caches() -> str:
 
 def _compiler() -> str:
     try:
-        command = [shlex.split(build.compiler())[0], "--version"]
-    except build.BuildError:
+        command = [shlex.split(compiled.compiler())[0], "--version"]
+    except compiled.BuildError:
         return "none"
     return subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()[0]
 

@@ -14,9 +14,7 @@ from typing import Any
 
 from tokenometer.kernels import layout
 from tokenometer.schemas import compiled
-from tokenometer.schemas.compiled import BuildError, build_text, cache_directory, compiler, kept, processor, version
-
-__all__ = ["BuildError", "build_shared", "cache_directory", "compiler", "kept", "processor", "version"]
+from tokenometer.schemas.compiled import BuildError, build_text, kept
 
 _HERE = pathlib.Path(__file__).resolve().parent
 SOURCES = _HERE / "host.cpp", _HERE / "device.cu"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from tokenometer.kernels import build
+from tokenometer.schemas import compiled
 
 _PROBES = {True: "extern \"C\" int LLVMFuzzerTestOneInput(const unsigned char*, unsigned long) { return 0; }\n",
            False: "int main() { return 0; }\n"}  # fmt: skip
@@ -16,7 +16,7 @@ _PROBES = {True: "extern \"C\" int LLVMFuzzerTestOneInput(const unsigned char*, 
 
 def program(file: pathlib.Path, sanitizers: str, options: Sequence[str], compiler: str | None = None) -> pathlib.Path:
     """The program of this file. Skips only where the compiler has no such sanitizer."""
-    command = [*(shlex.split(build.compiler()) if compiler is None else [compiler]), f"-fsanitize={sanitizers}"]
+    command = [*(shlex.split(compiled.compiler()) if compiler is None else [compiler]), f"-fsanitize={sanitizers}"]
     if not _has(tuple(command), "fuzzer" in sanitizers):
         pytest.skip(f"{shlex.join(command[:-1])} has no runtime for {sanitizers}")
     command += [*options, str(file)]
@@ -26,7 +26,7 @@ def program(file: pathlib.Path, sanitizers: str, options: Sequence[str], compile
         _run([*command, "-o", str(made)])
         made.chmod(0o700)
 
-    return build.kept(file.stem, "", [text, *command, build.version(command[0]), build.processor()], make)
+    return compiled.kept(file.stem, "", [text, *command, compiled.version(command[0]), compiled.processor()], make)
 
 
 @functools.cache

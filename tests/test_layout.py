@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from tokenometer.kernels import build, layout
+from tokenometer.schemas.compiled import BuildError
 
 ROOT = pathlib.Path(__file__).parents[1]
 BUILD = "from tokenometer.kernels import build; build.build_host(extra=('-O0',))"
@@ -112,5 +113,5 @@ def test_every_name_of_the_header_is_compared():
 def test_the_gpus_compiler_refuses_a_difference_too(monkeypatch):
     pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="NVRTC is not installed", exc_type=ImportError)
     monkeypatch.setattr(layout, "OUTPUT", layout.REASONING)
-    with pytest.raises(build.BuildError, match=r"layout\.py expects \(u64\)OUTPUT == 5"):
+    with pytest.raises(BuildError, match=r"layout\.py expects \(u64\)OUTPUT == 5"):
         build.compile_device("sm_80")

@@ -255,6 +255,17 @@ def test_a_wrong_entry_names_its_line(change: str, words: str) -> None:
 # --- Against a ledger ---
 
 
+def test_a_check_of_a_period_looks_at_no_usage_of_before_and_after_it(database: str) -> None:
+    begin = IDENTITY[0]
+    with books.opened(database) as store:
+        windows = {"before": begin - books.WINDOW_MS, "within": begin, "after": begin + books.WINDOW_MS}
+        take(store, [books.usage_row((window, IDENTITY[1], model, *IDENTITY[3:]), [1, 7, 0, 0, 0, 0])
+                     for model, window in windows.items()])  # fmt: skip
+        bounds: list[tuple[int | None, int | None]] = [(None, None), (begin, None), (begin, begin + 1), (begin, begin)]
+        unpriced = [pricecheck.against(store.database, parsed(entry("none")), *each).unpriced for each in bounds]
+    assert [{model for model, _ in each} for each in unpriced] == [set(windows), {"within", "after"}, {"within"}, set()]
+
+
 def test_prices_check_says_what_has_no_price_and_what_is_never_used(
     database: str, capsys: Any, tmp_path: pathlib.Path
 ) -> None:

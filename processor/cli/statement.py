@@ -75,7 +75,7 @@ def close_command(command: CloseCommand) -> None:
         write_json(statements.statement_json(opened, closed))
         if terms.prices is not None:
             with opened.snapshot() as moment:
-                found = pricecheck.against(moment, terms.prices, closed.begin)
+                found = pricecheck.against(moment, terms.prices, closed.begin, closed.end)
             for text in pricecheck.fallen_texts(found)[:_WARNINGS_MAX]:
                 say(f"{command.price_list}, {text}", sys.stderr)
 

@@ -49,22 +49,24 @@ def _settles(third: Entry, a: Entry, b: Entry) -> bool:
     )
 
 
-def against(database: Database, prices: Prices, begin: int | None = None) -> PriceCheck:
-    """Of the usage of windows from `begin` on; None: of all."""
+def against(database: Database, prices: Prices, begin: int | None = None, end: int | None = None) -> PriceCheck:
+    """Of the usage of windows from `begin` on and before `end`; None: of all."""
     found = PriceCheck()
     [(first, last)] = database.rows("SELECT min(window_start), max(window_start) FROM usage")
     if first is None:
         return found
     first = max(int(first), begin) if begin is not None else int(first)
-    if first > int(last):
+    stop = min(int(last) + 1, end) if end is not None else int(last) + 1
+    if first >= stop:
         return found
-    segment = database.buckets(prices.bounds(first, int(last) + 1))
+    segment = database.buckets(prices.bounds(first, stop))
     user = "user_id" if prices.by_user else "0"
     rows = database.rows(
         f"SELECT segment, user_id, model_id, labels_id, sum(total) FROM (SELECT {segment} AS segment, "
-        f"{user} AS user_id, model_id, labels_id, {_TOTAL} AS total FROM usage WHERE window_start >= ?) AS placed "
+        f"{user} AS user_id, model_id, labels_id, {_TOTAL} AS total FROM usage "
+        "WHERE window_start >= ? AND window_start < ?) AS placed "
         "GROUP BY segment, user_id, model_id, labels_id",
-        [first],
+        [first, stop],
     )
     names = _names(database, {int(row[2]) for row in rows} | {int(row[1]) for row in rows})
     sets = labelsets.sets(database, {int(row[3]) for row in rows})

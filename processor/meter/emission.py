@@ -23,6 +23,7 @@ from tokenometer.kernels.values import Bytes, CellTotals, PartitionState, Reject
 from tokenometer.processor.broker import Column, Headers, Offset, Place
 from tokenometer.processor.records import hyperloglog
 from tokenometer.processor.records.rows import usage_identities, usage_texts
+from tokenometer.schemas.compiled import BuildError
 from tokenometer.schemas.usage import FURTHER, SCHEMA_VERSION, Usage
 
 LIVE_BYTES_MAX = 900 << 10  # of a live message: brokers take 1 MiB with key, headers and batch; more goes into another
@@ -129,7 +130,7 @@ def _formatter() -> Any:
     file = pathlib.Path(__file__).with_name("emission.cpp")
     try:
         return ctypes.CDLL(str(build.build_shared(file))).format_rows
-    except build.BuildError:
+    except BuildError:
         return None
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import confluent_kafka as client
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from tokenometer.kernels.build import BuildError
 from tokenometer.processor.broker import BrokerError, Listener, Messages, Offset, Place, Position, Refused
 from tokenometer.processor.broker.kafka.errors import PASSING, Access, error_from, error_of, is_fatal
 from tokenometer.processor.broker.kafka.fetch import Failure, Fallback, Fetcher, Unable
@@ -44,6 +43,7 @@ from tokenometer.processor.broker.kafka.settings import (
     make,
     principal_of,
 )
+from tokenometer.schemas.compiled import BuildError
 
 _BURY_SECONDS = 2  # a dead client that closes at all does at once
 _SEEK_SECONDS = 5  # for a partition that was assigned a moment ago and is not fetched from yet

@@ -10,7 +10,6 @@ import confluent_kafka as client
 import numpy as np
 from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
 
-from tokenometer.kernels.build import BuildError
 from tokenometer.processor.broker import BrokerError, Column, Fenced, Headers, Place, Position, Refused
 from tokenometer.processor.broker.kafka import direct
 from tokenometer.processor.broker.kafka.errors import Access, error_from, error_of, is_fatal
@@ -30,6 +29,7 @@ from tokenometer.processor.broker.kafka.settings import (
     principal_of,
 )
 from tokenometer.processor.broker.kafka.write import Identity, TransactionWriter
+from tokenometer.schemas.compiled import BuildError
 
 _APPEND_TIMEOUT_MS = 60_000
 

@@ -95,7 +95,7 @@ class Walked:
 
 
 class Walker:
-    """For one thread at a time. Raises kernels.build.BuildError where there is no compiler."""
+    """For one thread at a time. Raises schemas.compiled.BuildError where there is no compiler."""
 
     def __init__(self, limit: int = OPENED_BYTES_MAX, missing: frozenset[str] = frozenset()) -> None:
         """missing: libraries that are not to be used (codecs.py)."""

@@ -62,7 +62,7 @@ class PackedBatch:
 
 
 class Packer:
-    """The batches of one topic. Raises Unable, kernels.build.BuildError, MemoryError."""
+    """The batches of one topic. Raises Unable, schemas.compiled.BuildError, MemoryError."""
 
     def __init__(self, identity: Identity, batch_bytes: int, compression: str = "lz4", first_sequence: int = 0) -> None:
         library, encoder = _library(), encoder_of(compression)
