@@ -93,6 +93,36 @@ def test_a_partition_without_messages_gets_a_position(broker) -> None:
     assert all(position.offset == 0 for position in broker.committed(streams.GROUP, [streams.INPUT]).values())
 
 
+def test_a_meter_that_ends_while_the_group_goes_on_without_it_ends_well(caplog) -> None:
+    """Several meters are started again at once: its last commit is of a generation that is over."""
+    now_ms = [START_MS]
+    broker = MemoryBroker(patience_seconds=0, clock=lambda: now_ms[0])
+    streams.make_topics(broker, partitions=3)
+    append(broker, log_lines(600))
+    other = streams.make_meter(broker, "meter-1", commit_interval_ms=0, flush_ms=0)
+    other.open()
+    polls = itertools.count()
+
+    def stopped() -> bool:
+        if next(polls) < 30:
+            other.step()
+            return False
+        append(broker, log_lines(300, seed=2))
+        leaver.step()
+        for _ in range(3):  # its session is over, and that of the other one is not
+            now_ms[0] += 30_000
+            other.step()
+        return True
+
+    leaver = streams.make_meter(broker, commit_interval_ms=3_600_000, flush_ms=0)
+    leaver.run(stopped)
+    assert [record.message for record in caplog.records if "others will count it" in record.message]
+    steps(other)
+    other.close()
+    assert is_read(broker)
+    streams.assert_exact(broker)
+
+
 def test_duplicates_are_known_after_a_crash(broker) -> None:
     lines = log_lines(600)
     append(broker, lines)

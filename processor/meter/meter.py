@@ -31,6 +31,7 @@ from tokenometer.processor.broker import (
     Dead,
     Extent,
     Fenced,
+    Lost,
     Messages,
     Offset,
     OutOfRange,
@@ -163,7 +164,7 @@ class Meter:
             while not stopped():
                 self.step()
             self._leaving = True
-            self._commit_now(anyway=True)
+            self._commit_last()
         except BaseException as error:
             self._failure = BrokerError(f"stopped by {error!r}")  # leaving the group must not commit
             raise
@@ -309,6 +310,15 @@ class Meter:
             self._commit = self._engine_thread.submit(self._begin_commit)
             self._finish_commit(wait=True)
         self._finish_full(wait=True)
+
+    def _commit_last(self) -> None:
+        """Where the group goes on without this meter, as while several are started again at once, nothing is wrong:
+        who has the partitions next counts what this commit would have held."""
+        try:
+            self._commit_now(anyway=True)
+        except Lost as error:
+            self._failure = error  # leaving the group must not commit
+            log.warning("what was counted last is not committed, and others will count it: %s", error)
 
     def _begin_commit(self) -> Future[None]:
         """On the engine's thread: 1. flip. The rest happens beside further counting."""
