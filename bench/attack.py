@@ -46,6 +46,7 @@ TOPICS = {"soak-logs": 6, "soak-usage": 4, "soak-live": 2, "soak-rejected": 2}
 GROUP, METERS = "soak", ("meter-0", "meter-1")
 CLIENT = ("--kafka", "session.timeout.ms=10000", "--kafka", "transaction.timeout.ms=8000")
 _LOOK_SECONDS = 1.0
+_ID_BYTES = 64  # of a request id where its table has just grown: 16 at three eighths of the room, and the table before
 _START_SECONDS = 30.0  # of a process, until its face must answer
 _SETTLE_SECONDS = 300.0
 HOSTILE = [
@@ -119,12 +120,15 @@ class Service:
             return 0, None
 
 
-def services(bootstrap: str, folder: pathlib.Path, horizon: float) -> dict[str, Service]:
+def services(bootstrap: str, folder: pathlib.Path, rate: float, horizon: float) -> dict[str, Service]:
     topics = ["--usage-topic", "soak-usage", "--live-topic", "soak-live"]
+    # One meter has to remember all ids of two generations while the other is dead; half of its memory is for them.
+    memory = max(1 << 30, round(2 * 2 * horizon * rate * _ID_BYTES))
     found = {
         name: [
             "meter", "--name", name, "--group", GROUP, "--input", "soak-logs", *topics, "--rejected-topic",
-            "soak-rejected", "--device", "cpu", "--memory", "1GiB", "--dedup-horizon", str(round(horizon)), *CLIENT,
+            "soak-rejected", "--device", "cpu", "--memory", str(memory), "--dedup-horizon", str(round(horizon)),
+            *CLIENT,
         ] for name in METERS
     } | {
         "ledger": ["ledger", "--database", str(folder / "ledger.duckdb"), *topics],
@@ -290,7 +294,7 @@ def run(seconds: float, rate: float, horizon: float, produce: Callable[[dict[str
         for topic, partitions in TOPICS.items():
             settings = {"cleanup.policy": "compact"} if topic == "soak-usage" else {}
             broker.create_topic(topic, partitions, settings, replication=3)
-        faces = services(cluster.bootstrap, folder, horizon)
+        faces = services(cluster.bootstrap, folder, rate, horizon)
         with _supervised(faces), contextlib.closing(Watchman(broker, faces)) as watchman:
             try:
                 facts = _attack(cluster, faces, seconds, rate, produce, answer)
