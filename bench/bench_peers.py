@@ -20,11 +20,15 @@ Every answer's digest must be the same, or the run fails. A contender that is no
     python -m bench.bench_peers --size large --json bench/results/peers.json
 """
 
+import contextlib
 import importlib.util
+import io
 import json
 import multiprocessing
 import pathlib
+import shutil
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +39,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from rich.console import Console
 from rich.table import Table
 
@@ -60,7 +65,7 @@ class Contender:
     answer: Callable[[str, bool, int], Any]  # (log, without duplicates?, threads) -> a table with ANSWER's columns
     module: str | None = None  # what must be installed
     how: str = ""
-    modes: tuple[str, ...] = ("one", "all")  # cores
+    read: Callable[[Any], Any] = lambda answer: answer  # what `answer` gave into such a table, which is not timed
 
 
 # --- This engine ---
@@ -94,16 +99,52 @@ def tokenometer(log: str, dedup: bool, threads: int) -> Any:
     return _from_engine(engine.changes())
 
 
+def python_interface(log: str, dedup: bool, threads: int) -> Any:
+    """As in a notebook: dead letters, sums and the largest users are made, too."""
+    import tokenometer
+
+    return tokenometer.meter(log, native(dedup)).table
+
+
+def replay(log: str, dedup: bool, threads: int) -> Any:
+    """The command, with its rows in a Parquet file."""
+    from tokenometer.processor.cli.__main__ import run
+
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="tokenometer-bench-"))
+    mapping, rows = folder / "native.toml", folder / "usage.parquet"
+    mapping.write_text(native_text(dedup), encoding="utf-8")
+    with contextlib.redirect_stdout(io.StringIO()):
+        code = run(["replay", log, "--mapping", str(mapping), "--out", str(rows), "--json"])
+    assert code == 0
+    return rows
+
+
+def _from_rows(table: Any) -> Any:
+    """Usage rows, as the commands write them."""
+    window = table["window_start"].cast(pa.timestamp("ms", "UTC")).cast(pa.int64())
+    return pa.table([window, *(table[name] for name in ANSWER.names[1:])], names=ANSWER.names)
+
+
+def _from_file(rows: pathlib.Path) -> Any:
+    table = pq.read_table(rows)
+    shutil.rmtree(rows.parent)
+    return _from_rows(table)
+
+
 def native(dedup: bool) -> Any:
     """The native mapping; without duplicates to find, its request id is not mapped."""
     from tokenometer.schemas import mapping as mappings
 
-    if dedup:
-        return mappings.resolve("native")
+    return mappings.resolve("native") if dedup else mappings.parse(native_text(False), "native without request ids")
+
+
+def native_text(dedup: bool) -> str:
+    from tokenometer.schemas import mapping as mappings
+
     text = (pathlib.Path(mappings.__file__).parent / "mappings" / "native.toml").read_text(encoding="utf-8")
     without = text.replace('[fields.request_id]\npath = "request_id"\n', "")
     assert without != text
-    return mappings.parse(without, "native without request ids")
+    return text if dedup else without
 
 
 def _from_engine(slices: Any) -> Any:
@@ -314,6 +355,8 @@ def _from_dict(parts: list[dict[Any, list[int]]]) -> Any:
 
 CONTENDERS = (
     Contender("tokenometer", tokenometer, how="this engine, CPU build"),
+    Contender(".meter()", python_interface, how="tokenometer.meter, to an Arrow table", read=_from_rows),
+    Contender("replay", replay, how="the command, to a Parquet file", read=_from_file),
     Contender("duckdb", duckdb, "duckdb", "read_ndjson into a temporary table; least rowid of each id; GROUP BY"),
     Contender("polars", polars, "polars", "scan_ndjson, is_first_distinct, group_by; streaming engine"),
     Contender("chdb", chdb, "chdb", "file(JSONEachRow), ORDER BY _row_number LIMIT 1 BY id, GROUP BY"),
@@ -328,11 +371,12 @@ CONTENDERS = (
 def child() -> None:
     request = json.load(sys.stdin)
     contender = next(one for one in CONTENDERS if one.name == request["name"])
-    contender.answer(request["head"], request["dedup"], request["threads"])
+    contender.read(contender.answer(request["head"], request["dedup"], request["threads"]))
     _worker_peaks.clear()
     start = time.perf_counter()
     answer = contender.answer(request["log"], request["dedup"], request["threads"])
     seconds = time.perf_counter() - start
+    answer = contender.read(answer)
     peak = common.peak_bytes() + sum(_worker_peaks)
     print(json.dumps({"seconds": seconds, "peak_bytes": peak, "rows": len(answer), "digest": digest_of(answer)}))
 
