@@ -184,7 +184,7 @@ class Watchman:
                 status, said = service.ask("/healthz")
                 wrong = "" if status else "does not answer"
                 if status and name in METERS and members is not None:
-                    wrong = self._judge(name, status, members)
+                    wrong = self._judge(name, status, members, said.get("refilling_partitions", 0))
                 self.wrong[name].look(time.monotonic(), wrong and f"{wrong}: {said}")
 
     def _outside(self) -> list[GroupMember] | None:
@@ -202,12 +202,15 @@ class Watchman:
                 self._moved[place] = offset, now
         return list(members)
 
-    def _judge(self, name: str, status: int, members: list[GroupMember]) -> str:
+    def _judge(self, name: str, status: int, members: list[GroupMember], refilling: int) -> str:
+        """refilling: of how many partitions a meter says that their messages wait until it has read request ids."""
         places = [place for member in members if member.name == name for place in member.places]
-        still = [self._looked - self._moved[place][1] for place in places]
+        if status == 200 and 0 < len(places) <= refilling:
+            return ""
+        still = sorted(self._looked - self._moved[place][1] for place in places)[: max(0, len(places) - refilling)]
         if status == 200 and (not places or max(still) > _LOOK_SECONDS * 3):
             return f"says that it is healthy, and has {len(places)} partitions, still for {max(still, default=0):.0f} s"
-        if status != 200 and places and max(still) < _LOOK_SECONDS * 3:
+        if status != 200 and still and max(still) < _LOOK_SECONDS * 3:
             return "says that it is not healthy, and commits"
         return ""
 

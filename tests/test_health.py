@@ -20,6 +20,7 @@ from tokenometer.processor.meter.counting import Snapshot
 from tokenometer.processor.meter.emission import LiveSummary, Range
 from tokenometer.processor.meter.health import STALE_MS, Health
 from tokenometer.processor.meter.meter import Committed
+from tokenometer.processor.meter.watching import Verdict
 from tokenometer.schemas.usage import COUNTERS, Usage
 
 NOW_MS = 1_795_000_000_000
@@ -250,6 +251,13 @@ def test_a_meter_is_healthy_while_commits_come(health, url, clock):
     assert healthz(url) == (200, {"status": "ok", "since_last_commit_ms": 0, "committed": True})
     clock.now_ms += STALE_MS
     assert healthz(url)[0] == 503
+
+
+def test_a_meter_that_reads_request_ids_again_says_so(health, url):
+    health.judged(Verdict([], {}, 2))
+    assert healthz(url)[1]["refilling_partitions"] == 2
+    health.judged(Verdict([], {}))
+    assert "refilling_partitions" not in healthz(url)[1]
 
 
 def test_an_idle_meter_is_healthy(health, url, clock):

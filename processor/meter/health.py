@@ -171,7 +171,9 @@ class Health:
             reasons.append("no commit for too long: see the meter's log")
         unfit = [f"degraded: {fitting.sentence(misfit)}" for misfit in self._misfits]
         state = "; ".join([*reasons, *unfit]) or "ok"
-        return not reasons, {"status": state, "since_last_commit_ms": age_ms, "committed": self._last_ms is not None}
+        said = {"status": state, "since_last_commit_ms": age_ms, "committed": self._last_ms is not None}
+        refilling = self._verdict.refilling if self._verdict else 0
+        return not reasons, said | ({"refilling_partitions": refilling} if refilling else {})
 
     # --- Over HTTP ---
 

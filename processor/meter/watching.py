@@ -44,10 +44,12 @@ class Outside:
 @dataclass(frozen=True)
 class Verdict:
     """reasons: why the meter is not healthy. lags: messages (and transaction marks) after the last committed one, of
-    the partitions that it has; if it has none, of those that no other member has."""
+    the partitions that it has; if it has none, of those that no other member has. refilling: partitions whose request
+    ids it reads again; their messages wait meanwhile."""
 
     reasons: Sequence[str]
     lags: Mapping[Place, int]
+    refilling: int = 0
 
 
 class HealthJudge:
@@ -76,11 +78,11 @@ class HealthJudge:
             wrong["trouble"] = standing.trouble
         if isinstance(outside, BrokerError):
             wrong["outside"] = f"Kafka does not answer: {outside}"
-            return Verdict(self._lasting(now_ms, wrong, began_ms), {})
+            return Verdict(self._lasting(now_ms, wrong, began_ms), {}, len(standing.refilled))
         wrong |= self._of_group(standing, outside)
         reasons = self._lasting(now_ms, wrong, began_ms)
         reasons += self._standing_still(now_ms, standing, outside)
-        return Verdict(reasons, _lags(standing, outside))
+        return Verdict(reasons, _lags(standing, outside), len(standing.refilled))
 
     def _of_group(self, standing: Standing, outside: Outside) -> dict[str, str]:
         members = len(outside.members)
