@@ -27,7 +27,7 @@ from bench import common
 from bench.bench_ledger import _batch, _bytes, _merge
 from tokenometer.processor.broker import Messages, Offset, Place
 from tokenometer.processor.lake.held import HeldPart
-from tokenometer.processor.lake.latest import KEYS_MAX, Latest
+from tokenometer.processor.lake.latest import MESSAGES_MAX, Latest
 from tokenometer.processor.lake.state import LakeState, Slice, Topics, advanced
 from tokenometer.processor.lake.table import LakeTable, embedded
 from tokenometer.processor.ledger import decode
@@ -126,7 +126,7 @@ def _write(folder: str, partition: int, batches: int) -> dict[str, float]:
     import pyarrow as pa
 
     pa.set_cpu_count(1)
-    latest = Latest()
+    latest = Latest(MESSAGES_MAX // WRITERS)  # as a writer of more partitions
     table, held = LakeTable(embedded(f"{folder}/lake"), TABLE), HeldPart(_PART, _WINDOW_MS)
     seconds = processor = decoding = 0.0
     first = 0
@@ -134,7 +134,7 @@ def _write(folder: str, partition: int, batches: int) -> dict[str, float]:
         messages = _messages(pathlib.Path(folder) / f"{partition}-{number}", partition, first)
         began, used = time.perf_counter(), _processor()
         latest.add(messages)
-        if latest.count >= KEYS_MAX // WRITERS:  # as a writer of more partitions
+        if latest.is_full:
             decoding += _read(latest, held, partition)
         seconds, processor = seconds + time.perf_counter() - began, processor + _processor() - used
         first += len(messages.values)

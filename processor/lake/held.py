@@ -4,6 +4,7 @@ Counters of an identity only grow, so its last row is the greatest of each count
 however often. Rows are put together now and then, so that a part takes the room of its identities, not of its messages.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -121,7 +122,9 @@ def _ordered(table: Any, name: str, order: Any) -> Any:
 
 
 def _numbers(known: dict[Any, int], names: Sequence[Any]) -> Any:
-    return np.fromiter((known.setdefault(name, len(known)) for name in names), np.int32, len(names))
+    """names: different ones. Those that are new get the next numbers."""
+    known.update(zip((name for name in names if name not in known), itertools.count(len(known)), strict=False))
+    return np.fromiter(map(known.__getitem__, names), np.int32, len(names))
 
 
 def _ranks(names: Mapping[bytes, int]) -> Any:

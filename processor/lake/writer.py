@@ -30,7 +30,7 @@ from tokenometer.processor.broker import (
 )
 from tokenometer.processor.lake import ending
 from tokenometer.processor.lake.held import HeldPart
-from tokenometer.processor.lake.latest import KEYS_MAX, Latest
+from tokenometer.processor.lake.latest import Latest
 from tokenometer.processor.lake.share import Share
 from tokenometer.processor.lake.state import Dispute, Done, LakeState, Mark, Slice, Topics, advanced, check_topics
 from tokenometer.processor.lake.table import LakeTable
@@ -260,7 +260,7 @@ class LakeWriter:
                 self._take_summary(summary, offset)
             return
         self._latest.add(messages)
-        if self._latest.count >= KEYS_MAX:
+        if self._latest.is_full:
             self._read_rows()
 
     def _read_rows(self) -> None:
