@@ -9,6 +9,8 @@ It audits a metered stream from what is in the broker alone:
 5. Sums: rows that are the same on both sides are done with (`tally`). For the others DuckDB finds the duplicates among
    the records whose id may occur twice (`ids`), takes them out, adds up the last rows of all parts, and compares.
 
+A clean audit can leave a checkpoint; the next one then goes on from there (`since`, `checkpoint`).
+
 Nothing of the engine takes part: not its parser, not its tables, not its referee. Messages are read by one thread and
 looked at by another one; where much is left to the judge, that is done in other processes. Tables that become too large
 go to a temporary folder, and DuckDB keeps to its memory, so the size of a stream is no limit.
@@ -78,12 +80,12 @@ def verify(
     require_duckdb()  # at once, not when all is read
     native.require()
     earlier = _earlier(settings)
-    cut_at_ms, whole = time.time_ns() // 10**6, cut.find(broker, group, sorted(topics), settings)
     schemas = {topic: _schema(mapping) for topic, mapping in topics.items()}
     stream = None
     if settings.since is not None or settings.checkpoint is not None:
         stream = since.stream_of(broker, group, topics, schemas, settings)
         earlier.check(stream)
+    cut_at_ms, whole = time.time_ns() // 10**6, cut.find(broker, group, sorted(topics), settings)
     left = earlier.cut(whole, broker, settings.dedup_horizon_ms)
     with tempfile.TemporaryDirectory(prefix="tokenometer-verify-", dir=settings.scratch) as folder:
         with without_collector(), _pool(settings, left) as pool:

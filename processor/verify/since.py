@@ -35,7 +35,7 @@ _DECIDING = {  # settings, and the names of their options
     "dedup_horizon_ms": "--dedup-horizon",
     "max_future_skew_ms": "--max-future-skew",
     "max_past_ms": "--max-past",
-    "conflict_letters": "--conflict-letters",
+    "conflict_letters": "--conflicts-to-letters",
 }
 
 
