@@ -85,8 +85,8 @@ class Stream:
         producer.begin()
         keys, values = ([json.dumps(row[side]).encode() for row in self.usage] for side in (0, 1))
         producer.produce(USAGE, values, keys)
-        parts = [str(summary.get("part")).encode() for summary in self.live]
-        producer.produce(LIVE, [orjson.dumps(summary) for summary in self.live], parts)
+        meters = [str(summary.get("meter")).encode() for summary in self.live]
+        producer.produce(LIVE, [orjson.dumps(summary) for summary in self.live], meters)
         headers = [[(name, text.encode()) for name, text in texts.items()] for _, texts in self.letters]
         producer.produce(REJECTED, [value for value, _ in self.letters], headers=headers)
         positions = {place: Position(Offset(offset), "") for place, offset in self.committed.items()}

@@ -549,6 +549,24 @@ def test_damage_after_the_cut_is_found(name, file):
     assert pathlib.Path(file).read_bytes() == kept, "the last one that was clean"
 
 
+@pytest.mark.parametrize("is_small", [False, True])
+def test_a_row_that_only_the_log_before_the_cut_has_is_not_expected(is_small, file, monkeypatch):
+    """Although that log is read, for its ids. is_small: nothing stays in the audit's tables."""
+    chain = Chain(file, [bad_input.changed(request_id=b'"x"', user=b'"x"')])
+    for user in b'"y"', b'"z"':
+        chain.writer.open_part()
+        chain.go_on([bad_input.changed(request_id=user, user=user)])
+        assert chain.publish_and_audit().clean
+    chain.go_on([bad_input.changed(request_id=b'"v"', user=b'"z"')])
+    key, value = chain.stream.usage[-1]
+    chain.stream.usage.append((key | {"user": "x"}, value | {"user": "x"} | tokens_of([0] * 6)))
+    chain.stream.publish()
+    if is_small:
+        made = Tables
+        monkeypatch.setattr("tokenometer.processor.verify.Tables", lambda folder, window, _: made(folder, window, 1))
+    assert [each.user for each in chain.audits.next(chain.broker).differences] == ["x"]
+
+
 @pytest.mark.parametrize("value, verdict", [(b"{", "missing"), (bad_input.GOOD, "unexpected")])
 def test_a_letter_is_wanted_for_what_was_rejected_after_the_cut_alone(value, verdict, file):
     chain = Chain(file, [value])
