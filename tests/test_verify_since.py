@@ -824,10 +824,51 @@ def test_a_meter_that_said_nothing_for_a_day_is_gone(age_ms, is_kept):
     parts, place = live.Parts(), Place(LIVE, 0)
     for meter, part, at in (("a", "a.0", 0), ("a", "a.1", 0), ("b", "b.0", age_ms)):
         text = datetime.datetime.fromtimestamp((NOW_MS + at) / 1000, datetime.UTC).isoformat()
-        nothing = dict.fromkeys(("read", "counted", "duplicates", "rejected", "empty", "skipped", "conflicts"), 0)
-        head = live.SummaryHead(part, meter, text, 0, nothing, {}, (), (0,) * 6, 0, b"")
-        parts.add(head, "", place)
-    assert [head.part for _, head in parts.open_ones()] == (["a.1"] if is_kept else []) + ["b.0"]
+        parts.add(head(part, meter, (), at=text), "", place)
+    assert [each.part for _, each in parts.open_ones()] == (["a.1"] if is_kept else []) + ["b.0"]
+
+
+A, B = Place(LOG, 0), Place(LOG, 1)
+KNOWN = ((A, 10, 20), (B, 0, 30))  # of part p: A was taken from it at 20, and it goes on with B
+
+
+@pytest.mark.parametrize(
+    "now, wanted",
+    [
+        (KNOWN, {A: "the parts end at offset 40", B: "the parts end at offset 30"}),
+        (((A, 10, 20), (B, 0, 35)), {A: "the parts end at offset 40"}),
+        (((A, 10, 25), (B, 0, 35)), {A: "offsets 10 to 24 are in a part that was audited before and in part p"}),
+        (
+            ((A, 10, 20), (B, 1, 35)),
+            {A: "the parts end at offset 40", B: "offsets 0 to 0 are in no part, before part p"},
+        ),
+        (((A, 10, 20), (B, 0, 29)), {A: "the parts end at offset 40", B: "the parts end at offset 29"}),
+        (((B, 0, 35),), {A: "the parts end at offset 40"}),
+    ],
+)
+@pytest.mark.parametrize("goes_on", [True, False])
+def test_the_ranges_of_a_part_that_goes_on_tile(now, wanted, goes_on):
+    """goes_on: another part has read A from 40 on, up to what is committed."""
+    parts, since = live.Parts(), {A: 40, B: 30}
+    parts.know(Place(LIVE, 0), head("p", "a", KNOWN))
+    parts.add(head("p", "a", now, sequence=1), "", Place(LIVE, 0))
+    if goes_on:
+        parts.add(head("q", "b", ((A, 40, 50),)), "", Place(LIVE, 0))
+        wanted = {place: text for place, text in wanted.items() if text != "the parts end at offset 40"}
+    ranges, starts = live.ranges_since(parts, since)
+    found = [
+        problem
+        for place, committed in ((A, 50), (B, 35))
+        for problem in live.tiling_problems(place, ranges.get(place, []), None, committed, starts.get(place))
+    ]
+    assert {problem.where for problem in found} == {f"{place.topic}/{place.partition}" for place in wanted}
+    for place, text in wanted.items():
+        assert any(text in problem.what for problem in found if problem.where == f"{LOG}/{place.partition}"), found
+
+
+def head(part: str, meter: str, ranges: tuple, sequence: int = 0, at: str = "") -> live.SummaryHead:
+    nothing = dict.fromkeys(("read", "counted", "duplicates", "rejected", "empty", "skipped", "conflicts"), 0)
+    return live.SummaryHead(part, meter, at, sequence, nothing, {}, ranges, (0,) * 6, 0, b"")
 
 
 @pytest.mark.parametrize("count", [1, (1 << 48) - 1, 1 << 48, 1 << 61, (1 << 61) + 1, (1 << 64) - 1])
