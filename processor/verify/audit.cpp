@@ -443,7 +443,8 @@ API u64 found_export(Found* found, const u8* some, u64* count, const Export* to)
     write_key(row->key(), done++, *to, &written);
   };
   for (Found::Rows::Row* row : found->rows().rows()) {
-    if (some ? some[row->payload.part] : row->payload.odd != AGREED) write(row, row->payload.place, row->payload.offset, row->payload.numbers);
+    if (some ? some[row->payload.part] : row->payload.odd != AGREED)
+      write(row, row->payload.place, row->payload.offset, row->payload.numbers);
   }
   for (const Found::Stray& stray : found->strays) {
     Found::Rows::Row* row = found->rows().rows()[stray.row];
