@@ -62,8 +62,8 @@ def verify_command(command: VerifyCommand) -> None:
     Examples:
         tokenometer verify --bootstrap kafka:9092 --group billing
         tokenometer verify --input inference-logs=openai-chat --differences 100
-        tokenometer verify --group billing --checkpoint billing.audit                            # once
-        tokenometer verify --group billing --since billing.audit --checkpoint billing.audit      # every day
+        tokenometer verify --group billing --checkpoint billing.audit
+        tokenometer verify --group billing --since billing.audit --checkpoint billing.audit
     """
     with needs("verify"):
         from tokenometer.processor import verify
