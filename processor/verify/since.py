@@ -117,8 +117,6 @@ class Earlier:
                 now = "nothing" if committed is None else f"only offset {committed}"
                 what = f"{_name(place)} was audited up to offset {state.committed}, but {now} is committed: if the"
                 self._misfit(f"{what} group's offsets were set back, usage was counted twice; {_ANEW}")
-            if place not in log:
-                self._misfit(f"{_name(place)} is not there any more: {_ANEW}")
             context[place] = self._context(broker, place, log[place], committed, horizon_ms)
             log[place] = Extent(state.committed, log[place].end)
         return replace(cut, log=log, published=published, context=context)
