@@ -555,6 +555,53 @@ def test_verify_of_a_group_that_committed_nothing(call, broker):
     assert (code, out) == (1, "") and "nobody" in said(err)
 
 
+def test_verify_goes_on_since_a_checkpoint(call, broker, metered, until_committed, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    file = tmp_path / "audit"
+    code, out, err = call(*VERIFY, "--checkpoint", file)
+    assert (code, err) == (0, "") and "Checkpoint" in out and file.exists()
+    broker.append(INPUT, LOG[:100], None, [START_MS] * 100)
+    assert call("meter", *QUIET, "--group", "billing", "--commit-interval", 0.05)[0] == 0
+    code, out, err = call(*VERIFY, "--since", file, "--checkpoint", file)
+    assert (code, err) == (0, "") and max(map(len, out.splitlines())) <= 80
+    assert re.match(
+        r"clean: [0-9,]+ tokens in [0-9,]+ requests accounted for exactly since", text := " ".join(out.split())
+    )
+    assert f"offsets of {INPUT}/0 from" in text and "100 = " in text
+    assert f"{len(LOG) + 100} records" in text and "the clean audits before this one" in text
+
+
+def test_verify_leaves_no_checkpoint_where_one_token_differs(call, broker, metered, tmp_path):
+    file = tmp_path / "audit"
+    assert call(*VERIFY, "--checkpoint", file)[0] == 0
+    kept = file.read_bytes()
+    key, value, _ = streams.read_topic(broker, USAGE, keys=True)[-1]
+    row = orjson.loads(value)
+    broker.append(USAGE, [orjson.dumps(row | {"requests": row["requests"] + 1})], [key])
+    for since in ((), ("--since", file)):
+        code, out, err = call(*VERIFY, *since, "--checkpoint", file)
+        assert (code, err) == (1, "") and out.startswith("NOT clean: 1 of")
+        assert "No checkpoint was written: only a clean audit leaves one." in out and file.read_bytes() == kept
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--since", "nothing"), "nothing: there is no such file: make the first one with --checkpoint"),
+        (("--since", "damaged"), "damaged: the file is damaged: audit without --since, and leave a new one"),
+        (("--checkpoint", "no/where"), "no/where: there is no folder"),
+        (("--since", "audit", "--dedup-horizon", 5), "made with --dedup-horizon 600,000 ms, and now it is 5,000 ms"),
+        (("--since", "audit", "--input", f"{INPUT}=openai-chat"), f"the mapping of {INPUT} was another one"),
+    ],
+)
+def test_verify_says_what_is_wrong_with_a_checkpoint(call, metered, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert call(*VERIFY, "--checkpoint", "audit")[0] == 0
+    (tmp_path / "damaged").write_bytes((tmp_path / "audit").read_bytes()[:-1])
+    code, out, err = call(*VERIFY, *arguments)
+    assert (code, out) == (1, "") and message in said(err)
+
+
 # --- synth and replay into a topic ---
 
 

@@ -85,8 +85,8 @@ class Stream:
         producer.begin()
         keys, values = ([json.dumps(row[side]).encode() for row in self.usage] for side in (0, 1))
         producer.produce(USAGE, values, keys)
-        parts = [str(summary.get("part")).encode() for summary in self.live]
-        producer.produce(LIVE, [orjson.dumps(summary) for summary in self.live], parts)
+        meters = [str(summary.get("meter")).encode() for summary in self.live]
+        producer.produce(LIVE, [orjson.dumps(summary) for summary in self.live], meters)
         headers = [[(name, text.encode()) for name, text in texts.items()] for _, texts in self.letters]
         producer.produce(REJECTED, [value for value, _ in self.letters], headers=headers)
         positions = {place: Position(Offset(offset), "") for place, offset in self.committed.items()}
@@ -251,8 +251,14 @@ def messages(rng: random.Random, name: str, lines: list[bytes]) -> tuple[list[by
     return values, times
 
 
-def make_stream(name: str = "native", lines: int = 300, seed: int = SEED) -> Stream:
-    """Two partitions, three parts, several commits; offsets with gaps, and late, repeated and hostile records."""
+def make_stream(
+    name: str = "native",
+    lines: int = 300,
+    seed: int = SEED,
+    between: Callable[[Stream, int, int], None] = lambda stream, part, step: None,
+) -> Stream:
+    """Two partitions, three parts, several commits; offsets with gaps, and late, repeated and hostile records.
+    between: called after each step of each part."""
     rng = random.Random(f"{seed} {name}")
     broker, mapping = new_broker(), harness.shipped(name)
     log = list(mutate.lines(rng, name, mapping.oracle, lines))
@@ -268,6 +274,7 @@ def make_stream(name: str = "native", lines: int = 300, seed: int = SEED) -> Str
             for place, end in ends.items():
                 if place.partition == 0 or part > 0:  # another partition comes later
                     writer.commit(place, end * (2 * part + step) // 6)
+            between(writer.stream, part, step)
         if part < 2:
             writer.open_part()
     return writer.stream

@@ -38,6 +38,14 @@ class VerifyCommand(KafkaSettings, RegistrySettings):
     usage_topic: UsageTopic = topics.USAGE
     live_topic: LiveTopic = topics.LIVE
     rejected_topic: RejectedTopic = topics.REJECTED
+    since: Annotated[
+        str | None,
+        Option(metavar="FILE", help="A checkpoint of a clean audit: only what was committed after it is audited."),
+    ] = None
+    checkpoint: Annotated[
+        str | None,
+        Option(metavar="FILE", help="Leave a checkpoint here if the audit is clean; it may be the file of --since."),
+    ] = None
     differences: Annotated[int, Option(min=0, max=100_000, metavar="N", help="How many differing keys are shown.")] = 20
     processes: Annotated[
         int | None, Option(min=1, max=256, help="How many processes judge the log; by default one for each core.")
@@ -48,11 +56,14 @@ def verify_command(command: VerifyCommand) -> None:
     """Audit a metered stream. Every total is recomputed from the log, without the engine, and compared.
 
     The exit status is 1 if one token differs, and the differing keys are shown. --window, --dedup-horizon and
-    --max-future-skew must be those of the meters.
+    --max-future-skew must be those of the meters. With --checkpoint a clean audit leaves a file, and with --since the
+    next one goes on from there: a daily audit reads a day, and the log before it may be gone.
 
     Examples:
         tokenometer verify --bootstrap kafka:9092 --group billing
         tokenometer verify --input inference-logs=openai-chat --differences 100
+        tokenometer verify --group billing --checkpoint billing.audit
+        tokenometer verify --group billing --since billing.audit --checkpoint billing.audit
     """
     with needs("verify"):
         from tokenometer.processor import verify
@@ -72,6 +83,8 @@ def verify_command(command: VerifyCommand) -> None:
         dedup_horizon_ms=command.dedup_horizon * 1000,
         differences_max=command.differences,
         processes=command.processes or os.cpu_count() or 1,
+        since=command.since,
+        checkpoint=command.checkpoint,
         registry=tuple(client.items()) if (client := command.registry_client) else None,
     )
     broker = running.broker_of(command)

@@ -9,44 +9,42 @@ It audits a metered stream from what is in the broker alone:
 5. Sums: rows that are the same on both sides are done with (`tally`). For the others DuckDB finds the duplicates among
    the records whose id may occur twice (`ids`), takes them out, adds up the last rows of all parts, and compares.
 
+A clean audit can leave a checkpoint; the next one then goes on from there (`since`, `checkpoint`).
+
 Nothing of the engine takes part: not its parser, not its tables, not its referee. Messages are read by one thread and
 looked at by another one; where much is left to the judge, that is done in other processes. Tables that become too large
 go to a temporary folder, and DuckDB keeps to its memory, so the size of a stream is no limit.
 """
 
 import contextlib
-import ctypes
-import gc
 import itertools
-import multiprocessing
 import pathlib
-import signal
 import tempfile
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from tokenometer.processor.broker import BEGINNING, Broker, Extent, Headers, Messages, Offset, OutOfRange, Place
-from tokenometer.processor.verify import live, native, tasks
+from tokenometer.processor.broker import BEGINNING, Broker, Headers, Messages, Offset, OutOfRange, Place
+from tokenometer.processor.verify import checkpoint, cut, live, native, since, tasks
+from tokenometer.processor.verify.cut import Cut
 from tokenometer.processor.verify.native import Ints, Texts, bytes_of, joined
+from tokenometer.processor.verify.processes import Pool, Task, without_collector
 from tokenometer.processor.verify.quick import QuickJudge, Read, is_eligible
 from tokenometer.processor.verify.sums import Sums, require_duckdb
 from tokenometer.processor.verify.tally import Agreed, Tables
 from tokenometer.processor.verify.tasks import LogResult
 from tokenometer.processor.verify.usage import UsageReader
 from tokenometer.processor.verify.values import (
-    Covered,
     LogGone,
-    NothingCommitted,
     Problem,
     Report,
-    StreamMoves,
     Tally,
     VerifyError,
     VerifySettings,
@@ -56,20 +54,16 @@ from tokenometer.schemas.value import asks_for_headers
 
 __all__ = ["Report", "VerifySettings", "VerifyError", "verify"]
 
-_CUT_ATTEMPTS = 100
 _CHUNK_MESSAGES = 32_768
 _CHUNK_BYTES = 8 << 20
 _SAMPLE = 100  # messages that tell how large the others may be
 _FEW_MESSAGES = 5_000  # sooner judged here than other processes are started
 _MANY_LETTERS = 50_000  # worth other processes
 _FEW_LINES = 1_000  # of a chunk: sooner judged here than sent to another process
-_READ_AHEAD = 2  # chunks
 _ROWS_KEPT = 20_000  # refused records and digests, before they are written
 _TIMES_END = 1 << 62  # later ones are for the judge
 _PROBLEMS_MAX = 1000  # that are kept; all are counted
 
-_Task = TypeVar("_Task")
-_Result = TypeVar("_Result")
 Progress = Callable[[int, int], None]  # messages read, of how many
 
 
@@ -85,75 +79,32 @@ def verify(
     started = time.monotonic()
     require_duckdb()  # at once, not when all is read
     native.require()
-    cut = _cut(broker, group, sorted(topics), settings)
+    earlier = _earlier(settings)
+    schemas = {topic: _schema(mapping) for topic, mapping in topics.items()}
+    stream = None
+    if settings.since is not None or settings.checkpoint is not None:
+        stream = since.stream_of(broker, group, topics, schemas, settings)
+        earlier.check(stream)
+    cut_at_ms, whole = time.time_ns() // 10**6, cut.find(broker, group, sorted(topics), settings)
+    left = earlier.cut(whole, broker, settings.dedup_horizon_ms)
     with tempfile.TemporaryDirectory(prefix="tokenometer-verify-", dir=settings.scratch) as folder:
-        with _without_collector(), _pool(settings, cut) as pool:
-            audit = _Audit(broker, topics, settings, cut, folder, pool, progress)
+        with without_collector(), _pool(settings, left) as pool:
+            audit = _Audit(broker, topics, settings, left, folder, pool, progress, earlier, schemas)
             audit.read_summaries()
             audit.read_usage()
             audit.read_letters()
             audit.read_log()
             audit.compare()
-        moved = _committed(broker, group, sorted(topics)) != cut.committed
-        return audit.report(group, moved, started)
+        moved = cut.committed_of(broker, group, sorted(topics)) != left.committed
+        report = audit.report(group, moved, started)
+        return audit.leave_checkpoint(report, stream, cut_at_ms) if stream is not None else report
 
 
-# --- 1. Cut ---
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """One moment of the stream, in which what was published belongs to the offsets that were committed."""
-
-    committed: dict[Place, Offset]
-    log: dict[Place, Extent]
-    published: dict[Place, Extent]
-
-    def covered(self) -> Iterator[Covered]:
-        """The committed partitions of the log."""
-        for place, offset in sorted(self.committed.items()):
-            yield Covered(place, self.log[place].begin, offset, self.log[place].end)
-
-    def published_in(self, topic: str) -> list[tuple[Place, Extent]]:
-        return [(place, extent) for place, extent in sorted(self.published.items()) if place.topic == topic]
-
-    @property
-    def messages(self) -> int:
-        """At most."""
-        log = sum(max(0, offset - begin) for _, begin, offset, _ in self.covered())
-        return log + sum(extent.end - extent.begin for extent in self.published.values())
-
-
-def _cut(broker: Broker, group: str, topics: list[str], settings: VerifySettings) -> _Cut:
-    """Finds a moment between two commits. A commit's markers reach the partitions one after another, so it waits
-    before it looks."""
-    published = [settings.usage_topic, settings.live_topic, settings.rejected_topic]
-    for _ in range(_CUT_ATTEMPTS):
-        committed = _committed(broker, group, topics)
-        if not committed:
-            raise NothingCommitted(
-                f"group {group} has committed no offset of {', '.join(topics)}; give the --group and the --input of "
-                "its meters, or start one"
-            )
-        time.sleep(settings.settle_seconds)
-        extents = broker.extents(published)
-        if _committed(broker, group, topics) == committed:
-            cut = _Cut(committed, broker.extents(topics), extents)
-            _check_ends(cut)
-            return cut
-    raise StreamMoves(f"group {group} commits without a pause of {settings.settle_seconds} s: verify when it rests")
-
-
-def _check_ends(cut: _Cut) -> None:
-    for place, _, committed, end in cut.covered():
-        if committed > end:
-            name = f"{place.topic}/{place.partition}"
-            raise LogGone(f"{name} ends at offset {end}, but {committed} is committed: was the topic made anew?")
-
-
-def _committed(broker: Broker, group: str, topics: list[str]) -> dict[Place, Offset]:
-    positions = broker.committed(group, topics)
-    return {place: position.offset for place, position in positions.items() if position is not None}
+def _earlier(settings: VerifySettings) -> since.Earlier:
+    """Both files are looked at before a log of hours is read."""
+    if settings.checkpoint is not None:
+        checkpoint.check_writable(settings.checkpoint)
+    return since.Earlier(settings.since, checkpoint.read(settings.since) if settings.since is not None else None)
 
 
 # --- 2. to 4. Reading ---
@@ -199,6 +150,7 @@ class _Chunk(NamedTuple):
     generations: Ints
     keys: list[bytes | None] | None = None  # where the mapping reads them
     headers: list[Headers] | None = None
+    is_context: bool = False  # audited before; its records may have duplicates in later chunks
 
 
 class _Audit:
@@ -207,10 +159,12 @@ class _Audit:
         broker: Broker,
         topics: Mapping[str, mappings.Mapping],
         settings: VerifySettings,
-        cut: _Cut,
+        cut: Cut,
         folder: str,
-        pool: "_Pool",
+        pool: Pool,
         progress: Progress,
+        earlier: since.Earlier,
+        schemas: dict[str, bytes | None],
     ) -> None:
         self.broker = broker
         self.topics = topics
@@ -221,12 +175,15 @@ class _Audit:
         self.progress = progress
         self.done = 0
         self.problems = _Problems()
-        self.parts = live.Parts()
-        self.schemas = {topic: _schema(mapping) for topic, mapping in topics.items()}
+        self.earlier = earlier
+        self.since = earlier.offsets()
+        self.parts = earlier.parts()
+        self.schemas = schemas
         self.quick = {topic: _quick(mapping, settings) for topic, mapping in topics.items()}
         self.tables = Tables(folder, settings.window_ms, settings.memory_bytes)
         self.agreed = Agreed()
         self.places = sorted(cut.committed)  # the columns name a partition by its number here
+        self.clocks: dict[Place, since.LogClock] = {}
         self.first_messages: dict[Place, int] = {}
         self.usage_messages = 0
         self.counting = 0  # records that count or are duplicates
@@ -237,22 +194,26 @@ class _Audit:
         self.waiting: deque[tuple[Future[LogResult], _Chunk]] = deque()  # what other processes judge
         self.rows: dict[str, list[tuple[Any, ...]]] = {"rejects": [], "digests": []}
         self.numbers = itertools.count()
+        self.kept: pa.Table | None = None  # rows for a checkpoint
 
     def read_summaries(self) -> None:
         stream = self._published(self.settings.live_topic)
-        self.parts = live.read_parts(stream, self.settings.window_ms)
+        live.read_parts(self.parts, stream, self.settings.window_ms)
         self.problems.add(self.parts.problems)
+        if self.settings.checkpoint is not None:
+            self.tables.kept_parts = frozenset(summary.part.encode() for _, summary in self.parts.open_ones())
         for place, ranges in sorted(live.ranges_of(self.parts).items()):
             name = f"{place.topic}/{place.partition}"
             if place not in self.cut.log:
                 self.problems.add([Problem("end", name, f"part {ranges[0].part} read it, but it is not verified")])
-            elif ranges[0].begin < self.cut.log[place].begin:
+            elif place not in self.since and ranges[0].begin < self.cut.log[place].begin:
                 raise LogGone(
                     f"{name} now begins at offset {self.cut.log[place].begin}, but it was metered from"
                     f" {ranges[0].begin}: the totals of what retention removed cannot be recomputed"
                 )
 
     def read_usage(self) -> None:
+        self.earlier.add_rows(self.tables)
         reader, topic = UsageReader(self.tables.found, self.settings.window_ms), self.settings.usage_topic
 
         def read(some: list[Messages]) -> None:
@@ -280,10 +241,11 @@ class _Audit:
 
     def compare(self) -> None:
         grows = {number: self.topics[place.topic].repeats == "grow" for number, place in enumerate(self.places)}
-        self.tables.write_repeated(grows)
+        begins = {number: self.since.get(place, 0) for number, place in enumerate(self.places)}
+        self.tables.write_repeated(grows, begins)
         self.agreed = self.tables.write_rows()
 
-    def _each(self, work: Callable[[_Task], None], chunks: Iterable[_Task]) -> None:
+    def _each(self, work: Callable[[Task], None], chunks: Iterable[Task]) -> None:
         """In a thread of its own, if that is worth one, while the next ones are read."""
         for _ in self.pool.beside(work, chunks):
             pass
@@ -310,23 +272,32 @@ class _Audit:
             )
 
     def _log_chunks(self, place: Place) -> Iterator[_Chunk]:
-        log_time = 0
-        for some in _in_chunks(self._log(place)):
+        begin, committed = self.cut.log[place].begin, self.cut.committed[place]
+        context = self.cut.context.get(place, begin)
+        clock = self.clocks[place] = self.earlier.clock(place, self.settings.dedup_horizon_ms, context)
+        for some in _in_chunks(self._log(place, context, begin)):
+            yield self._chunk(place, some, clock, is_context=True)
+        if context < begin:
+            self.earlier.check_log_time(place, clock)
+        for some in _in_chunks(self._log(place, begin, max(begin, committed))):
             self.first_messages.setdefault(place, int(some[0].offsets[0]))
-            times = np.concatenate([messages.times for messages in some])
-            log_times = np.maximum.accumulate(np.maximum(times, np.uint64(log_time)))
-            log_time = int(log_times[-1])
-            keys, headers = some[0].keys is not None, some[0].headers is not None
-            yield _Chunk(
-                place,
-                self.places.index(place),
-                joined([messages.values for messages in some]),
-                np.concatenate([messages.offsets for messages in some]),
-                times,
-                (log_times // np.uint64(self.settings.dedup_horizon_ms)).astype(np.int64),
-                [key for messages in some for key in messages.keys or ()] if keys else None,
-                [list(one) for messages in some for one in messages.headers or ()] if headers else None,
-            )
+            yield self._chunk(place, some, clock)
+
+    def _chunk(self, place: Place, some: list[Messages], clock: since.LogClock, is_context: bool = False) -> _Chunk:
+        times = np.concatenate([messages.times for messages in some])
+        offsets = np.concatenate([messages.offsets for messages in some])
+        keys, headers = some[0].keys is not None, some[0].headers is not None
+        return _Chunk(
+            place,
+            self.places.index(place),
+            joined([messages.values for messages in some]),
+            offsets,
+            times,
+            clock.read(times, offsets),
+            [key for messages in some for key in messages.keys or ()] if keys else None,
+            [list(one) for messages in some for one in messages.headers or ()] if headers else None,
+            is_context,
+        )
 
     def _judge(self, chunk: _Chunk) -> None:
         """What is alike together; the rest here or, if it is much, in another process."""
@@ -357,10 +328,11 @@ class _Audit:
             if lettered:
                 are_lines &= ~np.isin(chunk.offsets, np.array(lettered))
             messages = native.Messages(values, chunk.times, chunk.offsets, chunk.generations, are_lines)
-            self.tables.begin(chunk.number)
+            self.tables.begin(chunk.number, chunk.is_context)
             read = quick(self.tables.expected, messages)
-        self.counting += read.counted
-        self.skipped += read.skipped
+        if not chunk.is_context:
+            self.counting += read.counted
+            self.skipped += read.skipped
         left = [
             tasks.Message(
                 message,
@@ -387,9 +359,11 @@ class _Audit:
 
     def _add(self, result: LogResult, chunk: _Chunk) -> None:
         if result.counting is not None:
-            self.counting += len(result.counting.times)
-            self.tables.begin(chunk.number)
+            self.tables.begin(chunk.number, chunk.is_context)
             self.tables.add(result.counting, chunk.offsets, chunk.generations)
+        if chunk.is_context:
+            return
+        self.counting += 0 if result.counting is None else len(result.counting.times)
         self.empty += result.empty
         self.skipped += result.skipped
         self.rejects.update(Counter(reason for _, _, _, reason, _, _ in result.refused))
@@ -403,12 +377,11 @@ class _Audit:
                 tasks.write(self.folder, kind, next(self.numbers), rows)
                 rows.clear()
 
-    def _log(self, place: Place) -> Iterator[Messages]:
-        begin, committed = self.cut.log[place].begin, self.cut.committed[place]
+    def _log(self, place: Place, begin: Offset, end: Offset) -> Iterator[Messages]:
         value = self.topics[place.topic].value
         beside = {"keys": value.key, "headers": asks_for_headers(value)}
         try:
-            for messages in self.broker.read(place, begin, max(begin, committed), **beside):
+            for messages in self.broker.read(place, begin, end, **beside):
                 self._advance(messages)
                 yield messages
         except OutOfRange as error:
@@ -420,15 +393,15 @@ class _Audit:
         with Sums(self.folder, self.places, self.settings, self.agreed) as sums:
             tally = self._tally(sums.count("duplicates"), sums.count("conflicts"))
             self.problems.add(self._problems(tally, sums))
-            most = self.settings.differences_max
-            return Report(
+            most, before = self.settings.differences_max, self.earlier.tokens()
+            report = Report(
                 group=group,
                 partitions=tuple(self.cut.covered()),
                 parts=len(self.parts.last),
                 tally=tally,
                 rejects=dict(sorted(self.rejects.items())),
-                expected=sums.total("expected"),
-                found=sums.total("found"),
+                expected=sums.total("expected", before),
+                found=sums.total("found", before),
                 expected_rows=self.agreed.rows + sums.count("expected"),
                 found_rows=self.agreed.rows + sums.count("found"),
                 usage_messages=self.usage_messages,
@@ -441,22 +414,43 @@ class _Audit:
                 problems=tuple(self.problems.kept[:most]),
                 notes=tuple(self._notes(moved)),
                 seconds=time.monotonic() - started,
+                since=self.earlier.since,
+                new_parts=len(self.parts.last) - len(self.parts.known),
             )
+            if report.clean and self.settings.checkpoint is not None:
+                self.kept = sums.kept()
+            return report
+
+    def leave_checkpoint(self, report: Report, stream: checkpoint.Stream, made_at_ms: int) -> Report:
+        """Writes it, if one is wanted and the report is clean."""
+        if self.settings.checkpoint is None:
+            return report
+        if self.kept is None:
+            return replace(report, notes=(*report.notes, "No checkpoint was written: only a clean audit leaves one."))
+        log = {place: self.clocks[place].state(offset) for place, offset in self.cut.committed.items()}
+        ends = {place: extent.end for place, extent in self.cut.published.items()}
+        parts = self.parts.open_ones()
+        left = checkpoint.Checkpoint(made_at_ms, stream, log, ends, parts, report.in_all, self.kept)
+        checkpoint.write(self.settings.checkpoint, left)
+        return replace(report, checkpoint=self.settings.checkpoint)
 
     def _tally(self, duplicates: int, conflicts: int) -> Tally:
         return Tally(self.counting - duplicates, duplicates, self.rejects.total(), self.empty, self.skipped, conflicts)
 
     def _problems(self, tally: Tally, sums: Sums) -> Iterator[Problem]:
-        ranges = live.ranges_of(self.parts)
+        ranges, starts = live.ranges_since(self.parts, self.since)
         for place in sorted(self.cut.log):
-            offset = self.cut.committed.get(place)
-            yield from live.tiling_problems(place, ranges.get(place, []), self.first_messages.get(place), offset)
+            offset, first = self.cut.committed.get(place), self.first_messages.get(place)
+            yield from live.tiling_problems(place, ranges.get(place, []), first, offset, starts.get(place))
         yield from live.part_problems(self.parts, first_is_there=not self._lost(self.settings.live_topic))
         yield from live.record_problems(self.parts, tally, self.rejects)
         yield from live.token_problems(self.parts, sums.by_part())
         yield from sums.misplaced_rows()
 
     def _lost(self, topic: str) -> bool:
+        """Only an audit from the beginning misses it."""
+        if self.earlier.since is not None:
+            return False
         return any(extent.begin > BEGINNING for _, extent in self.cut.published_in(topic))
 
     def _notes(self, moved: bool) -> Iterator[str]:
@@ -501,96 +495,13 @@ def _in_pieces(messages: Messages) -> Iterator[Messages]:
         )
 
 
-# --- Processes ---
-
-
-class _Pool:
-    """Another thread for what is read, and other processes for what is left to the judge. Nothing of it is started
-    before there is work for it; without it, work is done here."""
-
-    def __init__(self, processes: int) -> None:
-        self._processes = processes
-        self._executor: Executor | None = None
-
-    def submit(self, work: Callable[[_Task], _Result], task: _Task) -> "Future[_Result] | None":
-        if not self._processes:
-            return None
-        if self._executor is None:
-            # Spawned and not forked, because a fork would lose the threads of a broker's client.
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(self._processes, context, initializer=_begin_process)
-        return self._executor.submit(work, task)
-
-    def map(self, work: Callable[[_Task], _Result], chunks: Iterable[_Task], are_many: bool) -> Iterator[_Result]:
-        """In order; in other processes where there are many."""
-        if not (self._processes and are_many):
-            yield from map(work, chunks)
-            return
-        waiting: deque[Any] = deque()
-        for chunk in chunks:  # read ahead only so far that no process waits
-            waiting.append(self.submit(work, chunk))
-            if len(waiting) > 2 * self._processes:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-    def beside(self, work: Callable[[_Task], _Result], chunks: Iterable[_Task]) -> Iterator[_Result]:
-        """In order, in one other thread."""
-        if not self._processes:
-            yield from map(work, chunks)
-            return
-        with ThreadPoolExecutor(1, "verify") as thread:
-            waiting: deque[Any] = deque()
-            try:
-                for chunk in chunks:
-                    waiting.append(thread.submit(work, chunk))
-                    if len(waiting) > _READ_AHEAD:
-                        yield waiting.popleft().result()
-                while waiting:
-                    yield waiting.popleft().result()
-            finally:
-                thread.shutdown(cancel_futures=True)
-
-    def close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(cancel_futures=True)
-
-
 @contextlib.contextmanager
-def _pool(settings: VerifySettings, cut: _Cut) -> Iterator[_Pool]:
+def _pool(settings: VerifySettings, cut: Cut) -> Iterator[Pool]:
     is_worth_it = settings.processes >= 2 and cut.messages >= _FEW_MESSAGES
-    pool = _Pool(settings.processes if is_worth_it else 0)
+    pool = Pool(settings.processes if is_worth_it else 0)
     try:
         yield pool
     except BrokenProcessPool as error:
         raise VerifyError("a process of the audit ended by itself; is there enough memory?") from error
     finally:
         pool.close()
-
-
-def _begin_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its processes
-    _keep_freed_memory()
-    gc.disable()  # a chunk is many small values without any cycle
-
-
-@contextlib.contextmanager
-def _without_collector() -> Iterator[None]:
-    """Messages are many small values without any cycle. The collector would look at all of them, again and again."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-def _keep_freed_memory() -> None:
-    """Columns of some 100 KiB come and go. glibc would give each back to the system, which clears it before it comes
-    again; with these limits it keeps them. Nothing happens where the C library is another one."""
-    mmap_threshold, trim_threshold = -3, -1  # of malloc.h
-    with contextlib.suppress(AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(mmap_threshold, 64 << 20)
-        library.mallopt(trim_threshold, 256 << 20)

@@ -275,6 +275,7 @@ API u64 expected_bytes(Expected* expected) { return expected->rows().bytes(); }
 API u64 expected_count(Expected* expected) { return expected->rows().rows().size(); }
 API i64 expected_is_full(Expected* expected) { return expected->is_full(); }
 API void expected_clear(Expected* expected) { expected->clear(); }
+API void expected_context(Expected* expected, i32 is_context) { expected->is_context = is_context; }
 
 API i64 expected_add(Expected* expected, const Columns* columns) {
   return guarded([&]() -> i64 {
@@ -430,8 +431,9 @@ API i64 found_add(Found* found, i64 window, i64 offset, i32 place, const u8* con
   });
 }
 
-// As expected_export: all that do not agree, and the strays.
-API u64 found_export(Found* found, u64* count, const Export* to) {
+// As expected_export: all that do not agree, and the strays. some: null, or for each part whether all of its rows are
+// wanted, and those of no other.
+API u64 found_export(Found* found, const u8* some, u64* count, const Export* to) {
   u64 written = 0, done = 0;
   auto write = [&](Found::Rows::Row* row, i32 place, i64 offset, const u64* numbers) {
     to->places[done] = place;
@@ -441,10 +443,12 @@ API u64 found_export(Found* found, u64* count, const Export* to) {
     write_key(row->key(), done++, *to, &written);
   };
   for (Found::Rows::Row* row : found->rows().rows()) {
-    if (row->payload.odd != AGREED) write(row, row->payload.place, row->payload.offset, row->payload.numbers);
+    if (some ? some[row->payload.part] : row->payload.odd != AGREED)
+      write(row, row->payload.place, row->payload.offset, row->payload.numbers);
   }
   for (const Found::Stray& stray : found->strays) {
-    write(found->rows().rows()[stray.row], stray.place, stray.offset, stray.numbers);
+    Found::Rows::Row* row = found->rows().rows()[stray.row];
+    if (!some || some[row->payload.part]) write(row, stray.place, stray.offset, stray.numbers);
   }
   *count = done;
   return written;

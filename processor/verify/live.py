@@ -9,6 +9,7 @@ part c                      [57 ───────── 90)       one range;
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple, TypeGuard
 
 import orjson
@@ -30,6 +31,7 @@ U64_END = 1 << 64
 _DELTAS = ("cells", "users")  # what may differ between messages of one summary
 _FATES = ("counted", "duplicates", "rejected", "empty", "skipped")  # a record has one of these
 _RECORDS = ("read", *_FATES, "conflicts")  # conflicts are duplicates too
+_GONE_MS = 86_400_000
 _NEW_RECORDS = {"skipped": 0, "conflicts": 0}  # what older meters do not write
 
 
@@ -48,6 +50,8 @@ class SummaryHead:
     """The head of a live summary: all but the changes since the summary before."""
 
     part: str
+    meter: str
+    committed_at: str
     sequence: int
     records: dict[str, int]
     rejects: dict[str, int]
@@ -64,8 +68,23 @@ class Parts:
     last: dict[str, SummaryHead] = field(default_factory=dict)
     digests: dict[str, dict[int, bytes]] = field(default_factory=dict)  # part -> sequence -> its messages' head
     problems: list[Problem] = field(default_factory=list)
+    known: dict[str, SummaryHead] = field(default_factory=dict)  # parts that were audited before, as they were then
+    newest: dict[tuple[Place, str], str] = field(default_factory=dict)  # of each meter, by partition: its last part
 
-    def add(self, summary: SummaryHead, where: str) -> None:
+    def know(self, place: Place, summary: SummaryHead) -> None:
+        """A part that may go on, as it was when it was audited before."""
+        self.known[summary.part] = self.last[summary.part] = summary
+        self.digests[summary.part] = {summary.sequence: summary.digest}
+        self.newest[place, summary.meter] = summary.part
+
+    def open_ones(self) -> list[tuple[Place, SummaryHead]]:
+        """Parts that may go on: the last one of each meter, because its first summary ends the one before. A meter that
+        said nothing for a day, while others did, is gone: an idle one writes a summary every second."""
+        found = [(place, self.last[part], _instant_ms(self.last[part])) for (place, _), part in self.newest.items()]
+        begin = max((said for _, _, said in found if said is not None), default=0) - _GONE_MS
+        return [(place, summary) for place, summary, said in found if said is None or said >= begin]
+
+    def add(self, summary: SummaryHead, where: str, place: Place) -> None:
         digest = self.digests.setdefault(summary.part, {}).setdefault(summary.sequence, summary.digest)
         if digest != summary.digest:
             what = f"another message of sequence {summary.sequence} says otherwise"
@@ -73,19 +92,18 @@ class Parts:
         last = self.last.get(summary.part)
         if last is None or summary.sequence > last.sequence:
             self.last[summary.part] = summary
+        self.newest[place, summary.meter] = summary.part
 
 
-def read_parts(stream: Iterable[Messages], window_ms: int) -> Parts:
+def read_parts(parts: Parts, stream: Iterable[Messages], window_ms: int) -> None:
     """Raises UnknownSchema and WrongWindow."""
-    parts = Parts()
     for messages in stream:
         for value, offset in zip(messages.values, messages.offsets.tolist(), strict=True):
             where = f"{messages.place.topic}/{messages.place.partition} at offset {offset}"
             try:
-                parts.add(_summary(value, where, window_ms), where)
+                parts.add(_summary(value, where, window_ms), where, messages.place)
             except MalformedSummary as error:
                 parts.problems.append(Problem("summary", where, str(error)))
-    return parts
 
 
 def object_of(text: bytes | None) -> dict[str, Any]:
@@ -121,6 +139,8 @@ def _summary(value: bytes | None, where: str, window_ms: int) -> SummaryHead:
         raise MalformedSummary("no part, or no sequence")
     return SummaryHead(
         part,
+        str(top.get("meter")),
+        str(top.get("committed_at")),
         sequence,
         _counts({"records": _NEW_RECORDS | _object(top, "records")}, "records", _RECORDS),
         _counts(top, "rejects", [reason for reason in REASONS if reason in rejects]),
@@ -129,6 +149,13 @@ def _summary(value: bytes | None, where: str, window_ms: int) -> SummaryHead:
         tokens["total_tokens"],
         hashlib.sha256(orjson.dumps(head, option=orjson.OPT_SORT_KEYS)).digest(),
     )
+
+
+def _instant_ms(summary: SummaryHead) -> int | None:
+    try:
+        return int(datetime.fromisoformat(summary.committed_at).timestamp() * 1000)
+    except ValueError:
+        return None
 
 
 def _as_counters(tokens: Mapping[str, int]) -> Counters:
@@ -177,8 +204,10 @@ def part_problems(parts: Parts, first_is_there: bool) -> Iterator[Problem]:
         where = f"part {name}"
         for what in _unconserved(summary):
             yield Problem("conservation", where, what)
-        numbers = sorted(parts.digests[name])
-        begin = 0 if first_is_there else numbers[0]
+        numbers, known = sorted(parts.digests[name]), parts.known.get(name)
+        if known is not None and numbers[0] < known.sequence:
+            yield Problem("sequence", where, f"a summary {numbers[0]} came after its summary {known.sequence}")
+        begin = 0 if first_is_there and known is None else numbers[0]
         if numbers != list(range(begin, begin + len(numbers))):
             missing = next(number for number, given in enumerate(numbers, begin) if number != given)
             yield Problem("sequence", where, f"there is no summary {missing}, but a summary {numbers[-1]}")
@@ -214,41 +243,77 @@ def ranges_of(parts: Parts) -> dict[Place, list[PartRange]]:
     """The ranges that the parts cover, by partition, lowest offset first, without the empty ones."""
     ranges: dict[Place, list[PartRange]] = {}
     for summary in parts.last.values():
-        for place, begin, end in summary.ranges:
-            if begin < end:
-                ranges.setdefault(place, []).append(PartRange(begin, end, summary.part))
+        for place, begin, end in _not_empty(summary):
+            ranges.setdefault(place, []).append(PartRange(begin, end, summary.part))
     return {place: sorted(of_place) for place, of_place in ranges.items()}
 
 
+def _not_empty(summary: SummaryHead) -> list[tuple[Place, int, int]]:
+    return [(place, begin, end) for place, begin, end in summary.ranges if begin < end]
+
+
+def ranges_since(parts: Parts, since: Mapping[Place, int]) -> tuple[dict[Place, list[PartRange]], dict[Place, int]]:
+    """The ranges that reach beyond the offsets of an audit before, and where these must begin: at that offset, or where
+    the part began that had read up to it and may have gone on.
+
+    part a (known)   [20 ────── 40)                 done with, unless it has changed
+    part b (known)              [40 ── 57 ── 63)    begins at 40
+    part c                                 [63 ── 90)
+                        since ┘  57
+    """
+    known = {(*of_place, part) for part, summary in parts.known.items() for of_place in _not_empty(summary)}
+    starts = dict(since)
+    for place, begin, end, _ in known:
+        if end == since.get(place):
+            starts[place] = min(starts[place], begin)
+    ranges = ranges_of(parts)
+    return {
+        place: [each for each in of_place if (place, *each) not in known or each.end >= since.get(place, 0)]
+        for place, of_place in ranges.items()
+    }, starts
+
+
 def tiling_problems(
-    place: Place, ranges: Sequence[PartRange], first_message: int | None, committed: int | None
+    place: Place,
+    ranges: Sequence[PartRange],
+    first_message: int | None,
+    committed: int | None,
+    start: int | None = None,
 ) -> Iterator[Problem]:
-    """first_message: the lowest offset below `committed` that has a message. committed: None if there is none."""
+    """first_message: the lowest offset below `committed` that has a message. committed: None if there is none. start:
+    where the ranges must begin, if that is known."""
     where = f"{place.topic}/{place.partition}"
     reached, before = (ranges[0].begin, "") if ranges else (0 if committed is None else committed, "")
-    if first_message is not None and (not ranges or first_message < reached):
+    if start is not None:
+        reached, before = start, "a part that was audited before"
+    elif first_message is not None and (not ranges or first_message < reached):
         yield Problem("gap", where, f"offsets {first_message} to {reached - 1} are in no part")
     for begin, end, part in ranges:
         if begin > reached:
             yield Problem("gap", where, f"offsets {reached} to {begin - 1} are in no part, before part {part}")
         elif begin < reached:
-            twice = f"offsets {begin} to {min(reached, end) - 1} are in part {before} and in part {part}"
+            twice = f"offsets {begin} to {min(reached, end) - 1} are in {before} and in part {part}"
             yield Problem("overlap", where, twice)
         if end >= reached:
-            reached, before = end, part
-    if ranges and reached != committed:
+            reached, before = end, f"part {part}"
+    if (ranges or start is not None) and reached != committed:
         said = "nothing" if committed is None else f"offset {committed}"
-        yield Problem("end", where, f"the parts end at offset {reached} (part {before}); {said} is committed")
+        yield Problem("end", where, f"the parts end at offset {reached} ({before}); {said} is committed")
 
 
 def record_problems(parts: Parts, tally: Tally, rejects: Mapping[str, int]) -> Iterator[Problem]:
     """Checks that the parts' summaries together say what the log says."""
-    summaries = parts.last.values()
+    summaries, before = parts.last.values(), parts.known.values()
     for name in _RECORDS:
-        said, found = sum(summary.records[name] for summary in summaries), getattr(tally, name)
+        said, found = _sum(summaries, name) - _sum(before, name), getattr(tally, name)
         if said != found:
             yield Problem("records", "all parts", f"{name}: the summaries say {said:,}, the log {found:,}")
     for reason in REASONS:
-        said, found = sum(summary.rejects.get(reason, 0) for summary in summaries), rejects.get(reason, 0)
+        said = sum(summary.rejects.get(reason, 0) for summary in summaries)
+        said, found = said - sum(summary.rejects.get(reason, 0) for summary in before), rejects.get(reason, 0)
         if said != found:
             yield Problem("records", "all parts", f"{reason}: the summaries say {said:,}, the log {found:,}")
+
+
+def _sum(summaries: Iterable[SummaryHead], name: str) -> int:
+    return sum(summary.records[name] for summary in summaries)

@@ -8,7 +8,7 @@ import ctypes
 import functools
 import pathlib
 import weakref
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -219,6 +219,10 @@ class Expected:
         struct = _Columns(*(many(*map(_at, column)) for column in columns), *map(_at, arrays), len(times))
         _checked(_library().expected_add(self.pointer, ctypes.byref(struct)))
 
+    def context(self, is_context: bool) -> None:
+        """Whether records that are added now are only there for later ones to be their duplicates."""
+        _library().expected_context(self.pointer, is_context)
+
     def take_log(self, file: BinaryIO) -> tuple[Marks, Marks]:
         """Writes the records since this was last asked. Returns where each ends, and their marks."""
         log = _Log()
@@ -281,9 +285,10 @@ class Found:
             for number in range(library.found_parts(self.pointer))
         ]
 
-    def table(self) -> pa.Table:
-        """All that do not agree."""
-        table = _exported(lambda count, to: _library().found_export(self.pointer, count, to), len(self))
+    def table(self, of_parts: Container[bytes] | None = None) -> pa.Table:
+        """All that do not agree; or all of these parts."""
+        some = None if of_parts is None else np.array([part in of_parts for part in self.parts()], np.uint8)
+        table = _exported(lambda count, to: _library().found_export(self.pointer, _at(some), count, to), len(self))
         return table.set_column(
             table.schema.get_field_index("part"), "part", pa.array(self.parts(), pa.binary()).take(table["part"])
         )
@@ -464,12 +469,13 @@ def _library() -> Any:
         "judge_forget": (None, [p]), "judge_try": (i64, [p, u32, p, u64, i64, p]), "judge_read": (i64, [p, p, p, p]),
         "judge_read_left": (i64, [p, p, p, p]), "expected_new": (p, [i64, u64]), "expected_free": (None, [p]),
         "expected_bytes": (u64, [p]), "expected_count": (u64, [p]), "expected_is_full": (i64, [p]),
-        "expected_clear": (None, [p]), "expected_add": (i64, [p, p]), "expected_log": (None, [p, p]),
+        "expected_clear": (None, [p]),
+        "expected_context": (None, [p, i32]), "expected_add": (i64, [p, p]), "expected_log": (None, [p, p]),
         "expected_clear_log": (None, [p]), "expected_touch": (None, [p, p, u64]),
         "expected_export": (u64, [p, p, p, p]), "found_new": (p, [u64]), "found_free": (None, [p]),
         "found_bytes": (u64, [p]), "found_count": (u64, [p]), "found_clear": (None, [p]), "found_parts": (u64, [p]),
         "found_part": (p, [p, u64, p]), "found_add": (i64, [p, i64, i64, i32, p, p, p]),
-        "found_export": (u64, [p, p, p]), "rows_new": (p, [i64]), "rows_free": (None, [p]),
+        "found_export": (u64, [p, p, p, p]), "rows_new": (p, [i64]), "rows_free": (None, [p]),
         "rows_learn": (i64, [p, p, p]), "rows_forget": (None, [p]), "rows_try": (i64, [p, u32, p, u64, p, u64]),
         "rows_read": (i64, [p, p, p, i32, u32, p]),
         "layout": (u64, [p]), "agree_all": (i64, [p, p, p]), "log_export": (u64, [p, p, p, u64, p]),

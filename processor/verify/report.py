@@ -9,6 +9,8 @@ from tokenometer.processor import show
 from tokenometer.processor.broker import Place
 from tokenometer.processor.verify.values import COUNTERS, Counters, Difference, LetterDifference, Problem, Report
 
+_PARTITIONS_SHOWN = 8  # with their offsets
+
 
 def render(report: Report) -> RenderableType:
     parts: list[RenderableType] = [_verdict(report), _facts(report)]
@@ -31,6 +33,8 @@ def _verdict(report: Report) -> Text:
     if report.clean:
         tokens, requests = tokens_of(report.expected), report.expected[0]
         accounted = f"{tokens:,} tokens in {show.plural(requests, 'request')} accounted for exactly"
+        if report.since is not None:
+            accounted += f" since {show.time(report.since.made_at_ms)}"
         return Text.assemble(("clean: ", "bold green"), accounted)
     wrong = []
     if report.differing_rows:
@@ -64,6 +68,11 @@ def _facts(report: Report) -> RenderableType:
     parts, published = show.plural(report.parts, "part"), show.plural(report.usage_messages, "message")
     grid.add_row("Rows", f"{show.plural(report.found_rows, 'row')} of {parts}, the last of {published}")
     grid.add_row("Rejected", show.plural(report.letters, "dead letter"))
+    if report.since is not None:
+        grid.add_row("Since", Text(_since(report)))
+        grid.add_row("In all", _in_all(report))
+    if report.checkpoint is not None:
+        grid.add_row("Checkpoint", Text(f"written to {show.printable(report.checkpoint)}"))
     grid.add_row("Time", f"{show.seconds(report.seconds)}{_speed(report)}")
     return Padding(grid, (1, 0))
 
@@ -74,6 +83,25 @@ def _covered(report: Report) -> str:
     later = f"; the {behind:,} offsets behind that are not metered yet" if behind else ""
     partitions = show.plural(len(report.partitions), "partition")
     return f"{partitions} of {', '.join(topics)} up to the committed offsets{later}"
+
+
+def _since(report: Report) -> str:
+    """When, and from which offsets on."""
+    assert report.since is not None
+    some = [f"{place_name(place)} from {begin:,} to {committed:,}" for place, begin, committed, _ in report.partitions]
+    more = [f"{len(some) - _PARTITIONS_SHOWN:,} more"] if len(some) > _PARTITIONS_SHOWN else []
+    offsets = ", ".join([*some[:_PARTITIONS_SHOWN], *more])
+    file = show.printable(report.since.file)
+    return show.printable(f"{show.time(report.since.made_at_ms)}, by the checkpoint {file}: offsets of {offsets}")
+
+
+def _in_all(report: Report) -> str:
+    totals = report.in_all
+    return (
+        f"{tokens_of(totals.tokens):,} tokens in {show.plural(totals.tokens[0], 'request')},"
+        f" {show.plural(totals.tally.read, 'record')}, {show.plural(totals.letters, 'dead letter')},"
+        f" {show.plural(totals.parts, 'part')}, with the clean audits before this one"
+    )
 
 
 def _sums(report: Report) -> str:

@@ -21,6 +21,8 @@ def verify_stream(
     audited. settings: how the stream was metered (`tokenometer.processor.verify.values.VerifySettings`). client:
     settings of librdkafka, such as security.protocol.
 
+    With `checkpoint` in its settings a clean audit leaves a file, and with `since` the next one goes on from there.
+
     Returns a report: `clean` is False if one token differs; `differences` and `problems` say where.
     Raises BrokerError, MappingError and VerifyError, all TokenometerErrors.
     """

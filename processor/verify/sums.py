@@ -7,7 +7,8 @@
                           ├── differing_letters                        by partition, offset and line
     letters ──────────────┘
 
-`records` are only those whose request id another one may have, too (`ids`).
+`records` are only those whose request id another one may have, too (`ids`). Those that are context were audited before:
+they make duplicates of later ones, and are no more than that.
 
 The sums are exact: those of 64-bit integers are 128 bits wide here. Memory is bounded: what is more goes to the folder.
 """
@@ -15,6 +16,9 @@ The sums are exact: those of 64-bit integers are 128 bits wide here. Memory is b
 from collections.abc import Iterator, Sequence
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.processor.verify import tasks
@@ -53,7 +57,7 @@ _DUPLICATES = """
         SELECT place, scope, request_id FROM records WHERE request_id IS NOT NULL AND NOT grows
         GROUP BY ALL HAVING count(*) > 1
     ), candidates AS (
-        SELECT place, scope, request_id, generation, log_offset, line,
+        SELECT place, scope, request_id, generation, log_offset, line, context,
             row_number() OVER (
                 PARTITION BY place, scope, request_id, generation ORDER BY log_offset, line
             ) AS nth,
@@ -62,11 +66,11 @@ _DUPLICATES = """
             ) AS island
         FROM records SEMI JOIN repeated USING (place, scope, request_id)
     ), placed AS (
-        SELECT place, log_offset, line, nth,
+        SELECT place, log_offset, line, context, nth,
             generation - min(generation) OVER (PARTITION BY place, scope, request_id, island) AS age
         FROM candidates
     )
-    SELECT place, log_offset, line FROM placed WHERE nth > 1 OR age > 0
+    SELECT place, log_offset, line FROM placed WHERE (nth > 1 OR age > 0) AND NOT context
 """
 # What a duplicate is compared with: the first record of its identity in the generation before, or else in its own.
 _SAID = f'window_start, "user", model, chip, prefill_chip, labels, {_ALL}'
@@ -112,6 +116,7 @@ _GROWN = f"""
         )}
     FROM walked w LEFT JOIN most before ON before.place = w.place AND before.scope = w.scope
         AND before.request_id = w.request_id AND before.generation = w.generation - 1
+    WHERE NOT w.context
 """  # fmt: skip
 _NOTHING_ADDED = f"""
     INSERT INTO duplicates SELECT place, log_offset, line FROM grown
@@ -147,6 +152,11 @@ _LAST = f"""
     CREATE TABLE last_rows AS
     SELECT {_KEY}, part, {_ALL} FROM usage SEMI JOIN (
         SELECT place, max(log_offset) AS log_offset FROM usage GROUP BY place, {_KEY}, part
+    ) USING (place, log_offset)
+"""
+_KEPT = f"""
+    SELECT * FROM kept SEMI JOIN (
+        SELECT place, max(log_offset) AS log_offset FROM kept GROUP BY place, {_KEY}, part
     ) USING (place, log_offset)
 """
 _FOUND = f"CREATE TABLE found AS SELECT {_KEY}, {_SUMS} FROM last_rows GROUP BY {_KEY}"
@@ -191,7 +201,7 @@ class Sums:
 
     def __init__(self, folder: str, places: list[Place], settings: VerifySettings, agreed: Agreed) -> None:
         """agreed: rows that are not looked at here."""
-        self._agreed = agreed
+        self._agreed, self._folder = agreed, folder
         self._database = _connect(folder, settings)
         for kind in tasks.SCHEMAS:
             tasks.write(folder, kind, -1, [])  # a kind without any messages is an empty table, too
@@ -216,10 +226,11 @@ class Sums:
         [(rows,)] = self._rows(f"SELECT count(*) FROM {table}")
         return int(rows)
 
-    def total(self, table: str) -> Counters:
-        """The sums over all rows of `expected` or `found`."""
+    def total(self, table: str, before: Counters = NO_COUNTERS) -> Counters:
+        """The sums over all rows of `expected` or `found`, without what was audited before."""
         [row] = self._rows(f"SELECT {_SUMS} FROM {table}")
-        return _both(_counters(row) or NO_COUNTERS, self._agreed.totals())
+        sums = _both(_counters(row) or NO_COUNTERS, self._agreed.totals())
+        return _both(sums, [-count for count in before])
 
     def by_part(self) -> dict[str, Counters]:
         rows = self._rows(f"SELECT part, {_SUMS} FROM last_rows GROUP BY part")
@@ -246,6 +257,12 @@ class Sums:
         rows = self._rows(f"SELECT * FROM differing_letters ORDER BY ALL LIMIT {most}")
         for topic, partition, offset, line, what, expected, found in rows:
             yield LetterDifference(Place(topic, partition), Offset(offset), line, what, expected, found)
+
+    def kept(self) -> pa.Table:
+        """The last rows of parts that may go on, as tasks.USAGE."""
+        file = f"{self._folder}/last-kept.parquet"
+        self._rows(f"COPY ({_KEPT}) TO '{file.replace(chr(39), 2 * chr(39))}' (FORMAT parquet)")
+        return pq.read_table(file).select(tasks.USAGE.names).cast(tasks.USAGE)
 
     def misplaced_rows(self) -> Iterator[Problem]:
         [(count,)] = self._rows(

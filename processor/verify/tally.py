@@ -9,6 +9,7 @@ for that goes there as a whole: a full table is written out and begun anew.
     marks-N.npy      eight bytes of each, which say for which (`ids`)
     sums-N.parquet   rows of the log, duplicates included: `sums` takes those out again
     usage-N.parquet  published rows
+    kept-N.parquet   those of parts that may go on, where a checkpoint is to be left
 """
 
 import itertools
@@ -50,14 +51,16 @@ class Tables:
         self._logs: dict[int, list[int]] = {}  # of each place its files
         self._written: list[tuple[int, int, str]] = []  # rows that left the table: first, how many, file
         self._in_memory = True  # nothing has left the tables
+        self.kept_parts: frozenset[bytes] | None = None  # whose rows are kept for a checkpoint
 
     # --- While the log is read ---
 
-    def begin(self, place: int) -> None:
-        """Records that are added now are of this place."""
+    def begin(self, place: int, is_context: bool = False) -> None:
+        """Records that are added now are of this place. is_context: only later ones are audited."""
         if place != self._place:
             self._write_log()
             self._place = place
+        self.expected.context(is_context)
 
     def add(self, found: Judgements, offsets: Ints, generations: Ints) -> None:
         """What the judge said. offsets, generations: of the chunk's messages."""
@@ -94,14 +97,20 @@ class Tables:
         self._in_memory = False
 
     def _write_found(self) -> None:
+        self._keep()
         tasks.write_table(self._folder, "usage", next(self._numbers), self.found.table())
         self.found.clear()
         self._in_memory = False
 
+    def _keep(self) -> None:
+        if self.kept_parts is not None:
+            tasks.write_table(self._folder, "kept", next(self._numbers), self.found.table(self.kept_parts))
+
     # --- In the end ---
 
-    def write_repeated(self, grows: dict[int, bool]) -> None:
-        """Writes the records that may be duplicates, or have one. grows: of each place, whether its repeats grow."""
+    def write_repeated(self, grows: dict[int, bool], begins: dict[int, int]) -> None:
+        """Writes the records that may be duplicates, or have one. grows: of each place, whether its repeats grow.
+        begins: of each place, the first offset that is audited; records before it are context."""
         self._write_log()
         for place, numbers in self._logs.items():
             repeated = ids.Repeated([f"{self._folder}/marks-{number}.npy" for number in numbers])
@@ -109,7 +118,8 @@ class Tables:
                 entries = np.flatnonzero(repeated.holds(np.load(f"{self._folder}/marks-{number}.npy")))
                 if len(entries):
                     table = self._read_again(number, entries)
-                    tasks.write_repeated(self._folder, number, place, grows[place], table)
+                    context = table["log_offset"].to_numpy() < begins[place]
+                    tasks.write_repeated(self._folder, number, place, grows[place], context, table)
 
     def _read_again(self, number: int, entries: Ints) -> pa.Table:
         data = np.memmap(f"{self._folder}/logged-{number}.bin", np.uint8, "r")
@@ -138,6 +148,7 @@ class Tables:
 
     def write_rows(self) -> Agreed:
         """Writes what DuckDB has to look at; returns what agrees. The tables are empty afterwards."""
+        self._keep()
         agreed = Agreed()
         if self._in_memory:
             agreed = Agreed(*self.found.agree(self.expected))

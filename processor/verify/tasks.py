@@ -4,7 +4,7 @@ and dead letters. What runs in other processes where there is much of it.
     rejects-N.parquet    one row for each record that is refused
     digests-N.parquet    one for each record that may be a duplicate with a dead letter: of its bytes
     letters-N.parquet    one for each dead letter
-    records-N, sums-N, usage-N: of `tally`
+    records-N, sums-N, usage-N, kept-N: of `tally`
 
 Texts are columns of bytes: equal means equal bytes, and a NUL in a name is a byte as any other.
 """
@@ -48,6 +48,7 @@ RECORDS = pa.schema(
         *((name, _BYTES) for name in TEXTS),
         *_ADDED,
         ("grows", pa.bool_()),
+        ("context", pa.bool_()),
     ]
 )
 SUMS = pa.schema([("window_start", pa.int64()), *((name, _BYTES) for name in (*_TEXTS, "labels")),
@@ -71,6 +72,7 @@ SCHEMAS = {
     "rejects": REJECTS,
     "digests": DIGESTS,
     "usage": USAGE,
+    "kept": USAGE,
     "letters": LETTERS,
 }
 _REPEATING = [*_TEXTS, "prefill_chip", "labels", "part", "reason", "field"]  # columns that are worth a dictionary
@@ -140,10 +142,12 @@ def write(folder: str, kind: str, number: int, rows: Sequence[Sequence[Any]]) ->
     _write(folder, kind, number, list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMAS[kind]))
 
 
-def write_repeated(folder: str, number: int, place: int, grows: bool, records: pa.Table) -> None:
-    """Records that may be duplicates, or have one."""
+def write_repeated(
+    folder: str, number: int, place: int, grows: bool, context: np.ndarray[Any, np.dtype[np.bool_]], records: pa.Table
+) -> None:
+    """Records that may be duplicates, or have one. context: which of them are no part of the audit themselves."""
     count = len(records)
-    constants = {"place": np.full(count, place, np.int32), "grows": np.full(count, grows)}
+    constants = {"place": np.full(count, place, np.int32), "grows": np.full(count, grows), "context": context}
     write_table(folder, "records", number, pa.table({**{name: records[name] for name in records.column_names},
                                                      **constants}))  # fmt: skip
 

@@ -1,7 +1,8 @@
 """What an audit is told, what it answers, and why it may be impossible: the values of `tokenometer verify`."""
 
 import os
-from dataclasses import dataclass, field
+from collections import Counter
+from dataclasses import astuple, dataclass, field
 from typing import NamedTuple
 
 from tokenometer.processor.broker import Offset, Place
@@ -88,6 +89,14 @@ class StreamMoves(VerifyError):
     """The group commits so often that no moment between two commits was found."""
 
 
+class UnusableCheckpoint(VerifyError):
+    """The file of a checkpoint cannot be read or written, or is none that this version reads."""
+
+
+class OtherStream(VerifyError):
+    """The checkpoint was made of another stream, or the stream is not what it was then."""
+
+
 class DuckDBMissing(VerifyError):
     """DuckDB, which does the sums, is not installed; it is an extra."""
 
@@ -110,6 +119,8 @@ class VerifySettings:
     registry: tuple[tuple[str, str | Secret], ...] | None = None  # settings of the Schema Registry
     scratch: str | None = None  # a folder for about 200 bytes a record; None: the system's temporary one
     settle_seconds: float = 0.25  # for a commit's marks to reach every partition
+    since: str | None = None  # a checkpoint's file: only what was committed after it is audited
+    checkpoint: str | None = None  # the file to which a clean audit writes one; it may be that of `since`
 
 
 class Problem(NamedTuple):
@@ -147,7 +158,7 @@ class LetterDifference:
 
 
 class Covered(NamedTuple):
-    """A partition of the input: what is left of it, and how far it was metered."""
+    """A partition of the input: where what is audited of it begins, and how far it was metered."""
 
     place: Place
     begin: Offset
@@ -172,17 +183,37 @@ class Tally:
 
 
 @dataclass(frozen=True)
+class Totals:
+    """What clean audits have found, added up. rejects: by reason. tokens: sums over all rows."""
+
+    tally: Tally = Tally()
+    rejects: dict[str, int] = field(default_factory=dict)
+    tokens: Counters = NO_COUNTERS
+    parts: int = 0
+    usage_messages: int = 0
+    letters: int = 0
+
+
+class Since(NamedTuple):
+    """The checkpoint from which an audit went on."""
+
+    file: str
+    made_at_ms: int  # when its own audit chose its offsets
+    totals: Totals  # of everything before it
+
+
+@dataclass(frozen=True)
 class Report:
-    """What the audit found."""
+    """What the audit found. With `since` all of it is about what was committed after the checkpoint."""
 
     group: str
     partitions: tuple[Covered, ...]
-    parts: int
+    parts: int  # of which there is a summary
     tally: Tally  # of the log, by this audit
     rejects: dict[str, int]  # by reason
     expected: Counters  # sums over all rows, from the log
     found: Counters  # and as published
-    expected_rows: int
+    expected_rows: int  # that were compared; with `since` also those that parts had published before and may go on with
     found_rows: int
     usage_messages: int  # rows as they were published; a later one replaces an earlier one
     letters: int  # dead letters that were found
@@ -194,6 +225,24 @@ class Report:
     problems: tuple[Problem, ...]
     notes: tuple[str, ...]  # what a reader of problems should know
     seconds: float
+    since: Since | None = None
+    new_parts: int = 0  # that the checkpoint does not know
+    checkpoint: str | None = None  # the file that was written
+
+    @property
+    def in_all(self) -> Totals:
+        """Of this audit and of those before it."""
+        before = self.since.totals if self.since else Totals()
+        tally = [one + other for one, other in zip(astuple(before.tally), astuple(self.tally), strict=True)]
+        a, b, c, d, e, f = (one + other for one, other in zip(before.tokens, self.found, strict=True))
+        return Totals(
+            Tally(*tally),
+            dict(sorted((Counter(before.rejects) + Counter(self.rejects)).items())),
+            (a, b, c, d, e, f),
+            before.parts + self.new_parts,
+            before.usage_messages + self.usage_messages,
+            before.letters + self.letters,
+        )
 
     @property
     def clean(self) -> bool:

@@ -133,11 +133,11 @@ class Stream:
         assert found.tallies["read"] == report.tally.read
         return found
 
-    def verify(self) -> verify.Report:
+    def verify(self, **settings: Any) -> verify.Report:
         wanted = {self.input: mappings.resolve(self.mapping)}
         registry = (("url", self.registry),) if self.registry else None
-        settings = verify.VerifySettings(*self.outputs, processes=1, registry=registry)
-        return verify.verify(self.broker, self.group, wanted, settings)
+        told = verify.VerifySettings(*self.outputs, processes=1, registry=registry, **settings)
+        return verify.verify(self.broker, self.group, wanted, told)
 
     def close(self) -> None:
         for meter in self.meters:

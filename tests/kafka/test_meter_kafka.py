@@ -21,7 +21,7 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests import bad_input, oracle, streams
 from tests.kafka.meter_process import POINTS, MeterProcess, Trip
-from tests.kafka.stream import CLIENT, HASTY, PATIENCE_SECONDS, SETTINGS, SMALL, Stream, eventually, key_of
+from tests.kafka.stream import CLIENT, HASTY, PATIENCE_SECONDS, SETTINGS, SMALL, Stream, eventually, key_of, text_of
 from tests.kafka_server import KafkaServer, free_ports
 from tokenometer.processor.broker.kafka import KafkaBroker
 
@@ -40,6 +40,27 @@ def test_a_meter_that_is_killed_at_each_point_of_a_commit(stream: Stream) -> Non
     stream.settle()
     found = stream.audit()
     assert found.parts > len(POINTS) and found.tallies["duplicates"] > 0 and found.tallies["rejected"] > 0
+
+
+def test_audits_from_checkpoint_to_checkpoint_say_what_one_of_everything_says(stream: Stream, tmp_path) -> None:
+    """One meter goes on all the time, so its part is open at every checkpoint but the last; others are killed."""
+    file, total = str(tmp_path / "audit"), 0
+    steady = stream.meter("steady", kafka=HASTY)
+    for turn in range(4):
+        with stream.flowing(per_second=1500):
+            other = stream.meter("other", kafka=HASTY, engine=SMALL)
+            other.wait_for_count()
+            other.kill()
+            steady.wait_for_count(since=len(steady.events))
+        stream.settle()
+        report = stream.verify(since=file if turn else None, checkpoint=file)
+        assert report.clean, text_of(report)
+        total += report.tally.read
+    stream.stop()
+    last, whole = stream.verify(since=file, checkpoint=file), stream.verify()
+    assert last.clean and whole.clean, text_of(last) + text_of(whole)
+    assert (last.in_all.tally, last.in_all.tokens, last.in_all.letters) == (whole.tally, whole.found, whole.letters)
+    assert last.tally.read == 0 and last.in_all.parts == whole.parts and total == whole.tally.read > 1000
 
 
 def test_twenty_random_kills_in_one_stream(stream: Stream) -> None:
