@@ -34,6 +34,7 @@ from tokenometer.processor.ledger import decode
 from tokenometer.processor.ledger.opening import open_database
 from tokenometer.processor.ledger.store import Stand, Store
 from tokenometer.processor.ledger.values import LedgerBatch
+from tokenometer.processor.meter import heap
 from tokenometer.schemas.usage import COUNTERS, Usage
 
 SIZES = {
@@ -126,6 +127,7 @@ def _write(folder: str, partition: int, batches: int) -> dict[str, float]:
     import pyarrow as pa
 
     pa.set_cpu_count(1)
+    heap.keep_freed_memory()  # as `tokenometer lake` does
     latest = Latest(MESSAGES_MAX // WRITERS)  # as a writer of more partitions
     table, held = LakeTable(embedded(f"{folder}/lake"), TABLE), HeldPart(_PART, _WINDOW_MS)
     seconds = processor = decoding = 0.0

@@ -17,11 +17,13 @@ MESSAGES_MAX = 200_000  # of all partitions together, about 130 MB
 
 @dataclass
 class _Held:
-    """Of one partition, lowest offset first."""
+    """Of one partition, lowest offset first. sorted_out: so many are known to be the last of their keys, if no more
+    come."""
 
     keys: list[bytes | None] = field(default_factory=list)
     values: list[bytes] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    sorted_out: int = 0
 
 
 class Latest:
@@ -62,9 +64,12 @@ class Latest:
 
 def _last(held: _Held) -> _Held:
     """Without those that a later one of the same key replaces."""
+    if held.sorted_out == len(held.values):
+        return held
     codes = pa.array(held.keys, pa.large_binary()).dictionary_encode(null_encoding="encode").indices.to_numpy()
     counts = np.bincount(codes)
     if len(counts) == len(codes):
+        held.sorted_out = len(codes)
         return held
     honest = np.ones(len(codes), bool)
     repeated = np.flatnonzero(counts[codes] > 1)
@@ -74,7 +79,8 @@ def _last(held: _Held) -> _Held:
     chosen = ~honest
     chosen[last[last >= 0]] = True
     places = np.flatnonzero(chosen).tolist()
-    return _Held(*(_chosen(column, places) for column in (held.keys, held.values, held.offsets)))
+    keys, values, offsets = (_chosen(column, places) for column in (held.keys, held.values, held.offsets))
+    return _Held(keys, values, offsets, len(places))
 
 
 def _chosen(column: list[Any], chosen: Iterable[int]) -> list[Any]:
