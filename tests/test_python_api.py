@@ -125,10 +125,13 @@ def test_a_full_disk_is_named_with_its_way_out(monkeypatch: pytest.MonkeyPatch, 
         def write_batch(self, batch: Any) -> None:
             raise OSError(28, "No space left on device")
 
+    [rows] = tokenometer.meter(LOG).table.combine_chunks().to_batches()
+    monkeypatch.setattr(metering, "_SPOOL_BYTES", rows.nbytes)
+    monkeypatch.setattr(metering.pa.ipc, "new_file", lambda file, schema: Full())
     with metering._Spool(output.ROW_SCHEMA) as spool:
-        spool._writer = Full()
+        spool.write(rows)
         with pytest.raises(tokenometer.TokenometerError, match="No space left on device.*TMPDIR"):
-            spool.write(None)
+            spool.write(rows)
 
 
 def test_the_numbers_are_those_of_the_command(tmp_path: pathlib.Path) -> None:

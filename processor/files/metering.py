@@ -203,35 +203,44 @@ def _reject_batch(letters: list[PlacedLetter]) -> Any:
 
 
 class _Spool:
-    """Record batches that are read again as one table: from memory, or mapped from a file without a name."""
+    """Record batches that become one table: those that are in memory or, where they are too many, mapped from a file
+    without a name."""
 
     def __init__(self, schema: Any) -> None:
-        self._file = tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES)  # noqa: SIM115  closed by __exit__
-        self._writer = pa.ipc.new_file(self._file, schema)
+        self._schema = schema
+        self._held: list[Any] = []
+        self._bytes = 0
+        self._file: Any = None
+        self._writer: Any = None
 
     def write(self, batch: Any) -> None:
+        self._bytes += batch.nbytes
+        if self._bytes <= _SPOOL_BYTES:
+            self._held.append(batch)
+            return
         try:
-            self._writer.write_batch(batch)
+            if self._file is None:
+                self._file = tempfile.TemporaryFile()  # noqa: SIM115  closed by __exit__
+                self._writer = pa.ipc.new_file(self._file, self._schema)
+            for each in (*self._held, batch):
+                self._writer.write_batch(each)
         except OSError as error:
             raise OutputError(
                 f"{tempfile.gettempdir()}: {error.strerror or error}: rows of a large log are kept there; "
                 f"free some space, or name another folder in TMPDIR"
             ) from None
+        self._held = []
 
     def table(self) -> Any:
+        if self._file is None:
+            return pa.Table.from_batches(self._held, self._schema)
         self._writer.close()
-        return pa.ipc.open_file(self._buffer()).read_all()
-
-    def _buffer(self) -> Any:
-        size = self._file.tell()
-        if size <= _SPOOL_BYTES:
-            self._file.seek(0)
-            return pa.py_buffer(self._file.read())
         self._file.flush()
-        return pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))
+        return pa.ipc.open_file(pa.py_buffer(mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ))).read_all()
 
     def __enter__(self) -> "_Spool":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()  # a map of it stays
+        if self._file is not None:
+            self._file.close()  # a map of it stays
