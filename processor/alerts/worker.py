@@ -51,9 +51,7 @@ _LINGER_SECONDS = 0.25  # of a batch, while more comes: fewer and larger batches
 _MORE_SECONDS = 0.02  # for the next messages of a batch
 _RETRY_SECONDS = 1.0
 _TOLD = ("rule", "threshold", "subject", "used", "limit", "unit", "per", "begin")  # of an alert, in the log
-_TOLD_MAX = (
-    10  # alerts of a batch: a rule for each user may have a hundred thousand at once, and the topic has them all
-)
+_TOLD_MAX = 10  # alerts of a batch: a rule for each user may have very many at once, and the topic has all of them
 _LOOK_MS = 10_000  # are the topics still the same, and have they new partitions?
 _RETENTION_MS = 400 * DAY_MS
 ALERTS_SETTINGS = {"cleanup.policy": "delete", "retention.ms": str(_RETENTION_MS)}
