@@ -236,7 +236,7 @@ def _run(command: MeterCommand, settings: MeterSettings) -> None:
         broker, settings.name, settings.group, settings.inputs, meter.standing, health.judged, clock.steady_ms,
         settings.commit_interval_ms,
     )  # fmt: skip
-    with running.served(health, command.listen), contextlib.closing(watch), running.stop_signals() as stopped:
+    with contextlib.closing(watch), running.served(health, command.listen), running.stop_signals() as stopped:
         meter.run(stopped)
     log.info("stopped", extra={"run": run})
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, TopicCollection
+from confluent_kafka.admin import AdminClient
 
 from tests.kafka_server import KafkaServer
 from tokenometer.processor.broker import (
@@ -183,6 +184,20 @@ def test_a_restart_of_the_broker_is_waited_out(owned: KafkaServer, topics: Calla
     assert any(error is not None for error in seen) and consumer.last_error is None
     consumer.close()
     broker.close()
+
+
+def test_a_topic_that_goes_while_it_is_looked_at_is_not_there(
+    kafka: KafkaServer, broker: KafkaBroker, topics: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    topic = topics()
+    described = broker._described([topic])
+    admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
+    admin.delete_topics([topic])[topic].result(20)
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while broker.topics([topic])[topic] is not None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    monkeypatch.setattr(broker, "_described", lambda names: described)  # as it was a moment ago
+    assert broker.topics([topic]) == {topic: None}
 
 
 # --- Rebalances ---

@@ -247,7 +247,10 @@ class KafkaBroker:
         settings = self._admin.describe_configs(list(resources.values()), request_timeout=ANSWER_SECONDS)
         for name in there:
             access = self._access(topic=f"DESCRIBE_CONFIGS on the topic {name}")
-            found = _answer(f"settings of {name}", settings[resources[name]], access)
+            try:
+                found = _answer(f"settings of {name}", settings[resources[name]], access)
+            except TopicMissing:  # deleted a moment ago
+                continue
             values = {entry.name: entry.value for entry in found.values() if entry.value is not None}
             states[name] = TopicState(str(described[name].topic_id), len(described[name].partitions), values)
         return states
