@@ -187,9 +187,10 @@ def test_a_restart_of_the_broker_is_waited_out(owned: KafkaServer, topics: Calla
 
 
 def test_a_topic_that_goes_while_it_is_looked_at_is_not_there(
-    kafka: KafkaServer, broker: KafkaBroker, topics: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    kafka: KafkaServer, broker: KafkaBroker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    topic = topics()
+    topic = new_name()
+    broker.create_topic(topic, 1, {})
     described = broker._described([topic])
     admin = AdminClient({"bootstrap.servers": kafka.bootstrap})
     admin.delete_topics([topic])[topic].result(20)
