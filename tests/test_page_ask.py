@@ -323,6 +323,13 @@ SHOWN = {
 }
 
 
+def nothing_is_cut(page: Page) -> None:
+    """A chart is drawn anew some frames after its panel has got another size."""
+    with contextlib.suppress(AssertionError):
+        page.until(lambda: page.ask(CUT) == [], "something is cut")
+    assert page.ask(CUT) == []
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("shown", SHOWN)
 def test_nothing_is_cut(page, feed, site, size, shown):
@@ -339,7 +346,7 @@ def test_nothing_is_cut(page, feed, site, size, shown):
     if size[0] in (1280, 1440):
         assert page.ask("matrix.offsetWidth <= matrix.parentElement.clientWidth"), "six chips are in sight"
     for _ in range(2):
-        assert page.ask(CUT) == []
+        nothing_is_cut(page)
         assert page.ask("document.documentElement.scrollWidth <= innerWidth")
         click(page, "#alerts > button")  # all of them
     assert page.table("#alerts li")[1][:3] == ["100 %", "team-day · blue", "261.01 of 250 USD (104.4 %)"]
