@@ -297,13 +297,29 @@ def user_of(text: bytes) -> str | None:
         return None
 
 
+class Holding:
+    """As Kafka's broker: what `append` takes may wait for others until `flush`."""
+
+    def __init__(self, broker):
+        self.broker, self.held = broker, []
+
+    def append(self, *given):
+        self.held.append(given)
+
+    def flush(self):
+        while self.held:
+            self.broker.append(*self.held.pop(0))
+
+
+@pytest.mark.parametrize("holds", [False, True])
 @pytest.mark.parametrize("speed", [1, 10])
 @pytest.mark.parametrize("lines_per_message", [1, 5])
-def test_blocks_pass_so_many_times_as_fast_as_the_logs_clock(broker, speed, lines_per_message):
+def test_blocks_pass_so_many_times_as_fast_as_the_logs_clock(broker, speed, lines_per_message, holds):
     profile = Profile(400, rate=50.0, bursts=0, late=0.1, future=0.1, malformed=0, duplicates=0)  # no line twice
     wall = Wall(broker)
     blocks = list(synth.blocks(profile))
-    assert send_blocks(broker, TOPIC, blocks, wall.pacing(speed), lines_per_message).records == 400
+    to = Holding(broker) if holds else broker
+    assert send_blocks(to, TOPIC, blocks, wall.pacing(speed), lines_per_message).records == 400
     wall.look()
     began = int(blocks[0].due_ms[0])
     for row, due_ms in enumerate(blocks[0].due_ms.tolist()):

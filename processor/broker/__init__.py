@@ -285,8 +285,8 @@ class Broker(Protocol):
         keys: Sequence[bytes | None] | None = None,
         times: Sequence[int] | None = None,
     ) -> None:
-        """Write messages without a transaction; they may still be on their way when this returns. times: ms. Values and
-        keys may be `Column`s, whose memory the caller may then use again."""
+        """Write messages without a transaction; they may still be on their way when this returns, or wait for others
+        until `flush`. times: ms. Values and keys may be `Column`s, whose memory the caller may then use again."""
 
     def flush(self) -> None:
         """Wait until all that `append` took is in the log. Raises BrokerError if any of it could not be written."""

@@ -38,9 +38,10 @@ def send_blocks(
     lines_per_message: int = 1,
     progress: Callable[[Sent], None] = lambda sent: None,
 ) -> Sent:
-    """Send all lines and wait until the broker has them. Paced, a line goes when it comes to the log."""
+    """Send all lines and wait until the broker has them. Paced, a line goes when it comes to the log, and is
+    there before the sender sleeps."""
     sent, groups = Sent(), _Groups(lines_per_message) if lines_per_message > 1 else None
-    for block in _when_due(blocks, pacing):
+    for block in _when_due(blocks, pacing, broker.flush):
         _append(broker, topic, _single(block) if groups is None else groups.add(block), sent)
         sent.records += len(block)
         progress(sent)
@@ -58,7 +59,7 @@ def _append(broker: Broker, topic: str, messages: _Messages, sent: Sent) -> None
         sent.bytes += int(values.lengths.sum())
 
 
-def _when_due(blocks: Iterable[Block], pacing: Pacing) -> Iterator[Block]:
+def _when_due(blocks: Iterable[Block], pacing: Pacing, before_sleep: Callable[[], None]) -> Iterator[Block]:
     """Pieces of blocks, each at its time."""
     if pacing.speed is None:
         yield from blocks
@@ -73,6 +74,7 @@ def _when_due(blocks: Iterable[Block], pacing: Pacing) -> Iterator[Block]:
         for begin, end in pairwise(cuts):
             ahead_ms = int(turns[begin]) * TOGETHER_MS - (pacing.steady_ms() - began_ms)
             if ahead_ms > 0:
+                before_sleep()
                 pacing.sleep(ahead_ms / 1000)
             yield block.between(begin, end)
 

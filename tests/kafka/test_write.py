@@ -19,7 +19,7 @@ from tests.write.test_packer import column
 from tokenometer.processor.broker import BrokerError, Fenced, Refused
 from tokenometer.processor.broker.kafka import KafkaBroker
 from tokenometer.processor.broker.kafka.producer import KafkaProducer
-from tokenometer.processor.broker.kafka.write import writer
+from tokenometer.processor.broker.kafka.write import sender
 
 pytestmark = pytest.mark.kafka
 
@@ -119,7 +119,7 @@ def test_new_partitions_are_used(
     write(producer, topic, numbers(1_000))
     producer.commit()
     admin.create_partitions([NewPartitions(topic, 3)])[topic].result(PATIENCE_SECONDS)
-    monkeypatch.setattr(writer, "_FRESH_SECONDS", 0.0)
+    monkeypatch.setattr(sender, "_FRESH_SECONDS", 0.0)
     deadline = time.monotonic() + PATIENCE_SECONDS
     count = 1_000
     while not all(committed(broker, topic, count).get(partition) for partition in range(3)):

@@ -2,6 +2,7 @@
 
 import struct
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ def column(texts: Sequence[bytes]) -> Column:
 
 
 def packed(
-    keys: Sequence[bytes], values: Sequence[bytes], partitions: int = 1, batch_bytes: int = 1 << 20, **more: str
+    keys: Sequence[bytes], values: Sequence[bytes], partitions: int = 1, batch_bytes: int = 1 << 20, **more: Any
 ) -> list[PackedBatch]:
     packer = Packer(Identity(7, 3), batch_bytes, **more)
     packer.grow(partitions)
@@ -51,11 +52,12 @@ def test_keys_have_the_hash_of_javas_clients(key: bytes, expected: int) -> None:
     assert hash_of(key) == expected & 0xFFFFFFFF
 
 
+@pytest.mark.parametrize("transactional", [True, False])
 @pytest.mark.parametrize("compression, codec", [("none", 0), ("lz4", 3)])
-def test_what_is_packed_is_read_by_others(compression: str, codec: int) -> None:
+def test_what_is_packed_is_read_by_others(compression: str, codec: int, transactional: bool) -> None:
     keys = [b"k%d" % number for number in range(300)]
     values = [b"%d" % number * (number % 50) for number in range(300)]  # some are empty
-    batches = packed(keys, values, partitions=3, compression=compression)
+    batches = packed(keys, values, partitions=3, compression=compression, transactional=transactional)
     assert sorted(batch.partition for batch in batches) == [0, 1, 2]
     for batch in batches:
         expected = [
@@ -64,8 +66,7 @@ def test_what_is_packed_is_read_by_others(compression: str, codec: int) -> None:
         seen = read(bytes(batch.data))
         assert [(each.key, each.value or b"") for each in seen] == expected
         assert [each.offset for each in seen] == list(range(len(seen))) and {e.time_ms for e in seen} == {NOW_MS}
-        transactional = 16
-        assert head(batch) == (transactional | codec, 7, 3, 0, len(expected))
+        assert head(batch) == (16 * transactional | codec, 7, 3, 0, len(expected))
 
 
 def test_a_batch_ends_before_its_limit_and_a_larger_message_is_alone() -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.write.test_packer import column, packed
 from tokenometer.processor.broker import BrokerError
 from tokenometer.processor.broker.kafka.fetch.wire import Reader
-from tokenometer.processor.broker.kafka.write import Identity, TransactionWriter, writer
+from tokenometer.processor.broker.kafka.write import Identity, TransactionWriter, sender
 from tokenometer.processor.broker.kafka.write.packer import Packer, hash_of
 
 LEADER = ("127.0.0.1", 1)
@@ -41,12 +41,12 @@ class Played:
 def made(partitions: int, batch_bytes: int) -> tuple[TransactionWriter, Played]:
     made = TransactionWriter({"bootstrap.servers": "127.0.0.1:1", "compression.type": "none"}, "id", 30)
     made.begin(Identity(1, 0), time.monotonic() + 60)
-    topic = made._topics["rows"] = writer._Topic(Packer(Identity(1, 0), batch_bytes, "none"))
+    topic = made._topics["rows"] = sender._Topic(Packer(Identity(1, 0), batch_bytes, "none"))
     topic.packer.grow(partitions)
     topic.leaders, topic.added = dict.fromkeys(range(partitions), LEADER), set(range(partitions))
     topic.asked_at = time.monotonic() + 60
     played = Played()
-    made._lines[LEADER] = writer._Line(played)  # type: ignore[arg-type]
+    made._lines[LEADER] = sender._Line(played)  # type: ignore[arg-type]
     return made, played
 
 
@@ -67,7 +67,7 @@ def test_a_request_has_one_batch_of_each_partition_up_to_its_limit(
     keys = {(hash_of(b"%d" % number) & 0x7FFFFFFF) % 6: b"%d" % number for number in range(1_000)}
     some = [keys[partition] for partition in range(6)]
     batches = packed(some, some, partitions=6, compression="none")
-    monkeypatch.setattr(writer, "_REQUEST_BYTES_MAX", sum(len(batch.data) for batch in batches) - beyond)
+    monkeypatch.setattr(sender, "_REQUEST_BYTES_MAX", sum(len(batch.data) for batch in batches) - beyond)
     made_one, played = made(6, 10_000)
     made_one.write("rows", column(some), column(some))
     made_one.push()

@@ -7,8 +7,9 @@ Promises: no client writes to standard error (all goes to the log `tokenometer.k
     cluster    KafkaBroker, the protocol's Broker, which makes the others
     consumer   a member of a group                     following   readers in no group
     fetch/     whole record batches for the consumer, by requests of our own
-    write/     the same for the producer's columns
-    producer   writing, with and without transactions  direct      librdkafka's call to produce many at once
+    write/     the same for columns on their way out
+    producer   writing in transactions                 appender    writing without them
+    direct     librdkafka's call to produce many at once
     messages   the client's messages as ours           errors      what errors mean
     settings   which settings are ours, which have defaults
 """

@@ -25,12 +25,13 @@ from tokenometer.processor.broker import (
     TopicMissing,
     TopicState,
 )
+from tokenometer.processor.broker.kafka.appender import KafkaAppender
 from tokenometer.processor.broker.kafka.consumer import KafkaConsumer
 from tokenometer.processor.broker.kafka.errors import LEADER_MOVES, Access, error_from
 from tokenometer.processor.broker.kafka.following import KafkaFollower, access_of, assigned, read
 from tokenometer.processor.broker.kafka.members import Failed, MembersAsker, MembersSilent
 from tokenometer.processor.broker.kafka.messages import Beside, committed, parts_of, positions_of
-from tokenometer.processor.broker.kafka.producer import KafkaAppender, KafkaProducer
+from tokenometer.processor.broker.kafka.producer import KafkaProducer
 from tokenometer.processor.broker.kafka.settings import (
     ANSWER_SECONDS,
     DEFAULTS,
@@ -55,7 +56,7 @@ class KafkaBroker:
         self._fetch, self._rows = self._settings.pop(FETCH, "auto"), self._settings.pop(ROWS, "auto")
         self._passing: str | None = None  # what goes wrong while we wait for an answer
         self._admin = make(AdminClient, {**DEFAULTS, **self._settings, "error_cb": self._on_error})
-        self._appender = KafkaAppender(self._settings)
+        self._appender = KafkaAppender(self._settings, self._rows)
         self._askers: dict[tuple[str, bool], client.Consumer] = {}
         self._created: dict[str, float] = {}  # topics, and until when some broker may not have heard of them
         self._members = MembersAsker({**DEFAULTS, **classic(self._settings)})

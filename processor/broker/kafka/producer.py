@@ -1,4 +1,4 @@
-"""Writing, with transactions and without."""
+"""Writing in transactions."""
 
 import json
 import time
@@ -8,11 +8,11 @@ from typing import Any
 
 import confluent_kafka as client
 import numpy as np
-from confluent_kafka import KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka import KafkaError, KafkaException, TopicPartition
 
 from tokenometer.processor.broker import BrokerError, Column, Fenced, Headers, Place, Position, Refused
 from tokenometer.processor.broker.kafka import direct
-from tokenometer.processor.broker.kafka.errors import Access, error_from, error_of, is_fatal
+from tokenometer.processor.broker.kafka.errors import Access, error_from
 from tokenometer.processor.broker.kafka.fetch import Unable
 from tokenometer.processor.broker.kafka.settings import (
     ANSWER_SECONDS,
@@ -30,8 +30,6 @@ from tokenometer.processor.broker.kafka.settings import (
 )
 from tokenometer.processor.broker.kafka.write import Identity, TransactionWriter
 from tokenometer.schemas.compiled import BuildError
-
-_APPEND_TIMEOUT_MS = 60_000
 
 
 class KafkaProducer:
@@ -261,78 +259,3 @@ def _writer(settings: Mapping[str, Any], transactional_id: str, rows: str) -> Tr
 def _column(texts: Sequence[bytes]) -> Column:
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     return Column(np.frombuffer(b"".join([*texts, b" "]), np.uint8), np.cumsum(lengths) - lengths, lengths)
-
-
-class KafkaAppender:
-    """Writes without transactions; the client is made with the first message."""
-
-    def __init__(self, settings: Mapping[str, Any]) -> None:
-        self._settings = settings
-        self._producer: client.Producer | None = None
-        self._unwritten: list[tuple[str, KafkaError]] = []  # with their topics
-
-    def append(
-        self,
-        topic: str,
-        values: Sequence[bytes | None],
-        keys: Sequence[bytes | None] | None = None,
-        times: Sequence[int] | None = None,
-    ) -> None:
-        assert keys is None or len(keys) == len(values)
-        assert times is None or len(times) == len(values)
-        producer = self._producer = self._producer or self._open()
-        produce = producer.produce
-        try:
-            for value, key, time_ms in zip(values, keys or repeat(None), times or repeat(0), strict=False):
-                while True:
-                    try:
-                        produce(topic, value, key, timestamp=time_ms)  # 0: now
-                        break
-                    except BufferError:  # a message that cannot be sent leaves the queue after message.timeout.ms
-                        producer.poll(FULL_QUEUE_SECONDS)
-            producer.poll(0)
-        except KafkaException as error:
-            self._discard_if_fatal(error.args[0])
-            raise error_from(f"writing to {topic}", error, self._access(topic)) from None
-
-    def _access(self, topic: str) -> Access:
-        allowed = f"WRITE on the topic {topic}"
-        return Access(principal_of(self._settings), topic=allowed, cluster="IDEMPOTENT_WRITE on the cluster")
-
-    def _discard_if_fatal(self, error: KafkaError) -> None:
-        """The next message makes another client."""
-        if is_fatal(error):
-            self._producer = None
-
-    def _open(self) -> client.Producer:
-        own = {
-            "enable.idempotence": True,
-            "acks": "all",
-            "delivery.report.only.error": True,
-            "on_delivery": self._on_delivery,
-        }
-        defaults = {**DEFAULTS, **PRODUCER_DEFAULTS, "message.timeout.ms": str(_APPEND_TIMEOUT_MS)}
-        transactional = {"transaction.timeout.ms"}
-        settings = {name: value for name, value in self._settings.items() if name not in transactional}
-        return make(client.Producer, {**defaults, **settings, **own})
-
-    def _on_delivery(self, error: KafkaError | None, message: Message) -> None:
-        if error is not None:
-            self._unwritten.append((message.topic() or "", error))
-
-    def flush(self) -> None:
-        if self._producer is None:
-            return
-        timeout_ms = milliseconds(self._settings, "message.timeout.ms", _APPEND_TIMEOUT_MS)
-        left = self._producer.flush(timeout_ms / 1000 + ANSWER_SECONDS)
-        unwritten, self._unwritten = self._unwritten, []
-        if unwritten:
-            topic, error = unwritten[0]
-            self._discard_if_fatal(error)
-            raise error_of(f"{len(unwritten)} messages to {topic} were not written", error, self._access(topic))
-        if left:
-            raise BrokerError(f"{left} messages were not written: no answer from Kafka")
-
-    def close(self) -> None:
-        """Closes the client. Messages that were not flushed may be lost."""
-        self._producer = None

@@ -4,8 +4,10 @@
 
 #define ENTRY extern "C" __attribute__((visibility("default")))
 
-ENTRY Packer* packer_new(const Encoder* encoder, int64_t producer, int32_t epoch, uint64_t limit, int32_t first) {
-  return new (std::nothrow) Packer(*encoder, producer, static_cast<int16_t>(epoch), static_cast<size_t>(limit), first);
+ENTRY Packer* packer_new(const Encoder* encoder, int64_t producer, int32_t epoch, int32_t transactional, uint64_t limit,
+                         int32_t first) {
+  const Producer by{producer, static_cast<int16_t>(epoch), transactional != 0};
+  return new (std::nothrow) Packer(*encoder, by, static_cast<size_t>(limit), first);
 }
 
 ENTRY void packer_free(Packer* packer) { delete packer; }

@@ -1,4 +1,4 @@
-// Messages to record batches of a transaction, format 2 (fetch/batches.h draws it). A Packer belongs to one thread at a
+// Messages to record batches of one producer, format 2 (fetch/batches.h draws it). A Packer belongs to one thread at a
 // time.
 //
 //   add ──> by the key's hash: one open batch for each partition ── full, or `close` ──> closed batches ── take
@@ -40,6 +40,12 @@ struct Closed {
   int32_t partition, first_sequence, count;
 };
 
+struct Producer {
+  int64_t id;
+  int16_t epoch;
+  bool transactional;
+};
+
 // The hash by which a Java client chooses a partition: MurmurHash2 of Austin Appleby, with Kafka's seed.
 inline uint32_t murmur2(const uint8_t* data, size_t size) {
   const uint32_t m = 0x5bd1e995;
@@ -79,8 +85,8 @@ class Packer {
  public:
   // limit: of an open batch's records, in bytes; a larger message is alone in its batch. first: sequence number of each
   // partition.
-  Packer(const Encoder& encoder, int64_t producer, int16_t epoch, size_t limit, int32_t first)
-      : encoder_(encoder), producer_(producer), epoch_(epoch), limit_(limit), first_(first) {}
+  Packer(const Encoder& encoder, const Producer& producer, size_t limit, int32_t first)
+      : encoder_(encoder), producer_(producer), limit_(limit), first_(first) {}
   Packer(const Packer&) = delete;
   ~Packer() {
     for (Open& open : open_) free(open.records.data);
@@ -181,13 +187,13 @@ class Packer {
     put_big<uint32_t>(head + 8, static_cast<uint32_t>(size - BEFORE_LENGTH));
     put_big<uint32_t>(head + 12, ~0u);  // the leader's epoch is the broker's to write
     head[16] = 2;
-    const uint16_t transactional = 16;
+    const uint16_t transactional = producer_.transactional ? 16 : 0;
     put_big<uint16_t>(head + 21, static_cast<uint16_t>(transactional | (encoder_.compress ? LZ4 : NONE)));
     put_big<uint32_t>(head + 23, static_cast<uint32_t>(open.count - 1));
     put_big<uint64_t>(head + 27, now_ms);
     put_big<uint64_t>(head + 35, now_ms);
-    put_big<uint64_t>(head + 43, static_cast<uint64_t>(producer_));
-    put_big<uint16_t>(head + 51, static_cast<uint16_t>(epoch_));
+    put_big<uint64_t>(head + 43, static_cast<uint64_t>(producer_.id));
+    put_big<uint16_t>(head + 51, static_cast<uint16_t>(producer_.epoch));
     put_big<uint32_t>(head + 53, static_cast<uint32_t>(open.sequence));
     put_big<uint32_t>(head + 57, static_cast<uint32_t>(open.count));
     put_big<uint32_t>(head + 17, crc32c(head + CHECKED_FROM, size - CHECKED_FROM));
@@ -195,8 +201,7 @@ class Packer {
 
   const Encoder encoder_;
   const Lz4Preferences lz4_;
-  const int64_t producer_;
-  const int16_t epoch_;
+  const Producer producer_;
   const size_t limit_;
   const int32_t first_;
   std::vector<Open> open_;

@@ -1,4 +1,4 @@
-"""Columns of messages to record batches of a transaction: pack.cpp, built at first use like the kernels.
+"""Columns of messages to record batches of one producer: pack.cpp, built at first use like the kernels.
 
 Nothing is done for a message in Python, and the interpreter's lock is released meanwhile.
 """
@@ -45,7 +45,7 @@ class _Closed(ctypes.Structure):
 
 
 class Identity(NamedTuple):
-    """Of a producer, as its transaction's coordinator has given it."""
+    """Of a producer, as a broker has given it."""
 
     producer: int
     epoch: int
@@ -64,10 +64,17 @@ class PackedBatch:
 class Packer:
     """The batches of one topic. Raises Unable, schemas.compiled.BuildError, MemoryError."""
 
-    def __init__(self, identity: Identity, batch_bytes: int, compression: str = "lz4", first_sequence: int = 0) -> None:
+    def __init__(
+        self,
+        identity: Identity,
+        batch_bytes: int,
+        compression: str = "lz4",
+        first_sequence: int = 0,
+        transactional: bool = True,
+    ) -> None:
         library, encoder = _library(), encoder_of(compression)
         self._packer = ctypes.c_void_p(
-            library.packer_new(ctypes.byref(encoder), *identity, batch_bytes, first_sequence)
+            library.packer_new(ctypes.byref(encoder), *identity, transactional, batch_bytes, first_sequence)
         )
         if not self._packer:
             raise MemoryError
@@ -139,7 +146,8 @@ def _check(failed: int) -> None:
 def _library() -> Any:
     library = ctypes.CDLL(str(build.build_shared(_SOURCE)))
     library.packer_new.restype = ctypes.c_void_p
-    library.packer_new.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int32]
+    numbers = [ctypes.c_int64, ctypes.c_int32, ctypes.c_int32, ctypes.c_uint64, ctypes.c_int32]
+    library.packer_new.argtypes = [ctypes.c_void_p, *numbers]
     library.packer_free.restype = library.release.restype = library.packer_touched.restype = None
     library.hash_of.restype = ctypes.c_uint32
     return library

@@ -1,18 +1,18 @@
-"""The requests of a transaction's writer: to bytes, and answers to values. No I/O. One version of each, all of them
+"""The requests of a writer: to bytes, and answers to values. No I/O. One version of each, all of them
 known to Kafka 3.1 and later."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from tokenometer.processor.broker import Place
-from tokenometer.processor.broker.kafka.fetch.wire import METADATA, Reader, Request, Writer
+from tokenometer.processor.broker.kafka.fetch.wire import Reader, Request, Writer
 from tokenometer.processor.broker.kafka.write.packer import Identity, PackedBatch
 
 PRODUCE = Request("Produce", 0, 9, True)
 FIND_COORDINATOR = Request("FindCoordinator", 10, 3, True)
 ADD_PARTITIONS = Request("AddPartitionsToTxn", 24, 3, True)
 END_TRANSACTION = Request("EndTxn", 26, 3, True)
-REQUESTS = (PRODUCE, METADATA, FIND_COORDINATOR, ADD_PARTITIONS, END_TRANSACTION)
+INIT_PRODUCER = Request("InitProducerId", 22, 4, True)
 _ALL_REPLICAS, _TRANSACTION = -1, 1
 
 
@@ -24,9 +24,10 @@ class Coordinator(NamedTuple):
     port: int
 
 
-def produce(transactional_id: str, batches: Mapping[str, Sequence[PackedBatch]], timeout_ms: int) -> bytearray:
+def produce(transactional_id: str | None, batches: Mapping[str, Sequence[PackedBatch]], timeout_ms: int) -> bytearray:
     """batches: by topic, at most one for a partition."""
-    writer = Writer().text(transactional_id.encode()).pack("hi", _ALL_REPLICAS, timeout_ms).size(len(batches))
+    of_transaction = None if transactional_id is None else transactional_id.encode()
+    writer = Writer().text(of_transaction).pack("hi", _ALL_REPLICAS, timeout_ms).size(len(batches))
     for topic, of_topic in batches.items():
         writer.text(topic.encode()).size(len(of_topic))
         for batch in of_topic:
@@ -106,3 +107,14 @@ def end(transactional_id: str, identity: Identity, commit: bool) -> bytearray:
 def read_ended(reader: Reader) -> int:
     """Kafka's error code."""
     return reader.unpack("ih")[1]
+
+
+def init_producer() -> bytearray:
+    """For an identity without transactions."""
+    return Writer().text(None).pack("iqh", 0, -1, -1).no_tags().data
+
+
+def read_initiated(reader: Reader) -> tuple[int, Identity]:
+    """Kafka's error code, and the identity if that is 0."""
+    _, error, producer, epoch = reader.unpack("ihqh")
+    return error, Identity(producer, epoch)
