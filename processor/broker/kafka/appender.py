@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
-from typing import Any
+from typing import Any, TypeGuard
 
 import confluent_kafka as client
 from confluent_kafka import KafkaError, KafkaException, Message
@@ -28,8 +28,8 @@ _TIMEOUT_MS = 60_000
 
 
 class KafkaAppender:
-    """Columns go by requests of our own (write/), if that can be; all else through librdkafka. Each client is made with
-    its first message."""
+    """Columns without gaps go by requests of our own (write/), if that can be; all else through librdkafka. Each client
+    is made with its first message."""
 
     def __init__(self, settings: Mapping[str, Any], rows: str = "auto") -> None:
         """rows: which way columns go, ROWS of settings.py."""
@@ -51,7 +51,7 @@ class KafkaAppender:
     ) -> None:
         assert keys is None or len(keys) == len(values)
         assert times is None or len(times) == len(values)
-        if isinstance(values, Column) and isinstance(keys, Column) and times is None and self._can_write():
+        if times is None and _is_whole(keys) and _is_whole(values) and self._can_write():
             return self._write(topic, keys, values)
         self._finish()  # what comes later lies behind it
         producer = self._producer = self._producer or self._open()
@@ -152,3 +152,8 @@ class KafkaAppender:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def _is_whole(texts: Sequence[bytes | None] | None) -> TypeGuard[Column]:
+    """A column of which no text is missing."""
+    return isinstance(texts, Column) and not (texts.lengths < 0).any()
