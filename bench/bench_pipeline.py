@@ -307,7 +307,7 @@ def meter(request: dict[str, Any]) -> dict[str, Any]:
         mapping = mappings.parse(MAPPINGS[name], name)
     else:
         mapping = native(request.get("dedup", True))
-    settings = MeterSettings(stem, stem, {request["topic"]: mapping}, *outputs)
+    settings = MeterSettings(stem, stem, {request["topic"]: mapping}, *outputs, commit_interval_ms=1000)
     check_topics(broker, settings, 4, 1)
     target = HostTarget()
     secret = [secrets.randbits(64) for _ in range(8)]

@@ -1,8 +1,9 @@
 """Half an hour of a live stream: is memory flat, how long do commits take, how old is what operators see?
 
 A producer sends messages of 200 lines at a steady rate, each line with a request id and a time of its own; a meter in
-another process commits each second. Both topics are cut by retention, so that the run fits a disk, and request ids are
-remembered for two minutes, so that it fits a small machine's memory: at 0.7 M records/s ten minutes' ids take 18 GB.
+another process commits them, with default settings. Both topics are cut by retention, so that the run fits a disk, and
+request ids are remembered for two minutes, so that it fits a small machine's memory: at 0.7 M records/s ten minutes'
+ids take 18 GB.
 
 freshness   of a message: from its append (the broker's timestamp) to the end of the commit that covers it, which is
             when a reader of token-live can see it. Taken over all messages, as if they came evenly between two commits.

@@ -152,7 +152,7 @@ def test_defaults(call, broker, built, opened):
     assert (settings.name, settings.group) == ("m", "tokenometer")
     assert (settings.usage_topic, settings.live_topic, settings.rejected_topic) == (USAGE, LIVE, REJECTED)
     assert {topic: mapping.name for topic, mapping in settings.inputs.items()} == {INPUT: "native"}
-    assert settings.commit_interval_ms == 1000 and not settings.from_end and engine.window_ms == 60_000
+    assert settings.commit_interval_ms == 800 and not settings.from_end and engine.window_ms == 60_000
     assert opened == [("127.0.0.1:9092", {})] and built["run"].startswith("m.")
 
 

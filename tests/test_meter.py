@@ -87,6 +87,16 @@ def test_counting_goes_on_while_a_full_part_is_committed(broker) -> None:
     assert streams.assert_exact(broker).parts > 3
 
 
+def test_a_commit_has_what_waits_for_company(broker) -> None:
+    append(broker, log_lines(50))
+    meter = streams.make_meter(broker, commit_interval_ms=0, flush_ms=3_600_000)
+    meter.open()
+    steps(meter)
+    assert is_read(broker)
+    meter.close()
+    streams.assert_exact(broker)
+
+
 def test_a_partition_without_messages_gets_a_position(broker) -> None:
     stop = itertools.chain([False] * 3, itertools.repeat(True))
     streams.make_meter(broker).run(lambda: next(stop))

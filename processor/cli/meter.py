@@ -101,7 +101,7 @@ class MeterCommand(KafkaSettings, RegistrySettings, LogSettings):
     window: Window = 60
     commit_interval: Annotated[
         float, Option(min=0.05, max=60, metavar="SECONDS", help="The time from one commit to the next.")
-    ] = 1.0
+    ] = 0.8
     dedup_horizon: DedupHorizon = 600
     max_future_skew: FutureSkew = 3600
     max_past: MaxPast = MAX_PAST_DAYS
