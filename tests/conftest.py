@@ -72,7 +72,7 @@ def kafka() -> Iterator["KafkaServer"]:
     from tests.kafka_server import ENVIRONMENT, KafkaServer, KafkaToolMissing
 
     try:
-        server = KafkaServer()
+        server = KafkaServer(quick=True)
         server.start()
     except KafkaToolMissing as error:
         # A skip must not pass for a proof where proofs are made.

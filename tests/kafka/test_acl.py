@@ -128,7 +128,7 @@ def secure() -> Iterator[Secure]:
         "authorizer.class.name": "org.apache.kafka.metadata.authorizer.StandardAuthorizer",
         "super.users": "User:ANONYMOUS",
     }
-    server = KafkaServer(port=port, settings=settings)
+    server = KafkaServer(port=port, settings=settings, quick=True)
     if not server.owned:
         pytest.skip(f"needs a broker with an authorizer, and {ENVIRONMENT} names another one")
     try:

@@ -141,7 +141,7 @@ def damaging() -> Iterator[tuple[KafkaServer, Proxy]]:
         "advertised.listeners": f"CLIENT://127.0.0.1:{between.port}",
     }
     between.target = ("127.0.0.1", port)
-    server = KafkaServer(port=port, settings=settings)
+    server = KafkaServer(port=port, settings=settings, quick=True)
     if not server.owned:
         pytest.skip(f"needs a broker that names another address, and {ENVIRONMENT} names one of its own")
     try:

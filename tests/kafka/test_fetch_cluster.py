@@ -39,7 +39,7 @@ def brokers() -> Iterator[dict[int, KafkaServer]]:
             "offsets.topic.replication.factor": "3",
             "transaction.state.log.replication.factor": "3",
         }
-        made[number] = KafkaServer(port=port, settings=settings)
+        made[number] = KafkaServer(port=port, settings=settings, quick=True)
     if not made[1].owned:
         pytest.skip(f"needs three brokers of its own, and {ENVIRONMENT} names another one")
     try:

@@ -92,7 +92,7 @@ def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secure]:
     made_certificates(folder)
     plain, controller = free_ports()
     ports = {name: free_ports()[0] for name in LISTENERS}
-    server = KafkaServer(port=plain, settings=server_settings(folder, ports, plain, controller))
+    server = KafkaServer(port=plain, settings=server_settings(folder, ports, plain, controller), quick=True)
     if not server.owned:
         pytest.skip(f"needs a broker of its own, and {ENVIRONMENT} names another one")
     try:

@@ -173,7 +173,7 @@ def test_no_broker_outlives_who_started_it(
 
 
 def test_close_leaves_no_process_and_no_data(owned: KafkaServer) -> None:
-    with KafkaServer() as second:
+    with KafkaServer(quick=True) as second:
         pid, directory, bootstrap = second.pid, second.log_path.parent, second.bootstrap
         assert bootstrap != owned.bootstrap
     assert pid is not None
@@ -183,7 +183,7 @@ def test_close_leaves_no_process_and_no_data(owned: KafkaServer) -> None:
 
 def test_a_start_that_fails_shows_the_log_and_leaves_no_process(owned: KafkaServer, tmp_path: pathlib.Path) -> None:
     taken = int(owned.bootstrap.rpartition(":")[2])
-    server = KafkaServer(tmp_path, port=taken)
+    server = KafkaServer(tmp_path, port=taken, quick=True)
     with pytest.raises(KafkaFailed, match="(?s)before it was ready.*server.log.*Address already in use"):
         server.start()
     assert server.pid is None

@@ -89,7 +89,7 @@ def test_a_meter_that_is_told_to_end_while_kafka_is_frozen_ends(
     """Its commit, and its answer to the group, would wait for longer than any supervisor does."""
     if os.environ.get(ENVIRONMENT):
         pytest.skip(f"freezes the broker, and {ENVIRONMENT} names one that is not ours")
-    with KafkaServer() as server:
+    with KafkaServer(quick=True) as server:
         stream = Stream(server, monkeypatch, 3, True)
         service = start(stream)
         stream.append(stream.lines(300))
