@@ -1,5 +1,6 @@
 """The two machines that the engine runs on: memory, copies and launches. Nothing here knows what is being counted."""
 
+import ctypes
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -285,13 +286,25 @@ class _Split:
 
 
 def open_target(device: str) -> Target:
-    """`cpu`, `cuda`, or `auto`: a GPU if CuPy finds one."""
+    """`cpu`, `cuda`, or `auto`: a GPU if there is one that CuPy can use."""
     if device == "cpu":
         return HostTarget()
     if device == "cuda":
         return CudaTarget()
     assert device == "auto", device
+    if not _has_driver():
+        return HostTarget()
     try:
         return CudaTarget()
     except DeviceError:
         return HostTarget()
+
+
+def _has_driver() -> bool:
+    """Whether CUDA's runtime would find NVIDIA's driver, which it loads by this name. To import CuPy only to be told
+    that there is none takes a quarter of a short command's time."""
+    try:
+        ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+# Before numpy, which would start threads for linear algebra in each of a thousand processes. A command does so, too.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.target import CudaTarget, DeviceError, HostTarget, Target
 

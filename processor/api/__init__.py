@@ -15,7 +15,6 @@ Only the names of `__all__` are promised to stay.
 """
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,8 +24,9 @@ if TYPE_CHECKING:
     from tokenometer.processor.verify.stream import verify_stream as verify
     from tokenometer.schemas.errors import TokenometerError as TokenometerError
 
+    __version__: str
+
 __all__ = ["TokenometerError", "Usage", "mapping", "meter", "verify"]
-__version__ = version("tokenometer")
 
 _HOMES = {
     "TokenometerError": ("schemas.errors", "TokenometerError"),
@@ -39,6 +39,8 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """The promised names, each from its home when it is first asked for: an engine is not loaded for an import."""
+    if name == "__version__":  # what reads it needs the standard library's package for e-mail
+        return import_module("importlib.metadata").version("tokenometer")
     if name not in _HOMES:
         raise AttributeError(f"module 'tokenometer' has no attribute {name!r}")
     home, own = _HOMES[name]
@@ -47,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), "__version__", *_HOMES])

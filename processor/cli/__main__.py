@@ -1,7 +1,6 @@
 """The command `tokenometer`: which commands there are, and how each ends. `common` lists the exit statuses."""
 
 import importlib
-import importlib.metadata
 import os
 import re
 import signal
@@ -51,6 +50,9 @@ COMMANDS = {
 
 
 def main() -> NoReturn:
+    os.environ.setdefault(
+        "OPENBLAS_NUM_THREADS", "1"
+    )  # numpy's linear algebra, which we never use, starts a thread a core
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that unfinished files are removed
     for name in ("stdout", "stderr"):  # closed by whoever started us
         if getattr(sys, name) is None:
@@ -63,7 +65,8 @@ def run(arguments: Sequence[str]) -> int:
     completing = f"_{_NAME.upper()}_COMPLETE" in os.environ
     words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
     [named] = (words if completing else list(arguments))[:1] or [""]
-    command: Any = typer.main.get_command(application([named] if named in COMMANDS else COMMANDS))
+    names = [named] if named in COMMANDS else [] if named == "--version" else COMMANDS
+    command: Any = typer.main.get_command(application(names))
     if completing:  # the shell asks for completions; this answers and ends
         command.main([], prog_name=_NAME)
     _settle_environment(command)
@@ -137,6 +140,8 @@ def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _version(wanted: bool) -> None:
     if wanted:
+        import importlib.metadata  # no other command needs it
+
         print(f"{_NAME} {importlib.metadata.version(_NAME)}")
         raise typer.Exit
 

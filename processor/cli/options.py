@@ -360,6 +360,38 @@ class KafkaSettings(CommandSettings):
         return {name: value for name, value in shown.items() if name != "setting.kafka"}
 
 
+@dataclass(frozen=True)
+class ToKafkaSettings(KafkaSettings):
+    to_kafka: Annotated[
+        str | None,
+        Option(
+            rich_help_panel="Kafka",
+            metavar="TOPIC",
+            help="Put the log into this topic, keyed by user; without one by request id, else by its bytes.",
+        ),
+    ] = None
+    create_topics: Annotated[
+        int,
+        Option(
+            rich_help_panel="Kafka", min=0, max=10_000, metavar="PARTITIONS",
+            help="Create the topic with so many partitions if it is missing.",
+        ),
+    ] = 0  # fmt: skip
+    lines: Annotated[
+        int, Option(rich_help_panel="Kafka", min=1, max=10_000, help="How many records a message has.")
+    ] = 1
+    speed: Annotated[
+        float | None,
+        Option(
+            rich_help_panel="Kafka",
+            min=0.001,
+            metavar="X",
+            help="How many times faster than the log's clock; without it as fast as it goes.",
+            show_default=False,
+        ),
+    ] = None
+
+
 # --- Schema Registry ---
 
 RegistryPairs = Annotated[

@@ -29,8 +29,7 @@ from tokenometer.processor.cli.common import (
     stdout_console,
     usage_error,
 )
-from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory, Window
-from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send_lines
+from tokenometer.processor.cli.options import Device, DeviceName, Force, Memory, ToKafkaSettings, Window
 from tokenometer.processor.files import decoded, logs, metering, output, report
 from tokenometer.processor.files.clock import FixedClock, LogClock
 from tokenometer.processor.files.label_sums import LabelSums
@@ -171,6 +170,8 @@ def replay_command(command: ReplayCommand) -> None:
         tokenometer replay requests.ndjson --to-kafka inference-logs --speed 10
     """
     if command.to_kafka is not None:
+        from tokenometer.processor.cli.to_kafka import send_lines  # what it needs is not loaded to meter a file
+
         logs.size_of(command.files)  # a missing one is named before the first is sent
         every = itertools.chain.from_iterable(map(logs.read_lines, command.files))
         return send_lines(every, mappings.resolve(command.mapping), command)

@@ -13,8 +13,7 @@ from typer import Option
 
 from tokenometer.processor import create, show
 from tokenometer.processor.cli.common import progress_bar, say, usage_error
-from tokenometer.processor.cli.options import Force
-from tokenometer.processor.cli.to_kafka import ToKafkaSettings, send_blocks
+from tokenometer.processor.cli.options import Force, ToKafkaSettings
 from tokenometer.processor.load import synth
 from tokenometer.processor.load.blocks import ahead
 from tokenometer.processor.load.lines import Block
@@ -170,6 +169,8 @@ def synth_command(command: SynthCommand) -> None:
     except ValueError as error:
         usage_error(_as_option(str(error)))
     if command.to_kafka is not None:
+        from tokenometer.processor.cli.to_kafka import send_blocks  # what it needs is not loaded to write a file
+
         return send_blocks(blocks, command.records, command)
     _write_log(blocks, command)
 

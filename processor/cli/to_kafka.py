@@ -3,53 +3,16 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Annotated
-
-from typer import Option
 
 from tokenometer.processor import show
 from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.common import progress_bar, say
-from tokenometer.processor.cli.options import KafkaSettings
+from tokenometer.processor.cli.options import ToKafkaSettings
 from tokenometer.processor.load import blocks, produce
 from tokenometer.processor.load.lines import Block
 from tokenometer.processor.records.referee import Referee
 from tokenometer.schemas.mapping import Mapping
-
-
-@dataclass(frozen=True)
-class ToKafkaSettings(KafkaSettings):
-    to_kafka: Annotated[
-        str | None,
-        Option(
-            rich_help_panel="Kafka",
-            metavar="TOPIC",
-            help="Put the log into this topic, keyed by user; without one by request id, else by its bytes.",
-        ),
-    ] = None
-    create_topics: Annotated[
-        int,
-        Option(
-            rich_help_panel="Kafka", min=0, max=10_000, metavar="PARTITIONS",
-            help="Create the topic with so many partitions if it is missing.",
-        ),
-    ] = 0  # fmt: skip
-    lines: Annotated[
-        int, Option(rich_help_panel="Kafka", min=1, max=10_000, help="How many records a message has.")
-    ] = 1
-    speed: Annotated[
-        float | None,
-        Option(
-            rich_help_panel="Kafka",
-            min=0.001,
-            metavar="X",
-            help="How many times faster than the log's clock; without it as fast as it goes.",
-            show_default=False,
-        ),
-    ] = None
-
 
 _Progress = Callable[[produce.Sent], None]
 _Send = Callable[[Broker, str, produce.Pacing, int, _Progress], produce.Sent]

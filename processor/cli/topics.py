@@ -3,15 +3,18 @@
 import logging
 import pathlib
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from tokenometer.processor.broker import Broker, TopicMissing
 from tokenometer.processor.broker.registry import Registry, RegistryAway
 from tokenometer.processor.cli.common import usage_error
-from tokenometer.processor.meter.meter import MeterSettings
 from tokenometer.processor.secret import Secret, reveal
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 from tokenometer.schemas.mapping import MappingError
+
+if TYPE_CHECKING:  # most commands have topics, and one has a meter
+    from tokenometer.processor.meter.meter import MeterSettings
 
 log = logging.getLogger("tokenometer")
 INPUT, USAGE, LIVE, REJECTED, TOTALS, ALERTS, ALERTS_STATE = (
@@ -77,7 +80,7 @@ def check_input(broker: Broker, topic: str, partitions: int, replication: int = 
         _create(broker, topic, partitions, replication, {})
 
 
-def check_topics(broker: Broker, settings: MeterSettings, partitions: int, replication: int) -> None:
+def check_topics(broker: Broker, settings: "MeterSettings", partitions: int, replication: int) -> None:
     """Checks that all topics are there, and warns if token-usage is not compacted. With partitions, those that are
     missing are created."""
     topics: dict[str, dict[str, str]] = {topic: {} for topic in settings.inputs} | {

@@ -7,19 +7,20 @@ agree with the topics.
 
 import contextlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from tokenometer.kernels.values import Tally
 from tokenometer.processor.broker import Place
-from tokenometer.processor.http.health import serve_health
-from tokenometer.processor.http.server import Server
 from tokenometer.processor.meter import fitting
 from tokenometer.processor.meter.emission import LiveSummary, Misfit, Range
 from tokenometer.processor.meter.meter import Committed
 from tokenometer.processor.meter.watching import Verdict
 from tokenometer.schemas.usage import TOKENS, Usage
+
+if TYPE_CHECKING:
+    from tokenometer.processor.http.server import Server
 
 STALE_MS = 60_000  # six commits of a meter without news: it does not come to commit any more
 UNSEEN_MS = 15_000  # without a look at the meter (watching.py): nobody can say that it is healthy
@@ -177,8 +178,11 @@ class Health:
 
     # --- Over HTTP ---
 
-    def serve(self, host: str, port: int) -> Server:
+    def serve(self, host: str, port: int) -> "Server":
         """Raises OSError where the address cannot be taken."""
+        # Here, because a meter that serves nothing needs no aiohttp, which is a fifth of its start.
+        from tokenometer.processor.http.health import serve_health
+
         return serve_health(self.registry, self.status, host, port)
 
 
