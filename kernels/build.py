@@ -5,7 +5,6 @@ sources, the flags, the compiler and the processor. Apart from target.py this is
 """
 
 import ctypes
-import importlib.metadata
 import json
 import pathlib
 import re
@@ -79,6 +78,8 @@ class KernelUse:
 def compile_device(architecture: str) -> list[KernelUse]:
     """Compile the CUDA kernels for `sm_90` or another architecture; needs NVRTC, not a GPU. What ptxas said is cached,
     as the host's libraries are: it follows from the source, the options and NVRTC's version."""
+    import importlib.metadata  # nothing else here needs it, and it needs the package for e-mail
+
     from cupy_backends.cuda.libs import nvrtc
 
     text, options = source(SOURCES[1]), (*DEVICE_FLAGS, f"-arch={architecture}", "--ptxas-options=-v")
