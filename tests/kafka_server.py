@@ -18,6 +18,7 @@ cheapest for tests, which send little, and wrong for a benchmark.
 import argparse
 import contextlib
 import fcntl
+import functools
 import hashlib
 import os
 import pathlib
@@ -366,11 +367,16 @@ def find_java() -> str:
     )
     if java is None:
         raise KafkaToolMissing(f"{wanted}: no java in {f'JAVA_HOME={home}' if home else 'PATH'}")
-    said = subprocess.run([java, "-version"], capture_output=True, text=True, errors="replace", timeout=30).stderr
+    said = _version(java)
     version = re.search(r'version "(\d+)', said)
     if version is None or int(version[1]) < JAVA_MIN:
         raise KafkaToolMissing(f"{wanted}: {java} says {said.strip()!r}")
     return java
+
+
+@functools.cache
+def _version(java: str) -> str:
+    return subprocess.run([java, "-version"], capture_output=True, text=True, errors="replace", timeout=30).stderr
 
 
 def resolve(name: str = f"kafka-{KAFKA_VERSION}", artifacts: Sequence[str] = KAFKA) -> pathlib.Path:
@@ -419,8 +425,7 @@ def _fill(maven: str, cache: pathlib.Path, jars: pathlib.Path, artifacts: Sequen
 def find_archive(java: str, jars: pathlib.Path) -> pathlib.Path:
     """Of the classes that a broker loads, in this Java's own form, written once. It saves time and decides nothing: the
     JVM goes without an archive that is not there, is empty or is damaged."""
-    version = subprocess.run([java, "-version"], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=30).stdout
-    archive = jars.with_name(f"{jars.name}-{hashlib.sha256(version).hexdigest()[:12]}.jsa")
+    archive = jars.with_name(f"{jars.name}-{hashlib.sha256(_version(java).encode()).hexdigest()[:12]}.jsa")
     if not archive.exists():
         with contextlib.suppress(OSError, KafkaFailed), _alone(jars.parent):
             if not archive.exists():

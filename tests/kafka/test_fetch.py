@@ -13,7 +13,15 @@ from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests.kafka import proxy as damages
 from tests.kafka.proxy import Proxy
-from tests.kafka_server import ENVIRONMENT, KafkaServer, KafkaToolMissing, find_java, free_ports, resolve
+from tests.kafka_server import (
+    ENVIRONMENT,
+    ONE_COMPILER,
+    KafkaServer,
+    KafkaToolMissing,
+    find_java,
+    free_ports,
+    resolve,
+)
 from tokenometer.processor.broker import BEGINNING, BrokerError, Messages, Offset, Place, Refused
 from tokenometer.processor.broker.kafka import KafkaBroker, KafkaConsumer
 from tokenometer.processor.broker.kafka.fetch import fetcher, parts, walk
@@ -121,7 +129,7 @@ def test_what_java_compresses_is_read(
         pytest.skip("needs a JDK that runs a source file")
     topic = topics()
     (tmp_path / "Produce.java").write_text(JAVA)
-    command = [java, "-cp", f"{resolve()}/*", str(tmp_path / "Produce.java"), kafka.bootstrap, topic]
+    command = [java, ONE_COMPILER, "-cp", f"{resolve()}/*", str(tmp_path / "Produce.java"), kafka.bootstrap, topic]
     made = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert made.returncode == 0, made.stderr[-3000:]
     wanted = [f"{codec} {i} {'x' * (i % 90)}".encode() for codec in CODECS for i in range(2000)]

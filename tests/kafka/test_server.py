@@ -189,6 +189,46 @@ def test_a_start_that_fails_shows_the_log_and_leaves_no_process(owned: KafkaServ
     assert server.pid is None
 
 
+def test_classes_come_from_the_archive(owned: KafkaServer) -> None:
+    java, jars = kafka_server.find_java(), kafka_server.resolve()
+    archive = kafka_server.find_archive(java, jars)
+    if not archive.exists() or not archive.stat().st_size:
+        pytest.skip(f"{java} writes no archive of classes, or the cache cannot be written")
+    command = [*owned._jvm(java, jars, archive), "-Xlog:class+load", "kafka.tools.StorageTool", "random-uuid"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loaded = [line for line in said.splitlines() if " org.apache.kafka." in line]
+    assert any(line.endswith("source: shared objects file (top)") for line in loaded), loaded
+
+
+def test_a_broker_starts_whatever_the_archive_is(
+    owned: KafkaServer, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    damaged = tmp_path / "damaged.jsa"
+    damaged.write_bytes(b"no classes" * 1000)
+    monkeypatch.setattr(kafka_server, "find_archive", lambda java, jars: damaged)
+    with KafkaServer(quick=True) as second:
+        assert second.pid != owned.pid
+
+
+def test_an_archive_is_written_once_and_never_asked_of_a_java_that_wrote_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    made = []
+    monkeypatch.setattr(kafka_server, "_version", lambda java: java)
+    monkeypatch.setattr(kafka_server, "_make_archive", lambda archive: (made.append(archive.name), archive.touch()))
+    ours, other = (kafka_server.find_archive(java, tmp_path / "jars") for java in ("java 17", "java 25"))
+    assert ours != other and ours.exists() and other.exists()
+    assert kafka_server.find_archive("java 17", tmp_path / "jars") == ours
+    assert made == [ours.name, other.name]
+
+
+def test_a_cache_that_cannot_be_written_costs_the_archive_only(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    monkeypatch.setattr(kafka_server, "_version", lambda java: java)
+    assert not kafka_server.find_archive("java 17", tmp_path / "absent" / "jars").exists()
+
+
 def test_missing_tools_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
