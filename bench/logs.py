@@ -9,6 +9,7 @@ import os
 import pathlib
 import zlib
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,12 @@ def make_all(profiles: list[Profile], directory: pathlib.Path) -> None:
     """Those files that are not there yet, on all cores."""
     directory.mkdir(parents=True, exist_ok=True)
     missing = [(profile, path) for profile in profiles if not (path := path_of(profile, directory)).exists()]
-    if missing:
-        with ProcessPoolExecutor(min(len(missing), len(os.sched_getaffinity(0)))) as pool:
+    if len(missing) == 1:
+        _make(*missing[0])
+    elif missing:
+        # Not by fork: collecting a Kafka client's garbage in a process that lacks the client's threads is a crash.
+        workers = min(len(missing), len(os.sched_getaffinity(0)))
+        with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
             list(pool.map(_make, *zip(*missing, strict=True)))
 
 
