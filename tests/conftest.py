@@ -1,5 +1,6 @@
 """Fixtures: every backend that this machine has, engines on it, and one real broker for the session."""
 
+import gc
 import logging
 import os
 import pathlib
@@ -21,6 +22,7 @@ pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
 from tests.cuda_on_cpu import CudaOnCpuTarget  # noqa: E402
 
+gc.disable()  # until all tests are collected
 for _name in ("COLUMNS", "LINES"):  # readline puts them into the environment that a worker of xdist inherits
     os.environ.pop(_name, None)
 
@@ -110,6 +112,12 @@ def database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator
         return
     with request.getfixturevalue("postgres").database() as url:
         yield url
+
+
+def pytest_collection_finish() -> None:
+    """What was collected stays: the collector does not look at millions of objects again and again."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

@@ -45,7 +45,7 @@ def busy_log(seed: int) -> list[bytes]:
 
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_whatever_order_threads_run_in_the_oracle_agrees(seed):
-    engine = harness.make_engine(CudaOnCpuTarget(seed), secret_seed=seed)
+    engine = harness.make_engine(CudaOnCpuTarget(seed), secret_seed=seed, **harness.MIDDLE)
     log = busy_log(seed)
     harness.check(engine, shipped(), [Piece(batch) for batch in (log[:2_000], log[2_000:])])
 
