@@ -101,6 +101,7 @@ def test_batches_may_be_cut_anywhere(make_engine, log, where):
     harness.check(make_engine(), NATIVE, pieces_of(log, where))
 
 
+@pytest.mark.slow
 @property_test
 @given(lines=st.lists(native_lines(), max_size=40), where=cuts)
 def test_lines_may_share_a_message(make_engine, lines, where):
@@ -744,6 +745,7 @@ def test_fill_tells_used_and_usable(make_engine):
 # --- Sketches ---
 
 
+@pytest.mark.slow
 def test_a_sketch_estimates_a_million_users_within_2_percent(make_engine):
     engine = make_engine(
         texts=1 << 21, rows=1 << 21, cells=1 << 19, arena_bytes=1 << 25, batch_bytes=1 << 23, tile_records=1 << 12
@@ -833,6 +835,7 @@ def test_a_plan_learned_from_one_shape_reads_every_other_equally(make_engine, sh
     harness.check(make_engine(), NATIVE, [Piece(VARIANTS[shape] * 5), Piece(EVERY_SHAPE), Piece(EVERY_SHAPE[::-1])])
 
 
+@pytest.mark.slow
 def test_a_plan_that_never_learned_reads_everything_equally(make_engine, monkeypatch):
     monkeypatch.setattr(plans.Plan, "learn", lambda self, lines: False)
     rng = random.Random(3)
@@ -854,6 +857,7 @@ GARBAGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_a_plan_learned_from_garbage_reads_everything_equally(make_engine, monkeypatch, garbage):
     monkeypatch.setattr("tokenometer.kernels.engine.sample", lambda lines: garbage)

@@ -270,6 +270,7 @@ def test_a_summary_that_breaks_its_schema_names_its_place(change: dict[str, Any]
 # --- From rows to sums ---
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 60))
 def test_shuffled_and_repeated_delivery_changes_nothing(

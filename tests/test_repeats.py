@@ -63,6 +63,7 @@ def logs(draw: st.DrawFn) -> tuple[list[bytes], list[int]]:
     return values, times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", [NATIVE, GROW], ids=["first", "grow"])
 @given(log=logs(), cuts=st.lists(st.integers(1, 59)), tile=st.sampled_from([1, 3, 64]))
 @settings(max_examples=60, deadline=None)
@@ -70,6 +71,7 @@ def test_cuts_tiles_and_generations_make_no_difference(make_engine, mapping, log
     harness.check(make_engine(tile_records=tile), mapping, harness.cut_pieces(*log, cuts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", [NATIVE, GROW], ids=["first", "grow"])
 @given(log=logs(), where=st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
@@ -115,6 +117,7 @@ def test_letters_of_a_tile_come_in_the_order_of_its_records(make_engine):
     assert [letter[1] for letter in run.letters] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_table_that_grows_keeps_what_its_ids_say(make_engine):
     """Thousands of ids, so that the table is left for a larger one while records of both kinds come."""
     values = [record(request_id=f"id-{k % 4_000}", output_tokens=10 + k // 6_000) for k in range(12_000)]

@@ -167,6 +167,7 @@ class CountingReferee:
         return ruling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", format2.MAPPINGS)
 def test_the_kernels_read_what_format_2_says(target: Target, name: str) -> None:
     """Verdicts, reasons and rows are the oracle's, and the kernels decide nearly all that is counted or skipped."""
