@@ -134,9 +134,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 # A minute and more of computing. They are begun first, because the one that is begun last decides when a run ends.
 _LONGEST = (
-    "test_openapi", "test_engine", "test_fuzz", "test_verify", "test_cli", "test_package", "test_verify_quick",
-    "test_synth", "test_ledger_money", "test_page_ask", "test_page", "test_repeats", "test_simulation", "test_totals",
-    "test_rules", "test_labels", "test_races", "test_ledger", "test_cuda_build",
+    "test_verify_since", "test_engine", "test_fuzz", "test_verify", "test_cli", "test_package", "test_verify_quick",
+    "test_openapi", "test_synth", "test_ledger_money", "test_page_ask", "test_page", "test_repeats", "test_simulation",
+    "test_totals", "test_rules", "test_labels", "test_races", "test_ledger", "test_cuda_build",
 )  # fmt: skip
 # Likewise minutes, mostly of waiting.
 _LONGEST_OF_KAFKA = ("test_broker_contract", "test_intake_kafka", "test_meter_kafka")
