@@ -5,12 +5,12 @@ sources, the flags, the compiler and the processor. Apart from target.py this is
 """
 
 import ctypes
-import functools
 import importlib.metadata
 import json
 import pathlib
 import re
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 from tokenometer.kernels import layout
@@ -50,7 +50,7 @@ def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL
     return library
 
 
-@functools.cache  # a process has one version of itself, and may open many targets
+@cache  # a process has one version of itself, and may open many targets
 def source(file: pathlib.Path) -> str:
     """A source file with our own headers in place, each once, and layout.py's assertions after layout.h's readers.
 
