@@ -10,7 +10,6 @@ import json
 import pathlib
 import re
 from dataclasses import asdict, dataclass
-from functools import cache
 from typing import Any
 
 from tokenometer.kernels import layout
@@ -50,15 +49,13 @@ def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL
     return library
 
 
-@cache  # a process has one version of itself, and may open many targets
 def source(file: pathlib.Path) -> str:
     """A source file with our own headers in place, each once, and layout.py's assertions after layout.h's readers.
 
     NVRTC, the host's compiler and the cache's hash all take this one text; its messages name the files.
     """
-    seen: set[pathlib.Path] = set()
-    text = compiled.source(file, seen)
-    return f'{text}\n#line 1 "layout.py"\n{layout.assertions()}' if _HERE / "layout.h" in seen else text
+    text, files = compiled.expanded(file)
+    return f'{text}\n#line 1 "layout.py"\n{layout.assertions()}' if _HERE / "layout.h" in files else text
 
 
 def load_device() -> Any:
