@@ -53,9 +53,8 @@ def source(file: pathlib.Path) -> str:
 
     NVRTC, the host's compiler and the cache's hash all take this one text; its messages name the files.
     """
-    seen: set[pathlib.Path] = set()
-    text = compiled.source(file, seen)
-    return f'{text}\n#line 1 "layout.py"\n{layout.assertions()}' if _HERE / "layout.h" in seen else text
+    text, files = compiled.expanded(file)
+    return f'{text}\n#line 1 "layout.py"\n{layout.assertions()}' if _HERE / "layout.h" in files else text
 
 
 def load_device() -> Any:

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,6 @@ import numpy as np
 from tokenometer.kernels import layout
 from tokenometer.schemas.mapping import Path
 
-_U64 = (1 << 64) - 1
 # Matches no JSON: a NUL before the record's end, and even there it only leads to doubt, one byte past that end.
 NO_STEP = np.array((b"\0\n", 0, 2, layout.END, 0, 0, 0, b""), layout.STEP)
 
@@ -48,12 +48,36 @@ def find(nodes: list[Node], name: bytes, parent: int) -> int | None:
     return next((i for i, node in enumerate(nodes) if (node.name, node.parent) == (name, parent)), None)
 
 
-def _hash(node: Node, multiplier: int) -> int:
-    value = (len(node.name) << 8 | node.parent) * multiplier & _U64
-    for i in range(0, len(node.name), 8):
-        value = ((value << 29 | value >> 35) & _U64) ^ int.from_bytes(node.name[i : i + 8], "little")
-        value = value * multiplier & _U64
-    return value >> 56
+@lru_cache(maxsize=256)  # a plan that learns anew, and the next engine, mostly come with the same keys
+def _perfect(places: tuple[tuple[bytes, int], ...]) -> tuple[int, list[int]]:
+    """A multiplier that gives each key (its name and its object) a bucket of its own, and these buckets."""
+    draw = random.Random(len(places))
+    tries = 8
+    while True:  # 64 keys in 256 buckets: one draw in 3,000 succeeds, fewer keys sooner
+        multipliers = np.array([draw.getrandbits(64) | 1 for _ in range(tries)], np.uint64)
+        buckets = _buckets(places, multipliers)
+        ordered = np.sort(buckets)
+        apart = (ordered[:, 1:] != ordered[:, :-1]).all(axis=1)
+        if apart.any():
+            first = int(apart.argmax())
+            return int(multipliers[first]), buckets[first].tolist()
+        tries = 512
+
+
+def _buckets(places: tuple[tuple[bytes, int], ...], multipliers: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """As find_key hashes: a row for each multiplier, a column for each key."""
+    factors = multipliers[:, np.newaxis]
+    lengths = np.array([len(name) for name, _ in places], np.uint64)
+    objects = np.array([parent for _, parent in places], np.uint64)
+    width = -(-int(lengths.max(initial=0)) // 8)
+    padded = b"".join(name.ljust(8 * width, b"\0") for name, _ in places)
+    words = np.frombuffer(padded, "<u8").reshape(len(places), width)
+    values = (lengths << np.uint64(8) | objects) * factors
+    for i in range(width):
+        rotated = values << np.uint64(29) | values >> np.uint64(35)
+        values = np.where(lengths > 8 * i, (rotated ^ words[:, i]) * factors, values)
+    buckets: np.ndarray[Any, Any] = (values >> np.uint64(56)).astype(np.uint8)
+    return buckets
 
 
 def write_nodes(table: np.ndarray[Any, Any], nodes: list[Node]) -> None:
@@ -61,19 +85,7 @@ def write_nodes(table: np.ndarray[Any, Any], nodes: list[Node]) -> None:
     table["keys"] = np.zeros(layout.KEYS_MAX, layout.KEY)
     table["start"], table["next"] = NO_STEP, NO_STEP
     for i, node in enumerate(nodes):
-        key = table["keys"][i]
-        key["text"], key["length"], key["object"] = node.name, len(node.name), node.parent
-        key["kind"], key["slot"], key["digits"], key["mark"] = node.kind, node.slot, node.digits, node.mark
-    draw = random.Random(len(nodes))
-    while True:  # 64 keys in 256 buckets: one draw in 3,000 succeeds, fewer keys sooner
-        multiplier = draw.getrandbits(64) | 1
-        buckets: dict[int, int] = {}
-        for i, node in enumerate(nodes):
-            if buckets.setdefault(_hash(node, multiplier), i) != i:
-                break
-        else:
-            break
-    table["multiplier"] = multiplier
+        table["keys"][i] = (node.name, node.mark, len(node.name), node.parent, node.kind, node.slot, node.digits, 0)
+    table["multiplier"], buckets = _perfect(tuple((node.name, node.parent) for node in nodes))
     table["buckets"] = 255
-    for bucket, i in buckets.items():
-        table["buckets"][bucket] = i
+    table["buckets"][buckets] = range(len(nodes))

@@ -107,10 +107,15 @@ def version(program: str) -> str:
     return subprocess.run([program, "--version"], capture_output=True, text=True, check=False).stdout
 
 
-def source(file: pathlib.Path, seen: set[pathlib.Path] | None = None) -> str:
-    """A source file with its own headers in place, each once; the compiler's messages name the files. seen: is given
-    the files."""
-    seen = set() if seen is None else seen
+def source(file: pathlib.Path) -> str:
+    """A source file with its own headers in place, each once; the compiler's messages name the files."""
+    return expanded(file)[0]
+
+
+@functools.cache  # a process has one version of itself, and may load a library many times
+def expanded(file: pathlib.Path) -> tuple[str, frozenset[pathlib.Path]]:
+    """`source`, and the files in it."""
+    seen: set[pathlib.Path] = set()
 
     def expand(path: pathlib.Path) -> str:
         if path in seen:
@@ -124,7 +129,7 @@ def source(file: pathlib.Path, seen: set[pathlib.Path] | None = None) -> str:
                 lines.append("" if line == "#pragma once" else line)
         return "\n".join([f'#line 1 "{path.name}"', *lines])
 
-    return expand(file.resolve())
+    return expand(file.resolve()), frozenset(seen)
 
 
 @functools.cache

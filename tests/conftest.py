@@ -1,5 +1,6 @@
 """Fixtures: every backend that this machine has, engines on it, and one real broker for the session."""
 
+import gc
 import logging
 import os
 import pathlib
@@ -24,6 +25,7 @@ pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
 from tests.cuda_on_cpu import CudaOnCpuTarget  # noqa: E402
 
+gc.disable()  # until all tests are collected
 for _name in ("COLUMNS", "LINES"):  # readline puts them into the environment that a worker of xdist inherits
     os.environ.pop(_name, None)
 
@@ -115,6 +117,12 @@ def database(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> Iterator
         yield url
 
 
+def pytest_collection_finish() -> None:
+    """What was collected stays: the collector does not look at millions of objects again and again."""
+    gc.freeze()
+    gc.enable()
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """The long fuzz runs where it is asked for: `pytest -m fuzz`."""
     if "fuzz" not in config.option.markexpr:
@@ -128,18 +136,29 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 # --- Several processes ---
 
 # A minute and more of computing. They are begun first, because the one that is begun last decides when a run ends.
-_LONGEST = ("test_engine", "test_openapi", "test_fuzz", "test_cli", "test_races", "test_package", "test_cuda_build")
+_LONGEST = (
+    "test_verify_since", "test_engine", "test_fuzz", "test_verify", "test_cli", "test_package", "test_verify_quick",
+    "test_openapi", "test_synth", "test_ledger_money", "test_page_ask", "test_page", "test_repeats", "test_simulation",
+    "test_totals", "test_rules", "test_labels", "test_races", "test_ledger", "test_cuda_build",
+)  # fmt: skip
+# Likewise minutes, mostly of waiting.
+_LONGEST_OF_KAFKA = ("test_broker_contract", "test_intake_kafka", "test_meter_kafka")
+
+
+def _rank(name: str, longest: tuple[str, ...]) -> int:
+    return longest.index(name) if name in longest else len(longest)
 
 
 def _in_lanes(items: list[pytest.Item]) -> list[pytest.Item]:
-    """Files that wait for Kafka, then those that compute, of which the longest are last."""
+    """Files that wait for Kafka, the longest first, then those that compute, of which the longest are last."""
     files: dict[pathlib.Path, list[pytest.Item]] = {}
     for item in items:
         files.setdefault(item.path, []).append(item)
 
     def place(path: pathlib.Path) -> tuple[bool, int]:
-        computes = files[path][0].get_closest_marker("kafka") is None
-        return computes, -_LONGEST.index(path.stem) if path.stem in _LONGEST else -len(_LONGEST)
+        if any(item.get_closest_marker("kafka") for item in files[path]):
+            return False, _rank(path.stem, _LONGEST_OF_KAFKA)
+        return True, -_rank(path.stem, _LONGEST)
 
     return [item for path in sorted(files, key=place) for item in files[path]]
 

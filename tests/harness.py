@@ -26,15 +26,32 @@ MAPPINGS = pathlib.Path(mappings.__file__).parent / "mappings"
 # Those whose values are plain lines; the others are read by tests/test_samples.py and tests/intake.
 SHIPPED = tuple(name for name in mappings.shipped() if mappings.resolve(name).value == PLAIN)
 DEDUP_HORIZON_MS = 600_000  # the engine's default
-# A batch holds two of the longest records and then some; tables take any batch of any shipped mapping.
+# Tables take any batch of any shipped mapping. Small, because the first records of an engine touch most of their pages,
+# which costs more than counting some thousands of records.
 LIMITS = {
+    "rows": 1 << 15,
+    "cells": 1 << 15,
+    "texts": 1 << 16,
+    "windows": 1 << 8,
+    "arena_bytes": 1 << 20,
+    "batch_bytes": 1 << 18,
+    "tile_records": 1 << 10,
+}
+# A batch holds some hundreds of mutated records.
+MIDDLE = LIMITS | {
+    "rows": 1 << 16,
+    "cells": 1 << 16,
+    "texts": 1 << 17,
+    "arena_bytes": 1 << 21,
+    "batch_bytes": 1 << 19,
+}
+# A batch holds two of the longest records and then some.
+LARGE = LIMITS | {
     "rows": 1 << 18,
     "cells": 1 << 18,
     "texts": 1 << 19,
-    "windows": 1 << 8,
     "arena_bytes": 1 << 24,
     "batch_bytes": 2_250_000,
-    "tile_records": 1 << 10,
 }
 # One message of 900 bytes just fits: every few messages open a new part.
 TINY = {

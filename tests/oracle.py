@@ -121,10 +121,21 @@ def conventions(mapping: dict) -> list[tuple[str, str | dict]]:
 STRING_OR_BRACKET = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")[ \t\r]*(:)?|[{}\[\]]', re.DOTALL)
 
 
+PLACES: dict[int, tuple[dict, set[tuple[str, ...]]]] = {}  # by id of a mapping, which is held here so that it keeps it
+
+
+def places_of(mapping: dict) -> set[tuple[str, ...]]:
+    """All mapped paths and what is above them: worked out once, because it costs as much as the rest of a line."""
+    if id(mapping) not in PLACES:
+        paths = {path[:length] for path in mapped_paths(mapping) for length in range(1, len(path) + 1)}
+        PLACES[id(mapping)] = mapping, paths
+    return PLACES[id(mapping)][1]
+
+
 def has_repeated_field(line: bytes, mapping: dict) -> bool:
     """Whether a key on a mapped path stands twice in its object. The line is known to be JSON, so a string before a
     colon is a key. Objects that no mapped path enters, and those in arrays, have the path None."""
-    places = {path[:length] for path in mapped_paths(mapping) for length in range(1, len(path) + 1)}
+    places = places_of(mapping)
     seen: set[tuple[str, ...]] = set()
     open_paths: list[tuple[str, ...] | None] = []  # one for each open object or array
     value_path: tuple[str, ...] | None = ()  # of the value that comes next

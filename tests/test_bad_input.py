@@ -38,13 +38,18 @@ def wanted_tally(case: Case, more: int = 0) -> dict[str, int]:
     }
 
 
+def room(case: Case) -> dict[str, int]:
+    """An engine's sizes: most cases need few."""
+    return harness.LARGE if len(case.value or b"") > harness.LIMITS["batch_bytes"] // 2 else harness.LIMITS
+
+
 def piece(case: Case, *values: bytes | None) -> Piece:
     return Piece(values, None if case.message_time is None else [case.message_time] * len(values))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_case_has_its_verdict_and_keeps_its_bytes(make_engine, case):
-    run = harness.check(make_engine(), shipped(), [piece(case, case.value)])
+    run = harness.check(make_engine(**room(case)), shipped(), [piece(case, case.value)])
     assert dataclasses.asdict(run.engine.tally()) == wanted_tally(case)
     assert rejections(run) == wanted_rejections(case)
     lines = oracle.records(case.value)
@@ -57,7 +62,7 @@ def test_a_case_has_its_verdict_and_keeps_its_bytes(make_engine, case):
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_a_case_takes_no_neighbour_with_it(make_engine, case):
-    run = harness.check(make_engine(), shipped(), [piece(case, BEFORE, case.value, AFTER)])
+    run = harness.check(make_engine(**room(case)), shipped(), [piece(case, BEFORE, case.value, AFTER)])
     assert dataclasses.asdict(run.engine.tally()) == wanted_tally(case, more=2)
     assert rejections(run) == wanted_rejections(case)
     users = {user: row for (_, user, _, _), row in run.rows().items()}
@@ -67,7 +72,7 @@ def test_a_case_takes_no_neighbour_with_it(make_engine, case):
 @pytest.mark.parametrize("case", [case for case in CASES if case.value is not None], ids=lambda case: case.name)
 def test_a_case_takes_no_line_of_its_message_with_it(make_engine, case):
     value = b"\n".join([BEFORE, case.value.removesuffix(b"\n") if case.value != b"\n" else b"", AFTER])
-    run = harness.check(make_engine(), shipped(), [piece(case, value)])
+    run = harness.check(make_engine(**room(case)), shipped(), [piece(case, value)])
     users = {user: row for (_, user, _, _), row in run.rows().items()}
     assert users["before"] == users["after"] == [1, 10, 0, 0, 5, 0]
 
@@ -77,7 +82,7 @@ def test_all_cases_in_one_batch(make_engine, tile_records):
     """Each in a partition's log of its own would be easier; together they meet every neighbour."""
     values = [case.value for case in CASES if case.message_time is None]
     pieces = [Piece(batch) for batch in harness.batches(values)]
-    run = harness.check(make_engine(tile_records=tile_records), shipped(), pieces)
+    run = harness.check(make_engine(**harness.LARGE | {"tile_records": tile_records}), shipped(), pieces)
     assert run.engine.tally().rejected == sum(len(wanted_rejections(case)) for case in CASES if not case.message_time)
 
 

@@ -22,6 +22,8 @@ from tokenometer.kernels.target import HostTarget
 
 PEERS = ("duckdb", "polars", "chdb")
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):

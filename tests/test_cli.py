@@ -555,6 +555,7 @@ def known_command(path: tuple[str, ...]) -> Any:
     return command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_the_shell_completes_commands_options_and_choices(shell: str):
     def completed(words: str) -> str:
@@ -580,6 +581,7 @@ def test_completion_can_be_shown_and_installed(call: Any):
 # Surroundings that fail
 
 
+@pytest.mark.slow
 def test_a_full_standard_output_is_said_in_one_line(tmp_path: pathlib.Path):
     log = tmp_path / "log.ndjson"
     log.write_bytes(CLEAN)
@@ -617,6 +619,7 @@ def test_a_cache_that_cannot_be_written_names_the_way_out(call: Any, log: pathli
     assert_error(call("replay", log, *CPU), 1, "the kernels cannot be kept here: Not a directory; name another")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "extra", "arguments"),
     [
@@ -698,6 +701,7 @@ def test_rows_on_a_terminal_say_the_same_as_in_a_file(evil_log: pathlib.Path):
     assert orjson.loads(line) == orjson.loads(piped) and orjson.loads(line)["user"] == EVIL
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_models_are_summed_in_one_pass(call: Any, tmp_path: pathlib.Path):
     """One pass for each model took minutes."""
     log = tmp_path / "models.ndjson"

@@ -778,7 +778,7 @@ def test_a_message_larger_than_any_part_is_counted_exactly_in_one_transaction():
 
 def test_a_message_of_20_megabytes_is_counted_exactly_whatever_lines_are_in_it():
     """Its records that no batch holds are too long, or empty; a dead letter has the head, the size and the hash."""
-    limits = harness.LIMITS
+    limits = harness.LARGE
     long, blank = b"z" * 5_000_000, b" \t\r" * 1_700_000
     some = [record(request_id=str(k), user=f"u{k % 50}", model=f"m{k % 3}", pad="p" * 900) for k in range(8000)]
     some[17] = some[7900] = b"{"

@@ -43,9 +43,10 @@ def busy_log(seed: int) -> list[bytes]:
     return log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_whatever_order_threads_run_in_the_oracle_agrees(seed):
-    engine = harness.make_engine(CudaOnCpuTarget(seed), secret_seed=seed)
+    engine = harness.make_engine(CudaOnCpuTarget(seed), secret_seed=seed, **harness.MIDDLE)
     log = busy_log(seed)
     harness.check(engine, shipped(), [Piece(batch) for batch in (log[:2_000], log[2_000:])])
 
@@ -56,6 +57,7 @@ def test_so_it_does_with_tables_that_are_full_again_and_again(seed):
     harness.check(engine, shipped(), [Piece([line]) for line in busy_log(seed)[:150]])
 
 
+@pytest.mark.slow
 def test_the_short_run_for_compute_sanitizer_is_that_of_the_cpu():
     wanted = sanitize.totals(HostTarget())
     for seed in range(SEEDS):

@@ -320,6 +320,7 @@ def test_registers_come_back(registers, start):
     assert found["estimate"] == pytest.approx(hyperloglog.estimate(registers), abs=0.001)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cells", "sketches", "messages"),
     [(0, 0, 1), (1, 1, 1), (400, 16, 1), (0, 100, 3), (10_000, 0, 3), (10_000, 100, 5)],

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests import harness, mutate, oracle
 from tests.bad_input import CASES, GOOD, TIME_MS, changed, padded
-from tests.harness import TINY, Mapping, Piece, Run, shipped
+from tests.harness import LARGE, MIDDLE, TINY, Mapping, Piece, Run, shipped
 from tokenometer.kernels import layout
 from tokenometer.kernels import plan as plans
 from tokenometer.kernels.engine import Engine, Limits, TablesTooSmall
@@ -49,19 +49,28 @@ junk = st.one_of(
 )
 
 
+# Made once: a strategy that is made for each draw costs more than the draw.
+one_in_ten, up_to_50 = st.integers(0, 9), st.one_of(st.none(), st.integers(0, 50))
+request_ids = st.one_of(st.none(), st.integers(0, 20).map("id-{}".format))
+ages_ms = st.one_of(st.integers(0, 300_000), st.integers(0, TIME_MS))
+models, chips = st.sampled_from(["m1", "m2", "é"]), st.sampled_from(["H100", "B200"])
+prefill_chips = st.sampled_from([None, None, "H100", "L40S"])
+separators = st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", "\r: ")])
+
+
 @st.composite
 def native_lines(draw: st.DrawFn) -> bytes:
     """A record, a hostile one now and then; ids and names repeat."""
-    if draw(st.integers(0, 9)) == 0:
+    if draw(one_in_ten) == 0:
         return draw(junk)
-    cached, written, reasoning = (draw(st.one_of(st.none(), st.integers(0, 50))) for _ in range(3))
+    cached, written, reasoning = (draw(up_to_50) for _ in range(3))
     record = {
-        "request_id": draw(st.one_of(st.none(), st.integers(0, 20).map("id-{}".format))),
-        "timestamp": TIME_MS - draw(st.one_of(st.integers(0, 300_000), st.integers(0, TIME_MS))),
+        "request_id": draw(request_ids),
+        "timestamp": TIME_MS - draw(ages_ms),
         "user": draw(names),
-        "model": draw(st.sampled_from(["m1", "m2", "é"])),
-        "chip": draw(st.sampled_from(["H100", "B200"])),
-        "prefill_chip": draw(st.sampled_from([None, None, "H100", "L40S"])),
+        "model": draw(models),
+        "chip": draw(chips),
+        "prefill_chip": draw(prefill_chips),
         "input_tokens": draw(counts),
         "cached_input_tokens": cached,
         "cache_write_tokens": written,
@@ -69,8 +78,7 @@ def native_lines(draw: st.DrawFn) -> bytes:
         "reasoning_tokens": reasoning,
     }
     items = [item for item in record.items() if item[1] is not None or draw(st.booleans())]
-    separators = draw(st.sampled_from([(",", ":"), (", ", ": "), (" ,\t", "\r: ")]))
-    text = json.dumps(dict(items), ensure_ascii=draw(st.booleans()), separators=separators)
+    text = json.dumps(dict(items), ensure_ascii=draw(st.booleans()), separators=draw(separators))
     return text.encode("utf-8", "replace")
 
 
@@ -93,6 +101,7 @@ def test_batches_may_be_cut_anywhere(make_engine, log, where):
     harness.check(make_engine(), NATIVE, pieces_of(log, where))
 
 
+@pytest.mark.slow
 @property_test
 @given(lines=st.lists(native_lines(), max_size=40), where=cuts)
 def test_lines_may_share_a_message(make_engine, lines, where):
@@ -320,7 +329,7 @@ def test_ids_are_known_while_their_table_grows(make_engine, turn_at):
 def test_ids_that_come_again_need_no_larger_table(make_engine, doublings):
     """2,500 ids fit into the first table; counted in good time they may take one doubling, never another."""
     slots = 4096
-    engine = make_engine(tile_records=128, identity_bytes=16 * (slots + (slots << doublings)))
+    engine = make_engine(**MIDDLE | {"tile_records": 128}, identity_bytes=16 * (slots + (slots << doublings)))
     values = [line(request_id=f"id-{number}") for number in range(2_500)]
     run = Run(engine, NATIVE)
     for _ in range(20):
@@ -382,7 +391,7 @@ def test_a_larger_table_is_prepared_where_more_ids_are_foreseen_than_fit(make_en
 
 
 def test_a_log_without_times_takes_nothing_ahead(make_engine, monkeypatch):
-    engine = make_engine(tile_records=16)
+    engine = make_engine(**MIDDLE | {"tile_records": 16})
     allocations = Allocations(engine.target, monkeypatch)
     run = Run(engine, NATIVE)
     for first, since in ((0, [4096]), (3_000, [8192])):
@@ -565,7 +574,7 @@ def test_no_counter_wraps_by_the_bound_that_the_engine_keeps():
 def test_counters_hold_sums_far_beyond_2_to_the_40(make_engine):
     largest = COUNT_END - 1
     values = [line(input_tokens=largest, cached_input_tokens=largest, output_tokens=largest, reasoning_tokens=largest)]
-    run = harness.check(make_engine(), NATIVE, [Piece(values * 3000)] * 2)
+    run = harness.check(make_engine(**LARGE), NATIVE, [Piece(values * 3000)] * 2)
     assert list(run.rows().values()) == [[6000, 6000 * largest, 6000 * largest, 0, 6000 * largest, 6000 * largest]]
 
 
@@ -736,6 +745,7 @@ def test_fill_tells_used_and_usable(make_engine):
 # --- Sketches ---
 
 
+@pytest.mark.slow
 def test_a_sketch_estimates_a_million_users_within_2_percent(make_engine):
     engine = make_engine(
         texts=1 << 21, rows=1 << 21, cells=1 << 19, arena_bytes=1 << 25, batch_bytes=1 << 23, tile_records=1 << 12
@@ -780,7 +790,7 @@ def test_sketches_of_two_meters_merge_by_maximum(make_engine):
 
 
 def test_each_window_has_a_sketch_of_its_own(make_engine):
-    run = Run(make_engine(), NATIVE)
+    run = Run(make_engine(**LARGE), NATIVE)
     run.feed([line(user=f"user-{i}", timestamp=TIME_MS + 60_000 * (i % 4)) for i in range(4000)])
     sketches = run.engine.sketches()
     start = TIME_MS - TIME_MS % 60_000
@@ -825,6 +835,7 @@ def test_a_plan_learned_from_one_shape_reads_every_other_equally(make_engine, sh
     harness.check(make_engine(), NATIVE, [Piece(VARIANTS[shape] * 5), Piece(EVERY_SHAPE), Piece(EVERY_SHAPE[::-1])])
 
 
+@pytest.mark.slow
 def test_a_plan_that_never_learned_reads_everything_equally(make_engine, monkeypatch):
     monkeypatch.setattr(plans.Plan, "learn", lambda self, lines: False)
     rng = random.Random(3)
@@ -846,13 +857,14 @@ GARBAGE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_a_plan_learned_from_garbage_reads_everything_equally(make_engine, monkeypatch, garbage):
     monkeypatch.setattr("tokenometer.kernels.engine.sample", lambda lines: garbage)
     rng = random.Random(4)
     for name in ("native", "vllm", "openmeter"):
         lines = list(mutate.lines(rng, name, shipped(name).oracle, 150))
-        harness.check(make_engine(), shipped(name), [Piece(lines)])
+        harness.check(make_engine(**MIDDLE), shipped(name), [Piece(lines)])
     harness.check(make_engine(), NATIVE, [Piece(EVERY_SHAPE)])
 
 
@@ -1012,12 +1024,12 @@ def test_a_time_may_be_ahead_of_its_message_by_the_skew_and_no_more(make_engine,
 
 @pytest.mark.parametrize("size", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1])
 def test_a_record_may_have_1_mib(make_engine, size):
-    run = harness.check(make_engine(), NATIVE, [Piece([GOOD, padded(size), GOOD])])
+    run = harness.check(make_engine(**LARGE), NATIVE, [Piece([GOOD, padded(size), GOOD])])
     assert run.engine.tally().counted == (3 if size <= 1 << 20 else 2)
 
 
 def test_white_space_is_empty_at_any_length(make_engine):
-    run = harness.check(make_engine(), NATIVE, [Piece([b" " * (1 << 20), b"\t" * ((1 << 20) + 1), b"\r" * 3])])
+    run = harness.check(make_engine(**LARGE), NATIVE, [Piece([b" " * (1 << 20), b"\t" * ((1 << 20) + 1), b"\r" * 3])])
     assert run.engine.tally().empty == 3
 
 
@@ -1055,8 +1067,8 @@ def test_the_backend_agrees_with_one_thread(make_engine):
     rng = random.Random(11)
     values = [case.value for case in CASES] + list(mutate.lines(rng, "native", NATIVE.oracle, 2000))
     pieces = [Piece(batch) for batch in harness.batches(values)]
-    run = harness.meter(make_engine(), NATIVE, pieces)
-    plain = harness.meter(harness.make_engine(HostTarget(), secret_seed=9), NATIVE, pieces)
+    run = harness.meter(make_engine(**LARGE), NATIVE, pieces)
+    plain = harness.meter(harness.make_engine(HostTarget(), secret_seed=9, **LARGE), NATIVE, pieces)
     assert run.rows() == plain.rows()
     assert run.letters == plain.letters
 

@@ -32,7 +32,7 @@ from tokenometer.processor.verify.values import RefusedRecord
 SEED = int(os.environ.get("TOKENOMETER_FUZZ_SEED", "1"))
 LINES = 50_000
 FUZZ_LINES = int(os.environ.get("TOKENOMETER_FUZZ_LINES", "1000000"))
-SETTINGS = {"window_ms": 1000, "batch_bytes": 1 << 21, "tile_records": 256}  # narrow windows: seconds show in the rows
+SETTINGS = {**harness.MIDDLE, "window_ms": 1000, "tile_records": 128}  # narrow windows: seconds show in the rows
 HORIZON_MS = 1000
 FORMAT_2 = {name: Mapping.parse(format2.text(mapping), name) for name, mapping in format2.MAPPINGS.items()}
 FUZZED = {name: shipped(name) for name in harness.SHIPPED} | FORMAT_2

@@ -100,6 +100,7 @@ def logs(draw: st.DrawFn) -> tuple[list[bytes], list[int]]:
 # --- The engine ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", [LABELLED, GROW], ids=["first", "grow"])
 @given(log=logs(), cuts=st.lists(st.integers(1, 39)), tile=st.sampled_from([1, 3, 64]))
 @settings(max_examples=40, deadline=None)
@@ -107,6 +108,7 @@ def test_cuts_tiles_and_generations_make_no_difference(make_engine, mapping, log
     harness.check(make_engine(tile_records=tile), mapping, harness.cut_pieces(*log, cuts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", [LABELLED, GROW], ids=["first", "grow"])
 @given(log=logs(), where=st.integers(0, 40))
 @settings(max_examples=40, deadline=None)
@@ -115,6 +117,7 @@ def test_a_restart_makes_no_difference(make_engine, mapping, log, where):
     harness.check_restart(make_engine, mapping, *log, where)
 
 
+@pytest.mark.slow
 @given(log=logs())
 @settings(max_examples=40, deadline=None)
 def test_rows_summed_over_labels_are_the_rows_without(make_engine, log):
@@ -261,6 +264,7 @@ def test_growing_further_counters_take_more_memory_and_others_none(make_engine, 
     assert held == {"parts": 4096 * 96, "none": 4096 * 56, "first": 4096 * id_bytes}
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_values_of_a_label_are_counted(make_engine):
     values = [record(team=f"team-{k}") for k in range(100_000)]
     run = harness.meter(make_engine(), LABELLED, [Piece(part) for part in harness.batches(values)])

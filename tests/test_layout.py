@@ -82,6 +82,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CHANGES)
 def test_a_difference_is_refused_by_its_name(tmp_path, case):
     file, changes, named = CHANGES[case]

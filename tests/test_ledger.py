@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import bad_input, books, streams
+from tests import bad_input, books, harness, streams
+from tokenometer.kernels.target import HostTarget
 from tokenometer.processor.broker import BrokerError, Messages, Offset, OutOfRange, Place, TopicMissing
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.ledger import decode, intake
@@ -270,6 +271,7 @@ def test_a_summary_that_breaks_its_schema_names_its_place(change: dict[str, Any]
 # --- From rows to sums ---
 
 
+@pytest.mark.slow
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32), count=st.integers(1, 60))
 def test_shuffled_and_repeated_delivery_changes_nothing(
@@ -645,7 +647,8 @@ def test_poison_is_in_the_table_of_bad_input() -> None:
     streams.make_topics(broker)
     values = [case.value for case in bad_input.CASES if case.message_time is None]
     broker.append(streams.INPUT, [value for value in values if len(value or b"") < 1 << 20])
-    meter = streams.make_meter(broker)
+    engine = harness.make_engine(HostTarget(), **harness.LARGE, dedup_horizon_ms=streams.HORIZON_MS)
+    meter = streams.make_meter(broker, engine=engine)
     meter.open()
     for _ in range(10):
         meter.step()

@@ -162,6 +162,7 @@ def test_the_keys_of_all_sets_are_those_of_each(some: list[Labels], seed: int) -
 # --- In a ledger ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [0, 1, 7, 1000])
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(batches=st.lists(several, min_size=2, max_size=4))

@@ -334,6 +334,7 @@ def test_usage_after_the_close_is_an_adjustment_of_the_next_statement(database: 
         assert [id for id, _ in statements.reconcile(store.database)] == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(8))
 def test_statements_and_adjustments_add_up_to_the_truth(database: str, seed: int) -> None:
     draw, rows = random.Random(seed), books.history(seed, 200)

@@ -3,6 +3,7 @@ status, a type and a form that the description names. None is a fault of ours.""
 
 import base64
 import contextlib
+import functools
 import http.client
 import pathlib
 import urllib.parse
@@ -11,6 +12,7 @@ from typing import Any
 
 import orjson
 import pytest
+import requests
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from openapi_spec_validator import validate
@@ -57,33 +59,48 @@ def dashboard() -> Iterator[str]:
         yield site.url
 
 
-def check(description: dict[str, Any], url: str, streams: tuple[str, ...] = ()) -> None:
+def cases_of(description: dict[str, Any], streams: tuple[str, ...] = ()) -> list[Any]:
     schema = schemathesis.openapi.from_dict(description)
-    schema.config.update(base_url=url)
+    found: list[Any] = []
     for result in schema.get_all_operations():
         operation = result.ok()
         for mode in schemathesis.GenerationMode:
-            _check(operation, mode, operation.path in streams)
+            found += _cases(operation, mode, operation.path in streams)
+    return found
 
 
-def _check(operation: Any, mode: Any, stream: bool) -> None:
+def _cases(operation: Any, mode: Any, stream: bool) -> list[Any]:
     given_by_client = (*operation.query, *operation.path_parameters, *operation.body)
     if mode.is_negative and not given_by_client:
-        return  # nothing about it can be wrong
+        return []  # nothing about it can be wrong
+    found: list[Any] = []
 
     @settings(
         max_examples=5 if stream else EXAMPLES, deadline=None, database=None, phases=[Phase.generate],
         suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(case=operation.as_strategy(generation_mode=mode))
-    def ask(case: Any) -> None:
-        if stream:
-            _listen(case)
-            return
-        response = case.call(timeout=60)
-        case.validate_response(response, checks=[not_a_server_error_but_503, *CHECKS])
+    def take(case: Any) -> None:
+        found.append(case)
 
-    ask()
+    take()
+    return found
+
+
+@functools.cache
+def cases_of_the_ledger() -> list[Any]:
+    """The same for each database: making them costs as much as answering."""
+    return cases_of(ledger_openapi.describe())
+
+
+def check(cases: list[Any], url: str, streams: tuple[str, ...] = ()) -> None:
+    with requests.Session() as session:
+        for case in cases:
+            if case.operation.path in streams:
+                _listen(case, url)
+                continue
+            response = case.call(base_url=url, session=session, timeout=60)
+            case.validate_response(response, checks=[not_a_server_error_but_503, *CHECKS])
 
 
 def not_a_server_error_but_503(context: Any, response: Any, case: Any) -> None:
@@ -92,9 +109,9 @@ def not_a_server_error_but_503(context: Any, response: Any, case: Any) -> None:
         not_a_server_error(context, response, case)
 
 
-def _listen(case: Any) -> None:
+def _listen(case: Any, url: str) -> None:
     """The first event of a stream that never ends."""
-    target = urllib.parse.urlsplit(case.as_transport_kwargs()["url"])
+    target = urllib.parse.urlsplit(case.as_transport_kwargs(base_url=url)["url"])
     with contextlib.closing(http.client.HTTPConnection(target.netloc, timeout=10)) as connection:
         connection.request("GET", target.path + (f"?{target.query}" if target.query else ""))
         answer = connection.getresponse()
@@ -105,12 +122,13 @@ def _listen(case: Any) -> None:
 
 @pytest.mark.slow
 def test_the_ledger_answers_as_it_is_described(ledger: str) -> None:
-    check(ledger_openapi.describe(), ledger)
+    check(cases_of_the_ledger(), ledger)
 
 
 @pytest.mark.slow
 def test_the_dashboard_answers_as_it_is_described(dashboard: str) -> None:
-    check(dashboard_openapi.describe(), dashboard, ("/api/stream",))
+    streams = ("/api/stream",)
+    check(cases_of(dashboard_openapi.describe(), streams), dashboard, streams)
 
 
 def test_the_ledger_describes_every_route(tmp_path: pathlib.Path) -> None:

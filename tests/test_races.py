@@ -22,6 +22,8 @@ THREADS = 4
 _OTHERS = "adopt", "grow", "recall", "export_rows"  # which no plain tile goes through
 PHASES = "-DPHASES=" + ",".join(name for name in build.ENTRIES if name not in _OTHERS)
 ROUNDS = 32
+SIZES = harness.MIDDLE | {"cells": 1 << 17, "rows": 1 << 17, "texts": 1 << 18, "arena_bytes": 1 << 22}
+SIZES |= {"batch_bytes": 1 << 20, "tile_records": 4096}
 MAPPINGS = (
     "native",
     "openmeter",
@@ -71,11 +73,11 @@ def test_threads_and_one_thread_count_alike(threads, contention):
     """Thousands of records in a tile, so that threads meet; a new secret each round moves every slot."""
     users, ids, windows = CONTENTION[contention]
     rng = random.Random(contention)
-    engine = harness.make_engine(threads, secret_seed=rng.random(), tile_records=4096)
+    engine = harness.make_engine(threads, secret_seed=rng.random(), **SIZES)
     log = [record(rng, users, ids, windows) for _ in range(4096)]
     wanted = harness.expected(shipped(), [Piece(log)])
     for round_number in range(ROUNDS):
-        engine = harness.make_engine(threads, secret_seed=round_number, tile_records=4096)
+        engine = harness.make_engine(threads, secret_seed=round_number, **SIZES)
         run = harness.meter(engine, shipped(), [Piece(log)])
         harness.assert_same(run, wanted)
         assert sum(engine.user_tokens().values()) == sum(row[1] + row[4] for row in wanted.rows.values())
@@ -84,10 +86,11 @@ def test_threads_and_one_thread_count_alike(threads, contention):
 def test_threads_fill_sketches_alike(threads):
     rng = random.Random(5)
     log = [record(rng, 1 << 30, 1 << 40) for _ in range(8000)]
-    plain = harness.meter(harness.make_engine(HostTarget(), tile_records=4096), shipped(), [Piece(log)])
+    sizes = harness.LARGE | {"tile_records": 4096}
+    plain = harness.meter(harness.make_engine(HostTarget(), **sizes), shipped(), [Piece(log)])
     wanted = plain.engine.sketches()
     for seed in range(8):
-        engine = harness.make_engine(threads, secret_seed=seed, tile_records=4096)
+        engine = harness.make_engine(threads, secret_seed=seed, **sizes)
         sketches = harness.meter(engine, shipped(), [Piece(log)]).engine.sketches()
         assert sorted(sketches) == sorted(wanted)
         assert all(np.array_equal(sketches[start], wanted[start]) for start in wanted)
@@ -97,7 +100,7 @@ def test_threads_keep_dead_letters_in_order(threads):
     rng = random.Random(6)
     log = list(mutate.lines(rng, "native", shipped().oracle, 3000))
     for seed in range(4):
-        engine = harness.make_engine(threads, secret_seed=seed, tile_records=4096)
+        engine = harness.make_engine(threads, secret_seed=seed, **SIZES)
         harness.check(engine, shipped(), [Piece(batch) for batch in harness.batches(log)])
 
 

@@ -29,32 +29,41 @@ def record(**values: object) -> bytes:
     return orjson.dumps({name: value for name, value in fields.items() if value is not None})
 
 
+# Made once: a strategy that is made for each draw costs more than the draw.
+UP_TO = [st.integers(0, most) for most in range(4)]
+IDS, USERS = st.sampled_from(["a", "b", "c", None]), st.sampled_from(["ann", "ann", "bob"])
+WINDOWS, PREFILL_CHIPS = st.sampled_from([0, 0, 0, 1]), st.sampled_from([None, None, "P"])
+STEPS_MS = st.sampled_from([0, 1, DEDUP_HORIZON_MS // 3, DEDUP_HORIZON_MS, 2 * DEDUP_HORIZON_MS])
+MESSAGES, LINES = st.integers(1, 60), st.integers(1, 4)
+
+
 @st.composite
 def logs(draw: st.DrawFn) -> tuple[list[bytes], list[int]]:
     """Messages of a few identities that say much the same, and their times over several generations."""
     values, times, now = [], [], START_MS
-    for _ in range(draw(st.integers(1, 60))):
+    for _ in range(draw(MESSAGES)):
         lines = []
-        for _ in range(draw(st.integers(1, 4))):
-            given_, out = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+        for _ in range(draw(LINES)):
+            given_, out = draw(UP_TO[3]), draw(UP_TO[3])
             lines.append(
                 record(
-                    request_id=draw(st.sampled_from(["a", "b", "c", None])),
-                    user=draw(st.sampled_from(["ann", "ann", "bob"])),
-                    timestamp=START_MS + 60_000 * draw(st.sampled_from([0, 0, 0, 1])),
-                    prefill_chip=draw(st.sampled_from([None, None, "P"])),
+                    request_id=draw(IDS),
+                    user=draw(USERS),
+                    timestamp=START_MS + 60_000 * draw(WINDOWS),
+                    prefill_chip=draw(PREFILL_CHIPS),
                     input_tokens=given_,
-                    cached_input_tokens=draw(st.integers(0, given_)),
+                    cached_input_tokens=draw(UP_TO[given_]),
                     output_tokens=out,
-                    reasoning_tokens=draw(st.integers(0, out)),
+                    reasoning_tokens=draw(UP_TO[out]),
                 )  # fmt: skip
             )
         values.append(b"\n".join(lines))
         times.append(now)
-        now += draw(st.sampled_from([0, 1, DEDUP_HORIZON_MS // 3, DEDUP_HORIZON_MS, 2 * DEDUP_HORIZON_MS]))
+        now += draw(STEPS_MS)
     return values, times
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", [NATIVE, GROW], ids=["first", "grow"])
 @given(log=logs(), cuts=st.lists(st.integers(1, 59)), tile=st.sampled_from([1, 3, 64]))
 @settings(max_examples=60, deadline=None)
@@ -62,6 +71,7 @@ def test_cuts_tiles_and_generations_make_no_difference(make_engine, mapping, log
     harness.check(make_engine(tile_records=tile), mapping, harness.cut_pieces(*log, cuts))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mapping", [NATIVE, GROW], ids=["first", "grow"])
 @given(log=logs(), where=st.integers(0, 60))
 @settings(max_examples=60, deadline=None)
@@ -107,6 +117,7 @@ def test_letters_of_a_tile_come_in_the_order_of_its_records(make_engine):
     assert [letter[1] for letter in run.letters] == [1, 2, 3, 4]
 
 
+@pytest.mark.slow
 def test_a_table_that_grows_keeps_what_its_ids_say(make_engine):
     """Thousands of ids, so that the table is left for a larger one while records of both kinds come."""
     values = [record(request_id=f"id-{k % 4_000}", output_tokens=10 + k // 6_000) for k in range(12_000)]

@@ -21,7 +21,13 @@ SYNTH = Profile(
     6_000, seed=7, users=300, rate=40, duplicates=0.03, late=0.01, malformed=0.03, escaped=0.03, prefill=0.2
 )
 # Room for the whole log, and for what a batch of 4 MiB could bring.
-ROOMY = {"batch_bytes": 1 << 22, "rows": 1 << 19, "cells": 1 << 18, "texts": 1 << 19, "windows": 1 << 12}
+ROOMY = harness.LARGE | {
+    "batch_bytes": 1 << 22,
+    "rows": 1 << 19,
+    "cells": 1 << 18,
+    "texts": 1 << 19,
+    "windows": 1 << 12,
+}
 # A batch of the log has 100 records, which may bring 200 rows: a part is closed after a dozen of them.
 SMALL = {
     "windows": 1 << 12,

@@ -5,9 +5,9 @@ what a decent producer writes: no escapes, no broken JSON, but every type, absen
 about.
 """
 
+import functools
 import json
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,7 +24,7 @@ TEXTS = ("request_id", "user", "model", "chip", "prefill_chip")
 NOW_MS = 1_795_000_000_000
 BOUNDS = {"max_past_ms": 400 * 86_400_000, "not_before_ms": 1_420_070_400_000}
 RECORDS = 4000
-LIMITS = Limits(**{**harness.LIMITS, "texts": 1 << 20, "identity_bytes": 1 << 30, "tile_records": 256})
+LIMITS = Limits(**harness.MIDDLE | {"identity_bytes": 1 << 30, "tile_records": 256})
 NEEDED_SHARE_MAX = 0.02  # of what is counted or skipped: escapes aside, numbers that only the referee reads
 
 STRINGS = ["a", "bb", "gpt-x", "qwen3", "openai", "anthropic", "chat", "x" * 256]
@@ -138,9 +138,20 @@ def record_of(rng: random.Random, spec: dict[str, Any]) -> bytes:
     return json.dumps({key: record[key] for key in keys}, separators=separators, ensure_ascii=False).encode()
 
 
-def log_of(name: str, count: int) -> Iterator[bytes]:
-    rng = random.Random(name)
-    return (record_of(rng, format2.MAPPINGS[name]) for _ in range(count))
+@functools.cache
+def log_of(name: str) -> tuple[Mapping, list[Piece], oracle.Meter]:
+    """The same for every engine, with what the oracle makes of it. Half of the batches come with message times."""
+    rng, mapping = random.Random(name), Mapping.parse(format2.text(format2.MAPPINGS[name]), f"{name}.toml")
+    log = [record_of(rng, format2.MAPPINGS[name]) for _ in range(RECORDS)]
+    pieces = []
+    for begin in range(0, len(log), 500):
+        batch = log[begin : begin + 500]
+        pieces.append(Piece(batch, [NOW_MS] * len(batch), "topic") if begin % 1000 else Piece(batch, None, "file"))
+    wanted = oracle.Meter(1000, **BOUNDS)
+    for piece in pieces:
+        for line in piece.values:
+            wanted.feed(mapping.oracle, line, NOW_MS if piece.times else None, piece.partition)
+    return mapping, pieces, wanted
 
 
 class CountingReferee:
@@ -156,22 +167,15 @@ class CountingReferee:
         return ruling
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", format2.MAPPINGS)
 def test_the_kernels_read_what_format_2_says(target: Target, name: str) -> None:
     """Verdicts, reasons and rows are the oracle's, and the kernels decide nearly all that is counted or skipped."""
-    mapping = Mapping.parse(format2.text(format2.MAPPINGS[name]), f"{name}.toml")
+    mapping, pieces, wanted = log_of(name)
     assert not compile_mapping(mapping.engine).table["undecided"]
     referee = CountingReferee()
     engine = Engine(target, referee, secret=harness.secret(), limits=LIMITS, window_ms=1000, **BOUNDS)
-    run, wanted = Run(engine, mapping), oracle.Meter(1000, **BOUNDS)
-    log = list(log_of(name, RECORDS))
-    for begin in range(0, len(log), 500):
-        batch = log[begin : begin + 500]
-        times = [NOW_MS] * len(batch) if begin % 1000 else None
-        for line in batch:
-            wanted.feed(mapping.oracle, line, times and NOW_MS, "topic" if times else "file")
-        run.feed(batch, times, "topic" if times else "file")
-    harness.assert_same(run, wanted)
+    harness.assert_same(harness.meter(engine, mapping, pieces), wanted)
     certain = wanted.counted + wanted.duplicates + wanted.skipped
     assert certain > RECORDS // 40, "the records are decent"
     assert referee.needed <= NEEDED_SHARE_MAX * certain

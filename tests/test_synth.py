@@ -138,6 +138,7 @@ def test_a_seed_gives_the_bytes_that_it_always_gave(settings, digest):
 # Sound records
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "profile",
     [
@@ -312,6 +313,7 @@ def test_nothing_to_send_again_leaves_fresh_records():
     assert len(set(ids)) == 100
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compact", [False, True])
 def test_escaped_records_mean_the_same(compact):
     plain = lines_of(log(clean(compact=compact, prefill=0.5)))
@@ -401,6 +403,7 @@ def test_columns_are_spelled_as_json(users, long):
     assert [bytes(name).decode() for name in names] == [orjson.loads(line)["user"] for line in wanted]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compact", [False, True])
 def test_a_block_knows_each_lines_user_and_when_it_comes(compact):
     profile = clean(duplicates=0.2, malformed=0.05, escaped=0.1, compact=compact)

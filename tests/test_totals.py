@@ -122,6 +122,7 @@ def test_totals_are_the_sum_of_the_last_words_of_all_parts(seed, step_ms, late_m
     assert_is_the_sum(rolled(kept, fleet.now_ms), fleet, fleet.now_ms)
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(seed=seeds, step_ms=STEPS, late_ms=st.sampled_from([0, 5 * MINUTE_MS, 2 * HOUR_MS]))
 def test_crashes_and_redelivery_change_nothing(seed, step_ms, late_ms):
@@ -154,6 +155,7 @@ def test_crashes_and_redelivery_change_nothing(seed, step_ms, late_ms):
     assert_is_the_sum(rolled(kept, fleet.now_ms), fleet, fleet.now_ms)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, step_ms=STEPS)
 def test_no_total_is_ever_too_large(seed, step_ms):

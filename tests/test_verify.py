@@ -299,6 +299,7 @@ def simple_stream(values: list[bytes | None], times: list[int] | None = None, na
 # --- Clean streams ---
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", harness.SHIPPED)
 def test_a_clean_stream_is_clean(name):
     stream = make_stream(name)

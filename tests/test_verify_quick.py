@@ -150,6 +150,7 @@ def with_another_value(rng: random.Random, line: bytes) -> bytes:
     return line[: match.start()] + text + line[match.end() :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ELIGIBLE)
 def test_mutated_lines_are_judged_alike(name):
     rng = random.Random(f"{SEED} quick {name}")
@@ -163,6 +164,7 @@ def test_mutated_lines_are_judged_alike(name):
 EXAMPLES = pathlib.Path(mappings.__file__).parent / "mappings" / "examples"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ELIGIBLE)
 def test_lines_of_real_producers_are_judged_together(name):
     """The examples of the shipped mappings, each beside itself with other values."""
@@ -204,6 +206,7 @@ GOOD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GOOD)
 def test_no_changed_byte_is_overlooked(name):
     """Every byte of a line left out, doubled, and replaced, beside lines that are as they should be."""

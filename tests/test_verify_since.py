@@ -151,6 +151,7 @@ def repeating(rng: random.Random, now: int) -> bytes:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed, is_small", [*((SEED + at, False) for at in range(5)), (SEED + 5, True)])
 @pytest.mark.parametrize("name", ["first", "grow"])
 def test_repeats_over_a_cut(name, seed, is_small, file, monkeypatch):
@@ -280,6 +281,7 @@ class Halves:
         return self.audits.both(self.later.broker)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", harness.SHIPPED)
 def test_the_second_half_of_a_clean_stream_is_clean(name, file):
     halves = Halves(file, name)
@@ -530,6 +532,7 @@ def _(halves: Halves) -> None:
     halves.later.committed |= {place: extent.end for place, extent in halves.later.broker.extents([LOG]).items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DAMAGES)
 def test_damage_after_the_cut_is_found(name, file):
     """By the audit of everything and by that since the checkpoint, and both show the same rows and letters."""

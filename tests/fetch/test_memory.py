@@ -24,6 +24,7 @@ def seeds() -> list[bytes]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("architecture", ["native", "x86-64"])
 def test_the_walk_stays_within_its_memory(tmp_path: pathlib.Path, architecture: str) -> None:
     """x86-64: without the instruction for checksums."""

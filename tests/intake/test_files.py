@@ -31,7 +31,7 @@ def test_dead_letters_hold_copies_of_a_value_up_to_1_MiB(make_engine, tmp_path) 
     (tmp_path / "array.json").write_bytes(b"[" + b",".join(bad) + b"]")
     mapping, letters = mappings.resolve("native"), list[PlacedLetter]()
     reader = decoded.reader_of([str(tmp_path / "array.json")], mapping.value, lambda: Decoder(mapping.value))
-    replay(make_engine(), reader.fill, mapping, "test", Outlets(letters=letters.extend))
+    replay(make_engine(**harness.LARGE), reader.fill, mapping, "test", Outlets(letters=letters.extend))
     assert [letter.record for letter in letters] == list(range(30))
     copies = [letter.value for letter in letters if letter.value is not None]
     assert len(copies) == 6 and set(copies) == {(tmp_path / "array.json").read_bytes()}
@@ -58,7 +58,7 @@ def test_cells_that_are_numbers_are_counts_and_times_and_a_user_keeps_its_zeros(
     mapping = decoded.read_as(native, names)
     reader = decoded.reader_of(names, mapping.value, decoded.decoder_of(mapping))
     letters = list[PlacedLetter]()
-    summary = replay(make_engine(), reader.fill, mapping, "test", Outlets(letters=letters.extend))
+    summary = replay(make_engine(**harness.LARGE), reader.fill, mapping, "test", Outlets(letters=letters.extend))
     assert (summary.usage[:5], summary.top_users) == ((1, 20, 5, 0, 3), [("007", 23)])
     assert [(letter.reason, letter.field) for letter in letters] == [("bad_count", "input_tokens")]
     (tmp_path / "log.ndjson").write_bytes(b"{}\n")

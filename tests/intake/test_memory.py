@@ -72,12 +72,14 @@ def ran(command, **environment):
     return done.stdout.decode()
 
 
+@pytest.mark.slow
 def test_decoders_stay_within_their_memory(setup):
     binary = compiled(SANITIZERS)
     said = ran([str(binary), str(setup / "setup"), str(setup / "seeds"), str(MUTANTS)])
     assert int(said.split()[0]) > MUTANTS
 
 
+@pytest.mark.slow
 def test_portable_decoders_stay_within_their_memory(setup):
     """The code for processors without AVX2."""
     flags = ("-mno-avx", "-mno-avx2", "-mno-avx512f")

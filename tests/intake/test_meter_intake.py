@@ -55,7 +55,7 @@ class Stream:
         registry = Registry({"url": self.url}) if self.url else None
         settings = MeterSettings("meter-0", streams.GROUP, self.inputs, registry=registry, **self.more)
         clock = Clock(lambda: self.now_ms, lambda: self.now_ms, lambda seconds: None)
-        engine = harness.make_engine(HostTarget(), dedup_horizon_ms=streams.HORIZON_MS, **self.engine)
+        engine = harness.make_engine(HostTarget(), dedup_horizon_ms=streams.HORIZON_MS, **harness.LARGE | self.engine)
         threads: Callable[[Any], Any] = lambda begin: streams.Inline()  # noqa: E731
         meter = Meter(self.broker, engine, settings, f"run.{id(engine)}", clock=clock, threads=threads)
         meter.open()
