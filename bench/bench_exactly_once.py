@@ -230,20 +230,8 @@ def _compiled(main_class: str, jars: pathlib.Path, folder: pathlib.Path) -> path
     javac = pathlib.Path(find_java()).resolve().with_name("javac")
     sources = [str(PEERS / f"{name}.java") for name in SOURCES[main_class]]
     classes = folder / "classes"
-    subprocess.run(
-        [
-            javac,
-            "-J-XX:TieredStopAtLevel=1",
-            "-Xlint:all,-serial",
-            "-Werror",
-            "-cp",
-            f"{jars}/*",
-            "-d",
-            classes,
-            *sources,
-        ],
-        check=True,
-    )
+    options = "-J-XX:TieredStopAtLevel=1", "-Xlint:all,-serial", "-Werror", "-cp", f"{jars}/*", "-d", classes
+    subprocess.run([javac, *options, *sources], check=True)
     return classes
 
 

@@ -50,9 +50,7 @@ COMMANDS = {
 
 
 def main() -> NoReturn:
-    os.environ.setdefault(
-        "OPENBLAS_NUM_THREADS", "1"
-    )  # numpy's linear algebra, which we never use, starts a thread a core
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # else numpy begins a thread a core, for what we never use
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that unfinished files are removed
     for name in ("stdout", "stderr"):  # closed by whoever started us
         if getattr(sys, name) is None:
