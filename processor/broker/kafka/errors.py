@@ -142,7 +142,7 @@ def error_of(doing: str, error: KafkaError, access: Access = _UNKNOWN) -> Broker
     if code in _OUT_OF_RANGE:
         return OutOfRange(f"{text}: retention has passed the offset, or the topic was made anew")
     if code in _TOPIC_MISSING:
-        return TopicMissing(text)
+        return TopicMissing(f"{text}: was the topic deleted?")
     if code in _RESOURCES:
         return Refused(f"{text}: {access.wanted(_RESOURCES[code])}")
     if code in _REFUSED:
