@@ -88,6 +88,10 @@ class Audits:
 
 # --- Seeded schedules: kills, rebalances, failed commits; an audit after some commits ---
 
+# Of the audits within a schedule: an audit of everything costs as much as all else. What a chain has got wrong, its
+# sums still have at the end, where they are always compared.
+COMPARED_SHARE = 0.3
+
 
 class Schedule(test_simulation.Schedule):
     def __init__(self, seed: int, file: str) -> None:
@@ -106,7 +110,11 @@ class Schedule(test_simulation.Schedule):
             return
         with self.elsewhere():
             if any(self.broker.committed(streams.GROUP, list(self.inputs)).values()):
-                self.chain.assert_both_clean(self.broker)
+                if self.draw.random() < COMPARED_SHARE:
+                    self.chain.assert_both_clean(self.broker)
+                else:
+                    report = self.chain.next(self.broker)
+                    assert report.clean, text_of(report)
 
     def run(self) -> None:
         super().run()
