@@ -4,6 +4,7 @@ The engine's contract, in `Run`: count a batch; where not all of it fits, take t
 on from the first message that is not in. The truth for a row is the sum over parts of its latest absolute counters.
 """
 
+import os
 import pathlib
 import random
 import tomllib
@@ -22,6 +23,8 @@ from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.value import PLAIN, Value
 
+# A long run: that many times as many seeds, examples and lines in the tests that make up what they try.
+TIMES = int(os.environ.get("TOKENOMETER_TEST_TIMES", "1"))
 MAPPINGS = pathlib.Path(mappings.__file__).parent / "mappings"
 # Those whose values are plain lines; the others are read by tests/test_samples.py and tests/intake.
 SHIPPED = tuple(name for name in mappings.shipped() if mappings.resolve(name).value == PLAIN)

@@ -169,7 +169,8 @@ def log_of_mixed_mappings(seed: int) -> tuple[list[Piece], oracle.Meter]:
     for _ in range(2):
         for name in harness.SHIPPED:
             mapping = shipped(name)
-            lines = [text for text in mutate.lines(rng, name, mapping.oracle, 150) if len(text) < MIXED_BATCH_BYTES]
+            made = mutate.lines(rng, name, mapping.oracle, 90 * harness.TIMES)
+            lines = [text for text in made if len(text) < MIXED_BATCH_BYTES]
             for batch in harness.batches(lines, MIXED_BATCH_BYTES):
                 # What grows is noted counter by counter, so that such a mapping has partitions of its own.
                 owner = "all" if mapping.engine.repeats == "first" else name
@@ -838,11 +839,20 @@ def test_a_plan_learned_from_one_shape_reads_every_other_equally(make_engine, sh
 @pytest.mark.slow
 def test_a_plan_that_never_learned_reads_everything_equally(make_engine, monkeypatch):
     monkeypatch.setattr(plans.Plan, "learn", lambda self, lines: False)
-    rng = random.Random(3)
-    for name in harness.SHIPPED:
-        lines = list(mutate.lines(rng, name, shipped(name).oracle, 200))
-        harness.check(make_engine(), shipped(name), [Piece(batch) for batch in harness.batches(lines)])
+    for name, pieces, wanted in mutated_logs(3, harness.SHIPPED, 200):
+        harness.assert_same(harness.meter(make_engine(), shipped(name), pieces), wanted)
     harness.check(make_engine(), NATIVE, [Piece(EVERY_SHAPE)])
+
+
+@functools.cache
+def mutated_logs(seed: int, names: tuple[str, ...], count: int) -> list[tuple[str, list[Piece], oracle.Meter]]:
+    """Of each mapping the same for every engine, with what the oracle makes of it."""
+    rng, logs = random.Random(seed), []
+    for name in names:
+        lines = list(mutate.lines(rng, name, shipped(name).oracle, count))
+        pieces = [Piece(batch) for batch in harness.batches(lines)]
+        logs.append((name, pieces, harness.expected(shipped(name), pieces)))
+    return logs
 
 
 GARBAGE = [
@@ -861,10 +871,8 @@ GARBAGE = [
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_a_plan_learned_from_garbage_reads_everything_equally(make_engine, monkeypatch, garbage):
     monkeypatch.setattr("tokenometer.kernels.engine.sample", lambda lines: garbage)
-    rng = random.Random(4)
-    for name in ("native", "vllm", "openmeter"):
-        lines = list(mutate.lines(rng, name, shipped(name).oracle, 150))
-        harness.check(make_engine(**MIDDLE), shipped(name), [Piece(lines)])
+    for name, pieces, wanted in mutated_logs(4, ("native", "vllm", "openmeter"), 150):
+        harness.assert_same(harness.meter(make_engine(), shipped(name), pieces), wanted)
     harness.check(make_engine(), NATIVE, [Piece(EVERY_SHAPE)])
 
 
@@ -975,12 +983,12 @@ def test_a_plan_learned_from_a_line_judges_its_mutants(make_engine, name):
 def logs_of_mutants(name: str) -> list[tuple[list[Piece], oracle.Meter]]:
     """Lines to learn from, each before its mutants: the same for every engine, with what the oracle makes of them."""
     mapping, rng, logs = shipped(name), random.Random(name), []
-    for _ in range(60):
+    for _ in range(25 * harness.TIMES):
         record = mutate.valid_record(rng, mapping.oracle, b'"service"')
         if rng.random() < 0.7 and record.leaves:
             rng.choice(mutate.TREE_MUTATORS)(rng, record)
         taught = mutate.dump(record.tree, *rng.choice(mutate.STYLES)).replace(b"\n", b" ")
-        mutants = [rng.choice(mutate.BYTE_MUTATORS)(rng, taught) for _ in range(60)] if taught else []
+        mutants = [rng.choice(mutate.BYTE_MUTATORS)(rng, taught) for _ in range(50)] if taught else []
         mutants = [text.replace(b"\n", b" ") for text in mutants]
         pieces = [Piece([taught] * 2), *map(Piece, harness.batches(mutants))]
         logs.append((pieces, harness.expected(mapping, pieces)))

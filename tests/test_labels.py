@@ -103,7 +103,7 @@ def logs(draw: st.DrawFn) -> tuple[list[bytes], list[int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mapping", [LABELLED, GROW], ids=["first", "grow"])
 @given(log=logs(), cuts=st.lists(st.integers(1, 39)), tile=st.sampled_from([1, 3, 64]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20 * harness.TIMES, deadline=None)
 def test_cuts_tiles_and_generations_make_no_difference(make_engine, mapping, log, cuts, tile):
     harness.check(make_engine(tile_records=tile), mapping, harness.cut_pieces(*log, cuts))
 
@@ -111,7 +111,7 @@ def test_cuts_tiles_and_generations_make_no_difference(make_engine, mapping, log
 @pytest.mark.slow
 @pytest.mark.parametrize("mapping", [LABELLED, GROW], ids=["first", "grow"])
 @given(log=logs(), where=st.integers(0, 40))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20 * harness.TIMES, deadline=None)
 def test_a_restart_makes_no_difference(make_engine, mapping, log, where):
     """What two generations of the log tell is read again, labels and further counters with it."""
     harness.check_restart(make_engine, mapping, *log, where)
@@ -119,7 +119,7 @@ def test_a_restart_makes_no_difference(make_engine, mapping, log, where):
 
 @pytest.mark.slow
 @given(log=logs())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20 * harness.TIMES, deadline=None)
 def test_rows_summed_over_labels_are_the_rows_without(make_engine, log):
     """Labels divide rows. They change no number, no user, and no cell."""
     piece = Piece(log[0])

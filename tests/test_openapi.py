@@ -19,7 +19,7 @@ from openapi_spec_validator import validate
 from schemathesis.checks import CheckFunction, not_a_server_error
 from schemathesis.specs.openapi import checks
 
-from tests import books
+from tests import books, harness
 from tests.ledgers import make
 from tests.test_http import TOKEN
 from tests.test_ledger_usage import serving
@@ -37,7 +37,7 @@ CHECKS: list[CheckFunction] = [
     checks.unsupported_method,
     checks.allow_header_conformance,
 ]
-EXAMPLES = 150  # of each operation
+EXAMPLES = 50 * harness.TIMES  # of each operation
 
 
 def test_the_ledger_s_description_is_openapi() -> None:

@@ -3,12 +3,14 @@
 The engine against the oracle: whatever the batches, tiles and generations, and over a restart.
 """
 
+import functools
+
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import harness
+from tests import harness, oracle
 from tests.harness import DEDUP_HORIZON_MS, Mapping, Piece, shipped
 from tokenometer.kernels.values import Tally
 
@@ -66,7 +68,7 @@ def logs(draw: st.DrawFn) -> tuple[list[bytes], list[int]]:
 @pytest.mark.slow
 @pytest.mark.parametrize("mapping", [NATIVE, GROW], ids=["first", "grow"])
 @given(log=logs(), cuts=st.lists(st.integers(1, 59)), tile=st.sampled_from([1, 3, 64]))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20 * harness.TIMES, deadline=None)
 def test_cuts_tiles_and_generations_make_no_difference(make_engine, mapping, log, cuts, tile):
     harness.check(make_engine(tile_records=tile), mapping, harness.cut_pieces(*log, cuts))
 
@@ -74,7 +76,7 @@ def test_cuts_tiles_and_generations_make_no_difference(make_engine, mapping, log
 @pytest.mark.slow
 @pytest.mark.parametrize("mapping", [NATIVE, GROW], ids=["first", "grow"])
 @given(log=logs(), where=st.integers(0, 60))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20 * harness.TIMES, deadline=None)
 def test_a_restart_makes_no_difference(make_engine, mapping, log, where):
     """What two generations of the log tell is read again, and no more."""
     harness.check_restart(make_engine, mapping, *log, where)
@@ -120,9 +122,16 @@ def test_letters_of_a_tile_come_in_the_order_of_its_records(make_engine):
 @pytest.mark.slow
 def test_a_table_that_grows_keeps_what_its_ids_say(make_engine):
     """Thousands of ids, so that the table is left for a larger one while records of both kinds come."""
+    for mapping, pieces, wanted in logs_of_many_ids():
+        harness.assert_same(harness.meter(make_engine(tile_records=64), mapping, pieces), wanted)
+
+
+@functools.cache
+def logs_of_many_ids() -> list[tuple[Mapping, list[Piece], oracle.Meter]]:
+    """The same for every engine, with what the oracle makes of it."""
     values = [record(request_id=f"id-{k % 4_000}", output_tokens=10 + k // 6_000) for k in range(12_000)]
-    for mapping in (NATIVE, GROW):
-        harness.check(make_engine(tile_records=64), mapping, [Piece(part) for part in harness.batches(values)])
+    pieces = [Piece(part) for part in harness.batches(values)]
+    return [(mapping, pieces, harness.expected(mapping, pieces)) for mapping in (NATIVE, GROW)]
 
 
 def test_chunks_of_a_stream_count_once(make_engine):

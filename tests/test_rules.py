@@ -23,7 +23,7 @@ from tokenometer.processor.records.referee import Referee
 TEXTS = ("request_id", "user", "model", "chip", "prefill_chip")
 NOW_MS = 1_795_000_000_000
 BOUNDS = {"max_past_ms": 400 * 86_400_000, "not_before_ms": 1_420_070_400_000}
-RECORDS = 4000
+RECORDS = 1500 * harness.TIMES
 LIMITS = Limits(**harness.MIDDLE | {"identity_bytes": 1 << 30, "tile_records": 256})
 NEEDED_SHARE_MAX = 0.02  # of what is counted or skipped: escapes aside, numbers that only the referee reads
 

@@ -15,6 +15,7 @@ import orjson
 import pytest
 import zstandard
 
+from tests import harness
 from tests.oracle import Verdict, judge
 from tokenometer.processor.load import faults, lines, synth
 from tokenometer.processor.load.profile import (
@@ -34,6 +35,7 @@ ROOT = Path(__file__).parent.parent
 NATIVE = tomllib.loads((ROOT / "schemas/mappings/native.toml").read_text())
 CLEAN = Profile(0, duplicates=0, late=0, future=0, malformed=0, escaped=0)
 N = 2 * BLOCK_RECORDS + 1_234  # two whole blocks and a part of a third
+EVERY = max(5 // harness.TIMES, 1)  # so many-th record is judged: the oracle takes longer than all else, in each block
 
 
 def log(profile: Profile) -> bytes:
@@ -153,7 +155,7 @@ def test_a_seed_gives_the_bytes_that_it_always_gave(settings, digest):
     ids=["default", "compact", "all parts", "wild tokens", "one of each", "many of each", "late, future, escaped"],
 )
 def test_every_record_obeys_the_rules(profile):
-    for line in lines_of(log(profile)):
+    for line in lines_of(log(profile))[::EVERY]:
         assert verdict(line).kind == "ok", line
 
 
@@ -321,6 +323,7 @@ def test_escaped_records_mean_the_same(compact):
     assert_share(sum(b"\\u" in line for line in spelled), N, 0.25)
     for line, escaped in zip(plain, spelled, strict=True):
         assert orjson.loads(line) == orjson.loads(escaped)
+    for line, escaped in zip(plain[::EVERY], spelled[::EVERY], strict=True):
         assert verdict(line) == verdict(escaped)
 
 
@@ -343,8 +346,8 @@ def test_a_record_that_is_sent_again_is_never_a_malformed_or_a_repeated_one():
     profile = Profile(N, duplicates=0.6, malformed=0.3, late=0, escaped=0)
     fresh = {orjson.loads(line)["request_id"] for line in lines_of(log(clean()))}
     for line in lines_of(log(profile)):
-        if verdict(line).kind == "ok":
-            assert verdict(line).record.request_id in fresh
+        if (judged := verdict(line)).kind == "ok":
+            assert judged.record.request_id in fresh
 
 
 # Spelling
@@ -413,9 +416,9 @@ def test_a_block_knows_each_lines_user_and_when_it_comes(compact):
         assert found == [block.line(row) for row in range(len(block))]
         assert (np.diff(block.due_ms) >= 0).all() and block.due_ms[0] >= last
         last = int(block.due_ms[-1])
-        for line, name in zip(found, block.user_names(), strict=True):
-            if verdict(line).kind == "ok":
-                assert verdict(line).record.user == bytes(name).decode()
+        for line, name in list(zip(found, block.user_names(), strict=True))[::EVERY]:
+            if (judged := verdict(line)).kind == "ok":
+                assert judged.record.user == bytes(name).decode()
         middle = block.between(100, 200)
         assert [middle.line(row) for row in range(100)] == found[100:200]
         assert (middle.users == block.users[100:200]).all() and (middle.due_ms == block.due_ms[100:200]).all()

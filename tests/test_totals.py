@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.harness import TIMES
 from tests.summaries import COUNTERS, FakeMeter, Fleet, named, rfc3339
 from tests.test_schemas import validator
 from tokenometer.processor.rollup import cells, entries, summaries, totals
@@ -123,7 +124,7 @@ def test_totals_are_the_sum_of_the_last_words_of_all_parts(seed, step_ms, late_m
 
 
 @pytest.mark.slow
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=50 * TIMES, deadline=None)
 @given(seed=seeds, step_ms=STEPS, late_ms=st.sampled_from([0, 5 * MINUTE_MS, 2 * HOUR_MS]))
 def test_crashes_and_redelivery_change_nothing(seed, step_ms, late_ms):
     """Writers die between any two writes and go on at any earlier offset; partitions wait for one another."""
@@ -156,7 +157,7 @@ def test_crashes_and_redelivery_change_nothing(seed, step_ms, late_ms):
 
 
 @pytest.mark.slow
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20 * TIMES, deadline=None)
 @given(seed=seeds, step_ms=STEPS)
 def test_no_total_is_ever_too_large(seed, step_ms):
     """Not between two writes either: what is shown has happened."""
