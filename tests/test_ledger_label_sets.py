@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests import books
+from tests import books, harness
 from tests.test_ledger import COUNTS, HOSTILE, IDENTITY, labelled, messages, take
 from tokenometer.processor.ledger import decode, labels, store
 from tokenometer.processor.ledger.values import LedgerRows, Malformed
@@ -65,6 +65,7 @@ def found_in(rows: LedgerRows | None, count: int) -> list[Labels]:
     return [{name.decode(): value.decode() for name, value in of_sets[code]} for code in rows.labels.codes]
 
 
+@settings(deadline=None)
 @given(some=several, seed=st.integers(0, 1 << 32))
 def test_labels_say_the_same_in_any_spelling(some: list[Labels], seed: int) -> None:
     draw = random.Random(seed)
@@ -73,6 +74,7 @@ def test_labels_say_the_same_in_any_spelling(some: list[Labels], seed: int) -> N
         assert found_in(decode.usage_rows([messages(rows)]), len(rows)) == some
 
 
+@settings(deadline=None)
 @given(some=several)
 def test_sets_of_a_table_are_those_of_its_messages(some: list[Labels]) -> None:
     """Of a file's columns: a struct that is null, or all of whose fields are, says nothing."""
@@ -149,6 +151,7 @@ def test_a_row_has_eight_labels_at_most_however_many_a_batch_has(count: int, fit
             decode.usage_rows([messages(list(rows))])
 
 
+@settings(deadline=None)
 @given(some=several, seed=st.integers(0, 1 << 32))
 def test_the_keys_of_all_sets_are_those_of_each(some: list[Labels], seed: int) -> None:
     """Whatever numbers the texts have."""
@@ -164,7 +167,7 @@ def test_the_keys_of_all_sets_are_those_of_each(some: list[Labels], seed: int) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bound", [0, 1, 7, 1000])
-@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=5 * harness.TIMES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(batches=st.lists(several, min_size=2, max_size=4))
 def test_a_bound_on_what_is_remembered_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory, bound: int, batches: list[list[Labels]]
