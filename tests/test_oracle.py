@@ -5,7 +5,7 @@ import random
 
 import orjson
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import mutate
@@ -380,6 +380,7 @@ JSON_VALUES = st.recursive(
 )
 
 
+@settings(deadline=None)
 @given(extra=JSON_VALUES, compact=st.booleans(), at=st.integers(0, 6))
 def test_an_unrelated_field_changes_nothing(extra: object, compact: bool, at: int) -> None:
     items = list(json.loads(GOOD).items())
@@ -398,6 +399,7 @@ def pairs_repeat_a_key(line: bytes) -> bool:
 KEY_TEXTS = [b'"user"', b'"meta"', b'"us\\u0065r"', b'"x"']
 
 
+@settings(deadline=None)
 @given(entries=st.lists(st.tuples(st.sampled_from(KEY_TEXTS), JSON_VALUES), max_size=5))
 def test_repeated_fields_agree_with_the_pairs_of_json(entries: list[tuple[bytes, object]]) -> None:
     line = b"{" + b",".join(key + b":" + orjson.dumps(value) for key, value in entries) + b"}"
@@ -405,6 +407,7 @@ def test_repeated_fields_agree_with_the_pairs_of_json(entries: list[tuple[bytes,
     assert has_repeated_field(line, mapping) == pairs_repeat_a_key(line)
 
 
+@settings(deadline=None)
 @given(texts=st.lists(st.binary(max_size=4).map(lambda text: text.replace(b"\n", b"")), min_size=1, max_size=5))
 def test_records_are_the_lines_between_newlines(texts: list[bytes]) -> None:
     assert records(b"\n".join(texts) + b"\n") == texts

@@ -570,6 +570,7 @@ def test_a_clock_ahead_folds_nothing():
 NAMES = st.from_regex(r"[0-9A-Za-z._:-]+", fullmatch=True)
 
 
+@settings(deadline=None)
 @given(partition=st.integers(0, 1000), time_ms=st.integers(0, 1 << 50), meter=NAMES)
 def test_keys_come_back(partition, time_ms, meter):
     keys = [Key(partition, kind, time_ms, "") for kind in ("window", "users", "hour")]

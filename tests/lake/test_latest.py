@@ -1,7 +1,7 @@
 """Of messages of one key only the last is read. A key that lies is not believed, so that no row is left out."""
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenometer.processor.broker import Messages, Place
@@ -37,6 +37,7 @@ def expected(messages: list[tuple[int, bytes | None, bytes | None]]) -> set[int]
     return kept | set(last.values())
 
 
+@settings(deadline=None)
 @given(st.lists(MESSAGE, max_size=40), st.integers(1, 30), st.integers(1, 7))
 def test_the_last_of_each_key_is_taken_and_whatever_has_another_key_than_its_own(drawn, most, together) -> None:
     messages = [(partition, value_of(row), key_of(row, key)) for partition, row, key in drawn]
