@@ -30,7 +30,7 @@ from tokenometer.processor.meter.meter import Clock, Meter, MeterSettings
 
 START_MS = 1_795_000_000_000
 SESSION_MS, TRANSACTION_MS = 10_000, 6_000
-SCHEDULES_DEFAULT = 200
+SCHEDULES_DEFAULT = 400
 SCHEDULES = int(os.environ.get("SIM_COUNT", SCHEDULES_DEFAULT))
 SEEDS = [int(os.environ["SIM_SEED"])] if "SIM_SEED" in os.environ else range(SCHEDULES)
 BLOCK = 50  # schedules of one test
