@@ -294,10 +294,12 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
 
 
 class TrippingBroker:
-    """The broker, but its producers trip where the spec says. Commits with rows are counted over all of them."""
+    """The broker, but its producers trip where the spec says. Commits with rows are counted over all of them.
+
+    Their transactional ids are of this group, for meters of other tests have the same names."""
 
     def __init__(self, inner: Any, spec: Spec) -> None:
-        self._inner = inner
+        self._inner, self._group = inner, spec.group
         self.trip = spec.trip
         self.commits = 0  # that had rows, the one at hand included
         self.rows = 0  # of the transaction at hand
@@ -306,7 +308,7 @@ class TrippingBroker:
         return getattr(self._inner, name)
 
     def producer(self, transactional_id: str) -> "TrippingProducer":
-        return TrippingProducer(self._inner.producer(transactional_id), self)
+        return TrippingProducer(self._inner.producer(f"{self._group}-{transactional_id}"), self)
 
     def due(self, point: str) -> bool:
         trip = self.trip
