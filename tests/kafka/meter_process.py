@@ -221,7 +221,7 @@ def _say(event: str, **values: Any) -> None:
 
 
 def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
-    from tests import harness
+    from tests import engines
     from tokenometer.kernels.target import HostTarget
     from tokenometer.processor.broker import Offset, Place
     from tokenometer.processor.broker.kafka import KafkaBroker
@@ -285,7 +285,7 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
     inputs = {topic: mappings.resolve(mapping) for topic, mapping in spec.inputs.items()}
     more = {**spec.settings, "registry": Registry({"url": spec.registry}) if spec.registry else None}
     settings = MeterSettings(spec.name, spec.group, inputs, *spec.outputs, **more)
-    engine = harness.make_engine(HostTarget(), **harness.LARGE | spec.engine)
+    engine = engines.make_engine(HostTarget(), **engines.LARGE | spec.engine)
     run = f"{spec.name}.{time.time_ns()}"
     _say("ready", run=run)
     meter = Telling(broker, engine, settings, run, on_commit=committed)
