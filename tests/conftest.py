@@ -27,6 +27,9 @@ pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
 from tests.cuda_on_cpu import CudaOnCpuTarget  # noqa: E402
 
+# As in the Makefile: else each of a thousand processes compiles what has changed since it was compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 gc.disable()  # until all tests are collected
 for _name in ("COLUMNS", "LINES"):  # readline puts them into the environment that a worker of xdist inherits
     os.environ.pop(_name, None)

@@ -12,6 +12,7 @@ error. It may be told to trip: at a point of one of its commits it sends itself 
          before produce                              offsets sent        commit sent
 """
 
+import gc
 import json
 import logging
 import os
@@ -221,6 +222,7 @@ def _say(event: str, **values: Any) -> None:
 
 
 def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
+    gc.disable()
     from tests import engines
     from tokenometer.kernels.target import HostTarget
     from tokenometer.processor.broker import Offset, Place
@@ -228,6 +230,9 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
     from tokenometer.processor.broker.registry import Registry
     from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
     from tokenometer.schemas import mapping as mappings
+
+    gc.freeze()  # what is imported stays; the command does likewise
+    gc.enable()
 
     class Telling(Meter):
         """Says what happens to it."""

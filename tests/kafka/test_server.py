@@ -200,6 +200,8 @@ def test_one_broker_is_lent_to_all_who_ask_and_ends_with_its_lender(ours: KafkaS
             address = process.stdout.readline().decode().strip()
             bootstrap = borrow(address)
             assert borrow(address) == bootstrap != ours.bootstrap
+            [data] = pathlib.Path(folder).glob("tokenometer-kafka-*")
+            pid = broker_of(data)
             borrower = KafkaServer(bootstrap=bootstrap)
             borrower.start()
             with pytest.raises(KafkaNotOwned):
@@ -211,17 +213,8 @@ def test_one_broker_is_lent_to_all_who_ask_and_ends_with_its_lender(ours: KafkaS
                 assert os.listdir(folder) == []
         finally:
             process.kill()
-        deadline = time.monotonic() + SECONDS_MAX
-        while time.monotonic() < deadline and answers(bootstrap):
-            time.sleep(0.1)
+        await_end(pid)
         assert_nothing_listens(bootstrap)
-
-
-def answers(bootstrap: str) -> bool:
-    host, port = bootstrap.split(":")
-    with contextlib.suppress(OSError), socket.create_connection((host, int(port)), timeout=5):
-        return True
-    return False
 
 
 def test_close_leaves_no_process_and_no_data(owned: KafkaServer) -> None:
