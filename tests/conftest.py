@@ -1,5 +1,6 @@
 """Fixtures: every backend that this machine has, engines on it, and one real broker for the session."""
 
+import contextlib
 import gc
 import logging
 import os
@@ -18,6 +19,7 @@ from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.target import CudaTarget, DeviceError, HostTarget, Target
 
 if TYPE_CHECKING:
+    from tests.kafka_lender import Lender
     from tests.kafka_server import KafkaServer
     from tests.postgres_server import PostgresServer
 
@@ -25,6 +27,9 @@ pytest.register_assert_rewrite("tests.harness", "tests.streams")
 from tests import harness  # noqa: E402  its asserts shall show what differs
 from tests.cuda_on_cpu import CudaOnCpuTarget  # noqa: E402
 
+# As in the Makefile: else each of a thousand processes compiles what has changed since it was compiled.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 gc.disable()  # until all tests are collected
 for _name in ("COLUMNS", "LINES"):  # readline puts them into the environment that a worker of xdist inherits
     os.environ.pop(_name, None)
@@ -70,14 +75,30 @@ def id_bytes(target: Target) -> int:
     return 16 if target.in_order else 20
 
 
+@pytest.fixture
+def kafka(request: pytest.FixtureRequest) -> "KafkaServer":
+    """A running broker: that of all tests, of all processes, unless the test has `owned`, one that it may stop."""
+    name = "owned" if "owned" in request.fixturenames else "common_kafka"
+    server: KafkaServer = request.getfixturevalue(name)
+    return server
+
+
 @pytest.fixture(scope="session")
-def kafka() -> Iterator["KafkaServer"]:
-    """A running broker. Tests that stop it need `kafka.owned` and start it again."""
+def common_kafka(request: pytest.FixtureRequest) -> Iterator["KafkaServer"]:
+    with kafka_for(request.config, alone=False) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def kafka_for(config: pytest.Config, alone: bool) -> Iterator["KafkaServer"]:
+    """A broker of this process alone, or that of the whole run."""
     # Here, because the tests that run on a GPU's machine have no Kafka client.
+    from tests.kafka_lender import borrow
     from tests.kafka_server import ENVIRONMENT, KafkaServer, KafkaToolMissing
 
+    lender = None if alone else getattr(config, "workerinput", {}).get("kafka")
     try:
-        server = KafkaServer(quick=True)
+        server = KafkaServer(quick=True, bootstrap=borrow(lender) if lender else "")
         server.start()
     except KafkaToolMissing as error:
         # A skip must not pass for a proof where proofs are made.
@@ -134,6 +155,27 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 # --- Several processes ---
+
+_LENDER: "pytest.StashKey[Lender]" = pytest.StashKey()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """In the process that controls the others, once for each of them."""
+    stash = node.config.stash
+    if _LENDER not in stash:
+        try:
+            from tests.kafka_lender import Lender
+        except ModuleNotFoundError:  # no Kafka client
+            return
+        stash[_LENDER] = Lender()
+    node.workerinput["kafka"] = stash[_LENDER].address
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if _LENDER in config.stash:
+        config.stash[_LENDER].close()
+
 
 # A minute and more of computing. They are begun first, because the one that is begun last decides when a run ends.
 _LONGEST = (

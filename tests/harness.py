@@ -6,7 +6,6 @@ on from the first message that is not in. The truth for a row is the sum over pa
 
 import os
 import pathlib
-import random
 import tomllib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,10 +14,14 @@ from itertools import zip_longest
 from typing import Any
 
 from tests import oracle
-from tokenometer.kernels.engine import Engine, Limits
-from tokenometer.kernels.target import Target
+from tests.engines import LARGE as LARGE
+from tests.engines import LIMITS as LIMITS
+from tests.engines import MIDDLE as MIDDLE
+from tests.engines import TINY as TINY
+from tests.engines import make_engine as make_engine
+from tests.engines import secret as secret
+from tokenometer.kernels.engine import Engine
 from tokenometer.kernels.values import Progress, Tally, UsageRows
-from tokenometer.processor.records.referee import Referee
 from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.value import PLAIN, Value
@@ -29,43 +32,6 @@ MAPPINGS = pathlib.Path(mappings.__file__).parent / "mappings"
 # Those whose values are plain lines; the others are read by tests/test_samples.py and tests/intake.
 SHIPPED = tuple(name for name in mappings.shipped() if mappings.resolve(name).value == PLAIN)
 DEDUP_HORIZON_MS = 600_000  # the engine's default
-# Tables take any batch of any shipped mapping. Small, because the first records of an engine touch most of their pages,
-# which costs more than counting some thousands of records.
-LIMITS = {
-    "rows": 1 << 15,
-    "cells": 1 << 15,
-    "texts": 1 << 16,
-    "windows": 1 << 8,
-    "arena_bytes": 1 << 20,
-    "batch_bytes": 1 << 18,
-    "tile_records": 1 << 10,
-}
-# A batch holds some hundreds of mutated records.
-MIDDLE = LIMITS | {
-    "rows": 1 << 16,
-    "cells": 1 << 16,
-    "texts": 1 << 17,
-    "arena_bytes": 1 << 21,
-    "batch_bytes": 1 << 19,
-}
-# A batch holds two of the longest records and then some.
-LARGE = LIMITS | {
-    "rows": 1 << 18,
-    "cells": 1 << 18,
-    "texts": 1 << 19,
-    "arena_bytes": 1 << 24,
-    "batch_bytes": 2_250_000,
-}
-# One message of 900 bytes just fits: every few messages open a new part.
-TINY = {
-    "rows": 32,
-    "cells": 32,
-    "texts": 128,
-    "windows": 16,
-    "arena_bytes": 4096,
-    "batch_bytes": 900,
-    "tile_records": 8,
-}
 
 Row = tuple[Any, ...]  # window start, user, model, chip; of rows with labels, these as pairs
 Rows = dict[Row, list[int]]
@@ -109,19 +75,6 @@ def decode_of(value: Value = PLAIN) -> Callable[[bytes | None], tuple[list[bytes
         return decoded.lines or [b""], decoded.failure
 
     return decode
-
-
-def secret(seed: int = 1) -> list[int]:
-    draw = random.Random(seed)
-    return [draw.getrandbits(64) for _ in range(8)]
-
-
-def make_engine(target: Target, secret_seed: int = 1, **settings: Any) -> Engine:
-    """An engine of moderate size; `settings` are fields of Limits and arguments of Engine."""
-    limits = Limits(**{name: settings.pop(name, size) for name, size in {**LIMITS, "identity_bytes": 1 << 30}.items()})
-    bounds = ("max_future_skew_ms", "max_past_ms", "not_before_ms")
-    referee = Referee(**{name: settings[name] for name in bounds if name in settings})
-    return Engine(target, referee, secret=secret(secret_seed), limits=limits, **settings)
 
 
 def rows_of(changes: Iterable[UsageRows]) -> Rows:

@@ -35,6 +35,21 @@ def test_a_command_s_module_loads_no_server_no_client_and_no_database(name: str)
     assert not found & {"aiohttp", "confluent_kafka", "duckdb", "cupy"}
 
 
+def test_no_garbage_is_looked_for_while_a_command_loads_and_when_it_ends() -> None:
+    """But while it runs."""
+    code = """
+import atexit, gc, sys
+from tokenometer.processor.cli import __main__ as cli
+load, before = cli.importlib.import_module, []
+cli.importlib.import_module = lambda name: (before.append(gc.isenabled()), load(name))[1]
+atexit.register(lambda: print(before, gc.isenabled(), gc.get_freeze_count() > 10_000))
+sys.argv[1:] = ["usage", "--help"]
+cli.main()
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert run.stdout.splitlines()[-1] == "[False] True True", run.stderr
+
+
 def test_without_a_driver_auto_is_the_cpu_and_cupy_is_not_asked(monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> None:
         raise OSError(f"{name}: cannot open shared object file")

@@ -1,5 +1,7 @@
 """The command `tokenometer`: which commands there are, and how each ends. `common` lists the exit statuses."""
 
+import contextlib
+import gc
 import importlib
 import os
 import re
@@ -55,7 +57,10 @@ def main() -> NoReturn:
     for name in ("stdout", "stderr"):  # closed by whoever started us
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open as long as the process is
-    sys.exit(run(sys.argv[1:]))
+    try:
+        sys.exit(run(sys.argv[1:]))
+    finally:
+        gc.freeze()  # else the interpreter's end looks for garbage in all that was imported, for a tenth of a second
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -64,7 +69,8 @@ def run(arguments: Sequence[str]) -> int:
     words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
     [named] = (words if completing else list(arguments))[:1] or [""]
     names = [named] if named in COMMANDS else [] if named == "--version" else COMMANDS
-    command: Any = typer.main.get_command(application(names))
+    with _no_collections():
+        command: Any = typer.main.get_command(application(names))
     if completing:  # the shell asks for completions; this answers and ends
         command.main([], prog_name=_NAME)
     _settle_environment(command)
@@ -107,6 +113,18 @@ def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
         else:
             register(app, name, getattr(module, f"{name}_command"))
     return app
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """What is imported stays, and looking for garbage in it takes a tenth of an import's time."""
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 def _drop_output() -> None:

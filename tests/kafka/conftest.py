@@ -1,5 +1,7 @@
 """Fixtures: topics of a test's own on the session's real broker."""
 
+import functools
+import os
 import pathlib
 import re
 import time
@@ -9,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import pytest
 from confluent_kafka.admin import AdminClient, NewTopic
 
+from tests.conftest import kafka_for
 from tests.kafka.service import Service
 from tests.kafka.stream import Stream
 from tests.kafka_server import ENVIRONMENT, KafkaServer
@@ -16,17 +19,35 @@ from tests.kafka_server import ENVIRONMENT, KafkaServer
 ANSWER_SECONDS_MAX = 20
 
 
-@pytest.fixture
-def owned(kafka: KafkaServer) -> KafkaServer:
-    """The broker, for a test that stops it."""
-    if not kafka.owned:
+@pytest.fixture(scope="module")
+def owned(request: pytest.FixtureRequest) -> Iterator[KafkaServer]:
+    """A broker for tests that stop it: with several processes one of their file, else that of all tests."""
+    if os.environ.get(ENVIRONMENT):
         pytest.skip(f"stops the broker, and the one that {ENVIRONMENT} names is not ours to stop")
+    if not hasattr(request.config, "workerinput"):
+        yield request.getfixturevalue("common_kafka")
+        return
+    with kafka_for(request.config, alone=True) as server:
+        yield server
+        _admin_of.cache_clear()  # it would look for the broker until the end
+
+
+@pytest.fixture
+def ours(kafka: KafkaServer) -> KafkaServer:
+    """The broker of all tests, for a test that leaves topics behind."""
+    if os.environ.get(ENVIRONMENT):
+        pytest.skip(f"leaves topics behind, and the broker that {ENVIRONMENT} names is not ours to fill")
     return kafka
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def admin(kafka: KafkaServer) -> AdminClient:
-    return AdminClient({"bootstrap.servers": kafka.bootstrap})
+    return _admin_of(kafka.bootstrap)
+
+
+@functools.lru_cache(maxsize=2)
+def _admin_of(bootstrap: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap})
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ error. It may be told to trip: at a point of one of its commits it sends itself 
          before produce                              offsets sent        commit sent
 """
 
+import gc
 import json
 import logging
 import os
@@ -221,13 +222,17 @@ def _say(event: str, **values: Any) -> None:
 
 
 def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
-    from tests import harness
+    gc.disable()
+    from tests import engines
     from tokenometer.kernels.target import HostTarget
     from tokenometer.processor.broker import Offset, Place
     from tokenometer.processor.broker.kafka import KafkaBroker
     from tokenometer.processor.broker.registry import Registry
     from tokenometer.processor.meter.meter import Committed, Meter, MeterSettings
     from tokenometer.schemas import mapping as mappings
+
+    gc.freeze()  # what is imported stays; the command does likewise
+    gc.enable()
 
     class Telling(Meter):
         """Says what happens to it."""
@@ -285,7 +290,7 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
     inputs = {topic: mappings.resolve(mapping) for topic, mapping in spec.inputs.items()}
     more = {**spec.settings, "registry": Registry({"url": spec.registry}) if spec.registry else None}
     settings = MeterSettings(spec.name, spec.group, inputs, *spec.outputs, **more)
-    engine = harness.make_engine(HostTarget(), **harness.LARGE | spec.engine)
+    engine = engines.make_engine(HostTarget(), **engines.LARGE | spec.engine)
     run = f"{spec.name}.{time.time_ns()}"
     _say("ready", run=run)
     meter = Telling(broker, engine, settings, run, on_commit=committed)
@@ -294,10 +299,12 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
 
 
 class TrippingBroker:
-    """The broker, but its producers trip where the spec says. Commits with rows are counted over all of them."""
+    """The broker, but its producers trip where the spec says. Commits with rows are counted over all of them.
+
+    Their transactional ids are of this group, for meters of other tests have the same names."""
 
     def __init__(self, inner: Any, spec: Spec) -> None:
-        self._inner = inner
+        self._inner, self._group = inner, spec.group
         self.trip = spec.trip
         self.commits = 0  # that had rows, the one at hand included
         self.rows = 0  # of the transaction at hand
@@ -306,7 +313,7 @@ class TrippingBroker:
         return getattr(self._inner, name)
 
     def producer(self, transactional_id: str) -> "TrippingProducer":
-        return TrippingProducer(self._inner.producer(transactional_id), self)
+        return TrippingProducer(self._inner.producer(f"{self._group}-{transactional_id}"), self)
 
     def due(self, point: str) -> bool:
         trip = self.trip

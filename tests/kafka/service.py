@@ -21,7 +21,7 @@ class Service:
                 [
                     sys.executable, "-m", "tokenometer.processor.cli", "meter",
                     "--bootstrap", bootstrap or stream.bootstrap, "--group", stream.group,
-                    "--input", f"{stream.input}={stream.mapping}", "--name", "meter-0",
+                    "--input", f"{stream.input}={stream.mapping}", "--name", stream.named("meter-0"),
                     "--usage-topic", usage, "--live-topic", live, "--rejected-topic", rejected,
                     "--device", "cpu", "--memory", "256MiB", "--listen", f"127.0.0.1:{self.port}", *more,
                 ],

@@ -68,6 +68,10 @@ class Stream:
         self.meters.append(MeterProcess(spec))
         return self.meters[-1]
 
+    def named(self, meter: str) -> str:
+        """Of a meter that has its name as its transactional id, which no other test may have on this broker."""
+        return f"{self.group}-{meter}"
+
     # The log
 
     def append(self, values: Sequence[bytes | None], broker: KafkaBroker | None = None) -> None:

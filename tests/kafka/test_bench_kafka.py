@@ -14,10 +14,10 @@ from tokenometer.schemas import mapping as mappings
 pytestmark = pytest.mark.kafka
 
 
-def test_every_contender_reads_its_topic_to_the_end(owned, tmp_path):
+def test_every_contender_reads_its_topic_to_the_end(ours, tmp_path):
     """On a broker of ours only: topics are left behind."""
     file = tmp_path / "pipeline.json"
-    assert bench_pipeline.main(["--bootstrap", owned.bootstrap, "--turns", "1", "--json", str(file)]) == 0
+    assert bench_pipeline.main(["--bootstrap", ours.bootstrap, "--turns", "1", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     assert set(found["runs"]) == {":".join(case) for case in bench_pipeline.CASES}
     for case, runs in found["runs"].items():
@@ -25,19 +25,19 @@ def test_every_contender_reads_its_topic_to_the_end(owned, tmp_path):
     assert "one:meter" in report.report([("pipeline.json", found)])
 
 
-def test_a_made_up_log_is_sent(owned, tmp_path):
+def test_a_made_up_log_is_sent(ours, tmp_path):
     file = tmp_path / "synth.json"
-    options = ["--bootstrap", owned.bootstrap, "--json", str(file), "--data", str(tmp_path), "--only", "kafka"]
+    options = ["--bootstrap", ours.bootstrap, "--json", str(file), "--data", str(tmp_path), "--only", "kafka"]
     assert bench_synth.main([*options, "--turns", "1"]) == 0
     found = json.loads(file.read_text())
     assert list(found["cases"]) == ["kafka, this"]
     assert "synth, kafka, two cores" in report.report([("synth.json", found)])
 
 
-def test_an_audit_of_a_benchmarks_log_is_clean(owned, tmp_path):
+def test_an_audit_of_a_benchmarks_log_is_clean(ours, tmp_path):
     """The run itself demands a clean report of all records."""
     file = tmp_path / "verify.json"
-    assert bench_verify.main(["--bootstrap", owned.bootstrap, "--turns", "1", "--json", str(file)]) == 0
+    assert bench_verify.main(["--bootstrap", ours.bootstrap, "--turns", "1", "--json", str(file)]) == 0
     found = json.loads(file.read_text())
     cases = found["cases"]
     assert {name: case["records"] for name, case in cases.items()} == bench_verify.SIZES["small"]
@@ -49,9 +49,9 @@ ONCE = [*(f"{name}:dedup" for name in bench_exactly_once.HOW), "streams-by-hand:
 
 
 @pytest.mark.slow  # five contenders, three of them in a JVM
-def test_exactly_once_peers_commit_the_rows_of_the_oracle(owned, tmp_path):
+def test_exactly_once_peers_commit_the_rows_of_the_oracle(ours, tmp_path):
     file = tmp_path / "exactly-once.json"
-    options = ["--bootstrap", owned.bootstrap, "--json", str(file), "--data", str(tmp_path), "--only", *ONCE]
+    options = ["--bootstrap", ours.bootstrap, "--json", str(file), "--data", str(tmp_path), "--only", *ONCE]
     assert bench_exactly_once.main(options) == 0
     found = json.loads(file.read_text())
     assert list(found["runs"]) == ONCE

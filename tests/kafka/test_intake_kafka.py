@@ -80,7 +80,7 @@ def test_every_sample_is_metered(stream: Stream, tmp_path: pathlib.Path) -> None
 
 def meter_until_read(stream: Stream, inputs: dict[str, mappings.Mapping], schemas: dict[str, bytes]) -> None:
     """A meter in this process, until every message is committed."""
-    settings = MeterSettings("meter-0", stream.group, inputs, *stream.outputs, schemas=schemas)
+    settings = MeterSettings(stream.named("meter-0"), stream.group, inputs, *stream.outputs, schemas=schemas)
     meter = Meter(stream.broker, harness.make_engine(HostTarget(), **harness.LARGE), settings, "meter-0.run")
     done = threading.Event()
     thread = threading.Thread(target=meter.run, args=(done.is_set,))

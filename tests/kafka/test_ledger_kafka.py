@@ -215,9 +215,7 @@ def test_a_second_ledger_is_refused(stream: Stream, database: str) -> None:
         first.process.wait()
 
 
-def test_the_ledger_waits_for_a_broker_that_is_away(kafka: KafkaServer, stream: Stream, database: str) -> None:
-    if not kafka.owned:
-        pytest.skip("stops the broker, which is not ours to stop")
+def test_the_ledger_waits_for_a_broker_that_is_away(owned: KafkaServer, stream: Stream, database: str) -> None:
     ledger = LedgerProcess(stream, database)
     try:
         stream.append(stream.lines(300))
@@ -225,9 +223,9 @@ def test_the_ledger_waits_for_a_broker_that_is_away(kafka: KafkaServer, stream: 
         stream.settle()
         stream.stop()
         eventually(lambda: (ledger.total() or (0, 0))[0] > 0, "usage", PATIENCE_SECONDS)
-        kafka.kill()
+        owned.kill()
         time.sleep(2)
-        kafka.start()
+        owned.start()
         stream.broker = KafkaBroker(stream.bootstrap)
         stream.append(stream.lines(300))
         stream.meter("meter-1")

@@ -296,7 +296,7 @@ def test_the_command(make_stream: Callable[..., Stream], tmp_path: pathlib.Path)
     (tmp_path / "meter.toml").write_text(f"""
         bootstrap = "{stream.bootstrap}"
         input = ["{stream.input}=native"]
-        name = "meter-0"
+        name = "{stream.named("meter-0")}"
         device = "cpu"
         memory = "256MiB"
         commit-interval = 5

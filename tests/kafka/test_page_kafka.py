@@ -92,7 +92,8 @@ def test_a_killed_meter_is_late_and_then_stopped_and_one_that_is_told_to_stop_sa
     rollup: Rollup,
 ) -> None:
     page = Page(chrome)
-    victim, other = start(stream), start(stream, "--name", "meter-1")
+    first, second = stream.named("meter-0"), stream.named("meter-1")
+    victim, other = start(stream), start(stream, "--name", second)
     with stream.flowing():
         address = f"http://127.0.0.1:{rollup.port}"
 
@@ -110,31 +111,31 @@ def test_a_killed_meter_is_late_and_then_stopped_and_one_that_is_told_to_stop_sa
                 return False
 
         eventually(is_open, "the page", PATIENCE_SECONDS)
-        both = {"meter-0": "● live", "meter-1": "● live"}
+        both = {first: "● live", second: "● live"}
         eventually(lambda: states(page) == both and page.field("pulse")[0] == "live", "two meters", PATIENCE_SECONDS)
         page.chrome.execute_script(NOTE)
 
         victim.process.kill()
-        eventually(lambda: states(page)["meter-0"].startswith("▲ stopped"), "the dead one", PATIENCE_SECONDS)
-        told = noted(page, "meter-0")
+        eventually(lambda: states(page)[first].startswith("▲ stopped"), "the dead one", PATIENCE_SECONDS)
+        told = noted(page, first)
         late = [each for each in told if each[0].startswith("◐ late")]
         stale = [each for each in told if each[0].startswith("▲ stopped")]
         assert late and stale and told.index(late[0]) < told.index(stale[0]), told
         assert all(faded for _, faded, _ in late[1:] + stale), "its last values fade"
         assert all(2 <= seconds(state) < 12 for state, *_ in late), late
         assert all(seconds(state) >= 12 for state, *_ in stale), stale
-        eventually(lambda: re.search("meter-0 stopped [0-9]+ s", page.field("pulse")[0]), "the header", 10)
-        assert any("meter-0 late" in pulse for *_, pulse in late)
-        assert page.banner == "" and states(page)["meter-1"] == "● live", "the other one goes on"
+        eventually(lambda: re.search(f"{first} stopped [0-9]+ s", page.field("pulse")[0]), "the header", 10)
+        assert any(f"{first} late" in pulse for *_, pulse in late)
+        assert page.banner == "" and states(page)[second] == "● live", "the other one goes on"
         print(f"late first at {late[0][0]}, stopped first at {stale[0][0]}")
 
         again = start(stream)
-        eventually(lambda: states(page)["meter-0"] == "● live", "it to come back", PATIENCE_SECONDS)
+        eventually(lambda: states(page)[first] == "● live", "it to come back", PATIENCE_SECONDS)
         other.process.send_signal(signal.SIGTERM)
         assert other.process.wait(PATIENCE_SECONDS) == 0, other.log
-        eventually(lambda: states(page)["meter-1"] == "■ stopped", "the planned stop", PATIENCE_SECONDS)
+        eventually(lambda: states(page)[second] == "■ stopped", "the planned stop", PATIENCE_SECONDS)
         time.sleep(3)  # for what would be said wrongly
-        assert not any("▲" in state or "meter-1 stopped" in pulse for state, _, pulse in noted(page, "meter-1"))
+        assert not any("▲" in state or f"{second} stopped" in pulse for state, _, pulse in noted(page, second))
         eventually(lambda: page.field("pulse")[0] == "live", "a header that names nobody", PATIENCE_SECONDS)
         again.process.send_signal(signal.SIGTERM)
         assert again.process.wait(PATIENCE_SECONDS) == 0, again.log

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 
@@ -14,6 +15,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from tests import kafka_server
+from tests.kafka_lender import borrow
 from tests.kafka_server import ENVIRONMENT, KafkaFailed, KafkaNotOwned, KafkaServer, KafkaToolMissing
 
 pytestmark = pytest.mark.kafka
@@ -170,6 +172,49 @@ def test_no_broker_outlives_who_started_it(
     assert status == (-signal.SIGKILL if end == signal.SIGKILL else 0)
     await_end(pid)
     assert_nothing_listens(bootstrap)
+
+
+LENDING = """
+import sys
+from tests.kafka_lender import Lender
+lender = Lender()
+print(lender.address, flush=True)
+sys.stdin.readline()
+lender.close()
+"""
+
+
+@pytest.mark.parametrize("end", ["close", "kill"])
+def test_one_broker_is_lent_to_all_who_ask_and_ends_with_its_lender(ours: KafkaServer, end: str) -> None:
+    with (
+        tempfile.TemporaryDirectory(prefix="lent-") as folder,  # a socket's path has to be short
+        subprocess.Popen(
+            [sys.executable, "-c", LENDING],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "TMPDIR": folder},
+        ) as process,
+    ):
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            address = process.stdout.readline().decode().strip()
+            bootstrap = borrow(address)
+            assert borrow(address) == bootstrap != ours.bootstrap
+            [data] = pathlib.Path(folder).glob("tokenometer-kafka-*")
+            pid = broker_of(data)
+            borrower = KafkaServer(bootstrap=bootstrap)
+            borrower.start()
+            with pytest.raises(KafkaNotOwned):
+                borrower.stop()
+            if end == "close":
+                process.stdin.write(b"\n")
+                process.stdin.flush()
+                assert process.wait(SECONDS_MAX) == 0
+                assert os.listdir(folder) == []
+        finally:
+            process.kill()
+        await_end(pid)
+        assert_nothing_listens(bootstrap)
 
 
 def test_close_leaves_no_process_and_no_data(owned: KafkaServer) -> None:

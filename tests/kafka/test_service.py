@@ -34,7 +34,7 @@ def test_a_meter_whose_name_another_member_has_is_not_healthy_and_says_so(
 ) -> None:
     """With KIP-848 the brokers refuse it; it used to go on in no group, with /healthz ok and no lag."""
     broker = KafkaBroker(stream.bootstrap, {"group.protocol": "consumer"})
-    holder = broker.consumer(stream.group, [stream.input], Holder(), "meter-0")
+    holder = broker.consumer(stream.group, [stream.input], Holder(), stream.named("meter-0"))
     eventually(lambda: holder.poll(0.1, 1) or holder.assignment(), "partitions", PATIENCE_SECONDS)
     done = threading.Event()
 
@@ -68,7 +68,7 @@ def test_a_meter_whose_name_another_member_has_is_not_healthy_and_says_so(
 def test_a_spare_meter_is_healthy(stream: Stream, start: Callable[..., Service]) -> None:
     others = [stream.meter(f"other-{number}") for number in range(3)]
     eventually(lambda: all(meter.held for meter in others), "partitions", PATIENCE_SECONDS, others)
-    service = start(stream, "--name", "meter-9")
+    service = start(stream, "--name", stream.named("meter-9"))
     eventually(lambda: service.health()[0] == 200, "an answer", PATIENCE_SECONDS)
     begun = time.monotonic()
     while time.monotonic() - begun < 16:
