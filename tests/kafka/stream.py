@@ -124,8 +124,8 @@ class Stream:
         """Wait until all that was appended is committed.
 
         A static member that is killed between giving a partition up and joining again takes up what it had, and Kafka
-        shares nothing out anew: the partition is nobody's until a member comes or goes (docs/OPERATIONS.md, Scaling). So
-        one comes, if it must.
+        shares nothing out anew: the partition is nobody's until a member comes or goes (docs/OPERATIONS.md, Scaling).
+        So one comes, if it must.
         """
         spare, late = [], time.monotonic() + SPARE_SECONDS
 
