@@ -1,6 +1,5 @@
 """The command `tokenometer`: which commands there are, and how each ends. `common` lists the exit statuses."""
 
-import contextlib
 import gc
 import importlib
 import os
@@ -69,8 +68,11 @@ def run(arguments: Sequence[str]) -> int:
     words = os.environ.get("COMP_WORDS", os.environ.get("_TYPER_COMPLETE_ARGS", "")).split()[1:]
     [named] = (words if completing else list(arguments))[:1] or [""]
     names = [named] if named in COMMANDS else [] if named == "--version" else COMMANDS
-    with _no_collections():
+    gc.disable()  # what is imported stays, and looking for garbage in it takes a tenth of an import's time
+    try:
         command: Any = typer.main.get_command(application(names))
+    finally:
+        gc.enable()
     if completing:  # the shell asks for completions; this answers and ends
         command.main([], prog_name=_NAME)
     _settle_environment(command)
@@ -113,18 +115,6 @@ def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
         else:
             register(app, name, getattr(module, f"{name}_command"))
     return app
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """What is imported stays, and looking for garbage in it takes a tenth of an import's time."""
-    before = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if before:
-            gc.enable()
 
 
 def _drop_output() -> None:

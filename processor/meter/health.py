@@ -22,7 +22,7 @@ from tokenometer.schemas.usage import TOKENS, Usage
 if TYPE_CHECKING:
     from tokenometer.processor.http.server import Server
 
-STALE_MS = 60_000  # six commits of a meter without news: it does not come to commit any more
+STALE_MS = 60_000  # without a commit, where each second has one: it does not come to commit any more
 UNSEEN_MS = 15_000  # without a look at the meter (watching.py): nobody can say that it is healthy
 PARTS_REASONS = ("start", "age", "full", "rebalance", "failure")  # why counting.py opens one
 _VERDICTS = ("counted", "duplicates", "rejected", "empty", "skipped")

@@ -12,7 +12,7 @@ import pytest
 from tests.kafka.proxy import Proxy
 from tests.kafka.test_fetch import damaging as damaging
 from tests.kafka.test_fetch import new_name
-from tests.kafka.test_write import committed, numbers
+from tests.kafka.test_write import CANNOT, assert_all_in_order, committed, numbers
 from tests.kafka.test_write import opened as opened
 from tests.kafka_server import KafkaServer
 from tests.write.test_packer import column
@@ -59,7 +59,7 @@ def test_columns_and_single_messages_keep_their_order(
     assert committed(broker, other, 3_000) == {0: numbers(3_000)}
 
 
-@pytest.mark.parametrize("name, value", [("partitioner", "consistent"), ("compression.type", "zstd")])
+@CANNOT
 def test_what_our_requests_cannot_do_is_left_to_librdkafka_and_said(
     kafka: KafkaServer,
     topics: Callable[..., str],
@@ -99,11 +99,7 @@ def test_answers_that_are_lost_are_asked_for_again_and_nothing_is_written_twice(
     finally:
         between.damages.clear()
     assert next(turns) > 12
-    found = committed(broker, topic, 240_000)
-    assert sorted(sum(found.values(), [])) == sorted(value * 40 for value in numbers(240_000))
-    for values_of_one in found.values():
-        order = [int((value or b"")[: len(value or b"") // 40]) for value in values_of_one]
-        assert order == sorted(order), "in the order of writing"
+    assert_all_in_order(committed(broker, topic, 240_000), 240_000)
 
 
 def test_a_restart_of_the_broker_is_waited_out(

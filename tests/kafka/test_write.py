@@ -52,6 +52,17 @@ def committed(broker: KafkaBroker, topic: str, count: int) -> dict[int, list[byt
         time.sleep(0.05)
 
 
+def assert_all_in_order(found: dict[int, list[bytes | None]], count: int) -> None:
+    """Forty times each number, which were written in their order, are in the partitions once."""
+    assert sorted(sum(found.values(), [])) == sorted(value * 40 for value in numbers(count))
+    for values in found.values():
+        order = [int((value or b"")[: len(value or b"") // 40]) for value in values]
+        assert order == sorted(order), "in the order of writing"
+
+
+CANNOT = pytest.mark.parametrize("name, value", [("partitioner", "consistent"), ("compression.type", "zstd")])
+
+
 @pytest.fixture
 def opened() -> Iterator[Callable[..., KafkaBroker]]:
     brokers: list[KafkaBroker] = []
@@ -175,7 +186,7 @@ def test_rows_of_a_transaction_that_timed_out_are_not_called_fenced(
     assert committed(broker, topic, 1) == {0: [b"in time"]}
 
 
-@pytest.mark.parametrize("name, value", [("partitioner", "consistent"), ("compression.type", "zstd")])
+@CANNOT
 def test_what_our_requests_cannot_do_is_left_to_librdkafka_and_said(
     kafka: KafkaServer,
     topics: Callable[..., str],
@@ -223,11 +234,7 @@ def test_answers_that_are_lost_are_asked_for_again_and_nothing_is_written_twice(
     finally:
         del between.damages[_PRODUCE]
     assert len(seen) > 12
-    found = committed(broker, topic, 240_000)
-    assert sorted(sum(found.values(), [])) == sorted(value * 40 for value in numbers(240_000))
-    for values in found.values():
-        order = [int((value or b"")[: len(value or b"") // 40]) for value in values]
-        assert order == sorted(order), "in the order of writing"
+    assert_all_in_order(committed(broker, topic, 240_000), 240_000)
 
 
 @pytest.mark.parametrize("code", [6, 7, 19, 74], ids=["not leader", "timed out", "not enough replicas", "epoch"])

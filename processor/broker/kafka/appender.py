@@ -33,8 +33,7 @@ class KafkaAppender:
 
     def __init__(self, settings: Mapping[str, Any], rows: str = "auto") -> None:
         """rows: which way columns go, ROWS of settings.py."""
-        transactional = {"transaction.timeout.ms"}
-        chosen = {name: value for name, value in settings.items() if name not in transactional}
+        chosen = {name: value for name, value in settings.items() if name != "transaction.timeout.ms"}
         self._settings = {**DEFAULTS, **PRODUCER_DEFAULTS, "message.timeout.ms": str(_TIMEOUT_MS), **chosen}
         self._rows = rows
         self._producer: client.Producer | None = None

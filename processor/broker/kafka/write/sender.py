@@ -112,16 +112,9 @@ class Sender:
         self._bootstrap = list(addresses(str(settings["bootstrap.servers"])))
         self._brokers: list[tuple[str, int]] = []  # that were heard of
         self._identity: Identity | None = None
-        self._deadline = 0.0
+        self._deadline = 0.0  # by the steady clock
         self._topics: dict[str, _Topic] = {}
         self._unanswered: dict[Place, deque[PackedBatch]] = {}
-
-    def _begin(self, identity: Identity, deadline: float) -> None:
-        """deadline: by the steady clock."""
-        if identity != self._identity:  # sequence numbers begin anew
-            self._identity = identity
-            self._topics.clear()
-        self._deadline = deadline
 
     def _enter(self, name: str, partitions: Sequence[int]) -> None:
         """Called before the first batches to partitions of a topic are sent."""

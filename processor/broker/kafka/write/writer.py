@@ -28,7 +28,10 @@ class TransactionWriter(Sender):
 
     def begin(self, identity: Identity, deadline: float) -> None:
         """A transaction that the brokers give up at `deadline`, by the steady clock."""
-        self._begin(identity, deadline)
+        if identity != self._identity:  # sequence numbers begin anew
+            self._identity = identity
+            self._topics.clear()
+        self._deadline = deadline
         for topic in self._topics.values():
             topic.added.clear()
 
