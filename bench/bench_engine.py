@@ -47,7 +47,7 @@ from tokenometer.schemas import mapping as mappings
 
 MODULE = "bench.bench_engine"
 Log = FileLog | RowsLog | ChunksLog
-GROUPS = ("records", "repeats", "tiles", "batches", "messages", "identities", "skew", "rows", "memory")
+GROUPS = ("records", "escapes", "repeats", "tiles", "batches", "messages", "identities", "skew", "rows", "memory")
 SECRET = [0x9E3779B97F4A7C15 * k % (1 << 64) for k in range(1, 9)]  # fixed, so that probe lengths repeat
 HORIZON_MS = 600_000
 FIRST_MESSAGE_MS = START_MS + HORIZON_MS  # later than any event of a log
@@ -56,6 +56,7 @@ FILL_PASS_RECORDS = 1 << 22  # a generation of request ids while rows are filled
 MEMORY_SHARE_MAX = 0.7  # of what is free
 GROUP_NOTES = {
     "records": "kinds of records (clean: none for the referee) and threads",
+    "escapes": "default log whose models have a slash, escaped as PHP's json_encode does",
     "repeats": "200 chunks of each of 1,000 streams, which say the usage so far, as vLLM's do",
     "tiles": "records counted at a time; default log",
     "batches": "bytes of a batch; default log",
@@ -82,6 +83,7 @@ class Case:
     batch_bytes: int = Limits.batch_bytes
     tile_records: int = Limits.tile_records
     one_line_messages: bool = False
+    escaped: bool = False  # see FileLog
     rows: int = 0  # filled in before
     skew: float = 0.0
     remembered: int = 0  # request ids in a generation, before the first pass
@@ -113,6 +115,7 @@ def cases(size: str, device: str) -> list[Case]:
         for log in PROFILES
         if "clean" in log
     ]
+    found.append(replace(base, group="escapes", name="one in each record: all", escaped=True))
     found.append(replace(base, group="repeats", name="200 chunks: grow", log="chunks", records=1_000_000))
     rows = replace(base, log="rows")
     tiles = (18, 19, 20, 21) if cuda else (9, 11, 12, 13, 14, 15)
@@ -138,6 +141,7 @@ def _is_small(case: Case) -> bool:
         "default: all",
         "default: parse only",
         "compact: all",
+        "one in each record: all",
         "200 chunks: grow",
         "4096",
         "one line",
@@ -299,7 +303,7 @@ def log_of(case: Case, k: int) -> Log:
         return ChunksLog(case.records, seed=1 + k)
     if case.log == "rows":
         return RowsLog(case.rows, case.records, seed=100 + k, skew=case.skew)
-    return FileLog(pathlib.Path(case.files[k]))
+    return FileLog(pathlib.Path(case.files[k]), case.escaped)
 
 
 def fill_tables(runner: Runner) -> dict[str, float]:

@@ -100,10 +100,15 @@ _LINE_BYTES_MAX = 1 << 13  # of a synthetic record
 
 
 class FileLog:
-    """A file in memory, batch by batch of whole lines. `fill` is one memcpy."""
+    """A file in memory, batch by batch of whole lines. `fill` is one memcpy.
 
-    def __init__(self, path: pathlib.Path) -> None:
+    escaped: each model has a vendor before it, and the slash between them is escaped, as PHP's json_encode does."""
+
+    def __init__(self, path: pathlib.Path, escaped: bool = False) -> None:
         self._data = np.fromfile(path, np.uint8)
+        if escaped:
+            text = self._data.tobytes().replace(b'"model":"', rb'"model":"vendor\/')
+            self._data = np.frombuffer(text, np.uint8)
         self._at = 0
 
     def fill(self, space: Bytes) -> int:

@@ -20,7 +20,7 @@ SOURCES = _HERE / "host.cpp", _HERE / "device.cu"
 THREADS_FLAG = "-DTOKENOMETER_THREADS"
 DEVICE_FLAGS = ("-std=c++17",)
 ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data centre cards
-_PARSING = "parse", "finish", "look_again", "accounts", "adopt"
+_PARSING = "parse", "finish", "look_again", "accounts", "respell", "read_respelled", "adopt"
 ENTRIES = (*_PARSING, "claim", "grow", "recall", "settle", "count", "export_rows")
 HOST_ENTRIES = (*ENTRIES, "in_order")
 

@@ -9,6 +9,8 @@ using namespace tokenometer;
 
 // Four blocks a multiprocessor leave a thread 64 registers; without the 4, ptxas saves registers and spills in `parse`.
 #define KERNEL extern "C" __global__ void __launch_bounds__(256, 4)
+// The whole parser and what follows it, for the few records that come here: two blocks leave a thread 128 registers.
+#define RARE_KERNEL extern "C" __global__ void __launch_bounds__(256, 2)
 #define FOR_EACH(i, n) for (u32 i = blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += gridDim.x * blockDim.x)
 
 // Lines are found in blocks of 64 bytes: count the newlines of each, scan the counts, write where lines start.
@@ -36,6 +38,8 @@ KERNEL parse(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) parse_line(*job,
 KERNEL finish(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) finish_line(*job, first, i); }
 KERNEL look_again(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) look_at_line_again(*job, first, i); }
 KERNEL accounts(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) finish_extra_of(*job, i); }
+KERNEL respell(const Job* job, u32 first, u32 n) { FOR_EACH(k, n) respell_line(*job, first, k); }
+RARE_KERNEL read_respelled(const Job* job, u32 first, u32 n) { FOR_EACH(k, n) read_respelled_line(*job, first, k); }
 KERNEL adopt(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) adopt_ruling(*job, i); }
 KERNEL claim(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) claim_request(*job, i); }
 KERNEL grow(const Job* job, u32 first, u32 n) { FOR_EACH(k, n) grow_identity(*job, k); }

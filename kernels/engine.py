@@ -79,11 +79,12 @@ class _Slot:
     """One batch buffer and its twin on the device. Two take turns."""
 
     def __init__(self, target: Target, limits: Limits) -> None:
-        # | prefix | messages | padding | referee's text | padding |
+        # | prefix | messages | padding | their other spelling | padding | referee's text | padding |
         space = limits.batch_bytes
-        self.memory = target.pinned(layout.PREFIX_BYTES + 2 * (space + layout.PADDING_BYTES))
+        self.memory = target.pinned(layout.PREFIX_BYTES + 3 * (space + layout.PADDING_BYTES))
         self.batch_space = self.memory[layout.PREFIX_BYTES : layout.PREFIX_BYTES + space]
         self.device = target.mirror(self.memory)
+        self.respelled = self.device[layout.PREFIX_BYTES + space + layout.PADDING_BYTES :]
         self.line_start = target.zeros(space + 2, np.uint32)
         self.counted: Any = target.mark()  # when the kernels have done with it
 
@@ -363,6 +364,7 @@ class Engine:
         self._message_time = None if batch.message_time is None else self.target.send(batch.message_time)
         job = self._job
         job["buffer"], job["line_start"] = address(slot.device), address(slot.line_start)
+        job["respelled"] = address(slot.respelled)
         job["plan"] = address(loaded.plan_table)
         job["extras"] = address(self._extras) if loaded.plan.has_extras else 0
         job["message_end"], job["message_count"] = address(self._message_end), len(ends)
@@ -433,9 +435,10 @@ class Engine:
 
     def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
-        records = sorted(self.target.fetch(self._doubtful[:doubtful]).tolist())
-        self._fill.clear(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1)
         times, plan = loaded.batch.message_time, loaded.plan
+        records = self._still_doubtful(plan, first, doubtful)
+        if not records:
+            return []
         letters: list[DeadLetter] = []
         rulings: list[tuple[Any, ...]] = []
         extras: list[tuple[Any, ...]] = []
@@ -459,8 +462,18 @@ class Engine:
             self._send_extras(extras, len(rulings))
         sent = self.target.send(np.array(rulings, layout.RULING))
         self._job["rulings"] = self.target.address(sent)
-        self.target.launch("adopt", self._job, first, doubtful)
+        self.target.launch("adopt", self._job, first, len(rulings))
         return letters
+
+    def _still_doubtful(self, plan: Plan, first: int, doubtful: int) -> list[int]:
+        """The tile's doubtful records, in their order, but for those that leave no doubt once their escapes are written
+        out."""
+        self._fill.clear(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1)
+        if not plan.table["undecided"]:
+            self.target.launch("respell", self._job, first, doubtful)
+            self.target.launch("read_respelled", self._job, first, doubtful)
+        records = self.target.fetch(self._doubtful[:doubtful])
+        return sorted(records[records != layout.NONE].tolist())
 
     def _send_extras(self, extras: list[tuple[Any, ...]], rulings: int) -> None:
         table = np.zeros(rulings, layout.RULING_EXTRA)

@@ -8,9 +8,10 @@
 
 namespace tokenometer {
 
-// The message that holds the byte at `position`: the first whose end is past it.
-HD u32 find_message(const Job& job, u32 line, u32 position) {
+// The message that holds the line: the first whose end is past it.
+HD u32 find_message(const Job& job, u32 line) {
   if (job.line_is_message) return line;
+  const u32 position = job.line_start[line];
   u32 low = 0, high = job.message_count - 1;
   ROLLED while (low < high) {
     const u32 middle = (low + high) / 2;
@@ -81,7 +82,7 @@ HD bool settle_record(const Job& job, const Reader& reader, u32 line) {
   if (plan.has_extras && !settle_extra(plan, *reader.record, *extra_of(job, reader))) return false;
   u64 time_ms = reader.time_ms;
   if (job.message_time) {
-    const u64 message_time = job.message_time[find_message(job, line, reader.begin)];
+    const u64 message_time = job.message_time[find_message(job, line)];
     if (!(reader.seen & (u64)HAVE_TIME << HAVE_SHIFT)) time_ms = message_time;
     if (time_ms > message_time + job.future_skew_ms || time_ms + job.past_ms < message_time) return false;
   }
@@ -136,12 +137,12 @@ HD u32 leave_unfinished(const Reader& reader) {
   return UNFINISHED;
 }
 
-HD Reader take_up(const Job& job, u32 i, u32 line) {
+HD Reader take_up(const Job& job, u32 i, u32 begin) {
   Record& record = job.records[i];
   const u64 seen = record.identity_slot | (u64)record.user_slot << 32;
   const u64 time_ms = record.cell_slot | (u64)(record.prefill_cell_slot & 0xffff) << 32;
   const u32 choice = record.prefill_cell_slot >> 16;
-  return {job.plan, job.buffer, &record, job.line_start[line], job.buffer, seen, time_ms, END, choice};
+  return {job.plan, job.buffer, &record, begin, job.buffer, seen, time_ms, END, choice};
 }
 
 // The referee's ruling on a doubtful record; its strings are after the batch's messages.

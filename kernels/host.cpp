@@ -55,6 +55,14 @@ ENTRY void accounts(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) finish_extra_of(job, i);
 }
+ENTRY void respell(const Job* shared, u32 first, u32 begin, u32 end) {
+  const Job job = *shared;
+  for (u32 k = begin; k < end; ++k) respell_line(job, first, k);
+}
+ENTRY void read_respelled(const Job* shared, u32 first, u32 begin, u32 end) {
+  const Job job = *shared;
+  for (u32 k = begin; k < end; ++k) read_respelled_line(job, first, k);
+}
 ENTRY void adopt(const Job* shared, u32, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) adopt_ruling(job, i);

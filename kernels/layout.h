@@ -1,7 +1,8 @@
 // Tables, records and codes, drawn once. layout.py holds the same layouts as numpy dtypes; build.py has the compiler
 // compare all of them with this file, and a difference is a compile error that names it.
 //
-//   batch buffer    | defaults 2 KiB | messages, each ended by a newline | 64 newlines | referee's text | 64 spare |
+//   batch buffer    | defaults 5 KiB | messages, each ended by a newline | 64 newlines |
+//                     | their other spelling, as far in | 64 spare | referee's text | 64 spare |
 //                     a mapping's default strings are in the buffer, so every string is (start, length) in it
 //   records         one for each line of the tile at hand: record i is line first + i of the batch
 //   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : 40, see dedup.h |
@@ -27,8 +28,8 @@ namespace tokenometer {
 
 constexpr u32 LABEL_BYTES = 8;  // of an account, in the arena
 
-// The last two are none yet: what is deferred has to be read; the fields leave doubt, and the mapping may skip the
-// record.
+// The last three are none yet: what is deferred has to be read; the fields leave doubt, and the mapping may skip the
+// record; the line is to be read in its other spelling.
 enum Verdict : u32 {
   EMPTY = 0,
   ACCEPTED = 1,
@@ -37,7 +38,8 @@ enum Verdict : u32 {
   DUPLICATE = 4,
   SKIPPED = 5,
   UNFINISHED = 6,
-  UNREAD = 7
+  UNREAD = 7,
+  RESPELLED = 8
 };
 
 // Strings of a record
@@ -397,7 +399,8 @@ struct Job {
   const u32* message_end;   // past each message's last newline
   const u64* message_time;  // ms, or null
   Record* records;
-  u32* doubtful;  // record numbers, in no order
+  u32* doubtful;  // record numbers, in no order; NONE where the line's other spelling left no doubt
+  u8* respelled;  // in the buffer: the messages in their other spelling, see respell.h
   const Ruling* rulings;
   Extra* extras;  // beside records and rulings; null where the batch's mapping has no need of them
   u64* spots;     // SPOT_WORDS beside each record, see rules.h

@@ -11,7 +11,7 @@ from tokenometer.schemas import mapping_model as _mappings
 from tokenometer.schemas.usage import COUNTERS as _COUNTERS
 from tokenometer.schemas.usage import FURTHER as _FURTHER
 
-EMPTY, ACCEPTED, DOUBTFUL, REJECTED, DUPLICATE, SKIPPED, UNFINISHED, UNREAD = range(8)
+EMPTY, ACCEPTED, DOUBTFUL, REJECTED, DUPLICATE, SKIPPED, UNFINISHED, UNREAD, RESPELLED = range(9)
 REQUEST_ID, USER, MODEL, CHIP, PREFILL_CHIP, SCOPE, TEXTS = range(7)
 HASHES = 5
 REQUESTS = _COUNTERS.index("requests")
@@ -174,7 +174,7 @@ USAGE_EXTRA = np.dtype([("labels", "u8", LABELS_MAX), ("further", "u8", FURTHER)
 USAGE_ROW = np.dtype([("window", "u8"), ("user", "u8"), ("model", "u8"), ("chip", "u8"), ("counters", "u8", COUNTERS)])
 
 _POINTERS = (
-    "buffer line_start plan message_end message_time records doubtful rulings extras spots ruling_extras "
+    "buffer line_start plan message_end message_time records doubtful respelled rulings extras spots ruling_extras "
     "identities identities_leaving identities_before notes notes_leaving notes_before conflicts grown_order "
     "texts cells rows further windows registers arena text_order cell_order window_order changed "
     "usage_rows usage_extras fill"

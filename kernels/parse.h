@@ -9,6 +9,7 @@
 #pragma once
 #include "layout.h"
 #include "scan.h"
+#include "respell.h"
 #include "hash.h"
 #include "times.h"
 #include "rules.h"
@@ -259,17 +260,16 @@ HD u32 parse_object(const Job& job, Record& record, const u8* p, const u8* end, 
 constexpr bool FINISHES_APART = !IN_ORDER;
 
 // A record whose fields leave doubt may still be one that the mapping skips: a failure without its usage, say.
-COLD u32 look_again(const Job& job, Record& record, u32 line) {
-  const u32 begin = job.line_start[line];
+COLD u32 look_again(const Job& job, Record& record, u32 begin, u32 end) {
   clear_spots(job, record);
   Reader reader = {job.plan, job.buffer, &record, begin, job.buffer + begin, 0, 0, NONE, 0};
   ROLLED do reader = read_unpredicted<false>(job, reader);
   while (reader.p && reader.key != END);
-  const bool whole = reader.p == job.buffer + job.line_start[line + 1] - 1;
+  const bool whole = reader.p == job.buffer + end;
   return whole && is_skipped(job, reader) == YES ? SKIPPED : DOUBTFUL;
 }
-COLD u32 finish_deferred(const Job& job, u32 i, u32 line) {
-  Reader reader = take_up(job, i, line);
+COLD u32 finish_deferred(const Job& job, u32 i, u32 begin, u32 line) {
+  Reader reader = take_up(job, i, begin);
   const Answer skipped = is_skipped(job, reader);
   if (skipped != NO) return skipped == YES ? SKIPPED : DOUBTFUL;
   return apply_rules(job, reader) ? finish_record<true>(job, reader, line) : (u32)DOUBTFUL;
@@ -281,17 +281,19 @@ HD void give_verdict(const Job& job, u32 i, u32 verdict) {
 }
 
 HD void finish_line(const Job& job, u32 first, u32 i) {
-  if (job.records[i].verdict == UNFINISHED) give_verdict(job, i, finish_deferred(job, i, first + i));
+  const u32 line = first + i;
+  if (job.records[i].verdict != UNFINISHED) return;
+  give_verdict(job, i, finish_deferred(job, i, job.line_start[line], line));
 }
 HD void look_at_line_again(const Job& job, u32 first, u32 i) {
   Record& record = job.records[i];
-  if (record.verdict == UNREAD) give_verdict(job, i, look_again(job, record, first + i));
+  const u32* start = &job.line_start[first + i];
+  if (record.verdict == UNREAD) give_verdict(job, i, look_again(job, record, start[0], start[1] - 1));
 }
 
-HD void parse_line(const Job& job, u32 first, u32 i) {
-  const u32 line = first + i;
-  const u8* start = job.buffer + job.line_start[line];
-  const u8* end = job.buffer + job.line_start[line + 1] - 1;
+// APART: what the parser leaves is for other steps.
+template <bool APART>
+HD u32 read_line(const Job& job, u32 i, u32 line, const u8* start, const u8* end) {
   Record& record = job.records[i];
   for (u32 text = 0; text < TEXTS; ++text) record.length[text] = 0;
   record.counters[REQUESTS] = 1;
@@ -301,9 +303,38 @@ HD void parse_line(const Job& job, u32 first, u32 i) {
   if (end - start <= (i64)RECORD_BYTES_MAX) verdict = parse_object(job, record, start, end, line);
   if (verdict == DOUBTFUL && skip_space(start) == end) verdict = EMPTY;
   if (verdict == DOUBTFUL && job.plan->condition_count && end - start <= (i64)RECORD_BYTES_MAX) verdict = UNREAD;
-  if (!FINISHES_APART && verdict == UNFINISHED) verdict = finish_deferred(job, i, line);
-  if (!FINISHES_APART && verdict == UNREAD) verdict = look_again(job, record, line);
-  give_verdict(job, i, verdict);
+  const u32 begin = (u32)(start - job.buffer);
+  if (!APART && verdict == UNFINISHED) verdict = finish_deferred(job, i, begin, line);
+  if (!APART && verdict == UNREAD) verdict = look_again(job, record, begin, (u32)(end - job.buffer));
+  return verdict;
+}
+HD void parse_line(const Job& job, u32 first, u32 i) {
+  const u32 *start = &job.line_start[first + i], end = start[1] - 1;
+  give_verdict(job, i, read_line<FINISHES_APART>(job, i, first + i, job.buffer + start[0], job.buffer + end));
+}
+
+// --- Doubtful lines with escapes: first all of them are spelled anew, then they are read, because a scan reads beyond
+// its line. A record's length waits in a field that is filled later. ---
+
+HD u8* respelled_at(const Job& job, u32 line) { return job.respelled + (job.line_start[line] - PREFIX_BYTES); }
+
+HD void respell_line(const Job& job, u32 first, u32 k) {
+  const u32 i = job.doubtful[k], begin = job.line_start[first + i], end = job.line_start[first + i + 1] - 1;
+  if (end - begin > RECORD_BYTES_MAX) return;
+  const u32 length = respell(job.buffer + begin, job.buffer + end, respelled_at(job, first + i));
+  if (!length) return;
+  job.records[i].verdict = RESPELLED;
+  job.records[i].user_slot = length;
+}
+HD void read_respelled_line(const Job& job, u32 first, u32 k) {
+  const u32 i = job.doubtful[k];
+  Record& record = job.records[i];
+  if (record.verdict != RESPELLED) return;
+  const u8* start = respelled_at(job, first + i);
+  const u32 verdict = read_line<false>(job, i, first + i, start, start + record.user_slot);
+  if (!IN_ORDER && job.extras && verdict == ACCEPTED) finish_extra(job, record, job.extras[i]);
+  record.verdict = verdict;
+  if (verdict != DOUBTFUL) job.doubtful[k] = NONE;
 }
 
 }  // namespace tokenometer

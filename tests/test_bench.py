@@ -51,6 +51,7 @@ def test_small_engine_run_has_a_case_of_each_group(engine_result):
 
 def test_threads_tiles_and_messages_do_not_show_in_the_digest(engine_result):
     cases = [case for case in engine_result["cases"] if case["log"] == "default" and case["mode"] == "all"]
+    cases = [case for case in cases if case["group"] != "escapes"]  # whose models have other names
     assert len(cases) >= 3
     assert len({case["digest"] for case in cases}) == 1
 

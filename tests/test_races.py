@@ -20,6 +20,7 @@ EXAMPLES = ROOT / "schemas" / "mappings" / "examples"
 NATIVE_SOURCES = pathlib.Path(__file__).parent / "native"
 THREADS = 4
 _OTHERS = "adopt", "grow", "recall", "export_rows"  # which no plain tile goes through
+_OTHERS += "respell", "read_respelled"  # of doubtful records; the driver knows when
 PHASES = "-DPHASES=" + ",".join(name for name in build.ENTRIES if name not in _OTHERS)
 ROUNDS = 32
 SIZES = harness.MIDDLE | {"cells": 1 << 17, "rows": 1 << 17, "texts": 1 << 18, "arena_bytes": 1 << 22}
@@ -153,6 +154,7 @@ def test_thread_sanitizer_finds_no_race(races, tmp_path, contention):
     rng = random.Random(contention)
     lines = [record(rng, users, ids, windows) for _ in range(1500)]
     lines += [b"{}", b"", b"not JSON"] * 5
+    lines += [line.replace(b'"m', b'"\\/m\\u00e9') for line in lines[:500]]
     rng.shuffle(lines)
     (tmp_path / "lines").write_bytes(b"\n".join(lines) + b"\n")
     command = [str(races), *write_plan(tmp_path, "native", lines), str(tmp_path / "lines")]
@@ -200,7 +202,10 @@ def hostile_lines(name: str) -> list[bytes]:
 def test_parsing_reads_nothing_beyond_the_padding(parse_lines, tmp_path, name):
     lines = hostile_lines(name)
     plan = write_plan(tmp_path, name, lines)
-    verdicts = run_driver([str(parse_lines), *plan], b"\n".join(lines) + b"\n").strip()
-    assert len(verdicts) == len(lines)
+    verdicts, respelled = run_driver([str(parse_lines), *plan], b"\n".join(lines) + b"\n").split()
+    assert len(verdicts) == len(respelled) == len(lines) and verdicts != respelled
+    assert all(
+        after == before or before == str(layout.DOUBTFUL) for before, after in zip(verdicts, respelled, strict=True)
+    )
     met = {str(layout.ACCEPTED), str(layout.DOUBTFUL), str(layout.EMPTY)}
     assert met <= set(verdicts) <= (met | {str(layout.SKIPPED)} if mapping_of(name).engine.skip else met)

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pytest
 
 from tests import bad_input, harness, streams, test_simulation, test_verify
+from tests.harness import TIMES
 from tests.test_repeats import GROW
 from tests.test_repeats import record as record_of
 from tests.test_verify import (
@@ -124,7 +125,7 @@ class Schedule(test_simulation.Schedule):
 
 @pytest.mark.parametrize(
     "seeds",
-    [range(12), *(pytest.param(range(at, at + 50), marks=pytest.mark.slow) for at in range(12, 212, 50))],
+    [range(12), *(pytest.param(range(at, at + 25), marks=pytest.mark.slow) for at in range(12, 12 + 50 * TIMES, 25))],
     ids=str,
 )
 def test_audits_from_checkpoint_to_checkpoint_say_what_one_of_everything_says(seeds, tmp_path, monkeypatch):

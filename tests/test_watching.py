@@ -3,7 +3,7 @@
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
@@ -11,8 +11,9 @@ import pytest
 from tests import streams
 from tokenometer.processor.broker import BrokerError, Extent, GroupMember, Offset, Place
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.meter import watching
+from tokenometer.processor.meter import sharing, watching
 from tokenometer.processor.meter.health import Health
+from tokenometer.processor.meter.sharing import Ownerless
 from tokenometer.processor.meter.watching import (
     LOOK_SECONDS,
     PATIENCE_MS,
@@ -106,6 +107,87 @@ def test_a_meter_without_partitions_tells_the_lag_of_those_that_nobody_has() -> 
     assert judge().look(0, Standing({A: Offset(4)}, {}), outside).lags == {A: 6}
 
 
+# --- Partitions that nobody has ---
+
+
+def ownerless(name: str, members: list[GroupMember], ms: int) -> list[Place]:
+    """What this meter is to act on after it has seen the same for so long."""
+    one = Ownerless(name, PATIENCE_MS)
+    for now_ms in range(0, ms, 2500):
+        one.look(now_ms, members, [A, B])
+    return one.look(ms, members, [A, B])
+
+
+def test_the_first_meter_by_name_acts_for_a_partition_that_nobody_has_and_the_next_one_later() -> None:
+    members = [ME, GroupMember("other", [])]
+    assert ownerless("me", members, PATIENCE_MS - 1) == []
+    assert ownerless("me", members, PATIENCE_MS) == [B]
+    assert ownerless("other", members, 2 * PATIENCE_MS - 1) == []
+    assert ownerless("other", members, 2 * PATIENCE_MS) == [B]
+
+
+@pytest.mark.parametrize(
+    "members",
+    [
+        [ME, OTHER],
+        [ME, GroupMember(None, [B])],  # that visits
+        [GroupMember("me", []), GroupMember("other", [])],  # Kafka says nothing of partitions while it shares out
+        [],
+    ],
+)
+def test_nobody_acts_where_all_is_shared_out_or_is_being_shared_out(members: list[GroupMember]) -> None:
+    assert ownerless("me", members, 10 * PATIENCE_MS) == []
+
+
+def test_a_partition_that_has_an_owner_for_a_moment_is_waited_for_anew() -> None:
+    one, alone = Ownerless("me", PATIENCE_MS), [ME]
+    one.look(0, alone, [A, B])
+    one.look(PATIENCE_MS - 1, [ME, OTHER], [A, B])
+    assert one.look(PATIENCE_MS, alone, [A, B]) == []
+    assert one.look(2 * PATIENCE_MS, alone, [A, B]) == [B]
+    assert one.look(2 * PATIENCE_MS + 1, alone, [A, B]) == [], "who acts waits anew"
+
+
+def test_a_visit_makes_a_group_share_out_and_takes_nothing() -> None:
+    broker, told = MemoryBroker(), Told()
+    broker.create_topic("logs", 2, {})
+    broker.append("logs", [b"{}"])
+    member = broker.consumer("group", ["logs"], told, "me")
+    member.poll(0, 10)
+    done = threading.Event()
+
+    def polls() -> None:
+        while not done.is_set():
+            member.poll(0.01, 10)
+
+    thread = threading.Thread(target=polls)
+    thread.start()
+    sharing.visit(broker, "group", ["logs"])
+    done.set()
+    thread.join()
+    member.poll(0, 10)
+    assert told.taken and set(member.assignment()) == {A, B}
+    assert [each.name for each in broker.members("group")] == ["me"]
+    assert set(broker.committed("group", ["logs"]).values()) == {None}
+    member.close()
+
+
+class Told:
+    """A listener that begins at the beginning; taken: what it had to give up."""
+
+    def __init__(self) -> None:
+        self.taken: list[Place] = []
+
+    def assigned(self, places: Sequence[Place]) -> Mapping[Place, Offset]:
+        return dict.fromkeys(places, Offset(0))
+
+    def revoked(self, places: Sequence[Place]) -> None:
+        self.taken += places
+
+    def lost(self, places: Sequence[Place]) -> None:
+        self.taken += places
+
+
 # --- A real meter, on the model of Kafka ---
 
 
@@ -196,3 +278,25 @@ def test_brokers_that_refuse_everything_are_the_reason(stage: dict[str, Any]) ->
 
     stage["faults"] = refuse
     assert "all brokers are down" in stage["run"].until("Kafka does not answer")
+
+
+def test_the_watch_visits_a_group_whose_partition_is_nobodys_and_a_visit_that_fails_is_told(
+    stage: dict[str, Any], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage["run"].until("ok")
+    broker = stage["broker"]
+    broker.create_topic("more", 1, {})
+    monkeypatch.setattr(broker, "members", lambda group: [GroupMember("m", [Place("more", 0)])])
+    visits: list[str] = []
+    join = broker.consumer
+
+    def refuses(group: str, topics: Sequence[str], listener: Any, member: str | None = None, **more: Any) -> Any:
+        if member is not None:
+            return join(group, topics, listener, member, **more)
+        visits.append(group)
+        raise BrokerError("the group is full")
+
+    monkeypatch.setattr(broker, "consumer", refuses)
+    stage["run"].wait(lambda: len(visits) >= 2, "no visit, or no second one")
+    assert f"nobody in the group {streams.GROUP} has {streams.INPUT}-0: a member comes and goes" in caplog.text
+    assert "it could not come, and another one will try: the group is full" in caplog.text

@@ -6,7 +6,8 @@ itself, that is heard too: `Health` counts how long ago it last looked.
 
     the meter's own word     what it holds, how far it is, what it is trying to overcome     Standing
     the brokers' word        who is in the group, where partitions end                       Outside
-                                                                                             └─ judge ─> Verdict
+                                                                                             ├─ judge ─> Verdict
+                                               partitions that nobody has, for too long      └─ sharing.py
 """
 
 import logging
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from tokenometer.processor.broker import Broker, BrokerError, Extent, GroupMember, Offset, Place
+from tokenometer.processor.meter.sharing import Ownerless, visit
 
 log = logging.getLogger("tokenometer.health")
 LOOK_SECONDS = 2.5  # how long one look comes after the other
@@ -153,6 +155,7 @@ class HealthWatch:
         self._standing, self._told, self._now_ms = standing, told, now_ms
         patience_ms = PATIENCE_MS + max(0, commit_interval_ms - 1000)  # commits that are wanted seldom come seldom
         self._judge = HealthJudge(name, group, self._has_message, patience_ms)
+        self._ownerless = Ownerless(name, PATIENCE_MS)
         self._said: set[str] = set()
         self._end = threading.Event()
         threading.Thread(target=self._run, name="watch", daemon=True).start()
@@ -165,13 +168,16 @@ class HealthWatch:
         while not self._end.wait(LOOK_SECONDS):
             asked_ms, standing = self._now_ms(), self._standing()
             try:
-                outside: Outside | BrokerError = self._look(standing)
+                outside = self._look(standing)
                 verdict = self._judge.look(self._now_ms(), standing, outside, asked_ms)
+                ownerless = self._ownerless.look(asked_ms, outside.members, list(outside.extents))
             except BrokerError as error:
                 verdict = self._judge.look(self._now_ms(), self._standing(), error, asked_ms)
+                ownerless = []
             if not self._end.is_set():
                 self._told(verdict)
                 self._log(verdict.reasons)
+                self._share_out(ownerless)
 
     def _look(self, standing: Standing) -> Outside:
         members, extents = self._broker.members(self._group), self._broker.extents(self._topics)
@@ -181,6 +187,16 @@ class HealthWatch:
         committed = self._broker.committed(self._group, self._topics) if extents.keys() - held else {}
         free = {place: position and position.offset for place, position in committed.items() if place not in held}
         return Outside(members, extents, free)
+
+    def _share_out(self, ownerless: Sequence[Place]) -> None:
+        if not ownerless:
+            return
+        names = ", ".join(f"{place.topic}-{place.partition}" for place in ownerless)
+        log.warning("nobody in the group %s has %s: a member comes and goes, to have it shared out", self._group, names)
+        try:
+            visit(self._broker, self._group, self._topics)
+        except BrokerError as error:
+            log.warning("it could not come, and another one will try: %s", error)
 
     def _has_message(self, place: Place, begin: Offset, end: Offset) -> bool:
         begin = max(begin, self._broker.extents([place.topic])[place].begin)

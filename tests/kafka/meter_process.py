@@ -10,8 +10,11 @@ error. It may be told to trip: at a point of one of its commits it sends itself 
          │         │                           │                │        │ │
          │         mid-produce                 produced         │        │ committed
          before produce                              offsets sent        commit sent
+
+One more point is of no commit: `revoked`, when it has given partitions up and has not said so to the group.
 """
 
+import contextlib
 import gc
 import json
 import logging
@@ -22,13 +25,14 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tokenometer.processor.broker import Column
 
 POINTS = ("before produce", "mid-produce", "produced", "offsets sent", "commit sent", "committed")
+REVOKED = "revoked"
 FLUSH_SECONDS = 10
 
 
@@ -42,7 +46,7 @@ class Trip:
     delay_ms: float = 2  # from the moment when `commit` is called to the signal of `commit sent`
 
     def __post_init__(self) -> None:
-        assert self.point in POINTS, self.point
+        assert self.point in (*POINTS, REVOKED), self.point
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,7 @@ class Spec:
     kafka: Mapping[str, str] = field(default_factory=dict)
     trip: Trip | None = None
     registry: str | None = None  # the URL of a Schema Registry
+    watch_ms: int | None = None  # the patience of its watch, if it has one
 
 
 class Ended(AssertionError):
@@ -250,6 +255,8 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
         def revoked(self, places: Sequence[Place]) -> None:
             super().revoked(places)
             _say("revoked", places=places)
+            if broker.trip is not None and broker.trip.point == REVOKED:
+                broker.fall()
 
         def lost(self, places: Sequence[Place]) -> None:
             super().lost(places)
@@ -295,7 +302,25 @@ def _run(spec: Spec, stopped: Callable[[], bool]) -> None:
     _say("ready", run=run)
     meter = Telling(broker, engine, settings, run, on_commit=committed)
     Refilling(meter.counting)
-    meter.run(stopped)
+    with _watched(meter, broker, spec):
+        meter.run(stopped)
+
+
+@contextlib.contextmanager
+def _watched(meter: Any, broker: Any, spec: Spec) -> Iterator[None]:
+    if spec.watch_ms is None:
+        yield
+        return
+    from tokenometer.processor.meter import watching
+
+    watching.PATIENCE_MS, watching.LOOK_SECONDS = spec.watch_ms, spec.watch_ms / 4000
+
+    def now_ms() -> int:
+        return time.monotonic_ns() // 1_000_000
+
+    watch = watching.HealthWatch(broker, spec.name, spec.group, spec.inputs, meter.standing, lambda _: None, now_ms)
+    with contextlib.closing(watch):
+        yield
 
 
 class TrippingBroker:

@@ -33,7 +33,6 @@ CLIENT = {
     "topic.metadata.refresh.interval.ms": "500",
 }
 HASTY = {**CLIENT, "session.timeout.ms": "3000", "transaction.timeout.ms": "1500"}
-SPARE_SECONDS = 15  # longer than any session
 SETTINGS = {"commit_interval_ms": 150, "idle_interval_ms": 1000, "flush_ms": 20}
 # Tables that are full after a second or two of these streams, so that parts end by themselves as well.
 SMALL = {"rows": 512, "cells": 512, "texts": 1024, "windows": 16, "arena_bytes": 1 << 16, "batch_bytes": 1 << 13}
@@ -121,24 +120,8 @@ class Stream:
         return found
 
     def settle(self, seconds: float = PATIENCE_SECONDS) -> None:
-        """Wait until all that was appended is committed.
-
-        A static member that is killed between giving a partition up and joining again takes up what it had, and Kafka
-        shares nothing out anew: the partition is nobody's until a member comes or goes (docs/OPERATIONS.md, Scaling).
-        So one comes, if it must.
-        """
-        spare, late = [], time.monotonic() + SPARE_SECONDS
-
-        def settled() -> bool:
-            if not (behind := self.behind()):
-                return True
-            if not spare and time.monotonic() > late:
-                held = {place for member in self.broker.members(self.group) for place in member.places}
-                if not held.issuperset(behind):
-                    spare.append(self.meter("meter-spare"))
-            return False
-
-        eventually(settled, "all to be committed", seconds, self.meters)
+        """Wait until all that was appended is committed."""
+        eventually(lambda: not self.behind(), "all to be committed", seconds, self.meters)
 
     def stop(self) -> None:
         for meter in self.meters:

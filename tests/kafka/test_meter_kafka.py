@@ -20,7 +20,7 @@ import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
 from tests import bad_input, oracle, streams
-from tests.kafka.meter_process import POINTS, MeterProcess, Trip
+from tests.kafka.meter_process import POINTS, REVOKED, MeterProcess, Trip
 from tests.kafka.stream import CLIENT, HASTY, PATIENCE_SECONDS, SETTINGS, SMALL, Stream, eventually, key_of, text_of
 from tests.kafka_server import KafkaServer, free_ports
 from tokenometer.processor.broker.kafka import KafkaBroker
@@ -113,6 +113,22 @@ def test_meters_come_and_go_under_load(make_stream: Callable[..., Stream], strat
         shared(first, fourth)
     stream.settle()
     assert stream.audit().parts >= 5
+
+
+def test_a_partition_that_a_killed_meter_left_to_nobody_finds_an_owner(stream: Stream) -> None:
+    """It gave the partition up and did not live to tell the group, which gives it the others when it starts again."""
+    with stream.flowing():
+        first = stream.meter(trip=Trip(REVOKED), watch_ms=2000)
+        eventually(lambda: len(first.held) == 3, "all partitions", PATIENCE_SECONDS, [first])
+        second = stream.meter("meter-1", watch_ms=2000)
+        first.wait_for_end(-signal.SIGKILL)
+        again = stream.meter(watch_ms=2000)
+        eventually(lambda: len(again.held | second.held) == 3, "all to be shared", PATIENCE_SECONDS, [again, second])
+        for meter in (again, second):
+            meter.wait_for_count(since=len(meter.events))
+    stream.settle()
+    assert f"nobody in the group {stream.group} has {stream.input}-" in again.errors + second.errors
+    stream.audit()
 
 
 def test_a_zombie_commits_nothing(stream: Stream) -> None:

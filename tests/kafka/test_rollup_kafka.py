@@ -321,7 +321,7 @@ def test_meters_and_rollups_are_killed_and_the_totals_become_the_audits(stream: 
     totals = f"{live}-totals"
     workers = [Worker(stream.bootstrap, f"{live}-app", live, totals) for _ in range(2)]
     names = ["meter-0", "meter-1"]
-    meters = {name: stream.meter(name) for name in names}
+    meters = {name: stream.meter(name, watch_ms=3000) for name in names}
     try:
         with stream.flowing():
             for _ in range(8):
@@ -329,7 +329,7 @@ def test_meters_and_rollups_are_killed_and_the_totals_become_the_audits(stream: 
                 if draw.random() < 0.6:
                     name = draw.choice(names)
                     meters[name].kill()
-                    meters[name] = stream.meter(name)
+                    meters[name] = stream.meter(name, watch_ms=3000)  # one may be killed while it gives a partition up
                 else:
                     workers.pop(draw.randrange(2)).kill()
                     workers.append(Worker(stream.bootstrap, f"{live}-app", live, totals))

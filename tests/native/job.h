@@ -27,15 +27,17 @@ static T* table(u64 count) {
 }
 
 // | prefix | lines, each ended by a newline | 64 newlines |, and not a byte more, so that a sanitizer sees any further
-// read
-static u8* make_buffer(const std::string& prefix, const char* lines, size_t length) {
-  u8* buffer = (u8*)malloc(PREFIX_BYTES + length + PADDING_BYTES);
+// read; `respelled`: and | their other spelling | 64 spare |
+static u8* make_buffer(const std::string& prefix, const char* lines, size_t length, bool respelled) {
+  u8* buffer = (u8*)malloc(PREFIX_BYTES + (respelled ? 2 : 1) * (length + PADDING_BYTES));
   memset(buffer, 0, PREFIX_BYTES);
   memcpy(buffer, prefix.data(), prefix.size());
   memcpy(buffer + PREFIX_BYTES, lines, length);
   memset(buffer + PREFIX_BYTES + length, '\n', PADDING_BYTES);
   return buffer;
 }
+
+static u8* respelled_in(u8* buffer, size_t length) { return buffer + PREFIX_BYTES + length + PADDING_BYTES; }
 
 static void open_job(Job& job, const Plan* plan) {
   memset((void*)&job, 0, sizeof job);

@@ -20,7 +20,10 @@ static const Entry phases[] = {PHASES};
 static void count_all(Job& job, u32 lines, u32 threads) {
   for (Entry phase : phases) {
     launch(phase, job, lines, threads);
+    const u32 doubtful = (u32)job.fill[FILL_DOUBTFUL];
     job.fill[FILL_DOUBTFUL] = 0;  // nobody asks the referee here
+    launch(respell, job, doubtful, threads);
+    launch(read_respelled, job, doubtful, threads);
   }
   launch(export_rows, job, (u32)job.fill[FILL_CHANGED], threads);
 }
@@ -58,7 +61,7 @@ int main(int argc, char** argv) {
   Plan* plan = table<Plan>(1);
   memcpy((void*)plan, plan_bytes.data(), sizeof(Plan));
   const u32 rounds = atoi(argv[4]), threads = atoi(argv[5]);
-  u8* buffer = make_buffer(prefix, log.data(), log.size());
+  u8* buffer = make_buffer(prefix, log.data(), log.size(), true);
   u32* line_start = table<u32>(log.size() + 2);
   const u32 lines = split_lines(buffer + PREFIX_BYTES, (u32)log.size(), PREFIX_BYTES, line_start);
 
@@ -68,6 +71,7 @@ int main(int argc, char** argv) {
   job.spots = table<u64>((size_t)lines * SPOT_WORDS);
   job.doubtful = table<u32>(lines);
   job.buffer = buffer;
+  job.respelled = respelled_in(buffer, log.size());
   job.line_start = line_start;
   job.identities = table<Identity>(SLOTS);
   job.texts = table<TextEntry>(SLOTS);
