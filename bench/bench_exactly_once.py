@@ -75,7 +75,7 @@ HEAP = "8g"  # for each peer; the meter has no limit and takes 2 GiB
 # Records of the log for each: about half a minute of work. A longer log begins with the shorter one.
 SIZES = {
     "small": {"meter": 20_000, "streams": 20_000, "streams-by-hand": 20_000, "flink": 20_000},
-    "large": {"meter": 20_000_000, "streams": 2_000_000, "streams-by-hand": 20_000_000, "flink": 6_000_000},
+    "large": {"meter": 60_000_000, "streams": 2_000_000, "streams-by-hand": 20_000_000, "flink": 6_000_000},
 }
 _STREAMS = (
     f"exactly_once_v2, 2 threads, a commit each second, 2,000 records a poll, lz4, batches of 256 KiB, heap {HEAP}"
@@ -130,13 +130,15 @@ def main(arguments: Sequence[str]) -> int:
 def _run(options: Any, bootstrap: str) -> dict[str, Any]:
     sizes = SIZES[options.size]
     cases = [(name, mode) for mode in MODES for name in sizes if not options.only or f"{name}:{mode}" in options.only]
-    logs = {records: _log(bootstrap, records, options.data) for records in {sizes[name] for name, _ in cases}}
+    logs = {records: _file(records, options.data) for records in {sizes[name] for name, _ in cases}}
     expected = {
         (sizes[name], mode): common.run_child(
             MODULE, {"contender": "duckdb", "log": str(logs[sizes[name]]), "dedup": MODES[mode]}, 2
         )
         for name, mode in cases
     }
+    for records in logs:  # after DuckDB, which has other files read into memory
+        _fill(bootstrap, records)
     runs: dict[str, list[dict[str, Any]]] = {f"{name}:{mode}": [] for name, mode in cases}
     with tempfile.TemporaryDirectory(prefix="tokenometer-peers-") as folder:
         for _ in range(options.turns):
@@ -158,18 +160,26 @@ def _topic(records: int) -> str:
     return f"bench-rows-{records}"
 
 
-def _log(bootstrap: str, records: int, directory: pathlib.Path) -> pathlib.Path:
-    """The log as a file, and in its topic."""
-    profile = Profile(records=records, seed=20, rate=RATE, malformed=0.0, duplicates=0.01, prefill=0.0)
-    make_all([profile], directory)
+def _profile(records: int) -> Profile:
+    return Profile(records=records, seed=20, rate=RATE, malformed=0.0, duplicates=0.01, prefill=0.0)
+
+
+def _file(records: int, directory: pathlib.Path) -> pathlib.Path:
+    """The log as a file."""
+    make_all([_profile(records)], directory)
+    return path_of(_profile(records), directory).absolute()
+
+
+def _fill(bootstrap: str, records: int) -> None:
+    """The log's topic."""
     topic, broker = _topic(records), KafkaBroker(bootstrap, {"compression.type": "lz4"})
     broker.create_topic(topic, PARTITIONS, {})
     held = sum(extent.end - extent.begin for extent in broker.extents([topic]).values())
     if held != records:
         assert held == 0, f"{topic} holds {held} messages, not {records}: use another broker"
-        send_blocks(broker, topic, ahead(synth.blocks(profile)), Pacing(None, lambda: 0, lambda seconds: None))
+        blocks = ahead(synth.blocks(_profile(records)))
+        send_blocks(broker, topic, blocks, Pacing(None, lambda: 0, lambda seconds: None))
     broker.close()
-    return path_of(profile, directory).absolute()
 
 
 # --- In a process of its own ---
