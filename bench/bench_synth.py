@@ -76,8 +76,8 @@ def to_kafka(build: Build, records: int, bootstrap: str, topic: str) -> dict[str
 
 
 def _sent(build: Build, records: int, *where: str) -> dict[str, Any]:
-    said, used = build.run("synth", "--count", str(records), *where)
     _, start = build.run("synth", "--count", "0", *where)
+    said, used = build.run("synth", "--count", str(records), *where)  # last: what it has written is looked at
     seconds = re.search(r"B in (?:([\d.]+) s|(\d+) min (\d+) s)", said)
     assert seconds, said
     taken = float(seconds[1]) if seconds[1] else 60.0 * int(seconds[2]) + int(seconds[3])

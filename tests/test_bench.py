@@ -1,5 +1,6 @@
 """The benchmarks run, at their small size, so that they never rot. Nothing here looks at a time."""
 
+import hashlib
 import importlib.util
 import json
 
@@ -135,6 +136,8 @@ def test_small_synth_run_meters_what_the_audit_finds_and_is_reported(data):
     assert bench_synth.main(["--json", str(file), *options]) == 0
     found = json.loads(file.read_text())
     assert all(len(found["cases"][f"{case}, this"]["runs"]) == 2 for case in ("file", "demo"))
+    nothing = hashlib.sha256().hexdigest()
+    assert not any(nothing.startswith(run["digest"]) for run in found["cases"]["file, this"]["runs"])
     text = report.report([("synth.json", found)])
     assert "| demo, this |" in text and "120 T tokens a day" in text
 
