@@ -16,6 +16,7 @@ cheapest for tests, which send little, and wrong for a benchmark.
 """
 
 import argparse
+import base64
 import contextlib
 import fcntl
 import functools
@@ -32,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from types import FrameType, TracebackType
 from typing import Self
@@ -228,7 +230,7 @@ class KafkaServer:
         for tries_left in reversed(range(PORT_TRIES)):
             self._ports = self._ports or free_ports(self._given_port)
             self._write_settings()
-            self._format(jvm)
+            self._format(jvm, jars)
             self._launch(jvm)
             try:
                 self._await_ready()
@@ -295,9 +297,20 @@ class KafkaServer:
         (self._data_dir / "server.properties").write_text(lines)
         (self._data_dir / "log4j2.properties").write_text(LOG4J)
 
-    def _format(self, jvm: list[str]) -> None:
+    def _format(self, jvm: list[str], jars: pathlib.Path) -> None:
+        """What Kafka's tool writes is the same for every broker but for its number and the folder's own id, so it is
+        kept and copied: a JVM less to start."""
         assert self._data_dir is not None
-        if (self._data_dir / "log" / "meta.properties").exists():
+        log = self._data_dir / "log"
+        if (log / "meta.properties").exists():
+            return
+        formatted = jars.with_name(f"{jars.name}-formatted")
+        if formatted.is_dir():
+            copied = pathlib.Path(shutil.copytree(formatted, self._data_dir / "formatted"))
+            own, node = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("="), self._settings["node.id"]
+            facts = f"version=1\ncluster.id={CLUSTER_ID}\nnode.id={node}\ndirectory.id={own}\n"
+            (copied / "meta.properties").write_text(facts)
+            copied.rename(log)
             return
         tool = ["kafka.tools.StorageTool", "format", "-t", CLUSTER_ID, "-c", f"{self._data_dir}/server.properties"]
         _run(
@@ -305,6 +318,9 @@ class KafkaServer:
             START_SECONDS_MAX,
             f"Kafka could not format {self._data_dir}/log",
         )
+        with tempfile.TemporaryDirectory(prefix="formatted-", dir=jars.parent) as scratch, contextlib.suppress(OSError):
+            copied = pathlib.Path(shutil.copytree(log, f"{scratch}/log"))
+            copied.rename(formatted)  # which fails where another process was first
 
     def _launch(self, jvm: list[str]) -> None:
         archiving = [f"-XX:ArchiveClassesAtExit={self._archiving}"] if self._archiving else []

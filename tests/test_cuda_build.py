@@ -19,4 +19,8 @@ def test_kernels_compile_without_spills(architecture, capsys):
         print(f"\n{architecture}: registers: {table}; spills: {spills or 'none'}")
     assert {use.name for use in uses} >= KERNELS
     assert not spills
-    assert all(0 < use.registers <= 64 for use in uses), "four blocks of 256 threads a multiprocessor"
+    rare = [use for use in uses if use.name == "read_respelled"]
+    assert all(0 < use.registers <= 64 for use in uses if use not in rare), (
+        "four blocks of 256 threads a multiprocessor"
+    )
+    assert [use.registers <= 128 for use in rare] == [True], "two of them"

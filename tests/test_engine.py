@@ -169,7 +169,7 @@ def log_of_mixed_mappings(seed: int) -> tuple[list[Piece], oracle.Meter]:
     for _ in range(2):
         for name in harness.SHIPPED:
             mapping = shipped(name)
-            made = mutate.lines(rng, name, mapping.oracle, 90 * harness.TIMES)
+            made = mutate.lines(rng, name, mapping.oracle, 60 * harness.TIMES)
             lines = [text for text in made if len(text) < MIXED_BATCH_BYTES]
             for batch in harness.batches(lines, MIXED_BATCH_BYTES):
                 # What grows is noted counter by counter, so that such a mapping has partitions of its own.
@@ -983,7 +983,7 @@ def test_a_plan_learned_from_a_line_judges_its_mutants(make_engine, name):
 def logs_of_mutants(name: str) -> list[tuple[list[Piece], oracle.Meter]]:
     """Lines to learn from, each before its mutants: the same for every engine, with what the oracle makes of them."""
     mapping, rng, logs = shipped(name), random.Random(name), []
-    for _ in range(25 * harness.TIMES):
+    for _ in range(15 * harness.TIMES):
         record = mutate.valid_record(rng, mapping.oracle, b'"service"')
         if rng.random() < 0.7 and record.leaves:
             rng.choice(mutate.TREE_MUTATORS)(rng, record)

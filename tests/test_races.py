@@ -22,7 +22,7 @@ THREADS = 4
 _OTHERS = "adopt", "grow", "recall", "export_rows"  # which no plain tile goes through
 _OTHERS += "respell", "read_respelled"  # of doubtful records; the driver knows when
 PHASES = "-DPHASES=" + ",".join(name for name in build.ENTRIES if name not in _OTHERS)
-ROUNDS = 32
+ROUNDS = 12 * harness.TIMES
 SIZES = harness.MIDDLE | {"cells": 1 << 17, "rows": 1 << 17, "texts": 1 << 18, "arena_bytes": 1 << 22}
 SIZES |= {"batch_bytes": 1 << 20, "tile_records": 4096}
 MAPPINGS = (

@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import bad_input, harness, mutate
+from tests.test_respelled import HABITS, HOSTILE, is_json, respelled, spelt
 from tests.test_verify import GROUP, LOG, MAPPINGS, ODD, SETTINGS, make_stream
 from tokenometer.processor.broker import Messages, Place
 from tokenometer.processor.verify import _in_chunks, ids, live, native, quick, tally, templates, usage, verify
@@ -155,8 +156,9 @@ def with_another_value(rng: random.Random, line: bytes) -> bytes:
 def test_mutated_lines_are_judged_alike(name):
     rng = random.Random(f"{SEED} quick {name}")
     mapping = harness.shipped(name)
-    lines = [line for line in mutate.lines(rng, name, mapping.oracle, 400) if line]
+    lines = [line for line in mutate.lines(rng, name, mapping.oracle, 100 * harness.TIMES) if line]
     lines += [with_another_value(rng, line) for line in lines for _ in range(6)]
+    lines += [respelled(rng, line) for line in lines if is_json(line)]
     times = [NOW_MS if rng.random() < 0.95 else NOW_MS + rng.choice([-SKEW_MS, PAST_MS]) for _ in lines]
     assert_judged_alike(mapping.engine, lines, times)
 
@@ -172,7 +174,7 @@ def test_lines_of_real_producers_are_judged_together(name):
     mapping = harness.shipped(name).engine
     good = (EXAMPLES / f"{name}.ndjson").read_bytes().splitlines()
     lines = [line for line in good for _ in range(3)]
-    lines += [with_another_value(rng, line) for line in good for _ in range(300)]
+    lines += [with_another_value(rng, line) for line in good for _ in range(100 * harness.TIMES)]
     decided = assert_judged_alike(mapping, lines, [2 * NOW_MS] * len(lines), past_ms=None)
     assert decided > len(lines) / 6 or name in LEFT_TO_THE_JUDGE, decided / len(lines)
 
@@ -188,6 +190,37 @@ def test_lines_of_an_odd_mapping_are_judged_alike(unit):
     lines = [line for line in mutate.lines(rng, "odd", mapping.oracle, 400) if line]
     lines += [with_another_value(rng, line) for line in lines for _ in range(6)]
     assert_judged_alike(mapping.engine, lines)
+
+
+SPOKEN = {"request_id": 60, "user": 30, "model": 20, "prompt": 200, "region": 8}  # and of how many characters at most
+
+
+def spoken(rng: random.Random, must: str) -> bytes:
+    """A record whose texts are of any characters, those of `must` only in the prompt."""
+    drawn = {name: "".join(rng.choices("abc/<&=é中😀", k=rng.randint(1, most))) for name, most in SPOKEN.items()}
+    drawn["prompt"] += "".join(rng.choices(must, k=9))
+    record = {**orjson.loads(bad_input.GOOD), **drawn, "input_tokens": rng.randrange(100)}
+    habit = rng.choice(list(HABITS.values()))
+    return b"{" + b",".join(
+        b'"%s":%s' % (name.encode(), spelt(value, habit) if isinstance(value, str) else b"%d" % value)
+        for name, value in record.items()
+    ) + b"}"  # fmt: skip
+
+
+def test_lines_with_escapes_are_judged_together():
+    """Names as PHP, Python and Gson write them, prompts of several lines with quotes."""
+    rng = random.Random(SEED)
+    lines = [spoken(rng, '"\\\n\t\x00') for _ in range(400)]
+    assert sum(b"\\" in line for line in lines) == 400
+    assert assert_judged_alike(mappings.resolve("native"), lines) == 400
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_an_escape_is_what_json_says(text):
+    """In a name, and in a text that nobody reads."""
+    good = [bad_input.changed(user=b'"u%d"' % n, prompt=b'"p\\n%d"' % n) for n in range(70)]
+    odd = [bad_input.changed(user=b'"%s"' % text), bad_input.changed(prompt=b'"%s"' % text, user=b'"u1"')]
+    assert assert_judged_alike(mappings.resolve("native"), [*good, *odd, *good]) >= len(good)
 
 
 def with_one_change(line: bytes) -> Iterator[bytes]:

@@ -161,7 +161,7 @@ def repeating(rng: random.Random, now: int) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed, is_small", [*((SEED + at, False) for at in range(5)), (SEED + 5, True)])
+@pytest.mark.parametrize("seed, is_small", [*((SEED + at, False) for at in range(2 * TIMES)), (SEED + 5, True)])
 @pytest.mark.parametrize("name", ["first", "grow"])
 def test_repeats_over_a_cut(name, seed, is_small, file, monkeypatch):
     """The same meter goes on over most cuts. is_small: nothing stays in the audit's tables, all goes to DuckDB."""

@@ -39,14 +39,16 @@ class Program {
   const u8* literals_;
 };
 
-enum Kind : u32 { TEXT, INTEGER, SCALAR };
+// A NAME may have escapes, if what it says needs none; ANY_TEXT is a text that nobody reads.
+enum Kind : u32 { TEXT, INTEGER, SCALAR, NAME, ANY_TEXT };
 
 struct Value {
   Text text;
-  u64 number;  // of an INTEGER
+  u64 number;    // of an INTEGER
+  bool escaped;  // of a NAME: the text is not what it says
 };
 
-// least, most: the bytes of a value that is read as a text.
+// least, most: the bytes of what a value says that is read as a text.
 struct Slot {
   Kind kind;
   u64 least, most;
@@ -73,11 +75,10 @@ struct Template {
       const std::string& text = fixed[i];
       if (static_cast<u64>(end - at) < text.size() || !same(at, bytes_of(text), text.size())) return false;
       at += text.size();
-      const u8* after = value_end(slots[i], at, end, &values[i].number);
-      if (after == nullptr) return false;
-      u64 size = static_cast<u64>(after - at);
-      if (size < slots[i].least || size > slots[i].most) return false;
-      values[i].text = {at, size};
+      u64 size = 0;
+      const u8* after = value_end(slots[i], at, end, values[i], &size);
+      if (after == nullptr || size < slots[i].least || size > slots[i].most) return false;
+      values[i].text = {at, static_cast<u64>(after - at)};
       at = after;
     }
     return static_cast<u64>(end - at) == fixed.back().size() && same(at, bytes_of(fixed.back()), fixed.back().size());
@@ -86,16 +87,32 @@ struct Template {
   static const u8* bytes_of(const std::string& text) { return reinterpret_cast<const u8*>(text.data()); }
 
  private:
-  static const u8* value_end(const Slot& slot, const u8* at, const u8* end, u64* number) {
+  // size: of what the value says.
+  static const u8* value_end(const Slot& slot, const u8* at, const u8* end, Value& value, u64* size) {
+    const u8* after = nullptr;
+    value.escaped = false;
     switch (slot.kind) {
-      case TEXT:
-        return text_end(at, end);
       case INTEGER:
-        return integer_end(at, end, number);
+        after = integer_end(at, end, &value.number);
+        break;
       case SCALAR:
-        return scalar_end(at, end);
+        after = scalar_end(at, end);
+        break;
+      case TEXT:
+      case NAME:
+      case ANY_TEXT:
+        after = text_end(at, end);
+        if (after == nullptr && slot.kind != TEXT) return escaped_end(slot, at, end, value, size);
     }
-    return nullptr;
+    if (after != nullptr) *size = static_cast<u64>(after - at);
+    return after;
+  }
+
+  static const u8* escaped_end(const Slot& slot, const u8* at, const u8* end, Value& value, u64* size) {
+    bool plain;
+    const u8* after = escaped_text_end(at, end, size, &plain);
+    value.escaped = true;
+    return slot.kind == NAME && !plain ? nullptr : after;
   }
 };
 
@@ -143,6 +160,7 @@ struct Piece {
     for (u64 i = 0; i <= edges.size(); ++i) names.push_back(program.literal());
   }
 
+  // A value that is a SLOT and escaped is not what it says.
   Text text(const Value* values, const u64* numbers) const {
     if (kind == SLOT) return values[slot].text;
     if (kind == LITERAL) return {Template::bytes_of(literal), literal.size()};
@@ -166,13 +184,21 @@ struct Source {
   // joined: room for a text of several pieces.
   Text text(const Value* values, const u64* numbers, std::string& joined) const {
     if (!is_there) return {nullptr, ABSENT};
-    if (pieces.size() == 1) return pieces[0].text(values, numbers);
+    if (pieces.size() == 1 && !is_escaped(pieces[0], values)) return pieces[0].text(values, numbers);
     joined.clear();
     for (const Piece& piece : pieces) {
       Text text = piece.text(values, numbers);
-      joined.append(reinterpret_cast<const char*>(text.data), text.size);
+      if (is_escaped(piece, values))
+        append_said(text, joined);
+      else
+        joined.append(reinterpret_cast<const char*>(text.data), text.size);
     }
     return {Template::bytes_of(joined), joined.size()};
+  }
+
+ private:
+  static bool is_escaped(const Piece& piece, const Value* values) {
+    return piece.kind == Piece::SLOT && values[piece.slot].escaped;
   }
 };
 

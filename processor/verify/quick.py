@@ -204,7 +204,7 @@ class QuickJudge:
             verdict = None
         except RefusedRecord:
             return None
-        leaves = leaves_of(line)
+        leaves = leaves_of(line, escapes=True)
         if leaves is None:
             return None
         try:
@@ -289,11 +289,11 @@ class _Roles:
         if len(roles) > 1 or "decides" in roles:
             return None
         if not roles:
-            return Kind.TEXT if leaf.is_text else Kind.SCALAR
+            return Kind.ANY_TEXT if leaf.is_text else Kind.SCALAR
         if leaf.is_text and roles == {"count"} and _PLAIN_INTEGER.fullmatch(leaf.text[1:-1]):
             return Kind.INTEGER  # between its quotes
         if leaf.is_text:
-            return None if leaf.text == b'""' else Kind.TEXT
+            return None if leaf.text == b'""' else Kind.NAME if roles == {"text"} else Kind.TEXT
         return Kind.INTEGER if _PLAIN_INTEGER.fullmatch(leaf.text) else None
 
 

@@ -24,9 +24,11 @@ ANY_BYTES = 1 << 40  # more than a line has
 
 
 class Kind(Enum):
-    TEXT = "text"
+    TEXT = "text"  # without escapes
     INTEGER = "integer"
     SCALAR = "scalar"  # a number, true, false or null, whichever: no field reads it
+    NAME = "name"  # may have escapes, if what it says needs none
+    ANY_TEXT = "any text"  # no field reads it
 
 
 class Leaf(NamedTuple):
@@ -48,7 +50,8 @@ class Leaves(NamedTuple):
 
 
 _PLAIN = re.compile(rb"[ -\[\]-\xff]*")
-_TOKEN = re.compile(rb'"[^"]*"|[{}\[\]:,]|[^ "{}\[\]:,]+')
+_VISIBLE = re.compile(rb"[ -\xff]*")
+_TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^ "{}\[\]:,]+')
 
 
 @dataclass
@@ -64,10 +67,10 @@ class _Open:
         return (*self.path, self.key) if self.is_object and self.path is not None and self.key is not None else None
 
 
-def leaves_of(line: bytes) -> Leaves | None:
-    """What a line holds that is known to be a JSON object; None where a key occurs twice, or where something is escaped
-    or a control character."""
-    if _PLAIN.fullmatch(line) is None:
+def leaves_of(line: bytes, escapes: bool = False) -> Leaves | None:
+    """What a line holds that is known to be a JSON object; None where a key occurs twice, or where something is a
+    control character, or escaped (unless `escapes`)."""
+    if (_VISIBLE if escapes else _PLAIN).fullmatch(line) is None:
         return None
     found = Leaves([], set())
     stack: list[_Open] = []
@@ -86,7 +89,7 @@ def leaves_of(line: bytes) -> Leaves | None:
         elif token == b",":
             inside.key = None
         elif inside.is_object and inside.key is None:
-            inside.key = token[1:-1].decode()
+            inside.key = orjson.loads(token)
             quotes += 2
             if inside.key in inside.keys:
                 return None
@@ -137,7 +140,7 @@ class Template:
             program.literal(text)
 
 
-_KINDS = [Kind.TEXT, Kind.INTEGER, Kind.SCALAR]  # as in plan.h
+_KINDS = [Kind.TEXT, Kind.INTEGER, Kind.SCALAR, Kind.NAME, Kind.ANY_TEXT]  # as in plan.h
 
 
 # --- Which lines to learn from ---
@@ -149,7 +152,7 @@ _LOOKED_AT = 4096  # lines of a chunk
 
 
 class Candidates:
-    """Lines of a chunk from which something may be learned: those of which many have as many quotes."""
+    """Lines of a chunk from which something may be learned: those of which many have as many quotes, more or less."""
 
     def __init__(self) -> None:
         self._tried: Counter[int] = Counter()
@@ -159,7 +162,7 @@ class Candidates:
         """The numbers of some of these lines; the next one is asked for only where nothing was learned."""
         if len(lines) < WORTH:
             return
-        counts = [line.count(b'"') for line in lines[:_LOOKED_AT]]
+        counts = [line.count(b'"') - line.count(b'\\"') for line in lines[:_LOOKED_AT]]
         often = {quotes for quotes, times in Counter(counts).items() if times >= WORTH and quotes}
         for number, quotes in enumerate(counts):
             if quotes not in often or self._tried[quotes] >= _TRIES or lines[number] in self._known:

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <string>
 
 namespace verify {
 
@@ -87,6 +88,85 @@ inline const u8* text_end(const u8* at, const u8* end) {
   }
   if (at == end || ((seen & tops) != 0 && !is_utf8(begin, at))) return nullptr;
   return at;
+}
+
+// --- Texts with escapes ---
+
+constexpr u32 NO_CHARACTER = 0x110000;
+
+inline u32 hex_at(const u8* at, const u8* end) {
+  if (end - at < 4) return NO_CHARACTER;
+  u32 found = 0;
+  for (u32 i = 0; i < 4; ++i) {
+    u8 low = at[i] | 0x20;
+    if (!is_digit(at[i]) && (low < 'a' || low > 'f')) return NO_CHARACTER;
+    found = found << 4 | (is_digit(at[i]) ? at[i] - '0' : low - 'a' + 10u);
+  }
+  return found;
+}
+
+// What the escape at `at` stands for, and in *after where it ends; NO_CHARACTER where it is none.
+inline u32 escaped_character(const u8* at, const u8* end, const u8** after) {
+  if (end - at < 2) return NO_CHARACTER;
+  *after = at + 2;
+  if (at[1] != 'u') {
+    constexpr char names[] = "\"\\/bfnrt", characters[] = "\"\\/\b\f\n\r\t";
+    const char* name = at[1] == 0 ? nullptr : std::strchr(names, at[1]);
+    return name == nullptr ? NO_CHARACTER : static_cast<u8>(characters[name - names]);
+  }
+  u32 first = hex_at(at + 2, end);
+  *after = at + 6;
+  if (first < 0xD800 || first > 0xDFFF) return first;
+  if (first > 0xDBFF || end - at < 12 || at[6] != '\\' || at[7] != 'u') return NO_CHARACTER;
+  u32 second = hex_at(at + 8, end);
+  if (second < 0xDC00 || second > 0xDFFF) return NO_CHARACTER;
+  *after = at + 12;
+  return 0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00);
+}
+
+inline u32 utf8_size(u32 character) {
+  return character < 0x80 ? 1 : character < 0x800 ? 2 : character < 0x10000 ? 3 : 4;
+}
+
+// The quote that ends a JSON text, escapes and all; null where there is none. size: of what it says, in UTF-8. plain:
+// whether that has nothing that JSON has to escape.
+inline const u8* escaped_text_end(const u8* at, const u8* end, u64* size, bool* plain) {
+  const u8* run = at;
+  *size = 0;
+  *plain = true;
+  while (at < end && *at != '"') {
+    if (*at < 0x20) return nullptr;
+    if (*at != '\\') {
+      ++at;
+      continue;
+    }
+    if (!is_utf8(run, at)) return nullptr;
+    *size += static_cast<u64>(at - run);
+    u32 character = escaped_character(at, end, &run);
+    if (character == NO_CHARACTER) return nullptr;
+    *plain = *plain && character >= 0x20 && character != '"' && character != '\\';
+    *size += utf8_size(character);
+    at = run;
+  }
+  if (at == end || !is_utf8(run, at)) return nullptr;
+  *size += static_cast<u64>(at - run);
+  return at;
+}
+
+// What such a text says goes to the end of `out`.
+inline void append_said(Text text, std::string& out) {
+  const u8 *at = text.data, *end = at + text.size;
+  while (at < end) {
+    const void* next = std::memchr(at, '\\', static_cast<u64>(end - at));
+    const u8* run = next == nullptr ? end : static_cast<const u8*>(next);
+    out.append(reinterpret_cast<const char*>(at), static_cast<u64>(run - at));
+    if (run == end) return;
+    u32 character = escaped_character(run, end, &at);
+    u32 more = utf8_size(character) - 1;
+    constexpr u32 leads[] = {0, 0xC0, 0xE0, 0xF0};
+    out.push_back(static_cast<char>(leads[more] | character >> 6 * more));
+    for (u32 i = more; i > 0; --i) out.push_back(static_cast<char>(0x80 | (character >> 6 * (i - 1) & 0x3F)));
+  }
 }
 
 // A whole number as JSON spells it, without a sign and of at most 16 digits.
