@@ -108,7 +108,8 @@ struct Template {
     return after;
   }
 
-  static const u8* escaped_end(const Slot& slot, const u8* at, const u8* end, Value& value, u64* size) {
+  __attribute__((noinline, cold)) static const u8* escaped_end(const Slot& slot, const u8* at, const u8* end,
+                                                               Value& value, u64* size) {
     bool plain;
     const u8* after = escaped_text_end(at, end, size, &plain);
     value.escaped = true;
