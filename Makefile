@@ -40,8 +40,8 @@ test-sources: .venv-sources/installed ## run LiteLLM, OpenTelemetry's instrument
 test-engines: .venv-engines/installed ## Spark and DuckDB's Iceberg extension read what `tokenometer lake` writes (downloads 600 MB)
 	.venv-engines/bin/python -m pytest tests/lake/test_engines.py
 
-test-fast: .venv/installed-dev ## what needs no Kafka, PostgreSQL or browser, and is not slow, in three processes, of which one may wait
-	$(BIN)/python -m pytest -n 3 --dist loadfile -m "not (kafka or postgres or browser or slow or fuzz or sources or engines)"
+test-fast: .venv/installed-dev ## what needs no Kafka, PostgreSQL, browser or GPU, and is not slow, in four processes, of which two may wait
+	$(BIN)/python -m pytest -n 4 --dist loadfile -m "not (kafka or postgres or browser or gpu or slow or fuzz or sources or engines)"
 
 check: .venv/installed-dev ## lint, types, C++ format and warnings
 	$(BIN)/ruff check .

@@ -248,6 +248,7 @@ def restarted(budgets: Budgets, rules: Rules, at: Sequence[int]) -> tuple[Budget
     return again, [back.positions[number] for number in range(len(at))]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_any_cut_order_and_restart_gives_the_alerts_of_plain_sums(load, seed: int):
     rules, log, draw = load(), Log(seed), random.Random(seed)
@@ -359,6 +360,7 @@ class Process:
         return [value for _, value, _ in streams.read_topic(self.broker, "token-usage")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_a_process_that_is_killed_anywhere_neither_loses_nor_repeats_an_alert(load, seed: int):
     process, log = Process(load(), seed, crashes=0.03, errors=0.02), Log(seed)

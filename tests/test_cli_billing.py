@@ -74,6 +74,7 @@ def test_a_cell_that_a_spreadsheet_would_run_is_guarded(name: str, guarded: bool
     assert count == "-5", "a number of ours is one"
 
 
+@pytest.mark.slow
 def test_a_list_of_statements_is_written_and_printed_as_what_was_asked_for(ledger: str, tmp_path: pathlib.Path):
     assert run("close", "--database", ledger, "--to", "2026-11-24", "--anyway").returncode == 0
     for name in ("list.csv", "list.parquet", "list.ndjson"):

@@ -207,6 +207,7 @@ def test_the_environment(call, broker, built, opened, monkeypatch):
     assert opened == [("env:1", {"client.id": "x"})]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["meter", "verify", "rollup", "ledger", "synth", "replay", "demo"])
 def test_the_variable_that_kafkas_users_know_is_honoured(call, opened, monkeypatch, tmp_path, command):
     (tmp_path / "log").write_text("{}\n")
@@ -705,6 +706,7 @@ def test_the_demo_runs_and_is_clean(call, monkeypatch):
         assert words in out
 
 
+@pytest.mark.slow
 def test_a_live_demo_has_the_rate_of_120_trillion_tokens_a_day_and_shows_the_arithmetic(call):
     profile = DemoCommand().profile()
     tokens = sum(json.loads(line)["input_tokens"] + json.loads(line)["output_tokens"] for line in sample_of(profile))

@@ -320,6 +320,7 @@ horizons = st.sampled_from([1, 200, 1000, 600_000])
 # --- Cuts, commits, parts ---
 
 
+@pytest.mark.slow
 @property_test
 @given(log=logs(), cuts=pieces, flips=st.sets(st.integers(0, 20), max_size=6), horizon_ms=horizons)
 def test_intakes_may_be_cut_anywhere(log, cuts, flips, horizon_ms):
@@ -391,6 +392,7 @@ def play(driver: Driver, script: Sequence[str], steps: Sequence[tuple[Place, int
     return driver.finish()
 
 
+@pytest.mark.slow
 @property_test
 @given(
     log=logs(),
@@ -855,6 +857,7 @@ def test_a_snapshot_does_not_change_while_counting_goes_on():
         assert (snapshot.summary.sketches[start] == registers).all()
 
 
+@pytest.mark.slow
 @property_test
 @given(log=logs(12), cuts=pieces)
 def test_live_summaries_obey_their_schema(log, cuts):

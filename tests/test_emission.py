@@ -182,6 +182,7 @@ def test_keys_and_values_say_what_the_rows_say(rows, part):
         assert b"\n" not in value
 
 
+@pytest.mark.slow
 @property_test
 @given(rows=rows, part=parts, data=st.data())
 def test_labels_and_further_counters_are_said_where_there_are_some(rows, part, data):

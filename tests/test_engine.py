@@ -313,6 +313,7 @@ def test_the_identity_table_grows_and_forgets_nothing(make_engine):
     assert run.rows() == {(TIME_MS - TIME_MS % 60_000, "u", "m", "c"): [30_000, 300_000, 0, 0, 150_000, 0]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("turn_at", [None, 3_300, 13_000], ids=["one generation", "turns early", "turns late"])
 def test_ids_are_known_while_their_table_grows(make_engine, turn_at):
     """Every new id is followed by an older one, from anywhere in a table that is on its way into a larger one."""
@@ -367,6 +368,7 @@ def feed_evenly(run: Run, generation: int, starts: range, of: float) -> None:
         run.feed(values, [BEGIN_MS + 10_000 * generation + int(10_000 * (at + k) / of) for k in range(20)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ids", "of", "ahead"),
     [

@@ -298,6 +298,7 @@ LINE = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 @given(st.lists(LINE, max_size=6))
 @example([b'{"usage": 5}', b'{"usage": {"prompt_tokens": 1, "completion_tokens": 2}}'])
@@ -359,6 +360,7 @@ def test_openai_s_names_with_another_meaning_are_never_silently_wrong(beside, th
     assert verdict(found, (1, sent, cached, 0, made, thought)) != "wrong", found.text
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(logs())
 def test_a_producer_that_nobody_knows_is_never_silently_wrong(log):

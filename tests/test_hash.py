@@ -71,6 +71,7 @@ def structured(n: int) -> list[np.ndarray]:
     return [around(b"user-", b""), around(b"", b"@example.com"), around(b"org/team/service-account/", b"/key/default")]
 
 
+@pytest.mark.slow
 def test_millions_of_similar_names_collide_in_neither_half(library):
     n = 1_000_000
     found = []

@@ -102,6 +102,7 @@ def test_a_silent_connection_blocks_nobody(port: int, sent: bytes) -> None:
         assert get(port)[0] == 200
 
 
+@pytest.mark.slow
 def test_two_thousand_silent_connections_block_nobody(port: int, caplog: pytest.LogCaptureFixture) -> None:
     with crowd(port, 2_000, b"GET / HTTP/1.1\r\n") as clients:
         assert get(port)[0] == 200
@@ -148,6 +149,7 @@ def test_a_connection_is_kept_between_requests_and_not_for_ever(port: int, monke
         assert ended(client)
 
 
+@pytest.mark.slow
 def test_descriptors_are_not_exhausted_and_the_log_is_not_filled(tmp_path: pathlib.Path) -> None:
     """A process that may open 256 files, and 2,000 clients that are silent, each of them for as long as it may."""
     code = (

@@ -33,6 +33,7 @@ def build_changed(folder: pathlib.Path, file: str = "", changes: tuple[tuple[str
     return done.stderr
 
 
+@pytest.mark.slow
 def test_unchanged_sources_build(tmp_path):
     assert build_changed(tmp_path) == ""
 

@@ -247,6 +247,7 @@ def test_labels_are_part_of_a_row_s_identity_and_further_counters_grow(database:
         assert store.database.rows("SELECT count(*) FROM label_sets") == [(3,)]
 
 
+@pytest.mark.slow
 def test_a_hundred_thousand_values_of_a_label(database: str) -> None:
     rows = [labelled({"key": f"value-{number}", "team": f"{number % 7}"}) for number in range(100_000)]
     with books.opened(database) as store:
@@ -377,6 +378,7 @@ class Crash(Exception):
     """The process is gone."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(4))
 def test_a_crash_anywhere_is_no_loss_and_no_double(tmp_path: Any, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Statements fail at random, the transaction is lost, and another process goes on."""

@@ -49,6 +49,7 @@ def test_a_flipped_bit_anywhere_is_found_at_the_start(file: pathlib.Path) -> Non
     assert found > 20, f"seed {seed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "spoil",
     [

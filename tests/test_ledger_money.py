@@ -397,6 +397,7 @@ def _check(store: Store, lists: prices.Prices, rows: list[Any], seed: int) -> No
     assert total == wanted, f"seed {seed}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 def test_sums_of_lines_are_the_statements_and_the_usage(database: str, seed: int) -> None:
     _history(database, seed)

@@ -266,6 +266,7 @@ def test_rows_are_complete_up_to_the_lowest_watermark(database: str) -> None:
         assert ask(store, **given).complete
 
 
+@pytest.mark.slow
 def test_answers_are_of_one_moment_while_the_ledger_writes(database: str) -> None:
     """Every batch adds a request to each of 50 users: whoever asks sees them all alike."""
     given = {"from": "2026-11-23", "to": "2026-11-24", "group_by": "user"}

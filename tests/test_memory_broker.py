@@ -752,6 +752,7 @@ class Members:
         assert self.committed == {place: extent.end for place, extent in extents.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("static", [False, True], ids=["dynamic", "static"])
 @pytest.mark.parametrize("assignor", ASSIGNORS)
 @settings(max_examples=150, deadline=None)

@@ -84,6 +84,7 @@ def test_threads_and_one_thread_count_alike(threads, contention):
         assert sum(engine.user_tokens().values()) == sum(row[1] + row[4] for row in wanted.rows.values())
 
 
+@pytest.mark.slow
 def test_threads_fill_sketches_alike(threads):
     rng = random.Random(5)
     log = [record(rng, 1 << 30, 1 << 40) for _ in range(8000)]
@@ -97,6 +98,7 @@ def test_threads_fill_sketches_alike(threads):
         assert all(np.array_equal(sketches[start], wanted[start]) for start in wanted)
 
 
+@pytest.mark.slow
 def test_threads_keep_dead_letters_in_order(threads):
     rng = random.Random(6)
     log = list(mutate.lines(rng, "native", shipped().oracle, 3000))

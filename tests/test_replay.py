@@ -176,6 +176,7 @@ def test_places_begin_anew_in_each_file(make_engine: Callable[..., Engine], tmp_
     ]
 
 
+@pytest.mark.slow
 def test_a_request_in_two_files_is_counted_once(make_engine: Callable[..., Engine], name: str, log: bytes):
     summary, results = meter(make_engine(**ROOMY), [name, name])
     truth = ask_oracle(log * 2)

@@ -67,6 +67,7 @@ def metered(lines: list[bytes], tmp_path: pathlib.Path, **limits: int) -> tuple[
     return replay.replay(engine, logs.LogReader([str(log)]).fill, NATIVE, "run", outlets, clock=clock), results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("limits", [ROOMY, SMALL], ids=["one", "many batches and parts"])
 def test_rows_are_those_of_a_meter_of_the_same_horizon(seed: int, limits: dict[str, int], tmp_path: pathlib.Path):

@@ -105,6 +105,7 @@ def mapping_of(name: str) -> harness.Mapping:
     return harness.Mapping.parse(format2.text(format2.MAPPINGS[name]), f"{name}.toml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*harness.SHIPPED, *format2.MAPPINGS])
 def test_a_record_means_the_same_however_it_is_spelled(make_engine, name, monkeypatch):
     """Of each mapping's lines: the referee is asked about the same ones, if nothing is learned from either."""

@@ -253,6 +253,7 @@ def test_late_and_future_shares():
 # Faults
 
 
+@pytest.mark.slow
 def test_malformed_records_are_rejected_for_every_reason():
     lines = lines_of(log(clean(malformed=0.5)))
     verdicts = [verdict(line) for line in lines]
@@ -683,6 +684,7 @@ def traces() -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "rows", "input_tokens", "output_tokens"),
     [
@@ -702,6 +704,7 @@ def test_golden_sums_of_traces(traces, name, rows, input_tokens, output_tokens):
     assert sum(record.output_tokens for record in found) == output_tokens
 
 
+@pytest.mark.slow
 def test_servegen_prefix_equals_its_rows(traces):
     path = traces / "servegen_sampled_requests_30min.csv.zst"
     lines = [line for chunk in islice(from_trace(path), 2) for line in lines_of(chunk)]

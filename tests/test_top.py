@@ -356,6 +356,7 @@ def test_keys_work_on_a_terminal(site):
         assert terminal.process.wait(30) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("key", [b"q", b"\x03"])
 def test_the_screen_lives_through_a_restart(feed, key):
     site = SiteThread(feed.source(), ServeAddress(port=0))

@@ -105,6 +105,7 @@ WINDOWS = st.sampled_from([1000, 10_000, MINUTE_MS, HOUR_MS, DAY_MS])
 STEPS = st.sampled_from([(1000,), (0, 1000, 60_000), (1000, 20 * MINUTE_MS), (1000, 3 * HOUR_MS)])
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     seed=seeds, step_ms=STEPS, late_ms=st.sampled_from([0, 5 * MINUTE_MS, 2 * HOUR_MS]), window_ms=WINDOWS
@@ -174,6 +175,7 @@ def test_no_total_is_ever_too_large(seed, step_ms):
                         assert all(found["tokens"][counter] <= true[name][counter] for counter in COUNTERS)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(seed=seeds, step_ms=STEPS)
 def test_an_overtaken_writer_changes_nothing(seed, step_ms):

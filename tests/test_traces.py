@@ -36,6 +36,7 @@ def feed(engine: Engine, data: bytes) -> int:
     return engine.count(engine.load(batch, harness.shipped().engine)).next_message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rows", "input_tokens", "output_tokens"), TRACES, ids=[trace[0] for trace in TRACES])
 def test_golden_sums(make_engine, name, rows, input_tokens, output_tokens):
     path = FOLDER / f"{name}.csv.zst"

@@ -443,6 +443,7 @@ def assert_found(report: Report, *kinds: str) -> str:
     return text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COUNTERS)
 @pytest.mark.parametrize("by", [1, -1])
 def test_one_token_off(name, by):
@@ -534,6 +535,7 @@ def change_range(stream: Stream, part: int, name: str, by: int) -> None:
             summary["partitions"][0][name] += by
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "part, name, by, kind",
     [
@@ -699,6 +701,7 @@ def test_a_letter_that_is_none(header, text):
     assert [letter.what for letter in report.letter_differences] == ["missing"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -967,6 +970,7 @@ default = 2
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", EPOCH_FORMATS)
 @pytest.mark.parametrize("time", MAPPINGS)
 def test_odd_mappings_are_judged_alike(unit, time):

@@ -183,6 +183,7 @@ def test_lines_of_real_producers_are_judged_together(name):
 LEFT_TO_THE_JUDGE = {"litellm", "litellm-cache-hits", "sglang-metrics"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unit", ["epoch_ms", "epoch_s", "epoch_us", "epoch_ns", "epoch_s_decimal"])
 def test_lines_of_an_odd_mapping_are_judged_alike(unit):
     mapping = harness.Mapping.parse(ODD.replace("TIME", MAPPINGS["every unit"].format(unit=unit)), "odd")
@@ -338,6 +339,7 @@ TIME = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(st.lists(TIME, min_size=1, max_size=20))
 def test_what_is_surely_a_time_is_the_judges_time(texts):
@@ -619,6 +621,7 @@ def test_counters_that_could_wrap_are_left_to_duckdb(count):
         assert found.agree(expected)[0] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parts", [1 << 13, (1 << 13) + 1])
 def test_a_row_of_very_many_parts_is_left_to_duckdb(parts):
     expected, found = Expected(60_000, SEED), Found(SEED)

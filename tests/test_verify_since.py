@@ -125,7 +125,7 @@ class Schedule(test_simulation.Schedule):
 
 @pytest.mark.parametrize(
     "seeds",
-    [range(12), *(pytest.param(range(at, at + 25), marks=pytest.mark.slow) for at in range(12, 12 + 50 * TIMES, 25))],
+    [range(4), *(pytest.param(range(at, at + 20), marks=pytest.mark.slow) for at in range(4, 4 + 60 * TIMES, 20))],
     ids=str,
 )
 def test_audits_from_checkpoint_to_checkpoint_say_what_one_of_everything_says(seeds, tmp_path, monkeypatch):
@@ -193,6 +193,7 @@ def test_repeats_over_a_cut(name, seed, is_small, file, monkeypatch):
     assert duplicates > 0 and (conflicts > 0 or name == "grow")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "before, after, counted, first_read",
     [

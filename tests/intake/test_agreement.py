@@ -57,6 +57,7 @@ class Registry(dict):
         return self[reference]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_mutated_samples_are_read_alike(name):
     value, names = CASES[name]
@@ -102,6 +103,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(JSON, max_size=8), st.sampled_from([0, 2]), st.booleans())
 def test_an_array_s_elements_are_its_records(elements, indent, pressed):

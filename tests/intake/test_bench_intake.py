@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
+
 from bench import bench_intake
 
 
+@pytest.mark.slow
 def test_the_library_makes_the_same_records(tmp_path):
     file = tmp_path / "intake.json"
     assert bench_intake.main(["--json", str(file)]) == 0

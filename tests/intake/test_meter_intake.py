@@ -292,6 +292,7 @@ def test_a_message_is_copied_into_its_dead_letters_up_to_1_MiB(count: int, copie
     assert conflicts == [value if copies == count else b""] * 2
 
 
+@pytest.mark.slow
 def test_many_bad_records_of_a_large_message_are_small_dead_letters() -> None:
     """20,000 of them in 2 MB: whole copies would be 40 GB. The message goes in pieces, and into several parts."""
     stream = Stream(NATIVE, engine={"batch_bytes": 1 << 16})

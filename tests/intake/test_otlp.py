@@ -118,6 +118,7 @@ def lines_of(message):
     return [harness.members(line) for line in result.messages[0] if line]
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(TRACES)
 def test_spans_say_what_the_library_reads(data):

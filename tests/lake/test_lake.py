@@ -208,6 +208,7 @@ def test_a_writer_that_is_killed_at_any_step_loses_nothing_and_doubles_nothing(
     assert lakes.sums_of(lakes.rows_of(table)) == stream.truth(parts[:3])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 def test_writers_that_come_and_go_append_each_row_once(
     seed: int, stream: Stream, broker: MemoryBroker, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
