@@ -169,7 +169,7 @@ def log_of_mixed_mappings(seed: int) -> tuple[list[Piece], oracle.Meter]:
     for _ in range(2):
         for name in harness.SHIPPED:
             mapping = shipped(name)
-            made = mutate.lines(rng, name, mapping.oracle, 60 * harness.TIMES)
+            made = mutate.lines(rng, name, mapping.oracle, 90 * harness.TIMES)
             lines = [text for text in made if len(text) < MIXED_BATCH_BYTES]
             for batch in harness.batches(lines, MIXED_BATCH_BYTES):
                 # What grows is noted counter by counter, so that such a mapping has partitions of its own.
