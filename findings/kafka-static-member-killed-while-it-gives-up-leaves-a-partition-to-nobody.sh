@@ -6,8 +6,8 @@
 # does not know that it had anything to give up, and does not join again. The group is Stable, its members are alive, and
 # the partition is nobody's: not until the session is over, but until some member comes or goes. With the eager strategy
 # `range` the same kill leaves nothing behind.
-# Why it matters: static names are there for restarts, and meters are restarted while others come. Their log of usage
-# grows unread in one partition, and no client logs a word; only its lag tells.
+# Why it matters: static names are there for restarts, and meters are restarted while others come. Usage then
+# waits unread in one partition, and no client logs a word; only its lag tells.
 # Versions: Apache Kafka 4.4.0, confluent-kafka 2.16.1. Needs Java 17 and Maven.
 set -euo pipefail
 

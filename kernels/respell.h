@@ -49,7 +49,7 @@ HD u32 respell(const u8* p, const u8* end, u8* out) {
   const u8 *const begin = out, *known = p;
   bool open = false, differs = false;  // a string, at `known`
   ROLLED while (p < end) {
-    // Eight bytes at a time as long as they stay within the line's own place; where to go on is not for data to say.
+    // Eight bytes at a time as long as they stay within the line's own place. A branch and no select: it is foreseen.
     const u64 word = load_word(p), marks = zero_bytes(word ^ (LOW_BITS * '\\'));
     if (LIKELY(!marks && end - p >= 8)) {
       for (u32 k = 0; k < 8; ++k) out[k] = (u8)(word >> 8 * k);

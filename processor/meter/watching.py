@@ -1,6 +1,7 @@
 """Judges from outside of a meter's own loop whether the meter does its work.
 
-Owns: a thread that asks the brokers every few seconds what is true of this meter, and the judgement on it.
+Owns: a thread that asks the brokers every few seconds what is true of this meter, and the judgement on it. Of the group
+it sees one thing more, a partition that nobody has, and has that shared out.
 Promises: it never touches the engine or the meter's clients. What hangs the meter does not hang it, and where it hangs
 itself, that is heard too: `Health` counts how long ago it last looked.
 

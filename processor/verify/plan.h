@@ -161,7 +161,7 @@ struct Piece {
     for (u64 i = 0; i <= edges.size(); ++i) names.push_back(program.literal());
   }
 
-  // A value that is a SLOT and escaped is not what it says.
+  // As the line has it: an escaped value is not what it says.
   Text text(const Value* values, const u64* numbers) const {
     if (kind == SLOT) return values[slot].text;
     if (kind == LITERAL) return {Template::bytes_of(literal), literal.size()};
