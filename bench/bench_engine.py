@@ -224,7 +224,7 @@ def parse_only(engine: Engine, loaded: Loaded) -> None:
 
     It reaches into the engine, as nothing but this measurement has a use for half a count.
     """
-    lines = loaded.lines.count()
+    lines = loaded.count_lines()
     engine._point_at(loaded, lines)
     doubtful = engine._fill.array[layout.FILL_DOUBTFUL : layout.FILL_DOUBTFUL + 1]
     for first in range(0, lines, engine.limits.tile_records):
@@ -295,7 +295,7 @@ class Runner:
             work(engine, loaded)
             seconds += time.perf_counter() - begun
             fill_seconds += filled - start
-            records, size = records + loaded.lines.count(), size + length
+            records, size = records + loaded.count_lines(), size + length
 
 
 def log_of(case: Case, k: int) -> Log:
@@ -448,7 +448,7 @@ class CudaRunner(Runner):
         space = self.case.batch_bytes
         for k in range(10_000):
             if k == len(self._lent):
-                memory = self.target.pinned(layout.PREFIX_BYTES + 2 * (space + layout.PADDING_BYTES))
+                memory = self.target.pinned(len(self.engine._slots[0].memory))
                 self._lent.append((memory, memory[layout.PREFIX_BYTES : layout.PREFIX_BYTES + space]))
             memory, view = self._lent[k]
             length = log.fill(view)
@@ -480,11 +480,11 @@ class CudaRunner(Runner):
             loaded = engine.load(batch, self.mapping)
             if waiting is not None:
                 count_all(engine, waiting)
-                records += waiting.lines.count()
+                records += waiting.count_lines()
             waiting = loaded
         assert waiting is not None
         count_all(engine, waiting)
-        records += waiting.lines.count()
+        records += waiting.count_lines()
         engine.tally()  # waits for the last kernel
         seconds = time.perf_counter() - start
         for slot, (memory, space) in zip(engine._slots, own, strict=True):

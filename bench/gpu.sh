@@ -1,12 +1,13 @@
 #!/bin/sh
 # Everything that needs a card: tests, compute-sanitizer, figures. Some 15 minutes; where a call may take ten at most, by
-# two calls: STEPS="tests same-totals memcheck initcheck" sh bench/gpu.sh; STEPS=engine sh bench/gpu.sh
+# two calls: STEPS="tests same-totals memcheck initcheck walk" sh bench/gpu.sh; STEPS=engine sh bench/gpu.sh
 #
 #   sh bench/gpu.sh
 #
-#   STEPS    which steps to take (all): compile tests same-totals memcheck initcheck engine
+#   STEPS    which steps to take (all): compile tests same-totals memcheck initcheck engine walk
 #   WHEELS   a folder of wheels to install beside what python has, for a machine without a network
-#   OUT      where results go (bench/results); <card>-engine.json is read by bench/report.py, <card>-gpu.log has everything
+#   OUT      where results go (bench/results); bench/report.py reads <card>-engine.json and <card>-walk.json, and
+#            <card>-gpu.log has everything
 #   PYTHON   python3
 #   GROUPS_  groups of bench_engine to run; SIZE: large or small
 #   DEVICE   cuda; cpu tries the script itself where there is no card (the sanitizer is left out, and SIZE is best small)
@@ -21,7 +22,7 @@ OUT=${OUT:-bench/results}
 GROUPS_=${GROUPS_:-records repeats tiles batches messages identities skew rows}
 SIZE=${SIZE:-large}
 DEVICE=${DEVICE:-cuda}
-STEPS=${STEPS:-compile tests same-totals memcheck initcheck engine}
+STEPS=${STEPS:-compile tests same-totals memcheck initcheck engine walk}
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 # The folders are one package, as when it is installed.
@@ -104,6 +105,8 @@ fi
 # shellcheck disable=SC2086  # groups are words
 step engine 560 "$PYTHON" -m bench.bench_engine --device "$DEVICE" --size "$SIZE" --only $GROUPS_ \
   --data "$scratch/data" --json "$OUT/$card-engine.json"
+# Record batches that the device walks, beside those that the host walks.
+step walk 200 "$PYTHON" -m bench.bench_walk --device "$DEVICE" --size "$SIZE" --json "$OUT/$card-walk.json"
 
 if [ -n "$failed" ]; then
   echo "== FAILED:$failed" | tee -a "$log" >&2

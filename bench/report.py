@@ -570,10 +570,16 @@ def _intake_goals(content: dict[str, Any]) -> Iterable[tuple[str, str, str]]:
         yield f"intake: {what}: {goal:.0%} of the speed", f"{engine[key]:.1%}", _yes(engine[key] >= goal)
 
 
+def _walk(content: dict[str, Any]) -> list[str]:
+    found = content["ns"]
+    rows = [(f"walked {where}", f"{found[name]:.0f}") for name, where in (("host", "by the host"), ("device", "on it"))]
+    return [f"## Record batches of Kafka, {content['target']}", _table(("records", "ns"), "lr", rows)]
+
+
 _SECTIONS = {
     "engine": _engine, "peers": _peers, "pipeline": _pipeline, "rollup": _rollup, "soak": _soak, "ledger": _ledger,
     "page": _page, "intake": _intake, "lake": _lake, "exactly_once": _exactly_once, "alerts": _alerts,
-    "synth": _synth, "builds": _builds, "verify": _verify,
+    "walk": _walk, "synth": _synth, "builds": _builds, "verify": _verify,
 }  # fmt: skip
 
 

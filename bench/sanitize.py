@@ -1,8 +1,9 @@
 """A short engine run for compute-sanitizer: every kernel, odd records, growing and turning request ids, several parts,
-the examples of every shipped mapping, with their rules, labels and repeats.
+the examples of every shipped mapping, with their rules, labels and repeats; half of the batches come as record batches
+of Kafka and are walked on the device.
 
-Its totals are compared with those of the CPU build. Without CuPy's memory pool each array is an allocation of its own,
-so that an access beyond one is seen.
+Its totals are compared with those of the CPU build, which gets lines alone. Without CuPy's memory pool each array is an
+allocation of its own, so that an access beyond one is seen.
 
     compute-sanitizer --tool memcheck --error-exitcode 1 python -m bench.sanitize
 """
@@ -14,8 +15,10 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
-from tokenometer.kernels.engine import Engine, Limits
+from bench import record_batches
+from tokenometer.kernels.engine import Engine, Limits, Loaded
 from tokenometer.kernels.target import DeviceError, Target, open_target
+from tokenometer.processor.broker.kafka.fetch.walk import Walker
 from tokenometer.processor.load.profile import START_MS, Profile
 from tokenometer.processor.load.synth import generate, messages
 from tokenometer.processor.records.referee import Referee
@@ -63,8 +66,17 @@ def batches() -> Iterator[tuple[mappings.Mapping, list[bytes]]]:
             yield mapping, [b"\n".join(lines), *lines * 3]
 
 
-def totals(target: Target) -> tuple[Counter[tuple[Any, ...]], Any, int]:
-    """Sums over parts of every row, the tally, and the number of parts."""
+def load(engine: Engine, values: list[bytes], time_ms: int, mapping: mappings.Mapping, raw: bool) -> Loaded:
+    times = [time_ms] * len(values)
+    if not raw:
+        return engine.load(engine.pack(values, times, mapping.source), mapping)
+    data = record_batches.batches(values, times, per_batch=9)
+    opened = Walker().open(memoryview(data), 0, (), engine.limits.batch_bytes)
+    return engine.load_raw(opened.raw, mapping, mapping.source)
+
+
+def totals(target: Target, raw: bool = True) -> tuple[Counter[tuple[Any, ...]], Any, int]:
+    """Sums over parts of every row, the tally, and the number of parts. raw: every second batch comes as one."""
     engine = Engine(target, Referee(), secret=range(1, 9), limits=LIMITS, dedup_horizon_ms=HORIZON_MS)
     sums: Counter[tuple[Any, ...]] = Counter()
 
@@ -79,8 +91,8 @@ def totals(target: Target) -> tuple[Counter[tuple[Any, ...]], Any, int]:
 
     for number, (mapping, batch) in enumerate(batches()):
         # Every third batch is one dedup generation later.
-        times = [START_MS + HORIZON_MS * (1 + number // 3)] * len(batch)
-        loaded = engine.load(engine.pack(batch, times, mapping.source), mapping)
+        time_ms = START_MS + HORIZON_MS * (1 + number // 3)
+        loaded = load(engine, batch, time_ms, mapping, raw and number % 2 == 1)
         done = 0
         while (done := engine.count(loaded, done).next_message) < len(batch):
             close_part()
@@ -104,7 +116,7 @@ def main() -> int:
     except DeviceError as error:
         print(error, file=sys.stderr)
         return 2
-    found, expected = totals(target), totals(open_target("cpu"))
+    found, expected = totals(target), totals(open_target("cpu"), raw=False)
     print(f"{target.name}: {found[1]}, {found[2]} parts, {len(found[0])} counters")
     if found != expected:
         print(f"the CPU build says {expected[1]}, {expected[2]} parts; totals equal: {found[0] == expected[0]}")

@@ -23,6 +23,7 @@ ARCHITECTURES = ("sm_80", "sm_90", "sm_100")  # Ampere, Hopper, Blackwell data c
 _PARSING = "parse", "finish", "look_again", "accounts", "respell", "read_respelled", "adopt"
 ENTRIES = (*_PARSING, "claim", "grow", "recall", "settle", "count", "export_rows")
 HOST_ENTRIES = (*ENTRIES, "in_order")
+OWN_ENTRIES = "move_identities", "find_records", "read_records", "place_values"  # over structs of their own
 
 
 def build_host(threads: bool = False, extra: tuple[str, ...] = ()) -> pathlib.Path:
@@ -42,8 +43,9 @@ def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL
         entry.argtypes, entry.restype = [ctypes.c_void_p, *[ctypes.c_uint32] * 3], None
     library.split_lines.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
     library.split_lines.restype = ctypes.c_uint32
-    library.move_identities.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
-    library.move_identities.restype = None
+    for name in OWN_ENTRIES:
+        entry = getattr(library, name)
+        entry.argtypes, entry.restype = [ctypes.c_void_p, ctypes.c_uint32], None
     library.touch_pages.argtypes, library.touch_pages.restype = [ctypes.c_void_p, ctypes.c_uint64], None
     return library
 

@@ -4,6 +4,7 @@
 #include "grow.h"
 #include "intern.h"
 #include "aggregate.h"
+#include "walk.h"
 
 using namespace tokenometer;
 
@@ -59,3 +60,6 @@ KERNEL count(const Job* job, u32 first, u32 n) {
 }
 KERNEL export_rows(const Job* job, u32 first, u32 n) { FOR_EACH(i, n) export_row(*job, first, i); }
 KERNEL move_identities(const Move* move, u32 n) { FOR_EACH(i, n) move_identity(*move, i); }
+KERNEL find_records(const Walk* walk, u32 n) { FOR_EACH(k, n) find_records_of(*walk, k); }
+KERNEL read_records(const Walk* walk, u32 n) { FOR_EACH(i, n) read_record_of(*walk, i); }
+KERNEL place_values(const Walk* walk, u32 n) { FOR_EACH(k, n) place_word_of(*walk, k); }

@@ -1,6 +1,7 @@
 """The engine: batches of raw bytes in, usage rows out. One orchestration for both targets; no I/O, no clock.
 
-    load     a batch travels to the device and is split into lines, while the one before is counted
+    load     a batch travels to the device and is split into lines, while the one before is counted (load_raw: record
+             batches of Kafka, whose records are found there)
     count    segment by segment: parse, the referee's rulings, dedup, intern, aggregate
     remember  the same for messages that were counted before a restart: their request ids, and nothing else
     changes  the rows that changed since the last call, with absolute counters
@@ -23,10 +24,12 @@ from tokenometer.kernels import layout
 from tokenometer.kernels.identities import IdentitySet
 from tokenometer.kernels.limits import FILL_LIMIT
 from tokenometer.kernels.limits import Limits as Limits
+from tokenometer.kernels.loaded import DevicePlan, RawLoaded, Slot
+from tokenometer.kernels.loaded import Loaded as Loaded
 from tokenometer.kernels.part import Fill, Part
-from tokenometer.kernels.plan import Plan, compile_mapping, sample
+from tokenometer.kernels.plan import Plan, compile_mapping
 from tokenometer.kernels.rulings import Texts, beside
-from tokenometer.kernels.target import Array, Lines, Target
+from tokenometer.kernels.target import Array, Target
 from tokenometer.kernels.values import (
     Batch,
     Bytes,
@@ -35,6 +38,7 @@ from tokenometer.kernels.values import (
     DeadLetter,
     PartitionState,
     Progress,
+    RawBatches,
     Referee,
     Rejection,
     Tally,
@@ -52,41 +56,11 @@ class TablesTooSmall(TokenometerError, ValueError):
     """One message could overfill an empty table; the message names the setting."""
 
 
-class Loaded:
-    """A batch on the device."""
-
-    def __init__(self, batch: Batch, plan: "_DevicePlan", slot: "_Slot", lines: Lines) -> None:
-        self.batch, self.plan, self.plan_table = batch, plan.plan, plan.table
-        self.slot, self.lines = slot, lines
-        self.referee_at = len(slot.memory) - layout.PADDING_BYTES - len(slot.batch_space)
-
-
-@dataclass
-class _DevicePlan:
-    plan: Plan
-    table: Array
-    batches_to_go: int = 0  # until it learns again
-
-
 @dataclass
 class _Partition:
     identities: IdentitySet
     watermark_ms: int | None = None
     log_time_ms: int | None = None
-
-
-class _Slot:
-    """One batch buffer and its twin on the device. Two take turns."""
-
-    def __init__(self, target: Target, limits: Limits) -> None:
-        # | prefix | messages | padding | their other spelling | padding | referee's text | padding |
-        space = limits.batch_bytes
-        self.memory = target.pinned(layout.PREFIX_BYTES + 3 * (space + layout.PADDING_BYTES))
-        self.batch_space = self.memory[layout.PREFIX_BYTES : layout.PREFIX_BYTES + space]
-        self.device = target.mirror(self.memory)
-        self.respelled = self.device[layout.PREFIX_BYTES + space + layout.PADDING_BYTES :]
-        self.line_start = target.zeros(space + 2, np.uint32)
-        self.counted: Any = target.mark()  # when the kernels have done with it
 
 
 class _Line(NamedTuple):
@@ -134,9 +108,9 @@ class Engine:
         self.target, self.limits, self.window_ms = target, limits or Limits(), window_ms
         self._referee = referee
         self._horizon_ms = dedup_horizon_ms
-        self._plans: dict[str, _DevicePlan] = {}
+        self._plans: dict[str, DevicePlan] = {}
         self._partitions: dict[Hashable, _Partition] = {}
-        self._slots = [_Slot(target, self.limits) for _ in range(2)]
+        self._slots = [Slot(target, self.limits) for _ in range(2)]
         self._turn = 0
         self._job = np.zeros((), layout.JOB)
         self._job["secret"] = list(secret)
@@ -230,34 +204,42 @@ class Engine:
 
     def load(self, batch: Batch, mapping: Mapping) -> Loaded:
         """Send a filled batch to the device and split it. Returns at once on a GPU."""
+        assert batch.message_end is not None and (batch.length == 0 or batch.space[batch.length - 1] == 0x0A)
+        return Loaded(self.target, batch, self._plan(mapping), self._take_turn(batch))
+
+    def load_raw(self, raw: RawBatches, mapping: Mapping, partition: Hashable = 0) -> RawLoaded:
+        """Send record batches to the device and walk them there. Returns at once on a GPU; what they hold is known
+        after `count` or `remember`. Raises ValueError where they do not fit."""
+        if len(raw.data) > self.limits.batch_bytes:
+            size = self.limits.batch_bytes
+            raise ValueError(f"{len(raw.data)} bytes of records: expected at most batch_bytes = {size}")
+        batch = self.open_batch(partition)
+        return RawLoaded(self.target, raw, batch, self._plan(mapping), self._take_turn(batch))
+
+    def _take_turn(self, batch: Batch) -> Slot:
         slot = self._slots[self._turn]
         assert batch.memory is slot.memory, "batches are loaded in the order in which they are opened"
-        assert batch.message_end is not None and (batch.length == 0 or batch.space[batch.length - 1] == 0x0A)
         self._turn = 1 - self._turn
-        known = self._plan(mapping, batch)
-        prefix = known.plan.prefix
-        end = layout.PREFIX_BYTES + batch.length
-        slot.memory[: len(prefix)] = np.frombuffer(prefix, np.uint8)
-        slot.memory[end : end + layout.PADDING_BYTES] = 0x0A
-        self.target.send_ahead(slot.memory[: end + layout.PADDING_BYTES], slot.device[: end + layout.PADDING_BYTES])
-        lines = self.target.split(slot.device, layout.PREFIX_BYTES, batch.length, slot.line_start)
-        return Loaded(batch, known, slot, lines)
+        return slot
 
-    def _plan(self, mapping: Mapping, batch: Batch) -> _DevicePlan:
-        """The mapping's plan; now and then it learns from the batch at hand."""
+    def _plan(self, mapping: Mapping) -> DevicePlan:
         known = self._plans.get(mapping.source)
         if known is None or known.plan.mapping != mapping:
             plan = compile_mapping(mapping)
             self._check_room_for_a_message(plan)
             if plan.has_extras:
                 self._make_room_for_extras(plan)
-            known = self._plans[mapping.source] = _DevicePlan(plan, self.target.zeros(layout.PLAN.itemsize, np.uint8))
+            known = self._plans[mapping.source] = DevicePlan(plan, self.target.zeros(layout.PLAN.itemsize, np.uint8))
             self.target.send_behind(plan.as_bytes(), known.table)
-        if known.batches_to_go == 0 and known.plan.learn(sample(batch.space[: batch.length])):
+        return known
+
+    def _learn(self, loaded: Loaded) -> None:
+        """Now and then a plan learns from the batch at hand."""
+        known = loaded.known
+        if known.batches_to_go == 0 and known.plan.learn(loaded.sample()):
             self.target.send_behind(known.plan.as_bytes(), known.table)
             known.batches_to_go = RELEARN_BATCHES
         known.batches_to_go = max(0, known.batches_to_go - 1)
-        return known
 
     def _make_room_for_extras(self, plan: Plan) -> None:
         plan.number_labels(self._label_numbers)
@@ -296,9 +278,10 @@ class Engine:
         self._take(loaded, 0, counting=False)
 
     def _take(self, loaded: Loaded, first_message: int, counting: bool) -> Progress:
-        batch = loaded.batch
+        batch, line_count = loaded.batch, loaded.count_lines()
         assert batch.message_end is not None
-        line_count = loaded.lines.count()
+        if first_message == 0:
+            self._learn(loaded)
         ends = self._line_ends(loaded, line_count)  # past each message's last line
         partition = self._partition(batch.partition, grows=loaded.plan.note_counters)
         log_times = self._log_times(batch, first_message, partition.log_time_ms or 0)
@@ -487,12 +470,12 @@ class Engine:
         """Of records of the tile, in their order."""
         # Plain integers from plain buffers: for a few records a numpy call costs more than what it does.
         starts = self.target.fetch(loaded.slot.line_start[first + records[0] : first + records[-1] + 2]).data
-        memory, message_ends = loaded.slot.memory.data, ends.data
+        message_ends = ends.data
         for record in records:
             line, at = first + record, record - records[0]
             message = bisect_right(message_ends, line)
             in_message = line - (message_ends[message - 1] if message else 0)
-            value = bytes(memory[starts[at] : starts[at + 1] - 1])
+            value = loaded.cut(message, starts[at], starts[at + 1] - 1)
             yield _Line(message, in_message, value, line, starts[at] - layout.PREFIX_BYTES)
 
     def _write_texts(self, loaded: Loaded, texts: bytes) -> None:

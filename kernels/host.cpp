@@ -5,6 +5,7 @@
 #include "grow.h"
 #include "intern.h"
 #include "aggregate.h"
+#include "walk.h"
 
 using namespace tokenometer;
 
@@ -180,6 +181,18 @@ ENTRY void export_rows(const Job* shared, u32 first, u32 begin, u32 end) {
 ENTRY void move_identities(const Move* shared, u32 count) {
   const Move move = *shared;
   for (u32 i = 0; i < count; ++i) move_identity(move, i);
+}
+ENTRY void find_records(const Walk* shared, u32 count) {
+  const Walk walk = *shared;
+  for (u32 k = 0; k < count; ++k) find_records_of(walk, k);
+}
+ENTRY void read_records(const Walk* shared, u32 count) {
+  const Walk walk = *shared;
+  for (u32 i = 0; i < count; ++i) read_record_of(walk, i);
+}
+ENTRY void place_values(const Walk* shared, u32 count) {
+  const Walk walk = *shared;
+  for (u32 k = 0; k < count; ++k) place_word_of(walk, k);
 }
 
 // Has the system find the memory's pages: an atomic write of what is there, so that others may use them meanwhile.

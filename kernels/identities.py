@@ -248,7 +248,8 @@ class IdentitySet:
         end = len(self._leaving) if most is None else min(self._moved + most, len(self._leaving))
         leaving = IdentityTable(self._leaving.ids[self._moved : end], self._leaving.notes[self._moved : end])
         move = np.array((*self._place(leaving)[:2], *self._current_at, self.grows), layout.MOVE)
-        self._target.move_identities(move, len(leaving))
+        with self._target.order:
+            self._target.run("move_identities", move, len(leaving))
         self._moved = end
         if end == len(self._leaving):
             self._leaving = None

@@ -391,6 +391,38 @@ struct Move {
   u32 grows;  // words of a note, or 0
 };
 
+// A record batch whose records are still to be walked: see walk.h.
+struct RawBatch {
+  u64 base;        // the offset that its records' are added to
+  u64 time;        // ms: likewise, or the time of all where `appended`
+  u32 begin, end;  // of its records in the data
+  u32 first;       // its first record's number among those of all batches
+  u32 count;
+  u32 last;  // no record's offset is further from the base
+  u32 appended;
+};
+// Where a record is, without its length, and whose it is: NONE where its batch broke off before.
+struct RawSpan {
+  u32 begin, end;
+  u32 batch;
+  u32 spare;
+};
+// Several record batches, what their records hold, and lines made of these. Pointers are to device memory.
+struct Walk {
+  const u8* data;  // padded
+  const RawBatch* batches;
+  RawSpan* spans;
+  u64* offsets;
+  u64* times;       // ms
+  u32* values;      // where each begins in the data
+  u32* sizes;       // of each value's line, its newline included
+  const u32* ends;  // in `lines`, past each newline
+  u8* lines;        // whole words, as many as are placed
+  u64* broken;      // 0, or how many batches there are from the first broken one on
+  u32 batch_count;
+  u32 count;  // of lines
+};
+
 // Everything a kernel may touch. Pointers are to device memory (or the host's, in the host build).
 struct Job {
   const u8* buffer;

@@ -170,6 +170,19 @@ RULING_EXTRA = np.dtype([("further", "u8", FURTHER), ("start", "u4", LABELS_MAX)
 MOVE = np.dtype(
     [*((name, "u8") for name in ("from", "from_notes", "to", "to_notes")), ("to_mask", "u4"), ("grows", "u4")]
 )
+RAW_BATCH = np.dtype(
+    [
+        *((name, "u8") for name in ("base", "time")),
+        *((name, "u4") for name in "begin end first count last appended".split()),
+    ]
+)
+RAW_SPAN = np.dtype([(name, "u4") for name in ("begin", "end", "batch", "spare")])
+WALK = np.dtype(
+    [
+        *((name, "u8") for name in "data batches spans offsets times values sizes ends lines broken".split()),
+        *((name, "u4") for name in ("batch_count", "count")),
+    ]
+)
 USAGE_EXTRA = np.dtype([("labels", "u8", LABELS_MAX), ("further", "u8", FURTHER)])
 USAGE_ROW = np.dtype([("window", "u8"), ("user", "u8"), ("model", "u8"), ("chip", "u8"), ("counters", "u8", COUNTERS)])
 
@@ -216,6 +229,9 @@ STRUCTS: dict[str, np.dtype[Any]] = {
     "Ruling": RULING,
     "RulingExtra": RULING_EXTRA,
     "Move": MOVE,
+    "RawBatch": RAW_BATCH,
+    "RawSpan": RAW_SPAN,
+    "Walk": WALK,
     "UsageRow": USAGE_ROW,
     "UsageExtra": USAGE_EXTRA,
     "Job": JOB,

@@ -12,7 +12,7 @@ from tokenometer.kernels import layout
 from tokenometer.kernels.nodes import Node
 
 _SAMPLE_LINES = 64
-_SAMPLE_BYTES = 1 << 17
+SAMPLE_BYTES = 1 << 17
 _TOKEN = re.compile(rb'"(?:[^"\\]|\\.)*"|[{}\[\]:,]|[^\s{}\[\]:,"]+')
 _LEARNED_MAX = 40  # keys in all; each ordinary key costs a bucket, and long records are not worth more
 _ORDINARY_MIN = 8  # of these, for a mapping with many keys of its own
@@ -133,5 +133,5 @@ def _value_last(tokens: list[tuple[bytes, int, int]], at: int) -> int | None:
 
 def sample(data: np.ndarray[Any, Any]) -> list[bytes]:
     """Some of the lines that a batch begins with."""
-    lines = data[:_SAMPLE_BYTES].tobytes().split(b"\n")[:-1]
+    lines = data[:SAMPLE_BYTES].tobytes().split(b"\n")[:-1]
     return lines[:: max(1, len(lines) // _SAMPLE_LINES)][:_SAMPLE_LINES]

@@ -30,7 +30,9 @@ class Target(Protocol):
     @property
     def shares_memory(self) -> bool: ...  # device memory is host memory
     @property
-    def order(self) -> AbstractContextManager[Any]: ...  # array operations inside keep the order of launches
+    def order(self) -> AbstractContextManager[Any]: ...  # what is inside keeps the order of launches
+    @property
+    def ahead(self) -> AbstractContextManager[Any]: ...  # what is inside goes with the batches, ahead of the launches
 
     def zeros(self, count: int, dtype: Any) -> Array: ...
     def take_ahead(self, array: Array) -> None: ...  # of `zeros`: its memory will be needed, all of it and soon
@@ -40,10 +42,11 @@ class Target(Protocol):
     def send_ahead(self, array: np.ndarray[Any, Any], to: Array) -> None: ...
     def send_behind(self, array: np.ndarray[Any, Any], to: Array) -> None: ...
     def fetch(self, array: Array) -> np.ndarray[Any, Any]: ...
+    def fetch_ahead(self, array: Array) -> np.ndarray[Any, Any]: ...
     def address(self, array: Array) -> int: ...
     def split(self, data: Array, begin: int, length: int, line_start: Array) -> "Lines": ...
     def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None: ...
-    def move_identities(self, move: np.ndarray[Any, Any], count: int) -> None: ...  # a layout.MOVE
+    def run(self, name: str, what: np.ndarray[Any, Any], count: int) -> None: ...  # over a MOVE or a WALK, in an order
     @property
     def in_order(self) -> bool: ...  # the records of a launch come one after the other
     def mark(self) -> Any: ...
@@ -75,6 +78,7 @@ class HostTarget:
     xp: Any = np
     shares_memory = True
     order: AbstractContextManager[Any] = nullcontext()
+    ahead = order
 
     def __init__(self, threads: int = 1, extra_flags: tuple[str, ...] = ()) -> None:
         self.name = "cpu" if threads == 1 else f"cpu x {threads}"
@@ -116,6 +120,8 @@ class HostTarget:
         result: np.ndarray[Any, Any] = array
         return result
 
+    fetch_ahead = fetch
+
     def address(self, array: Array) -> int:
         return int(array.ctypes.data)
 
@@ -134,8 +140,8 @@ class HostTarget:
         for done in [self._pool.submit(entry, where, first, *cut) for cut in zip(cuts, cuts[1:], strict=False)]:
             done.result()
 
-    def move_identities(self, move: np.ndarray[Any, Any], count: int) -> None:
-        self._library.move_identities(move.ctypes.data, count)
+    def run(self, name: str, what: np.ndarray[Any, Any], count: int) -> None:
+        getattr(self._library, name)(what.ctypes.data, count)
 
     @property
     def in_order(self) -> bool:
@@ -186,7 +192,7 @@ class CudaTarget:
         self._module = build.load_device()
         self._compute = cupy.cuda.Stream(non_blocking=True)
         self._travel = cupy.cuda.Stream(non_blocking=True)
-        self.order = self._compute
+        self.order, self.ahead = self._compute, self._travel
         self._job: Array = None  # the Job in device memory
 
     def zeros(self, count: int, dtype: Any) -> Array:
@@ -221,6 +227,10 @@ class CudaTarget:
         result: np.ndarray[Any, Any] = array.get(stream=self._compute)
         return result
 
+    def fetch_ahead(self, array: Array) -> np.ndarray[Any, Any]:
+        result: np.ndarray[Any, Any] = array.get(stream=self._travel)
+        return result
+
     def address(self, array: Array) -> int:
         return int(array.data.ptr)
 
@@ -245,10 +255,9 @@ class CudaTarget:
             self._job.set(job.reshape(1).view(np.uint8), stream=self._compute)
             self._run(name, count, (self._job, np.uint32(first), np.uint32(count)))
 
-    def move_identities(self, move: np.ndarray[Any, Any], count: int) -> None:
-        with self._compute:
-            sent = self.xp.asarray(move.reshape(1).view(np.uint8))
-            self._run("move_identities", count, (sent, np.uint32(count)))
+    def run(self, name: str, what: np.ndarray[Any, Any], count: int) -> None:
+        sent = self.xp.asarray(what.reshape(1).view(np.uint8))
+        self._run(name, count, (sent, np.uint32(count)))
 
     @property
     def in_order(self) -> bool:

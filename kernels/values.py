@@ -78,6 +78,19 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class RawBatches:
+    """Record batches of one partition whose heads were read, checksums compared and codecs undone.
+
+    data: their records, one batch after the other. batches: dtype layout.RAW_BATCH, by rising offsets, none of them
+    empty. begin: messages of lower offsets are left out.
+    """
+
+    data: Bytes
+    batches: np.ndarray[Any, Any]
+    begin: int = 0
+
+
+@dataclass(frozen=True)
 class Tally:
     """How many records met which fate: read = counted + duplicates + rejected + empty + skipped, always.
 

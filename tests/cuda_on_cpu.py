@@ -36,7 +36,7 @@ class CudaOnCpuTarget:
     shares_memory = False
     in_order = False
     xp: Any = np
-    order = nullcontext()
+    order = ahead = nullcontext()
 
     def __init__(self, seed: int = 1, extra: tuple[str, ...] = ()) -> None:
         self.name = "cuda on cpu"
@@ -79,6 +79,8 @@ class CudaOnCpuTarget:
     def fetch(self, array: Array) -> np.ndarray[Any, Any]:
         return np.array(array)
 
+    fetch_ahead = fetch
+
     def address(self, array: Array) -> int:
         return int(array.ctypes.data)
 
@@ -100,8 +102,8 @@ class CudaOnCpuTarget:
     def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None:
         self._run(name, count, (self.address(self.send(job)), first, count))
 
-    def move_identities(self, move: np.ndarray[Any, Any], count: int) -> None:
-        self._run("move_identities", count, (self.address(self.send(move)), count))
+    def run(self, name: str, what: np.ndarray[Any, Any], count: int) -> None:
+        self._run(name, count, (self.address(self.send(what)), count))
 
     def mark(self) -> None:
         """Launches return when they are done."""

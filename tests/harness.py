@@ -20,7 +20,7 @@ from tests.engines import MIDDLE as MIDDLE
 from tests.engines import TINY as TINY
 from tests.engines import make_engine as make_engine
 from tests.engines import secret as secret
-from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.engine import Engine, Loaded
 from tokenometer.kernels.values import Progress, Tally, UsageRows
 from tokenometer.processor.verify.decode import AuditDecoder
 from tokenometer.schemas import mapping as mappings
@@ -125,7 +125,7 @@ class Run:
         mapping: Mapping | None = None,
     ) -> None:
         engine, mapping = self.engine, mapping or self.mapping
-        loaded = engine.load(engine.pack(values, times, partition), mapping.engine)
+        loaded = self.load(values, times, partition, mapping.engine)
         begin, fresh = 0, False
         while True:
             progress = engine.count(loaded, begin)
@@ -140,6 +140,15 @@ class Run:
         self.lines += sum(len(oracle.records(value)) for value in values)
         assert engine.tally().read == self.lines, "read = counted + duplicates + rejected + empty"
         assert engine.tally().rejected + engine.tally().conflicts == len(self.letters)
+
+    def load(
+        self,
+        values: Sequence[bytes | None],
+        times: Sequence[int] | None,
+        partition: Hashable,
+        mapping: mappings.Mapping,
+    ) -> Loaded:
+        return self.engine.load(self.engine.pack(values, times, partition), mapping)
 
     def _keep(self, progress: Progress, values: Sequence[bytes | None], partition: Hashable) -> None:
         first = self.fed.get(partition, 0)

@@ -14,6 +14,7 @@ from bench import (
     bench_ledger,
     bench_peers,
     bench_synth,
+    bench_walk,
     common,
     report,
     sanitize,
@@ -55,6 +56,13 @@ def test_threads_tiles_and_messages_do_not_show_in_the_digest(engine_result):
     cases = [case for case in cases if case["group"] != "escapes"]  # whose models have other names
     assert len(cases) >= 3
     assert len({case["digest"] for case in cases}) == 1
+
+
+def test_record_batches_count_the_same_wherever_they_are_walked(data):
+    assert bench_walk.main(["--json", str(data / "walk.json")]) == 0
+    found = json.loads((data / "walk.json").read_text())
+    assert found["ns"]["host"] > 0 and found["ns"]["device"] > 0
+    assert "## Record batches of Kafka" in report.report([("walk.json", found)])
 
 
 def test_chunks_of_streams_add_up_to_the_last_of_each():

@@ -7,7 +7,7 @@ from tokenometer.kernels import build
 pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
 pytest.importorskip("cupy_backends.cuda.libs.nvrtc", reason="NVRTC is not installed", exc_type=ImportError)
 
-KERNELS = {*build.ENTRIES, "move_identities", "count_lines", "place_lines"}
+KERNELS = {*build.ENTRIES, *build.OWN_ENTRIES, "count_lines", "place_lines"}
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90", "sm_100"])

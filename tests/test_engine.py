@@ -872,7 +872,7 @@ GARBAGE = [
 @pytest.mark.slow
 @pytest.mark.parametrize("garbage", GARBAGE, ids=range(len(GARBAGE)))
 def test_a_plan_learned_from_garbage_reads_everything_equally(make_engine, monkeypatch, garbage):
-    monkeypatch.setattr("tokenometer.kernels.engine.sample", lambda lines: garbage)
+    monkeypatch.setattr("tokenometer.kernels.loaded.sample", lambda lines: garbage)
     for name, pieces, wanted in mutated_logs(4, ("native", "vllm", "openmeter"), 150):
         harness.assert_same(harness.meter(make_engine(), shipped(name), pieces), wanted)
     harness.check(make_engine(), NATIVE, [Piece(EVERY_SHAPE)])

@@ -109,7 +109,7 @@ def mapping_of(name: str) -> harness.Mapping:
 @pytest.mark.parametrize("name", [*harness.SHIPPED, *format2.MAPPINGS])
 def test_a_record_means_the_same_however_it_is_spelled(make_engine, name, monkeypatch):
     """Of each mapping's lines: the referee is asked about the same ones, if nothing is learned from either."""
-    monkeypatch.setattr("tokenometer.kernels.engine.sample", lambda data: [])
+    monkeypatch.setattr("tokenometer.kernels.loaded.sample", lambda data: [])
     rng, mapping = random.Random(name), mapping_of(name)
     made = [line for line in mutate.lines(rng, name, mapping.oracle, 40 * harness.TIMES) if len(line) < 1 << 12]
     lines = list({line: None for line in made if is_json(line)})

@@ -198,7 +198,7 @@ class _Replay:
             self._close_part(last=False)
             self._engine.open_part()
             opened = True
-        lines = loaded.lines.count()
+        lines = loaded.count_lines()
         self._lines_before = lines if chunk.offset == 0 else self._lines_before + lines
         self._lines += lines
         self._log_bytes += chunk.length

@@ -1,4 +1,5 @@
-// Mutated record batches for walk.cpp, under sanitizers. Usage: fuzz_walk SEEDS ROUNDS; SEEDS is texts, each after its
+// Mutated record batches for walk.cpp, under sanitizers, and for the kernels of kernels/walk.h, which have to find the
+// same in them. Usage: fuzz_walk SEEDS ROUNDS; SEEDS is texts, each after its
 // length in 32 bits. Three of four mutants get the checksum that belongs to them, so that what follows is reached.
 #include <dlfcn.h>
 
@@ -6,6 +7,7 @@
 #include <random>
 #include <string>
 
+#include "../../../../kernels/walk.h"
 #include "walk.cpp"
 
 static void must(bool condition, const char* what) {
@@ -108,24 +110,69 @@ static void check(const Found& found, const Task& task) {
   must(header_end == static_cast<int64_t>(found.header_bytes), "bytes of headers");
 }
 
-static int32_t walked(Walker* walker, const std::string& text, uint32_t wanted, int64_t from) {
+static void release_all(const Found& found) {
+  for (void* memory :
+       {static_cast<void*>(found.values), static_cast<void*>(found.keys), static_cast<void*>(found.headers),
+        static_cast<void*>(found.batches), static_cast<void*>(found.ends), static_cast<void*>(found.lengths),
+        static_cast<void*>(found.times), static_cast<void*>(found.offsets), static_cast<void*>(found.key_ends),
+        static_cast<void*>(found.key_lengths), static_cast<void*>(found.header_ends)})
+    release(memory);
+}
+
+// What a device makes of opened batches, as kernels/loaded.py has it done; compared with what the host has read.
+static void walk_on_device(const Found& opened, const Found& host, int64_t from) {
+  using namespace tokenometer;
+  const u32 batches = (u32)opened.batch_count;
+  const u32 records = batches ? opened.batches[batches - 1].first + opened.batches[batches - 1].count : 0;
+  std::vector<u8> data(opened.values, opened.values + opened.value_bytes);
+  data.resize(data.size() + PADDING_BYTES, 0xff);
+  std::vector<RawSpan> spans(records);
+  std::vector<u64> offsets(records), times(records), broken(1);
+  std::vector<u32> values(records), sizes(records), ends;
+  Walk walk{data.data(),  opened.batches, spans.data(), offsets.data(), times.data(), values.data(),
+            sizes.data(), nullptr,        nullptr,      broken.data(),  batches,      0};
+  for (u32 k = batches; k--;) find_records_of(walk, k);  // in any order
+  for (u32 i = records; i--;) read_record_of(walk, i);
+  u32 first = 0, last = broken[0] ? opened.batches[batches - broken[0]].first : records;
+  while (first < last && (int64_t)offsets[first] < from) ++first;
+  for (u32 i = first; i < last; ++i) ends.push_back((ends.empty() ? 0 : ends.back()) + sizes[i]);
+  walk.values += first, walk.sizes += first, walk.ends = ends.data(), walk.count = last - first;
+  const u32 bytes = ends.empty() ? 0 : ends.back(), words = (bytes + PADDING_BYTES + 7) / 8;
+  std::vector<u64> lines(words);
+  walk.lines = (u8*)lines.data();
+  for (u32 k = words; k--;) place_word_of(walk, k);
+
+  if (broken[0]) must(host.status == BAD_BATCH, "a batch is broken on the device alone");
+  if (!broken[0] && opened.status != FULL) must(host.status == opened.status, "a batch is broken on the host alone");
+  must(opened.status == FULL ? walk.count <= host.count : walk.count == host.count, "how many messages there are");
+  for (u32 i = 0; i < walk.count; ++i) {
+    must((int64_t)offsets[first + i] == host.offsets[i] && (int64_t)times[first + i] == host.times[i], "columns");
+    must(ends[i] == host.ends[i], "where lines end");
+  }
+  must(!bytes || !memcmp(walk.lines, host.values, bytes), "lines");
+  for (u32 at = bytes; at < 8 * words; ++at) must(walk.lines[at] == '\n', "newlines after the last line");
+}
+
+static int32_t walked(Walker* walker, const std::string& text, uint32_t wanted, int64_t from, uint64_t room) {
   const std::string copy(text);  // a heap block of its own, whose end the sanitizer watches
   const int64_t producers[] = {1, 2}, offsets[] = {0, 5};
   const uint8_t* data = reinterpret_cast<const uint8_t*>(copy.data());
-  const Task task{data, copy.size(), from, producers, offsets, 2, wanted};
+  const Task task{data, copy.size(), from, producers, offsets, 2, 0, wanted};
   Found found;
   walk(walker, &task, &found);
   check(found, task);
   int32_t epoch = -1;
   const int64_t next = next_offset(data, copy.size(), from, &epoch);
   if (found.status == FINE) must(next == found.next_offset && epoch == found.epoch, "what heads tell");
-  for (void* memory :
-       {static_cast<void*>(found.values), static_cast<void*>(found.keys), static_cast<void*>(found.headers),
-        static_cast<void*>(found.ends), static_cast<void*>(found.lengths), static_cast<void*>(found.times),
-        static_cast<void*>(found.offsets), static_cast<void*>(found.key_ends), static_cast<void*>(found.key_lengths),
-        static_cast<void*>(found.header_ends)})
-    release(memory);
-  return found.status;
+  Task opening = task;
+  opening.room = room, opening.wanted = 0;
+  Found opened;
+  walk(walker, &opening, &opened);
+  must(opened.value_bytes <= room && opened.walked <= task.size, "what fits");
+  if (!(wanted & HEADERS)) walk_on_device(opened, found, from);  // which does not look at them
+  release_all(found);
+  release_all(opened);
+  return opened.status == FULL ? FULL : found.status;
 }
 
 int main(int, char** arguments) {
@@ -140,10 +187,12 @@ int main(int, char** arguments) {
   const Libraries calls = libraries();
   Walker* walker = walker_new(&calls, 1 << 20);
   std::mt19937 chance(1);
-  unsigned counts[NO_MEMORY + 1] = {};
+  unsigned counts[FULL + 1] = {};
   for (int round = 0, rounds = atoi(arguments[2]); round < rounds; ++round) {
     const std::string& seed = seeds[chance() % seeds.size()];
-    ++counts[walked(walker, mutated(seed, chance), chance() % 4, chance() % 3 ? 0 : chance() % 50)];
+    const int64_t from = chance() % 3 ? 0 : chance() % 50;
+    const uint64_t room = chance() % 3 ? 8 << 20 : 1 + chance() % 4000;
+    ++counts[walked(walker, mutated(seed, chance), chance() % 4, from, room)];
   }
   walker_free(walker);
   for (unsigned count : counts) printf("%u ", count);

@@ -4,18 +4,21 @@
 //   follows | 21 attributes i16 | 23 last offset's delta i32 | 27 base time i64 | 35 largest time i64 | 43 producer i64
 //   51 its epoch i16 | 53 sequence i32 | 57 records i32 | 61 records, compressed together
 //
-//   record: length | attributes i8 | time's delta | offset's delta | key | value | headers, each a name and a value
-//
-// A record's numbers are zigzag varints; a text is its length (-1: none) and its bytes. All else is big-endian.
+// All but the records (kernels/records.h) is big-endian.
 #pragma once
 #include <algorithm>
 #include <utility>
 #include <vector>
 
+#include "../../../../kernels/layout.h"
+#include "../../../../kernels/records.h"
 #include "codecs.h"
 
+using tokenometer::Cursor;
+using tokenometer::RawBatch;
+using tokenometer::RawFields;
+
 constexpr size_t HEAD = 61, BEFORE_LENGTH = 12, CHECKED_FROM = 21;
-constexpr size_t RECORD_MIN = 7;  // each of its parts takes one byte at least
 
 template <class T>
 inline T big(const uint8_t* at) {
@@ -68,7 +71,17 @@ inline uint32_t crc32c(const uint8_t* data, size_t size) {
 
 // --- What comes in and what goes out ---
 
-enum Status : int32_t { FINE, BAD_CRC, BAD_BATCH, BAD_COMPRESSION, TOO_LARGE, OLD_FORMAT, UNKNOWN_CODEC, NO_MEMORY };
+enum Status : int32_t {
+  FINE,
+  BAD_CRC,
+  BAD_BATCH,
+  BAD_COMPRESSION,
+  TOO_LARGE,
+  OLD_FORMAT,
+  UNKNOWN_CODEC,
+  NO_MEMORY,
+  FULL  // no fault: the next batch does not fit the room
+};
 enum Wanted : uint8_t { KEYS = 1, HEADERS = 2 };
 
 // As in walk.py. One partition's part of an answer.
@@ -79,6 +92,7 @@ struct Task {
   const int64_t* aborted_producers;
   const int64_t* aborted_offsets;  // of each aborted transaction's first message, rising
   uint64_t aborted;
+  uint64_t room;  // not 0: batches are opened and not walked, as many as fit so many bytes
   uint32_t wanted;
 };
 
@@ -86,6 +100,8 @@ struct Task {
 struct Found {
   uint8_t *values, *keys, *headers;
   uint64_t value_bytes, key_bytes, header_bytes, count;
+  RawBatch* batches;  // whose records are in `values`, where they are only opened
+  uint64_t batch_count;
   int64_t *ends, *lengths, *times, *offsets, *key_ends, *key_lengths, *header_ends;
   int64_t next_offset;  // past all whole batches, those included that hold nothing for us
   uint64_t walked;      // bytes of whole batches
@@ -95,6 +111,7 @@ struct Found {
 
 struct Columns {
   Bytes values, keys, headers;
+  Array<RawBatch> batches;
   Array<int64_t> ends, lengths, times, offsets, key_ends, key_lengths, header_ends;
 
   Array<int64_t>* numbers[7] = {&ends, &lengths, &times, &offsets, &key_ends, &key_lengths, &header_ends};
@@ -124,6 +141,7 @@ struct Batch {
   int32_t epoch() const { return big<int32_t>(head + 12); }
   int8_t format() const { return static_cast<int8_t>(head[16]); }
   int32_t last() const { return big<int32_t>(head + 23); }
+  uint64_t time() const { return big<uint64_t>(head + (time_of_append() ? 35 : 27)); }
   int64_t producer() const { return big<int64_t>(head + 43); }
   int32_t count() const { return big<int32_t>(head + 57); }
   uint8_t codec() const { return head[22] & 7; }
@@ -142,35 +160,6 @@ inline int64_t batch_size(const uint8_t* data, size_t size) {
   if (whole > size) return 0;
   return whole < 17 ? -1 : static_cast<int64_t>(whole);
 }
-
-// Reads a record's parts; once `bad`, all further ones are nothing.
-struct Cursor {
-  const uint8_t *at, *end;
-  bool bad = false;
-
-  int64_t number() {
-    uint64_t value = 0;
-    for (unsigned shift = 0; shift < 64; shift += 7) {
-      if (at == end) break;
-      const uint8_t byte = *at++;
-      value |= static_cast<uint64_t>(byte & 127) << shift;
-      if (!(byte & 128)) return static_cast<int64_t>(value >> 1) ^ -static_cast<int64_t>(value & 1);
-    }
-    bad = true;
-    return 0;
-  }
-  // -1: none. The bytes are at `at` minus the length afterwards.
-  int64_t text() {
-    const int64_t length = number();
-    if (length == -1) return -1;
-    if (length < 0 || length > end - at) {
-      bad = true;
-      return -1;
-    }
-    at += length;
-    return length;
-  }
-};
 
 class Walker {
  public:
@@ -223,7 +212,29 @@ class Walker {
       records = opener_.out.data;
       size = opener_.out.size;
     }
+    const uint64_t count = static_cast<uint64_t>(std::max(batch.count(), 0));
+    if (batch.count() < 0 || count > size / tokenometer::RAW_RECORD_BYTES_MIN) return BAD_BATCH;
+    if (task.room && count) return keep(batch, records, size, task.room, to);
     return take(batch, Cursor{records, records + size}, task, to);
+  }
+
+  // For a walk elsewhere (kernels/walk.h): the records as they are, and what their batch's head says of them.
+  static Status keep(const Batch& batch, const uint8_t* records, size_t size, uint64_t room, Columns& to) {
+    const size_t begin = to.values.size;
+    if (size > room - begin) return FULL;
+    const RawBatch* before = to.batches.size ? &to.batches.data[to.batches.size - 1] : nullptr;
+    const uint32_t first = before ? before->first + before->count : 0;
+    const RawBatch kept = {static_cast<uint64_t>(batch.base()),
+                           batch.time(),
+                           static_cast<uint32_t>(begin),
+                           static_cast<uint32_t>(begin + size),
+                           first,
+                           static_cast<uint32_t>(batch.count()),
+                           static_cast<uint32_t>(batch.last()),
+                           batch.time_of_append()};
+    to.batches.append(&kept, 1);
+    to.values.append(records, size);
+    return FINE;
   }
 
   // A marker: its key is a format and a kind, 0 for an abort.
@@ -243,7 +254,6 @@ class Walker {
 
   Status take(const Batch& batch, Cursor all, const Task& task, Columns& to) {
     const int64_t count = batch.count(), size = all.end - all.at;
-    if (count < 0 || static_cast<uint64_t>(count) > static_cast<uint64_t>(size) / RECORD_MIN) return BAD_BATCH;
     // A record is longer than its value and a newline, and than its key or its headers in our form, so that there is
     // room for all of them.
     to.values.reserve(static_cast<size_t>(size));
@@ -251,8 +261,8 @@ class Walker {
     for (size_t i = 0; i < columns; ++i) to.numbers[i]->reserve(static_cast<size_t>(count));
     int64_t before = -1;
     for (int64_t i = 0; i < count; ++i) {
-      const int64_t length = all.number();
-      if (all.bad || length < static_cast<int64_t>(RECORD_MIN) - 1 || length > all.end - all.at) return BAD_BATCH;
+      const int64_t length = all.record();
+      if (!length) return BAD_BATCH;
       const int64_t delta = record(batch, Cursor{all.at, all.at + length}, task, to);
       if (delta <= before || delta > batch.last()) return BAD_BATCH;
       before = delta;
@@ -263,27 +273,21 @@ class Walker {
 
   // The offset's delta; -1: the record is broken.
   int64_t record(const Batch& batch, Cursor cursor, const Task& task, Columns& to) {
-    ++cursor.at;
-    const int64_t time = cursor.number(), delta = cursor.number();
-    const int64_t key_length = cursor.text();
-    const uint8_t* key = cursor.at - std::max<int64_t>(key_length, 0);
-    const int64_t length = cursor.text();
-    const uint8_t* value = cursor.at - std::max<int64_t>(length, 0);
-    if (cursor.bad || delta < 0 || delta > batch.last()) return -1;
+    RawFields fields;
+    if (!tokenometer::read_fields(cursor, fields) || fields.delta > batch.last()) return -1;
+    const int64_t delta = fields.delta, length = fields.length;
     if (batch.base() + delta < task.from) return delta;
-    if (task.wanted && !beside(cursor, task.wanted, key, key_length, to)) return -1;
-    const int64_t begun =
-        static_cast<int64_t>(batch.time_of_append() ? big<uint64_t>(batch.head + 35)
-                                                    : big<uint64_t>(batch.head + 27) + static_cast<uint64_t>(time));
+    if (task.wanted && !beside(cursor, task.wanted, fields.key, fields.key_length, to)) return -1;
     uint8_t* out = to.values.data + to.values.size;
-    if (length > 0) memcpy(out, value, static_cast<size_t>(length));
+    if (length > 0) memcpy(out, fields.value, static_cast<size_t>(length));
     out += std::max<int64_t>(length, 0);
     if (length <= 0 || out[-1] != '\n') *out++ = '\n';
     to.values.size = static_cast<size_t>(out - to.values.data);
     const size_t index = to.ends.size++;
     to.ends.data[index] = static_cast<int64_t>(to.values.size);
     to.lengths.data[index] = length;
-    to.times.data[index] = std::max<int64_t>(begun, 0);
+    to.times.data[index] =
+        static_cast<int64_t>(tokenometer::time_of(batch.time(), batch.time_of_append(), fields.time));
     to.offsets.data[index] = batch.base() + delta;
     to.lengths.size = to.times.size = to.offsets.size = to.ends.size;
     return delta;

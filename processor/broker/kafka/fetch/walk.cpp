@@ -51,6 +51,8 @@ ENTRY void walk(Walker* walker, const Task* task, Found* found) {
   found->value_bytes = to.values.size;
   found->keys = to.keys.data;
   found->key_bytes = to.keys.size;
+  found->batches = to.batches.data;
+  found->batch_count = to.batches.size;
   found->headers = to.headers.data;
   found->header_bytes = to.headers.size;
   int64_t** columns[] = {&found->ends,     &found->lengths,     &found->times,      &found->offsets,

@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from tokenometer.kernels import build
+from tokenometer.kernels import build, layout
+from tokenometer.kernels.values import RawBatches
 from tokenometer.processor.broker import Column, Headers
 from tokenometer.processor.broker.kafka.fetch import codecs
 from tokenometer.processor.broker.kafka.messages import headers_in
@@ -40,6 +41,7 @@ class Status(enum.IntEnum):
     OLD_FORMAT = 5
     UNKNOWN_CODEC = 6
     NO_MEMORY = 7
+    FULL = 8
 
 
 class _Task(ctypes.Structure):
@@ -52,6 +54,7 @@ class _Task(ctypes.Structure):
         ("aborted_producers", ctypes.c_void_p),
         ("aborted_offsets", ctypes.c_void_p),
         ("aborted", ctypes.c_uint64),
+        ("room", ctypes.c_uint64),
         ("wanted", ctypes.c_uint32),
     ]
 
@@ -67,6 +70,8 @@ class _Found(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in _TEXTS),
         *((f"{name}_bytes", ctypes.c_uint64) for name in _TEXTS),
         ("count", ctypes.c_uint64),
+        ("batches", ctypes.c_void_p),
+        ("batch_count", ctypes.c_uint64),
         *((name, ctypes.c_void_p) for name in _NUMBERS),
         ("next_offset", ctypes.c_int64),
         ("walked", ctypes.c_uint64),
@@ -94,6 +99,20 @@ class Walked:
     status: Status
 
 
+@dataclass(frozen=True)
+class Opened:
+    """Whole batches whose records are still to be walked, up to the first that is broken or does not fit (`status`).
+
+    The rest as in Walked. A device that walks them may find a batch broken that is counted here.
+    """
+
+    raw: RawBatches
+    next_offset: int
+    walked: int
+    epoch: int
+    status: Status
+
+
 class Walker:
     """For one thread at a time. Raises schemas.compiled.BuildError where there is no compiler."""
 
@@ -111,12 +130,27 @@ class Walker:
 
         data may be used again when this returns. Raises MemoryError.
         """
+        return _walked(self._found(data, begin, aborted, 0, wanted), wanted)
+
+    def open(self, data: memoryview, begin: int, aborted: Sequence[tuple[int, int]], room: int) -> Opened:
+        """The same batches, for a walk on a device: checked and decompressed, as many as fit `room` bytes, of 1 or
+        more. Keys and headers are not to be had there."""
+        found = self._found(data, begin, aborted, room, 0)
+        values = _owned(found.values, found.values_bytes, np.uint8)
+        batches = _owned(found.batches, found.batch_count * layout.RAW_BATCH.itemsize, np.uint8)
+        raw = RawBatches(values, batches.view(layout.RAW_BATCH), begin)
+        return Opened(raw, found.next_offset, found.walked, found.epoch, _status(found))
+
+    def _found(
+        self, data: memoryview, begin: int, aborted: Sequence[tuple[int, int]], room: int, wanted: int
+    ) -> _Found:
         raw = np.frombuffer(data, np.uint8)
         transactions = np.array(sorted(aborted, key=lambda pair: pair[1]), np.int64).reshape(-1, 2).T.copy()
-        task = _Task(raw.ctypes.data, len(raw), begin, *(row.ctypes.data for row in transactions), len(aborted), wanted)
+        where = (row.ctypes.data for row in transactions)
+        task = _Task(raw.ctypes.data, len(raw), begin, *where, len(aborted), room, wanted)
         found = _Found()
         self._library.walk(self._walker, ctypes.byref(task), ctypes.byref(found))
-        return _walked(found, wanted)
+        return found
 
 
 def next_offset(data: memoryview, begin: int, epoch: int) -> tuple[int, int]:
@@ -138,17 +172,21 @@ def _walked(found: _Found, wanted: int) -> Walked:
     ends, lengths, times, offsets, key_ends, key_lengths, header_ends = (
         _owned(getattr(found, name), size, np.int64) for name, size in zip(_NUMBERS, sizes, strict=True)
     )
-    status = Status(found.status)
-    if status is Status.NO_MEMORY:
-        raise MemoryError("no memory for the messages of a fetch")
     return Walked(
         Column(values, _begins(ends), lengths, ends),
         times.view(np.uint64),
         offsets,
         Column(keys, key_ends - np.maximum(key_lengths, 0), key_lengths) if wanted & KEYS else None,
         headers_in(headers.tobytes(), header_ends) if wanted & HEADERS else None,
-        *(found.next_offset, found.walked, found.epoch, status),
+        *(found.next_offset, found.walked, found.epoch, _status(found)),
     )
+
+
+def _status(found: _Found) -> Status:
+    status = Status(found.status)
+    if status is Status.NO_MEMORY:
+        raise MemoryError("no memory for the messages of a fetch")
+    return status
 
 
 def _begins(ends: Ints) -> Ints:

@@ -1,0 +1,170 @@
+"""Batches on the device: the buffers that they travel in, and the two shapes in which they come.
+
+lines      messages, each ended by a newline: split there
+raw        record batches of Kafka, opened: walked there, so that no processor of the host touches a record
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from tokenometer.kernels import layout
+from tokenometer.kernels.limits import Limits
+from tokenometer.kernels.plan import Plan, sample
+from tokenometer.kernels.steps import SAMPLE_BYTES
+from tokenometer.kernels.target import Array, Lines, Target
+from tokenometer.kernels.values import Batch, Bytes, RawBatches
+
+
+@dataclass
+class DevicePlan:
+    plan: Plan
+    table: Array
+    batches_to_go: int = 0  # until it learns again
+
+
+class Slot:
+    """One batch buffer and its twin on the device. Two take turns."""
+
+    def __init__(self, target: Target, limits: Limits) -> None:
+        # | prefix | messages | padding | their other spelling | padding | referee's text | padding |
+        space = limits.batch_bytes
+        self.memory = target.pinned(layout.PREFIX_BYTES + 3 * (space + layout.PADDING_BYTES))
+        self.batch_space = self.memory[layout.PREFIX_BYTES : layout.PREFIX_BYTES + space]
+        self.device = target.mirror(self.memory)
+        self.respelled = self.device[layout.PREFIX_BYTES + space + layout.PADDING_BYTES :]
+        self.line_start = target.zeros(space + 2, np.uint32)
+        self.counted: Any = target.mark()  # when the kernels have done with it
+        self._raw: tuple[Bytes, Array] | None = None
+
+    def raw(self, target: Target) -> tuple[Bytes, Array]:
+        """Such a pair for record batches, once there are some."""
+        if self._raw is None:
+            memory = target.pinned(len(self.batch_space) + layout.PADDING_BYTES)
+            self._raw = memory, target.mirror(memory)
+        return self._raw
+
+
+class Loaded:
+    """A batch of lines on the device."""
+
+    def __init__(self, target: Target, batch: Batch, plan: DevicePlan, slot: Slot) -> None:
+        self.batch, self.plan, self.plan_table = batch, plan.plan, plan.table
+        self.known, self.slot = plan, slot
+        self.referee_at = len(slot.memory) - layout.PADDING_BYTES - len(slot.batch_space)
+        slot.memory[: len(self.plan.prefix)] = np.frombuffer(self.plan.prefix, np.uint8)
+        self._target = target
+        self._lines: Lines | None = None
+        self._send()
+
+    def _send(self) -> None:
+        slot, end = self.slot, layout.PREFIX_BYTES + self.batch.length
+        slot.memory[end : end + layout.PADDING_BYTES] = 0x0A
+        sent = slice(end + layout.PADDING_BYTES)
+        self._target.send_ahead(slot.memory[sent], slot.device[sent])
+        self._split()
+
+    def _split(self) -> None:
+        slot = self.slot
+        self._lines = self._target.split(slot.device, layout.PREFIX_BYTES, self.batch.length, slot.line_start)
+
+    def count_lines(self) -> int:
+        """Waits for them."""
+        assert self._lines is not None
+        return self._lines.count()
+
+    def sample(self) -> list[bytes]:
+        return sample(self.batch.space[: self.batch.length])
+
+    def cut(self, message: int, begin: int, end: int) -> bytes:
+        """Of a message, what is between two places of the batch buffer."""
+        return bytes(self.slot.memory.data[begin:end])
+
+
+class RawLoaded(Loaded):
+    """Record batches on the device. What they hold is in `batch` when their lines have been counted.
+
+    broken: the number of the first batch whose records are none; what comes before it is in. None: all are whole.
+    """
+
+    def __init__(self, target: Target, raw: RawBatches, batch: Batch, plan: DevicePlan, slot: Slot) -> None:
+        self.broken: int | None = None
+        self._raw = raw
+        self._walk = np.zeros((), layout.WALK)
+        super().__init__(target, batch, plan, slot)
+
+    def _send(self) -> None:
+        """Returns at once on a GPU, which finds and reads the records while an earlier batch is counted."""
+        target, slot, raw, walk = self._target, self.slot, self._raw, self._walk
+        self._memory, data = slot.raw(target)
+        size = len(raw.data)
+        self._memory[:size] = raw.data
+        target.send_ahead(self._memory[: size + layout.PADDING_BYTES], data[: size + layout.PADDING_BYTES])
+        prefix = slice(layout.PREFIX_BYTES)
+        target.send_ahead(slot.memory[prefix], slot.device[prefix])
+        records = int(raw.batches["count"].sum())
+        with target.ahead:
+            self._batches = target.xp.asarray(raw.batches.view(np.uint8))
+            self._spans = target.xp.empty((records, 4), np.uint32)
+            self._offsets, self._times = target.xp.empty((2, records), np.uint64)
+            self._values, self._sizes = target.xp.empty((2, records), np.uint32)
+            self._broken = target.xp.zeros(1, np.uint64)
+            self._point("data", data)
+            for name in ("batches", "spans", "offsets", "times", "values", "sizes", "broken"):
+                self._point(name, getattr(self, f"_{name}"))
+            walk["batch_count"] = len(raw.batches)
+            target.run("find_records", walk, len(raw.batches))
+            target.run("read_records", walk, records)
+
+    def _point(self, name: str, array: Array) -> None:
+        self._walk[name] = self._target.address(array)
+
+    def count_lines(self) -> int:
+        if self._lines is None:
+            self._place()
+        return super().count_lines()
+
+    def _place(self) -> None:
+        """What was read becomes a batch: its columns on the host, its lines on the device."""
+        target, walk, batch = self._target, self._walk, self.batch
+        begin, end = self._kept()
+        with target.ahead:
+            values, sizes = self._values[begin:end], self._sizes[begin:end]
+            ends = target.xp.cumsum(sizes, dtype=np.uint32)
+            batch.message_end = target.fetch_ahead(ends)
+            batch.message_time = target.fetch_ahead(self._times[begin:end])
+            self._value_begin = target.fetch_ahead(values)
+            batch.length = int(batch.message_end[-1]) if end > begin else 0
+            lines = self.slot.device[layout.PREFIX_BYTES :]
+            for name, array in (("values", values), ("sizes", sizes), ("ends", ends), ("lines", lines)):
+                self._point(name, array)
+            walk["count"] = end - begin
+            target.run("place_values", walk, -(-(batch.length + layout.PADDING_BYTES) // 8))
+            self._ends = ends  # kept: the kernel reads it
+        self._split()
+
+    def _kept(self) -> tuple[int, int]:
+        """Records from the offset that was asked for to the first broken batch. Sets the batch's offsets."""
+        batches = self._raw.batches
+        behind = int(self._target.fetch_ahead(self._broken)[0])
+        end = len(self._sizes)
+        if behind:
+            self.broken = len(batches) - behind
+            end = int(batches["first"][self.broken])
+        offsets = self._target.fetch_ahead(self._offsets[:end]).view(np.int64)
+        begin = int(np.searchsorted(offsets, self._raw.begin))
+        self.batch.message_offset = offsets[begin:]
+        return begin, end
+
+    def sample(self) -> list[bytes]:
+        """The host has no lines of such a batch: these come back from the device."""
+        size = min(self.batch.length, SAMPLE_BYTES)
+        return sample(self._target.fetch_ahead(self.slot.device[layout.PREFIX_BYTES : layout.PREFIX_BYTES + size]))
+
+    def cut(self, message: int, begin: int, end: int) -> bytes:
+        ends = self.batch.message_end
+        assert ends is not None
+        line = layout.PREFIX_BYTES + (int(ends[message - 1]) if message else 0)
+        at = int(self._value_begin[message]) - line
+        return bytes(self._memory.data[at + begin : at + end])
