@@ -260,6 +260,15 @@ def test_a_meter_that_reads_request_ids_again_says_so(health, url):
     assert "refilling_partitions" not in healthz(url)[1]
 
 
+def test_partitions_that_nobody_has_are_named_and_the_meter_is_healthy(health, url):
+    for count, names in ((1, "t-0"), (3, "t-0, t-1, t-2"), (5, "t-0, t-1, t-2 and 2 more")):
+        health.judged(Verdict([], {}, unowned=[Place("t", number) for number in range(count)]))
+        status, said = healthz(url)
+        assert (status, said["status"]) == (200, f"degraded: nobody in the group has {names}")
+    health.judged(Verdict([], {}))
+    assert healthz(url)[1]["status"] == "ok"
+
+
 def test_an_idle_meter_is_healthy(health, url, clock):
     """It commits every ten seconds, and has nothing to say."""
     for _ in range(20):

@@ -143,9 +143,19 @@ def test_a_partition_that_has_an_owner_for_a_moment_is_waited_for_anew() -> None
     one, alone = Ownerless("me", PATIENCE_MS), [ME]
     one.look(0, alone, [A, B])
     one.look(PATIENCE_MS - 1, [ME, OTHER], [A, B])
-    assert one.look(PATIENCE_MS, alone, [A, B]) == []
+    assert one.look(PATIENCE_MS, alone, [A, B]) == [] == one.lasting
     assert one.look(2 * PATIENCE_MS, alone, [A, B]) == [B]
     assert one.look(2 * PATIENCE_MS + 1, alone, [A, B]) == [], "who acts waits anew"
+    assert one.lasting == [B], "it is nobody's as long as it is"
+    assert one.look(3 * PATIENCE_MS, alone, [A, B]) == [B]
+    assert one.look(3 * PATIENCE_MS + 1, [ME, OTHER], [A, B]) == [] == one.lasting
+
+
+def test_every_meter_sees_what_lasts_whosever_turn_it_is() -> None:
+    second = Ownerless("other", PATIENCE_MS)
+    second.look(0, [ME, GroupMember("other", [])], [A, B])
+    assert second.look(PATIENCE_MS, [ME, GroupMember("other", [])], [A, B]) == []
+    assert second.lasting == [B]
 
 
 def test_a_visit_makes_a_group_share_out_and_takes_nothing() -> None:

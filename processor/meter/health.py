@@ -161,8 +161,8 @@ class Health:
 
     def status(self) -> tuple[bool, dict[str, Any]]:
         """Healthy while the watch finds nothing wrong, and commits come; a meter without news commits every ten
-        seconds. A log that does not fit is told and is no reason to end the meter: another one would do no better, so
-        it is healthy and degraded."""
+        seconds. A log that does not fit, or a partition that nobody has, is told and is no reason to end the meter:
+        another one would do no better, so it is healthy and degraded."""
         now_ms = self._now_ms()
         age_ms = now_ms - (self._last_ms or self._began_ms)
         reasons = list(self._verdict.reasons) if self._verdict else []
@@ -170,8 +170,10 @@ class Health:
             reasons.append(f"Kafka has not answered for {(now_ms - self._looked_ms) // 1000} s")
         if age_ms >= STALE_MS:
             reasons.append("no commit for too long: see the meter's log")
-        unfit = [f"degraded: {fitting.sentence(misfit)}" for misfit in self._misfits]
-        state = "; ".join([*reasons, *unfit]) or "ok"
+        told = [fitting.sentence(misfit) for misfit in self._misfits]
+        if self._verdict and self._verdict.unowned:
+            told.append(f"nobody in the group has {_names(self._verdict.unowned)}")
+        state = "; ".join([*reasons, *(f"degraded: {text}" for text in told)]) or "ok"
         said = {"status": state, "since_last_commit_ms": age_ms, "committed": self._last_ms is not None}
         refilling = self._verdict.refilling if self._verdict else 0
         return not reasons, said | ({"refilling_partitions": refilling} if refilling else {})
@@ -184,6 +186,11 @@ class Health:
         from tokenometer.processor.http.health import serve_health
 
         return serve_health(self.registry, self.status, host, port)
+
+
+def _names(places: Sequence[Place]) -> str:
+    named = ", ".join(f"{place.topic}-{place.partition}" for place in places[:3])
+    return named + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 
 def _labels(place: Place) -> tuple[str, str]:

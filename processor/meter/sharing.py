@@ -22,17 +22,20 @@ class Ownerless:
     def __init__(self, name: str, patience_ms: int) -> None:
         self._name, self._patience_ms = name, patience_ms
         self._since: dict[Place, int] = {}
+        self._acted_ms = 0
+        self.lasting: list[Place] = []  # what was nobody's for too long at the last look, whosever turn it is
 
     def look(self, now_ms: int, members: Sequence[GroupMember], places: Sequence[Place]) -> list[Place]:
-        """Those of `places` for which it is this meter's turn to act; whoever acts waits anew."""
+        """Those of `places` for which it is this meter's turn to act; whoever has acted waits anew."""
         held = {place for member in members for place in member.places}
         free = [place for place in places if place not in held] if held else []  # else it is being shared out
         self._since = {place: self._since.get(place, now_ms) for place in free}
         earlier = sum(member.name is not None and member.name < self._name for member in members)
+        self.lasting = sorted(place for place, since in self._since.items() if now_ms - since >= self._patience_ms)
         wait_ms = self._patience_ms * (1 + earlier)
-        due = sorted(place for place, since in self._since.items() if now_ms - since >= wait_ms)
+        due = [place for place in self.lasting if now_ms - max(self._since[place], self._acted_ms) >= wait_ms]
         if due:
-            self._since.clear()
+            self._acted_ms = now_ms
         return due
 
 

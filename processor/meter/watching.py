@@ -14,7 +14,7 @@ itself, that is heard too: `Health` counts how long ago it last looked.
 import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from tokenometer.processor.broker import Broker, BrokerError, Extent, GroupMember, Offset, Place
 from tokenometer.processor.meter.sharing import Ownerless, visit
@@ -48,11 +48,12 @@ class Outside:
 class Verdict:
     """reasons: why the meter is not healthy. lags: messages (and transaction marks) after the last committed one, of
     the partitions that it has; if it has none, of those that no other member has. refilling: partitions whose request
-    ids it reads again; their messages wait meanwhile."""
+    ids it reads again; their messages wait meanwhile. unowned: those that have been nobody's for too long."""
 
     reasons: Sequence[str]
     lags: Mapping[Place, int]
     refilling: int = 0
+    unowned: Sequence[Place] = ()
 
 
 class HealthJudge:
@@ -172,6 +173,7 @@ class HealthWatch:
                 outside = self._look(standing)
                 verdict = self._judge.look(self._now_ms(), standing, outside, asked_ms)
                 ownerless = self._ownerless.look(asked_ms, outside.members, list(outside.extents))
+                verdict = replace(verdict, unowned=self._ownerless.lasting)
             except BrokerError as error:
                 verdict = self._judge.look(self._now_ms(), self._standing(), error, asked_ms)
                 ownerless = []
