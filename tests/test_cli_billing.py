@@ -43,7 +43,11 @@ def test_csv_in_a_pipe_is_exact(ledger: str):
 
 
 def test_statements_send_a_terminal_no_control_character(ledger: str):
-    assert on_a_terminal("close", "--database", ledger, "--to", "2026-11-24", "--anyway")[0] == 0
+    close = "close", "--database", ledger, "--to", "2026-11-24", "--anyway"
+    code, out = on_a_terminal(*close, "--user", EVIL)
+    assert code == 0 and ", user " in out and ", not complete" in out
+    assert_harmless(out)
+    assert on_a_terminal(*close)[0] == 0
     code, out = on_a_terminal("statement", "1", "--json", "--database", ledger)
     assert code == 0 and json.loads(out)["user"] == EVIL
     assert_harmless(out)

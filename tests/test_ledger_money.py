@@ -513,7 +513,7 @@ def test_the_commands_of_money(database: str, capsys: Any, tmp_path: pathlib.Pat
         take(store, [usage_of("a-user-with-a-long-name", 123_456_789_012, {"team": "blue"})])
     code, _, err = run(capsys, "close", *where, "--to", "2026-11-24", "--prices", str(listed))
     assert code == 1 and "held up by" not in err
-    code, out, _ = run(capsys, "close", *where, "--to", "2026-11-24", "--prices", str(listed), "--anyway")
+    code, out, _ = run(capsys, "close", *where, "--to", "2026-11-24", "--prices", str(listed), "--anyway", "--json")
     assert code == 0 and json.loads(out)["amount"] == "246913.578024"
     code, out, _ = run(capsys, "statement", "1", *where)
     assert "246913.578024" in out and "123,456,789,012" in out and max(map(len, out.splitlines())) <= 80

@@ -600,7 +600,9 @@ def test_the_commands_close_and_statement(database: str, capsys: pytest.CaptureF
     where = ["--database", database]
     code, _, err = run(capsys, "close", *where, "--to", "2026-11-24")
     assert code == 1 and "the period is not complete" in err
-    code, out, _ = run(capsys, "close", *where, "--to", "2026-11-24", "--time-zone", "Europe/Berlin", "--anyway")
+    code, out, _ = run(
+        capsys, "close", *where, "--to", "2026-11-24", "--time-zone", "Europe/Berlin", "--anyway", "--json"
+    )
     assert code == 0 and json.loads(out)["end"] == "2026-11-23T23:00:00Z"
     with books.opened(database) as store:
         take(store, [books.usage_row(IDENTITY, [2, 10, 4, 0, 5, 0])])
@@ -646,7 +648,7 @@ def test_usage_of_a_running_ledger(tmp_path: Any, capsys: pytest.CaptureFixture[
             assert run(capsys, *asked, "--token-file", str(token))[1].splitlines()[1].endswith(",1,10,4,0,5,0,15")
             assert "a bearer token is wanted" in run(capsys, *asked)[2]
             code, out, _ = run(
-                capsys, "close", "--url", url, "--to", "2026-11-24", "--anyway", "--token-file", str(token)
+                capsys, "close", "--url", url, "--to", "2026-11-24", "--anyway", "--json", "--token-file", str(token)
             )
             assert code == 0 and json.loads(out)["statement"] == 1
             said = ["--url", url, "--token-file", str(token)]

@@ -42,6 +42,7 @@ class CloseCommand(AskSettings):
         bool, Option("--without-prices", help="A statement without amounts, although earlier ones have prices.")
     ] = False
     anyway: Annotated[bool, Option("--anyway", help="Close the period even if it is not complete.")] = False
+    json: Annotated[bool, Option("--json", help="Print the statement's head as JSON.")] = False
     grace: Grace = 300
 
     def body(self) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def close_command(command: CloseCommand) -> None:
     if not command.to:
         raise BadRequest("--to is missing: a date (2026-12-01), or a time with its offset")
     if command.url is not None:
-        write_json(command.fetch("/v1/close", body=command.body()))
+        _show_closed(command, command.fetch("/v1/close", body=command.body()))
         return
     with needs("ledger"):
         from tokenometer.processor.ledger.opening import open_clerk
@@ -72,12 +73,24 @@ def close_command(command: CloseCommand) -> None:
     end, terms = api.closing_terms(command.body(), None, command.price_list or "prices")
     with contextlib.closing(open_clerk(command.database_name)) as opened:
         closed = periods.close(opened, end, command.grace * 1000, now_ms(), terms=terms)
-        write_json(statements.statement_json(opened, closed))
+        _show_closed(command, statements.statement_json(opened, closed))
         if terms.prices is not None:
             with opened.snapshot() as moment:
                 found = pricecheck.against(moment, terms.prices, closed.begin, closed.end)
             for text in pricecheck.fallen_texts(found)[:_WARNINGS_MAX]:
                 say(f"{command.price_list}, {text}", sys.stderr)
+
+
+def _show_closed(command: CloseCommand, closed: dict[str, Any]) -> None:
+    if command.json:
+        write_json(closed)
+        return
+    number, begin = closed["statement"], closed["begin"] or "the first usage"
+    of = "".join(f", {name} {value}" for name, value in closed.get("customer", {}).items())
+    say(f"Statement {number}: {begin} to {closed['end']}{of}{'' if closed['complete'] else ', not complete'}")
+    if "amount" in closed:
+        _show_sum(closed)
+    say(f"Its lines: tokenometer statement {number}")
 
 
 _LIST_COLUMNS = (
