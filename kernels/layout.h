@@ -69,9 +69,10 @@ enum Further : u32 {
 constexpr u32 HAVE_TIME = 1u << 6;
 constexpr u32 HAVE_SELECTOR = 1u << 7;
 constexpr u32 HAVE_COUNTER = 7;
-// Marks: one bit for each mapped key; above them the `have` bit of its field. 14 of these leave 50 for keys.
-constexpr u32 HAVE_SHIFT = 50;
-constexpr u64 KEY_MARKS = (1ull << HAVE_SHIFT) - 1;
+// Marks: a bit for each of the first 50 mapped keys; above them the `have` bit of its field. The parser finds by them
+// that a key came twice. A DEFERRED key needs none, because its spot says that it came: the others come first.
+constexpr u32 MARKS = 50, HAVE_SHIFT = MARKS;
+constexpr u64 KEY_MARKS = (1ull << MARKS) - 1;
 
 constexpr u32 PREFIX_BYTES = 5120;  // of a batch buffer: the mapping's default strings and its brackets' names
 constexpr u32 PADDING_BYTES = 64;   // of newlines after the messages, and again after the referee's text
@@ -88,7 +89,7 @@ constexpr u32 IDENTITIES_MAX = 1u << 29;  // slots of a table, so that a slot wi
 
 // --- Plan: a mapping, compiled by plan.py for the parser ---
 
-constexpr u32 KEYS_MAX = 64;  // keys in place: at most 50 mapped, the others learned from the log
+constexpr u32 KEYS_MAX = 64;  // keys in place: at most 60 mapped, the others learned from the log
 constexpr u32 KEY_BYTES_MAX = 48;
 constexpr u32 LITERAL_BYTES_MAX = 64;
 constexpr u32 BUCKETS = 256;    // of the perfect hash of keys
@@ -114,8 +115,8 @@ enum Kind : u32 {
   QUOTED = 16
 };
 constexpr u32 SPOT_BITS = 21;  // one more than a position in a record has
-constexpr u32 SPOTS_MAX = 54;  // deferred values of a record: more than a mapping may name (50)
-constexpr u32 SPOT_WORDS = 8;  // words of spots beside those of a record's hashes, three in each
+constexpr u32 SPOTS_MAX = 60;   // deferred values of a record: as many keys as a mapping may name
+constexpr u32 SPOT_WORDS = 10;  // words of spots beside those of a record's hashes, three in each
 constexpr u32 RULES_MAX = 26;  // six strings, the time, the selector, five counts, eight labels, five further counts
 constexpr u32 CONDITIONS_MAX = 64;       // eight `skip` entries of eight
 constexpr u32 CONVENTION_PATHS_MAX = 8;  // that one may be read from: more than a mapping may name (5)
@@ -139,7 +140,7 @@ struct alignas(128) Step {
 };
 struct Key {
   u64 text[KEY_BYTES_MAX / 8];  // zero padded
-  u64 mark;                     // 0 for an ordinary key
+  u64 mark;                     // 0 for an ordinary key, and for a deferred one that has no bit
   u32 length;
   u32 object;  // that the key is in
   u32 kind;
@@ -169,7 +170,7 @@ struct Rule {
   u32 flags;
   u32 paths;                // how many spots are alternatives, the first listed first
   u32 plus;                 // how many after them are addends
-  u8 spots[SPOTS_MAX + 2];  // whole words
+  u8 spots[SPOTS_MAX + 4];  // what follows all rules is whole words of eight bytes
 };
 enum Test : u32 { IN = 0, NOT_IN = 1, PRESENT = 2, ABSENT = 3 };
 struct Condition {
@@ -189,7 +190,7 @@ struct Value {
   u32 additive;  // of a convention: what this value means
   u32 begins;    // any string that begins so
 };
-enum Stated : u32 { INCLUSIVE = 0, ADDITIVE = 1, UNKNOWN = 2 };
+enum Stated : u32 { INCLUSIVE = 0, ADDITIVE = 1, UNKNOWN = 2, BY_TOTAL = 3 };
 // What a string's values say of a part
 struct Convention {
   u32 otherwise;  // Stated: where they say nothing

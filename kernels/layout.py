@@ -29,7 +29,7 @@ AUDIO_CACHED_INPUT = _FURTHER.index("audio_cached_input_tokens")
 AUDIO_OUTPUT = _FURTHER.index("audio_output_tokens")
 FURTHER, LABELS_MAX, EDGES_MAX = len(_FURTHER), _mappings.LABELS_MAX, _mappings.EDGES_MAX
 HAVE_TIME, HAVE_SELECTOR, HAVE_COUNTER = 1 << 6, 1 << 7, 7
-HAVE_SHIFT, KEY_MARKS = 50, (1 << 50) - 1  # of a mark
+MARKS, HAVE_SHIFT, KEY_MARKS = 50, 50, (1 << 50) - 1  # of a mark
 PREFIX_BYTES, PADDING_BYTES = 5120, 64  # of a batch buffer
 TEXT_BYTES_MAX, ID_BYTES_MAX, RECORD_BYTES_MAX = 256, 1024, 1 << 20
 COUNT_MAX, TIME_MAX_MS = 1 << 40, 253_402_300_800_000
@@ -37,11 +37,11 @@ KEYS_MAX, KEY_BYTES_MAX, LITERAL_BYTES_MAX, BUCKETS, STEPS, CHOICES_MAX = 64, 48
 ROOT, END, NONE = 254, 255, 0xFFFFFFFF
 ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR, LABEL, FURTHER_COUNT, DEFERRED, DEFERRED_OBJECT = range(10)
 QUOTED = 16
-SPOT_BITS, SPOTS_MAX, SPOT_WORDS, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 54, 8, 26, 64, 128, 3
+SPOT_BITS, SPOTS_MAX, SPOT_WORDS, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 60, 10, 26, 64, 128, 3
 CONVENTION_PATHS_MAX = 8
 DIGITS, WHOLE_NUMBERS, EMPTY_IS_ABSENT, NUMBERS, OPTIONAL, REQUIRED = 1, 2, 4, 8, 16, 32
 IN, NOT_IN, PRESENT, ABSENT = range(4)
-INCLUSIVE, ADDITIVE, UNKNOWN = range(3)
+INCLUSIVE, ADDITIVE, UNKNOWN, BY_TOTAL = range(4)
 REASONING_PART, WRITE_PART, CACHED_PART = 1, 2, 4
 RFC3339, ISO8601, DIGIT_TIMES, ZONE = 1, 2, 4, 8
 NO_EPOCH, SECONDS, MILLISECONDS, MICROSECONDS, NANOSECONDS, DECIMAL_SECONDS = range(6)
@@ -69,7 +69,7 @@ KEY = np.dtype(
 )
 CHOICE = np.dtype([("text", "V48"), ("length", "u4"), ("counter", "u4"), ("requests", "u4"), ("spare", "u4")])
 RULE = np.dtype(
-    [*((name, "u4") for name in ("kind", "slot", "flags", "paths", "plus")), ("spots", "u1", SPOTS_MAX + 2)]
+    [*((name, "u4") for name in ("kind", "slot", "flags", "paths", "plus")), ("spots", "u1", SPOTS_MAX + 4)]
 )
 CONDITION = np.dtype([(name, "u4") for name in ("test", "fits_absent", "spot", "key", "first", "count", "last")])
 VALUE = np.dtype([("text", "V48"), *((name, "u4") for name in ("length", "quoted", "additive", "begins"))])
@@ -115,7 +115,7 @@ PLAN = np.dtype(
         ("conventions", CONVENTION, PARTS),
         ("values", VALUE, VALUES_MAX),
         ("labels", LABEL_PLAN, LABELS_MAX),
-        ("padding", "V112"),
+        ("padding", "V24"),
     ]
 )
 RECORD = np.dtype(

@@ -1,7 +1,7 @@
 """Keys in their places: the tree of all paths of a mapping, and a perfect hash over it (find_key in parse.h)."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -38,10 +38,29 @@ def add_path(nodes: list[Node], path: Path, kind: int, slot: int, digits: int = 
         if known is None:
             leaf = depth == len(path) - 1
             known = len(nodes)
-            mark = 1 << known | (have << layout.HAVE_SHIFT if leaf else 0)
-            nodes.append(Node(*place, kind, slot, digits, mark) if leaf else Node(*place, layout.OBJECT, mark=mark))
+            have_mark = have << layout.HAVE_SHIFT if leaf else 0
+            nodes.append(Node(*place, kind, slot, digits, have_mark) if leaf else Node(*place, layout.OBJECT))
         parent = known
     return parent
+
+
+def number(nodes: list[Node]) -> list[int]:
+    """Give each key its mark, in place, and the new number of each: those that need a mark come first."""
+    order = list(range(len(nodes)))
+    if len(nodes) > layout.MARKS:
+        order.sort(key=lambda i: nodes[i].kind == layout.DEFERRED)
+    numbers = [0] * len(nodes)
+    for new, old in enumerate(order):
+        numbers[old] = new
+    found = []
+    for new, old in enumerate(order):
+        node = nodes[old]
+        assert new < layout.MARKS or node.kind == layout.DEFERRED, "a key without a mark"
+        mark = node.mark | (1 << new if new < layout.MARKS else 0)
+        parent = node.parent if node.parent == layout.ROOT else numbers[node.parent]
+        found.append(replace(node, parent=parent, mark=mark))
+    nodes[:] = found
+    return numbers
 
 
 def find(nodes: list[Node], name: bytes, parent: int) -> int | None:

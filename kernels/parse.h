@@ -110,12 +110,10 @@ HD const u8* read_value(const Job& job, Reader& reader, u64 marks, u32 kind, u32
       after = digits ? read_count(p, &extra_of(job, reader)->further[slot]) : nullptr;
       return after && *after == '"' ? after + 1 : nullptr;
     case DEFERRED | QUOTED:
-      keep_spot(job, reader, slot, p - 1);
-      after = string_end(p, true);
+      after = keep_spot(job, reader, slot, p - 1) ? string_end(p, true) : nullptr;
       return after ? after + 1 : nullptr;
     case DEFERRED:
-      keep_spot(job, reader, slot, p);
-      return value_end(p);
+      return keep_spot(job, reader, slot, p) ? value_end(p) : nullptr;
     case DEFERRED_OBJECT:
       keep_spot(job, reader, slot, p);
       return is_null(p) ? p + 4 : nullptr;

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenometer.kernels import layout
-from tokenometer.kernels.nodes import Node, add_path, write_nodes
+from tokenometer.kernels.nodes import Node, add_path, number, write_nodes
 from tokenometer.kernels.steps import Steps, is_object
 from tokenometer.kernels.steps import sample as sample
 from tokenometer.schemas.mapping import STRING_BYTES_MAX, Condition, Convention, Field, Label, Mapping, Path
@@ -193,6 +193,9 @@ class _Compiler:
         self._readers = Counter(plan.mapping.paths)
         self._spots: dict[Path, int] = {}
         self._values = 0
+        places = {path[:end] for path in plan.mapping.paths for end in range(1, len(path) + 1)}
+        # Of 60 keys at most 50 have others below them, because a path has at most 6.
+        self._marks = layout.MARKS - len({place[:-1] for place in places} - {()})
 
     def compile(self) -> None:
         table, mapping = self.table, self.mapping
@@ -219,8 +222,14 @@ class _Compiler:
         if mapping.total or not mapping.plain:
             self._conventions()
         self._skip()
+        self._number()
         table["spot_count"] = len(self._spots)
         table["has_rules"] = bool(self._spots or table["has_conventions"])
+
+    def _number(self) -> None:
+        numbers = number(self.nodes)
+        for condition in self.table["conditions"][: int(self.table["condition_count"])]:
+            condition["key"] = numbers[int(condition["key"])]
 
     # --- Fields ---
 
@@ -261,7 +270,8 @@ class _Compiler:
         else:
             self._rule(kind, slot, spec.paths, spec)
         if spec.scope:
-            if self._readers[spec.scope] == 1 and not (spec.empty_is_absent or spec.numbers):
+            special = spec.empty_is_absent or spec.numbers
+            if not special and self._readers[spec.scope] == 1 and self._afford((spec.scope,)):
                 self._read(spec.scope, layout.TEXT, layout.SCOPE)
             else:
                 self._rule(layout.TEXT, layout.SCOPE, (spec.scope,), spec)
@@ -287,7 +297,7 @@ class _Compiler:
 
     def _label_field(self, slot: int, spec: Field) -> None:
         direct = len(spec.paths) == 1 and self._readers[spec.paths[0]] == 1 and not spec.numbers
-        if direct:
+        if direct and self._afford(spec.paths):
             flags = layout.EMPTY_IS_ABSENT if spec.empty_is_absent else 0
             add_path(self.nodes, spec.paths[0], layout.LABEL, slot, flags)
         else:
@@ -306,7 +316,15 @@ class _Compiler:
         special = spec.plus or spec.whole_numbers or spec.empty_is_absent or spec.numbers
         special = special or (spec.kind == "time" and (spec.digits or "iso8601" in spec.formats))
         many = self.mapping.format > 1 and len(spec.paths) > _ALTERNATIVES_MAX
-        return not special and not many and all(self._readers[path] == 1 for path in spec.paths)
+        direct = not special and not many and all(self._readers[path] == 1 for path in spec.paths)
+        return direct and self._afford(spec.paths)
+
+    def _afford(self, paths: tuple[Path, ...]) -> bool:
+        """Whether there are marks for these keys: those of a mapping with up to 50 have one."""
+        if len(paths) > self._marks:
+            return False
+        self._marks -= len(paths)
+        return True
 
     def _read(self, path: Path, kind: int, slot: int, digits: bool = False) -> None:
         add_path(self.nodes, path, kind, slot, digits, _have_bit(kind, slot))
@@ -339,7 +357,7 @@ class _Compiler:
             counts = selector.requests in (None, value)
             self.table["choices"][i] = (value.encode(), len(value.encode()), _COUNTER_SLOTS[counter], counts, 0)
         self.table["choice_count"] = len(selector.to)
-        if self._readers[selector.by] == 1:
+        if self._readers[selector.by] == 1 and self._afford((selector.by,)):
             self._read(selector.by, layout.SELECTOR, 0)
         else:
             self._rule(layout.SELECTOR, 0, (selector.by,), Field("tokens", "string", (), False, None))
@@ -384,7 +402,8 @@ class _Compiler:
             return
         table["by_value"] |= part
         out = table["conventions"][part.bit_length() - 1]
-        out["otherwise"], out["paths"] = _STATED[convention.additive], len(convention.paths)
+        out["otherwise"] = layout.BY_TOTAL if convention.by_total else _STATED[convention.additive]
+        out["paths"] = len(convention.paths)
         for number, path in enumerate(convention.paths):
             out["spots"][number] = self._spot(path)
         out["first"] = self._values

@@ -30,6 +30,7 @@ struct Reader {
 // table of their own, so that a record keeps to three cache lines. ---
 
 constexpr u32 SPOTS_IN_HASHES = 3 * 2 * HASHES;
+constexpr u32 SPOT_MASK = (1u << SPOT_BITS) - 1;
 
 HD u64* spots_of(const Job& job, const Record& record) { return job.spots + (&record - job.records) * SPOT_WORDS; }
 
@@ -48,12 +49,17 @@ HD u64& spot_word(const Job& job, const Reader& reader, u32 spot) {
 HD u32 spot_shift(u32 spot) {
   return SPOT_BITS * (spot < SPOTS_IN_HASHES ? spot / (2 * HASHES) : (spot - SPOTS_IN_HASHES) / SPOT_WORDS);
 }
-HD void keep_spot(const Job& job, const Reader& reader, u32 spot, const u8* p) {
-  spot_word(job, reader, spot) |= (u64)(p - reader.buffer - reader.begin + 1) << spot_shift(spot);
+// False where the key has come before.
+HD bool keep_spot(const Job& job, const Reader& reader, u32 spot, const u8* p) {
+  u64& word = spot_word(job, reader, spot);
+  const u32 shift = spot_shift(spot);
+  const bool first = !(word >> shift & SPOT_MASK);
+  word |= (u64)(p - reader.buffer - reader.begin + 1) << shift;
+  return first;
 }
 // The value's first byte; null where the key did not come.
 HD const u8* spot_start(const Job& job, const Reader& reader, u32 spot) {
-  const u32 at = (u32)(spot_word(job, reader, spot) >> spot_shift(spot)) & ((1u << SPOT_BITS) - 1);
+  const u32 at = (u32)(spot_word(job, reader, spot) >> spot_shift(spot)) & SPOT_MASK;
   return at ? reader.buffer + reader.begin + at - 1 : nullptr;
 }
 HD const u8* spot_value(const Job& job, const Reader& reader, u32 spot) {  // null also for JSON's null
@@ -201,7 +207,8 @@ HD u32 find_value(const Plan& plan, const u8* p, u32 first, u32 count) {
 
 HD Answer fits(const Job& job, const Reader& reader, const Condition& condition) {
   const u8* p = spot_start(job, reader, condition.spot);
-  const bool present = p ? !is_null(p) : reader.seen >> condition.key & 1;  // an object on the way leaves no spot
+  // An object on the way leaves no spot. A key above the marks is none.
+  const bool present = p ? !is_null(p) : (reader.seen & KEY_MARKS) >> condition.key & 1;
   if (!present) return condition.fits_absent ? YES : NO;
   if (condition.test >= PRESENT) return condition.test == PRESENT ? YES : NO;
   if (*p == '{' || *p == '[') return UNSURE;
@@ -264,8 +271,8 @@ HD bool apply_rules(const Job& job, Reader& reader) {
   return true;
 }
 
-// What the value of a string or boolean says of one part: INCLUSIVE, ADDITIVE, or UNKNOWN, which is doubt. A value of a
-// type that is not listed is refused; strings are listed first, booleans last.
+// What the value of a string or boolean says of one part: INCLUSIVE, ADDITIVE, BY_TOTAL, or UNKNOWN, which is doubt. A
+// value of a type that is not listed is refused; strings are listed first, booleans last.
 HD u32 stated_by(const Job& job, const Reader& reader, const Convention& convention) {
   const u8* p = nullptr;
   ROLLED for (u32 i = 0; !p && i < convention.paths; ++i) p = spot_value(job, reader, convention.spots[i]);
@@ -286,13 +293,17 @@ HD bool settle_conventions(const Job& job, const Reader& reader) {
   u64 total = reader.record->window;  // TOTAL, if it was read where it is
   bool has_total = reader.seen >> (HAVE_SHIFT + HAVE_COUNTER + TOTAL) & 1;
   if (plan.total.paths && !read_sum(job, reader, plan.total, &total, &has_total)) return false;
-  const u32 open = has_total ? plan.by_total : 0;
-  u32 additive = plan.additive & ~open;
+  u32 open = plan.by_total, beside = 0;
   ROLLED for (u32 rest = plan.by_value; rest; rest &= rest - 1) {
-    const u32 stated = stated_by(job, reader, plan.conventions[trailing_zeros(rest)]);
+    const Convention& convention = plan.conventions[trailing_zeros(rest)];
+    const u32 stated = stated_by(job, reader, convention);
     if (stated == UNKNOWN) return false;
-    if (stated == ADDITIVE) additive |= rest & -rest;
+    if (stated == ADDITIVE) beside |= rest & -rest;
+    if (stated == BY_TOTAL) open |= rest & -rest;
+    if (stated != BY_TOTAL && convention.otherwise == BY_TOTAL) has_total = false;  // a value counts more than a total
   }
+  open = has_total ? open : 0;
+  const u32 additive = (plan.additive & ~open) | beside;
   u64* counters = reader.record->counters;
   const u64 cached = counters[CACHED_INPUT], write = counters[CACHE_WRITE], reasoning = counters[REASONING];
   for (u32 more = 0;; more = (more - open) & open) {  // the next subset of `open`; the last is followed by none

@@ -30,7 +30,7 @@ class Steps:
 
     def __init__(self, mapped: list[Node]) -> None:
         self.nodes = list(mapped)
-        self.most = max(_LEARNED_MAX, len(mapped) + _ORDINARY_MIN)
+        self.most = min(max(_LEARNED_MAX, len(mapped) + _ORDINARY_MIN), layout.KEYS_MAX)
         self.index = {(node.name, node.parent): i for i, node in enumerate(mapped)}
         self.counts: dict[int | None, Counter[_Step]] = {}
 
@@ -57,7 +57,7 @@ class Steps:
         seen: dict[int, Counter[bytes]] = {}
         for line, walk in walks:
             for key, _, start, end in walk:
-                if key is not None and key != layout.END and not self.nodes[key].mark:
+                if key is not None and key != layout.END and self.nodes[key].kind == layout.ORDINARY:
                     seen.setdefault(key, Counter())[line[start:end]] += 1
         return {
             key

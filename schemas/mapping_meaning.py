@@ -20,6 +20,7 @@ from tokenometer.schemas.usage import PARENTS
 _TESTS: tuple[Test, ...] = ("in", "not_in", "present", "absent")
 _CONVENTION = '"inclusive", "additive", "by_total", or a table with by_total or path'
 _STATED = ("inclusive", "additive")
+_INSIDE_OR_BESIDE = '"inclusive" or "additive"'
 
 
 # --- Skip ---
@@ -120,7 +121,7 @@ def _stated(top: dict[str, Any], key: str, file_format: int, here: MappingPlace,
     if value in _STATED:
         return Convention(value == "additive", field=field)
     if file_format == 1:
-        place.fail('"inclusive" or "additive"', value)
+        place.fail(_INSIDE_OR_BESIDE, value)
     if value == "by_total":
         value = {"by_total": "inclusive"}
     if not isinstance(value, dict):
@@ -129,14 +130,18 @@ def _stated(top: dict[str, Any], key: str, file_format: int, here: MappingPlace,
     if ("by_total" in value) == ("path" in value):
         place.fail("a table with either by_total or path", " and ".join(value) if value else "an empty table")
     if "path" in value:
-        return _by_value(value, place, field)
+        return _by_value(value, place, field, has_total)
     check_keys(value, ("by_total",), place)
-    if not has_total:
-        place.error("by_total needs the total: map fields.total_tokens")
+    _needs_total(has_total, place)
     return Convention(_is_additive(value, "by_total", place), by_total=True, field=field)
 
 
-def _by_value(table: dict[str, Any], here: MappingPlace, field: str) -> Convention:
+def _needs_total(has_total: bool, here: MappingPlace) -> None:
+    if not has_total:
+        here.error("by_total needs the total: map fields.total_tokens")
+
+
+def _by_value(table: dict[str, Any], here: MappingPlace, field: str, has_total: bool) -> Convention:
     aliases = paths_of(table, "aliases", here, CONVENTION_ALIASES_MAX)
     paths = (path_of(table["path"], here / "path"), *(path for _, path in aliases))
     values: list[tuple[str | bool | Prefix, bool]] = []
@@ -150,15 +155,19 @@ def _by_value(table: dict[str, Any], here: MappingPlace, field: str) -> Conventi
         here.error("the same value is listed under inclusive and under additive")
     if len(values) > VALUES_MAX:
         here.fail(f"at most {VALUES_MAX} values in both lists", f"{len(values)} values")
-    otherwise = _is_additive(table, "otherwise", here) if "otherwise" in table else None
+    by_total = table.get("otherwise") == "by_total"
+    if by_total:
+        _needs_total(has_total, here / "otherwise")
+    otherwise = _is_additive(table, "otherwise", here) if "otherwise" in table and not by_total else None
     whole = tuple((value, additive) for value, additive in values if not isinstance(value, Prefix))
     prefixes = tuple((value.text, additive) for value, additive in values if isinstance(value, Prefix))
-    return Convention(otherwise, paths=paths, values=whole, field=field, prefixes=prefixes)
+    additive = False if by_total else otherwise
+    return Convention(additive, by_total, paths=paths, values=whole, field=field, prefixes=prefixes)
 
 
 def _is_additive(table: dict[str, Any], key: str, here: MappingPlace) -> bool:
     if table[key] not in _STATED:
-        (here / key).fail('"inclusive" or "additive"', table[key])
+        (here / key).fail('"inclusive", "additive" or "by_total"' if key == "otherwise" else _INSIDE_OR_BESIDE, table[key])
     return bool(table[key] == "additive")
 
 

@@ -37,7 +37,7 @@ ID_BYTES_MAX = 1024  # of request ids and scopes under format 2: gateways write 
 COUNT_END = 1 << 40
 KEY_BYTES_MAX = 48
 PATH_KEYS_MAX = 6
-PLACES_MAX = 50  # distinct keys-in-place: the nodes of the tree that all paths form together
+PLACES_MAX = 60  # distinct keys-in-place: the nodes of the tree that all paths form together
 SELECTOR_ENTRIES_MAX = 8
 SKIP_ENTRIES_MAX = 8
 SKIP_AND_MAX = 7  # further conditions of an entry
@@ -113,8 +113,8 @@ class Convention:
     """Says whether a part is inside its total as the source counts it ("inclusive") or beside it ("additive")."""
 
     additive: bool | None  # as stated; with `by_total` for a record without a total; with `paths` for other values
-    by_total: bool = False  # the record's total_tokens tells
-    paths: tuple[Path, ...] = ()  # or the first of these values that is there does
+    by_total: bool = False  # the record's total_tokens tells; with `paths` where their value does not
+    paths: tuple[Path, ...] = ()  # the first of these values that is there tells
     values: tuple[tuple[str | bool, bool], ...] = ()  # of a string or boolean: is it additive
     field: str = "input_tokens"  # the canonical field whose `..._are` this is: named where a value is refused
     # As `values`, of every string that begins so; a whole value counts before them, and of two the longer one.

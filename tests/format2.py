@@ -66,6 +66,26 @@ FEATURES: dict[str, dict[str, Any]] = {
     | {"cached_input_tokens_are": "by_total", "reasoning_tokens_are": {"by_total": "additive"}},
     "own-conventions": {"cache_write_tokens_are": "additive", "reasoning_tokens_are": "additive"},
     "by-provider": {"input_tokens_are": BY_PROVIDER | {"otherwise": "inclusive"}, "output_tokens_are": "additive"},
+    "by-provider-or-total": TOTAL
+    | {"input_tokens_are": BY_PROVIDER | {"otherwise": "by_total"}, "output_tokens_are": "by_total"},
+    "by-provider-or-total-of-parts": TOTAL
+    | {
+        "cached_input_tokens_are": BY_PROVIDER | {"otherwise": "by_total"},
+        "reasoning_tokens_are": {"path": "kind", "additive": ["chat"], "inclusive": [True], "otherwise": "by_total"},
+    },
+    # 60 keys: those of the base, and 43 more. The last ones have no marks (layout.h).
+    "sixty-keys": {
+        "skip": [
+            {
+                "path": f"k{n}",
+                "in": ["x", 1],
+                "and": [{"path": f"k{k}", "absent": True} if k % 2 else {"path": f"k{k}", "not_in": ["y", 7], "absent": True}
+                        for k in range(n + 1, n + 7)],
+            }
+            for n in range(0, 42, 7)
+        ],
+        "labels": {"team": {"path": "team"}},
+    },
     "by-provider-only": {"cached_input_tokens_are": BY_PROVIDER, "reasoning_tokens_are": BY_PROVIDER},
     "by-alias": {
         "input_tokens_are": {

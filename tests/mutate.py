@@ -177,6 +177,8 @@ def drawn_conventions(rng: random.Random, mapping: dict) -> tuple[dict[str, bool
             choices.append((not choices[0][0] if flags else "another", convention.get("otherwise", "inclusive")))
             known = said.setdefault(str(convention["path"]), (convention["path"], convention, *rng.choice(choices)))
             answer = known[3]
+            if answer == "by_total":
+                answer = rng.choice(["inclusive", "additive"]) if has_total else "inclusive"
         beside[part] = answer == "additive"
     texts = [(path, spec, compared(rng, format2.spelt(rng, value))) for path, spec, value, _ in said.values()]
     return beside, texts, has_total
@@ -195,7 +197,7 @@ def consistent_counts(rng: random.Random, beside: dict[str, bool], has_total: bo
     for part, total in PARTS.items():
         totals[total] += 0 if beside[part] else counts[part]
     if rng.random() < 0.03:
-        whole += rng.choice([-1, 1, 1000, counts["reasoning_tokens"]])
+        whole += rng.choice([-1, 1, 1000, counts["reasoning_tokens"], -counts["cached_input_tokens"]])
     return counts | totals | ({"total_tokens": max(whole, 0)} if has_total else {})
 
 

@@ -431,15 +431,23 @@ def with_parts_inside(source: dict[str, int], beside: dict[str, bool]) -> dict[s
     return counts if counts["reasoning_tokens"] <= counts["output_tokens"] else None
 
 
+def asks_no_total(convention: str | dict, answer: str) -> bool:
+    """A value of the record told what the record's total would otherwise have to tell."""
+    return isinstance(convention, dict) and convention.get("otherwise") == "by_total" and answer != "by_total"
+
+
 def made_inclusive(source: dict[str, int], answers: dict[str, str], mapping: dict, total: int | None) -> dict[str, int]:
     """The first reading of the parts that agrees with itself and, where there is one, with the total."""
+    told = zip(conventions(mapping), answers.values(), strict=True)
+    if any(asks_no_total(convention, answer) for (_, convention), answer in told):
+        total = None
     tried = [part for part in PARENTS if answers[part] == "by_total" and total is not None]
     for number in range(2 ** len(tried)):
         beside = {part: answers[part] == "additive" for part in PARENTS}
         if total is None:
             for (_, convention), part in zip(conventions(mapping), PARENTS, strict=True):
                 if answers[part] == "by_total" and isinstance(convention, dict):
-                    beside[part] = convention["by_total"] == "additive"
+                    beside[part] = convention.get("by_total", "inclusive") == "additive"
         for bit, part in enumerate(reversed(tried)):
             beside[part] = bool(number >> bit & 1)
         counts = with_parts_inside(source, beside)

@@ -140,7 +140,7 @@ def test_a_field_is_read_as_written(name, body, expected):
         toml(user=f'path = "u"\ndefault = "{"é" * 128}"'),
         toml(input_tokens=f'path = "i"\ndefault = {2**40 - 1}'),
         toml(user='path = ["a", "b"]', model='path = ["a", "c"]', chip='path = "a.b"'),
-        toml(user=f'path = "u"\naliases = {[str(n) for n in range(44)]}'),  # 50 places with the other five and u
+        toml(user=f'path = "u"\naliases = {[str(n) for n in range(54)]}'),  # 60 places with the other five and u
         token_events(EVENT.replace("{", "{ a = 'input_tokens', b = 'input_tokens', c = 'input_tokens',"
                                          " d = 'input_tokens', e = 'input_tokens', f = 'input_tokens',")),
     ],
@@ -290,13 +290,13 @@ ERRORS = {
         toml(user='path = "u"\naliases = [["u", "v", "w"]]'),
         ['fields.user.aliases[0]: ["u", "v", "w"] begins with the path of fields.user.path'],
     ),
-    "51_places": (
-        toml(user=f'path = "u"\naliases = {[str(n) for n in range(45)]}'),
-        ["fields: expected at most 50 distinct keys in all paths, found 51"],
+    "61_places": (
+        toml(user=f'path = "u"\naliases = {[str(n) for n in range(55)]}'),
+        ["fields: expected at most 60 distinct keys in all paths, found 61"],
     ),
-    "51_places_below": (
-        toml(user=f'path = ["u", "v"]\naliases = {[["u", str(n)] for n in range(44)]}'),
-        ["fields: expected at most 50 distinct keys in all paths, found 51"],
+    "61_places_below": (
+        toml(user=f'path = ["u", "v"]\naliases = {[["u", str(n)] for n in range(54)]}'),
+        ["fields: expected at most 60 distinct keys in all paths, found 61"],
     ),
     # Constants, defaults, flags
     **{

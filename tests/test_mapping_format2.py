@@ -277,7 +277,7 @@ ERRORS = {
     ),
     "are_otherwise_other": (
         toml2({"output_tokens_are": '{ path = "p", additive = ["x"], otherwise = "reject" }'}),
-        ['output_tokens_are.otherwise: expected "inclusive" or "additive", found "reject"'],
+        ['output_tokens_are.otherwise: expected "inclusive", "additive" or "by_total", found "reject"'],
     ),
     "are_without_effect": (
         toml2({"output_tokens_are": '{ path = "p", additive = ["x"] }', "reasoning_tokens_are": '"inclusive"'}),

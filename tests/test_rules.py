@@ -307,6 +307,108 @@ def test_as_many_values_as_a_mapping_can_name_are_deferred(target: Target, entri
     assert needed == 0
 
 
+SIXTY = mapping_of(
+    "".join(
+        f'[[skip]]\npath = "k{n}"\nin = ["x"]\nand = [\n'
+        + "".join(f'{{ path = "k{k}", absent = true }},\n' for k in range(n + 1, n + 7))
+        + "]\n"
+        for n in range(0, 42, 7)
+    ),
+    '[fields.user]\npath = ["a", "b", "c", "d", "e", "user"]\naliases = [["f", "g", "h", "user"]]\n'
+    '[fields.request_id]\npath = "id"\n[fields.input_tokens]\npath = "in"\n'
+    '[fields.cached_input_tokens]\npath = "cached"\n[fields.cache_write_tokens]\npath = "written"\n'
+    '[fields.reasoning_tokens]\npath = "reasoning"\n',
+)
+
+
+def test_the_last_of_sixty_keys_are_read_compared_and_found_twice_like_the_first(target: Target) -> None:
+    """Only 50 of them have marks."""
+    assert len({path[:end] for path in SIXTY.engine.paths for end in range(1, len(path) + 1)}) == 60
+    plan = compile_mapping(SIXTY.engine)
+    assert not plan.table["undecided"]
+    assert sum(bool(key["mark"]) for key in plan.table["keys"]) == 50
+    ada, eve = {"e": {"user": "ada"}}, {"g": {"h": {"user": "eve"}}}
+    named = {"a": {"b": {"c": {"d": ada}}}}
+    counted_lines = [
+        line(**named, **{"in": 1}),
+        line(f=eve, **{"in": 2}, k41="x"),
+        line(**named, **{"in": 4}, k35="x", k41=1),  # the last condition asks that it is absent
+        line(**named, **{"in": 8}, k35="y"),
+        line(**named, **{"in": 16}, k0="x", k1={}),
+    ]
+    log = [*counted_lines, line(**named, k35="x"), line(**named, k35="x", k41=None), line(**named, k0="x")]
+    run, needed = counted(target, SIXTY, log)
+    assert {key[1]: row[1] for key, row in run.rows().items()} == {"ada": 29, "eve": 2}
+    assert (run.engine.tally().counted, run.engine.tally().skipped, needed) == (5, 3, 0)
+
+
+@pytest.mark.parametrize("key", ["k0", "k34", "k41", "id", "in", "k35"])
+@pytest.mark.parametrize("values", ["null, null", '"x", "y"', '"y", null'], ids=["nulls", "strings", "one null"])
+def test_a_key_twice_is_refused_whether_it_has_a_mark_or_not(target: Target, key: str, values: str) -> None:
+    first, second = values.split(", ")
+    record = line(f={"g": {"h": {"user": "eve"}}})[:-1] + f',"{key}":{first},"z":0,"{key}":{second}}}'.encode()
+    run, _ = counted(target, SIXTY, [line(f={"g": {"h": {"user": "eve"}}}, **{"in": 1})] * 3 + [record] * 2)
+    assert run.engine.tally().counted == 3
+    assert [letter[3] for letter in run.letters] == ["repeated_field"] * 2
+
+
+def test_a_mapping_of_format_1_may_have_sixty_keys(target: Target) -> None:
+    aliases = [f"u{n}" for n in range(53)]
+    text = (
+        'format = 1\nname = "m"\ndescription = "d"\ninput_tokens_are = "inclusive"\noutput_tokens_are = "inclusive"\n'
+        f'[fields.user]\npath = "u"\naliases = {json.dumps(aliases)}\n'
+        '[fields.timestamp]\npath = "time"\nformats = ["epoch_ms"]\n[fields.model]\npath = "model"\n'
+        '[fields.chip]\nconstant = "c"\n[fields.input_tokens]\npath = ["usage", "in"]\n'
+        '[fields.output_tokens]\npath = ["usage", "out"]\n'
+    )
+    mapping = Mapping.parse(text, "m.toml")
+    record = {"time": NOW_MS, "model": "m", "usage": {"in": 5, "out": 2}}
+    log = [json.dumps(record | {name: "ada"}).encode() for name in ("u", *aliases)] + [
+        json.dumps(record | {"u52": "eve", "u": None, "u0": None, "u51": "bob"}).encode(),
+        json.dumps(record).encode(),
+    ]
+    run, needed = counted(target, mapping, log)
+    assert {key[1]: row[:2] for key, row in run.rows().items()} == {"ada": [54, 270], "bob": [1, 5]}
+    assert ([letter[3] for letter in run.letters], needed) == (["missing_field"], 0)
+
+
+BY_SCOPE = """reasoning_tokens_are = "by_total"
+cached_input_tokens_are = { path = "scope", additive = ["bedrock"], inclusive = ["openai*"], otherwise = "by_total" }
+cache_write_tokens_are = { path = "scope", additive = ["bedrock"], inclusive = ["openai*"], otherwise = "by_total" }
+"""
+
+
+@pytest.mark.parametrize(
+    ("record", "tokens"),  # input and output, or the reason
+    [
+        ({"scope": "strands", "total": 13112}, (13062, 50)),
+        ({"scope": "strands", "total": 13012}, (12962, 50)),  # reads beside the input, writes inside it
+        ({"scope": "strands", "total": 9050}, (9000, 50)),
+        ({"total": 13112}, (13062, 50)),
+        ({"scope": "strands"}, (9000, 50)),
+        ({"scope": "strands", "total": 13113}, "inconsistent_counts"),
+        ({"scope": "strands", "total": 13119, "reasoning": 7}, (13062, 57)),
+        # A value that tells counts more than a total, and then reasoning is read as without one.
+        ({"scope": "bedrock", "total": 9050}, (13062, 50)),
+        ({"scope": "bedrock", "total": 9057, "reasoning": 7}, (13062, 50)),
+        ({"scope": "bedrock"}, (13062, 50)),
+        ({"scope": "openai-v2", "total": 13112}, (9000, 50)),
+        ({"scope": "openai-v2", "total": 1 << 40}, "bad_count"),
+        ({"scope": 7, "total": 13112}, "wrong_type"),
+    ],
+)
+def test_the_total_tells_where_no_value_does(target: Target, record: dict[str, Any], tokens: Any) -> None:
+    fields = '[fields.user]\npath = "user"\n' + "".join(
+        f'[fields.{name}]\npath = "{path}"\n'
+        for name, path in (("input_tokens", "in"), ("cached_input_tokens", "read"), ("cache_write_tokens", "written"),
+                           ("reasoning_tokens", "reasoning"), ("total_tokens", "total"))
+    )  # fmt: skip
+    log = [line(**{"in": 9000}, read=3962, written=100, out=50, **record)]
+    run, needed = counted(target, mapping_of(BY_SCOPE, fields), log)
+    found = [(row[1], row[4]) for row in run.rows().values()] or [run.letters[0][3]]
+    assert (found, needed) == ([tokens], 0)
+
+
 def test_a_mapping_that_says_more_than_a_plan_holds_is_left_to_the_referee(target: Target) -> None:
     """An escape in the record could spell a whole value, so its beginning alone does not tell."""
     head = '[cached_input_tokens_are]\npath = "provider"\nadditive = ["a*"]\ninclusive = [\'a"b\', \'b\\\\\']\n'

@@ -57,10 +57,10 @@ def _table() -> Table:
 
 
 def _kind(convention: Convention) -> str:
-    if convention.by_total:
-        return "by total"
-    if convention.paths:
-        return f"by {show.printable(_paths(convention))}"
+    kinds = [f"by {show.printable(_paths(convention))}"] if convention.paths else []
+    kinds += ["by total"] if convention.by_total else []
+    if kinds:
+        return ", else ".join(kinds)
     return "additive" if convention.additive else "inclusive"
 
 
@@ -86,13 +86,16 @@ def _paths(convention: Convention) -> str:
 
 def _convention(convention: Convention, parent: str) -> str:
     stated = {True: f"added to {parent}", False: f"included in {parent}", None: "refused"}
+    by_total = f"included in {parent} or added to it, as total_tokens tells"
     if convention.by_total:
-        without = "added" if convention.additive else "included"
-        return f"included in {parent} or added to it, as total_tokens tells, and {without} where there is no total"
+        by_total += f", and {'added' if convention.additive else 'included'} where there is no total"
+    if convention.by_total and not convention.paths:
+        return by_total
     if convention.paths:
         values = [f"{stated[additive]} where it is {_json(value)}" for value, additive in convention.values]
+        otherwise = by_total if convention.by_total else stated[convention.additive]
         values += [f"{stated[additive]} where it begins with {_json(text)}" for text, additive in convention.prefixes]
-        return f"by {_paths(convention)}: {', '.join(values)}, otherwise {stated[convention.additive]}"
+        return f"by {_paths(convention)}: {', '.join(values)}, otherwise {otherwise}"
     return stated[convention.additive]
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, timezone
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -385,7 +385,12 @@ def _inclusive(
         if usage:
             return usage
         raise Rejected("inconsistent_counts")
-    for additive in product(*(_readings(record, convention, total) for convention in mapping.conventions)):
+    answers = [_stated(record, convention) for convention in mapping.conventions]
+    if any(answer.silences_total for answer in answers):
+        total = None
+    open_to_both = (each.by_total and total is not None for each in answers)
+    readings = ((False, True) if both else (each.additive,) for both, each in zip(open_to_both, answers, strict=True))
+    for additive in product(*readings):
         usage = _reading(source, additive)
         if usage and total in (None, usage.total_tokens):
             return usage
@@ -424,11 +429,16 @@ def _label(label: Label, usage: Usage) -> bytes:
     return _default_text(label.field)
 
 
-def _readings(record: dict[str, Any], convention: Convention, total: int | None) -> tuple[bool, ...]:
-    """Whether the part is beside its total: one answer, or both in the order of trial."""
-    if convention.by_total and total is not None:
-        return False, True
-    additive = convention.additive
+class _Stated(NamedTuple):
+    """Whether a part is beside its total, or, where the record's total tells, what holds without one."""
+
+    additive: bool
+    by_total: bool
+    silences_total: bool = False  # the record's value told, so its total is not asked
+
+
+def _stated(record: dict[str, Any], convention: Convention) -> _Stated:
+    additive, named = convention.additive, None
     if convention.paths:
         values = (_walk(record, path, convention.field) for path in convention.paths)
         value = next((value for value in values if value is not None), None)
@@ -437,12 +447,14 @@ def _readings(record: dict[str, Any], convention: Convention, total: int | None)
             raise Rejected("wrong_type", convention.field)
         if isinstance(value, str):
             for prefix, answer in sorted(convention.prefixes, key=lambda item: len(item[0])):
-                additive = answer if value.startswith(prefix) else additive
+                named = answer if value.startswith(prefix) else named
         if value is not None:
-            additive = dict(convention.values).get(value, additive)
+            named = dict(convention.values).get(value, named)
+    if named is not None:
+        return _Stated(named, by_total=False, silences_total=convention.by_total)
     if additive is None:
         raise Rejected("unknown_convention", convention.field)
-    return (additive,)
+    return _Stated(additive, convention.by_total)
 
 
 # --- Times ---

@@ -50,6 +50,8 @@ ReadCount = Callable[[Object], int]
 Six = tuple[int, int, int, int, int, int]  # requests, then COUNTS
 ReadCounters = Callable[[Object], Six]  # as the source has them
 ReadTotal = Callable[[Object], int | None]
+Trials = tuple[bool, ...]  # is a part beside its total? the answers in the order in which they are tried
+ReadBeside = Callable[[Object, bool], tuple[list[Trials], bool]]
 MakeInclusive = Callable[[Object, Six, int | None], Six]
 
 
@@ -85,7 +87,7 @@ class Judge:
         self._labels = [_label_reader(label) for label in mapping.labels]
         self._total = _total_reader(mapping.total) if mapping.total else None
         self._inclusive = _inclusive_maker(mapping.conventions)
-        self.beside = tuple(map(_beside_reader, mapping.conventions))  # of each part of a record, how it may be meant
+        self.beside = beside_reader(mapping.conventions)  # how each part of a record may be meant
         self._repeats = RepeatedKeys(mapping)
 
     def __call__(self, line: bytes, message_time: int | None) -> Judged | None:
@@ -463,15 +465,12 @@ def _inclusive_maker(conventions: tuple[Convention, Convention, Convention]) -> 
 
 
 def _by_record(conventions: tuple[Convention, Convention, Convention]) -> MakeInclusive:
-    cached_beside, written_beside, reasoning_beside = (_beside_reader(convention) for convention in conventions)
+    read_beside = beside_reader(conventions)
 
     def inclusive(top: Object, counters: Six, total: int | None) -> Six:
-        has_total = total is not None
-        cached, written, reasoning = (
-            cached_beside(top, has_total),
-            written_beside(top, has_total),
-            reasoning_beside(top, has_total),
-        )
+        (cached, written, reasoning), asked = read_beside(top, total is not None)
+        if not asked:
+            total = None
         for c in cached:
             for w in written:
                 for r in reasoning:
@@ -483,17 +482,37 @@ def _by_record(conventions: tuple[Convention, Convention, Convention]) -> MakeIn
     return inclusive
 
 
-def _beside_reader(convention: Convention) -> Callable[[Object, bool], tuple[bool, ...]]:
-    """What a part's relation to its total may be in a record, in the order of trial: True is beside it."""
-    name, otherwise = convention.field, convention.additive
+def beside_reader(conventions: tuple[Convention, Convention, Convention]) -> ReadBeside:
+    """What each part's relation to its total may be in a record, in the order of trial: True is beside it. And whether
+    the record's total is asked: it is not where a value tells what `by_total` would otherwise."""
+    told_by = [_told_reader(convention) for convention in conventions]
+
+    def read(top: Object, has_total: bool) -> tuple[list[Trials], bool]:
+        told = [tell(top) for tell in told_by]
+        asked = has_total and not any(
+            answer is not None and convention.by_total for answer, convention in zip(told, conventions, strict=True)
+        )
+        found: list[Trials] = []
+        for answer, convention in zip(told, conventions, strict=True):
+            if answer is not None:
+                found.append((answer,))
+            else:
+                found.append((False, True) if convention.by_total and asked else (bool(convention.additive),))
+        return found, asked
+
+    return read
+
+
+def _told_reader(convention: Convention) -> Callable[[Object], bool | None]:
+    """Whether a value of the record says that the part is beside its total; None where no value tells."""
+    name, otherwise = convention.field, None if convention.by_total else convention.additive
     if not convention.paths:
-        stated = (bool(otherwise),)
-        return lambda top, has_total: (False, True) if convention.by_total and has_total else stated
+        return lambda top: None
     walkers, table = [_walker(path, name) for path in convention.paths], dict(convention.values)
     types = {type(value) for value, _ in (*convention.values, *convention.prefixes)}
     longest_first = sorted(convention.prefixes, key=lambda each: -len(each[0]))
 
-    def read(top: Object, has_total: bool) -> tuple[bool, ...]:
+    def read(top: Object) -> bool | None:
         value = None
         for walk in walkers:
             value = walk(top)
@@ -504,9 +523,9 @@ def _beside_reader(convention: Convention) -> Callable[[Object, bool], tuple[boo
         beside = otherwise if value is None else table.get(value, otherwise)
         if longest_first and type(value) is str and value not in table:
             beside = next((answer for text, answer in longest_first if value.startswith(text)), beside)
-        if beside is None:
+        if beside is None and not convention.by_total:
             raise RefusedRecord("unknown_convention", name)
-        return (beside,)
+        return beside
 
     return read
 

@@ -233,9 +233,11 @@ class QuickJudge:
         total = resolve.total(mapping.total) if mapping.total else None
         labels = tuple((label.name, resolve.text(label.field) if label.field else None) for label in mapping.labels)
         top = orjson.loads(line)
-        beside = tuple(read(top, total is not None) for read in self._judge.beside)
+        beside, asked = self._judge.beside(top, total is not None)
+        if total is not None and not asked:
+            raise _Unusable  # it is not compared, but it has to be a count all the same
         time = resolve.time(mapping.field("timestamp"))
-        return _Plan(template, False, texts, counts, fixed, total, time, labels, beside)
+        return _Plan(template, False, texts, counts, fixed, total, time, labels, tuple(beside))
 
     # --- Looking again ---
 
