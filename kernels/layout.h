@@ -118,7 +118,7 @@ constexpr u32 SPOT_BITS = 21;  // one more than a position in a record has
 constexpr u32 SPOTS_MAX = 60;   // deferred values of a record: as many keys as a mapping may name
 constexpr u32 SPOT_WORDS = 10;  // words of spots beside those of a record's hashes, three in each
 constexpr u32 RULES_MAX = 26;  // six strings, the time, the selector, five counts, eight labels, five further counts
-constexpr u32 CONDITIONS_MAX = 64;       // eight `skip` entries of eight
+constexpr u32 CONDITIONS_MAX = 128;      // eight entries of eight, of `skip` and of `refuse`
 constexpr u32 CONVENTION_PATHS_MAX = 8;  // that one may be read from: more than a mapping may name (5)
 constexpr u32 VALUES_MAX = 128;          // that conditions and conventions compare with
 // Bits of the parts, in the order in which readings of a total are tried
@@ -169,7 +169,7 @@ struct Rule {
   u32 slot;
   u32 flags;
   u32 paths;                // how many spots are alternatives, the first listed first
-  u32 plus;                 // how many after them are addends
+  u32 plus;                 // how many after them are addends; of a scope: where an id that has none is
   u8 spots[SPOTS_MAX + 4];  // what follows all rules is whole words of eight bytes
 };
 enum Test : u32 { IN = 0, NOT_IN = 1, PRESENT = 2, ABSENT = 3 };
@@ -180,7 +180,8 @@ struct Condition {
   u32 key;    // whose value it is
   u32 first;  // of its values
   u32 count;
-  u32 last;  // of an entry: all conditions up to it must fit
+  u32 last;     // of an entry: all conditions up to it must fit
+  u32 refuses;  // what fits the entry
 };
 // What a string (quoted) or another scalar is compared with, as JSON spells it without escapes.
 struct Value {

@@ -37,7 +37,7 @@ KEYS_MAX, KEY_BYTES_MAX, LITERAL_BYTES_MAX, BUCKETS, STEPS, CHOICES_MAX = 64, 48
 ROOT, END, NONE = 254, 255, 0xFFFFFFFF
 ORDINARY, OBJECT, TEXT, COUNT, TIME, SELECTOR, LABEL, FURTHER_COUNT, DEFERRED, DEFERRED_OBJECT = range(10)
 QUOTED = 16
-SPOT_BITS, SPOTS_MAX, SPOT_WORDS, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 60, 10, 26, 64, 128, 3
+SPOT_BITS, SPOTS_MAX, SPOT_WORDS, RULES_MAX, CONDITIONS_MAX, VALUES_MAX, PARTS = 21, 60, 10, 26, 128, 128, 3
 CONVENTION_PATHS_MAX = 8
 DIGITS, WHOLE_NUMBERS, EMPTY_IS_ABSENT, NUMBERS, OPTIONAL, REQUIRED = 1, 2, 4, 8, 16, 32
 IN, NOT_IN, PRESENT, ABSENT = range(4)
@@ -71,7 +71,7 @@ CHOICE = np.dtype([("text", "V48"), ("length", "u4"), ("counter", "u4"), ("reque
 RULE = np.dtype(
     [*((name, "u4") for name in ("kind", "slot", "flags", "paths", "plus")), ("spots", "u1", SPOTS_MAX + 4)]
 )
-CONDITION = np.dtype([(name, "u4") for name in ("test", "fits_absent", "spot", "key", "first", "count", "last")])
+CONDITION = np.dtype([(name, "u4") for name in ("test", "fits_absent", "spot", "key", "first", "count", "last", "refuses")])
 VALUE = np.dtype([("text", "V48"), *((name, "u4") for name in ("length", "quoted", "additive", "begins"))])
 CONVENTION = np.dtype(
     [*((name, "u4") for name in ("otherwise", "first", "count", "paths")), ("spots", "u1", CONVENTION_PATHS_MAX)]

@@ -271,10 +271,12 @@ class _Compiler:
             self._rule(kind, slot, spec.paths, spec)
         if spec.scope:
             special = spec.empty_is_absent or spec.numbers
+            special = special or spec.scope_of_aliases
             if not special and self._readers[spec.scope] == 1 and self._afford((spec.scope,)):
                 self._read(spec.scope, layout.TEXT, layout.SCOPE)
             else:
-                self._rule(layout.TEXT, layout.SCOPE, (spec.scope,), spec)
+                without = spec.paths[:1] if spec.scope_of_aliases else ()
+                self._rule(layout.TEXT, layout.SCOPE, (spec.scope,), replace(spec, plus=without))
 
     # --- Labels and further counters ---
 
@@ -313,7 +315,7 @@ class _Compiler:
 
     def _is_direct(self, spec: Field) -> bool:
         """Whether the field is read where it is. A mapping of format 1 has no other fields."""
-        special = spec.plus or spec.whole_numbers or spec.empty_is_absent or spec.numbers
+        special = spec.plus or spec.whole_numbers or spec.empty_is_absent or spec.numbers or spec.scope_of_aliases
         special = special or (spec.kind == "time" and (spec.digits or "iso8601" in spec.formats))
         many = self.mapping.format > 1 and len(spec.paths) > _ALTERNATIVES_MAX
         direct = not special and not many and all(self._readers[path] == 1 for path in spec.paths)
@@ -420,13 +422,16 @@ class _Compiler:
         out["count"] = self._values - int(out["first"])
 
     def _skip(self) -> None:
-        conditions = [(condition, condition is entry[-1]) for entry in self.mapping.skip for condition in entry]
+        entries = (*self.mapping.skip, *self.mapping.refuse)
+        conditions = [(condition, condition is entry[-1]) for entry in entries for condition in entry]
+        refusing = sum(map(len, self.mapping.refuse))
         # The deepest paths first: an object above another path is known as such when its own turn comes.
         for condition, _ in sorted(conditions, key=lambda item: -len(item[0].path)):
             self._spot(condition.path)
         for out, (condition, last) in zip(self.table["conditions"], conditions, strict=False):
             self._condition(out, condition)
             out["last"] = last
+        self.table["conditions"]["refuses"][len(conditions) - refusing : len(conditions)] = 1
         self.table["condition_count"] = len(conditions)
 
     def _condition(self, out: Any, condition: Condition) -> None:

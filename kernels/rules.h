@@ -66,9 +66,9 @@ HD const u8* spot_value(const Job& job, const Reader& reader, u32 spot) {  // nu
   const u8* p = spot_start(job, reader, spot);
   return p && !is_null(p) ? p : nullptr;
 }
-// The first alternative that has a value, or null
-HD const u8* first_value(const Job& job, const Reader& reader, const Rule& rule) {
-  ROLLED for (u32 i = 0; i < rule.paths; ++i) {
+// The first of some values that is there, or null
+HD const u8* first_value(const Job& job, const Reader& reader, const Rule& rule, u32 from, u32 to) {
+  ROLLED for (u32 i = from; i < to; ++i) {
     const u8* p = spot_value(job, reader, rule.spots[i]);
     if (p && !(rule.flags & EMPTY_IS_ABSENT && p[0] == '"' && p[1] == '"')) return p;
   }
@@ -144,7 +144,7 @@ HD bool read_deferred_count(const u8* p, u32 flags, u64* count) {
 
 // A count with its addends. False is doubt; *has says whether there is one.
 HD bool read_sum(const Job& job, const Reader& reader, const Rule& rule, u64* count, bool* has) {
-  const u8* p = first_value(job, reader, rule);
+  const u8* p = first_value(job, reader, rule, 0, rule.paths);
   *has = p || rule.flags & OPTIONAL;
   if (!*has && rule.flags & REQUIRED) return false;
   *count = 0;
@@ -217,19 +217,21 @@ HD Answer fits(const Job& job, const Reader& reader, const Condition& condition)
   return (found != NONE) == (condition.test == IN) ? YES : NO;
 }
 
-// Does an entry of the mapping's `skip` fit? Every condition is looked at, for a value of a wrong type is refused.
+// Does an entry of the mapping's `skip` fit? Every condition is looked at, for a value of a wrong type is refused. What
+// only an entry of `refuse` fits is doubt.
 HD Answer is_skipped(const Job& job, const Reader& reader) {
   const Plan& plan = *reader.plan;
-  Answer answer = NO, entry = YES;
+  Answer answer = NO, entry = YES, otherwise = NO;
   ROLLED for (u32 i = 0; i < plan.condition_count; ++i) {
     const Answer one = fits(job, reader, plan.conditions[i]);
     if (one == UNSURE) return UNSURE;
     if (one == NO) entry = NO;
     if (!plan.conditions[i].last) continue;
-    if (entry == YES) answer = YES;
+    if (entry == YES && plan.conditions[i].refuses) otherwise = UNSURE;
+    if (entry == YES && !plan.conditions[i].refuses) answer = YES;
     entry = YES;
   }
-  return answer;
+  return answer == YES ? YES : otherwise;
 }
 
 // --- After the record's end ---
@@ -243,8 +245,8 @@ HD bool apply_rule(const Job& job, Reader& reader, const Rule& rule) {
     if (has && rule.kind == COUNT) reader.seen |= 1ull << (HAVE_SHIFT + HAVE_COUNTER + rule.slot);
     return true;
   }
-  const u8* p = first_value(job, reader, rule);
-  if (!p) return true;
+  const u8* p = first_value(job, reader, rule, 0, rule.paths);
+  if (!p || first_value(job, reader, rule, rule.paths, rule.paths + rule.plus)) return true;
   if (rule.kind == TEXT || rule.kind == LABEL) {
     const bool text = rule.kind == TEXT;
     if (text) reader.seen |= 1ull << (HAVE_SHIFT + rule.slot);

@@ -7,7 +7,7 @@ An error names the file, the place in it, what was expected and what was found.
     mapping_model      what a mapping says, and the limits
     mapping_fields     reads [fields.NAME]
     mapping_labels     reads [labels.NAME]
-    mapping_meaning    reads [[skip]], conventions and repeats
+    mapping_meaning    reads [[skip]], [[refuse]], conventions and repeats
     mapping_values     reads paths, lists and flags
     value              reads [value]: how a message's value holds records
     mapping_errors     the words of an error
@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 _TOP_KEYS_1 = ("format", "name", "description", "input_tokens_are", "output_tokens_are", "fields")
-_TOP_KEYS_2 = (*_TOP_KEYS_1, *(f"{part}_are" for part in PARTS), "skip", "repeats", "value", "labels")
+_TOP_KEYS_2 = (*_TOP_KEYS_1, *(f"{part}_are" for part in PARTS), "skip", "refuse", "repeats", "value", "labels")
 _TOP_KEYS = {1: _TOP_KEYS_1, 2: _TOP_KEYS_2}
 _SHIPPED = pathlib.Path(__file__).parent / "mappings"
 
@@ -151,10 +151,12 @@ def _mapping(top: dict[str, Any], source: str) -> Mapping:
     labels = labels_of(top["labels"], here / "labels", reads) if "labels" in top else ()
     skip = skip_of(top["skip"], here / "skip", reads) if "skip" in top else ()
     check_skip(skip, fields, here / "skip")
+    refuse = skip_of(top["refuse"], here / "refuse", reads) if "refuse" in top else ()
+    check_skip(refuse, fields, here / "refuse")
     reads.check(here / "fields", shared=file_format == 2, places_max=PLACES_MAX)
     repeats = repeats_of(top, "request_id" in top["fields"], here / "repeats")
     mapping = Mapping(name, description, conventions, fields, selector, source, total, skip, repeats, file_format)
-    mapping = replace(mapping, further=further, labels=labels)
+    mapping = replace(mapping, refuse=refuse, further=further, labels=labels)
     return replace(mapping, value=with_fields(_value(top, here / "value"), mapping.paths))
 
 

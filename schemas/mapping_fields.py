@@ -40,7 +40,7 @@ _KEYS_1: dict[str, tuple[str, ...]] = {
 LABEL = "labels"  # the keys of a label, beside those of the fields
 _MESSAGE = ("key", "header")  # in place of a path: the message's key, or one of its headers
 _MORE_2 = {
-    "request_id": ("empty", "numbers", "with", *_MESSAGE),
+    "request_id": ("empty", "numbers", "with", "scope_of", *_MESSAGE),
     "timestamp": ("digits", "zone", *_MESSAGE),
     **{name: ("empty", "numbers", *_MESSAGE) for name in STRINGS if name != "request_id"},
     **{name: ("whole_numbers", "plus", *_MESSAGE) for name in TOKENS},
@@ -153,6 +153,7 @@ def _field(
         formats=formats,
         message_time_fallback="fallback" in table,
         scope=_scope(table, here, reads),
+        scope_of_aliases=_scope_of(table, here),
         plus=_plus(table, here, reads),
         whole_numbers=flag(table, "whole_numbers", here),
         empty_is_absent=_empty(table, here / "empty"),
@@ -214,6 +215,17 @@ def _scope(table: dict[str, Any], here: MappingPlace, reads: Reads) -> Path | No
     scope = path_of(table["scope"], here / "scope")
     reads.add(here / "scope", scope, here.where)
     return scope
+
+
+def _scope_of(table: dict[str, Any], here: MappingPlace) -> bool:
+    if "scope_of" not in table:
+        return False
+    if table["scope_of"] != "aliases":
+        (here / "scope_of").fail('"aliases"', table["scope_of"])
+    for key in ("scope", "aliases"):
+        if not table.get(key):
+            (here / "scope_of").error(f"needs {key}: it says that only an id of an alias has the scope")
+    return True
 
 
 def _plus(table: dict[str, Any], here: MappingPlace, reads: Reads) -> tuple[Path, ...]:

@@ -27,9 +27,9 @@ _INSIDE_OR_BESIDE = '"inclusive" or "additive"'
 
 
 def skip_of(value: Any, here: MappingPlace, reads: Reads) -> tuple[tuple[Condition, ...], ...]:
-    """The entries of `[[skip]]`, each with all its conditions."""
+    """The entries of `[[skip]]` or `[[refuse]]`, each with all its conditions."""
     if not isinstance(value, list) or not 1 <= len(value) <= SKIP_ENTRIES_MAX:
-        here.fail(f"1 to {SKIP_ENTRIES_MAX} tables, each written as [[skip]]", value)
+        here.fail(f"1 to {SKIP_ENTRIES_MAX} tables, each written as [[{here.where}]]", value)
     return tuple(_entry(table, here[index], reads) for index, table in enumerate(value))
 
 
@@ -89,7 +89,7 @@ def check_skip(skip: tuple[tuple[Condition, ...], ...], fields: tuple[Field, ...
             continue
         for field in fields:
             if field.required and all(path[: len(entry[0].path)] == entry[0].path for path in field.paths):
-                here[index].error(f"would skip every record that can be counted: {field.name} is required there")
+                here[index].error(f"would {here.where} every record that can be counted: {field.name} is required there")
 
 
 # --- Conventions ---

@@ -68,6 +68,7 @@ class Field:
     formats: tuple[str, ...] = ()  # of a time
     message_time_fallback: bool = False
     scope: Path | None = None  # of request_id: the identity is (scope, id)
+    scope_of_aliases: bool = False  # an id at the first path has none
     plus: tuple[Path, ...] = ()  # of a count: what is added to it
     whole_numbers: bool = False  # a count may also be written as 12.0 or 1.2e3
     empty_is_absent: bool = False  # of a string (and of a scope): "" is as good as null
@@ -162,6 +163,7 @@ class Mapping:
     source: str  # the file's path, or a shipped mapping's name
     total: Field | None = None  # total_tokens
     skip: tuple[tuple[Condition, ...], ...] = ()  # of each entry: all its conditions must fit
+    refuse: tuple[tuple[Condition, ...], ...] = ()  # likewise, of what is not skipped
     repeats: Literal["first", "grow"] = "first"
     format: int = 1
     value: Value = PLAIN  # how a message's value holds records
@@ -177,7 +179,7 @@ class Mapping:
     @property
     def paths(self) -> tuple[Path, ...]:
         """Every path that is read, in the order of judgement; a path that is read twice occurs twice."""
-        read = [condition.path for entry in self.skip for condition in entry]
+        read = [condition.path for entry in (*self.skip, *self.refuse) for condition in entry]
         labels = [label.field for label in self.labels if label.field]
         for field in (*self.fields, *self.further, *([self.total] if self.total else []), *labels):
             read += [*field.paths, *([field.scope] if field.scope else []), *field.plus]

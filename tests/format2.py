@@ -73,6 +73,25 @@ FEATURES: dict[str, dict[str, Any]] = {
         "cached_input_tokens_are": BY_PROVIDER | {"otherwise": "by_total"},
         "reasoning_tokens_are": {"path": "kind", "additive": ["chat"], "inclusive": [True], "otherwise": "by_total"},
     },
+    "refuse": {
+        "refuse": [
+            {"path": "kind", "in": ["chat", 8], "and": [{"path": "error", "absent": True}]},
+            {"path": ["meta", "op"], "in": ["é*"]},
+        ]
+    },
+    "refuse-what-is-not-skipped": {
+        "skip": [{"path": "kind", "in": ["chat"], "and": [{"path": "error", "present": True}]}],
+        "refuse": [{"path": "kind", "not_in": ["x", True]}],
+    },
+    "scope-of-aliases": {
+        "fields": {"request_id": {"aliases": [["usage", "id"], "trace"], "scope_of": "aliases", "numbers": True}}
+    },
+    "scope-of-aliases-empty": {
+        "fields": {
+            "request_id": {"aliases": ["trace"], "scope_of": "aliases", "empty": "absent", "with": ["model"]},
+            "model": {"aliases": ["source2"]},
+        }
+    },
     # 60 keys: those of the base, and 43 more. The last ones have no marks (layout.h).
     "sixty-keys": {
         "skip": [

@@ -343,7 +343,8 @@ def valid_record(rng: random.Random, mapping: dict, service: bytes) -> Record:
     counts = consistent_counts(rng, beside, has_total and "total_tokens" in mapping["fields"])
     if rng.random() < 0.9:
         record.tree.append([b'"service"', service])
-    conditions = [condition for entry in mapping.get("skip", []) for condition in (entry, *entry.get("and", []))]
+    entries = [*mapping.get("skip", []), *mapping.get("refuse", [])]
+    conditions = [condition for entry in entries for condition in (entry, *entry.get("and", []))]
     later = [condition for condition in conditions if "in" not in condition and "not_in" not in condition]
     for condition in conditions:
         if condition not in later:

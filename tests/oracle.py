@@ -74,6 +74,10 @@ class Fault(Exception):
     """Why a value is refused; the argument is the reason."""
 
 
+class Refused(Fault):
+    """The record fits an entry of `refuse`, which is no field's fault."""
+
+
 # From bytes to records
 
 
@@ -94,7 +98,7 @@ def as_path(path: str | list[str]) -> tuple[str, ...]:
 
 def mapped_paths(mapping: dict) -> Iterator[tuple[str, ...]]:
     specs = [*mapping["fields"].values(), *mapping.get("labels", {}).values()]
-    specs += [condition for entry in skip_entries(mapping) for condition in entry]
+    specs += [condition for kind in ("skip", "refuse") for entry in entries(mapping, kind) for condition in entry]
     specs += [convention for _, convention in conventions(mapping) if isinstance(convention, dict)]
     for spec in specs:
         for name in ("path", "scope", "by"):
@@ -104,9 +108,9 @@ def mapped_paths(mapping: dict) -> Iterator[tuple[str, ...]]:
             yield as_path(path)
 
 
-def skip_entries(mapping: dict) -> list[list[dict]]:
-    """Of each entry all its conditions."""
-    return [[entry, *entry.get("and", [])] for entry in mapping.get("skip", [])]
+def entries(mapping: dict, kind: str) -> list[list[dict]]:
+    """Of each entry of `skip` or `refuse` all its conditions."""
+    return [[entry, *entry.get("and", [])] for entry in mapping.get(kind, [])]
 
 
 def conventions(mapping: dict) -> list[tuple[str, str | dict]]:
@@ -221,8 +225,13 @@ def plain_text(listed: str) -> tuple[str, bool]:
 
 def is_skipped(mapping: dict, top: dict) -> bool:
     """All conditions are looked at before any decides."""
-    entries = [[fits(test, value_at(top, as_path(test["path"]))) for test in entry] for entry in skip_entries(mapping)]
-    return any(all(entry) for entry in entries)
+    skips, refuses = (
+        any([all([fits(test, value_at(top, as_path(test["path"]))) for test in entry]) for entry in entries(mapping, kind)])
+        for kind in ("skip", "refuse")
+    )
+    if refuses and not skips:
+        raise Refused("refused")
+    return skips
 
 
 # Values
@@ -348,6 +357,8 @@ def read_string(name: str, spec: dict, top: dict, bytes_max: int = STRING_BYTES_
 
 def read_scope(spec: dict, top: dict, bytes_max: int) -> str | None:
     value = present(spec, value_at(top, as_path(spec["scope"]))) if "scope" in spec else None
+    if spec.get("scope_of") == "aliases" and present(spec, value_at(top, as_path(spec["path"]))) is not None:
+        return None
     return None if value is None else as_string(value, spec, bytes_max)
 
 
@@ -546,7 +557,7 @@ def judge(line: bytes, mapping: dict, message_time: int | None = None, bounds: B
         if any(count > counts[FURTHER_PARENTS[part]] for part, count in further.items()):
             raise Fault("inconsistent_counts")
     except Fault as fault:
-        return Verdict("rejected", fault.args[0], name)
+        return Verdict("rejected", fault.args[0], None if isinstance(fault, Refused) else name)
     labels = all_labels(mapping, read_labels, counts)
     return Verdict("ok", record=Canonical(**values, requests=requests, **counts, **further, labels=labels))
 

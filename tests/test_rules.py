@@ -121,7 +121,7 @@ def record_of(rng: random.Random, spec: dict[str, Any]) -> bytes:
         for path in filter(None, [label.get("path"), *label.get("aliases", [])]):
             if rng.random() < 0.9:
                 at(record, path, text_value(rng))
-    for entry in spec.get("skip", []):
+    for entry in [*spec.get("skip", []), *spec.get("refuse", [])]:
         for condition in [entry, *entry.get("and", [])]:
             if rng.random() < 0.3:
                 at(record, condition["path"], condition_value(rng, condition))

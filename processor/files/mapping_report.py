@@ -43,6 +43,7 @@ def mapping_view(mapping: Mapping) -> RenderableType:
             )
     notes = ["; ".join(_conventions(mapping)) + "."]
     notes += [f"Skipped where {' and '.join(map(_condition, entry))}." for entry in mapping.skip]
+    notes += [f"Refused where {' and '.join(map(_condition, entry))}." for entry in mapping.refuse]
     if mapping.repeats == "grow":
         notes.append("Records of one request carry the usage so far: each counter counts up to its greatest value.")
     elif mapping.field("request_id").paths:

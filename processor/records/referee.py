@@ -34,6 +34,7 @@ REASONS = (
     "invalid_json",
     "not_an_object",
     "repeated_field",
+    "refused",
     "wrong_type",
     "missing_field",
     "bad_string",
@@ -104,7 +105,7 @@ class Referee:
         readers = self._readers(mapping)
         if could_repeat(record, value, readers.tree) and repeats(record, readers.tree.root):
             raise Rejected("repeated_field")
-        if mapping.skip and _is_skipped(value, mapping.skip):
+        if (mapping.skip or mapping.refuse) and _is_skipped(value, mapping):
             return SKIPPED
         return self._canonical(value, mapping, readers, message_time)
 
@@ -234,7 +235,12 @@ def _object(record: dict[Any, Any], path: Path) -> dict[Any, Any]:
 
 
 def _scope_reader(field: Field, path: Path) -> _Read:
-    return lambda record: _text(_present(_walk(record, path, field.name), field), field) or b""
+    def read(record: dict[Any, Any]) -> bytes:
+        if field.scope_of_aliases and _present(_walk(record, field.paths[0], field.name), field) is not None:
+            return b""
+        return _text(_present(_walk(record, path, field.name), field), field) or b""
+
+    return read
 
 
 def _count_reader(field: Field) -> _Read:
@@ -302,10 +308,15 @@ def _default_text(field: Field) -> bytes:
     return b"" if field.default is None else str(field.default).encode()
 
 
-def _is_skipped(record: dict[str, Any], skip: tuple[tuple[Condition, ...], ...]) -> bool:
+def _is_skipped(record: dict[str, Any], mapping: Mapping) -> bool:
     """Every condition is looked at, so that a value of a wrong type is refused wherever it is."""
-    fits = [[_fits(_walk(record, test.path, "skip"), test) for test in entry] for entry in skip]
-    return any(map(all, fits))
+    entries = (*mapping.skip, *mapping.refuse)
+    fits = [all([_fits(_walk(record, test.path, "skip"), test) for test in entry]) for entry in entries]
+    if any(fits[: len(mapping.skip)]):
+        return True
+    if any(fits):
+        raise Rejected("refused")
+    return False
 
 
 def _fits(value: Any, condition: Condition) -> bool:

@@ -66,7 +66,7 @@ class Judge:
         self, mapping: Mapping, max_future_skew_ms: int, max_past_ms: int | None = None, not_before_ms: int = 0
     ) -> None:
         request_id = mapping.field("request_id")
-        self._is_skipped = _skip_reader(mapping.skip) if mapping.skip else None
+        self._is_skipped = _skip_reader(mapping.skip, mapping.refuse) if mapping.skip or mapping.refuse else None
         self._request_id = _text_reader(request_id)
         self.grows = mapping.repeats == "grow"
         self._scope = _scope_reader(request_id)
@@ -203,9 +203,13 @@ def _text_reader(field: Field) -> ReadText:
 def _scope_reader(request_id: Field) -> ReadText | None:
     if request_id.scope is None:
         return None
-    value_of = _first_of((request_id.scope,), request_id.name, nothing="" if request_id.empty_is_absent else None)
+    nothing = "" if request_id.empty_is_absent else None
+    value_of = _first_of((request_id.scope,), request_id.name, nothing=nothing)
+    own_id = _first_of(request_id.paths[:1], request_id.name, nothing=nothing)
 
     def read(top: Object) -> str | None:
+        if request_id.scope_of_aliases and own_id(top) is not None:
+            return None
         value = value_of(top)
         return None if value is None else _text(value, request_id)
 
@@ -406,18 +410,29 @@ def bracket_texts(edges: tuple[int, ...]) -> list[str]:
 # --- Skipping ---
 
 
-def _skip_reader(skip: tuple[tuple[Condition, ...], ...]) -> Callable[[Object], bool]:
-    """Says whether a record fits an entry. Each condition is asked, so that any can refuse the record."""
-    entries = [[_condition_reader(condition) for condition in entry] for entry in skip]
+Entries = tuple[tuple[Condition, ...], ...]
+
+
+def _skip_reader(skip: Entries, refuse: Entries) -> Callable[[Object], bool]:
+    """Says whether a record fits an entry of `skip`. Each condition is asked, so that any can refuse the record."""
+    skips, refuses = ([list(map(_condition_reader, entry)) for entry in entries] for entries in (skip, refuse))
 
     def is_skipped(top: Object) -> bool:
-        skipped = False
-        for entry in entries:
-            answers = [fits(top) for fits in entry]
-            skipped = skipped or False not in answers
+        skipped = _fits_any(skips, top)
+        refused = _fits_any(refuses, top)
+        if refused and not skipped:
+            raise RefusedRecord("refused")
         return skipped
 
     return is_skipped
+
+
+def _fits_any(entries: list[list[Callable[[Object], bool]]], top: Object) -> bool:
+    found = False
+    for entry in entries:
+        answers = [fits(top) for fits in entry]
+        found = found or False not in answers
+    return found
 
 
 def _condition_reader(condition: Condition) -> Callable[[Object], bool]:

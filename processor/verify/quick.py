@@ -280,7 +280,7 @@ class _Roles:
             for path in (*field.paths, *field.plus, *([field.scope] if field.scope else [])):
                 self._of.setdefault(path, set()).add(role)
                 self._fields[path] = field
-        decisions = [condition.path for entry in mapping.skip for condition in entry]
+        decisions = [condition.path for entry in (*mapping.skip, *mapping.refuse) for condition in entry]
         decisions += [path for convention in mapping.conventions for path in convention.paths]
         decisions += [mapping.selector.by] if mapping.selector else []
         for path in decisions:
@@ -341,7 +341,9 @@ class _Resolver:
         return _Source(None, (value if isinstance(value, str) else str(value)).encode())
 
     def scope(self, request_id: Field) -> _Source:
-        leaf = self._first((request_id.scope,), request_id.empty_is_absent) if request_id.scope else None
+        own_id = self._first(request_id.paths[:1] if request_id.scope_of_aliases else (), request_id.empty_is_absent)
+        has_one = request_id.scope is not None and own_id is None
+        leaf = self._first((request_id.scope,), request_id.empty_is_absent) if request_id.scope and has_one else None
         return _Source(None, b"") if leaf is None else self._text(leaf)
 
     def counters(self, mapping: Mapping) -> tuple[dict[str, tuple[_Source, ...]], dict[str, int]]:

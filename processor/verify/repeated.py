@@ -46,7 +46,7 @@ def _all_paths(mapping: Mapping) -> list[Path]:
     paths = [path for field in fields for path in (*field.paths, *field.plus)]
     paths += [field.scope for field in fields if field.scope]
     paths += [mapping.selector.by] if mapping.selector else []
-    paths += [condition.path for entry in mapping.skip for condition in entry]
+    paths += [condition.path for entry in (*mapping.skip, *mapping.refuse) for condition in entry]
     paths += [path for convention in mapping.conventions for path in convention.paths]
     return paths
 

@@ -39,6 +39,7 @@ REASONS = (
     "invalid_json",
     "not_an_object",
     "repeated_field",
+    "refused",
     "wrong_type",
     "missing_field",
     "bad_string",
