@@ -163,12 +163,12 @@ class Mapping:
     source: str  # the file's path, or a shipped mapping's name
     total: Field | None = None  # total_tokens
     skip: tuple[tuple[Condition, ...], ...] = ()  # of each entry: all its conditions must fit
-    refuse: tuple[tuple[Condition, ...], ...] = ()  # likewise, of what is not skipped
     repeats: Literal["first", "grow"] = "first"
     format: int = 1
     value: Value = PLAIN  # how a message's value holds records
     further: tuple[Field, ...] = ()  # those of FURTHER that are mapped, in that order
     labels: tuple[Label, ...] = ()  # by name
+    refuse: tuple[tuple[Condition, ...], ...] = ()  # as `skip`, of what is not skipped
 
     def field(self, name: str) -> Field:
         for field in self.fields:

@@ -29,6 +29,12 @@ def chat(**usage: Any) -> dict[str, Any]:
     return {"id": "c", "object": "chat.completion", "model": "m", "usage": usage}
 
 
+def unnamed(id: str, second: int | None, made: int = 13) -> dict[str, Any]:
+    """A body of which the gateway has no id."""
+    body = chat(prompt_tokens=19, completion_tokens=made, total_tokens=19 + made) | {"id": id, "created": second}
+    return {"timestamp": TIME, "user": "u", "chip": "c", "response": body}
+
+
 def litellm(id: str, call: str, status: str = "success", tokens: tuple[int, int] = (30, 5), **more: Any) -> dict:
     counts = dict(zip(("prompt_tokens", "completion_tokens", "total_tokens"), (*tokens, sum(tokens)), strict=True))
     head = {"id": id, "litellm_call_id": call, "call_type": "acompletion", "status": status, "model": "gpt-5"}
@@ -134,6 +140,27 @@ VERCEL_SPANS = (
     VERCEL | {"gen_ai.operation.name": "chat", "gen_ai.usage.input_tokens": 20, "gen_ai.usage.output_tokens": 5,
               "gen_ai.usage.cache_read.input_tokens": 8, "ai.usage.outputTokenDetails.reasoningTokens": 3},
 )  # fmt: skip
+
+BOTOCORE, OPENLIT = "opentelemetry.instrumentation.botocore.bedrock-runtime", "openlit.otel.tracing"
+UNCACHED = {"gen_ai__operation__name": "chat", "gen_ai__request__model": "claude", "gen_ai__usage__input_tokens": 9000,
+            "gen_ai__usage__output_tokens": 50}  # fmt: skip
+BEDROCK = UNCACHED | {"gen_ai__usage__cache_read__input_tokens": 3962,
+                      "gen_ai__usage__cache_creation__input_tokens": 100}  # fmt: skip
+STRANDS = UNCACHED | {"gen_ai__usage__cache_read_input_tokens": 3962, "gen_ai__usage__cache_write_input_tokens": 100,
+                      "gen_ai__request__model": "us.anthropic.claude"}  # fmt: skip
+NOVA = {"openinference__span__kind": "LLM", "llm__model_name": "nova", "llm__token_count__prompt": 9000,
+        "llm__token_count__completion": 50, "llm__token_count__prompt_details__cache_read": 3962,
+        "llm__token_count__prompt_details__cache_write": 100}  # fmt: skip
+
+
+def dotted(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name.replace("__", "."): value for name, value in attributes.items()}
+
+
+def under(parent: str, scope: dict[str, Any]) -> dict[str, Any]:
+    scope["spans"][0]["parentSpanId"] = f"{int(parent, 16):016x}"
+    return scope
+
 
 # mapping, records, counters, skipped, reasons of the rejected ones
 CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str, int]]] = {
@@ -421,6 +448,48 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
     "one id of two users is two requests of DashScope, too": ("dashscope", [
         wrapped({"usage": {"input_tokens": 20, "output_tokens": 1}})[0] | {"user": user} for user in ("u", "v")
     ], (2, 40, 0, 0, 2, 0), 0, {}),
+    # --- Ids ---
+    "a body's id is one with the second of its making, a gateway's id alone": ("openai-chat", [
+        *(unnamed("chatcmpl-412", second) for second in (1, 2, 3, 3)),
+        *(unnamed("chatcmpl-412", second) | {"request_id": "gw"} for second in (1, 2)),
+        unnamed("chatcmpl-9", None), unnamed("chatcmpl-9", None),
+    ], (5, 5 * 19, 0, 0, 5 * 13, 0), 0, {}),
+    "and so vLLM's, whose chunks are one request": ("vllm", [
+        *(unnamed("chatcmpl-412", second) for second in (1, 2, 2)),
+        *(unnamed("chatcmpl-7", 5, count) for count in (0, 5, 13)),
+        *(unnamed("chatcmpl-412", second, 5) | {"request_id": "gw"} for second in (1, 2)),
+    ], (4, 4 * 19, 0, 0, 3 * 13 + 5, 0), 0, {}),
+    "a stored response has its own id, whoever reads it, and a connection has many": ("openai-responses", [
+        *(wrapped(RESPONSES | {"id": "resp_1"})[0] | {"request_id": gateway} for gateway in ("gw-1", "gw-2")),
+        *(wrapped({"type": "response.done", "response": {"id": id, "usage": {
+            "input_tokens": tokens, "output_tokens": 3, "total_tokens": tokens + 3}}})[0] | {"request_id": "conn-1"}
+          for id, tokens in (("resp_A", 250), ("resp_B", 497), ("resp_A", 250))),
+        *(wrapped({"type": "conversation.item.input_audio_transcription.completed", "item_id": item, "usage": {
+            "input_tokens": 17, "output_tokens": 9, "total_tokens": 26}})[0] | {"request_id": "conn-1"}
+          for item in ("item_1", "item_2")),
+        *(wrapped({"id": "", "usage": {"input_tokens": 1, "output_tokens": 0}})[0] | {"request_id": gateway}
+          for gateway in ("gw-3", "gw-4", "gw-4")),
+    ], (7, 56 + 747 + 34 + 2, 40, 0, 5 + 6 + 18, 3), 0, {}),
+    "each look at a job of Ark's has its tokens": ("ark", [
+        wrapped({"id": "cgt-1", "model": "s", "status": "succeeded", "usage": {
+            "completion_tokens": 246840, "total_tokens": 246840}})[0] | {"request_id": gateway}
+        for gateway in ("gw-1", "gw-2")
+    ], (1, 0, 0, 0, 246840, 0), 0, {}),
+    "Portkey leaves Claude's cache out of the prompt, and the total has it": ("openai-chat", wrapped(
+        chat(prompt_tokens=9000, completion_tokens=50, total_tokens=13112, cache_read_input_tokens=3962,
+             cache_creation_input_tokens=100),
+        chat(prompt_tokens=9000, completion_tokens=50, total_tokens=9050, prompt_tokens_details={
+            "cached_tokens": 3962, "cache_write_tokens": 100}),
+        chat(prompt_tokens=9000, completion_tokens=50, prompt_tokens_details={"cached_tokens": 3962}),
+        chat(prompt_tokens=9000, completion_tokens=50, total_tokens=13113, cache_read_input_tokens=3962,
+             cache_creation_input_tokens=100),
+    ), (3, 13062 + 18000, 3 * 3962, 200, 150, 0), 0, {"inconsistent_counts": 1}),
+    "a chunk of Vertex may have no counts yet": ("gemini", [
+        wrapped({"responseId": "x", "usageMetadata": usage})[0] for usage in (
+            {"trafficType": "ON_DEMAND"}, {"trafficType": "ON_DEMAND", "promptTokenCount": None},
+            {"trafficType": "ON_DEMAND", "promptTokenCount": 10, "candidatesTokenCount": 4, "totalTokenCount": 14})
+    ] + wrapped({"usage_metadata": {"traffic_type": "ON_DEMAND"}}, {"usageMetadata": {"totalTokenCount": 5}},
+                {"candidates": []}), (1, 10, 0, 0, 4, 0), 3, {"missing_field": 2}),
     # --- Ollama and llama.cpp ---
     "loading, chunks, failures, embeddings and the compatible API": ("ollama", wrapped(
         {"model": "l", "done": True, "done_reason": "load", "response": ""}, {"model": "l", "done": False},
@@ -524,6 +593,66 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         span("2", gen_ai__request__model="claude", gen_ai__usage__input_tokens=4071, gen_ai__usage__output_tokens=50,
              gen_ai__usage__cache_read__input_tokens=3962, gen_ai__usage__cache_write__input_tokens=100),
     ), (2, 8142, 7924, 200, 100, 0), 0, {}),
+    "OpenTelemetry's spans of Bedrock leave the cache out": ("otlp", otlp(
+        span("1", scope=BOTOCORE, **BEDROCK), span("2", scope=BOTOCORE, **UNCACHED),
+        span("3", scope="opentelemetry.instrumentation.botocore.sqs", **BEDROCK),
+    ), (3, 13_062 + 9000 + 9000, 2 * 3962, 200, 150, 0), 0, {}),
+    "and flattened they do so too": ("otel-genai", [
+        {"span_id": str(number), "end_time": "2026-11-23T17:00:01Z", "otel.scope.name": scope} | attributes
+        for number, (scope, attributes) in enumerate(((BOTOCORE, dotted(BEDROCK)), ("other", dotted(BEDROCK))))
+    ], (2, 13_062 + 9000, 2 * 3962, 200, 100, 0), 0, {}),
+    "the total of a span tells where the cache is": ("otlp", otlp(
+        span("1", scope="strands.telemetry.tracer", **STRANDS, gen_ai__usage__total_tokens=13_112),
+        span("2", scope="strands.telemetry.tracer", **STRANDS, gen_ai__usage__total_tokens=9050),
+        span("3", **NOVA, llm__token_count__total=13_112), span("4", **NOVA, llm__token_count__total=9050),
+        span("5", **NOVA, llm__token_count__total="13112"), span("6", **NOVA),
+        span("7", scope="opentelemetry.instrumentation.bedrock", **BEDROCK, gen_ai__usage__total_tokens=9050),
+    ), (7, 4 * 13_062 + 3 * 9000, 7 * 3962, 700, 350, 0), 0, {}),
+    "a total with thoughts or tools that nothing else says is refused": ("otlp", otlp(
+        span("1", openinference__span__kind="LLM", llm__model_name="gemini", llm__token_count__prompt=1000,
+             llm__token_count__completion=20, llm__token_count__total=1820),
+        span("2", scope="opentelemetry.instrumentation.google_generativeai", gen_ai__request__model="gemini",
+             gen_ai__usage__input_tokens=1000, gen_ai__usage__output_tokens=20, gen_ai__usage__total_tokens=1820),
+        span("3", gen_ai__request__model="gemini", gen_ai__usage__input_tokens=1000, gen_ai__usage__output_tokens=20,
+             gen_ai__usage__reasoning_tokens=800, gen_ai__usage__total_tokens=1820),
+        span("4", gen_ai__request__model="o5", gen_ai__usage__input_tokens=1000, gen_ai__usage__output_tokens=820,
+             gen_ai__usage__reasoning_tokens=800, gen_ai__usage__total_tokens=1820),
+    ), (2, 2000, 0, 0, 1640, 1600), 0, {"inconsistent_counts": 2}),
+    "what OpenLIT and Strands leave out is refused, and what they count right is not": ("otlp", otlp(
+        span("1", scope=OPENLIT, gen_ai__provider__name="anthropic", **BEDROCK),
+        span("2", scope=OPENLIT, gen_ai__provider__name="openai", **BEDROCK),
+        span("3", scope=OPENLIT, gen_ai__provider__name="anthropic", **UNCACHED),
+        span("4", scope=OPENLIT, gen_ai__provider__name="gcp.gemini", gen_ai__request__model="g",
+             gen_ai__usage__input_tokens=7, gen_ai__usage__output_tokens=300, gen_ai__usage__reasoning_tokens=200),
+        span("5", scope="strands.telemetry.tracer", gen_ai__usage__total_tokens=9050,
+             **BEDROCK | {"gen_ai__request__model": "claude-opus-4"}),
+        span("6", scope="strands.telemetry.tracer", gen_ai__usage__total_tokens=9050,
+             **BEDROCK | {"gen_ai__request__model": "gpt-5"}),
+        span("7", gen_ai__provider__name="anthropic", **BEDROCK),
+    ), (4, 4 * 9000, 3 * 3962, 300, 200, 0), 0, {"refused": 3}),
+    "agents without calls of their own are counted or refused": ("otlp", otlp(
+        span("1", scope="openinference.instrumentation.claude_agent_sdk", openinference__span__kind="AGENT",
+             llm__token_count__prompt=13_062, llm__token_count__completion=50, llm__token_count__total=13_112,
+             llm__token_count__prompt_details__cache_read=3962),
+        span("2", scope="openinference.instrumentation.claude_agent_sdk", openinference__span__kind="TOOL"),
+        span("3", openinference__span__kind="AGENT", llm__token_count__prompt=5, llm__token_count__completion=5),
+        span("4", openinference__span__kind="CHAIN", llm__token_count__prompt=5),
+        span("5", langfuse__observation__type="generation", langfuse__observation__usage_details='{"input":900}'),
+        span("6", langfuse__observation__type="span"),
+    ), (1, 13_062, 3962, 0, 50, 0), 2, {"refused": 2, "missing_field": 1}),
+    "an agent gives way to the calls below it": ("otlp", otlp(
+        span("1", openinference__span__kind="AGENT", llm__token_count__prompt=12, llm__token_count__completion=5),
+        under("1", span("2", openinference__span__kind="LLM", llm__model_name="m", llm__token_count__prompt=12,
+                        llm__token_count__completion=5)),
+        span("3", scope="openinference.instrumentation.claude_agent_sdk", openinference__span__kind="AGENT",
+             llm__token_count__prompt=100, llm__token_count__completion=10),
+        under("3", span("4", scope="openinference.instrumentation.claude_agent_sdk", openinference__span__kind="AGENT",
+                        llm__token_count__prompt=30, llm__token_count__completion=3)),
+    ), (3, 142, 0, 0, 18, 0), 1, {}),
+    "Vercel's reader refuses Langfuse's usage, too": ("vercel-ai", otlp(
+        span("1", langfuse__observation__type="generation", langfuse__observation__usage_details='{"input":900}'),
+        span("2", langfuse__observation__type="span"),
+    ), NOTHING, 1, {"missing_field": 1}),
     "compaction is beside the totals, and vLLM names no model": ("otlp", otlp(
         span("1", gen_ai__operation__name="chat", gen_ai__request__model="claude", gen_ai__response__id="msg_9",
              gen_ai__usage__input_tokens=500, gen_ai__usage__output_tokens=20,
@@ -535,7 +664,8 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
     "agents and chains repeat their calls, and a task of LlamaIndex is the call": ("otlp", otlp(
         span("1", gen_ai__operation__name="invoke_agent", gen_ai__usage__input_tokens=5,
              gen_ai__usage__output_tokens=5),
-        span("2", openinference__span__kind="CHAIN", llm__token_count__prompt=5, llm__token_count__completion=5),
+        span("2", scope="openinference.instrumentation.smolagents", openinference__span__kind="CHAIN",
+             llm__token_count__prompt=5, llm__token_count__completion=5),
         span("3", traceloop__span__kind="workflow", gen_ai__usage__input_tokens=5, gen_ai__usage__output_tokens=5),
         span("4", traceloop__span__kind="task", gen_ai__request__model="m", gen_ai__usage__input_tokens=7,
              gen_ai__usage__output_tokens=5),
@@ -600,6 +730,7 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
          "llm.model_name": "claude", "llm.token_count.prompt": 4071, "llm.token_count.completion": 50,
          "llm.token_count.prompt_details.cache_read": 3962, "llm.token_count.prompt_details.cache_write": 100},
         {"span_id": "a0", "end_time": "2026-11-23T17:00:02.000Z", "openinference.span.kind": "CHAIN",
+         "otel.scope.name": "openinference.instrumentation.smolagents",
          "llm.token_count.prompt": 4071, "llm.token_count.completion": 50},
         {"span_id": "a2", "end_time": "2026-11-23T17:00:02.000Z", "http.method": "GET"},
     ], ONE_CLAUDE, 2, {}),
@@ -632,6 +763,9 @@ LABELLED: dict[str, tuple[str, dict[str, Any], Labels, tuple[int, ...]]] = {
         prompt_tokens_details={"audio_tokens": 17, "image_tokens": 9, "cached_tokens": None},
         completion_tokens_details={"audio_tokens": 11}) | {"service_tier": "flex"})[0],
         (("service_tier", "flex"),), (0, 17, 9, 0, 11)),
+    "audio of a transcription": ("openai-chat", wrapped({"text": "x", "usage": {
+        "type": "tokens", "total_tokens": 1045, "input_tokens": 1000, "output_tokens": 45,
+        "input_token_details": {"audio_tokens": 1000, "text_tokens": 0}}, "model": "t"})[0], (), (0, 1000, 0, 0, 0)),
     "Anthropic's one-hour writes, as another's body": ("openai-chat", wrapped(ANTHROPIC)[0], (), (40, 0, 0, 0, 0)),
     "audio from realtime's cache": ("openai-responses", wrapped({"type": "response.done", "response": {
         "id": "resp_2", "usage": {"total_tokens": 253, "input_tokens": 132, "output_tokens": 121,
