@@ -169,7 +169,7 @@ struct Rule {
   u32 slot;
   u32 flags;
   u32 paths;                // how many spots are alternatives, the first listed first
-  u32 plus;                 // how many after them are addends; of a scope: where an id that has none is
+  u32 plus;                 // how many after them are addends
   u8 spots[SPOTS_MAX + 4];  // what follows all rules is whole words of eight bytes
 };
 enum Test : u32 { IN = 0, NOT_IN = 1, PRESENT = 2, ABSENT = 3 };
@@ -188,10 +188,11 @@ struct Value {
   u64 text[KEY_BYTES_MAX / 8];
   u32 length;
   u32 quoted;
-  u32 additive;  // of a convention: what this value means
+  u32 additive;  // of a convention: what this value means, a Stated
   u32 begins;    // any string that begins so
 };
-enum Stated : u32 { INCLUSIVE = 0, ADDITIVE = 1, UNKNOWN = 2, BY_TOTAL = 3 };
+// SILENT: the record's total is not asked, because a value told
+enum Stated : u32 { INCLUSIVE = 0, ADDITIVE = 1, UNKNOWN = 2, BY_TOTAL = 3, SILENT = 4 };
 // What a string's values say of a part
 struct Convention {
   u32 otherwise;  // Stated: where they say nothing

@@ -275,8 +275,8 @@ class _Compiler:
             if not special and self._readers[spec.scope] == 1 and self._afford((spec.scope,)):
                 self._read(spec.scope, layout.TEXT, layout.SCOPE)
             else:
-                without = spec.paths[:1] if spec.scope_of_aliases else ()
-                self._rule(layout.TEXT, layout.SCOPE, (spec.scope,), replace(spec, plus=without))
+                own_id = spec.paths[:1] if spec.scope_of_aliases else ()  # before it, see apply_rule
+                self._rule(layout.TEXT, layout.SCOPE, (*own_id, spec.scope), spec)
 
     # --- Labels and further counters ---
 
@@ -376,12 +376,12 @@ class _Compiler:
                 self.nodes[key] = replace(self.nodes[key], kind=layout.DEFERRED_OBJECT, slot=self._spots[path])
         return self._spots[path]
 
-    def _value(self, text: bytes, quoted: bool, additive: bool = False, begins: bool = False) -> None:
+    def _value(self, text: bytes, quoted: bool, stated: int = 0, begins: bool = False) -> None:
         if _ESCAPED.search(text):
             return
         if self._values == layout.VALUES_MAX:
             raise _TooMuch
-        self.table["values"][self._values] = (text, len(text), quoted, additive, begins)
+        self.table["values"][self._values] = (text, len(text), quoted, stated, begins)
         self._values += 1
 
     def _conventions(self) -> None:
@@ -412,13 +412,14 @@ class _Compiler:
         listed = [str(value).encode() for value, _ in (*convention.values, *convention.prefixes)]
         if convention.prefixes and any(map(_ESCAPED.search, listed)):
             raise _TooMuch  # an escape could make another of them fit
+        silent = layout.SILENT if convention.by_total else 0
         for text, additive in sorted(convention.prefixes, key=lambda item: len(item[0].encode())):
-            self._value(text.encode(), True, additive, begins=True)
+            self._value(text.encode(), True, _STATED[additive] | silent, begins=True)
         for value, additive in sorted(convention.values, key=lambda item: isinstance(item[0], bool)):  # strings first
             if isinstance(value, str):
-                self._value(value.encode(), True, additive)
+                self._value(value.encode(), True, _STATED[additive] | silent)
             else:
-                self._value(b"true" if value else b"false", False, additive)
+                self._value(b"true" if value else b"false", False, _STATED[additive] | silent)
         out["count"] = self._values - int(out["first"])
 
     def _skip(self) -> None:

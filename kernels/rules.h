@@ -30,6 +30,7 @@ struct Reader {
 // table of their own, so that a record keeps to three cache lines. ---
 
 constexpr u32 SPOTS_IN_HASHES = 3 * 2 * HASHES;
+static_assert(SPOT_WORDS == 2 * HASHES, "as many words beside them");
 constexpr u32 SPOT_MASK = (1u << SPOT_BITS) - 1;
 
 HD u64* spots_of(const Job& job, const Record& record) { return job.spots + (&record - job.records) * SPOT_WORDS; }
@@ -41,13 +42,13 @@ HD void clear_spots(const Job& job, Record& record) {
   for (u32 i = 0; i < SPOT_WORDS; ++i) spots[i] = 0;
 }
 HD u64& spot_word(const Job& job, const Reader& reader, u32 spot) {
-  if (spot >= SPOTS_IN_HASHES) return spots_of(job, *reader.record)[(spot - SPOTS_IN_HASHES) % SPOT_WORDS];
   Record& record = *reader.record;
-  const u32 word = spot % (2 * HASHES);
+  const u32 word = spot % SPOT_WORDS;
+  if (spot >= SPOTS_IN_HASHES) return spots_of(job, record)[word];
   return word < HASHES ? record.low[word] : record.high[word - HASHES];
 }
 HD u32 spot_shift(u32 spot) {
-  return SPOT_BITS * (spot < SPOTS_IN_HASHES ? spot / (2 * HASHES) : (spot - SPOTS_IN_HASHES) / SPOT_WORDS);
+  return SPOT_BITS * ((spot < SPOTS_IN_HASHES ? spot : spot - SPOTS_IN_HASHES) / SPOT_WORDS);
 }
 // False where the key has come before.
 HD bool keep_spot(const Job& job, const Reader& reader, u32 spot, const u8* p) {
@@ -66,9 +67,9 @@ HD const u8* spot_value(const Job& job, const Reader& reader, u32 spot) {  // nu
   const u8* p = spot_start(job, reader, spot);
   return p && !is_null(p) ? p : nullptr;
 }
-// The first of some values that is there, or null
-HD const u8* first_value(const Job& job, const Reader& reader, const Rule& rule, u32 from, u32 to) {
-  ROLLED for (u32 i = from; i < to; ++i) {
+// The first alternative that has a value, or null
+HD const u8* first_value(const Job& job, const Reader& reader, const Rule& rule) {
+  ROLLED for (u32 i = 0; i < rule.paths; ++i) {
     const u8* p = spot_value(job, reader, rule.spots[i]);
     if (p && !(rule.flags & EMPTY_IS_ABSENT && p[0] == '"' && p[1] == '"')) return p;
   }
@@ -144,7 +145,7 @@ HD bool read_deferred_count(const u8* p, u32 flags, u64* count) {
 
 // A count with its addends. False is doubt; *has says whether there is one.
 HD bool read_sum(const Job& job, const Reader& reader, const Rule& rule, u64* count, bool* has) {
-  const u8* p = first_value(job, reader, rule, 0, rule.paths);
+  const u8* p = first_value(job, reader, rule);
   *has = p || rule.flags & OPTIONAL;
   if (!*has && rule.flags & REQUIRED) return false;
   *count = 0;
@@ -245,15 +246,18 @@ HD bool apply_rule(const Job& job, Reader& reader, const Rule& rule) {
     if (has && rule.kind == COUNT) reader.seen |= 1ull << (HAVE_SHIFT + HAVE_COUNTER + rule.slot);
     return true;
   }
-  const u8* p = first_value(job, reader, rule, 0, rule.paths);
-  if (!p || first_value(job, reader, rule, rule.paths, rule.paths + rule.plus)) return true;
+  const u8* p = first_value(job, reader, rule);
+  if (!p) return true;
   if (rule.kind == TEXT || rule.kind == LABEL) {
     const bool text = rule.kind == TEXT;
     if (text) reader.seen |= 1ull << (HAVE_SHIFT + rule.slot);
     u32* start = text ? reader.record->start : extra_of(job, reader)->start;
     u16* length = text ? reader.record->length : extra_of(job, reader)->length;
     length[rule.slot] = (u16)read_deferred_text(reader, rule, p, &start[rule.slot]);
-    return length[rule.slot] != 0;
+    if (!length[rule.slot]) return false;
+    // An id that has no scope is an alternative to it: what was read is the id once more.
+    if (text && rule.slot == SCOPE && start[SCOPE] == start[REQUEST_ID]) length[SCOPE] = 0;
+    return true;
   }
   if (rule.kind == TIME) {
     reader.seen |= (u64)HAVE_TIME << HAVE_SHIFT;
@@ -273,8 +277,8 @@ HD bool apply_rules(const Job& job, Reader& reader) {
   return true;
 }
 
-// What the value of a string or boolean says of one part: INCLUSIVE, ADDITIVE, BY_TOTAL, or UNKNOWN, which is doubt. A
-// value of a type that is not listed is refused; strings are listed first, booleans last.
+// What the value of a string or boolean says of one part: INCLUSIVE or ADDITIVE, perhaps SILENT, too, BY_TOTAL, or
+// UNKNOWN, which is doubt. A value of a type that is not listed is refused; strings are listed first, booleans last.
 HD u32 stated_by(const Job& job, const Reader& reader, const Convention& convention) {
   const u8* p = nullptr;
   ROLLED for (u32 i = 0; !p && i < convention.paths; ++i) p = spot_value(job, reader, convention.spots[i]);
@@ -288,6 +292,8 @@ HD u32 stated_by(const Job& job, const Reader& reader, const Convention& convent
   return found == NONE ? convention.otherwise : values[found].additive;
 }
 
+constexpr u32 ASKED_SHIFT = 8;
+
 // Makes the totals inclusive by the first reading that adds up. A reading has a bit for each part that is beside its
 // total; they are tried in the order of their numbers. False is doubt.
 HD bool settle_conventions(const Job& job, const Reader& reader) {
@@ -295,17 +301,15 @@ HD bool settle_conventions(const Job& job, const Reader& reader) {
   u64 total = reader.record->window;  // TOTAL, if it was read where it is
   bool has_total = reader.seen >> (HAVE_SHIFT + HAVE_COUNTER + TOTAL) & 1;
   if (plan.total.paths && !read_sum(job, reader, plan.total, &total, &has_total)) return false;
-  u32 open = plan.by_total, beside = 0;
+  u32 said = plan.by_total << ASKED_SHIFT;  // parts that the total is asked for, and below them those that are beside
   ROLLED for (u32 rest = plan.by_value; rest; rest &= rest - 1) {
-    const Convention& convention = plan.conventions[trailing_zeros(rest)];
-    const u32 stated = stated_by(job, reader, convention);
+    const u32 stated = stated_by(job, reader, plan.conventions[trailing_zeros(rest)]);
     if (stated == UNKNOWN) return false;
-    if (stated == ADDITIVE) beside |= rest & -rest;
-    if (stated == BY_TOTAL) open |= rest & -rest;
-    if (stated != BY_TOTAL && convention.otherwise == BY_TOTAL) has_total = false;  // a value counts more than a total
+    if (stated & 1) said |= (rest & -rest) << (stated == BY_TOTAL ? ASKED_SHIFT : 0);
+    if (stated & SILENT) has_total = false;  // a value counts more than a total
   }
-  open = has_total ? open : 0;
-  const u32 additive = (plan.additive & ~open) | beside;
+  const u32 open = has_total ? said >> ASKED_SHIFT : 0;
+  const u32 additive = (plan.additive & ~open) | (said & ((1u << ASKED_SHIFT) - 1));
   u64* counters = reader.record->counters;
   const u64 cached = counters[CACHED_INPUT], write = counters[CACHE_WRITE], reasoning = counters[REASONING];
   for (u32 more = 0;; more = (more - open) & open) {  // the next subset of `open`; the last is followed by none

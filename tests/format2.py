@@ -81,7 +81,7 @@ FEATURES: dict[str, dict[str, Any]] = {
     },
     "refuse-what-is-not-skipped": {
         "skip": [{"path": "kind", "in": ["chat"], "and": [{"path": "error", "present": True}]}],
-        "refuse": [{"path": "kind", "not_in": ["x", True]}],
+        "refuse": [{"path": "kind", "in": ["chat", "x*", True]}],
     },
     "scope-of-aliases": {
         "fields": {"request_id": {"aliases": [["usage", "id"], "trace"], "scope_of": "aliases", "numbers": True}}
