@@ -114,10 +114,10 @@ enum Kind : u32 {
   DEFERRED_OBJECT = 9,
   QUOTED = 16
 };
-constexpr u32 SPOT_BITS = 21;  // one more than a position in a record has
+constexpr u32 SPOT_BITS = 21;   // one more than a position in a record has
 constexpr u32 SPOTS_MAX = 60;   // deferred values of a record: as many keys as a mapping may name
 constexpr u32 SPOT_WORDS = 10;  // words of spots beside those of a record's hashes, three in each
-constexpr u32 RULES_MAX = 26;  // six strings, the time, the selector, five counts, eight labels, five further counts
+constexpr u32 RULES_MAX = 26;   // six strings, the time, the selector, five counts, eight labels, five further counts
 constexpr u32 CONDITIONS_MAX = 128;      // eight entries of eight, of `skip` and of `refuse`
 constexpr u32 CONVENTION_PATHS_MAX = 8;  // that one may be read from: more than a mapping may name (5)
 constexpr u32 VALUES_MAX = 128;          // that conditions and conventions compare with

@@ -71,7 +71,9 @@ CHOICE = np.dtype([("text", "V48"), ("length", "u4"), ("counter", "u4"), ("reque
 RULE = np.dtype(
     [*((name, "u4") for name in ("kind", "slot", "flags", "paths", "plus")), ("spots", "u1", SPOTS_MAX + 4)]
 )
-CONDITION = np.dtype([(name, "u4") for name in ("test", "fits_absent", "spot", "key", "first", "count", "last", "refuses")])
+CONDITION = np.dtype(
+    [(name, "u4") for name in ("test", "fits_absent", "spot", "key", "first", "count", "last", "refuses")]
+)
 VALUE = np.dtype([("text", "V48"), *((name, "u4") for name in ("length", "quoted", "additive", "begins"))])
 CONVENTION = np.dtype(
     [*((name, "u4") for name in ("otherwise", "first", "count", "paths")), ("spots", "u1", CONVENTION_PATHS_MAX)]

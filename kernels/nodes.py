@@ -44,7 +44,7 @@ def add_path(nodes: list[Node], path: Path, kind: int, slot: int, digits: int = 
     return parent
 
 
-def number(nodes: list[Node]) -> list[int]:
+def numbered(nodes: list[Node]) -> list[int]:
     """Give each key its mark, in place, and the new number of each: those that need a mark come first."""
     order = list(range(len(nodes)))
     if len(nodes) > layout.MARKS:

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenometer.kernels import layout
-from tokenometer.kernels.nodes import Node, add_path, number, write_nodes
+from tokenometer.kernels.nodes import Node, add_path, numbered, write_nodes
 from tokenometer.kernels.steps import Steps, is_object
 from tokenometer.kernels.steps import sample as sample
 from tokenometer.schemas.mapping import STRING_BYTES_MAX, Condition, Convention, Field, Label, Mapping, Path
@@ -227,7 +227,7 @@ class _Compiler:
         table["has_rules"] = bool(self._spots or table["has_conventions"])
 
     def _number(self) -> None:
-        numbers = number(self.nodes)
+        numbers = numbered(self.nodes)
         for condition in self.table["conditions"][: int(self.table["condition_count"])]:
             condition["key"] = numbers[int(condition["key"])]
 

@@ -89,7 +89,9 @@ def check_skip(skip: tuple[tuple[Condition, ...], ...], fields: tuple[Field, ...
             continue
         for field in fields:
             if field.required and all(path[: len(entry[0].path)] == entry[0].path for path in field.paths):
-                here[index].error(f"would {here.where} every record that can be counted: {field.name} is required there")
+                here[index].error(
+                    f"would {here.where} every record that can be counted: {field.name} is required there"
+                )
 
 
 # --- Conventions ---
@@ -167,7 +169,9 @@ def _by_value(table: dict[str, Any], here: MappingPlace, field: str, has_total: 
 
 def _is_additive(table: dict[str, Any], key: str, here: MappingPlace) -> bool:
     if table[key] not in _STATED:
-        (here / key).fail('"inclusive", "additive" or "by_total"' if key == "otherwise" else _INSIDE_OR_BESIDE, table[key])
+        (here / key).fail(
+            '"inclusive", "additive" or "by_total"' if key == "otherwise" else _INSIDE_OR_BESIDE, table[key]
+        )
     return bool(table[key] == "additive")
 
 

@@ -134,7 +134,8 @@ class Reads:
                     place.error(f"{show_path(path)} begins with the path of {leaves[path[:end]].where}")
         places = {path[:end] for _, path, _, _ in self._all for end in range(1, len(path) + 1)}
         if len(places) > places_max:
-            here.error(f"expected at most {places_max} distinct keys in all paths, found {len(places)}")
+            hint = "leave out aliases, labels or conditions that your log does not have"
+            here.error(f"expected at most {places_max} distinct keys in all paths, found {len(places)}: {hint}")
 
     def _check_once(self, shared: bool) -> None:
         readers: dict[tuple[Path, str], MappingPlace] = {}

@@ -98,8 +98,12 @@ FEATURES: dict[str, dict[str, Any]] = {
             {
                 "path": f"k{n}",
                 "in": ["x", 1],
-                "and": [{"path": f"k{k}", "absent": True} if k % 2 else {"path": f"k{k}", "not_in": ["y", 7], "absent": True}
-                        for k in range(n + 1, n + 7)],
+                "and": [
+                    {"path": f"k{k}", "absent": True}
+                    if k % 2
+                    else {"path": f"k{k}", "not_in": ["y", 7], "absent": True}
+                    for k in range(n + 1, n + 7)
+                ],
             }
             for n in range(0, 42, 7)
         ],

@@ -226,7 +226,12 @@ def plain_text(listed: str) -> tuple[str, bool]:
 def is_skipped(mapping: dict, top: dict) -> bool:
     """All conditions are looked at before any decides."""
     skips, refuses = (
-        any([all([fits(test, value_at(top, as_path(test["path"]))) for test in entry]) for entry in entries(mapping, kind)])
+        any(
+            [
+                all([fits(test, value_at(top, as_path(test["path"]))) for test in entry])
+                for entry in entries(mapping, kind)
+            ]
+        )
         for kind in ("skip", "refuse")
     )
     if refuses and not skips:
