@@ -279,6 +279,35 @@ ERRORS = {
         toml2({"output_tokens_are": '{ path = "p", additive = ["x"], otherwise = "reject" }'}),
         ['output_tokens_are.otherwise: expected "inclusive", "additive" or "by_total", found "reject"'],
     ),
+    "are_otherwise_by_total_without_one": (
+        toml2({"input_tokens_are": '{ path = "p", additive = ["x"], otherwise = "by_total" }'}),
+        ["input_tokens_are.otherwise: by_total needs the total: map fields.total_tokens"],
+    ),
+    "refuse_without_a_test": (toml2(end='[[refuse]]\npath = "k"\n'), ["refuse[0]: " + TESTS]),
+    "refuse_nine": (
+        toml2(end="".join(f'[[refuse]]\npath = "k{n}"\nin = [1]\n' for n in range(9))),
+        ["refuse: expected 1 to 8 tables, each written as [[refuse]]"],
+    ),
+    "refuse_everything": (
+        toml2(end='[[refuse]]\npath = "model"\npresent = true\n'),
+        ["refuse[0]: would refuse every record that can be counted: model is required there"],
+    ),
+    "refuse_under_format_1": (
+        toml() + '[[refuse]]\npath = "k"\nin = [1]\n',
+        ["refuse: needs format = 2"],
+    ),
+    "scope_of_other": (
+        toml2(request_id='path = "i"\naliases = ["j"]\nscope = "s"\nscope_of = "path"'),
+        ['fields.request_id.scope_of: expected "aliases", found "path"'],
+    ),
+    "scope_of_nothing": (
+        toml2(request_id='path = "i"\naliases = ["j"]\nscope_of = "aliases"'),
+        ["fields.request_id.scope_of: needs scope"],
+    ),
+    "scope_of_no_aliases": (
+        toml2(request_id='path = "i"\nscope = "s"\nscope_of = "aliases"'),
+        ["fields.request_id.scope_of: needs aliases"],
+    ),
     "are_without_effect": (
         toml2({"output_tokens_are": '{ path = "p", additive = ["x"] }', "reasoning_tokens_are": '"inclusive"'}),
         ["output_tokens_are: has no effect: each of its parts has a convention of its own"],

@@ -835,15 +835,24 @@ def test_the_ranges_that_prices_depend_on_are_ready_to_be_used(name, edges):
     assert (context.counter, len(context.names)) == ("input_tokens", edges + 1)
 
 
-def test_spans_in_jaegers_and_zipkins_json_have_the_rules_of_otlp(make_engine, tmp_path):
+@pytest.mark.parametrize(
+    ("scope", "total", "sent"),
+    [
+        ("opentelemetry.instrumentation.bedrock", "9", 3971),
+        (BOTOCORE, "", 3971),
+        ("strands.telemetry.tracer", "3971", 3971),
+        ("strands.telemetry.tracer", "3972", None),
+    ],
+)
+def test_spans_in_jaegers_and_zipkins_json_have_the_rules_of_otlp(make_engine, tmp_path, scope, total, sent):
     """Zipkin's tags are strings; Jaeger leaves a zero out, and it is 0."""
     bedrock = {
-        "otel.scope.name": "opentelemetry.instrumentation.bedrock",
+        "otel.scope.name": scope,
         "gen_ai.request.model": "m",
         "gen_ai.usage.input_tokens": "9",
         "gen_ai.usage.output_tokens": "0",
         "gen_ai.usage.cache_read.input_tokens": "3962",
-    }
+    } | ({"gen_ai.usage.total_tokens": total} if total else {})
     zipkin = [{"traceId": "1", "id": "3", "timestamp": TIME * 1000, "duration": 5000, "tags": bedrock}]
     tags: list[dict[str, Any]] = [
         {"key": key, "vStr": value} if not value.isdigit() else {"key": key, "vType": "INT64", "vInt64": value}
@@ -854,7 +863,9 @@ def test_spans_in_jaegers_and_zipkins_json_have_the_rules_of_otlp(make_engine, t
     jaeger = ids | {"startTime": "2026-11-29T03:26:22.1Z", "duration": "0.05s", "tags": tags}
     for mapping, value in (("zipkin", zipkin), ("jaeger", jaeger)):
         (tmp_path / mapping).write_bytes(orjson.dumps(value))
-        assert counters(counted(make_engine, tmp_path / mapping, mapping, whole=True)) == (1, 3971, 3962, 0, 0, 0)
+        assert counters(counted(make_engine, tmp_path / mapping, mapping, whole=True)) == (
+            (1, sent, 3962, 0, 0, 0) if sent else NOTHING
+        )
 
 
 def test_every_shipped_mapping_of_a_producer_has_cases_here_or_a_sample():

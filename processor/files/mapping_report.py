@@ -132,7 +132,8 @@ def _rule(field: Field, mapping: Mapping) -> str:
         rules.append(f"default {_json(field.default)}")
     rules += _spellings(field)
     if field.scope:
-        rules.append(f"unique within {_path(field.scope)}")
+        only = f", but for one at {_path(field.paths[0])}" if field.scope_of_aliases else ""
+        rules.append(f"unique within {_path(field.scope)}{only}")
     if field.with_fields:
         rules.append(f"unique with {', '.join(field.with_fields)}")
     if field.name == "tokens" and mapping.selector:
