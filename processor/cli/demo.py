@@ -144,7 +144,7 @@ def demo_command(command: DemoCommand) -> None:
     broker = command.broker()
     settings = _settings()
     _make_topics(broker, settings, command.partitions)
-    engine = engines.make_engine(command.device, None)
+    engine = engines.make_engine(command.device, None, list(settings.inputs.values()))
     gc.freeze()  # what was imported stays: a collection that looks at all of it would hold up every thread for 0.1 s
     playing = stream.Demo(settings, f"{settings.group}.run", command.profile(), command.lines, command.speed)
     onlooker = watch.Watch(broker, settings.live_topic, watch.live, TARGET_TOKENS_PER_DAY).start()

@@ -168,10 +168,11 @@ class MeterCommand(KafkaSettings, RegistrySettings, LogSettings):
             registry=topics.registry(inputs, self.registry_client),
         )
 
-    def engine(self) -> Engine:
+    def engine(self, settings: MeterSettings) -> Engine:
         return engines.make_engine(
             self.device,
             self.memory,
+            list(settings.inputs.values()),
             self.batch_bytes,
             window_ms=self.window * 1000,
             max_future_skew_ms=self.max_future_skew * 1000,
@@ -222,7 +223,7 @@ def _run(command: MeterCommand, settings: MeterSettings) -> None:
     broker = running.broker_of(command)
     command.log()
     topics.check_topics(broker, settings, command.create_topics, command.replication)
-    engine = command.engine()
+    engine = command.engine(settings)
     clock = Clock()
     health = Health(clock.now_ms, engine.target.name)
     run = f"{settings.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"

@@ -221,8 +221,9 @@ def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     not_before_ms = _date_ms(command.not_before)
     settings, clock = _clock(command, chosen, not_before_ms)
     engine = engines.make_engine(
-        command.device, command.memory, window_ms=command.window * 1000, not_before_ms=not_before_ms, **settings
-    )
+        command.device, command.memory, [chosen],
+        window_ms=command.window * 1000, not_before_ms=not_before_ms, **settings,
+    )  # fmt: skip
     labels = _label_sums(command, chosen)
     name = command.run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()
