@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import io
 import os
 import re
 import signal
@@ -56,6 +57,8 @@ def main() -> NoReturn:
     for name in ("stdout", "stderr"):  # closed by whoever started us
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open as long as the process is
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # who watches a file or a pipe sees what is said when it is said
     try:
         sys.exit(run(sys.argv[1:]))
     finally:
@@ -77,12 +80,9 @@ def run(arguments: Sequence[str]) -> int:
         command.main([], prog_name=_NAME)
     _settle_environment(command)
     try:  # typer's own main has other exit statuses
-        with command.make_context(_NAME, list(arguments), auto_envvar_prefix=_NAME.upper()) as context:
-            command.invoke(context)
-        sys.stdout.flush()
-        return 0
-    except typer.Exit as leaving:
-        return leaving.exit_code
+        status = _invoked(command, arguments)
+        sys.stdout.flush()  # here, where a full disk has a message
+        return status
     except _USAGE_ERROR as error:
         return fail(_without_values(error.format_message()), EXIT_USAGE)
     except TokenometerError as error:
@@ -97,6 +97,15 @@ def run(arguments: Sequence[str]) -> int:
             raise
         _drop_output()
         return fail(f"{error.filename or 'standard output'}: cannot be written: {error.strerror}", EXIT_FAILURE)
+
+
+def _invoked(command: Any, arguments: Sequence[str]) -> int:
+    try:
+        with command.make_context(_NAME, list(arguments), auto_envvar_prefix=_NAME.upper()) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as leaving:
+        return leaving.exit_code
 
 
 def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
