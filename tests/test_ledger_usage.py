@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import books, streams
+from tests import books, forked, streams
 from tests.test_ledger import HOSTILE, IDENTITY, take
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.processor.cli import __main__ as cli
@@ -623,7 +623,7 @@ def test_a_file_that_a_ledger_has_open_names_the_way_out(tmp_path: Any, capsys: 
     with books.opened(name):
         pass
     code = "import sys, duckdb; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen([sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = forked.Popen([sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdin is not None and holder.stdout is not None
     try:
         assert holder.stdout.readline() == b"open\n"

@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import orjson
 import pytest
 
-from tests import streams
+from tests import forked, streams
 from tests.kafka.meter_process import POINTS, Trip
 from tests.kafka.stream import PATIENCE_SECONDS, SMALL, Stream, eventually
 from tests.kafka_server import free_ports
@@ -66,7 +66,7 @@ class AlertsProcess:
             "log-format": "text",
         }  # fmt: skip
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
-        self.process = subprocess.Popen(
+        self.process = forked.Popen(
             [sys.executable, "-m", "tokenometer.processor.cli", "alerts", str(rules), "--create-topics", *arguments],
             stdout=subprocess.DEVNULL, stderr=self._errors,
         )  # fmt: skip
