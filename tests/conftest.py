@@ -30,6 +30,7 @@ from tests.cuda_on_cpu import CudaOnCpuTarget  # noqa: E402
 # As in the Makefile: else each of a thousand processes compiles what has changed since it was compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+os.environ.pop("PYTHONUNBUFFERED", None)  # users do not have it, and with it nothing is left to be flushed
 gc.disable()  # until all tests are collected
 for _name in ("COLUMNS", "LINES"):  # readline puts them into the environment that a worker of xdist inherits
     os.environ.pop(_name, None)
