@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Option
 
+from tokenometer.processor.cli import sources
 from tokenometer.processor.cli.common import (
     DISK_ERRORS,
     EXIT_BROKEN_PIPE,
@@ -78,13 +79,14 @@ def run(arguments: Sequence[str]) -> int:
         gc.enable()
     if completing:  # the shell asks for completions; this answers and ends
         command.main([], prog_name=_NAME)
-    _settle_environment(command)
+    for path, each in _commands(command, _NAME):
+        sources.settle_environment(path, each)
     try:  # typer's own main has other exit statuses
         status = _invoked(command, arguments)
         sys.stdout.flush()  # here, where a full disk has a message
         return status
     except _USAGE_ERROR as error:
-        return fail(_without_values(error.format_message()), EXIT_USAGE)
+        return fail(_without_values(sources.with_its_place(error)), EXIT_USAGE)
     except TokenometerError as error:
         return fail(str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
@@ -135,15 +137,6 @@ def _without_values(message: str) -> str:
     """A word too many may be a half of a secret that has a space in it, or the value after `--kafka sasl.password`."""
     too_many = r"(unexpected extra argument)(?:s|\(s\))? \(.*\)"
     return re.sub(too_many, r"\1; quote a value that holds a space", message, flags=re.DOTALL)
-
-
-def _settle_environment(group: Any) -> None:
-    """Each option has a variable, TOKENOMETER_COMMAND_OPTION; --bootstrap has the one that Kafka's users know, too."""
-    for path, command in (("", group), *_commands(group, _NAME)):
-        for option in command.params:
-            option.show_envvar = False  # thirty times that makes no help
-            if option.name == "bootstrap":
-                option.envvar = [f"{path}_{option.name}".upper(), "KAFKA_BOOTSTRAP_SERVERS"]
 
 
 def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -19,7 +19,7 @@ from tests.lake import lakes
 pytestmark = pytest.mark.kafka
 
 KILLS = 6
-SEED_ENVIRONMENT = "TOKENOMETER_LAKE_SEED"
+SEED_ENVIRONMENT = "TOKENOMETER_TEST_LAKE_SEED"
 HASTE = {"session.timeout.ms": "6000", "transaction.timeout.ms": "4000", "heartbeat.interval.ms": "500"}
 
 
