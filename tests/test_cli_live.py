@@ -353,7 +353,7 @@ def test_wrong_values_in_the_environment_name_the_option(call, monkeypatch):
 
 
 def test_an_unknown_mapping_is_named(call):
-    assert_error(call("meter", *QUIET, "--input", f"{INPUT}=nativ"), 1, "did you mean native?")
+    assert_error(call("meter", *QUIET, "--input", f"{INPUT}=nativ"), 2, "did you mean native?")
 
 
 # --- Topics ---

@@ -591,7 +591,7 @@ def test_the_command_usage(
     price_file.write_text(PRICES.replace('"0.15"', '"free"'))
     code, _, err = run(capsys, *asked, "--priced", "--prices", str(price_file))
     assert code == 1 and f"{price_file}, line 7: input" in err
-    assert run(capsys, *asked, "--window", "week")[0] == 1
+    assert run(capsys, *asked, "--window", "week")[0] == 2
 
 
 def test_the_commands_close_and_statement(database: str, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
@@ -655,7 +655,7 @@ def test_usage_of_a_running_ledger(tmp_path: Any, capsys: pytest.CaptureFixture[
             assert json.loads(run(capsys, "statement", *said, "--json")[1])["statement"] == 1
             assert json.loads(run(capsys, "statement", *said, "1", "--json")[1])["total_tokens"] == 15
             assert run(capsys, "statement", *said, "next", "--json")[1] == ""
-            assert run(capsys, "statement", *said, "../usage")[0] == 1
+            assert run(capsys, "statement", *said, "../usage")[0] == 2
             assert run(capsys, "statement", *said, "--database", "x")[0] == cli.EXIT_USAGE
     assert "no ledger answers there" in run(capsys, *asked)[2]
 

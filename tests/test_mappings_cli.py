@@ -105,7 +105,7 @@ def test_a_name_is_made_of_the_logs(call: Any, tmp_path: pathlib.Path):
     (tmp_path / "My Log.2026.ndjson").write_bytes(b"\n".join(lines_of(KNOWN["openai chat"][0])))
     assert 'name = "my-log"' in call("mappings", "guess", "My Log.2026.ndjson")[1]
     code, out, err = call("mappings", "guess", "My Log.2026.ndjson", "--name", "No Name")
-    assert code == 1 and out == "" and "a string of a-z, 0-9 and -" in err
+    assert code == 2 and out == "" and "a string of a-z, 0-9 and -" in err
 
 
 def test_a_log_that_is_not_there_is_an_error(call: Any):
@@ -121,7 +121,7 @@ def test_init_writes_a_shipped_mapping_and_replaces_nothing(call: Any, tmp_path:
     assert code == 1 and "vllm.toml: exists; use --force to replace it" in err
     assert call("mappings", "init", "vllm", "--force")[0] == 0
     code, _, err = call("mappings", "init", "vlm")
-    assert code == 1 and "did you mean vllm?" in err
+    assert code == 2 and "did you mean vllm?" in err
 
 
 @pytest.mark.parametrize("time", [1_795_453_500_000, 1_795_453_500])

@@ -66,6 +66,7 @@ def adjust_command(command: AdjustCommand) -> None:
         if not value:
             usage_error(f"{name} is missing")
     given = command.body()
+    adjust.check(given)  # before anything is opened
     if command.url is not None:
         write_json(command.fetch("/v1/adjust", body=given))
         return

@@ -16,7 +16,7 @@ from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, usage_err
 from tokenometer.processor.cli.ledger import now_ms
 from tokenometer.processor.cli.tables import show_rows
 from tokenometer.processor.ledger import api, export, focus, periods, pricecheck, statements, usage
-from tokenometer.processor.ledger.values import BadRequest
+from tokenometer.processor.ledger.values import BadArgument
 from tokenometer.schemas.usage import COUNTERS, TOTAL
 
 if TYPE_CHECKING:
@@ -63,14 +63,15 @@ def close_command(command: CloseCommand) -> None:
         tokenometer close --to 2026-12-01 --prices prices.toml --url http://ledger:9465 --token-file ledger.token
     """
     if not command.to:
-        raise BadRequest("--to is missing: a date (2026-12-01), or a time with its offset")
+        raise BadArgument("--to is missing: a date (2026-12-01), or a time with its offset")
+    body = command.body()
+    end, terms = api.closing_terms(body, None, command.price_list or "prices")  # before anything is opened
     if command.url is not None:
-        _show_closed(command, command.fetch("/v1/close", body=command.body()))
+        _show_closed(command, command.fetch("/v1/close", body=body))
         return
     with needs("ledger"):
         from tokenometer.processor.ledger.opening import open_clerk
 
-    end, terms = api.closing_terms(command.body(), None, command.price_list or "prices")
     with contextlib.closing(open_clerk(command.database_name)) as opened:
         closed = periods.close(opened, end, command.grace * 1000, now_ms(), terms=terms)
         _show_closed(command, statements.statement_json(opened, closed))
@@ -156,6 +157,10 @@ def statement_command(command: StatementCommand) -> None:
 def _check_options(command: StatementCommand) -> None:
     """Of two things that were asked for, none is left out silently."""
     form = command.shown_as
+    if command.number not in ("", "next"):
+        usage.number("statement", command.number)
+    if command.out is not None:
+        export.check_name(command.out)
     if sum((command.adjustments, command.corrections, form is StatementFormat.FOCUS)) > 1:
         usage_error("give one of --adjustments, --corrections and --format focus")
     if not command.number and not command.check and (command.adjustments or command.corrections):

@@ -77,6 +77,8 @@ def usage_command(command: UsageCommand) -> None:
     """
     given = command.question()
     usage.parse(given)  # before anything is opened
+    if command.out is not None:
+        export.check_name(command.out)
     with _asked(command) as ask:
         first = ask(given)
         if command.out is not None:
