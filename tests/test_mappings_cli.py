@@ -26,6 +26,20 @@ def call(capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch:
     return call
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_the_list_has_whole_names_with_descriptions(call: Any, monkeypatch: pytest.MonkeyPatch, width: int):
+    """A name is there to be typed. Conventions are shown only where there is room for them."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = call("mappings")
+    lines = [line for line in out.splitlines() if line[:1].isalnum()]
+    assert code == 0 and [line.split()[0] for line in lines] == ["Mapping", *mappings.shipped()]
+    assert all(len(line.split()) > 2 for line in lines[1:]), "each name has its description beside it"
+    assert "…" not in out and max(map(len, out.splitlines())) <= width
+    assert ("inclusive" in out) == ("Input" in lines[0]) == (width >= 160)
+    if width >= 80:
+        assert out.count("\n") < 100
+
+
 def test_what_guess_writes_check_reads_and_show_explains(call: Any, tmp_path: pathlib.Path):
     log = SAMPLES / "apisix-batch1.jsonl"
     code, out, err = call("mappings", "guess", log, "--name", "mine")

@@ -13,7 +13,7 @@ from typer import Argument, Option
 
 from tokenometer.processor import create
 from tokenometer.processor.cli import mapping_names
-from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view, usage_error
+from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view, stdout_console, usage_error
 from tokenometer.processor.cli.options import CommandSettings, register
 from tokenometer.processor.files import decoded, logs, mapping_report, report
 from tokenometer.processor.intake import Decoder
@@ -32,7 +32,8 @@ group = typer.Typer(help="List, explain, check and guess mappings: where a log's
 def mappings_list(context: typer.Context) -> None:
     """List, explain, check and guess mappings: where a log's JSON holds each field."""
     if context.invoked_subcommand is None:
-        show_view(mapping_report.mappings_view(map(mappings.resolve, mappings.shipped())))
+        known = map(mappings.resolve, mappings.shipped())
+        show_view(mapping_report.mappings_view(known, stdout_console().width))
 
 
 @dataclass(frozen=True)
