@@ -545,6 +545,19 @@ def test_every_help_has_examples_that_parse(
             pass
 
 
+@pytest.mark.parametrize("command", [(), *commands()], ids=" ".join)
+def test_every_option_of_every_help_is_there_in_full_at_80_columns(
+    call: Any, command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    code, out, _ = call(*command, "--help")
+    words = set(out.replace(",", " ").split())
+    assert code == 0 and "…" not in out and max(map(len, out.splitlines())) <= 80
+    for each in known_command(command).params:
+        for name in (*each.opts, *each.secondary_opts) if each.param_type_name == "option" else ():
+            assert name in words, f"{name} is cut"
+
+
 def known_command(path: tuple[str, ...]) -> Any:
     command: Any = typer.main.get_command(cli.application())
     for name in path:

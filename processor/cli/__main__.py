@@ -22,6 +22,7 @@ from tokenometer.processor.cli.common import (
     EXIT_USAGE,
     fail,
 )
+from tokenometer.processor.cli.help import Group
 from tokenometer.processor.cli.options import register
 from tokenometer.schemas.errors import TokenometerError
 
@@ -113,6 +114,7 @@ def _invoked(command: Any, arguments: Sequence[str]) -> int:
 def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """The command with these commands below it."""
     app = typer.Typer(
+        cls=Group,
         help="Exact token accounting for LLM inference logs: usage per user, model and chip.",
         no_args_is_help=False,
         pretty_exceptions_enable=False,

@@ -14,6 +14,7 @@ from typer import Argument, Option
 from tokenometer.processor import create
 from tokenometer.processor.cli import mapping_names
 from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view, stdout_console, usage_error
+from tokenometer.processor.cli.help import Group
 from tokenometer.processor.cli.options import CommandSettings, register
 from tokenometer.processor.files import decoded, logs, mapping_report, report
 from tokenometer.processor.intake import Decoder
@@ -21,7 +22,7 @@ from tokenometer.processor.records import guess, mapping_check
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.value import Value
 
-group = typer.Typer(help="List, explain, check and guess mappings: where a log's JSON holds each field.")
+group = typer.Typer(cls=Group, help="List, explain, check and guess mappings: where a log's JSON holds each field.")
 
 
 @group.callback(

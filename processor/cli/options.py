@@ -22,6 +22,7 @@ from typer import Option
 
 from tokenometer.processor import secret
 from tokenometer.processor.cli.common import usage_error
+from tokenometer.processor.cli.help import Command, Group
 from tokenometer.processor.cli.sources import FileUnusable, load_config, refuse_unknown_variables, secret_text
 from tokenometer.processor.secret import Secret
 
@@ -63,13 +64,13 @@ def register(app: typer.Typer, name: str, run: _Run) -> None:
     """Add a command. Its options are the fields of the dataclass that `run` takes; its help and its examples are the
     docstring of `run`."""
     command, text, examples = _command(run)
-    app.command(name, help=text, epilog=examples)(command)
+    app.command(name, cls=Command, help=text, epilog=examples)(command)
 
 
 def group_of(run: _Run, others: dict[str, _Run]) -> typer.Typer:
     """A command that has commands of its own beside what it does without one."""
     command, text, examples = _command(run)
-    group = typer.Typer(invoke_without_command=True, help=text, epilog=examples)
+    group = typer.Typer(cls=Group, invoke_without_command=True, help=text, epilog=examples)
     group.callback()(command)
     for other, its_run in others.items():
         register(group, other, its_run)

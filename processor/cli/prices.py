@@ -9,12 +9,14 @@ from typer import Option
 
 from tokenometer.processor.cli.asking import database
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say
+from tokenometer.processor.cli.help import Group
 from tokenometer.processor.cli.options import CommandSettings, register
 from tokenometer.processor.ledger import pricecheck, pricefile
 from tokenometer.processor.ledger.prices import Prices
 from tokenometer.processor.secret import Secret
 
 group = typer.Typer(
+    cls=Group,
     help="Check price lists: is one right, and does it fit a ledger?",
     epilog="Examples:\n\ntokenometer prices check prices.toml",
     no_args_is_help=True,
