@@ -60,8 +60,8 @@ def adjust_command(command: AdjustCommand) -> None:
     Examples:
         tokenometer adjust --key credit-17 --reason "outage of November 3" --user alice --amount=-12.50
         tokenometer adjust --key void-17 --reason "agreed otherwise" --void credit-17
-        tokenometer adjust --key fix-4 --reason "counted twice" --tokens output_tokens=-1200 --at 2026-11-03
-    """
+        tokenometer adjust --key fix-4 --reason "counted twice" --user alice --model gpt-4o --chip H100 --at 2026-11-03 --tokens output_tokens=-1200
+    """  # noqa: E501  an example is one line
     for name, value in (("--key", command.key), ("--reason", command.reason)):
         if not value:
             usage_error(f"{name} is missing")

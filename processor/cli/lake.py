@@ -9,10 +9,11 @@ import typer
 from typer import Option
 
 from tokenometer.processor.cli import running, topics
-from tokenometer.processor.cli.asking import DatabaseOrNone
+from tokenometer.processor.cli.asking import database
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, usage_error
 from tokenometer.processor.cli.options import Config, KafkaSettings, LogSettings
 from tokenometer.processor.meter import heap
+from tokenometer.processor.secret import Secret
 
 if TYPE_CHECKING:
     from tokenometer.processor.lake.check import Comparison
@@ -59,7 +60,14 @@ class LakeCommand(KafkaSettings, LogSettings):
     check: Annotated[
         bool, Option("--check", help="Compare the table with the meters' summaries, or with --against; and end.")
     ] = False
-    against: DatabaseOrNone = None
+    against: Annotated[
+        Secret | None,
+        Option(
+            parser=database,
+            metavar="FILE|postgresql://...",
+            help="A ledger's database that --check compares with. Without it the meters' summaries are compared.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         namespace, _, name = self.table.rpartition(".")

@@ -275,6 +275,7 @@ Bootstrap = Annotated[
         rich_help_panel=_KAFKA, metavar="HOST:PORT,...", help="Kafka's addresses, also from KAFKA_BOOTSTRAP_SERVERS.",
     ),
 ]  # fmt: skip
+_KAFKA_PAIRS = "A setting of librdkafka, such as security.protocol=SASL_SSL; may be repeated."
 KafkaPairs = Annotated[
     list[KafkaSetting] | None,
     Option(
@@ -282,9 +283,12 @@ KafkaPairs = Annotated[
         parser=kafka_setting,
         rich_help_panel=_KAFKA,
         metavar="NAME=VALUE",
-        help="A setting of librdkafka, such as security.protocol=SASL_SSL; may be repeated. --config has a table "
-        "[bold]\\[kafka][/] for them.",
+        help=f"{_KAFKA_PAIRS} --config has a table [bold]\\[kafka][/] for them.",
     ),
+]
+KafkaPairsWithoutConfig = Annotated[
+    list[KafkaSetting] | None,
+    Option("--kafka", parser=kafka_setting, rich_help_panel=_KAFKA, metavar="NAME=VALUE", help=_KAFKA_PAIRS),
 ]
 KafkaFile = Annotated[
     str | None,
@@ -317,6 +321,7 @@ class KafkaSettings(CommandSettings):
 
 @dataclass(frozen=True)
 class ToKafkaSettings(KafkaSettings):
+    kafka: KafkaPairsWithoutConfig = None
     to_kafka: Annotated[
         str | None,
         Option(
