@@ -110,7 +110,7 @@ def test_from_a_log_to_a_priced_statement_in_four_commands(capsys: Any, tmp_path
     code, out, err = run(capsys, "replay", log, "--out", rows)
     assert code == 0, err
     where = ["--database", ledger]
-    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("usage.parquet: 1 rows, 1 of them new\n")
+    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("usage.parquet: 1 row, 1 of them new\n")
     code, out, err = run(capsys, "close", *where, "--to", "2026-12-01", "--prices", str(tmp_path / "prices.toml"))
     sums = [
         "Statement 1, lines        9 USD", "Statement 1, adjustments  0 USD", "Statement 1, corrections  0 USD",
@@ -125,7 +125,7 @@ def test_from_a_log_to_a_priced_statement_in_four_commands(capsys: Any, tmp_path
     assert code == 1 and "--without-prices" in err and out == ""
     code, out, _ = run(capsys, "statement", "1", *where, "--json")
     assert code == 0 and json.loads(out)["amount"] == "9"
-    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("1 rows, 0 of them new\n")
+    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("1 row, 0 of them new\n")
     assert run(capsys, "statement", "next", *where, "--json")[1] == "", "the same file again is nothing new"
 
 

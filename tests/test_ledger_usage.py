@@ -609,7 +609,7 @@ def test_the_commands_close_and_statement(database: str, capsys: pytest.CaptureF
     assert json.loads(run(capsys, "statement", *where, "--json")[1])["statement"] == 1
     assert json.loads(run(capsys, "statement", *where, "1", "--json")[1])["requests"] == 1
     assert json.loads(run(capsys, "statement", *where, "next", "--json")[1])["requests"] == 1
-    assert run(capsys, "statement", *where, "--check")[1] == "1 statements, 0 lines that differ from the rows\n"
+    assert run(capsys, "statement", *where, "--check")[1] == "1 statement, 0 lines that differ from the rows\n"
     assert run(capsys, "statement", *where, "1", "--out", str(tmp_path / "s.csv"))[0] == 0
     assert run(capsys, "statement", *where, "7")[0] == 1
 

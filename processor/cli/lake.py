@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
+from tokenometer.processor import show
 from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.asking import database
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, usage_error
@@ -129,7 +130,8 @@ def _write(command: LakeCommand, table: "LakeTable") -> None:
     broker.close()
     if command.once:
         progress = writer.progress
-        say(f"{command.table}: {progress.rows:,} rows in {progress.commits:,} commits")
+        rows, commits = show.plural(progress.rows, "row"), show.plural(progress.commits, "commit")
+        say(f"{command.table}: {rows} in {commits}")
 
 
 def _check(command: LakeCommand, table: "LakeTable") -> None:

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from tokenometer.processor import create
+from tokenometer.processor import create, show
 from tokenometer.processor.cli import mapping_names
 from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view, stdout_console, usage_error
 from tokenometer.processor.cli.help import Group
@@ -110,7 +110,7 @@ def guess_command(command: GuessCommand) -> None:
     name = command.name or _name_of(command.sample)
     found = guess.guess(_first_lines(command.sample, command.records), name, opened)
     print(found.text, end="")  # nothing in it steers a terminal
-    doubts = f"{len(found.doubts)} places to check (# CHECK)" if found.doubts else "nothing to check"
+    doubts = f"{show.plural(len(found.doubts), 'place')} to check (# CHECK)" if found.doubts else "nothing to check"
     say(f"{name}: {found.check.counted:,} of {found.check.read:,} records would be counted; {doubts}", sys.stderr)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from tokenometer.processor import show
 from tokenometer.processor.cli.asking import database
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say
 from tokenometer.processor.cli.help import Group
@@ -43,7 +44,8 @@ def check_command(command: PricesCheckCommand) -> None:
         tokenometer prices check prices.toml --against ledger.duckdb
     """
     prices = pricefile.load(command.file)
-    say(f"{command.file}: {len(prices.entries)} prices in {prices.currency}, {len(prices.costs)} chip costs")
+    entries, costs = show.plural(len(prices.entries), "price"), show.plural(len(prices.costs), "chip cost")
+    say(f"{command.file}: {entries} in {prices.currency}, {costs}")
     for one, other in pricecheck.may_tie(prices):
         say(f"lines {one.line} and {other.line} may fit the same usage equally well; where they do, that is an error")
     if command.against is None:
