@@ -26,7 +26,7 @@ from tokenometer.processor.alerts import rulefile
 pytestmark = pytest.mark.kafka
 
 KILLS = 4
-SEED_ENVIRONMENT = "TOKENOMETER_ALERTS_SEED"
+SEED_ENVIRONMENT = "TOKENOMETER_TEST_ALERTS_SEED"
 # The stream's records are of yesterday, so their months and, in the farthest zone, their hours may be over.
 RULES = """
 prices = "prices.toml"

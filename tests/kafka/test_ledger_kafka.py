@@ -29,7 +29,7 @@ from tokenometer.processor.ledger.parts import DISPUTED, MERGED
 pytestmark = pytest.mark.kafka
 
 KILLS = 8
-SEED_ENVIRONMENT = "TOKENOMETER_LEDGER_SEED"
+SEED_ENVIRONMENT = "TOKENOMETER_TEST_LEDGER_SEED"
 
 
 LABELLED_TEXT = (
