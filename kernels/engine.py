@@ -20,9 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenometer.kernels import layout
+from tokenometer.kernels import layout, room
 from tokenometer.kernels.identities import IdentitySet
-from tokenometer.kernels.limits import FILL_LIMIT
 from tokenometer.kernels.limits import Limits as Limits
 from tokenometer.kernels.loaded import DevicePlan, RawLoaded, Slot
 from tokenometer.kernels.loaded import Loaded as Loaded
@@ -226,7 +225,8 @@ class Engine:
         known = self._plans.get(mapping.source)
         if known is None or known.plan.mapping != mapping:
             plan = compile_mapping(mapping)
-            self._check_room_for_a_message(plan)
+            if too_small := room.shortage(self.limits, plan):
+                raise TablesTooSmall(too_small)
             if plan.has_extras:
                 self._make_room_for_extras(plan)
             known = self._plans[mapping.source] = DevicePlan(plan, self.target.zeros(layout.PLAN.itemsize, np.uint8))
@@ -247,25 +247,6 @@ class Engine:
             self._extras = self.target.zeros(self.limits.tile_room, layout.EXTRA)
         self._reads_further |= bool(plan.mapping.further)
         self._part.has_extras(self._reads_further)
-
-    def _check_room_for_a_message(self, plan: Plan) -> None:
-        """Could one segment overfill an empty table? A segment is one message or at most a tile of records."""
-        size = self.limits.batch_bytes
-        need = plan.most(size, size)
-        rows = max(need.rows, need.further * self.limits.rows // self.limits.further)
-        for name, needed in (("texts", need.texts), ("cells", need.cells), ("rows", rows)):
-            slots = getattr(self.limits, name)
-            if needed > slots * FILL_LIMIT:
-                raise TablesTooSmall(
-                    f"{name} = {slots} slots: a message of batch_bytes = {size} may bring {needed}, more "
-                    f"than {FILL_LIMIT:.0%} of them; give the meter more memory, or smaller batches"
-                )
-        beside = need.arena_bytes - size - len(plan.prefix)  # of accounts
-        if self.limits.arena_bytes < 2 * size + len(plan.prefix) + beside:
-            raise TablesTooSmall(
-                f"arena_bytes = {self.limits.arena_bytes}: expected more than twice batch_bytes = {size}"
-                + (f", and {beside} for labels" if beside else "")
-            )
 
     # --- Counting ---
 

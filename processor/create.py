@@ -24,6 +24,12 @@ class OutputError(TokenometerError):
     """A result that cannot be written; the message names the file and the way out."""
 
 
+class NoSuchFormat(OutputError):
+    """The name of a file says no format that could be written."""
+
+    exit_status = 2  # as other wrong arguments of a command
+
+
 @contextlib.contextmanager
 def create(name: str, force: bool = False) -> Iterator[Any]:
     """A file to write bytes to, compressed as its suffix says. It takes its name when the block ends without an error;

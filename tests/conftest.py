@@ -30,6 +30,7 @@ from tests.cuda_on_cpu import CudaOnCpuTarget  # noqa: E402
 # As in the Makefile: else each of a thousand processes compiles what has changed since it was compiled.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
+os.environ.pop("PYTHONUNBUFFERED", None)  # users do not have it, and with it nothing is left to be flushed
 gc.disable()  # until all tests are collected
 for _name in ("COLUMNS", "LINES"):  # readline puts them into the environment that a worker of xdist inherits
     os.environ.pop(_name, None)
@@ -177,14 +178,19 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         config.stash[_LENDER].close()
 
 
-# A minute and more of computing. They are begun first, because the one that is begun last decides when a run ends.
+# Ten seconds and more of computing. They are begun first, because the one that is begun last decides when a run ends.
 _LONGEST = (
-    "test_verify_since", "test_engine", "test_fuzz", "test_verify", "test_cli", "test_package", "test_verify_quick",
-    "test_openapi", "test_synth", "test_ledger_money", "test_page_ask", "test_page", "test_repeats", "test_simulation",
-    "test_totals", "test_rules", "test_labels", "test_races", "test_ledger", "test_cuda_build",
+    "test_bench", "test_races", "test_engine", "test_verify_since", "test_fuzz", "test_verify", "test_cuda_on_cpu",
+    "test_package", "test_verify_quick", "test_page_ask", "test_labels", "test_simulation", "test_totals",
+    "test_ledger_money", "test_ledger_usage", "test_cli", "test_page", "test_ledger", "test_rules", "test_synth",
+    "test_openapi", "test_hash", "test_cli_live", "test_ledger_label_sets", "test_repeats", "test_cuda_build",
 )  # fmt: skip
-# Likewise minutes, mostly of waiting.
-_LONGEST_OF_KAFKA = ("test_broker_contract", "test_intake_kafka", "test_meter_kafka")
+# Likewise a minute and more, mostly of waiting.
+_LONGEST_OF_KAFKA = (
+    "test_broker_contract", "test_meter_kafka", "test_intake_kafka", "test_ledger_kafka", "test_rollup_kafka",
+    "test_bench_kafka", "test_service", "test_first_hour", "test_acl", "test_repeats_kafka", "test_group_protocol",
+    "test_lake_kafka", "test_fetch_cluster",
+)  # fmt: skip
 
 
 def _rank(name: str, longest: tuple[str, ...]) -> int:

@@ -140,6 +140,6 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path: pathlib.Path):
 def test_the_command_checks_a_file_without_a_broker(load, tmp_path: pathlib.Path, capsys: Any):
     load(RULE + HOOK)
     assert cli.run(["alerts", str(tmp_path / "rules.toml"), "--check"]) == 0
-    assert "1 rules, 1 webhooks" in capsys.readouterr().out
+    assert "1 rule, 1 webhook" in capsys.readouterr().out
     assert cli.run(["alerts", str(tmp_path / "gone.toml"), "--check"]) == 1
     assert "tokenometer: error: " in capsys.readouterr().err

@@ -28,7 +28,7 @@ from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.ledger import decode, prices
 from tokenometer.schemas.usage import COUNTERS, FURTHER
 
-SEEDS = int(os.environ.get("TOKENOMETER_ALERTS_SEEDS", "4"))
+SEEDS = int(os.environ.get("TOKENOMETER_TEST_ALERTS_SEEDS", "4"))
 START_MS = 1_795_392_000_000  # 2026-11-23T00:00:00Z
 HOUR_MS = 3_600_000
 NOW_MS = START_MS + 30 * HOUR_MS

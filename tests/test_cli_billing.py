@@ -55,7 +55,7 @@ def test_statements_send_a_terminal_no_control_character(ledger: str):
 
 def test_a_files_name_is_harmless(ledger: str, tmp_path: pathlib.Path):
     code, out = on_a_terminal("usage", "--database", ledger, *ASKED, "--out", str(tmp_path / f"{EVIL}.csv"))
-    assert code == 0 and "1 rows written" in out
+    assert code == 0 and "1 row written" in out
     assert_harmless(out)
 
 
@@ -98,12 +98,35 @@ def test_a_list_of_statements_is_written_and_printed_as_what_was_asked_for(ledge
         ("statement", "--adjustments"),
         ("statement", "1", "--format", "json", "--out", "x.csv"),
         ("statement", "1", "--format", "csv", "--out", "x.parquet"),
+        ("statement", "1", "--check"),
         ("adjust", "--reason", "r", "--user", "a", "--amount=-1"),
     ],
 )
 def test_what_contradicts_itself_is_a_wrong_use(tmp_path: pathlib.Path, arguments: Any):
     done = run(*arguments, "--database", str(tmp_path / "none.duckdb"))
     assert done.returncode == 2 and b"--" in done.stderr and done.stdout == b""
+
+
+def test_nothing_is_said_in_words_on_a_page_and_in_no_other_form(ledger: str):
+    where = "--database", ledger
+    nobody = "usage", *where, *ASKED, "--user", "nobody"
+    assert run(*nobody).stdout.startswith(b"No usage.\n")
+    assert json.loads(run(*nobody, "--format", "json").stdout)["rows"] == []
+    assert run(*nobody, "--format", "csv").stdout.count(b"\n") == 1, "the header"
+    assert run("statement", *where).stdout == b"No statements.\n"
+    assert run("statement", "next", *where).stdout == b"Nothing waits.\n"
+    assert run("statement", "next", "--json", *where).stdout == b""
+
+
+def test_a_statement_that_has_no_price_for_anything_is_listed_as_such(ledger: str, tmp_path: pathlib.Path):
+    where = "--database", ledger
+    prices = tmp_path / "prices.toml"
+    prices.write_text('currency = "USD"\n[[price]]\nmodel = "other"\ninput = "1"\noutput = "1"\n')
+    assert run("prices", "check", str(prices)).stdout.decode() == f"{prices}: 1 price in USD, 0 chip costs\n"
+    closed = run("close", *where, "--to", "2026-11-24", "--anyway", "--prices", str(prices), "--allow-unpriced")
+    assert closed.returncode == 0, closed.stderr
+    listed = run("statement", *where).stdout.decode()
+    assert "unpriced" in listed and "USD" not in listed
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])

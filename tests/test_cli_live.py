@@ -353,7 +353,7 @@ def test_wrong_values_in_the_environment_name_the_option(call, monkeypatch):
 
 
 def test_an_unknown_mapping_is_named(call):
-    assert_error(call("meter", *QUIET, "--input", f"{INPUT}=nativ"), 1, "did you mean native?")
+    assert_error(call("meter", *QUIET, "--input", f"{INPUT}=nativ"), 2, "did you mean native?")
 
 
 # --- Topics ---
@@ -442,7 +442,7 @@ def test_settings_are_logged_once_as_json(call, broker, built):
     _, _, err = call("meter", *QUIET, "--group", "g", "--window", 7)
     line = settings_line(err)
     assert (line["setting.group"], line["setting.window"], line["setting.device"]) == ("g", 7, "cpu")
-    assert line["level"] == "INFO" and line["name"] == "tokenometer" and "asctime" in line
+    assert line["level"] == "INFO" and line["name"] == "tokenometer"
 
 
 # --- A run ---

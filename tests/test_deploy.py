@@ -29,7 +29,8 @@ from tests.test_health import NOW_MS, A, committed, summary
 from tokenometer.kernels.values import PartitionState, Tally
 from tokenometer.processor.broker import Offset
 from tokenometer.processor.cli import __main__ as cli
-from tokenometer.processor.cli.options import FileUnusable, token_file
+from tokenometer.processor.cli.options import token_file
+from tokenometer.processor.cli.sources import FileUnusable
 from tokenometer.processor.dashboard import metrics
 from tokenometer.processor.ledger import serve
 from tokenometer.processor.meter.emission import Range

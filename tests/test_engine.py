@@ -4,7 +4,6 @@ import functools
 import json
 import random
 from collections import Counter
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,9 +13,9 @@ from hypothesis import strategies as st
 from tests import harness, mutate, oracle
 from tests.bad_input import CASES, GOOD, TIME_MS, changed, padded
 from tests.harness import LARGE, MIDDLE, TINY, Mapping, Piece, Run, shipped
-from tokenometer.kernels import layout
+from tokenometer.kernels import layout, room
 from tokenometer.kernels import plan as plans
-from tokenometer.kernels.engine import Engine, Limits, TablesTooSmall
+from tokenometer.kernels.engine import Limits, TablesTooSmall
 from tokenometer.kernels.identities import IdentityMemoryError
 from tokenometer.kernels.part import COUNTER_MAX, RECORD_TOKENS_MAX
 from tokenometer.kernels.target import HostTarget
@@ -536,7 +535,7 @@ def test_limits_from_memory_stay_within_it_and_take_any_batch(memory_bytes, cuda
     assert size <= memory_bytes
     for name in harness.SHIPPED:
         plan = plans.compile_mapping(shipped(name).engine)
-        Engine._check_room_for_a_message(SimpleNamespace(limits=limits), plan)
+        assert room.shortage(limits, plan) is None
 
 
 @pytest.mark.parametrize("wrong", [{"window_ms": 0}, {"window_ms": 999}, {"window_ms": 1500}])

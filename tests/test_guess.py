@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
@@ -10,6 +11,8 @@ from hypothesis import strategies as st
 from tests.guess_exports import EXPORTS
 from tests.guess_shapes import KNOWN, OTHERS, Counters, lines_of, rows, wrapped
 from tests.intake import harness
+from tokenometer.processor.load.profile import Profile
+from tokenometer.processor.load.synth import generate, messages
 from tokenometer.processor.records.guess import Guess, guess
 from tokenometer.schemas.mapping import MappingError, parse
 from tokenometer.schemas.usage import COUNTERS
@@ -214,6 +217,39 @@ def test_a_total_that_says_that_claude_s_cache_is_inside_the_input_is_a_doubt():
     usage = {"prompt_tokens": 100, "cached_tokens": 40, "completion_tokens": 5, "total_tokens": 105}
     assert "# CHECK: cached_input_tokens: " not in text_of(usage)
     assert "names Anthropic" in " ".join(text_of(usage, model="claude-sonnet-4-5").replace("#", "").split())
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_a_few_broken_records_decide_nothing_about_the_others(seed):
+    """Before, one record of thousands whose part is larger than its total made the parts of all additive, and one user
+    who is an object, or too long a name, hid the user of all."""
+    log = list(messages(generate(Profile(records=4_000, malformed=0.01, seed=seed))))
+    found = guess([line for message in log for line in message.splitlines()], "example")
+    assert [convention.additive for convention in found.mapping.conventions] == [False] * 3
+    assert found.mapping.field("user").paths == (("user",),)
+    broken = [doubt for doubt in found.doubts if "so few are taken as broken" in doubt.text]
+    assert all(re.search(r"in [1-9]\d? of [\d,]+ records", doubt.text) for doubt in broken)
+
+
+@pytest.mark.parametrize(("larger", "additive"), [(0, False), (1, False), (11, False), (12, True), (300, True)])
+def test_parts_are_beside_their_total_where_enough_records_show_it(larger, additive):
+    """Names that say nothing; a fiftieth of the records of a model is enough."""
+    log = [
+        {"id": f"r{i}", "timestamp": 1795453500000 + i, "user": "u", "model": "m",
+         "usage": {"tokens_in": 100, "cached": 200 if i < larger else 50, "tokens_out": 5}}
+        for i in range(600)
+    ]  # fmt: skip
+    found = guess(lines_of(log), "example")
+    assert found.mapping.conventions[0].additive == additive
+
+
+def test_a_model_s_records_decide_about_that_model_alone():
+    log = [
+        {"id": f"r{i}", "timestamp": 1795453500000 + i, "user": "u", "model": "claude" if i % 50 == 0 else "gpt",
+         "usage": {"tokens_in": 100, "cached": 200 if i % 100 == 0 else 50, "tokens_out": 5}}
+        for i in range(1_000)
+    ]  # fmt: skip
+    assert '{ path = "model", inclusive = ["gpt"], additive = ["claude"] }' in guess(lines_of(log), "example").text
 
 
 def test_a_count_that_only_the_total_shows_is_added_and_is_a_doubt():

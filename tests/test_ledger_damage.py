@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests import books, streams
+from tests import books, forked, streams
 from tests.ledgers import make
 from tokenometer.processor.broker.memory import MemoryBroker
 from tokenometer.processor.ledger import periods, statements
@@ -75,7 +75,7 @@ def test_a_damaged_file_is_not_said_to_be_in_use(file: pathlib.Path, spoil: obje
 def holder(file: pathlib.Path) -> Iterator[int]:
     """Another process that has the file."""
     code = "import sys, duckdb; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
-    process = subprocess.Popen([sys.executable, "-c", code, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = forked.Popen([sys.executable, "-c", code, file], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdin is not None and process.stdout is not None
     try:
         assert process.stdout.readline() == b"open\n"

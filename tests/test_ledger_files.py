@@ -110,7 +110,7 @@ def test_from_a_log_to_a_priced_statement_in_four_commands(capsys: Any, tmp_path
     code, out, err = run(capsys, "replay", log, "--out", rows)
     assert code == 0, err
     where = ["--database", ledger]
-    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("usage.parquet: 1 rows, 1 of them new\n")
+    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("usage.parquet: 1 row, 1 of them new\n")
     code, out, err = run(capsys, "close", *where, "--to", "2026-12-01", "--prices", str(tmp_path / "prices.toml"))
     sums = [
         "Statement 1, lines        9 USD", "Statement 1, adjustments  0 USD", "Statement 1, corrections  0 USD",
@@ -125,7 +125,7 @@ def test_from_a_log_to_a_priced_statement_in_four_commands(capsys: Any, tmp_path
     assert code == 1 and "--without-prices" in err and out == ""
     code, out, _ = run(capsys, "statement", "1", *where, "--json")
     assert code == 0 and json.loads(out)["amount"] == "9"
-    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("1 rows, 0 of them new\n")
+    assert run(capsys, "ledger", "load", rows, *where)[1].endswith("1 row, 0 of them new\n")
     assert run(capsys, "statement", "next", *where, "--json")[1] == "", "the same file again is nothing new"
 
 
@@ -196,6 +196,46 @@ def test_exports_of_providers_are_compared_by_day_and_model(ledger: str, capsys:
     assert reconciled(capsys, ledger, named, "--layout", str(layout))[:2] == (0, [])
     assert provider.read(str(tmp_path / "export.csv"), None).layout is provider.LAYOUTS["cur"]
     assert reconciled(capsys, ledger, LITELLM, "--user", "nobody")[0] == 1
+
+
+def test_a_day_between_that_the_provider_did_not_bill_is_a_difference(ledger: str, capsys: Any) -> None:
+    """Its usage in the ledger is on 2026-11-23."""
+    around = OPENAI.splitlines()[0] + "\n" + "".join(f"{day},{day + 86400},p,0,llama,0,0,0\n" for day in (
+        1795305600, 1795478400))  # fmt: skip
+    code, found, _ = reconciled(capsys, ledger, around)
+    assert code == 1
+    assert [(row["day"], row["counter"], row["theirs"], row["ours"]) for row in found] == [
+        ("2026-11-23", "requests", 0, 2), ("2026-11-23", "input_tokens", 0, 200),
+        ("2026-11-23", "cached_input_tokens", 0, 80), ("2026-11-23", "output_tokens", 0, 60),
+    ]  # fmt: skip
+    before = around.splitlines()[0] + "\n" + around.splitlines()[1] + "\n"
+    assert reconciled(capsys, ledger, before)[:2] == (0, []), "the export ends before it"
+
+
+@pytest.mark.parametrize(
+    ("text", "day"),
+    [
+        ("2026-10-31", "2026-10-31"),
+        ("1793489400", "2026-10-31"),
+        ("2026-10-31T23:30:00Z", "2026-10-31"),
+        ("2026-10-31 23:30:00", "2026-10-31"),
+        ("2026-10-31T23:30:00-05:00", "2026-11-01"),
+        ("2026-10-31 23:30:00-05:00", "2026-11-01"),
+        ("2026-10-31 23:30:00-05", "2026-11-01"),  # PostgreSQL
+        ("2026-10-31 23:30:00.123456+0000", "2026-10-31"),
+        ("2026-11-01 00:30:00+05:30", "2026-10-31"),
+        ("2026-10-31 23:30:00 UTC", "2026-10-31"),  # BigQuery
+        ("2026-10-31 23:30:00 -0500", "2026-11-01"),
+    ],
+)
+def test_a_day_is_one_of_utc_however_its_offset_is_spelled(text: str, day: str) -> None:
+    assert provider._day(text, "here") == day
+
+
+@pytest.mark.parametrize("text", ["", "2026-10-32", "2026-10-31 25:00:00-05", "2026-10-31 23:30:00+99:00", "tomorrow"])
+def test_what_is_no_day_is_refused(text: str) -> None:
+    with pytest.raises(provider.ExportUnreadable, match="here: .* is no day"):
+        provider._day(text, "here")
 
 
 def test_our_own_focus_statement_reconciles_with_the_ledger(ledger: str, capsys: Any, tmp_path: pathlib.Path) -> None:

@@ -525,7 +525,7 @@ def test_the_commands_of_money(database: str, capsys: Any, tmp_path: pathlib.Pat
     assert "-2.5" in run(capsys, "statement", "next", *where, "--corrections")[1]
     with books.opened(database) as store, serving(store) as url:
         said = ["--url", url]
-        assert run(capsys, "statement", *said, "--check")[1] == "1 statements, 0 lines that differ from the rows\n"
+        assert run(capsys, "statement", *said, "--check")[1] == "1 statement, 0 lines that differ from the rows\n"
         asked = ["usage", *said, "--from", "2026-11-23", "--to", "2026-11-24", "--priced", "--prices", str(listed)]
         code, out, _ = run(capsys, *asked)
         assert code == 0 and "246913.578024" in out and max(map(len, out.splitlines())) <= 80

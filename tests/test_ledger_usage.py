@@ -23,7 +23,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests import books, streams
+from tests import books, forked, streams
 from tests.test_ledger import HOSTILE, IDENTITY, take
 from tokenometer.processor.broker import Offset, Place
 from tokenometer.processor.cli import __main__ as cli
@@ -591,7 +591,7 @@ def test_the_command_usage(
     price_file.write_text(PRICES.replace('"0.15"', '"free"'))
     code, _, err = run(capsys, *asked, "--priced", "--prices", str(price_file))
     assert code == 1 and f"{price_file}, line 7: input" in err
-    assert run(capsys, *asked, "--window", "week")[0] == 1
+    assert run(capsys, *asked, "--window", "week")[0] == 2
 
 
 def test_the_commands_close_and_statement(database: str, capsys: pytest.CaptureFixture[str], tmp_path: Any) -> None:
@@ -609,7 +609,7 @@ def test_the_commands_close_and_statement(database: str, capsys: pytest.CaptureF
     assert json.loads(run(capsys, "statement", *where, "--json")[1])["statement"] == 1
     assert json.loads(run(capsys, "statement", *where, "1", "--json")[1])["requests"] == 1
     assert json.loads(run(capsys, "statement", *where, "next", "--json")[1])["requests"] == 1
-    assert run(capsys, "statement", *where, "--check")[1] == "1 statements, 0 lines that differ from the rows\n"
+    assert run(capsys, "statement", *where, "--check")[1] == "1 statement, 0 lines that differ from the rows\n"
     assert run(capsys, "statement", *where, "1", "--out", str(tmp_path / "s.csv"))[0] == 0
     assert run(capsys, "statement", *where, "7")[0] == 1
 
@@ -623,7 +623,7 @@ def test_a_file_that_a_ledger_has_open_names_the_way_out(tmp_path: Any, capsys: 
     with books.opened(name):
         pass
     code = "import sys, duckdb; c = duckdb.connect(sys.argv[1]); print('open', flush=True); sys.stdin.read()"
-    holder = subprocess.Popen([sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    holder = forked.Popen([sys.executable, "-c", code, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert holder.stdin is not None and holder.stdout is not None
     try:
         assert holder.stdout.readline() == b"open\n"
@@ -655,7 +655,7 @@ def test_usage_of_a_running_ledger(tmp_path: Any, capsys: pytest.CaptureFixture[
             assert json.loads(run(capsys, "statement", *said, "--json")[1])["statement"] == 1
             assert json.loads(run(capsys, "statement", *said, "1", "--json")[1])["total_tokens"] == 15
             assert run(capsys, "statement", *said, "next", "--json")[1] == ""
-            assert run(capsys, "statement", *said, "../usage")[0] == 1
+            assert run(capsys, "statement", *said, "../usage")[0] == 2
             assert run(capsys, "statement", *said, "--database", "x")[0] == cli.EXIT_USAGE
     assert "no ledger answers there" in run(capsys, *asked)[2]
 

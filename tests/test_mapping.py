@@ -9,6 +9,7 @@ import pytest
 from tests.mapping_text import EVENT, FORMATS, HEAD, PATH, TABLES, token_events, toml
 from tokenometer.kernels.limits import FILL_LIMIT, Limits
 from tokenometer.kernels.plan import compile_mapping
+from tokenometer.kernels.room import fitted, shortage
 from tokenometer.schemas.mapping import (
     FIELDS,
     STRINGS,
@@ -506,6 +507,47 @@ def test_a_batch_of_any_shipped_mapping_fits_into_empty_tables(limits):
         assert need.cells <= limits.cells * FILL_LIMIT, name
         assert max(need.rows, need.further / 2) <= limits.rows * FILL_LIMIT, name
         assert need.arena_bytes + limits.batch_bytes <= limits.arena_bytes, name
+
+
+SHORT = """format = 2
+name = "short"
+description = "Two numbers and a time."
+input_tokens_are = "inclusive"
+output_tokens_are = "inclusive"
+[fields.request_id]
+path = "id"
+[fields.timestamp]
+path = "t"
+formats = ["epoch_ms"]
+[fields.user]
+constant = "u"
+[fields.model]
+constant = "m"
+[fields.chip]
+constant = "c"
+[fields.input_tokens]
+path = "i"
+default = 0
+[fields.output_tokens]
+default = 0
+path = "o"
+"""
+
+
+@pytest.mark.parametrize("limits", [Limits(), Limits.from_memory(1 << 30)], ids=["replay", "meter"])
+def test_batches_are_as_large_as_mappings_of_short_records_allow(limits):
+    """Its shortest record has 8 bytes: six MiB of them have more rows than there is room for."""
+    short, native = parse(SHORT, "short.toml"), resolve("native")
+    assert shortage(Limits(), compile_mapping(short)) is not None
+    assert shortage(fitted(limits, [native, short]), compile_mapping(short)) is None
+    assert fitted(limits, [native]) == limits == fitted(limits, [])
+    assert fitted(limits, [native, short]).batch_bytes > limits.batch_bytes // 3
+
+
+def test_where_no_batch_would_do_the_engine_says_which_table_is_too_small():
+    small = Limits.from_memory(64 << 20)
+    assert fitted(small, [parse(SHORT, "short.toml")]) == small
+    assert "cells = " in (shortage(small, compile_mapping(parse(SHORT, "short.toml"))) or "")
 
 
 def test_a_shipped_name_wins_over_a_file(tmp_path, monkeypatch):

@@ -26,6 +26,20 @@ def call(capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch:
     return call
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 160])
+def test_the_list_has_whole_names_with_descriptions(call: Any, monkeypatch: pytest.MonkeyPatch, width: int):
+    """A name is there to be typed. Conventions are shown only where there is room for them."""
+    monkeypatch.setenv("COLUMNS", str(width))
+    code, out, _ = call("mappings")
+    lines = [line for line in out.splitlines() if line[:1].isalnum()]
+    assert code == 0 and [line.split()[0] for line in lines] == ["Mapping", *mappings.shipped()]
+    assert all(len(line.split()) > 2 for line in lines[1:]), "each name has its description beside it"
+    assert "…" not in out and max(map(len, out.splitlines())) <= width
+    assert ("inclusive" in out) == ("Input" in lines[0]) == (width >= 160)
+    if width >= 80:
+        assert out.count("\n") < 100
+
+
 def test_what_guess_writes_check_reads_and_show_explains(call: Any, tmp_path: pathlib.Path):
     log = SAMPLES / "apisix-batch1.jsonl"
     code, out, err = call("mappings", "guess", log, "--name", "mine")
@@ -105,7 +119,7 @@ def test_a_name_is_made_of_the_logs(call: Any, tmp_path: pathlib.Path):
     (tmp_path / "My Log.2026.ndjson").write_bytes(b"\n".join(lines_of(KNOWN["openai chat"][0])))
     assert 'name = "my-log"' in call("mappings", "guess", "My Log.2026.ndjson")[1]
     code, out, err = call("mappings", "guess", "My Log.2026.ndjson", "--name", "No Name")
-    assert code == 1 and out == "" and "a string of a-z, 0-9 and -" in err
+    assert code == 2 and out == "" and "a string of a-z, 0-9 and -" in err
 
 
 def test_a_log_that_is_not_there_is_an_error(call: Any):
@@ -121,7 +135,7 @@ def test_init_writes_a_shipped_mapping_and_replaces_nothing(call: Any, tmp_path:
     assert code == 1 and "vllm.toml: exists; use --force to replace it" in err
     assert call("mappings", "init", "vllm", "--force")[0] == 0
     code, _, err = call("mappings", "init", "vlm")
-    assert code == 1 and "did you mean vllm?" in err
+    assert code == 2 and "did you mean vllm?" in err
 
 
 @pytest.mark.parametrize("time", [1_795_453_500_000, 1_795_453_500])

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tokenometer
+from tests import forked
 from tokenometer.processor.files import metering, output
 from tokenometer.processor.files.in_memory import LinesReader
 
@@ -138,7 +139,7 @@ def test_the_numbers_are_those_of_the_command(tmp_path: pathlib.Path) -> None:
     log, out = tmp_path / "log.ndjson", tmp_path / "rows.parquet"
     log.write_bytes(LOG)
     command = [sys.executable, "-m", "tokenometer.processor.cli", "replay", log, "--out", out, "--run", "r"]
-    subprocess.run(command, check=True, capture_output=True)
+    forked.run(command, check=True, capture_output=True)
     assert pa.parquet.read_table(out).equals(tokenometer.meter(log, run="r").table)
 
 

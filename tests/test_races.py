@@ -111,7 +111,7 @@ def test_threads_keep_dead_letters_in_order(threads):
 
 
 def compile_driver(name: str, sanitizers: str, *flags: str) -> pathlib.Path:
-    options = ["-std=c++17", "-g", "-fno-strict-aliasing", "-fno-omit-frame-pointer", *flags, "-pthread"]
+    options = ["-std=c++17", "-g1", "-fno-strict-aliasing", "-fno-omit-frame-pointer", *flags, "-pthread"]
     return sanitized.program(NATIVE_SOURCES / f"{name}.cpp", sanitizers, [*options, "-I", str(ROOT / "kernels")])
 
 

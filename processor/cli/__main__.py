@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import io
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer import Option
 
+from tokenometer.processor.cli import sources
 from tokenometer.processor.cli.common import (
     DISK_ERRORS,
     EXIT_BROKEN_PIPE,
@@ -20,6 +22,7 @@ from tokenometer.processor.cli.common import (
     EXIT_USAGE,
     fail,
 )
+from tokenometer.processor.cli.help import Group
 from tokenometer.processor.cli.options import register
 from tokenometer.schemas.errors import TokenometerError
 
@@ -56,6 +59,8 @@ def main() -> NoReturn:
     for name in ("stdout", "stderr"):  # closed by whoever started us
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  open as long as the process is
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # who watches a file or a pipe sees what is said when it is said
     try:
         sys.exit(run(sys.argv[1:]))
     finally:
@@ -75,16 +80,14 @@ def run(arguments: Sequence[str]) -> int:
         gc.enable()
     if completing:  # the shell asks for completions; this answers and ends
         command.main([], prog_name=_NAME)
-    _settle_environment(command)
+    for path, each in _commands(command, _NAME):
+        sources.settle_environment(path, each)
     try:  # typer's own main has other exit statuses
-        with command.make_context(_NAME, list(arguments), auto_envvar_prefix=_NAME.upper()) as context:
-            command.invoke(context)
-        sys.stdout.flush()
-        return 0
-    except typer.Exit as leaving:
-        return leaving.exit_code
+        status = _invoked(command, arguments)
+        sys.stdout.flush()  # here, where a full disk has a message
+        return status
     except _USAGE_ERROR as error:
-        return fail(_without_values(error.format_message()), EXIT_USAGE)
+        return fail(_without_values(sources.with_its_place(error)), EXIT_USAGE)
     except TokenometerError as error:
         return fail(str(error), error.exit_status)
     except (KeyboardInterrupt, typer.Abort):
@@ -99,9 +102,19 @@ def run(arguments: Sequence[str]) -> int:
         return fail(f"{error.filename or 'standard output'}: cannot be written: {error.strerror}", EXIT_FAILURE)
 
 
+def _invoked(command: Any, arguments: Sequence[str]) -> int:
+    try:
+        with command.make_context(_NAME, list(arguments), auto_envvar_prefix=_NAME.upper()) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as leaving:
+        return leaving.exit_code
+
+
 def application(names: Iterable[str] = COMMANDS) -> typer.Typer:
     """The command with these commands below it."""
     app = typer.Typer(
+        cls=Group,
         help="Exact token accounting for LLM inference logs: usage per user, model and chip.",
         no_args_is_help=False,
         pretty_exceptions_enable=False,
@@ -126,15 +139,6 @@ def _without_values(message: str) -> str:
     """A word too many may be a half of a secret that has a space in it, or the value after `--kafka sasl.password`."""
     too_many = r"(unexpected extra argument)(?:s|\(s\))? \(.*\)"
     return re.sub(too_many, r"\1; quote a value that holds a space", message, flags=re.DOTALL)
-
-
-def _settle_environment(group: Any) -> None:
-    """Each option has a variable, TOKENOMETER_COMMAND_OPTION; --bootstrap has the one that Kafka's users know, too."""
-    for path, command in (("", group), *_commands(group, _NAME)):
-        for option in command.params:
-            option.show_envvar = False  # thirty times that makes no help
-            if option.name == "bootstrap":
-                option.envvar = [f"{path}_{option.name}".upper(), "KAFKA_BOOTSTRAP_SERVERS"]
 
 
 def _commands(group: Any, path: str) -> Iterator[tuple[str, Any]]:

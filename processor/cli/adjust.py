@@ -60,12 +60,13 @@ def adjust_command(command: AdjustCommand) -> None:
     Examples:
         tokenometer adjust --key credit-17 --reason "outage of November 3" --user alice --amount=-12.50
         tokenometer adjust --key void-17 --reason "agreed otherwise" --void credit-17
-        tokenometer adjust --key fix-4 --reason "counted twice" --tokens output_tokens=-1200 --at 2026-11-03
-    """
+        tokenometer adjust --key fix-4 --reason "counted twice" --user alice --model gpt-4o --chip H100 --at 2026-11-03 --tokens output_tokens=-1200
+    """  # noqa: E501  an example is one line
     for name, value in (("--key", command.key), ("--reason", command.reason)):
         if not value:
             usage_error(f"{name} is missing")
     given = command.body()
+    adjust.check(given)  # before anything is opened
     if command.url is not None:
         write_json(command.fetch("/v1/adjust", body=given))
         return

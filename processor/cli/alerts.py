@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
+from tokenometer.processor import show
 from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.common import needs
 from tokenometer.processor.cli.options import Address, Config, KafkaSettings, LogSettings, address
@@ -67,7 +68,8 @@ def alerts_command(command: AlertsCommand) -> None:
 
     rules = rulefile.load(command.rules)
     if command.check:
-        print(f"{command.rules}: {len(rules.rules)} rules, {len(rules.webhooks)} webhooks")
+        found = show.plural(len(rules.rules), "rule"), show.plural(len(rules.webhooks), "webhook")
+        print(f"{command.rules}: {', '.join(found)}")
         return
     running.start_logs(command)
     broker = running.broker_of(command)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from typer import Option
 
 from tokenometer.processor import secret
-from tokenometer.processor.cli.client import open_url
+from tokenometer.processor.cli.client import open_url, service_at
 from tokenometer.processor.cli.common import usage_error
 from tokenometer.processor.cli.options import CommandSettings, Config, TokenFile, http_url
 from tokenometer.processor.secret import Secret
@@ -107,10 +107,23 @@ class AskSettings(CommandSettings):
                 return found
         except urllib.error.HTTPError as error:
             with error:
-                raise NoAnswer(f"{self.url}: {_said(error)}") from None
+                raise NoAnswer(f"{self.url}: {self._refused(error)}") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "reason", None) or error
             raise NoAnswer(f"{self.url}: no ledger answers there: {reason}") from None
+
+    def _refused(self, error: urllib.error.HTTPError) -> str:
+        said = _said(error)
+        if error.code == 401:
+            way = (
+                "give it with --token-file FILE"
+                if self.token_file is None
+                else "the one of --token-file is not the ledger's"
+            )
+            return f"{said}; {way}"
+        if error.code == 404 and (other := service_at(str(self.url), self.token_file)):
+            return f"{said}: {other}; the usual port of a ledger is 9465"
+        return said
 
 
 def file_text(path: str) -> str:

@@ -4,6 +4,8 @@ Promises: a token goes only to the origin that it was given for. Where that orig
 follows without the token.
 """
 
+import contextlib
+import http.client
 import urllib.request
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +13,11 @@ from urllib.parse import urlsplit
 from tokenometer.processor.secret import Secret
 
 _PORTS = {"http": 80, "https": 443}
+_LOOK_SECONDS = 5.0
+_SERVICES = {
+    "/v1/status": "a ledger answers there, which `tokenometer usage` asks",
+    "/api/totals": "the dashboard of a rollup answers there, which `tokenometer top` asks",
+}
 
 
 def open_url(url: str, token: Secret | None, timeout: float, body: bytes | None = None) -> Any:
@@ -21,6 +28,14 @@ def open_url(url: str, token: Secret | None, timeout: float, body: bytes | None 
         # "Unredirected" headers are not copied to the next request; `_SameOrigin` adds it where it may be.
         request.add_unredirected_header("Authorization", f"Bearer {token.reveal()}")
     return urllib.request.build_opener(_SameOrigin).open(request, timeout=timeout)
+
+
+def service_at(url: str, token: Secret | None) -> str:
+    """What answers there, in words, where that is a server of ours that was asked for another one's path. Else ''."""
+    for path, words in _SERVICES.items():
+        with contextlib.suppress(OSError, http.client.HTTPException), open_url(f"{url}{path}", token, _LOOK_SECONDS):
+            return words
+    return ""
 
 
 class _SameOrigin(urllib.request.HTTPRedirectHandler):

@@ -34,6 +34,12 @@ class ExtraMissing(TokenometerError):
     """A command needs packages that are not installed; the message names them."""
 
 
+class WrongArgument(TokenometerError):
+    """An argument is wrong, as the message says."""
+
+    exit_status = EXIT_USAGE
+
+
 @contextlib.contextmanager
 def needs(extra: str, otherwise: str = "") -> Iterator[None]:
     """Around the imports of a command that works only with an extra. otherwise: what else the person can do."""

@@ -15,7 +15,14 @@ from typer import Option
 from tokenometer.processor.broker import Broker
 from tokenometer.processor.cli import running, topics
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, progress_bar, show_view, stdout_console, usage_error
-from tokenometer.processor.cli.options import Address, Device, DeviceName, KafkaSettings, address
+from tokenometer.processor.cli.options import (
+    Address,
+    Device,
+    DeviceName,
+    KafkaPairsWithoutConfig,
+    KafkaSettings,
+    address,
+)
 from tokenometer.processor.demo import stream
 from tokenometer.processor.demo.view import live_view
 from tokenometer.processor.load.profile import Profile
@@ -52,6 +59,7 @@ class DemoCommand(KafkaSettings):
             help="A Kafka to use, also from KAFKA_BOOTSTRAP_SERVERS. Without it the broker is in this process.",
         ),
     ] = ""
+    kafka: KafkaPairsWithoutConfig = None
     pace: Annotated[
         bool, Option("--pace", help="A smaller log, an hour of it in half a minute, so that the charts fill.")
     ] = False
@@ -144,7 +152,7 @@ def demo_command(command: DemoCommand) -> None:
     broker = command.broker()
     settings = _settings()
     _make_topics(broker, settings, command.partitions)
-    engine = engines.make_engine(command.device, None)
+    engine = engines.make_engine(command.device, None, list(settings.inputs.values()))
     gc.freeze()  # what was imported stays: a collection that looks at all of it would hold up every thread for 0.1 s
     playing = stream.Demo(settings, f"{settings.group}.run", command.profile(), command.lines, command.speed)
     onlooker = watch.Watch(broker, settings.live_topic, watch.live, TARGET_TOKENS_PER_DAY).start()

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from typer import Option
 
+from tokenometer.processor import show
 from tokenometer.processor.cli import running, topics
-from tokenometer.processor.cli.asking import DatabaseOrNone
+from tokenometer.processor.cli.asking import database
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, usage_error
 from tokenometer.processor.cli.options import Config, KafkaSettings, LogSettings
 from tokenometer.processor.meter import heap
+from tokenometer.processor.secret import Secret
 
 if TYPE_CHECKING:
     from tokenometer.processor.lake.check import Comparison
@@ -59,7 +61,14 @@ class LakeCommand(KafkaSettings, LogSettings):
     check: Annotated[
         bool, Option("--check", help="Compare the table with the meters' summaries, or with --against; and end.")
     ] = False
-    against: DatabaseOrNone = None
+    against: Annotated[
+        Secret | None,
+        Option(
+            parser=database,
+            metavar="FILE|postgresql://...",
+            help="A ledger's database that --check compares with. Without it the meters' summaries are compared.",
+        ),
+    ] = None
 
     def __post_init__(self) -> None:
         namespace, _, name = self.table.rpartition(".")
@@ -121,7 +130,8 @@ def _write(command: LakeCommand, table: "LakeTable") -> None:
     broker.close()
     if command.once:
         progress = writer.progress
-        say(f"{command.table}: {progress.rows:,} rows in {progress.commits:,} commits")
+        rows, commits = show.plural(progress.rows, "row"), show.plural(progress.commits, "commit")
+        say(f"{command.table}: {rows} in {commits}")
 
 
 def _check(command: LakeCommand, table: "LakeTable") -> None:

@@ -21,8 +21,8 @@ from tokenometer.processor.cli.options import (
     TokenFile,
     address,
     group_of,
-    secret_text,
 )
+from tokenometer.processor.cli.sources import secret_text
 from tokenometer.processor.secret import Secret
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ import importlib
 import os
 import pathlib
 import secrets
+import shlex
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def live_command(command: LiveCommand) -> None:
         members = list(_members(command, folder, token, ports))
         stack.start(members, stopped)
         if not stopped():
-            say(_addresses(command, token, ports))
+            say(_addresses(command, token, ports) + _other_ports(ports))
             stack.watch(stopped)
             say("Ending ...")
 
@@ -175,8 +176,9 @@ def _addresses(command: LiveCommand, token: pathlib.Path, ports: dict[str, int])
     topic = command.topic
     return f"""
 Dashboard  {where["rollup"]}/?token={token.read_text()}
-Ledger     {where["ledger"]}/v1/status
-Metrics    {where["meter-1"]}/metrics  {where["meter-2"]}/metrics  {where["rollup"]}/metrics
+Ledger     {where["ledger"]}/v1/status (with the token)
+Metrics    {where["meter-1"]}/metrics  {where["meter-2"]}/metrics  {where["rollup"]}/metrics (with the token)
+Token      {token}: curl -H "Authorization: Bearer $(cat {shlex.quote(str(token))})" {where["ledger"]}/v1/status
 Kafka      {command.bootstrap}, {command.rate:,} records a second into {topic(topics.INPUT)}
 Files      {token.parent}: the token, the logs of all, {_DATABASE}, prices.toml, budgets.toml
 
@@ -188,6 +190,12 @@ In another terminal:
 
 Ctrl-C ends all of it.
 """
+
+
+def _other_ports(ports: dict[str, int]) -> str:
+    """Of those whose usual port somebody else has."""
+    others = {name: port for name, port in ports.items() if port != _PORTS[name]}
+    return "".join(f"Port {_PORTS[name]} is taken, so {name} uses {port}.\n" for name, port in others.items())
 
 
 # --- Files and ports ---

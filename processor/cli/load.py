@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from tokenometer.processor import show
 from tokenometer.processor.cli.asking import DATABASE, Database
 from tokenometer.processor.cli.common import needs, say
 from tokenometer.processor.cli.options import CommandSettings, Config
@@ -44,4 +45,4 @@ def load_command(command: LoadCommand) -> None:
             )
         for name in command.files:
             loaded = files.load(store, name)
-            say(f"{name}: {loaded.rows:,} rows, {loaded.new:,} of them new")
+            say(f"{name}: {show.plural(loaded.rows, 'row')}, {loaded.new:,} of them new")

@@ -11,8 +11,10 @@ from typing import Annotated
 import typer
 from typer import Argument, Option
 
-from tokenometer.processor import create
-from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view
+from tokenometer.processor import create, show
+from tokenometer.processor.cli import mapping_names
+from tokenometer.processor.cli.common import EXIT_STRICT, say, show_view, stdout_console, usage_error
+from tokenometer.processor.cli.help import Group
 from tokenometer.processor.cli.options import CommandSettings, register
 from tokenometer.processor.files import decoded, logs, mapping_report, report
 from tokenometer.processor.intake import Decoder
@@ -20,7 +22,7 @@ from tokenometer.processor.records import guess, mapping_check
 from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.value import Value
 
-group = typer.Typer(help="List, explain, check and guess mappings: where a log's JSON holds each field.")
+group = typer.Typer(cls=Group, help="List, explain, check and guess mappings: where a log's JSON holds each field.")
 
 
 @group.callback(
@@ -31,7 +33,8 @@ group = typer.Typer(help="List, explain, check and guess mappings: where a log's
 def mappings_list(context: typer.Context) -> None:
     """List, explain, check and guess mappings: where a log's JSON holds each field."""
     if context.invoked_subcommand is None:
-        show_view(mapping_report.mappings_view(map(mappings.resolve, mappings.shipped())))
+        known = map(mappings.resolve, mappings.shipped())
+        show_view(mapping_report.mappings_view(known, stdout_console().width))
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,7 @@ def show_command(command: ShowCommand) -> None:
         tokenometer mappings show anthropic
         tokenometer mappings show ./mine.toml
     """
-    show_view(mapping_report.mapping_view(mappings.resolve(command.name)))
+    show_view(mapping_report.mapping_view(mapping_names.resolve(command.name)))
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,7 @@ def check_command(command: MappingsCheckCommand) -> None:
         tokenometer mappings check mine.toml --sample requests.ndjson
         zcat requests.ndjson.gz | tokenometer mappings check native --sample - --strict
     """
-    chosen = mappings.resolve(command.name)
+    chosen = mapping_names.resolve(command.name)
     lines = decoded.sample_lines(_first_lines(command.sample, command.records), decoded.decoder_of(chosen)())
     found = mapping_check.check(lines, chosen)
     name = "standard input" if command.sample == logs.STDIN else command.sample
@@ -102,10 +105,12 @@ def guess_command(command: GuessCommand) -> None:
     def opened(lines: Sequence[bytes], value: Value) -> list[bytes]:
         return list(decoded.sample_lines(lines, Decoder(value)))
 
+    if command.name is not None and not re.fullmatch(r"[a-z0-9-]+", command.name):
+        usage_error(f"--name {command.name!r}: expected a string of a-z, 0-9 and -")
     name = command.name or _name_of(command.sample)
     found = guess.guess(_first_lines(command.sample, command.records), name, opened)
     print(found.text, end="")  # nothing in it steers a terminal
-    doubts = f"{len(found.doubts)} places to check (# CHECK)" if found.doubts else "nothing to check"
+    doubts = f"{show.plural(len(found.doubts), 'place')} to check (# CHECK)" if found.doubts else "nothing to check"
     say(f"{name}: {found.check.counted:,} of {found.check.read:,} records would be counted; {doubts}", sys.stderr)
 
 
@@ -126,7 +131,7 @@ def init_command(command: InitCommand) -> None:
     Examples:
         tokenometer mappings init openai-chat
     """
-    text = mappings.shipped_text(command.name)
+    text = mapping_names.shipped_text(command.name)
     name = f"{command.name}.toml"
     with create.create(name, command.force) as file:
         file.write(text)

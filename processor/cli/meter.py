@@ -168,10 +168,11 @@ class MeterCommand(KafkaSettings, RegistrySettings, LogSettings):
             registry=topics.registry(inputs, self.registry_client),
         )
 
-    def engine(self) -> Engine:
+    def engine(self, settings: MeterSettings) -> Engine:
         return engines.make_engine(
             self.device,
             self.memory,
+            list(settings.inputs.values()),
             self.batch_bytes,
             window_ms=self.window * 1000,
             max_future_skew_ms=self.max_future_skew * 1000,
@@ -222,14 +223,16 @@ def _run(command: MeterCommand, settings: MeterSettings) -> None:
     broker = running.broker_of(command)
     command.log()
     topics.check_topics(broker, settings, command.create_topics, command.replication)
-    engine = command.engine()
+    engine = command.engine(settings)
     clock = Clock()
     health = Health(clock.now_ms, engine.target.name)
     run = f"{settings.name}.{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(2)}"
 
+    log_commit = CommitLog()
+
     def committed(done: Committed) -> None:
         health.committed(done)
-        _log_commit(done)
+        log_commit(done)
 
     meter = Meter(broker, engine, settings, run, clock=clock, on_commit=committed)
     watch = HealthWatch(
@@ -241,17 +244,26 @@ def _run(command: MeterCommand, settings: MeterSettings) -> None:
     log.info("stopped", extra={"run": run})
 
 
-def _log_commit(done: Committed) -> None:
-    summary = done.snapshot.summary
-    log.info(
-        "committed",
-        extra={
-            "part": summary.part,
-            "sequence": summary.sequence,
-            "rows": done.rows,
-            "dead_letters": len(done.snapshot.letters),
-            "records": summary.tally.read,
-            "tokens": summary.totals.total_tokens,
-            "took_ms": done.took_ms,
-        },
-    )
+class CommitLog:
+    """A line for each commit. One that has nothing new comes each second, so it is for finding faults only."""
+
+    def __init__(self) -> None:
+        self._records = 0
+
+    def __call__(self, done: Committed) -> None:
+        summary, letters = done.snapshot.summary, len(done.snapshot.letters)
+        new = done.rows or letters or summary.tally.read != self._records
+        self._records = summary.tally.read
+        log.log(
+            logging.INFO if new else logging.DEBUG,
+            "committed",
+            extra={
+                "part": summary.part,
+                "sequence": summary.sequence,
+                "rows": done.rows,
+                "dead_letters": letters,
+                "records": summary.tally.read,
+                "tokens": summary.totals.total_tokens,
+                "took_ms": done.took_ms,
+            },
+        )

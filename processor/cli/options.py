@@ -2,15 +2,14 @@
 
 A command is a function of one frozen dataclass, its settings. `register` turns the dataclass's fields into options.
 A setting comes from the command line, else from the environment (TOKENOMETER_METER_GROUP for --group), else from the
-TOML file of --config (`group = "billing"`), else it is the default that --help shows. Secrets are `Secret`s from the
-moment they are read.
+TOML file of --config (`group = "billing"`; see sources.py), else it is the default that --help shows. Secrets are
+`Secret`s from the moment they are read.
 """
 
 import dataclasses
 import inspect
 import logging
 import re
-import tomllib
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -23,8 +22,9 @@ from typer import Option
 
 from tokenometer.processor import secret
 from tokenometer.processor.cli.common import usage_error
+from tokenometer.processor.cli.help import Command, Group
+from tokenometer.processor.cli.sources import FileUnusable, load_config, refuse_unknown_variables, secret_text
 from tokenometer.processor.secret import Secret
-from tokenometer.schemas.errors import TokenometerError
 
 log = logging.getLogger("tokenometer")
 BOOTSTRAP = "127.0.0.1:9092"
@@ -64,33 +64,32 @@ def register(app: typer.Typer, name: str, run: _Run) -> None:
     """Add a command. Its options are the fields of the dataclass that `run` takes; its help and its examples are the
     docstring of `run`."""
     command, text, examples = _command(run)
-    app.command(name, help=text, epilog=examples)(command)
+    app.command(name, cls=Command, help=text, epilog=examples)(command)
 
 
 def group_of(run: _Run, others: dict[str, _Run]) -> typer.Typer:
     """A command that has commands of its own beside what it does without one."""
-    command, text, examples = _command(run, alone=True)
-    group = typer.Typer(invoke_without_command=True, help=text, epilog=examples)
+    command, text, examples = _command(run)
+    group = typer.Typer(cls=Group, invoke_without_command=True, help=text, epilog=examples)
     group.callback()(command)
     for other, its_run in others.items():
         register(group, other, its_run)
     return group
 
 
-def _command(run: _Run, alone: bool = False) -> tuple[Callable[..., None], str, str | None]:
-    """The function that typer calls, its help and its examples. alone: not if another command follows."""
+def _command(run: _Run) -> tuple[Callable[..., None], str, str | None]:
+    """The function that typer calls, its help and its examples. It does nothing if another command follows."""
     [settings] = [kind for key, kind in typing.get_type_hints(run).items() if key != "return"]
 
-    def command(**values: Any) -> None:
-        context = values.pop("context", None)
-        if context is None or context.invoked_subcommand is None:
+    def command(context: typer.Context, **values: Any) -> None:
+        if context.invoked_subcommand is None:
+            refuse_unknown_variables(context)
             run(settings(**values))
 
     own = inspect.get_annotations(settings)  # these first, then what is shared with other commands
     fields = sorted(dataclasses.fields(settings), key=lambda field: field.name not in own)
-    parameters = list(map(_parameter, fields))
-    if alone:
-        parameters.insert(0, inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context))
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    parameters = [context, *map(_parameter, fields)]
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     text, _, examples = (inspect.getdoc(run) or "").partition(_HEADING)
@@ -197,20 +196,6 @@ def kafka_setting(text: "str | KafkaSetting") -> KafkaSetting:
 # --- Files of settings and secrets ---
 
 
-class FileUnusable(TokenometerError):
-    """A file of settings or secrets cannot be used. The message names it and repeats nothing that is in it."""
-
-
-def secret_text(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.read()
-    except OSError as error:
-        raise FileUnusable(f"{path}: cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise FileUnusable(f"{path}: cannot be read: it is not text in UTF-8") from None
-
-
 def token_file(path: "str | Secret") -> Secret:
     """The token that a file holds."""
     if isinstance(path, Secret):
@@ -233,41 +218,11 @@ def _kafka_file(path: str) -> Iterator[KafkaSetting]:
             raise FileUnusable(f"{path}, line {number}: {error.message}") from None
 
 
-def _load_config(context: typer.Context, path: str | None) -> str | None:
-    """Give the file's settings to the other options as their defaults."""
-    if path is None:
-        return None
-    try:
-        settings = tomllib.loads(secret_text(path))
-    except FileUnusable as error:
-        usage_error(str(error))
-    except tomllib.TOMLDecodeError as error:
-        usage_error(f"{path}: not TOML: {error}")
-    known = {parameter.name: parameter for parameter in context.command.params}
-    values = {name.replace("-", "_"): value for name, value in settings.items()}
-    for name, value in values.items():
-        if name not in known or name in ("config", "help"):
-            usage_error(f"{path}: no such setting: {name}; expected one of {', '.join(sorted(map(str, known)))}")
-        if isinstance(value, dict):
-            values[name] = [f"{key}={item}" for key, item in _flat(value)]
-    context.default_map = values
-    return path
-
-
-def _flat(table: dict[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
-    """`security.protocol = "SSL"` is a table in a table to TOML, and one setting to librdkafka."""
-    for key, value in table.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{before}{key}.")
-        else:
-            yield before + key, str(value).lower() if isinstance(value, bool) else str(value)
-
-
 # --- Options ---
 
 
 Config = Annotated[
-    str | None, Option(metavar="FILE", callback=_load_config, is_eager=True, help="A TOML file of these settings.")
+    str | None, Option(metavar="FILE", callback=load_config, is_eager=True, help="A TOML file of these settings.")
 ]
 Listen = Annotated[
     Address | None,
@@ -320,6 +275,7 @@ Bootstrap = Annotated[
         rich_help_panel=_KAFKA, metavar="HOST:PORT,...", help="Kafka's addresses, also from KAFKA_BOOTSTRAP_SERVERS.",
     ),
 ]  # fmt: skip
+_KAFKA_PAIRS = "A setting of librdkafka, such as security.protocol=SASL_SSL; may be repeated."
 KafkaPairs = Annotated[
     list[KafkaSetting] | None,
     Option(
@@ -327,9 +283,12 @@ KafkaPairs = Annotated[
         parser=kafka_setting,
         rich_help_panel=_KAFKA,
         metavar="NAME=VALUE",
-        help="A setting of librdkafka, such as security.protocol=SASL_SSL; may be repeated. --config has a table "
-        "[bold]\\[kafka][/] for them.",
+        help=f"{_KAFKA_PAIRS} --config has a table [bold]\\[kafka][/] for them.",
     ),
+]
+KafkaPairsWithoutConfig = Annotated[
+    list[KafkaSetting] | None,
+    Option("--kafka", parser=kafka_setting, rich_help_panel=_KAFKA, metavar="NAME=VALUE", help=_KAFKA_PAIRS),
 ]
 KafkaFile = Annotated[
     str | None,
@@ -362,6 +321,7 @@ class KafkaSettings(CommandSettings):
 
 @dataclass(frozen=True)
 class ToKafkaSettings(KafkaSettings):
+    kafka: KafkaPairsWithoutConfig = None
     to_kafka: Annotated[
         str | None,
         Option(

@@ -7,14 +7,17 @@ from typing import Annotated
 import typer
 from typer import Option
 
+from tokenometer.processor import show
 from tokenometer.processor.cli.asking import database
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say
+from tokenometer.processor.cli.help import Group
 from tokenometer.processor.cli.options import CommandSettings, register
 from tokenometer.processor.ledger import pricecheck, pricefile
 from tokenometer.processor.ledger.prices import Prices
 from tokenometer.processor.secret import Secret
 
 group = typer.Typer(
+    cls=Group,
     help="Check price lists: is one right, and does it fit a ledger?",
     epilog="Examples:\n\ntokenometer prices check prices.toml",
     no_args_is_help=True,
@@ -41,7 +44,8 @@ def check_command(command: PricesCheckCommand) -> None:
         tokenometer prices check prices.toml --against ledger.duckdb
     """
     prices = pricefile.load(command.file)
-    say(f"{command.file}: {len(prices.entries)} prices in {prices.currency}, {len(prices.costs)} chip costs")
+    entries, costs = show.plural(len(prices.entries), "price"), show.plural(len(prices.costs), "chip cost")
+    say(f"{command.file}: {entries} in {prices.currency}, {costs}")
     for one, other in pricecheck.may_tie(prices):
         say(f"lines {one.line} and {other.line} may fit the same usage equally well; where they do, that is an error")
     if command.against is None:

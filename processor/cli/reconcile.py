@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer import Option
 
+from tokenometer.processor import show
 from tokenometer.processor.cli.asking import DATABASE, Database
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, write_json
 from tokenometer.processor.cli.options import CommandSettings, Config
@@ -68,4 +69,4 @@ def _show(export: provider.Export, found: list[provider.ExportDifference]) -> No
         show_rows(["day", "model", "counter"], ["provider", "ledger", "difference"], rows)
     for kind, quantity in sorted(export.unknown.items()):
         say(f"not compared: {quantity:,} of {kind}, which the layout does not name")
-    say(f"{len(export.sums):,} days and models compared, {len(found):,} differences")
+    say(f"{len(export.sums):,} days and models compared, {show.plural(len(found), 'difference')}")

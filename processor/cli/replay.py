@@ -19,6 +19,7 @@ from typer import Argument, Option
 
 from tokenometer.kernels.values import UsageRows
 from tokenometer.processor import create, show
+from tokenometer.processor.cli import mapping_names
 from tokenometer.processor.cli.common import (
     EXIT_INTERRUPTED,
     EXIT_STRICT,
@@ -36,7 +37,6 @@ from tokenometer.processor.files.label_sums import LabelSums
 from tokenometer.processor.files.replay import Outlets, ReplayProgress, ReplaySummary, replay
 from tokenometer.processor.records import engines, plausible
 from tokenometer.processor.records.referee import TIME_END_MS, Referee
-from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import DAY_MS, TARGET_TOKENS_PER_DAY
 
@@ -174,7 +174,7 @@ def replay_command(command: ReplayCommand) -> None:
 
         logs.size_of(command.files)  # a missing one is named before the first is sent
         every = itertools.chain.from_iterable(map(logs.read_lines, command.files))
-        return send_lines(every, mappings.resolve(command.mapping), command)
+        return send_lines(every, mapping_names.resolve(command.mapping), command)
     summary, ran = _metered(command)
     with contextlib.redirect_stdout(sys.stderr if create.STDOUT in (command.out, command.rejected) else sys.stdout):
         _print_summary(summary, ran, command.json)
@@ -217,12 +217,13 @@ def _why_nothing(summary: ReplaySummary, ran: report.Run) -> str | None:
 def _metered(command: ReplayCommand) -> tuple[ReplaySummary, report.Run]:
     _check_names(command)
     total_bytes = logs.size_of(command.files)
-    chosen = decoded.read_as(mappings.resolve(command.mapping), command.files)
+    chosen = decoded.read_as(mapping_names.resolve(command.mapping), command.files)
     not_before_ms = _date_ms(command.not_before)
     settings, clock = _clock(command, chosen, not_before_ms)
     engine = engines.make_engine(
-        command.device, command.memory, window_ms=command.window * 1000, not_before_ms=not_before_ms, **settings
-    )
+        command.device, command.memory, [chosen],
+        window_ms=command.window * 1000, not_before_ms=not_before_ms, **settings,
+    )  # fmt: skip
     labels = _label_sums(command, chosen)
     name = command.run_name or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     begun = time.perf_counter()

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pythonjsonlogger.json import JsonFormatter
@@ -211,7 +212,7 @@ def start_logging(form: LogFormat, level: LogLevel = LogLevel.INFO) -> None:
     handler = _Handler()
     if form is LogFormat.JSON:
         fields = "%(asctime)s %(levelname)s %(name)s %(message)s"
-        handler.setFormatter(JsonFormatter(fields, rename_fields={"levelname": "level"}))
+        handler.setFormatter(_JsonLines(fields, rename_fields={"levelname": "level", "asctime": "time"}))
     else:
         handler.setFormatter(_TextFormatter())
     for name in LOGGERS:
@@ -228,6 +229,16 @@ class _Handler(logging.StreamHandler[Any]):
         return scrub(super().format(record))
 
 
+def _time(record: logging.LogRecord) -> str:
+    """RFC 3339 in UTC, so that lines of several machines can be compared."""
+    return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").removesuffix("+00:00") + "Z"
+
+
+class _JsonLines(JsonFormatter):
+    def formatTime(self, record: logging.LogRecord, datefmt: str | None = None) -> str:
+        return _time(record)
+
+
 class _TextFormatter(logging.Formatter):
     """A line for people: time, level, message, and the further fields that JSON would have."""
 
@@ -235,5 +246,5 @@ class _TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         more = " ".join(f"{key}={value}" for key, value in vars(record).items() if key not in self._KNOWN)
-        line = f"{self.formatTime(record)} {record.levelname:7} {record.getMessage()}{'  ' if more else ''}{more}"
+        line = f"{_time(record)} {record.levelname:7} {record.getMessage()}{'  ' if more else ''}{more}"
         return show.printable_lines(f"{line}\n{self.formatException(record.exc_info)}" if record.exc_info else line)

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer import Option
 
+from tokenometer.processor import show
 from tokenometer.processor.cli.asking import AskSettings, Grace, PriceFile, TimeZone, all_rows, file_text
 from tokenometer.processor.cli.common import EXIT_FAILURE, needs, say, usage_error, write_csv, write_json
 from tokenometer.processor.cli.ledger import now_ms
 from tokenometer.processor.cli.tables import show_rows
 from tokenometer.processor.ledger import api, export, focus, periods, pricecheck, statements, usage
-from tokenometer.processor.ledger.values import BadRequest
+from tokenometer.processor.ledger.values import BadArgument
 from tokenometer.schemas.usage import COUNTERS, TOTAL
 
 if TYPE_CHECKING:
@@ -63,14 +64,15 @@ def close_command(command: CloseCommand) -> None:
         tokenometer close --to 2026-12-01 --prices prices.toml --url http://ledger:9465 --token-file ledger.token
     """
     if not command.to:
-        raise BadRequest("--to is missing: a date (2026-12-01), or a time with its offset")
+        raise BadArgument("--to is missing: a date (2026-12-01), or a time with its offset")
+    body = command.body()
+    end, terms = api.closing_terms(body, None, command.price_list or "prices")  # before anything is opened
     if command.url is not None:
-        _show_closed(command, command.fetch("/v1/close", body=command.body()))
+        _show_closed(command, command.fetch("/v1/close", body=body))
         return
     with needs("ledger"):
         from tokenometer.processor.ledger.opening import open_clerk
 
-    end, terms = api.closing_terms(command.body(), None, command.price_list or "prices")
     with contextlib.closing(open_clerk(command.database_name)) as opened:
         closed = periods.close(opened, end, command.grace * 1000, now_ms(), terms=terms)
         _show_closed(command, statements.statement_json(opened, closed))
@@ -156,6 +158,12 @@ def statement_command(command: StatementCommand) -> None:
 def _check_options(command: StatementCommand) -> None:
     """Of two things that were asked for, none is left out silently."""
     form = command.shown_as
+    if command.number and command.check:
+        usage_error(f"--check is of all statements together; leave {command.number} out")
+    if command.number not in ("", "next"):
+        usage.number("statement", command.number)
+    if command.out is not None:
+        export.check_name(command.out)
     if sum((command.adjustments, command.corrections, form is StatementFormat.FOCUS)) > 1:
         usage_error("give one of --adjustments, --corrections and --format focus")
     if not command.number and not command.check and (command.adjustments or command.corrections):
@@ -181,7 +189,9 @@ def _own(moment: "Database", path: str, given: Mapping[str, str]) -> dict[str, A
 def _answer(command: StatementCommand, fetch: Any) -> None:
     if command.check:
         found = fetch("/v1/check")
-        say(f"{found['statements']} statements, {found['differences']} lines that differ from the rows")
+        lines = show.plural(found["differences"], "line")
+        verb = "differs" if found["differences"] == 1 else "differ"
+        say(f"{show.plural(found['statements'], 'statement')}, {lines} that {verb} from the rows")
         if found["differences"]:
             raise typer.Exit(EXIT_FAILURE)
         return
@@ -205,19 +215,29 @@ def _show_list(command: StatementCommand, listed: list[dict[str, Any]]) -> None:
         ]
         if command.out is not None:
             count = export.write([plain], _LIST_COLUMNS, command.out, command.force)
-            say(f"{count:,} rows written to {command.out}")
+            say(f"{show.plural(count, 'row')} written to {command.out}")
         else:
             write_csv(export.csv_text(plain, _LIST_COLUMNS))
+        return
+    if not listed:
+        say("No statements.")
         return
     rows = [
         [
             *(str(each.get(name) or "") for name in ("statement", "begin", "end")),
             " ".join(f"{name} {value}" for name, value in each.get("customer", {}).items()),
-            f"{each.get('amount') or ''} {each.get('currency', '')}".strip(),
+            _amount_text(each),
         ]
         for each in listed
     ]
     show_rows(["statement", "begin", "end", "customer"], ["amount"], rows)
+
+
+def _amount_text(head: Mapping[str, Any]) -> str:
+    """A statement without prices has no amount, and one whose usage has no price has none either."""
+    if "amount" not in head:
+        return ""
+    return f"{head['amount']} {head.get('currency', '')}".strip() if head["amount"] is not None else "unpriced"
 
 
 def _show_pages(command: StatementCommand, pages: list[list[dict[str, Any]]], head: dict[str, Any] | None) -> None:
@@ -225,14 +245,17 @@ def _show_pages(command: StatementCommand, pages: list[list[dict[str, Any]]], he
     columns = _columns(command.kind, rows)
     if command.out is not None:
         count = export.write(pages, columns, command.out, command.force)
-        say(f"{count:,} rows written to {command.out}")
+        say(f"{show.plural(count, 'row')} written to {command.out}")
     elif command.shown_as is StatementFormat.JSON:
         for page in pages:
             write_json(*page)
     elif command.shown_as in (StatementFormat.CSV, StatementFormat.FOCUS):
         write_csv(export.csv_text(rows, columns))
     else:
-        _show_table(rows, columns)
+        if rows:
+            _show_table(rows, columns)
+        else:
+            say("Nothing waits." if command.number == "next" else f"No {command.kind}.")
         if head is not None and "amount" in head:
             _show_sum(head)
 

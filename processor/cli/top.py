@@ -25,7 +25,7 @@ from rich.live import Live
 from typer import Option
 
 from tokenometer.processor import show
-from tokenometer.processor.cli.client import open_url
+from tokenometer.processor.cli.client import open_url, service_at
 from tokenometer.processor.cli.common import ctrl_c, show_view, stdout_console
 from tokenometer.processor.cli.options import CommandSettings, TokenFile, http_url
 from tokenometer.processor.dashboard import top
@@ -100,7 +100,7 @@ class _Server:
                 totals = orjson.loads(answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                raise TopError(f"{self.url}: {_explain(error)}") from None
+                raise TopError(f"{self.url}: {_explain(error)}{self._instead(error)}") from None
         except (OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise TopError(
@@ -112,6 +112,10 @@ class _Server:
         if not isinstance(totals, dict) or totals.get("schema") != 1:
             raise TopError(f"{self.url}: this is not a dashboard of Tokenometer; name another one with --url")
         return totals
+
+    def _instead(self, error: urllib.error.HTTPError) -> str:
+        other = service_at(self.url, self.token) if error.code == 404 else ""
+        return f": {other}; the usual port of a dashboard is 8321" if other else ""
 
     def rates(self) -> list[float]:
         with contextlib.suppress(OSError, http.client.HTTPException, ValueError, KeyError):

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from tokenometer.processor.broker import Broker, TopicMissing
 from tokenometer.processor.broker.registry import Registry, RegistryAway
+from tokenometer.processor.cli import mapping_names
 from tokenometer.processor.cli.common import usage_error
 from tokenometer.processor.secret import Secret, reveal
-from tokenometer.schemas import mapping as mappings
 from tokenometer.schemas.mapping import Mapping as RecordMapping
 from tokenometer.schemas.mapping import MappingError
 
@@ -36,7 +36,7 @@ def inputs(texts: list[str] | None, outputs: tuple[str, str, str]) -> dict[str, 
         topic, _, mapping = text.partition("=")
         if topic in (*topics, *outputs):
             usage_error(f"--input {text}: the topic {topic} has another use already")
-        topics[topic] = mappings.resolve(mapping or "native")
+        topics[topic] = mapping_names.resolve(mapping or "native")
     return topics
 
 

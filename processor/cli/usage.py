@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from typer import Option
 
+from tokenometer.processor import show
 from tokenometer.processor.cli.asking import Ask, AskSettings, PriceFile, TimeZone, all_rows, file_text
 from tokenometer.processor.cli.common import needs, say, write_csv, write_json
 from tokenometer.processor.cli.tables import show_rows
@@ -77,18 +78,23 @@ def usage_command(command: UsageCommand) -> None:
     """
     given = command.question()
     usage.parse(given)  # before anything is opened
+    if command.out is not None:
+        export.check_name(command.out)
     with _asked(command) as ask:
         first = ask(given)
         if command.out is not None:
             columns = export.columns_of(first, _further(ask, given))
             rows = export.write(all_rows(ask, given, first), columns, command.out, command.force)
-            say(f"{rows:,} rows written to {command.out}; {_completeness(first)}")
+            say(f"{show.plural(rows, 'row')} written to {command.out}; {_completeness(first)}")
         elif command.form is TableFormat.JSON:
             write_json(first)
         elif command.form is TableFormat.CSV:
             write_csv(export.csv_text(first["rows"], export.columns_of(first)))
         else:
-            _show(first)
+            if first["rows"]:
+                _show(first)
+            else:
+                say("No usage.")
             say(_completeness(first))
             if first["next"]:
                 say(f"There are more rows: --after {first['next']}, or --out FILE for all of them.")

@@ -10,12 +10,14 @@ as they are in the file, and the record's number in it.
     values ── intake ──> lines ──> space
 """
 
+import base64
 import csv
 import pathlib
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -223,13 +225,34 @@ def _file_lines(name: str) -> Iterator[SourceValue]:
         reader.close()
 
 
-def object_rows(batches: Iterable[Any]) -> Iterator[SourceValue]:
-    """Each row of a table as a JSON object."""
+def object_rows(name: str, batches: Iterable[Any]) -> Iterator[SourceValue]:
+    """Each row of a table as a JSON object. Raises LogError where two columns have one name."""
     number = 0
     for batch in batches:
+        if number == 0:
+            _check_columns(name, batch.schema.names)
         for row in batch.to_pylist():
             number += 1
-            yield SourceValue(number, 0, orjson.dumps(row, default=str, option=orjson.OPT_UTC_Z))
+            yield SourceValue(number, 0, orjson.dumps(row, default=_as_json, option=orjson.OPT_UTC_Z))
+
+
+def _check_columns(name: str, columns: Sequence[str]) -> None:
+    if twice := [column for column in columns if columns.count(column) > 1]:
+        raise LogError(f"{name}: the column {twice[0]} is there twice: rename one, for only one could be read")
+
+
+def _as_json(cell: Any) -> Any:
+    """Of a cell that JSON has no type for. Some writers store texts as bytes; bytes that are no text are an object,
+    which is no name."""
+    if isinstance(cell, bytes):
+        try:
+            return cell.decode()
+        except UnicodeDecodeError:
+            return {"base64": base64.b64encode(cell).decode()}
+    if isinstance(cell, Decimal):
+        whole = cell == cell.to_integral_value()  # a column of decimals writes 10 as 10.00
+        return orjson.Fragment(str(int(cell)) if whole else format(cell, "f"))
+    return str(cell)
 
 
 def _parquet(name: str) -> Iterator[Any]:
@@ -246,8 +269,7 @@ def _csv(name: str) -> Iterator[Any]:
     try:
         with open(name, "rb") as file:
             (columns,) = csv.reader([file.readline().decode("utf-8-sig").strip()])
-        if twice := [column for column in columns if columns.count(column) > 1]:
-            raise LogError(f"{name}: the column {twice[0]} is there twice: rename one, for only one could be read")
+        _check_columns(name, columns)
         convert = pa_csv.ConvertOptions(
             column_types={column: pa.string() for column in columns}, strings_can_be_null=True, null_values=[""]
         )
@@ -284,9 +306,9 @@ def _file_values(name: str, value: Value, whole: bool) -> Iterator[SourceValue]:
         return iter([SourceValue(1, 0, _content(name))])
     head = b"" if name == STDIN else _head(name)
     if head.startswith(_PARQUET):
-        return object_rows(_parquet(name))
+        return object_rows(name, _parquet(name))
     if value == PLAIN and _CSV_HEADER.match(head):
-        return object_rows(_csv(name))
+        return object_rows(name, _csv(name))
     if value.encoding == "json" and head.lstrip().startswith(b"["):
         return iter([SourceValue(1, 0, _content(name))])
     return _file_lines(name)

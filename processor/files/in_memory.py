@@ -115,7 +115,7 @@ def table_reader(table: Any, value: Value, make_decoder: Callable[[], Decoder]) 
     stream = pa.RecordBatchReader.from_stream(table)
     column = _value_column(stream.schema)
     if column is None:
-        rows = object_rows(stream)
+        rows = object_rows(TABLE_NAME, stream)
         if value == PLAIN:
             return LinesReader(TABLE_NAME, (row.data + b"\n" for row in rows))
         return DecodedReader([(TABLE_NAME, rows)], make_decoder())

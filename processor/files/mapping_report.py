@@ -12,17 +12,22 @@ from tokenometer.processor import show
 from tokenometer.schemas.mapping import PARTS, Condition, Convention, Field, Mapping, Path
 from tokenometer.schemas.usage import FURTHER_PARENTS, PARENTS
 
+_CONVENTIONS_WIDTH = 160  # of a terminal that has room for them beside the description
 
-def mappings_view(mappings: Iterable[Mapping]) -> RenderableType:
+
+def mappings_view(mappings: Iterable[Mapping], width: int) -> RenderableType:
+    """Names, which are to be typed and so never cut, and descriptions. Where the terminal is wide, conventions too."""
+    wide, known = width >= _CONVENTIONS_WIDTH, list(mappings)
     table = _table()
-    table.add_column("Mapping", no_wrap=True)
-    table.add_column("Input", no_wrap=True)
-    table.add_column("Output", no_wrap=True)
-    table.add_column("Description")
-    for mapping in mappings:
+    table.add_column("Mapping", no_wrap=True, min_width=max(len(mapping.name) for mapping in known))
+    table.add_column("Description", overflow="fold")
+    if wide:
+        table.add_column("Input", no_wrap=True)
+        table.add_column("Output", no_wrap=True)
+    for mapping in known:
         cached, write, reasoning = map(_kind, mapping.conventions)
-        kinds = cached if cached == write else f"{cached}, {write}"
-        table.add_row(mapping.name, kinds, reasoning, Text(show.printable(mapping.description)))
+        kinds = [cached if cached == write else f"{cached}, {write}", reasoning] if wide else []
+        table.add_row(mapping.name, Text(show.printable(mapping.description)), *kinds)
     return table
 
 
@@ -58,10 +63,10 @@ def _table() -> Table:
 
 
 def _kind(convention: Convention) -> str:
-    kinds = [f"by {show.printable(_paths(convention))}"] if convention.paths else []
-    kinds += ["by total"] if convention.by_total else []
+    # `mappings show` says by which field.
+    kinds = ["a field"] * bool(convention.paths) + ["total"] * convention.by_total
     if kinds:
-        return ", else ".join(kinds)
+        return f"by {', else '.join(kinds)}"
     return "additive" if convention.additive else "inclusive"
 
 

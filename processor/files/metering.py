@@ -146,7 +146,7 @@ def meter(
         raise ValueError(f"window = {window}: expected 1 to {WINDOW_SECONDS_MAX:,} seconds")
     chosen = mapping if isinstance(mapping, Mapping) else mapping_of(mapping)
     bound = int(datetime(not_before.year, not_before.month, not_before.day, tzinfo=UTC).timestamp() * 1000)
-    engine = engines.make_engine(device, memory, window_ms=window * 1000, not_before_ms=max(0, bound))
+    engine = engines.make_engine(device, memory, [chosen], window_ms=window * 1000, not_before_ms=max(0, bound))
     name = run or f"replay-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{secrets.token_hex(3)}"
     names = [source] if isinstance(source, str | os.PathLike) else source
     if isinstance(names, Sequence) and all(isinstance(each, str | os.PathLike) for each in names):

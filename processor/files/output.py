@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.kernels.values import UsageRows
-from tokenometer.processor.create import COMPRESSION, STDOUT, OutputError, create
+from tokenometer.processor.create import COMPRESSION, STDOUT, NoSuchFormat, create
 from tokenometer.processor.files.replay import PlacedLetter
 from tokenometer.processor.records.rows import Names, label_maps, usage_counters, usage_lines
 from tokenometer.schemas.mapping import Mapping
@@ -51,7 +51,7 @@ def open_rows(name: str, mapping: Mapping | None = None, force: bool = False) ->
         with create(name, force) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             yield ParquetRows(writer, schema)
     else:
-        raise OutputError(f"{name}: expected a name that ends in .parquet, .ndjson, .jsonl, .ndjson.zst or .ndjson.gz")
+        raise NoSuchFormat(f"{name}: expected a name that ends in .parquet, .ndjson, .jsonl, .ndjson.zst or .ndjson.gz")
 
 
 ROW_SCHEMA = pa.schema(

@@ -19,7 +19,7 @@ from tokenometer.processor.ledger.database import COUNTS, Database
 from tokenometer.processor.ledger.periods import EVERYBODY, Customer, scope_of
 from tokenometer.processor.ledger.prices import from_text, parse_amount, text
 from tokenometer.processor.ledger.store import set_key
-from tokenometer.processor.ledger.values import BadRequest, LedgerError
+from tokenometer.processor.ledger.values import BadArgument, BadRequest, LedgerError
 from tokenometer.schemas.usage import COUNTERS, FURTHER, FURTHER_PARENTS, PARENTS, TOKENS
 
 _FIELDS = ("key", "reason", "amount", "currency", "user", "model", "chip", "labels", "at", "tokens", "void")
@@ -53,7 +53,7 @@ class _Entry:
 
 def adjust(database: Database, given: Mapping[str, Any], now_ms: int) -> dict[str, Any]:
     """The entry, as JSON. given: of _FIELDS, plain values. Raises BadRequest, Conflict."""
-    _check(given)
+    check(given)
     content = json.dumps({name: given[name] for name in _FIELDS if given.get(name) is not None}, sort_keys=True)
     with database.transaction():
         database.rows("UPDATE book SET closed_until = closed_until")  # one at a time
@@ -81,23 +81,53 @@ def shown(database: Database, key: str) -> dict[str, Any]:
     return statements.correction_json(row, labelsets.sets(database, [int(row[7])]))
 
 
-def _check(given: Mapping[str, Any]) -> None:
+def check(given: Mapping[str, Any]) -> None:
+    """What is wrong with an entry, whatever the ledger holds. Raises BadArgument."""
     if unknown := given.keys() - set(_FIELDS):
-        raise BadRequest(f"no such setting: {min(unknown)}; expected {', '.join(_FIELDS)}")
+        raise BadArgument(f"no such setting: {min(unknown)}; expected {', '.join(_FIELDS)}")
     for name in ("key", "reason"):
         value = given.get(name)
         if not isinstance(value, str) or not 0 < len(value.strip()) <= len(value) <= _TEXT_MAX or "\0" in value:
-            raise BadRequest(f"{name}: expected a text of 1 to {_TEXT_MAX:,} characters")
+            raise BadArgument(f"{name}: expected a text of 1 to {_TEXT_MAX:,} characters")
         if not _is_utf8(value):
-            raise BadRequest(f"{name} is not a text in UTF-8")
+            raise BadArgument(f"{name} is not a text in UTF-8")
     kinds = [name for name in ("amount", "tokens", "void") if name in given]
     if len(kinds) != 1:
-        raise BadRequest("expected an amount, or tokens, or the key of what is void")
+        raise BadArgument("expected an amount, or tokens, or the key of what is void")
+    if "currency" in given and kinds != ["amount"]:
+        raise BadArgument("currency goes with amount")
     if kinds == ["void"]:
         if extra := given.keys() - {"key", "reason", "void"}:
-            raise BadRequest(f"void takes back all of an entry: {min(extra)} is the entry's own")
-    if "currency" in given and kinds != ["amount"]:
-        raise BadRequest("currency goes with amount")
+            raise BadArgument(f"void takes back all of an entry: {min(extra)} is the entry's own")
+        if not isinstance(given["void"], str) or not _is_utf8(given["void"]) or "\0" in given["void"]:
+            raise BadArgument("void: expected the key of an entry")
+    else:
+        _check_entry(given)
+
+
+def _check_entry(given: Mapping[str, Any]) -> None:
+    for name in ("user", "model", "chip", "currency", "at", "amount"):
+        if name in given and (not isinstance(given[name], str) or not _is_utf8(given[name])):
+            raise BadArgument(f"{name}: expected a text")
+    held = given.get("labels", {})
+    if wrong := labels.fault(held):
+        raise BadArgument(wrong)
+    if "at" in given:
+        times.moment(given["at"], UTC)
+    if "amount" in given:
+        _amount(given["amount"])
+        currency = given.get("currency")
+        if currency is not None and not (len(currency) == 3 and currency.isascii() and currency.isupper()):
+            raise BadArgument('currency: expected three capital letters, such as "USD"')
+        if ("user" in given) == bool(held) or len(held) > 1:
+            raise BadArgument("an amount is of a user, or of one label's value")
+        return
+    _counts(given["tokens"])
+    if missing := [name for name in ("user", "model", "chip", "at") if name not in given]:
+        raise BadArgument(
+            "a correction of tokens is of a user, a model, a chip, and the time (at) of the usage; there is no "
+            f"{', no '.join(missing)}"
+        )
 
 
 def _check_currency(database: Database, currency: str | None) -> None:
@@ -115,36 +145,24 @@ def _is_utf8(text: str) -> bool:
 
 
 def _entry(database: Database, given: Mapping[str, Any]) -> _Entry:
-    for name in ("user", "model", "chip", "currency", "at", "amount"):
-        if name in given and (not isinstance(given[name], str) or not _is_utf8(given[name])):
-            raise BadRequest(f"{name}: expected a text")
+    """given: checked."""
     ids = {name: _id(database, name, given[name]) for name in labels.DIMENSIONS if name in given}
     held = given.get("labels", {})
-    if wrong := labels.fault(held):
-        raise BadRequest(wrong)
     window = times.moment(given["at"], UTC) if "at" in given else None
     if "amount" in given:
-        amount, currency = _amount(given["amount"]), given.get("currency")
-        if currency is not None and not (len(currency) == 3 and currency.isascii() and currency.isupper()):
-            raise BadRequest('currency: expected three capital letters, such as "USD"')
-        if ("user" in given) == bool(held) or len(held) > 1:
-            raise BadRequest("an amount is of a user, or of one label's value")
         scope = EVERYBODY
         for name, value in held.items():
             scope = scope_of(database, Customer(name, value))
         user, model, chip = (ids.get(name) for name in labels.DIMENSIONS)
+        amount, currency = _amount(given["amount"]), given.get("currency")
         return _Entry("credit", window, user, model, chip, 0, {}, currency, amount, scope.label_id, scope.value_id)
-    counts = _counts(given["tokens"])
-    if window is None or not {"user", "model", "chip"} <= ids.keys():
-        raise BadRequest("a correction of tokens is of a user, a model, a chip, and the time (at) of the usage")
     labels_id = _labels_id(database, held)
+    counts = _counts(given["tokens"])
     return _Entry("correction", window, ids["user"], ids["model"], ids["chip"], labels_id, counts, None, None)
 
 
-def _void(database: Database, key: Any) -> _Entry:
+def _void(database: Database, key: str) -> _Entry:
     """The opposite of an entry. Where that has its amount, of that very amount."""
-    if not isinstance(key, str) or not _is_utf8(key) or "\0" in key:
-        raise BadRequest("void: expected the key of an entry")
     names = "id, kind, window_start, user_id, model_id, chip_id, labels_id, label_id, value_id, currency, amount"
     names = ", ".join([names, *COUNTS])
     held = database.rows(f"SELECT {names} FROM adjustments WHERE key = ?", [key])
@@ -162,9 +180,9 @@ def _amount(given: str) -> str:
     try:
         amount = parse_amount(given)
     except ValueError:
-        raise BadRequest(f'amount {given!r}: expected a decimal such as "-12.50"') from None
+        raise BadArgument(f'amount {given!r}: expected a decimal such as "-12.50"') from None
     if amount == 0:
-        raise BadRequest("amount: 0 corrects nothing")
+        raise BadArgument("amount: 0 corrects nothing")
     return text(amount)
 
 
@@ -172,13 +190,13 @@ def _counts(given: Any) -> dict[str, int]:
     """With signs. What is a part of a count is no more than it, and of the same sign."""
     known = ("requests", *TOKENS, *FURTHER)
     if not isinstance(given, dict) or not given or given.keys() - set(known):
-        raise BadRequest(f"tokens: expected counters, of {', '.join(known)}")
+        raise BadArgument(f"tokens: expected counters, of {', '.join(known)}")
     for name, count in given.items():
         if type(count) is not int or not -_COUNT_MAX < count < _COUNT_MAX:
-            raise BadRequest(f"tokens: {name} is not a whole number of 64 bits")
+            raise BadArgument(f"tokens: {name} is not a whole number of 64 bits")
     counts = {name: given.get(name, 0) for name in COUNTS}
     if len({count > 0 for count in counts.values() if count}) != 1:
-        raise BadRequest("tokens: all are taken away, or all are added")
+        raise BadArgument("tokens: all are taken away, or all are added")
     sizes = {name: abs(count) for name, count in counts.items()}
     parts = dict.fromkeys(COUNTERS, 0)
     for name, parent in PARENTS.items():
@@ -186,7 +204,7 @@ def _counts(given: Any) -> dict[str, int]:
     if any(parts[name] > sizes[name] for name in COUNTERS) or any(
         sizes[name] > sizes[parent] for name, parent in FURTHER_PARENTS.items()
     ):
-        raise BadRequest("tokens: what is a part of a counter is no more than it")
+        raise BadArgument("tokens: what is a part of a counter is no more than it")
     return counts
 
 

@@ -13,7 +13,7 @@ from tokenometer.processor.ledger.database import Database
 from tokenometer.processor.ledger.periods import Customer, Terms
 from tokenometer.processor.ledger.prices import Prices
 from tokenometer.processor.ledger.store import Store
-from tokenometer.processor.ledger.values import BadRequest, LedgerError
+from tokenometer.processor.ledger.values import BadArgument, BadRequest, LedgerError
 
 _CLOSE_SECONDS = 300  # a batch may be on its way, and a month has many rows
 _CLOSE_FIELDS = ("to", "time_zone", "anyway", "user", "label", "prices", "priced", "allow_unpriced", "without_prices")
@@ -69,14 +69,14 @@ class Api:
     def posted_usage(self, body: Any) -> dict[str, Any]:
         """A question as an object: its parameters, of `label` a list, and `prices`."""
         if not isinstance(body, dict):
-            raise BadRequest("expected an object of the parameters")
+            raise BadArgument("expected an object of the parameters")
         prices, given = body.get("prices"), {name: value for name, value in body.items() if name != "prices"}
         if prices is not None and not isinstance(prices, str):
-            raise BadRequest("prices: expected the text of a price list")
+            raise BadArgument("prices: expected the text of a price list")
         for name, value in given.items():
             texts = value if name == "label" and isinstance(value, list) else [value]
             if (name == "label" and not isinstance(value, list)) or not all(isinstance(each, str) for each in texts):
-                raise BadRequest(f"{name}: expected a text{'s list' if name == 'label' else ''}")
+                raise BadArgument(f"{name}: expected a text{'s list' if name == 'label' else ''}")
         return self.usage(given, prices)
 
     def status(self) -> dict[str, Any]:
@@ -99,7 +99,7 @@ class Api:
 
     def page(self, name: str, kind: str, given: Mapping[str, str], customer: Customer | None = None) -> dict[str, Any]:
         if unknown := given.keys() - {"limit", "after"}:
-            raise BadRequest(f"no such parameter: {min(unknown)}; expected limit, after")
+            raise BadArgument(f"no such parameter: {min(unknown)}; expected limit, after")
         limit, after = usage.limit(given.get("limit")), given.get("after")
         with self._database.snapshot() as database:
             return page_json(database, name, kind, limit, after, periods.scope_of(database, customer))
@@ -121,7 +121,7 @@ class Api:
 
     def adjust(self, body: Any) -> dict[str, Any]:
         if not isinstance(body, dict):
-            raise BadRequest("expected an object")
+            raise BadArgument("expected an object")
         now = self._now_ms()
         return self._wait(lambda store: adjust.adjust(store.database, body, now), "/v1/statements/next/corrections")
 
@@ -141,7 +141,7 @@ def page_json(
     if kind not in (*statements.KINDS, "focus") or (
         name == "next" and (kind in ("lines", "focus") or allowed != periods.EVERYBODY)
     ):
-        raise BadRequest(f"a statement has {', '.join(statements.KINDS)} and focus, and the next one no lines so far")
+        raise BadArgument(f"a statement has {', '.join(statements.KINDS)} and focus, and the next one no lines so far")
     if name == "next":
         return statements.page_json(database, None, kind, limit, after)
     found = periods.statement(database, usage.number("statement", name))
@@ -155,13 +155,13 @@ def page_json(
 def closing_terms(body: Any, own: Prices | None, source: str = "prices") -> tuple[int, Terms]:
     """When a period ends, and how it is closed. own: the ledger's list, for `priced`. source: a name of `prices`."""
     if not isinstance(body, dict) or body.keys() - set(_CLOSE_FIELDS) or not _text(body.get("to")):
-        raise BadRequest(f'expected {{"to": "2026-12-01"}}, and if wanted {", ".join(_CLOSE_FIELDS[1:])}')
+        raise BadArgument(f'expected {{"to": "2026-12-01"}}, and if wanted {", ".join(_CLOSE_FIELDS[1:])}')
     for name in ("time_zone", "user", "label", "prices"):
         if name in body and not _text(body[name]):
-            raise BadRequest(f"{name}: expected a text")
+            raise BadArgument(f"{name}: expected a text")
     for name in ("anyway", "priced", "allow_unpriced", "without_prices"):
         if not isinstance(body.get(name, False), bool):
-            raise BadRequest(f"{name} is true or false")
+            raise BadArgument(f"{name} is true or false")
     where = body.get("time_zone", "UTC")
     end = times.moment(body["to"], times.zone(where))
     prices = None
@@ -169,10 +169,10 @@ def closing_terms(body: Any, own: Prices | None, source: str = "prices") -> tupl
         prices = pricefile.parse(body["prices"], source)
     elif body.get("priced", False):
         if (prices := own) is None:
-            raise BadRequest("priced: there is no price list; start the ledger with --prices FILE, or give prices")
+            raise BadArgument("priced: there is no price list; start the ledger with --prices FILE, or give prices")
     without = body.get("without_prices", False)
     if without and prices is not None:
-        raise BadRequest("a statement is closed with prices or without_prices, not both")
+        raise BadArgument("a statement is closed with prices or without_prices, not both")
     customer = customer_from(body.get("user"), body.get("label"))
     return end, Terms(customer, where, body.get("anyway", False), prices, body.get("allow_unpriced", False), without)
 
@@ -184,12 +184,12 @@ def _text(value: Any) -> bool:
 def customer_from(user: str | None, label: str | None) -> Customer | None:
     """label: NAME=VALUE."""
     if user is not None and label is not None:
-        raise BadRequest("a customer is a user or a label's value, not both")
+        raise BadArgument("a customer is a user or a label's value, not both")
     if label is None:
         return None if user is None else Customer(None, user)
     name, equals, value = label.partition("=")
     if not equals or not value or not labels.is_name(name):
-        raise BadRequest(f"label {label!r}: expected NAME=VALUE")
+        raise BadArgument(f"label {label!r}: expected NAME=VALUE")
     return Customer(name, value)
 
 
@@ -217,7 +217,10 @@ def customers(text: str, source: str) -> dict[str, Customer]:
     for number, table in enumerate(tables if isinstance(tables, list) else [None], 1):
         if not isinstance(table, dict) or table.keys() - {"token", "user", "label"} or not _text(table.get("token")):
             raise BadRequest(f"{source}: [[customer]] {number}: expected token, and user or label")
-        customer = customer_from(table.get("user"), table.get("label"))
+        try:
+            customer = customer_from(table.get("user"), table.get("label"))
+        except BadRequest:
+            customer = None
         if customer is None or table["token"] in found:
             raise BadRequest(f"{source}: [[customer]] {number}: expected user or label, and a token of its own")
         found[table["token"]] = customer

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.processor.create import create
-from tokenometer.processor.ledger.values import BadRequest, LedgerError
+from tokenometer.processor.ledger.values import BadArgument, LedgerError
 from tokenometer.schemas.usage import COUNTERS, FURTHER, TOTAL
 
 _COUNTS = (*COUNTERS, TOTAL, *FURTHER, "unpriced_tokens", "uncosted_tokens", "price_line")
@@ -20,6 +20,8 @@ _MONEY = (
     "revenue", "chip_cost", "amount", "BilledCost", "ContractedCost", "EffectiveCost", "ListCost", "ListUnitPrice",
     "ContractedUnitPrice", "PricingQuantity", "ConsumedQuantity",
 )  # fmt: skip
+_CSV, _PARQUET = (".csv", ".csv.gz", ".csv.zst"), ".parquet"
+_NDJSON = (".ndjson", ".jsonl", ".ndjson.gz", ".ndjson.zst")
 _MONEY_TYPE = pa.decimal128(38, 18)  # a price has twelve digits after the point, and is for a million
 # What a spreadsheet takes for the beginning of a formula, in the wide forms of East Asian keyboards too.
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
@@ -66,27 +68,32 @@ def further_of(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [name for name in FURTHER if name in named]
 
 
+def check_name(name: str) -> None:
+    """Raises BadArgument where the suffix names no format."""
+    if not name.endswith((*_CSV, *_NDJSON, _PARQUET)):
+        raise BadArgument(f"{name}: expected a name that ends in .csv, .ndjson, .jsonl or .parquet")
+
+
 def write(pages: Iterable[Sequence[Mapping[str, Any]]], columns: Sequence[str], name: str, force: bool) -> int:
     """To a file whose suffix names the format; it is there as a whole or not at all. How many rows."""
+    check_name(name)
     count = 0
-    if name.endswith((".csv", ".csv.gz", ".csv.zst")):
+    if name.endswith(_CSV):
         with create(name, force) as file:
             for number, rows in enumerate(pages):
                 file.write(csv_text(rows, columns, header=number == 0).encode())
                 count += len(rows)
-    elif name.endswith((".ndjson", ".jsonl", ".ndjson.gz", ".ndjson.zst")):
+    elif name.endswith(_NDJSON):
         with create(name, force) as file:
             for rows in pages:
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
                 count += len(rows)
-    elif name.endswith(".parquet"):
+    else:
         schema = _schema(columns)
         with create(name, force) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
             for rows in pages:
                 writer.write_table(_table(rows, schema))
                 count += len(rows)
-    else:
-        raise BadRequest(f"{name}: expected a name that ends in .csv, .ndjson, .jsonl or .parquet")
     return count
 
 

@@ -1,7 +1,7 @@
 """Which database a name means, and who may open it. The databases do not import this file."""
 
 from tokenometer.processor.ledger.database import POSTGRES_SCHEMES, Database, shown
-from tokenometer.processor.ledger.values import BadRequest
+from tokenometer.processor.ledger.values import BadArgument
 
 
 def open_database(name: str, writer: bool) -> Database:
@@ -11,7 +11,7 @@ def open_database(name: str, writer: bool) -> Database:
 
         return PostgresDatabase(name, writer)
     if "://" in name:
-        raise BadRequest(f"{shown(name)}: expected postgresql://... or the name of a file")
+        raise BadArgument(f"{shown(name)}: expected postgresql://... or the name of a file")
     from tokenometer.processor.ledger.duck import DuckDatabase
 
     return DuckDatabase(name, writer)

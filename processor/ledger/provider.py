@@ -34,6 +34,7 @@ from tokenometer.processor.ledger.database import COUNTS, Database
 from tokenometer.processor.ledger.values import LedgerError
 
 _DAY = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ].*)?", re.ASCII)
+_ZONE = re.compile(r"\d(?: ?(?P<utc>Z|UTC)| ?(?P<offset>[+-]\d\d(?::?\d\d)?))$", re.ASCII)  # PostgreSQL leaves out :00
 _SECONDS = re.compile(r"\d{9,11}", re.ASCII)
 Key = tuple[str, str]  # day, model
 
@@ -174,9 +175,11 @@ def _day(text: str | None, where: str) -> str:
         if _SECONDS.fullmatch(given):
             return (datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=int(given))).date().isoformat()
         if match := _DAY.fullmatch(given):
-            if "T" in given and (given.endswith("Z") or re.search(r"[+-]\d\d:\d\d$", given)):
-                return datetime.fromisoformat(given).astimezone(UTC).date().isoformat()
-            return date.fromisoformat(match[1]).isoformat()
+            zone = _ZONE.search(given) if len(given) > len(match[1]) else None
+            if zone is None:
+                return date.fromisoformat(match[1]).isoformat()
+            moment = datetime.fromisoformat(given[: zone.start() + 1] + (zone["offset"] or "+00:00"))
+            return moment.astimezone(UTC).date().isoformat()
     except ValueError:
         pass
     raise ExportUnreadable(f"{where}: {given[:40]!r} is no day: expected a date, RFC 3339, or seconds since 1970")
@@ -227,7 +230,8 @@ def layout_of(name: str) -> Layout:
 
 
 def compare(database: Database, export: Export, only: Mapping[str, Any]) -> Iterator[ExportDifference]:
-    """For each day and model of the days that the export has; in order. only: as `usage` takes user and label."""
+    """For each day and model from the export's first day to its last, whether it has the days between or not: who has
+    billed nothing of a day writes no row. In order. only: as `usage` takes user and label."""
     days = sorted({day for day, _ in export.sums})
     if not days:
         return
@@ -242,8 +246,7 @@ def compare(database: Database, export: Export, only: Mapping[str, Any]) -> Iter
             ours[row["begin"][:10], row["model"]] = row
         if (after := page["next"]) is None:
             break
-    present = set(days)
-    for key in sorted({*export.sums, *(key for key in ours if key[0] in present)}):
+    for key in sorted({*export.sums, *ours}):
         for counter in export.layout.compared:
             theirs, own = export.sums.get(key, {}).get(counter, 0), ours.get(key, {}).get(counter, 0)
             if theirs != own:

@@ -8,7 +8,7 @@ import re
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from tokenometer.processor.ledger.values import BadRequest
+from tokenometer.processor.ledger.values import BadArgument
 
 UNITS = ("hour", "day", "month", "total")
 BUCKETS_MAX = 10_000  # more than a year of hours; a bucket is a branch of a statement
@@ -24,7 +24,7 @@ def zone(name: str) -> tzinfo:
     try:
         return ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise BadRequest(f"{name}: no such time zone; expected a name such as UTC or Europe/Berlin") from None
+        raise BadArgument(f"{name}: no such time zone; expected a name such as UTC or Europe/Berlin") from None
 
 
 def moment(text: str, where: tzinfo) -> int:
@@ -35,7 +35,7 @@ def moment(text: str, where: tzinfo) -> int:
             return found
     except (ValueError, OverflowError):
         pass
-    raise BadRequest(
+    raise BadArgument(
         f"{text!r} is not a moment: expected a date (2026-11-01), or a time with its offset (2026-11-01T00:00:00+01:00)"
     )
 
@@ -72,7 +72,7 @@ def bounds(begin: int, end: int, unit: str, where: tzinfo) -> list[int]:
     while unit != "total" and (following := _next(found[-1], unit, where)) < end:
         found.append(following)
         if len(found) > BUCKETS_MAX:
-            raise BadRequest(f"more than {BUCKETS_MAX:,} {unit}s: ask for a shorter time")
+            raise BadArgument(f"more than {BUCKETS_MAX:,} {unit}s: ask for a shorter time")
     return found
 
 
@@ -86,7 +86,7 @@ def _next(ms: int, unit: str, where: tzinfo) -> int:
             return _midnight((local.date().replace(day=1) + timedelta(days=32)).replace(day=1), where)
         return _next_hour(ms, local, where)
     except OverflowError:
-        raise BadRequest("the year 9999 is the last one") from None
+        raise BadArgument("the year 9999 is the last one") from None
 
 
 def _next_hour(ms: int, local: datetime, where: tzinfo) -> int:

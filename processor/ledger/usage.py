@@ -20,7 +20,7 @@ from typing import Any
 from tokenometer.processor.ledger import labels, labelsets, times
 from tokenometer.processor.ledger.database import COUNTS, KEY, Database
 from tokenometer.processor.ledger.prices import Prices, maybe_text
-from tokenometer.processor.ledger.values import BadRequest
+from tokenometer.processor.ledger.values import BadArgument
 from tokenometer.schemas.usage import COUNTERS, FURTHER, PARENTS, TOKENS, Usage
 
 DIMENSIONS = labels.DIMENSIONS
@@ -87,16 +87,16 @@ class Answer:
 
 
 def parse(given: Given) -> Query:
-    """Of the parameters of a request. Raises BadRequest."""
+    """Of the parameters of a request. Raises BadArgument."""
     if unknown := given.keys() - set(_PARAMETERS):
-        raise BadRequest(f"no such parameter: {min(unknown)}; expected {', '.join(_PARAMETERS)}")
+        raise BadArgument(f"no such parameter: {min(unknown)}; expected {', '.join(_PARAMETERS)}")
     where = times.zone(given.get("time_zone", "UTC"))
     for name in ("from", "to"):
         if name not in given:
-            raise BadRequest(f"{name} is missing: a date (2026-11-01), or a time with its offset")
+            raise BadArgument(f"{name} is missing: a date (2026-11-01), or a time with its offset")
     begin, end = times.moment(given["from"], where), times.moment(given["to"], where)
     if begin >= end:
-        raise BadRequest(f"from {given['from']} to {given['to']} is no time: to is the first moment that is not in it")
+        raise BadArgument(f"from {given['from']} to {given['to']} is no time: to is the first moment that is not in it")
     query = Query(
         begin,
         end,
@@ -111,13 +111,13 @@ def parse(given: Given) -> Query:
         further=_one_of("further", given.get("further", "false"), ("true", "false")) == "true",
     )
     if query.top is not None and (query.window != "total" or not query.group_by or "after" in given):
-        raise BadRequest("top wants something to group by, the window total, and no after")
+        raise BadArgument("top wants something to group by, the window total, and no after")
     return dataclasses.replace(query, after=_cursor(given["after"], query)) if "after" in given else query
 
 
 def _one_of(name: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
-        raise BadRequest(f"{name} {value!r}: expected {', '.join(known)}")
+        raise BadArgument(f"{name} {value!r}: expected {', '.join(known)}")
     return value
 
 
@@ -125,7 +125,7 @@ def _group_by(text: str) -> tuple[str, ...]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     for name in names:
         if name not in DIMENSIONS and not labels.is_name(name):
-            raise BadRequest(f"group_by {name!r}: expected {', '.join(DIMENSIONS)} or the name of a label")
+            raise BadArgument(f"group_by {name!r}: expected {', '.join(DIMENSIONS)} or the name of a label")
     known = [name for name in DIMENSIONS if name in names]
     return (*known, *(name for name in names if name not in DIMENSIONS))
 
@@ -135,9 +135,9 @@ def _labels(texts: Sequence[str]) -> dict[str, str]:
     for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not labels.is_name(name):
-            raise BadRequest(f"label {text!r}: expected NAME=VALUE, or NAME= for what has no such label")
+            raise BadArgument(f"label {text!r}: expected NAME=VALUE, or NAME= for what has no such label")
         if name in found:
-            raise BadRequest(f"label {name} is given twice")
+            raise BadArgument(f"label {name} is given twice")
         found[name] = value
     return found
 
@@ -148,7 +148,7 @@ def limit(text: str | None) -> int:
 
 def number(name: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:9]) <= LIMIT_MAX and len(text) < 9):
-        raise BadRequest(f"{name} {text!r}: expected a number from 1 to {LIMIT_MAX:,}")
+        raise BadArgument(f"{name} {text!r}: expected a number from 1 to {LIMIT_MAX:,}")
     return int(text)
 
 
@@ -167,13 +167,13 @@ def decode_cursor(text: str, numbers: int, names: int) -> tuple[Any, ...]:
             raise ValueError
         return (*moments, *map(bytes.fromhex, hex_names))
     except (ValueError, TypeError, RecursionError, binascii.Error):
-        raise BadRequest("after is not the next of an answer to the same question") from None
+        raise BadArgument("after is not the next of an answer to the same question") from None
 
 
 def _cursor(text: str, query: Query) -> tuple[Any, ...]:
     key = decode_cursor(text, 1, len(query.group_by))
     if not query.begin <= key[0] < query.end:
-        raise BadRequest("after is not the next of an answer to the same question")
+        raise BadArgument("after is not the next of an answer to the same question")
     return key
 
 
@@ -183,7 +183,7 @@ def _cursor(text: str, query: Query) -> tuple[Any, ...]:
 def answer(database: Database, query: Query, prices: Prices | None = None) -> Answer:
     """`database`: a snapshot."""
     if query.priced and prices is None:
-        raise BadRequest("priced: there is no price list; start the ledger, or ask, with --prices FILE")
+        raise BadArgument("priced: there is no price list; start the ledger, or ask, with --prices FILE")
     found = watermark(database)
     buckets = times.bounds(query.begin, query.end, query.window, query.where)
     ends = dict(zip(buckets, [*buckets[1:], query.end], strict=True))
@@ -382,7 +382,7 @@ def _encoded(value: str) -> bytes:
     try:
         return value.encode()
     except UnicodeEncodeError:
-        raise BadRequest(f"{value!r} is not a text in UTF-8") from None
+        raise BadArgument(f"{value!r} is not a text in UTF-8") from None
 
 
 # --- How far the rows are complete ---

@@ -32,6 +32,12 @@ class BadRequest(LedgerError):
     """What was asked for is wrong; it is the asker's to mend."""
 
 
+class BadArgument(BadRequest):
+    """What was asked for is wrong, whatever the ledger holds."""
+
+    exit_status = 2  # as other wrong arguments of a command
+
+
 class DatabaseError(LedgerError):
     """The database refuses or is not there."""
 

@@ -1,24 +1,31 @@
 """Engines as commands and the Python interface make them: on a device, sized by its memory, with the referee beside."""
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from tokenometer.kernels.engine import Engine, Limits
+from tokenometer.kernels.room import fitted
 from tokenometer.kernels.target import Target, open_target
 from tokenometer.processor.records.referee import Referee
+from tokenometer.schemas.mapping import Mapping as Format
 
 _REPLAY_WINDOWS = 1 << 13  # slots for windows, 16 KB each when used: a part holds four days of minutes
 _CUDA_MEMORY_MAX = 16 << 30  # larger tables must be asked for
 
 
-def make_engine(device: str, memory: int | None, batch_bytes: int | None = None, **settings: Any) -> Engine:
-    """An engine on the wanted device, with a hash secret of its own. settings: those of `Engine`."""
+def make_engine(
+    device: str, memory: int | None, mappings: Sequence[Format], batch_bytes: int | None = None, **settings: Any
+) -> Engine:
+    """An engine on the wanted device, with a hash secret of its own. mappings: what it will read; batches are as large
+    as these allow, unless their size is given. settings: those of `Engine`."""
     target = open_target(device)
     hash_secret = [secrets.randbits(64) for _ in range(8)]
     sizes = limits(target, memory)
-    if batch_bytes is not None:
+    if batch_bytes is None:
+        sizes = fitted(sizes, mappings)
+    else:
         arena_bytes = max(sizes.arena_bytes, 3 * batch_bytes)
         sizes = replace(sizes, batch_bytes=batch_bytes, arena_bytes=arena_bytes)
     return Engine(target, _referee(settings), secret=hash_secret, limits=sizes, **settings)

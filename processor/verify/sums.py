@@ -13,6 +13,8 @@ they make duplicates of later ones, and are no more than that.
 The sums are exact: those of 64-bit integers are 128 bits wide here. Memory is bounded: what is more goes to the folder.
 """
 
+import glob
+import os
 from collections.abc import Iterator, Sequence
 from types import ModuleType, TracebackType
 from typing import TYPE_CHECKING, Any
@@ -41,6 +43,11 @@ from tokenometer.processor.verify.values import (
 if TYPE_CHECKING:
     import duckdb
 
+_SMALL_BYTES = 1 << 20  # of the files of a kind
+_TYPES = {
+    pa.int32(): "INTEGER", pa.int64(): "BIGINT", pa.uint64(): "UBIGINT", pa.bool_(): "BOOLEAN", pa.string(): "VARCHAR",
+    pa.binary(): "BLOB",
+}  # fmt: skip
 _KEY = 'window_start, "user", model, chip, labels'
 _COUNTERS = (*COUNTERS, *FURTHER)
 _ALL = ", ".join(_COUNTERS)
@@ -72,6 +79,7 @@ _DUPLICATES = """
     )
     SELECT place, log_offset, line FROM placed WHERE (nth > 1 OR age > 0) AND NOT context
 """
+_NO_DUPLICATES = "CREATE TABLE duplicates (place INTEGER, log_offset BIGINT, line BIGINT)"
 # What a duplicate is compared with: the first record of its identity in the generation before, or else in its own.
 _SAID = f'window_start, "user", model, chip, prefill_chip, labels, {_ALL}'
 _CONFLICTS = f"""
@@ -92,6 +100,7 @@ _CONFLICTS = f"""
         AND before.request_id = s.request_id AND before.generation = s.generation - 1
     WHERE s.what IS DISTINCT FROM CASE WHEN before.place IS NULL THEN own.what ELSE before.what END
 """
+_NO_CONFLICTS = "CREATE TABLE conflicts (place INTEGER, log_offset BIGINT, line BIGINT)"
 # Where a mapping's repeats grow: what each record is ahead of the greatest counters of its identity, in the generation
 # before and so far in its own. The first one counts the request.
 _TOKENS = _COUNTERS[1:]
@@ -118,6 +127,12 @@ _GROWN = f"""
         AND before.request_id = w.request_id AND before.generation = w.generation - 1
     WHERE NOT w.context
 """  # fmt: skip
+_NONE_GROWN = f"""
+    CREATE TABLE grown (
+        place INTEGER, log_offset BIGINT, line BIGINT, first BOOLEAN,
+        {", ".join(f"{name} BIGINT" for name in _COUNTERS)}
+    )
+"""
 _NOTHING_ADDED = f"""
     INSERT INTO duplicates SELECT place, log_offset, line FROM grown
     WHERE NOT first AND {" AND ".join(f"{name} = 0" for name in _TOKENS)}
@@ -146,6 +161,7 @@ _EXPECTED = f"""
     )
     SELECT {_KEY}, {_SUMS} FROM booked GROUP BY {_KEY} HAVING sum(records) > 0
 """  # fmt: skip
+_AS_BOOKED = f"CREATE TABLE expected AS SELECT {_KEY}, {_SUMS} FROM sums GROUP BY {_KEY} HAVING sum(records) > 0"
 # A key always goes to one partition, so the highest offset there is the last word. Rows of one identity in two
 # partitions have no order: both are taken, and `misplaced_rows` says so.
 _LAST = f"""
@@ -203,16 +219,40 @@ class Sums:
         """agreed: rows that are not looked at here."""
         self._agreed, self._folder = agreed, folder
         self._database = _connect(folder, settings)
-        for kind in tasks.SCHEMAS:
-            tasks.write(folder, kind, -1, [])  # a kind without any messages is an empty table, too
-            files = f"{folder}/{kind}-*.parquet".replace("'", "''")
-            self._rows(f"CREATE VIEW {kind} AS SELECT * FROM read_parquet('{files}')")
+        sizes = [self._read(kind, schema) for kind, schema in tasks.SCHEMAS.items()]
+        if max(sizes) <= _SMALL_BYTES:
+            self._rows("PRAGMA disable_optimizer")  # which takes longer than a plan of any kind
         self._rows("CREATE TABLE places (place INTEGER, topic VARCHAR, partition BIGINT)")
         for number, place in enumerate(places):
             self._rows("INSERT INTO places VALUES (?, ?, ?)", [number, *place])
-        for statement in (_DUPLICATES, _CONFLICTS, _GROWN, _NOTHING_ADDED, _EXPECTED, _LAST, _FOUND, _DIFFERING):
-            self._rows(statement)
+        self._compare()
         self._rows(_DIFFERING_LETTERS, {"conflict_letters": settings.conflict_letters})
+
+    def _read(self, kind: str, schema: pa.Schema) -> int:
+        """Few rows are taken in, so that their files are read once; many stay where they are. Returns their bytes."""
+        files = glob.glob(f"{glob.escape(self._folder)}/{kind}-*.parquet")
+        if not files:
+            columns = ", ".join(f'"{column.name}" {_TYPES[column.type]}' for column in schema)
+            self._rows(f"CREATE TABLE {kind} ({columns})")
+            return 0
+        size = sum(map(os.path.getsize, files))
+        what = "TABLE" if size <= _SMALL_BYTES else "VIEW"
+        names = f"{self._folder}/{kind}-*.parquet".replace("'", "''")
+        self._rows(f"CREATE {what} {kind} AS SELECT * FROM read_parquet('{names}')")
+        return size
+
+    def _compare(self) -> None:
+        """A statement that would find nothing is not worth its planning, which takes longer than all of a small log."""
+        self._rows(_DUPLICATES if self.count("records") else _NO_DUPLICATES)
+        self._rows(_CONFLICTS if self.count("duplicates") else _NO_CONFLICTS)
+        if self.count("records WHERE grows"):
+            self._rows(_GROWN)
+            self._rows(_NOTHING_ADDED)
+        else:
+            self._rows(_NONE_GROWN)
+        is_as_booked = self.count("duplicates") == self.count("grown") == 0
+        for statement in (_AS_BOOKED if is_as_booked else _EXPECTED, _LAST, _FOUND, _DIFFERING):
+            self._rows(statement)
 
     def __enter__(self) -> "Sums":
         return self

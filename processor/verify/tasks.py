@@ -138,8 +138,8 @@ class LetterResult(NamedTuple):
 
 
 def write(folder: str, kind: str, number: int, rows: Sequence[Sequence[Any]]) -> None:
-    """Writes rows as one file. No rows make an empty file, so that there is one to read."""
-    _write(folder, kind, number, list(zip(*rows, strict=True)) if rows else [()] * len(SCHEMAS[kind]))
+    """Writes rows as one file."""
+    _write(folder, kind, number, list(zip(*rows, strict=True)))
 
 
 def write_repeated(

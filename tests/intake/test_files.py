@@ -1,8 +1,14 @@
 """Files whose values are no plain lines, in `replay`: keys, headers, and dead letters of large values."""
 
+import datetime
+from decimal import Decimal
+
 import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+import tokenometer
 from tests import harness
 from tokenometer.processor.files import decoded
 from tokenometer.processor.files.logs import LogError
@@ -68,3 +74,62 @@ def test_cells_that_are_numbers_are_counts_and_times_and_a_user_keeps_its_zeros(
 def test_a_column_that_is_there_twice_is_an_error_that_names_it(tmp_path) -> None:
     with pytest.raises(LogError, match="log.csv: the column in is there twice"):
         rows_of(tmp_path, b"user,in,in\nu,1,2\n")
+
+
+# --- Tables whose columns have other types than JSON ---
+
+USUAL = {"request_id": ["a", "b"], "timestamp": [1795453500123] * 2, "user": ["alice", "bob"], "model": ["m", "m"],
+         "chip": ["H100", "H100"], "input_tokens": [10, 20], "output_tokens": [3, 4]}  # fmt: skip
+
+
+def table(**columns) -> pa.Table:
+    return pa.table(USUAL | columns)
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(5), pa.binary_view()])
+@pytest.mark.parametrize("written", [False, True])
+def test_texts_that_are_stored_as_bytes_are_texts(kind, written, tmp_path) -> None:
+    log: object = table(user=pa.array([b"alice", "bobü".encode()], kind))
+    if written:
+        if kind == pa.binary_view():
+            pytest.skip("pyarrow writes no such column")
+        pq.write_table(log, tmp_path / "log.parquet")
+        log = str(tmp_path / "log.parquet")
+    usage = tokenometer.meter(log)
+    assert sorted(usage.table["user"].to_pylist()) == ["alice", "bobü"] and usage.rejects.num_rows == 0
+
+
+def test_bytes_that_are_no_text_are_no_name() -> None:
+    usage = tokenometer.meter(table(user=pa.array([b"alice", b"\xff\xfe"], pa.binary())))
+    assert usage.table["user"].to_pylist() == ["alice"]
+    assert usage.rejects.select(["reason", "field"]).to_pylist() == [{"reason": "wrong_type", "field": "user"}]
+    assert tokenometer.meter(table(image=pa.array([b"\xff", None], pa.binary()))).rejects.num_rows == 0
+
+
+def test_decimals_are_numbers_to_the_last_digit() -> None:
+    counts = [Decimal("1099511627775"), Decimal("20.5")]
+    usage = tokenometer.meter(table(input_tokens=pa.array(counts, pa.decimal128(20, 1))))
+    assert usage.rejects.select(["reason", "field"]).to_pylist() == [{"reason": "wrong_type", "field": "input_tokens"}]
+    assert usage.table["input_tokens"].to_pylist() == [1099511627775]
+    rows = decoded.object_rows("log", table(cost=pa.array([Decimal("0.1"), None], pa.decimal128(30, 25))).to_batches())
+    assert [value.data.partition(b'"cost":')[2] for value in rows] == [b"0.1000000000000000000000000}", b"null}"]
+    whole = tokenometer.meter(table(input_tokens=pa.array([Decimal(10), Decimal(20)], pa.decimal128(20, 0))))
+    assert whole.table["input_tokens"].to_pylist() == [10, 20]
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.timestamp("us", "UTC"), pa.timestamp("ns", "UTC"), pa.timestamp("ms", "Asia/Tokyo")]
+)
+def test_times_of_a_table_are_times(kind) -> None:
+    moments = [datetime.datetime(2026, 11, 23, 12, minute, 59, 123000, datetime.UTC) for minute in (5, 6)]
+    usage = tokenometer.meter(table(timestamp=pa.array(moments, kind)))
+    assert [row.minute for row in usage.table["window_start"].to_pylist()] == [5, 6]
+
+
+def test_two_columns_of_one_name_are_an_error_that_names_it(tmp_path) -> None:
+    twice = table().append_column("user", pa.array(["x", "y"]))
+    with pytest.raises(tokenometer.TokenometerError, match="the column user is there twice"):
+        tokenometer.meter(twice)
+    pq.write_table(twice, tmp_path / "log.parquet")
+    with pytest.raises(tokenometer.TokenometerError, match="log.parquet: the column user is there twice"):
+        tokenometer.meter(str(tmp_path / "log.parquet"))

@@ -29,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from tests import forked
 from tokenometer.processor.broker import Column
 
 POINTS = ("before produce", "mid-produce", "produced", "offsets sent", "commit sent", "committed")
@@ -80,7 +81,7 @@ class MeterProcess:
         self._may_end = False
         self._news = threading.Condition()
         self._errors = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
+        self._process = forked.Popen(
             [sys.executable, "-m", "tests.kafka.meter_process", json.dumps(asdict(spec))],
             stdin=subprocess.PIPE,  # its end tells the child that we are gone
             stdout=subprocess.PIPE,

@@ -1,13 +1,13 @@
 """`tokenometer meter` as a process, and what it tells of itself over HTTP."""
 
 import pathlib
-import subprocess
 import sys
 import urllib.error
 import urllib.request
 
 import orjson
 
+from tests import forked
 from tests.kafka.stream import Stream
 from tests.kafka_server import free_ports
 
@@ -17,7 +17,7 @@ class Service:
         self.port, self._log = free_ports()[0], log
         usage, live, rejected = stream.outputs
         with log.open("wb") as out:
-            self.process = subprocess.Popen(
+            self.process = forked.Popen(
                 [
                     sys.executable, "-m", "tokenometer.processor.cli", "meter",
                     "--bootstrap", bootstrap or stream.bootstrap, "--group", stream.group,

@@ -21,7 +21,7 @@ from confluent_kafka.admin import (
     ResourceType,
 )
 
-from tests import streams
+from tests import forked, streams
 from tests.kafka_server import ENVIRONMENT, KafkaServer, KafkaToolMissing, free_ports
 from tokenometer.processor.broker import Broker, Position
 from tokenometer.processor.broker.kafka import KafkaBroker
@@ -102,7 +102,7 @@ class Secure:
             "sasl.password": f"secret-of-{name}",
         }  # fmt: skip
         client = [text for item in settings.items() for text in ("--kafka", "=".join(item))]
-        return subprocess.Popen(
+        return forked.Popen(
             [sys.executable, "-m", "tokenometer.processor.cli", name, "--bootstrap", f"127.0.0.1:{self.port}", *client]
             + list(arguments),
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

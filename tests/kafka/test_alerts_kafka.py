@@ -15,7 +15,7 @@ from urllib.request import urlopen
 import orjson
 import pytest
 
-from tests import streams
+from tests import forked, streams
 from tests.kafka.meter_process import POINTS, Trip
 from tests.kafka.stream import PATIENCE_SECONDS, SMALL, Stream, eventually
 from tests.kafka_server import free_ports
@@ -26,7 +26,7 @@ from tokenometer.processor.alerts import rulefile
 pytestmark = pytest.mark.kafka
 
 KILLS = 4
-SEED_ENVIRONMENT = "TOKENOMETER_ALERTS_SEED"
+SEED_ENVIRONMENT = "TOKENOMETER_TEST_ALERTS_SEED"
 # The stream's records are of yesterday, so their months and, in the farthest zone, their hours may be over.
 RULES = """
 prices = "prices.toml"
@@ -66,7 +66,7 @@ class AlertsProcess:
             "log-format": "text",
         }  # fmt: skip
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
-        self.process = subprocess.Popen(
+        self.process = forked.Popen(
             [sys.executable, "-m", "tokenometer.processor.cli", "alerts", str(rules), "--create-topics", *arguments],
             stdout=subprocess.DEVNULL, stderr=self._errors,
         )  # fmt: skip

@@ -122,7 +122,7 @@ def test_from_the_stack_to_the_dashboard_an_alert_the_bill_and_the_audit(home: p
     assert ask("/api/about")["prices"] and ask("/api/cost?model=gpt-4o-mini")["revenue"] is not None
     users = ask("/api/users?model=gpt-4o-mini")
     assert users["source"] == "ledger" and users["rows"][0]["revenue"] is not None and users["currency"] == "USD"
-    assert "gpt-4o-mini" in billed and '"statement": 1' in billed and "0 lines that differ" in billed
+    assert "gpt-4o-mini" in billed and "Statement 1: " in billed and "0 lines that differ" in billed
 
     [audit] = re.findall(r"^  (tokenometer verify .*)$", live.said, re.MULTILINE)
     assert "accounted for exactly" in sh(f". .venv/bin/activate\n{audit}", home, live)

@@ -17,7 +17,7 @@ import orjson
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from tests import books, harness, streams
+from tests import books, forked, harness, streams
 from tests.kafka.meter_process import POINTS, Trip
 from tests.kafka.stream import PATIENCE_SECONDS, SMALL, Stream, eventually, text_of
 from tests.kafka_server import KafkaServer, free_ports
@@ -29,7 +29,7 @@ from tokenometer.processor.ledger.parts import DISPUTED, MERGED
 pytestmark = pytest.mark.kafka
 
 KILLS = 8
-SEED_ENVIRONMENT = "TOKENOMETER_LEDGER_SEED"
+SEED_ENVIRONMENT = "TOKENOMETER_TEST_LEDGER_SEED"
 
 
 LABELLED_TEXT = (
@@ -68,7 +68,7 @@ class LedgerProcess:
             "listen": f"127.0.0.1:{self.port}", "linger": "0.1", "log-format": "text",
         }  # fmt: skip
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
-        self.process = subprocess.Popen(
+        self.process = forked.Popen(
             [
                 sys.executable,
                 "-c",

@@ -9,7 +9,6 @@ import os
 import pathlib
 import random
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
@@ -19,7 +18,7 @@ import orjson
 import pytest
 from confluent_kafka.admin import AdminClient, NewPartitions
 
-from tests import bad_input, oracle, streams
+from tests import bad_input, forked, oracle, streams
 from tests.kafka.meter_process import POINTS, REVOKED, MeterProcess, Trip
 from tests.kafka.stream import CLIENT, HASTY, PATIENCE_SECONDS, SETTINGS, SMALL, Stream, eventually, key_of, text_of
 from tests.kafka_server import KafkaServer, free_ports
@@ -325,7 +324,7 @@ def test_the_command(make_stream: Callable[..., Stream], tmp_path: pathlib.Path)
     stream.append(stream.lines(1_000))
     arguments = ["--config", f"{tmp_path}/meter.toml", "--create-topics", "2", "--listen", f"127.0.0.1:{port}"]
     with (tmp_path / "log").open("wb") as log:
-        meter = subprocess.Popen(
+        meter = forked.Popen(
             [sys.executable, "-m", "tokenometer.processor.cli", "meter", *arguments],
             env={**os.environ, "TOKENOMETER_METER_GROUP": stream.group},
             stdout=log,

@@ -6,7 +6,6 @@ The page itself notes all that it shows, so that nothing passes between two look
 import pathlib
 import re
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from selenium import webdriver
 
+from tests import forked
 from tests.kafka.service import Service
 from tests.kafka.stream import PATIENCE_SECONDS, Stream, eventually
 from tests.kafka_server import free_ports
@@ -41,7 +41,7 @@ class Rollup:
     def __init__(self, stream: Stream, log: pathlib.Path) -> None:
         self.port, self._log = free_ports()[0], log
         with log.open("wb") as out:
-            self.process = subprocess.Popen(
+            self.process = forked.Popen(
                 [
                     sys.executable, "-m", "tokenometer.processor.cli", "rollup", "--bootstrap", stream.bootstrap,
                     "--app", f"{stream.group}-rollup", "--live-topic", stream.outputs[1], "--create-topics",

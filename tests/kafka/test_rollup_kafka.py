@@ -10,7 +10,6 @@ import json
 import os
 import random
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import pytest
 from confluent_kafka import Producer
 
+from tests import forked
 from tests.kafka.stream import Stream
 from tests.kafka_server import KafkaServer
 from tests.summaries import Fleet
@@ -50,7 +50,7 @@ class Worker:
             "--bootstrap", bootstrap, "--app", app, "--live-topic", live, "--totals-topic", totals,
             "--create-topics", "--listen", "", "--session-timeout", str(SESSION_SECONDS),
         ]  # fmt: skip
-        self.process = subprocess.Popen(command, stdout=self._errors, stderr=self._errors)
+        self.process = forked.Popen(command, stdout=self._errors, stderr=self._errors)
 
     def send(self, number: int) -> None:
         self.process.send_signal(number)

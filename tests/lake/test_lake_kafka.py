@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from tests import harness, streams
+from tests import forked, harness, streams
 from tests.kafka.meter_process import POINTS, Trip
 from tests.kafka.stream import PATIENCE_SECONDS, SMALL, Stream, eventually
 from tests.lake import lakes
@@ -19,7 +19,7 @@ from tests.lake import lakes
 pytestmark = pytest.mark.kafka
 
 KILLS = 6
-SEED_ENVIRONMENT = "TOKENOMETER_LAKE_SEED"
+SEED_ENVIRONMENT = "TOKENOMETER_TEST_LAKE_SEED"
 HASTE = {"session.timeout.ms": "6000", "transaction.timeout.ms": "4000", "heartbeat.interval.ms": "500"}
 
 
@@ -37,7 +37,7 @@ class LakeProcess:
         arguments = [text for name, value in settings.items() for text in (f"--{name}", value)]
         arguments += [text for name, value in HASTE.items() for text in ("--kafka", f"{name}={value}")]
         program = "from tokenometer.processor.cli.__main__ import main; main()"
-        self.process = subprocess.Popen(
+        self.process = forked.Popen(
             [sys.executable, "-c", program, "lake", *arguments, *more], stdout=subprocess.PIPE, stderr=self._errors
         )
 

@@ -39,6 +39,7 @@ from tokenometer.processor.broker.kafka.settings import (
     DEFAULTS,
     FETCH,
     READY_SECONDS,
+    Said,
     log,
     make,
     principal_of,
@@ -100,6 +101,7 @@ class KafkaConsumer:
             principal_of(settings), topic=f"READ on the topics {', '.join(topics)}", group=f"READ on the group {group}"
         )
         self.last_error: str | None = None
+        self._said = Said()
         self._listener, self._beside = listener, beside
         self._topic = topics[0] if len(topics) == 1 else None
         self._next: dict[Place, int] = {}  # what is assigned, and the lowest offset that may come next
@@ -430,7 +432,8 @@ class KafkaConsumer:
 
     def _note(self, text: str) -> None:
         self.last_error = text
-        log.warning("%s", text)
+        if not self._said.again(text):
+            log.warning("%s", text)
 
     def _guard(self, action: Callable[..., None], *arguments: Any) -> None:
         try:

@@ -139,26 +139,35 @@ def make(kind: Callable[..., _T], settings: Mapping[str, Any]) -> _T:
         raise Refused(f"librdkafka settings: {error}") from None
 
 
-class _Lines:
-    """Takes a client's log lines. While a broker is away the same line comes many times a second; once is enough."""
+class Said:
+    """Which lines were logged a moment ago: while a broker is away the same one comes many times a second."""
 
     def __init__(self) -> None:
         self._said: dict[str, float] = {}
 
-    def log(self, level: int, form: str, *arguments: Any) -> None:
-        text = form % arguments
-        # Every client is given all settings.
-        if "will be ignored by this" in text:
-            return
+    def again(self, text: str) -> bool:
         # "... (after 0ms in state CONNECT, 30 identical error(s) suppressed)"
         core = text.split("(after ")[0]
         now = time.monotonic()
         if now - self._said.get(core, -_REPEAT_SECONDS) < _REPEAT_SECONDS:
-            return
+            return True
         if len(self._said) > 100:
             self._said.clear()
         self._said[core] = now
-        log.log(level, "%s", text)
+        return False
+
+
+class _Lines:
+    """Takes a client's log lines."""
+
+    def __init__(self) -> None:
+        self._said = Said()
+
+    def log(self, level: int, form: str, *arguments: Any) -> None:
+        text = form % arguments
+        # Every client is given all settings.
+        if "will be ignored by this" not in text and not self._said.again(text):
+            log.log(level, "%s", text)
 
 
 def classic(settings: Mapping[str, Any]) -> dict[str, Any]:

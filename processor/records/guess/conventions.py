@@ -32,6 +32,8 @@ from tokenometer.schemas.usage import PARENTS
 _WORD = {False: "inclusive", True: "additive"}
 _WAYS = list(product((False, True), repeat=3))  # of PARTS, all inside first
 _UNFIT_MAX = 0.1  # of the totals: more, and they are something else than input + output
+# Of the records with a part, of one provider and model: fewer are broken records, and prove nothing.
+_PROOF_MIN, _PROOFS_MIN, _MANY = 0.02, 3, 100
 _CLAUDE = re.compile("claude|anthropic")
 _PROVIDERS = ("provider_name", "provider", "custom_llm_provider", "vendor", "system", "llm_provider", "upstream")
 _MODELS = ("model", "model_name", "request_model", "response_model", "model_id")
@@ -156,12 +158,19 @@ class _Evidence:
     def decided(self, index: int) -> bool | None:
         return self.proven.get(index, self.named.get(index))
 
+    @property
+    def indexes(self) -> list[int]:
+        """Of all records where the part is not 0."""
+        return list(dict.fromkeys([*self.proven, *self.named, *self.open]))
+
 
 def decide(reading: Reading, sample: Sample, plan: GuessPlan) -> None:
     """Writes `..._are` of the plan."""
     amounts = keep_total(reading, sample, plan)
     evidence = {part: _evidence(part, reading, amounts) for part in PARTS}
     has_total = bool(reading.roles[TOTAL])
+    if not has_total:
+        _leave_out_broken(reading, sample, evidence, plan)
     _doubt_claude(reading, sample, evidence, has_total, plan)
     split = None if has_total else _split(reading, sample, evidence, plan)
     for name in (INPUT, OUTPUT):
@@ -197,6 +206,30 @@ def _evidence(part: str, reading: Reading, amounts: dict[int, Amounts]) -> _Evid
     return found
 
 
+def _leave_out_broken(reading: Reading, sample: Sample, evidence: dict[str, _Evidence], plan: GuessPlan) -> None:
+    """A part that is larger than its total shows that it is beside it, or that the record is broken. Where only a few
+    records of a provider and model show it, they are: one of ten thousand must not decide about the others."""
+    tellers = _tellers(sample)
+    for part, found in evidence.items():
+        groups: dict[tuple[Any, ...], list[int]] = {}
+        for index in found.indexes:
+            groups.setdefault(tuple(str(sample.at(path).get(index)) for path in tellers), []).append(index)
+        several = _PROOFS_MIN if len(found.indexes) >= _MANY else 1
+        broken = []
+        for members in groups.values():
+            proofs = [index for index in members if found.proven.get(index)]
+            if len(proofs) < max(several, _PROOF_MIN * len(members)):
+                broken += proofs
+        for index in broken:
+            del found.proven[index]
+            found.named.pop(index, None)
+        if broken:
+            paths = paths_text(each.path for each in reading.roles[part])
+            few = of_records(len(broken), len(found.indexes))
+            text = f"{paths} is larger than its total in {few}: so few are taken as broken, and rejected."
+            plan.doubt(part, f"{text} The first is record {min(broken) + 1}.")
+
+
 def _named(part: str, index: int, reading: Reading) -> bool | None:
     source, whole = reading.source(part, index), reading.source(PARENTS[part], index)
     if not source:
@@ -225,11 +258,12 @@ def _statement(part: str, evidence: _Evidence, reading: Reading, has_total: bool
     if not sources:
         return {"by_total": "inclusive"} if has_total else "inclusive"
     paths = paths_text(each.path for each in sources)
-    indexes = evidence.without_total if has_total else [*evidence.proven, *evidence.named, *evidence.open]
-    votes = Counter(side for index in dict.fromkeys(indexes) if (side := evidence.decided(index)) is not None)
+    indexes = evidence.without_total if has_total else evidence.indexes
+    votes = Counter(side for index in indexes if (side := evidence.decided(index)) is not None)
     named = {name for each in sources if (name := each.name.additive) is not None}
     fallback = named.pop() if len(named) == 1 else bool(evidence.named) and all(evidence.named.values())
-    default = votes.most_common(1)[0][0] if votes else fallback
+    heard = bool(votes) and votes.total() >= _PROOF_MIN * len(indexes)
+    default = votes.most_common(1)[0][0] if heard else fallback
     if len(votes) > 1:
         sides = f"beside its total in {votes[True]:,} records, inside it in {votes[False]:,}"
         plan.doubt(part, f"{paths} is {sides}; the mapping says {_WORD[default]}. Name a value that tells.")

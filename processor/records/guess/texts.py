@@ -13,6 +13,7 @@ from tokenometer.schemas.mapping_model import ID_BYTES_MAX, STRING_BYTES_MAX, Pa
 ALIASES_MAX = 3
 UNKNOWN = "unknown"
 _UNIQUE = 0.5  # ids that repeat more often than this name something larger than a request
+_RARE = 0.01  # of the records: what so few say is more often a broken record than a field
 
 # The ends of paths, the best first.
 _USERS = (
@@ -72,18 +73,27 @@ def _rank(leaf: Leaf, names: Sequence[str], field: str) -> int | None:
 
 
 def _ranked(sample: Sample, field: str, names: list[str], near: Path, read: set[int]) -> list[Leaf]:
-    """Leaves of the field's names that have a value in records that are counted; the best first."""
+    """Leaves of the field's names that have a value in records that are counted; the best first, and the rare last."""
     found = []
     for leaf in sample.leaves.values():
         place = _rank(leaf, names, field)
         texts = leaf.texts()
         here = texts.keys() & read
-        if place is None or not here or max(len(text.encode()) for text in texts.values()) > _bytes_max(field):
+        too_long = sum(len(text.encode()) > _bytes_max(field) for text in texts.values())
+        if place is None or not here or too_long > _RARE * len(texts):
             continue
+        rare = len(here) < _RARE * len(read)
         is_number = any(type(value) is int for value in leaf.values.values())
         close = -shared_keys(leaf.path[:-1], near) if field == "model" else 0
-        found.append(((is_number, close, place, len(leaf.path), leaf.path), leaf))
-    return [leaf for _, leaf in sorted(found, key=lambda each: each[0])]
+        found.append(((rare, is_number, close, place, len(leaf.path), leaf.path), leaf))
+    found.sort(key=lambda each: each[0])
+    usual = [leaf.path for (rare, *_), leaf in found if not rare]
+    return [leaf for (rare, *_), leaf in found if not (rare and any(_contain(leaf.path, path) for path in usual))]
+
+
+def _contain(one: Path, other: Path) -> bool:
+    """One of them is an object where the other is a value."""
+    return shared_keys(one, other) == min(len(one), len(other))
 
 
 def _bytes_max(field: str) -> int:

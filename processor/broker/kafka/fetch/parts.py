@@ -32,7 +32,7 @@ _LOOK_AGAIN = {  # who leads; by Kafka's code
     NOT_LEADER: "another broker leads it now",
     9: "its replica is away",
     56: "the broker's disk failed",
-    74: "its leader has changed",
+    74: "its leader was chosen anew",
     75: "its new leader has not heard of it yet",
     100: "the broker does not know the topic",
     103: "the broker does not know the topic by this id",
