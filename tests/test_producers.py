@@ -629,7 +629,11 @@ CASES: dict[str, tuple[str, list[dict[str, Any]], tuple[int, ...], int, dict[str
         span("6", scope="strands.telemetry.tracer", gen_ai__usage__total_tokens=9050,
              **BEDROCK | {"gen_ai__request__model": "gpt-5"}),
         span("7", gen_ai__provider__name="anthropic", **BEDROCK),
-    ), (4, 4 * 9000, 3 * 3962, 300, 200, 0), 0, {"refused": 3}),
+        *(span(f"{number}", scope="strands.telemetry.tracer", gen_ai__usage__total_tokens=9050,
+               **UNCACHED | {f"gen_ai__usage__cache_{kind}_input_tokens": 100})
+          for number, kind in ((8, "read"), (9, "write"))),
+        span("a", scope="strands.telemetry.tracer", gen_ai__usage__total_tokens=9050, **UNCACHED),
+    ), (5, 5 * 9000, 3 * 3962, 300, 250, 0), 0, {"refused": 5}),
     "agents without calls of their own are counted or refused": ("otlp", otlp(
         span("1", scope="openinference.instrumentation.claude_agent_sdk", openinference__span__kind="AGENT",
              llm__token_count__prompt=13_062, llm__token_count__completion=50, llm__token_count__total=13_112,
