@@ -219,6 +219,24 @@ def test_the_real_totals_of_synthetic_meters(page):
         assert_shows(page, feed.totals)
 
 
+def test_the_curve_is_of_commits_and_not_of_what_a_rollup_catches_up(page):
+    """Totals that jump were not counted in that second."""
+    feed = Feed()
+    whole = feed.totals["windows"]["since_start"]["tokens"]["total_tokens"]
+    label = "document.getElementById('curve').getAttribute('aria-label')"
+    with served(feed) as site:
+        page.open(site.url)
+        for second in range(8):
+            feed.totals = make(at_ms=totals_data.AT_MS + 1000 * second)
+            feed.totals["windows"]["since_start"]["tokens"]["total_tokens"] = whole + second * 10**17
+            page.until_shown(feed.totals)
+        most = show.si(max(feed._rate()["tokens_per_second"]))
+        page.until(
+            lambda: page.ask(label) == f"Tokens per second over the last ten minutes, at most {most}", "the curve"
+        )
+    assert not complaints(page)
+
+
 def test_before_the_first_summary(page):
     with served(Feed(nothing())) as site:
         page.open(site.url)

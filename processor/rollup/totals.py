@@ -12,7 +12,6 @@ sums are integers of whole windows, equal to those of the usage rows.
 """
 
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -23,6 +22,7 @@ from tokenometer.kernels.values import Bytes
 from tokenometer.processor.records import hyperloglog
 from tokenometer.processor.rollup.entries import AHEAD_MS, USERS_AGE_MS, Key, decode_registers, kept_from, read_usage
 from tokenometer.processor.rollup.meters import HOUR_MS, MINUTE_MS, MeterState, largest, merged
+from tokenometer.processor.rollup.rates import Rates
 from tokenometer.processor.rollup.summaries import FATES, RECORDS, CoveredPartition, PartSums
 from tokenometer.processor.rollup.tables import (
     EVERYTHING,
@@ -46,8 +46,6 @@ LATE_COMMITS, STALE_COMMITS = 2, 3  # a meter that missed so many is late, and i
 INTERVAL_MS = 1000  # of commits: none is expected more often
 STALE_MS = 12_000  # nor is any meter taken for dead before this: one that recovers from an error is late
 GONE_MS = DAY_MS  # a meter silent for so long is not shown any more; what it counted stays
-RATE_SPAN_MS = 60_000
-_RATE_SAMPLES_MAX = 600
 CellUsage = tuple[str | None, str | None, tuple[int, ...]]  # model, chip, counters as COUNTERS
 
 
@@ -68,7 +66,7 @@ class Totals:
         self._kept_from = 0
         self._window_ms = MINUTE_MS  # the longest of all meters
         self._forgot = False  # windows, since unused cells were looked for
-        self._samples: deque[tuple[int, int, int]] = deque(maxlen=_RATE_SAMPLES_MAX)  # time, tokens, requests
+        self._rates = Rates()
 
     # --- Entries in ---
 
@@ -93,6 +91,7 @@ class Totals:
         known = self._meters.get((name.partition, name.meter))
         if known is not None and meter.offset < known.offset:
             return False
+        self._rates.learn((name.partition, name.meter), known, meter)
         self._meters[name.partition, name.meter] = meter
         self._unheard.add((name.partition, name.meter))
         return True
@@ -211,7 +210,7 @@ class Totals:
             "schema": SCHEMA,
             "at": _instant(now_ms),
             "window_ms": window_ms,
-            "rate": self._rate(now_ms, since_start.tokens),
+            "rate": self._rate(now_ms),
             "windows": {
                 **{name: self._rolling(name, now_ms) for name in self._spans},
                 "since_start": {
@@ -238,8 +237,10 @@ class Totals:
         """What is there before the first answer was kept, and says nothing of when its meter spoke."""
         if self._told:
             for place in self._unheard:
-                delay_ms = now_ms - self._meters[place].committed_at_ms
+                committed_at_ms = self._meters[place].committed_at_ms
+                delay_ms = now_ms - committed_at_ms
                 self._slow_ms[place] = delay_ms if delay_ms > LATE_COMMITS * INTERVAL_MS else 0
+                self._rates.hear(place, committed_at_ms, now_ms)
         self._unheard.clear()
         self._told = True
 
@@ -253,18 +254,16 @@ class Totals:
             return "live"
         return "late" if silent_ms < max(STALE_MS, STALE_COMMITS * interval_ms) else "stale"
 
-    def _rate(self, now_ms: int, tokens: tuple[int, ...]) -> dict[str, Any]:
-        """The rate by commits, because tokens become known with a commit."""
-        total, requests = total_of(tokens), tokens[0]
-        if self._samples and now_ms < self._samples[-1][0]:
-            self._samples.clear()  # the clock was set back
-        self._samples.append((now_ms, total, requests))
-        then = next(sample for sample in self._samples if sample[0] >= now_ms - RATE_SPAN_MS)
-        seconds = (now_ms - then[0]) / 1000
-        speed = (total - then[1]) / seconds if seconds else None
+    def _rate(self, now_ms: int) -> dict[str, Any]:
+        """The rate by commits, because tokens become known with a commit. None: not enough of them is known."""
+        span = self._rates.look(now_ms)
+        speed = requests = None
+        if span is not None:
+            added, seconds = self._rates.sum_of(span), span.end_s - span.begin_s
+            speed, requests = added.tokens / seconds, added.requests / seconds
         return {
             "tokens_per_second": speed,
-            "requests_per_second": (requests - then[2]) / seconds if seconds else None,
+            "requests_per_second": requests,
             "tokens_per_day": None if speed is None else speed * 86_400,
             "target_tokens_per_day": self._target,
             "share_of_target": None if speed is None else speed * 86_400 / self._target,
@@ -278,12 +277,8 @@ class Totals:
         return found
 
     def rate_history(self) -> dict[str, list[Any]]:
-        """Tokens per second, one sample for each call of `rolling`, each over the five seconds before it."""
-        times, speeds = [], []
-        samples = list(self._samples)
-        for (then, before, _), (now, total, _) in zip(samples, samples[5:], strict=False):
-            times.append(now)
-            speeds.append((total - before) / (now - then) * 1000 if now > then else 0.0)
+        """Tokens committed per second, one sample for each second, each over the five seconds before it."""
+        times, speeds = self._rates.history()
         return {"times": times, "tokens_per_second": speeds}
 
     def _rolling(self, name: str, now_ms: int) -> dict[str, Any]:

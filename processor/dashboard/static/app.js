@@ -63,6 +63,7 @@ async function receive(news) {
   [totals, receivedAt, refusal] = [news, performance.now(), ""];
   tell();
   if (filtered()) await refreshView();
+  else refreshCurve();
   redraw();
 }
 
@@ -85,7 +86,6 @@ function drawPanel(k) {
   drawing = false;
   if (again) redraw();
   document.body.dataset.shown = [asked.model, asked.chip, asked.meter].join("\u0000");
-  if (!view) curve.count(Date.parse(totals.at), Number(shown.windows.since_start.tokens.total_tokens));
   if (performance.now() - historyAt >= (HISTORY_EVERY_MS[asked.span] ?? HISTORY_SELDOM_MS)) refreshHistory();
 }
 

@@ -1,16 +1,16 @@
-// Tokens per second by commits: one sample a second, over the five seconds before it, ten minutes of them. Owns a canvas: the chart library takes more
-// than a frame (30 ms) to draw this anew, once a second, and this takes less than one millisecond.
+// Tokens per second by commits: one sample a second, over the five seconds before it, ten minutes of them. The server has
+// them: totals that grow at once, where a rollup catches up, were not counted at once. Owns a canvas: the chart library
+// takes more than a frame (30 ms) to draw this anew, once a second, and this takes less than one millisecond.
 
 import { si } from "./format.js";
 
 const SPAN_MS = 600_000;
-const SMOOTHED = 5; // samples
+const LABEL = "Tokens per second over the last ten minutes";
 const MINUTES_APART = 2; // labels of the time axis
 
 export class Curve {
   times = [];
   rates = [];
-  counts = [];
 
   constructor(node) {
     this.canvas = node.appendChild(document.createElement("canvas"));
@@ -23,25 +23,7 @@ export class Curve {
   set(times, rates) {
     this.times = times.slice();
     this.rates = rates.slice();
-    this.counts = [];
-    this.redraw();
-  }
-
-  // The tokens counted so far; as the server makes the samples of /api/rate.
-  count(time, tokens) {
-    this.counts.push([time, tokens]);
-    if (this.counts.length <= SMOOTHED) return;
-    const [then, before] = this.counts.shift();
-    if (time > then) this.add(time, (Math.max(0, tokens - before) * 1000) / (time - then));
-  }
-
-  add(time, rate) {
-    if (time <= this.times.at(-1)) return;
-    this.times.push(time);
-    this.rates.push(rate);
-    const old = this.times.findIndex((each) => each >= time - SPAN_MS);
-    this.times.splice(0, old);
-    this.rates.splice(0, old);
+    this.canvas.parentElement.setAttribute("aria-label", `${LABEL}, at most ${si(Math.max(0, ...rates))}`);
     this.redraw();
   }
 
