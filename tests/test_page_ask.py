@@ -54,6 +54,28 @@ CUT = """
 ).map((node) => [node.tagName, node.className, node.textContent.trim().slice(0, 40), node.scrollWidth])
 """.strip()
 
+# Cells of which one part is in sight and another is not, where a list ends or under the sum that stays at its end.
+CUT_CELLS = """
+[...document.querySelectorAll(".matrix .scroll, #money .scroll, .top .scroll")].flatMap((list) => {
+  const box = list.getBoundingClientRect(), foot = list.querySelector("tfoot")?.getBoundingClientRect();
+  const [right, bottom] = [box.left + list.clientWidth, foot?.height ? foot.top : box.top + list.clientHeight];
+  return [...list.querySelectorAll("thead th, tbody th, tbody td")].filter((cell) => {
+    const { left, right: end, top, bottom: low } = cell.getBoundingClientRect();
+    const seen = Math.min(end, right) - Math.max(left, box.left) > 2 && Math.min(low, bottom) - top > 2;
+    return seen && end - left > 0 && (end > right + 2 || low > bottom + 2);
+  }).map((cell) => [list.ariaLabel, cell.textContent]);
+})
+""".strip()
+# Of a list: what it hides sideways and downwards, its rows in sight, and whether the page reaches its end.
+LIST_ROOM = """
+(list => { const box = list.getBoundingClientRect();
+  const rows = [...list.querySelectorAll("tbody tr")].filter((row) =>
+    row.textContent && row.getBoundingClientRect().bottom <= box.top + list.clientHeight + 2);
+  return [list.scrollWidth - list.clientWidth, list.scrollHeight - list.clientHeight, rows.length,
+    box.bottom + scrollY <= document.documentElement.scrollHeight];
+})(document.querySelector(arguments[0]))
+""".strip()
+
 FOCUSED = """
 (node => node.dataset.pick ? `data-pick ${node.dataset.pick}`
   : node.dataset.span ? "span" : node.id || node.name || node.tagName)(document.activeElement)
@@ -351,6 +373,36 @@ def test_nothing_is_cut(page, feed, site, size, shown):
         assert page.ask("document.documentElement.scrollWidth <= innerWidth")
         click(page, "#alerts > button")  # all of them
     assert page.table("#alerts li")[1][:3] == ["100 %", "team-day · blue", "261.01 of 250 USD (104.4 %)"]
+
+
+@pytest.mark.parametrize("size", [(1280, 800), (1920, 1080)], ids=lambda size: f"{size[0]}x{size[1]}")
+def test_all_models_and_chips_are_in_sight_or_the_page_scrolls_to_them(page, feed, site, size):
+    feed.alerts = [ALERT, MONEY_ALERT] * 4
+    open_at(page, site, "", size)
+    page.until(lambda: page.table("#money [data-kind=chip] tr") and page.table("#alerts li"), "no money")
+    for panel, rows in ((".matrix", 8), ("#money", 8 + 1 + 6)):
+        page.until(lambda panel=panel, rows=rows: page.ask(LIST_ROOM, f"{panel} .scroll") == [0, 0, rows, True], panel)
+    assert page.ask(CUT_CELLS) == []
+    assert page.ask("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize(
+    "size", [(390, 844), (768, 1024), (1280, 800), (1440, 900), (1920, 1080), (2560, 1440)],
+    ids=lambda size: f"{size[0]}x{size[1]}",
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [Shape(), Shape(models=64, chips=32)], ids=["usual", "large"])
+def test_a_list_has_eight_rows_at_least_and_cuts_none_inside_a_cell(page, feed, site, size, shape):
+    feed.totals = make(shape, AT_MS)
+    feed.alerts = [ALERT, MONEY_ALERT] * 4
+    open_at(page, site, "", size)
+    page.until(lambda: page.table("#money [data-kind=chip] tr") and page.table("#alerts li"), "no money")
+    page.until(lambda: len(page.table("#matrix tbody tr")) >= 8, "rows")
+    for panel in (".matrix", "#money", ".top"):
+        assert page.ask(LIST_ROOM, f"{panel} .scroll")[2] >= 8, panel
+    nothing = "something is cut"
+    page.until(lambda: page.ask(CUT_CELLS) == [], nothing)
+    page.ask("document.querySelector('.matrix .scroll').scrollBy(137, 0)")
+    page.until(lambda: page.ask(CUT_CELLS) == [], f"{nothing} after a scroll sideways")
 
 
 def test_all_can_be_done_by_keyboard(page, site, feed):

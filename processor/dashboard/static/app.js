@@ -349,12 +349,12 @@ range.querySelector("form").addEventListener("submit", (event) => {
 });
 range.addEventListener("input", () => range.querySelector("form").elements.to.setCustomValidity(""));
 
-const wide = matchMedia("(min-width: 1900px)");
+const roomy = matchMedia("(min-width: 1900px) and (min-height: 1300px)"); // as in style.css
 
 // A screen that shows all at once, or a page to scroll.
 function measure() {
   const open = !document.getElementById("user").hidden || document.getElementById("alerts").dataset.all === "true";
-  document.body.dataset.long = String(open || (money.shown() && !wide.matches));
+  document.body.dataset.long = String(open || (money.shown() && !roomy.matches));
 }
 
 async function showLinks() {
@@ -393,7 +393,7 @@ onChange(change);
 showChoice();
 refreshUser();
 measure();
-wide.addEventListener("change", measure);
+roomy.addEventListener("change", measure);
 addEventListener("alerts", measure);
 showLinks();
 connect();

@@ -221,13 +221,26 @@ const scroller = table.parentElement;
 let sight = { first: 0, count: 0 };
 
 function look() {
-  const row = ROW_REM * parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const rem = parseFloat(getComputedStyle(document.documentElement).fontSize);
+  const row = ROW_REM * rem;
+  fitColumns(rem);
   sight = { first: Math.floor(scroller.scrollTop / row), count: Math.ceil(scroller.clientHeight / row) };
   drawMatrix(matrix);
 }
 
 scroller.addEventListener("scroll", look, { passive: true });
-new ResizeObserver(look).observe(scroller);
+for (const node of [scroller, scroller.parentElement, table]) new ResizeObserver(look).observe(node);
+
+// Where not all columns fit, as many whole ones as fit are in sight: none is cut inside a number.
+function fitColumns(rem) {
+  const style = getComputedStyle(table);
+  const [first, cell] = ["--first", "--cell"].map((name) => parseFloat(style.getPropertyValue(name)) * rem);
+  const [columns, room] = [matrix.chips.length, scroller.parentElement.clientWidth];
+  const upright = scroller.offsetWidth - scroller.clientWidth;
+  const whole = Math.max(1, Math.floor((room - first - upright) / cell));
+  setStyle(scroller, "width", columns > whole ? `${first + whole * cell + upright}px` : "");
+  setStyle(scroller, "--bar", `${scroller.offsetHeight - scroller.clientHeight}px`);
+}
 
 function drawMatrix(latest) {
   Object.assign(matrix, latest);
