@@ -6,6 +6,7 @@ One server and one browser serve the module, and every test opens the page anew.
 import contextlib
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from axe_core_python.selenium import Axe
@@ -194,6 +195,40 @@ def test_a_chart_ends_where_counting_is_and_not_in_a_cliff(page, feed, site, beh
     layout = "document.getElementById('by-model').layout"
     assert page.ask(f"{layout}.xaxis.range[1]") == minute_ms, "the time that was asked for"
     assert page.ask(f"{layout}.shapes.length") == veiled
+
+
+def test_an_old_log_gives_a_page_that_says_why_it_is_empty(page, feed, site):
+    """The log's newest record is a week older than now."""
+    now_ms = AT_MS + 7 * 86_400_000
+    feed.totals = totals_data.old(now_ms, AT_MS)
+    open_at(page, site, "")
+    told = "(note => note.hidden ? '' : note.textContent)(document.getElementById('old'))"
+    said = "The newest record is of 23 Nov 17:05:43 UTC; this view has nothing of it."
+    page.until(lambda: page.ask(told) == said, "no word")
+    assert {row[2] for row in page.table("#top-users tr")} == {"–"}, "the share of nothing"
+    assert "Committed in the last hour" in page.field("users-told")[0] and page.field("users-1h")[0] == "0"
+    assert {row[2] for row in page.table("#categories tr")} == {"–"}
+    axis = "document.getElementById(arguments[0]).layout?.xaxis"
+    for chart in ("by-model", "by-chip"):
+        page.until(lambda chart=chart: (page.ask(f"{axis}?.range", chart) or [0, 0])[1] == now_ms, "no range")
+        assert 3_600_000 <= now_ms - page.ask(f"{axis}.range", chart)[0] < 3_660_000
+    feed.totals = make(at_ms=now_ms + 1000)
+    page.until(lambda: page.ask(told) == "", "it does not go")
+
+
+class Mute(Feed):
+    """Has totals, and answers no question about a history."""
+
+    def _history(self, asked: Question) -> dict[str, Any]:
+        return {}
+
+
+def test_a_chart_without_an_answer_names_no_day(page):
+    with served(Mute(make(at_ms=AT_MS))) as site:
+        open_at(page, site, "")
+        layout = "document.getElementById('by-model').layout"
+        page.until(lambda: page.ask(layout), "no chart")
+        assert page.ask(f"{layout}.xaxis.showticklabels") is False
 
 
 def test_what_the_pointer_is_at_is_told_in_the_legend_and_not_in_a_label_that_is_cut(page):

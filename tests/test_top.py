@@ -20,7 +20,7 @@ from rich.console import Console
 
 from tests.test_cli import assert_error
 from tests.test_page import ATTACKS, hostile
-from tests.totals_data import AT_MS, Feed, Shape, make, nothing
+from tests.totals_data import AT_MS, Feed, Shape, make, nothing, old
 from tokenometer.processor import show
 from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.cli import top as cli_top
@@ -122,6 +122,18 @@ def test_stale_and_lost_say_so_first():
     lost = shown(make(), silent_ms=12_000, trouble="Connection refused, retrying")[0]
     assert "NO UPDATES for 12 s: Connection refused, retrying" in lost
     assert "NO UPDATES for 6.0 s: the server sends nothing" in shown(make(), silent_ms=6000)[0]
+
+
+def test_a_log_of_another_day_says_of_which_and_why_the_hour_is_empty():
+    totals = old(AT_MS + 7 * 86_400_000, AT_MS)
+    for width, height in SIZES[:3]:
+        text = "\n".join(shown(totals, width, height))
+        assert "complete to 23 Nov 17:05:13" in text
+        assert "The newest record is of 23 Nov 17:05:13 UTC" in text
+    assert "the last hour has nothing of it." in "\n".join(shown(totals, 100, 30, Wanted()))
+    assert "The newest record" not in "\n".join(shown(make()))
+    totals["complete_up_to"] = None
+    assert "complete to –" in "\n".join(shown(totals))
 
 
 def test_meters_that_stopped_come_first():

@@ -144,6 +144,16 @@ def nothing(at_ms: int = AT_MS) -> dict[str, Any]:
     return totals
 
 
+def old(at_ms: int, newest_ms: int) -> dict[str, Any]:
+    """A log of another day, that was metered within the last hour: its users are known, and no window has anything."""
+    totals = make(Shape(models=0, chips=0, tokens_per_second=0), at_ms)
+    totals["top_users"] = make(at_ms=at_ms)["top_users"]
+    for meter in totals["meters"]:
+        meter["partitions"][0]["watermark"] = instant(newest_ms)
+    totals["complete_up_to"] = instant(newest_ms)
+    return totals
+
+
 def _bare(begin_ms: int | None, end_ms: int, total: int) -> dict[str, Any]:
     per_second = None if begin_ms is None else total * 1000 / (end_ms - begin_ms)
     return {

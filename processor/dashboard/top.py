@@ -33,6 +33,7 @@ _BLANK = "–"
 _HEADS = {Order.TOKENS: "Tokens", Order.REQUESTS: "Requests", Order.OUTPUT: "Output"}
 _ORDERS = {Order.TOKENS: "", Order.REQUESTS: "by requests", Order.OUTPUT: "by output", Order.NAME: "by name"}
 _GAP = 3
+_MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,9 @@ def view(
     if wanted.help:
         return Group(_title(totals, link, width), Text(""), _help())
     tables = _tables(totals, width, height - len(lines) - 2, wanted)
-    between = _between(_asked(wanted), Text("? for keys", "dim"), width) if keys else Text("")
+    told = _asked(wanted) or Text(_old(totals), "bold")
+    told.truncate(width - 12, overflow="ellipsis")
+    between = _between(told, Text("? for keys", "dim"), width) if keys else told
     return Group(_title(totals, link, width), *lines, between, *tables)
 
 
@@ -150,7 +153,7 @@ def _flow(totals: dict[str, Any], width: int) -> list[Text]:
     records, complete = totals["records"], totals["complete_up_to"]
     flow = Text(
         f"lag {_si(totals['lag_messages'])} messages, fresh {duration(totals['freshness_ms'])}, "
-        f"complete to {complete[11:19] if complete else _BLANK}"
+        f"complete to {_moment(complete, totals['at']) if complete else _BLANK}"
     )
     told = Text(f"{si(records['read'])} read")
     for text in _fates(records, totals["rejects"]):  # as many as there is room for
@@ -158,6 +161,21 @@ def _flow(totals: dict[str, Any], width: int) -> list[Text]:
             break
         told.append(text, "yellow" if text.startswith((":", "; ")) else "")
     return [_line("Flow", flow), _line("Records", told)]
+
+
+def _old(totals: dict[str, Any]) -> str:
+    """Why the last hour is empty, where the log is older."""
+    marks = [place["watermark"] for meter in totals["meters"] for place in meter["partitions"] if place["watermark"]]
+    hour, newest = totals["windows"]["last_1h"], max(marks, default="")
+    if not newest or hour["tokens"]["total_tokens"] or newest >= hour["from"]:
+        return ""
+    return f"The newest record is of {_moment(newest, totals['at'])} UTC; the last hour has nothing of it."
+
+
+def _moment(instant: str, now: str) -> str:
+    """17:05:13, with the day where it is not today's: 23 Nov 17:05:13."""
+    day = "" if instant[:10] == now[:10] else f"{int(instant[8:10])} {_MONTHS[int(instant[5:7]) - 1]} "
+    return f"{day}{instant[11:19]}"
 
 
 def _fates(records: dict[str, int], rejects: dict[str, int]) -> Iterator[str]:

@@ -4,7 +4,7 @@ import { FILTERS, SPANS, addFilters, ask, asked, filtered, historyQuery, isQuart
 import { Stack } from "./charts.js";
 import { Curve } from "./curve.js";
 import { TABLES, historyRows, save } from "./export.js";
-import { duration, parse, percent, printable, share, si } from "./format.js";
+import { duration, moment, parse, percent, printable, share, si } from "./format.js";
 import * as money from "./money.js";
 import { refresh as refreshUser } from "./user.js";
 import { PANELS, put } from "./view.js";
@@ -85,6 +85,7 @@ function drawPanel(k) {
   if (k + 1 < PANELS.length) return requestAnimationFrame(() => drawPanel(k + 1));
   drawing = false;
   if (again) redraw();
+  tellOld();
   document.body.dataset.shown = [asked.model, asked.chip, asked.meter].join("\u0000");
   if (performance.now() - historyAt >= (HISTORY_EVERY_MS[asked.span] ?? HISTORY_SELDOM_MS)) refreshHistory();
 }
@@ -227,6 +228,17 @@ function tell() {
   const rate = totals ? `${si(totals.rate.tokens_per_second)} tokens/s · ` : "";
   const title = `${state === "live" ? "" : `${state.toUpperCase()} · `}${rate}Tokenometer`;
   if (document.title !== title) document.title = title;
+}
+
+// An old log has nothing in a view of the last hours, which looks as if nothing were counted.
+function tellOld() {
+  const { from, tokens } = whatIsShown().range;
+  const { newest } = counted();
+  const old = tokens && Number(tokens.total_tokens) === 0 && newest < Date.parse(from);
+  const text = old ? `The newest record is of ${moment(newest)} UTC; this view has nothing of it.` : "";
+  const note = document.getElementById("old");
+  note.hidden = !text;
+  if (note.textContent !== text) note.textContent = text;
 }
 
 // Meters of which commits are missing, while others go on.

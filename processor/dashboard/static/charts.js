@@ -45,7 +45,7 @@ function layoutOf(colours, size, times) {
     showlegend: false,
     hovermode: "x",
     dragmode: false,
-    xaxis: { ...axis, type: "date", showgrid: false, nticks: 6, tickformat: "%H:%M", tickformatstops: [{ dtickrange: [43_200_000, null], value: "%-d %b" }], showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "solid", spikecolor: colours.text, range: times.length > 1 ? [times[0], times.at(-1)] : undefined },
+    xaxis: { ...axis, type: "date", showgrid: false, nticks: 6, showticklabels: times.length > 1, tickformat: "%H:%M", tickformatstops: [{ dtickrange: [43_200_000, null], value: "%-d %b" }], showspikes: true, spikemode: "across", spikethickness: 1, spikedash: "solid", spikecolor: colours.text, range: times.length > 1 ? [times[0], times.at(-1)] : undefined },
     yaxis: { ...axis, rangemode: "tozero", tickformat: "~s", nticks: 4 },
   };
 }
@@ -160,6 +160,7 @@ export class Stack {
 
 // All of the time that was asked for, also where nothing of it is counted yet.
 function axisOf({ times, step_ms: step, to }, shown) {
+  if (!shown.length) return times.slice(0, 1).concat(times.length ? Date.parse(to) : []);
   const last = times.findLast((time) => time + step * STEP_SHOWN <= Date.parse(to));
   return last > shown.at(-1) ? [...shown, last] : shown;
 }

@@ -42,8 +42,9 @@ export function percent(share) {
   return `${FIXED[digits].format(share * 100)} %`;
 }
 
+// null: the share of nothing.
 export function share(part, whole) {
-  return Number(whole) > 0 ? Number(part) / Number(whole) : 0;
+  return Number(whole) > 0 ? Number(part) / Number(whole) : null;
 }
 
 export function duration(ms) {

@@ -176,7 +176,8 @@ function drawUsers({ source, rows: users, told = "", currency, complete_up_to: c
   const until = complete ? `, complete to ${moment(complete)}` : "";
   put("users-when", lists ? "about the last hour" : told ? "" : `${span(from, to)}, by the ledger`, lists ? "At least so many, by the meters' lists of their largest users" : `All of it${until}`);
   const missing = complete && Date.parse(complete) < Math.min(Date.parse(to), Date.now() - LEDGER_LATE_MS);
-  put("users-told", told ? `Not known: ${told}` : missing ? `The ledger has all until ${moment(complete)}` : users.length || lists ? "" : "Nobody");
+  const committed = lists && users.length && Number(whole) === 0; // the lists know when, but not of which time
+  put("users-told", told ? `Not known: ${told}` : committed ? "Committed in the last hour; the records are older" : missing ? `The ledger has all until ${moment(complete)}` : users.length || lists ? "" : "Nobody");
   put("users-third", currency ?? "Share");
   const most = Number(users[0]?.total_tokens ?? 1);
   rows(byId("top-users"), users, row("th", "td", "td"), (node, { user, total_tokens: tokens, revenue }) => {
@@ -184,7 +185,7 @@ function drawUsers({ source, rows: users, told = "", currency, complete_up_to: c
     setText(node.children[1], si(tokens), exact(tokens));
     if (currency) setText(node.children[2], money(revenue), revenue === null ? "There is no price" : `${revenue} ${currency}`);
     else setText(node.children[2], percent(share(tokens, whole)));
-    setStyle(node, "--share", share(tokens, most).toFixed(3));
+    setStyle(node, "--share", (share(tokens, most) ?? 0).toFixed(3));
   });
 }
 
