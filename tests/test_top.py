@@ -136,6 +136,17 @@ def test_a_log_of_another_day_says_of_which_and_why_the_hour_is_empty():
     assert "complete to –" in "\n".join(shown(totals))
 
 
+def test_names_of_chips_have_the_room_that_there_is():
+    totals = make(Shape(models=8, chips=6))
+    wide = "\n".join(shown(totals, 200, 50))
+    heads = next(line for line in wide.splitlines() if line.startswith("Model x chip"))
+    assert all(chip in heads for chip in totals["matrix"]["chips"]) and "…" not in heads
+    narrow = next(line for line in shown(totals, 120, 50) if line.startswith("Model x chip"))
+    assert "H200-SXM-141…" not in narrow and "H200-SXM-141GB" in narrow
+    totals["matrix"]["models"][0] = "m" * 90
+    assert "m" * 60 in "\n".join(shown(totals, 200, 50))
+
+
 def test_meters_that_stopped_come_first():
     totals = make(Shape(meters=12))
     totals["meters"][10]["state"] = "stale"

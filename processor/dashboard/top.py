@@ -290,8 +290,13 @@ def _matrix_rows(matrix: dict[str, Any], most: int) -> int:
 
 
 def _matrix(matrix: dict[str, Any], width: int, rows: int) -> Table:
+    """Names have the room that there is: so that many chips fit, theirs are cut first."""
     name_width, cell_width = 24, 13
     chips = matrix["chips"][: (width - name_width) // (cell_width + 1)]
+    longest = max(map(_cells, chips), default=0)
+    cell_width = max(cell_width, min(longest, (width - name_width) // max(1, len(chips)) - 1))
+    free = width - (cell_width + 1) * len(chips) - 1
+    name_width = max(name_width, min(free, max(map(_cells, matrix["models"][:rows]), default=0)))
     table = _table()
     table.add_column("Model x chip, last hour", no_wrap=True, overflow="ellipsis", width=name_width)
     for chip in chips:
@@ -311,6 +316,10 @@ def _matrix(matrix: dict[str, Any], width: int, rows: int) -> Table:
 def _short(name: str, cells: int) -> str:
     shown = printable(name)
     return shown if cell_len(shown) <= cells else set_cell_size(shown, cells - 1).rstrip() + "…"
+
+
+def _cells(name: str) -> int:
+    return cell_len(printable(name))
 
 
 def _si(value: float | None) -> str:
