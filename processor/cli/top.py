@@ -14,7 +14,6 @@ import threading
 import time
 import tty
 import urllib.error
-from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from select import select
@@ -37,9 +36,7 @@ RETRY_SECONDS = 1.0
 _SILENCE_SECONDS = 5.0  # without totals the screen must not look alive
 _TIMEOUT_SECONDS = 20.0  # of one read: two heartbeats
 _REDRAW_SECONDS = 0.5
-_RATES_MAX = 600
 _KEYS_BYTES = 256  # of keys pressed, or pasted, since the last look
-_SMOOTHED = 5  # samples
 _LINES_PIPED = 50  # of a view that goes to a file or another program
 _DATA = b"data: "
 
@@ -148,9 +145,7 @@ class _Feed:
     """The newest totals. Read by the screen, written by a thread."""
 
     def __init__(self, totals: dict[str, Any], rates: list[float]) -> None:
-        self.totals = totals
-        self.rates = deque(rates, maxlen=_RATES_MAX)
-        self._counts: deque[tuple[float, int]] = deque(maxlen=_SMOOTHED + 1)
+        self.totals, self.rates = totals, rates
         self.trouble = ""
         self._came = time.monotonic()
 
@@ -159,7 +154,7 @@ class _Feed:
         while True:
             try:
                 for totals in server.stream():
-                    self.take(totals)
+                    self.take(totals, server.rates())
                 self.trouble = "the server ended the stream, retrying"
             except urllib.error.HTTPError as error:
                 with error:
@@ -168,13 +163,11 @@ class _Feed:
                 self.trouble = f"{printable_reason(str(getattr(error, 'reason', error)))}, retrying"
             time.sleep(RETRY_SECONDS)
 
-    def take(self, totals: dict[str, Any]) -> None:
-        """Takes new totals. Rates are computed as for /api/rate, over the last five seconds."""
-        self.totals, self.trouble, self._came = totals, "", time.monotonic()
-        self._counts.append((self._came, totals["windows"]["since_start"]["tokens"]["total_tokens"]))
-        (then, before), (now, tokens) = self._counts[0], self._counts[-1]
-        if len(self._counts) > _SMOOTHED:
-            self.rates.append(max(0, tokens - before) / (now - then))
+    def take(self, totals: dict[str, Any], rates: list[float]) -> None:
+        """Takes new totals. rates: tokens per second, second by second, by the times of the commits; empty: they could
+        not be asked for."""
+        self.totals, self.rates = totals, rates or self.rates
+        self.trouble, self._came = "", time.monotonic()
 
     def link(self, url: str) -> top.Link:
         silent = time.monotonic() - self._came
