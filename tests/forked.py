@@ -58,7 +58,7 @@ IMPORTS = (
     *("tests.engines", "duckdb", "psycopg", "pyarrow.parquet", "pyiceberg.catalog.sql"),
 )  # fmt: skip
 # What may be another one than the origin's: a command reads it when it runs.
-FREE = ("TOKENOMETER_", "_TOKENOMETER_", "KAFKA_", "COMP_", "_TYPER_", "PYTEST_", "COLUMNS", "LINES", "TERM",
+FREE = ("TOKENOMETER_", "_TOKENOMETER_", "KAFKA_", "COMP_", "_TYPER_", "PYTEST_", "COLUMNS", "LINES", "TERM", "_RJEM_",
         "NO_COLOR")  # fmt: skip
 # jemalloc, which pyarrow brings and does not use, has a thread of its own; and a fork takes no threads along.
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}

@@ -197,23 +197,24 @@ def test_a_chart_ends_where_counting_is_and_not_in_a_cliff(page, feed, site, beh
     assert page.ask(f"{layout}.shapes.length") == veiled
 
 
-def test_an_old_log_gives_a_page_that_says_why_it_is_empty(page, feed, site):
+def test_an_old_log_gives_a_page_that_says_why_it_is_empty(page):
     """The log's newest record is a week older than now."""
     now_ms = AT_MS + 7 * 86_400_000
-    feed.totals = totals_data.old(now_ms, AT_MS)
-    open_at(page, site, "")
-    told = "(note => note.hidden ? '' : note.textContent)(document.getElementById('old'))"
-    said = "The newest record is of 23 Nov 17:05:43 UTC; this view has nothing of it."
-    page.until(lambda: page.ask(told) == said, "no word")
-    assert {row[2] for row in page.table("#top-users tr")} == {"–"}, "the share of nothing"
-    assert "Committed in the last hour" in page.field("users-told")[0] and page.field("users-1h")[0] == "0"
-    assert {row[2] for row in page.table("#categories tr")} == {"–"}
-    axis = "document.getElementById(arguments[0]).layout?.xaxis"
-    for chart in ("by-model", "by-chip"):
-        page.until(lambda chart=chart: (page.ask(f"{axis}?.range", chart) or [0, 0])[1] == now_ms, "no range")
-        assert 3_600_000 <= now_ms - page.ask(f"{axis}.range", chart)[0] < 3_660_000
-    feed.totals = make(at_ms=now_ms + 1000)
-    page.until(lambda: page.ask(told) == "", "it does not go")
+    feed = Feed(totals_data.old(now_ms, AT_MS))
+    with served(feed) as site:  # one that has answered nothing yet: a server keeps its answers for a while
+        open_at(page, site, "")
+        told = "(note => note.hidden ? '' : note.textContent)(document.getElementById('old'))"
+        said = "The newest record is of 23 Nov 17:05:43 UTC; this view has nothing of it."
+        page.until(lambda: page.ask(told) == said, "no word")
+        assert {row[2] for row in page.table("#top-users tr")} == {"–"}, "the share of nothing"
+        assert "Committed in the last hour" in page.field("users-told")[0] and page.field("users-1h")[0] == "0"
+        assert {row[2] for row in page.table("#categories tr")} == {"–"}
+        axis = "document.getElementById(arguments[0]).layout?.xaxis"
+        for chart in ("by-model", "by-chip"):
+            page.until(lambda chart=chart: (page.ask(f"{axis}?.range", chart) or [0, 0])[1] == now_ms, "no range")
+            assert 3_600_000 <= now_ms - page.ask(f"{axis}.range", chart)[0] < 3_660_000
+        feed.totals = make(at_ms=now_ms + 1000)
+        page.until(lambda: page.ask(told) == "", "it does not go")
 
 
 class Mute(Feed):
