@@ -167,6 +167,7 @@ def assert_is_not_higher_than_the_truth(view: Totals, truth: Truth, now_ms: int)
     return span
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(seed=seeds)
 def test_no_rate_is_higher_than_that_of_the_commits_of_its_span(seed):
