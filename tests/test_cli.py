@@ -48,18 +48,6 @@ def run(*arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[byte
 
 
 @pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]):
-    """In this process, which is faster: exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def log(tmp_path: pathlib.Path) -> pathlib.Path:
     path = tmp_path / "requests.ndjson"
     path.write_bytes(LOG)

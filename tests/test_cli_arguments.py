@@ -8,24 +8,15 @@ import pytest
 from tests import books
 from tests.test_cli import assert_error
 from tests.test_ledger_usage import IDENTITY, take
-from tokenometer.processor.cli import __main__ as cli
 
 USAGE = "usage", "--from", "2026-11-01", "--to", "2026-12-01"
 ADJUST = "adjust", "--key", "k", "--reason", "r"
 URL = "--url", "http://127.0.0.1:1"
 
 
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    """Exit code, stdout, stderr, in an empty directory."""
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 WRONG = [

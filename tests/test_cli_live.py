@@ -22,7 +22,6 @@ from tests.streams import INPUT, LIVE, REJECTED, USAGE
 from tests.test_cli import assert_error
 from tokenometer.processor.broker import Broker
 from tokenometer.processor.broker.memory import MemoryBroker
-from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.cli import meter as cli_meter
 from tokenometer.processor.cli import running
 from tokenometer.processor.cli.demo import DemoCommand
@@ -64,18 +63,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.startswith(("TOKENOMETER_", "KAFKA_")):
             monkeypatch.delenv(name)
     yield
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]):
-    """Exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ from tests import books
 from tests.test_cli import assert_error, commands, known_command
 from tests.test_ledger_usage import IDENTITY, serving, take
 from tests.test_top import Feed
-from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.cli import live as cli_live
 from tokenometer.processor.cli.adjust import AdjustCommand, adjust_command
 from tokenometer.processor.dashboard import ServeAddress, SiteThread
@@ -21,18 +20,6 @@ from tokenometer.processor.ledger import adjust
 
 TOKEN = "t" * 20
 USAGE = "usage", "--from", "2026-11-23", "--to", "2026-11-24"
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]):
-    """Exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 @pytest.fixture

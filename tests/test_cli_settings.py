@@ -28,18 +28,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]):
-    """Exit code, stdout, stderr."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def settings_of(monkeypatch: pytest.MonkeyPatch):
     """What a command is told. It does nothing."""
     told: list[Any] = []

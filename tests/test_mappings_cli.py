@@ -7,23 +7,14 @@ from typing import Any
 import pytest
 
 from tests.guess_shapes import KNOWN, lines_of, wrapped
-from tokenometer.processor.cli import __main__ as cli
 from tokenometer.schemas import mapping as mappings
 
 SAMPLES = pathlib.Path(__file__).parent / "intake" / "samples"
 
 
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str], tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch):
-    """Exit code, stdout, stderr, in an empty directory."""
+@pytest.fixture(autouse=True)
+def in_an_empty_directory(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 160])

@@ -22,7 +22,6 @@ from tests.test_cli import assert_error
 from tests.test_page import ATTACKS, hostile
 from tests.totals_data import AT_MS, Feed, Shape, make, nothing, old
 from tokenometer.processor import show
-from tokenometer.processor.cli import __main__ as cli
 from tokenometer.processor.cli import top as cli_top
 from tokenometer.processor.dashboard import ServeAddress, SiteThread, server, top
 from tokenometer.processor.dashboard.top_keys import WORDS_MAX, Order, Wanted
@@ -48,16 +47,6 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("TOKENOMETER_"):
             monkeypatch.delenv(name)
-
-
-@pytest.fixture
-def call(capfd: pytest.CaptureFixture[str]):
-    def call(*arguments: object) -> tuple[int, str, str]:
-        capfd.readouterr()
-        code = cli.run([str(argument) for argument in arguments])
-        return code, *capfd.readouterr()
-
-    return call
 
 
 # --- The view ---
