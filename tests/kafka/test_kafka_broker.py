@@ -406,6 +406,26 @@ def test_a_range_is_the_same_as_columns_and_as_the_clients_messages(
     assert len(columns[0]) == end - 1 - 3
 
 
+@pytest.mark.parametrize(
+    "room, most", [(7, 32_768), (30_000, 32_768), (30_000, 3), (1 << 20, 2_000), (1 << 20, 2_001), (1 << 20, 1)]
+)
+def test_a_range_is_the_same_however_little_is_taken_at_once(
+    broker: KafkaBroker, topics: Callable[..., str], monkeypatch: pytest.MonkeyPatch, room: int, most: int
+) -> None:
+    """Columns that are full with one message, in the middle of those that came together, and just at their end; and a
+    message or a key that is larger than all columns."""
+    topic, count = topics(), 2_500 if most > 100 else 100
+    values = [b"y" * 40_000 if n in (50, 2_100) else b"x" * (n % 50) for n in range(count)]
+    named = [b"k" * 35_000 if n == 60 else b"k%d" % n for n in range(count)]
+    broker.append(topic, values, named, [1_700_000_000_000 + n for n in range(count)])
+    broker.flush()
+    monkeypatch.setattr(drain, "_ROOM_BYTES", room)
+    monkeypatch.setattr(following, "_DRAINED_MESSAGES", most)
+    found = whole(broker, Place(topic, 0), Offset(count), True)
+    assert found[:2] == (values[3:], named[3:])
+    assert found[3] == list(range(3, count))
+
+
 def whole(broker: KafkaBroker, place: Place, end: Offset, keys: bool) -> tuple[list[Any], ...]:
     some = list(broker.read(place, Offset(3), end, keys=keys))
     assert all((messages.keys is not None) == keys for messages in some)

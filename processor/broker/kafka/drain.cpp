@@ -30,9 +30,14 @@ struct Library {
   void (*destroy)(Message*);
 };
 
-// What was taken: `errors` of it are no messages.
+// Of what is taken, or may be. Of a message that finds no room: what it and those that came with it need.
+struct Amount {
+  uint64_t messages, value_bytes, key_bytes;
+};
+
 struct Taken {
-  uint64_t messages, value_bytes, key_bytes, errors;
+  Amount amount;
+  uint64_t errors;
 };
 
 struct Columns {
@@ -40,10 +45,48 @@ struct Columns {
   int64_t *starts, *lengths, *key_starts, *key_lengths, *times, *offsets;
 };
 
+struct Error {
+  int32_t code;
+  int64_t offset;
+};
+
+constexpr uint64_t AT_ONCE = 2000;  // of more, most have left the cache when they are copied
+enum Answer : int64_t { NO_MEMORY = -1, DONE, NO_ROOM };
+
 struct Drain {
   Library library;
   void* queue;
   std::vector<Message*> held;
+  std::vector<Error> errors;
+
+  // Waits for the first one, and a little for others. Returns whether there may be more.
+  bool consume(int wait_ms, int linger_ms, uint64_t most) {
+    held.resize(most);
+    ssize_t count = library.consume(queue, wait_ms, held.data(), 1);
+    if (count == 1 && most > 1) {
+      const ssize_t more = library.consume(queue, linger_ms, held.data() + 1, most - 1);
+      count += more > 0 ? more : 0;
+    }
+    held.resize(count > 0 ? static_cast<size_t>(count) : 0);
+    return held.size() == most;
+  }
+
+  // keys: whether anybody asks for them.
+  Amount amount(bool keys) const {
+    Amount found{};
+    for (const Message* message : held) {
+      if (message->error != 0) continue;
+      ++found.messages;
+      found.value_bytes += message->value == nullptr ? 0 : message->size;
+      found.key_bytes += keys && message->key != nullptr ? message->key_size : 0;
+    }
+    return found;
+  }
+
+  void destroy() {
+    for (Message* message : held) library.destroy(message);
+    held.clear();
+  }
 };
 
 void copy(const uint8_t* data, size_t size, uint8_t* to, int64_t* start, int64_t* length, uint64_t* written) {
@@ -54,67 +97,70 @@ void copy(const uint8_t* data, size_t size, uint8_t* to, int64_t* start, int64_t
   *written += size;
 }
 
+// There is room.
+void move(Drain& drain, const Columns& to, Amount& done) {
+  for (const Message* message : drain.held) {
+    if (message->error != 0) {
+      drain.errors.push_back({message->error, message->offset});
+      continue;
+    }
+    const uint64_t at = done.messages++;
+    int kind;
+    const int64_t time = drain.library.timestamp(message, &kind);
+    to.times[at] = time > 0 ? time : 0;
+    to.offsets[at] = message->offset;
+    copy(message->value, message->size, to.values, to.starts + at, to.lengths + at, &done.value_bytes);
+    if (!to.keys) continue;
+    copy(message->key, message->key_size, to.keys, to.key_starts + at, to.key_lengths + at, &done.key_bytes);
+  }
+  drain.destroy();
+}
+
 }  // namespace
 
 #define ENTRY extern "C" __attribute__((visibility("default")))
 
-ENTRY Drain* drain_new(const Library* library, void* queue) { return new (std::nothrow) Drain{*library, queue, {}}; }
-
-ENTRY void drain_clear(Drain* drain) {
-  for (Message* message : drain->held) drain->library.destroy(message);
-  drain->held.clear();
+ENTRY Drain* drain_new(const Library* library, void* queue) {
+  return new (std::nothrow) Drain{*library, queue, {}, {}};
 }
 
 ENTRY void drain_free(Drain* drain) {
-  drain_clear(drain);
+  drain->destroy();
   delete drain;
 }
 
-// Waits for the first one, and a little for others.
-ENTRY int64_t drain_take(Drain* drain, int wait_ms, int linger_ms, uint64_t most, Taken* taken) {
-  drain_clear(drain);
+// Messages go into columns until these are full, or for a little while no more come. keys: null where nobody asks for
+// them. NO_ROOM: not even those at hand found any; `taken` says what they need, and they are kept.
+ENTRY int64_t drain_take(Drain* drain, int wait_ms, int linger_ms, const Amount* room, const Columns* to,
+                         Taken* taken) {
   *taken = Taken{};
+  Amount& done = taken->amount;
+  drain->errors.clear();
   try {
-    drain->held.resize(most);
-  } catch (const std::bad_alloc&) { return -1; }
-  ssize_t count = drain->library.consume(drain->queue, wait_ms, drain->held.data(), 1);
-  if (count == 1 && most > 1) {
-    const ssize_t more = drain->library.consume(drain->queue, linger_ms, drain->held.data() + 1, most - 1);
-    count += more > 0 ? more : 0;
-  }
-  drain->held.resize(count > 0 ? static_cast<size_t>(count) : 0);
-  for (const Message* message : drain->held) {
-    if (message->error != 0) {
-      ++taken->errors;
-      continue;
+    bool more = true;
+    while (more && (done.messages < room->messages || !drain->held.empty())) {
+      if (drain->held.empty()) {
+        const uint64_t left = room->messages - done.messages;
+        more = drain->consume(done.messages ? 0 : wait_ms, linger_ms, left < AT_ONCE ? left : AT_ONCE);
+      }
+      const Amount next = drain->amount(to->keys != nullptr);
+      if (done.messages + next.messages > room->messages || done.value_bytes + next.value_bytes > room->value_bytes ||
+          done.key_bytes + next.key_bytes > room->key_bytes) {
+        if (done.messages > 0 || !drain->errors.empty()) break;
+        done = next;
+        return NO_ROOM;
+      }
+      move(*drain, *to, done);
     }
-    ++taken->messages;
-    taken->value_bytes += message->value == nullptr ? 0 : message->size;
-    taken->key_bytes += message->key == nullptr ? 0 : message->key_size;
-  }
-  return 0;
-}
-
-// keys: null where nobody asks for them.
-ENTRY void drain_fill(const Drain* drain, const Columns* to) {
-  uint64_t at = 0, values = 0, keys = 0;
-  for (const Message* message : drain->held) {
-    if (message->error != 0) continue;
-    int kind;
-    const int64_t time = drain->library.timestamp(message, &kind);
-    to->times[at] = time > 0 ? time : 0;
-    to->offsets[at] = message->offset;
-    copy(message->value, message->size, to->values, to->starts + at, to->lengths + at, &values);
-    if (to->keys) copy(message->key, message->key_size, to->keys, to->key_starts + at, to->key_lengths + at, &keys);
-    ++at;
-  }
+  } catch (const std::bad_alloc&) { return NO_MEMORY; }
+  taken->errors = drain->errors.size();
+  return DONE;
 }
 
 // Of the errors their codes and offsets. Their texts follow from the codes.
 ENTRY void drain_errors(const Drain* drain, int32_t* codes, int64_t* offsets) {
-  for (const Message* message : drain->held) {
-    if (message->error == 0) continue;
-    *codes++ = message->error;
-    *offsets++ = message->offset;
+  for (const Error& error : drain->errors) {
+    *codes++ = error.code;
+    *offsets++ = error.offset;
   }
 }

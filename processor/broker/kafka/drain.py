@@ -30,8 +30,16 @@ class _Functions(ctypes.Structure):
     _fields_ = [(name, ctypes.c_void_p) for name in _FUNCTIONS]
 
 
+class _Amount(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("messages", "value_bytes", "key_bytes")]
+
+
 class _Taken(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("messages", "value_bytes", "key_bytes", "errors")]
+    _fields_ = [("amount", _Amount), ("errors", ctypes.c_uint64)]
+
+
+_NO_MEMORY, _DONE, _NO_ROOM = -1, 0, 1
+_ROOM_BYTES = 8 << 20  # of all values that are taken at once, unless the first ones are larger; and of all keys
 
 
 class Drain:
@@ -53,29 +61,37 @@ class Drain:
         self._close = weakref.finalize(self, _close, self._own, self._librdkafka, self._drain, self._queue)
 
     def take(self, seconds: float, most: int) -> tuple[Messages | None, list[tuple[int, int]]]:
-        """Messages, and codes of errors with their offsets. Waits so long for the first one."""
-        taken = _Taken()
-        linger_ms = int(1000 * LINGER_SECONDS)
-        failed = self._own.drain_take(self._drain, int(1000 * seconds), linger_ms, most, ctypes.byref(taken))
-        if failed:
-            raise MemoryError
-        messages = self._columns(taken) if taken.messages else None
-        errors = self._errors(taken.errors) if taken.errors else []
-        self._own.drain_clear(self._drain)
-        return messages, errors
+        """At most so many messages, and codes of errors with their offsets. Waits so long for the first one."""
+        room = _Amount(most, _ROOM_BYTES, _ROOM_BYTES if self._keys else 0)
+        while True:
+            columns, taken = self._columns(room), _Taken()
+            answer = self._take(seconds, room, columns, taken)
+            if answer == _DONE:
+                break
+            if answer == _NO_MEMORY:
+                raise MemoryError
+            room = taken.amount
+        messages = self._messages(columns, taken.amount) if taken.amount.messages else None
+        return messages, self._errors(taken.errors) if taken.errors else []
 
-    def _columns(self, taken: _Taken) -> Messages:
-        count = taken.messages
-        values = np.empty(taken.value_bytes, np.uint8)
-        keys = np.empty(taken.key_bytes if self._keys else 0, np.uint8)
-        starts, lengths, key_starts, key_lengths, times, offsets = (np.empty(count, np.int64) for _ in range(6))
-        columns = [values, keys, starts, lengths, key_starts, key_lengths, times, offsets]
-        pointers = [ctypes.c_void_p(column.ctypes.data) for column in columns]
-        if not self._keys:
-            pointers[1] = ctypes.c_void_p(None)
-        self._own.drain_fill(self._drain, (ctypes.c_void_p * len(pointers))(*pointers))
-        beside = Column(keys, key_starts, key_lengths) if self._keys else None
-        return Messages(self._place, Column(values, starts, lengths), times.view(np.uint64), offsets, beside)
+    def _columns(self, room: _Amount) -> list[Any]:
+        texts = [np.empty(size, np.uint8) for size in (room.value_bytes, room.key_bytes)]
+        return texts + [np.empty(room.messages, np.int64) for _ in range(6 if self._keys else 4)]
+
+    def _take(self, seconds: float, room: _Amount, columns: list[Any], taken: _Taken) -> int:
+        values, keys, starts, lengths, times, offsets, *of_keys = (column.ctypes.data for column in columns)
+        beside = (keys, *of_keys) if self._keys else (None, None, None)
+        pointers = (ctypes.c_void_p * 8)(values, beside[0], starts, lengths, *beside[1:], times, offsets)
+        wait_ms, linger_ms = int(1000 * seconds), int(1000 * LINGER_SECONDS)
+        parts = ctypes.byref(room), pointers, ctypes.byref(taken)
+        return int(self._own.drain_take(self._drain, wait_ms, linger_ms, *parts))
+
+    def _messages(self, columns: list[Any], taken: _Amount) -> Messages:
+        values, keys, *numbers = columns
+        starts, lengths, times, offsets, *of_keys = (column[: taken.messages] for column in numbers)
+        beside = Column(keys[: taken.key_bytes], *of_keys) if self._keys else None
+        column = Column(values[: taken.value_bytes], starts, lengths)
+        return Messages(self._place, column, times.view(np.uint64), offsets, beside)
 
     def _errors(self, count: int) -> list[tuple[int, int]]:
         codes, offsets = np.empty(count, np.int32), np.empty(count, np.int64)
@@ -107,11 +123,9 @@ def _libraries() -> tuple[Any, Any, _Functions]:
     p, integer = ctypes.c_void_p, ctypes.c_int
     own.drain_new.restype, own.drain_new.argtypes = p, [p, p]
     own.drain_take.restype = ctypes.c_int64
-    own.drain_take.argtypes = [p, integer, integer, ctypes.c_uint64, p]
-    own.drain_fill.restype, own.drain_fill.argtypes = None, [p, p]
+    own.drain_take.argtypes = [p, integer, integer, p, p, p]
     own.drain_errors.restype, own.drain_errors.argtypes = None, [p, p, p]
-    own.drain_clear.restype = own.drain_free.restype = None
-    own.drain_clear.argtypes = own.drain_free.argtypes = [p]
+    own.drain_free.restype, own.drain_free.argtypes = None, [p]
     librdkafka = direct.library()
     librdkafka.rd_kafka_queue_get_partition.restype = p
     librdkafka.rd_kafka_queue_get_partition.argtypes = [p, ctypes.c_char_p, ctypes.c_int32]

@@ -24,6 +24,7 @@ from tokenometer.processor.broker.kafka.settings import CONSUMER_DEFAULTS, DEFAU
 
 _STALL_SECONDS = 30  # a read that gets nothing for so long has lost its broker
 _READ_MESSAGES = 2_000  # at once; of more, most have left the cache when they are looked at
+_DRAINED_MESSAGES = 1 << 15  # which are copied some at a time
 
 
 # The client looks for its group's coordinator, whom nobody needs here: it may be refused.
@@ -134,7 +135,7 @@ def _take(
         batch = consumer.consume(1, 1.0)
         batch += consumer.consume(_READ_MESSAGES, LINGER_SECONDS) if batch else []
         return _told_apart(batch, topic, beside)
-    drained, errors = drain.take(1.0, _READ_MESSAGES)
+    drained, errors = drain.take(1.0, _DRAINED_MESSAGES)
     # What came before the queue was cut off, and the client's own errors. One thread of librdkafka fills both queues,
     # so what is here was there before what was just drained.
     batch = list[client.Message]()
