@@ -24,7 +24,7 @@ from tests.test_verify import GROUP, LOG, MAPPINGS, ODD, SETTINGS, make_stream
 from tokenometer.processor.broker import Messages, Place
 from tokenometer.processor.verify import _in_chunks, ids, live, native, quick, tally, templates, usage, verify
 from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord
-from tokenometer.processor.verify.native import Expected, Found, joined
+from tokenometer.processor.verify.native import Expected, Found, Records, joined
 from tokenometer.processor.verify.native import Messages as Together
 from tokenometer.processor.verify.quick import QuickJudge
 from tokenometer.processor.verify.times import time_reader
@@ -58,24 +58,25 @@ def said(judge: Judge, line: bytes, time: int) -> tuple:
 WINDOW_MS = 1  # so that a row's window is its records' time
 
 
-def added(expected: Expected) -> dict[int, Judged]:
+def added(records: Records, expected: Expected) -> dict[int, Judged]:
     """Every record that was added, by its message's offset, as the judge would say it. Those without an id are not in
     the log of records."""
-    ends, marks = expected.take_log(file := io.BytesIO())
+    numbers = expected.add(records)
+    ends, marks = records.write_log(file := io.BytesIO())
     found = native.logged(np.frombuffer(file.getvalue(), np.uint8), ends, np.arange(len(marks)))
     rows = {name: column.to_pylist() for name, column in zip(*_columns(expected), strict=True)}
     texts = {name: found[name].to_pylist() for name in ("request_id", "scope")}
-    records = {}
+    judged = {}
     for at, offset in enumerate(found["log_offset"].tolist()):
-        row, prefill = int(found["row"][at]), int(found["prefill_row"][at])
-        numbers = [int(found[name][at]) for name in native.NUMBERS]
+        row, prefill = numbers[at].tolist()
+        counts = [int(found[name][at]) for name in native.NUMBERS]
         names = [rows[name][row] for name in ("user", "model", "chip")]
-        prefill_chip = rows["chip"][prefill] if prefill >= 0 else None
+        prefill_chip = rows["chip"][prefill] if prefill != native.NO_ROW else None
         six = texts["request_id"][at], texts["scope"][at], *names, prefill_chip, rows["labels"][row]
         request_id, scope, *others, labels = (None if text is None else text.decode() for text in six)
         time = rows["window_start"][row]
-        records[offset] = (request_id, scope, time, *others, *numbers[:6], labels, *numbers[6:])
-    return records
+        judged[offset] = (request_id, scope, time, *others, *counts[:6], labels, *counts[6:])
+    return judged
 
 
 def _columns(expected: Expected):
@@ -92,9 +93,9 @@ def assert_judged_alike(
     message_times = np.array(times or [NOW_MS] * len(lines), np.int64)
     numbers = np.arange(len(lines))
     for _ in range(2):  # with templates that it has just learned, and with those that it knows
-        expected = Expected(WINDOW_MS, SEED)
+        expected, adding = Expected(), Records(WINDOW_MS, SEED)
         messages = Together(joined([lines]), message_times, numbers, numbers, np.ones(len(lines), bool))
-        answer = together(expected, messages)
+        answer = together(adding, messages)
         left = {each.message for each in answer.left}
         assert all(lines[each.message] == each.line for each in answer.left)
         decided = [line for line in range(len(lines)) if line not in left]
@@ -102,7 +103,7 @@ def assert_judged_alike(
         assert {kind for kind, *_ in wanted.values()} <= {"counted", "skipped"}, f"seed {SEED}"
         records = {line: verdict[1] for line, verdict in wanted.items() if verdict[0] == "counted"}
         assert (answer.counted, answer.skipped) == (len(records), len(decided) - len(records))
-        found, table = added(expected), expected.table()
+        found, table = added(adding, expected), expected.table()
         for line, record in records.items():
             if record[0] is not None:
                 assert found[line] == record, f"seed {SEED}: {lines[line]!r}"
@@ -387,17 +388,53 @@ IDS = st.lists(st.tuples(st.one_of(st.none(), st.text("ab", max_size=70)), st.sa
 @given(IDS)
 def test_equal_ids_have_equal_marks(records):
     """And different ones have others, as far as these tests reach; no id has none."""
-    expected, count = Expected(1, SEED), len(records)
+    adding, count = Records(1, SEED), len(records)
     names = [None if name is None else name.encode() for name, _ in records]
     scopes = [scope.encode() for _, scope in records]
     columns = [joined([column]) for column in (names, scopes, *[[b"x"] * count] * 5)]
     numbers = np.arange(count)
-    expected.add(columns, numbers, np.zeros((count, len(native.NUMBERS))), numbers, numbers, numbers)
-    _, marks = expected.take_log(io.BytesIO())
+    adding.add(columns, numbers, np.zeros((count, len(native.NUMBERS))), numbers, numbers, numbers)
+    _, marks = adding.write_log(io.BytesIO())
     known = {}
     for record, mark in zip([each for each in records if each[0] is not None], marks.tolist(), strict=True):
         assert known.setdefault(record, mark) == mark
     assert len(set(known.values())) == len(known)
+
+
+SIZES = [(1 << bits) + off for bits in range(7, 64, 7) for off in (-1, 0)][:-1]  # where a spelling becomes longer
+NUMBER = st.one_of(st.integers(0, 300), st.sampled_from(SIZES))
+TEXT = st.binary(max_size=300)
+ADDED = st.tuples(st.one_of(st.none(), TEXT), TEXT, TEXT, st.one_of(st.none(), TEXT), st.lists(
+    NUMBER, min_size=len(native.NUMBERS) + 3, max_size=len(native.NUMBERS) + 3))  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(ADDED, min_size=1, max_size=30), st.booleans())
+def test_the_log_of_records_says_what_was_added(records, is_context):
+    """Of each with an id: numbers of any size, texts of any bytes, and its rows; more than are on their way at once."""
+    adding, expected = Records(1, SEED), Expected()
+    ids, scopes, users, chips, numbers = zip(*records, strict=True)
+    same, none = [b"m"] * len(records), np.zeros(len(records), np.int64)
+    columns = [joined([column]) for column in (ids, scopes, users, same, same, chips, [b""] * len(records))]
+    counts = np.array(numbers, np.int64)
+    offsets, generations, lines = (counts[:, at] >> (31 if at == 2 else 0) for at in range(3))
+    adding.add(columns, none, counts[:, 3:], offsets, generations, lines)
+    assert len(adding) == len(records)
+    rows, table = expected.add(adding, is_context), expected.table(np.arange(len(expected))).to_pylist()
+    ends, _ = adding.write_log(file := io.BytesIO())
+    found = native.logged(np.frombuffer(file.getvalue(), np.uint8), ends, np.arange(len(ends)))
+    logged = [number for number in range(len(records)) if ids[number] is not None]
+    assert found["request_id"].to_pylist() == [ids[number] for number in logged]
+    assert found["scope"].to_pylist() == [scopes[number] for number in logged]
+    named = zip(("log_offset", "generation", "line", *native.NUMBERS), range(counts.shape[1]), strict=True)
+    for name, at in named:
+        assert found[name].tolist() == [int(counts[number, at]) >> (31 if at == 2 else 0) for number in logged]
+    for number, (row, prefill) in zip(logged, rows.tolist(), strict=True):
+        assert table[row]["user"] == users[number] and table[row]["chip"] == b"m"
+        chip = None if prefill == native.NO_ROW else table[prefill]["chip"]
+        assert chip == chips[number]
+    booked = [] if is_context else [1 + (chip is not None) for chip in chips]
+    assert sum(row["records"] for row in table) == sum(booked)
 
 
 # --- Rows of token-usage ---
@@ -497,11 +534,21 @@ def test_two_readings_that_differ_end_the_audit(monkeypatch):
     together = QuickJudge(mapping, judge, SKEW_MS, PAST_MS)
     five, numbers = joined([[GOOD["native"]] * 5]), np.arange(5)
     messages = Together(five, np.full(5, NOW_MS), numbers, numbers, np.ones(5, bool))
-    assert together(Expected(1, 0), messages).counted == 5
+    assert together(Records(1, 0), messages).counted == 5
     answer = judge(GOOD["native"], NOW_MS)
     monkeypatch.setattr(Judge, "__call__", lambda self, line, time: (*answer[:-1], 1))
     with pytest.raises(quick.VerifyError, match="two readings of one line differ"):
-        together(Expected(1, 0), messages)
+        together(Records(1, 0), messages)
+
+
+def test_a_shape_that_is_rare_in_each_chunk_is_learned_in_the_end(monkeypatch):
+    monkeypatch.setattr(templates, "WORTH", 5)
+    mapping = mappings.resolve("native")
+    together = QuickJudge(mapping, Judge(mapping, SKEW_MS, PAST_MS), SKEW_MS, PAST_MS)
+    messages = Together(joined([[GOOD["native"]]]), np.full(1, NOW_MS), np.zeros(1, np.int64), np.zeros(1, np.int64),
+                        np.ones(1, bool))  # fmt: skip
+    counted = [together(Records(1, 0), messages).counted for _ in range(7)]
+    assert counted == [0] * 4 + [1] * 3 and together.learned == 1
 
 
 def test_large_messages_that_come_at_once_are_judged_in_pieces(monkeypatch):
@@ -552,7 +599,9 @@ PUBLISHED = st.tuples(KEYS, st.sampled_from([b"p", b"q", b"r"]), st.sampled_from
 def add_record(expected: Expected, user: bytes, model: bytes, count: int) -> None:
     texts = [joined([[text]]) for text in (b"id", b"", user, model, b"chip", None, b"")]
     numbers = np.array([[1, count, *[0] * (len(native.NUMBERS) - 2)]])
-    expected.add(texts, np.zeros(1), numbers, *[np.zeros(1, np.int64)] * 3)
+    records = Records(60_000, SEED)
+    records.add(texts, np.zeros(1), numbers, *[np.zeros(1, np.int64)] * 3)
+    expected.add(records)
 
 
 def add_row(found: Found, user: bytes, model: bytes, part: bytes, numbers: Sequence[int], place=0, offset=0) -> None:
@@ -564,7 +613,7 @@ def add_row(found: Found, user: bytes, model: bytes, part: bytes, numbers: Seque
 @given(st.lists(st.tuples(KEYS, COUNTS), max_size=12), st.lists(PUBLISHED, max_size=12), st.data())
 def test_what_agrees_is_what_adds_up(records, published, data):
     """By dictionaries: rows whose last published rows add up to their records. The others are all there still."""
-    expected, found = Expected(60_000, SEED), Found(SEED)
+    expected, found = Expected(), Found(SEED)
     log: dict[tuple, list[int]] = {}
     for key, count in records:
         add_record(expected, *key, count)
@@ -607,7 +656,7 @@ def test_what_agrees_is_what_adds_up(records, published, data):
 @pytest.mark.parametrize("count", [(1 << 48) - 1, 1 << 48, (1 << 64) - 1])
 def test_counters_that_could_wrap_are_left_to_duckdb(count):
     """2^48 is the first. Two rows of 2^63 would add up to nothing in 64 bits."""
-    expected, found = Expected(60_000, SEED), Found(SEED)
+    expected, found = Expected(), Found(SEED)
     records = -(-count // ((1 << 40) - 1)) if count < 1 << 49 else 1
     rest = count
     for _ in range(records):
@@ -624,7 +673,7 @@ def test_counters_that_could_wrap_are_left_to_duckdb(count):
 @pytest.mark.slow
 @pytest.mark.parametrize("parts", [1 << 13, (1 << 13) + 1])
 def test_a_row_of_very_many_parts_is_left_to_duckdb(parts):
-    expected, found = Expected(60_000, SEED), Found(SEED)
+    expected, found = Expected(), Found(SEED)
     for _ in range(parts):
         add_record(expected, b"a", b"m", 1)
     for part in range(parts):
@@ -634,11 +683,13 @@ def test_a_row_of_very_many_parts_is_left_to_duckdb(parts):
 
 def test_a_sum_that_comes_near_its_end_is_written_out():
     """2^62 is the first; a chunk of records adds less than is left."""
-    expected = Expected(60_000, SEED)
+    expected, records = Expected(), Records(60_000, SEED)
     texts = [joined([[text]]) for text in (None, b"", b"a", b"m", b"c", None, b"")]
     for size, full in (((1 << 62) - 1, False), (1, True)):
         numbers = np.array([[0, size, *[0] * (len(native.NUMBERS) - 2)]])
-        expected.add(texts, np.zeros(1), numbers, *[np.zeros(1, np.int64)] * 3)
+        records.clear()
+        records.add(texts, np.zeros(1), numbers, *[np.zeros(1, np.int64)] * 3)
+        expected.add(records)
         assert expected.is_full == full
     expected.clear()
     assert not expected.is_full and len(expected) == 0

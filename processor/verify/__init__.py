@@ -11,9 +11,9 @@ It audits a metered stream from what is in the broker alone:
 
 A clean audit can leave a checkpoint; the next one then goes on from there (`since`, `checkpoint`).
 
-Nothing of the engine takes part: not its parser, not its tables, not its referee. Messages are read by one thread and
-looked at by another one; where much is left to the judge, that is done in other processes. Tables that become too large
-go to a temporary folder, and DuckDB keeps to its memory, so the size of a stream is no limit.
+Nothing of the engine takes part: not its parser, not its tables, not its referee. One thread reads messages, a second
+one judges them, a third one adds up; where much is left to the judge, that is done in other processes. Tables that
+become too large go to a temporary folder, and DuckDB keeps to its memory, so the size of a stream is no limit.
 """
 
 import contextlib
@@ -56,7 +56,6 @@ __all__ = ["Report", "VerifySettings", "VerifyError", "verify"]
 
 _CHUNK_MESSAGES = 32_768
 _CHUNK_BYTES = 8 << 20
-_SAMPLE = 100  # messages that tell how large the others may be
 _FEW_MESSAGES = 5_000  # sooner judged here than other processes are started
 _MANY_LETTERS = 50_000  # worth other processes
 _FEW_LINES = 1_000  # of a chunk: sooner judged here than sent to another process
@@ -153,6 +152,15 @@ class _Chunk(NamedTuple):
     is_context: bool = False  # audited before; its records may have duplicates in later chunks
 
 
+class _Judged(NamedTuple):
+    """What was found in a chunk. result: of what was left for the judge; None where nothing was."""
+
+    chunk: _Chunk
+    read: Read
+    records: native.Records
+    result: "LogResult | Future[LogResult] | None"
+
+
 class _Audit:
     def __init__(
         self,
@@ -190,7 +198,8 @@ class _Audit:
         self.empty = 0
         self.skipped = 0
         self.rejects: Counter[str] = Counter()
-        self.lettered: dict[Place, list[int]] = {}  # offsets of messages with letters of conflicting duplicates
+        # Offsets of messages with letters of conflicting duplicates.
+        self.lettered: dict[Place, Ints] = {}
         self.waiting: deque[tuple[Future[LogResult], _Chunk]] = deque()  # what other processes judge
         self.rows: dict[str, list[tuple[Any, ...]]] = {"rejects": [], "digests": []}
         self.numbers = itertools.count()
@@ -228,13 +237,17 @@ class _Audit:
     def read_letters(self) -> None:
         topic = self.settings.rejected_topic
         count = sum(extent.end - extent.begin for _, extent in self.cut.published_in(topic))
+        lettered: dict[Place, set[int]] = {}
         for result in self.pool.map(tasks.read_letters, self._letters(topic), count >= _MANY_LETTERS):
             self.problems.add(result.problems)
             for place, offset in result.conflicts:
-                self.lettered.setdefault(place, []).append(offset)
+                lettered.setdefault(place, set()).add(offset)
+        self.lettered = {place: np.array(sorted(offsets), np.int64) for place, offsets in lettered.items()}
 
     def read_log(self) -> None:
-        self._each(self._judge, itertools.chain.from_iterable(map(self._log_chunks, self.places)))
+        """Chunks are read, judged and added up by a thread each."""
+        chunks = itertools.chain.from_iterable(map(self._log_chunks, self.places))
+        self._each(self._add_up, self.pool.beside(self._judge, chunks))
         while self.waiting:
             self._add(*self._next_waiting())
         self._write_rows(0)
@@ -299,40 +312,44 @@ class _Audit:
             is_context,
         )
 
-    def _judge(self, chunk: _Chunk) -> None:
+    def _judge(self, chunk: _Chunk) -> _Judged:
         """What is alike together; the rest here or, if it is much, in another process."""
-        task = self._read_together(chunk)
-        if len(task.lines) + len(task.messages) < _FEW_LINES:
-            if task.lines or task.messages:
-                self._add(tasks.judge(task), chunk)
-        elif (future := self.pool.submit(tasks.judge, task)) is not None:
-            self.waiting.append((future, chunk))
+        read, records, task = self._read_together(chunk)
+        left = len(task.lines) + len(task.messages)
+        if left == 0:
+            return _Judged(chunk, read, records, None)
+        future = self.pool.submit(tasks.judge, task) if left >= _FEW_LINES else None
+        return _Judged(chunk, read, records, future or tasks.judge(task))
+
+    def _add_up(self, judged: _Judged) -> None:
+        chunk, read, records, result = judged
+        self.tables.add(records, chunk.number, chunk.is_context)
+        if not chunk.is_context:
+            self.counting += read.counted
+            self.skipped += read.skipped
+        if isinstance(result, Future):
+            self.waiting.append((result, chunk))
             if len(self.waiting) > 2 * self.settings.processes:
                 self._add(*self._next_waiting())
-        else:
-            self._add(tasks.judge(task), chunk)
+        elif result is not None:
+            self._add(result, chunk)
         self.tables.make_room()
 
     def _next_waiting(self) -> tuple[LogResult, _Chunk]:
         future, chunk = self.waiting.popleft()
         return future.result(), chunk
 
-    def _read_together(self, chunk: _Chunk) -> tasks.LogTask:
-        """Adds what surely counts, and returns what is left."""
+    def _read_together(self, chunk: _Chunk) -> tuple[Read, native.Records, tasks.LogTask]:
+        """What surely counts, and what is left."""
         values, quick = chunk.values, self.quick[chunk.place.topic]
-        lettered = self.lettered.get(chunk.place, ())
+        lettered = _among(self.lettered.get(chunk.place), chunk.offsets)
         are_lines = np.zeros(len(values.lengths), bool)
-        read = Read(0, 0, [])
+        read, records = Read(0, 0, []), self.tables.records()
         if quick is not None:
             are_lines = values.are_first(b"{") & (chunk.times < _TIMES_END)
-            if lettered:
-                are_lines &= ~np.isin(chunk.offsets, np.array(lettered))
+            are_lines[lettered] = False
             messages = native.Messages(values, chunk.times, chunk.offsets, chunk.generations, are_lines)
-            self.tables.begin(chunk.number, chunk.is_context)
-            read = quick(self.tables.expected, messages)
-        if not chunk.is_context:
-            self.counting += read.counted
-            self.skipped += read.skipped
+            read = quick(records, messages)
         left = [
             tasks.Message(
                 message,
@@ -343,7 +360,7 @@ class _Audit:
             for message in np.flatnonzero(~are_lines).tolist()
         ]
         topic, settings = chunk.place.topic, self.settings
-        return tasks.LogTask(
+        task = tasks.LogTask(
             chunk.number,
             read.left,
             left,
@@ -352,15 +369,15 @@ class _Audit:
             self.topics[topic],
             settings.max_future_skew_ms,
             settings.max_past_ms,
-            np.array(sorted(set(lettered)), np.int64),
+            chunk.offsets[lettered],
             self.schemas[topic],
             settings.registry if self.topics[topic].value.registry else None,
         )
+        return read, records, task
 
     def _add(self, result: LogResult, chunk: _Chunk) -> None:
         if result.counting is not None:
-            self.tables.begin(chunk.number, chunk.is_context)
-            self.tables.add(result.counting, chunk.offsets, chunk.generations)
+            self.tables.add_judged(result.counting, chunk.offsets, chunk.generations, chunk.number, chunk.is_context)
         if chunk.is_context:
             return
         self.counting += 0 if result.counting is None else len(result.counting.times)
@@ -461,31 +478,42 @@ class _Audit:
             yield "The group went on meanwhile; if rows are missing, compaction may have taken them: verify again."
 
 
+def _among(some: Ints | None, offsets: Ints) -> Ints:
+    """Where some offsets are among these. Both rise."""
+    if some is None:
+        return np.zeros(0, np.int64)
+    low, high = np.searchsorted(some, [offsets[0], offsets[-1] + 1])
+    places = np.searchsorted(offsets, some[low:high])
+    found: Ints = places[offsets[places] == some[low:high]]
+    return found
+
+
 def _in_chunks(stream: Iterable[Messages]) -> Iterator[list[Messages]]:
     """Consecutive messages of one partition, as many as are worth sending to another process."""
     some: list[Messages] = []
     count = size = 0
-    for messages in itertools.chain.from_iterable(map(_in_pieces, stream)):
-        if some and (count >= _CHUNK_MESSAGES or size >= _CHUNK_BYTES or messages.place != some[0].place):
+    for messages, its_size in itertools.chain.from_iterable(map(_in_pieces, stream)):
+        is_full = count + len(messages.values) > _CHUNK_MESSAGES or size + its_size > _CHUNK_BYTES
+        if some and (is_full or messages.place != some[0].place):
             yield some
             some, count, size = [], 0, 0
         some.append(messages)
         count += len(messages.values)
-        size += bytes_of(messages.values)
+        size += its_size
     if some:
         yield some
 
 
-def _in_pieces(messages: Messages) -> Iterator[Messages]:
-    """Messages of some bytes each, where many large ones came at once."""
-    sample = messages.values[:_SAMPLE]
-    step = max(1, _CHUNK_BYTES * len(sample) // max(1, bytes_of(sample)))
-    if step >= len(messages.values):
-        yield messages
+def _in_pieces(messages: Messages) -> Iterator[tuple[Messages, int]]:
+    """Messages of some bytes each, where many large ones came at once; with their bytes."""
+    size = bytes_of(messages.values)
+    if size <= _CHUNK_BYTES:
+        yield messages, size
         return
+    step = max(1, len(messages.values) * _CHUNK_BYTES // size)
     for begin in range(0, len(messages.values), step):
         part = slice(begin, begin + step)
-        yield Messages(
+        piece = Messages(
             messages.place,
             messages.values[part],
             messages.times[part],
@@ -493,6 +521,7 @@ def _in_pieces(messages: Messages) -> Iterator[Messages]:
             messages.keys and messages.keys[part],
             messages.headers and messages.headers[part],
         )
+        yield piece, bytes_of(piece.values)
 
 
 @contextlib.contextmanager

@@ -45,17 +45,17 @@ struct Answer {
 };
 
 constexpr u64 RECORD_BYTES_MAX = 1 << 20;
-constexpr u64 RING = 16, GO_ON = 6, END = 12;  // so many records are on their way into the table
 
 struct Judge {
   Bounds bounds;
   std::vector<Plan> plans;
-  std::vector<u32> order;  // of plans: the one that took the last line comes first
+  std::vector<std::vector<u64>> alike;  // of each two plans: how many values, from the first one on, both read alike
+  std::vector<u32> order;               // of plans: the one that took the last line comes first
   std::vector<Line> left, lines;
   std::vector<Sample> samples;
   std::vector<u32> sampled;  // of each plan: its place in `samples` and 1
   std::vector<Value> values;
-  Expected::Adding ring[RING];
+  Record record;
   Outcome outcome;
 
   void split(const Messages& messages) {
@@ -74,40 +74,56 @@ struct Judge {
   }
 
   // first: the first plan that is asked.
-  void take(const Messages& messages, Expected& expected, u32 first) {
+  void take(const Messages& messages, Records& records, u32 first) {
     left.clear();
     samples.clear();
     sampled.assign(plans.size(), 0);
-    u64 begun = 0, gone_on = 0, ended = 0;
     outcome.counted = outcome.skipped = 0;
     for (const Line& line : lines) {
-      Expected::Adding& adding = ring[begun % RING];
-      Verdict verdict = judge(messages, line, first, adding.record);
+      Verdict verdict = judge(messages, line, first);
       if (verdict == LEFT) left.push_back(line);
       if (verdict == SKIPPED) ++outcome.skipped;
       if (verdict != COUNTED) continue;
-      adding.where = {messages.offsets[line.message], messages.generations[line.message], line.number};
-      expected.begin(adding);
-      ++begun;
-      if (begun - gone_on > GO_ON) expected.go_on(ring[gone_on++ % RING]);
-      if (begun - ended > END) expected.end(ring[ended++ % RING]);
+      records.add(record, {messages.offsets[line.message], messages.generations[line.message], line.number});
+      ++outcome.counted;
     }
-    while (ended < begun) expected.end(ring[ended++ % RING]);
-    outcome.counted = begun;
     outcome.left = left.data();
     outcome.left_count = left.size();
     outcome.samples = samples.data();
     outcome.sample_count = samples.size();
   }
 
-  Verdict judge(const Messages& messages, const Line& line, u32 first, Record& record) {
+  void learn(Program& program) {
+    plans.emplace_back(program);
+    const Plan& plan = plans.back();
+    order.push_back(static_cast<u32>(plans.size()) - 1);
+    if (plan.slot_count() > values.size()) values.resize(plan.slot_count());
+    alike.emplace_back();
+    for (u64 i = 0; i < plans.size(); ++i) alike.back().push_back(plan.alike(plans[i]));
+    for (u64 i = 0; i + 1 < plans.size(); ++i) alike[i].push_back(alike.back()[i]);
+  }
+
+  // The plan that was learned last.
+  void forget() {
+    plans.pop_back();
+    alike.pop_back();
+    for (std::vector<u64>& row : alike) row.pop_back();
+    order.erase(std::find(order.begin(), order.end(), static_cast<u32>(plans.size())));
+  }
+
+  Verdict judge(const Messages& messages, const Line& line, u32 first) {
     u64 size = line.end - line.begin;
     if (size == 0 || size > RECORD_BYTES_MAX || messages.text[line.begin] != '{') return LEFT;
     Text text{messages.text + line.begin, size};
+    u64 known = 0;  // values that the plan before has found
+    u32 before = 0;
     for (u64 i = 0; i < order.size(); ++i) {
       u32 plan = order[i];
       if (plan < first) continue;
-      Verdict verdict = plans[plan].judge(text, messages.times[line.message], bounds, values.data(), record);
+      known = std::min(known, alike[before][plan]);
+      before = plan;
+      i64 time = messages.times[line.message];
+      Verdict verdict = plans[plan].judge(text, time, bounds, values.data(), &known, record);
       if (verdict == LEFT) continue;
       std::rotate(order.begin(), order.begin() + static_cast<i64>(i), order.begin() + static_cast<i64>(i) + 1);
       if (sampled[plan] == 0) {
@@ -147,7 +163,7 @@ struct Columns {
 };
 
 struct Log {
-  const char* data;
+  const u8* data;
   u64 size;
   const u64 *ends, *marks;
   u64 entries;
@@ -163,7 +179,9 @@ struct Export {
 };
 
 struct LogExport {
-  i64 *offsets, *generations, *lines, *rows, *prefill_rows, *numbers, *lengths;
+  i64 *offsets, *generations, *lines;
+  u64* numbers;
+  i64* lengths;
   u8* texts;
 };
 
@@ -207,7 +225,7 @@ API u64 layout(u64* to) {
   *at++ = NUMBERS;
   *at++ = TEXTS;
   for (u32 parent : PARENTS) *at++ = parent;
-  for (u32 i = 0; i < NUMBERS; ++i) *at++ = is_output(i);
+  for (u32 i = 0; i < NUMBERS; ++i) *at++ = OUTPUTS >> i & 1;
   return static_cast<u64>(at - to);
 }
 
@@ -223,24 +241,20 @@ API void judge_free(Judge* judge) { delete judge; }
 API i64 judge_learn(Judge* judge, const i64* numbers, const u8* literals) {
   return guarded([&] {
     Program program(numbers, literals);
-    judge->plans.emplace_back(program);
-    judge->order.push_back(static_cast<u32>(judge->plans.size()) - 1);
-    if (judge->plans.back().slot_count() > judge->values.size()) judge->values.resize(judge->plans.back().slot_count());
+    judge->learn(program);
     return static_cast<i64>(judge->plans.size()) - 1;
   });
 }
 
-// The plan that was learned last.
-API void judge_forget(Judge* judge) {
-  judge->plans.pop_back();
-  judge->order.erase(std::find(judge->order.begin(), judge->order.end(), static_cast<u32>(judge->plans.size())));
-}
+API void judge_forget(Judge* judge) { judge->forget(); }
 
 // What a plan says of a line. The texts are there until the next call.
 API i64 judge_try(Judge* judge, u32 plan, const u8* line, u64 size, i64 time, Answer* answer) {
   return guarded([&]() -> i64 {
-    Record& record = judge->ring[0].record;
-    Verdict verdict = judge->plans[plan].judge({line, size}, time, judge->bounds, judge->values.data(), record);
+    Record& record = judge->record;
+    u64 known = 0;
+    Value* values = judge->values.data();
+    Verdict verdict = judge->plans[plan].judge({line, size}, time, judge->bounds, values, &known, record);
     answer->time = record.time;
     std::copy(record.numbers, record.numbers + NUMBERS, answer->numbers);
     std::copy(record.texts, record.texts + TEXTS, answer->texts);
@@ -248,87 +262,86 @@ API i64 judge_try(Judge* judge, u32 plan, const u8* line, u64 size, i64 time, An
   });
 }
 
-API i64 judge_read(Judge* judge, Expected* expected, const Messages* messages, Outcome* outcome) {
+API i64 judge_read(Judge* judge, Records* records, const Messages* messages, Outcome* outcome) {
   return guarded([&]() -> i64 {
     judge->split(*messages);
-    judge->take(*messages, *expected, 0);
+    judge->take(*messages, *records, 0);
     *outcome = judge->outcome;
     return 0;
   });
 }
 
 // Only the lines that were left, and only by the plan that was learned last.
-API i64 judge_read_left(Judge* judge, Expected* expected, const Messages* messages, Outcome* outcome) {
+API i64 judge_read_left(Judge* judge, Records* records, const Messages* messages, Outcome* outcome) {
   return guarded([&]() -> i64 {
     judge->lines.swap(judge->left);
-    judge->take(*messages, *expected, static_cast<u32>(judge->plans.size()) - 1);
+    judge->take(*messages, *records, static_cast<u32>(judge->plans.size()) - 1);
     *outcome = judge->outcome;
     return 0;
   });
 }
 
-// --- Sums of the log ---
+// --- Records that count ---
 
-API Expected* expected_new(i64 window_ms, u64 seed) { return new (std::nothrow) Expected(window_ms, seed); }
-API void expected_free(Expected* expected) { delete expected; }
-API u64 expected_bytes(Expected* expected) { return expected->rows().bytes(); }
-API u64 expected_count(Expected* expected) { return expected->rows().rows().size(); }
-API i64 expected_is_full(Expected* expected) { return expected->is_full(); }
-API void expected_clear(Expected* expected) { expected->clear(); }
-API void expected_context(Expected* expected, i32 is_context) { expected->is_context = is_context; }
+API Records* records_new(i64 window_ms, u64 seed) { return new (std::nothrow) Records(window_ms, seed); }
+API void records_free(Records* records) { delete records; }
+API void records_clear(Records* records) { records->clear(); }
+API u64 records_count(Records* records) { return records->count; }
 
-API i64 expected_add(Expected* expected, const Columns* columns) {
+API i64 records_add(Records* records, const Columns* columns) {
   return guarded([&]() -> i64 {
-    Expected::Adding adding;
+    Record record;
     for (u64 i = 0; i < columns->count; ++i) {
       for (u32 text = 0; text < TEXTS; ++text) {
-        adding.record.texts[text] = text_of(columns->text[text], columns->begins[text][i], columns->lengths[text][i]);
+        record.texts[text] = text_of(columns->text[text], columns->begins[text][i], columns->lengths[text][i]);
       }
-      adding.record.time = columns->times[i];
-      for (u32 n = 0; n < NUMBERS; ++n) adding.record.numbers[n] = static_cast<u64>(columns->numbers[i * NUMBERS + n]);
-      adding.where = {columns->offsets[i], columns->generations[i], static_cast<u32>(columns->lines[i])};
-      expected->begin(adding);
-      expected->end(adding);
+      record.time = columns->times[i];
+      for (u32 n = 0; n < NUMBERS; ++n) record.numbers[n] = static_cast<u64>(columns->numbers[i * NUMBERS + n]);
+      records->add(record, {columns->offsets[i], columns->generations[i], static_cast<u32>(columns->lines[i])});
     }
     return 0;
   });
 }
 
-API void expected_log(Expected* expected, Log* log) {
-  *log = {expected->logged.data(), expected->logged.size(), expected->ends.data(), expected->marks.data(),
-          expected->marks.size()};
+API void records_log(Records* records, Log* log) {
+  *log = {records->log.data(), records->log.size(), records->ends.data(), records->marks.data(), records->ends.size()};
 }
-API void expected_clear_log(Expected* expected) { expected->clear_log(); }
 
 // Some records of a log as columns. Returns the bytes of their ids and scopes; with a null for those nothing is written
 // there.
 API u64 log_export(const u8* data, const u64* ends, const i64* entries, u64 count, const LogExport* to) {
   u64 written = 0;
   for (u64 i = 0; i < count; ++i) {
-    const u8* at = data + (entries[i] == 0 ? 0 : ends[entries[i] - 1]);
-    Logged entry;
-    std::memcpy(&entry, at, sizeof entry);
-    at += sizeof entry;
-    to->offsets[i] = entry.offset;
-    to->generations[i] = entry.generation;
-    to->lines[i] = entry.line;
-    to->rows[i] = entry.row;
-    to->prefill_rows[i] = entry.prefill_row == NO_ROW ? -1 : static_cast<i64>(entry.prefill_row);
-    for (u32 n = 0; n < NUMBERS; ++n) {
-      bool is_there = entry.mask >> n & 1;
-      to->numbers[NUMBERS * i + n] = is_there ? static_cast<i64>(word_at(at)) : 0;
-      at += is_there ? 8 : 0;
-    }
+    const Logged entry(data + (entries[i] == 0 ? 0 : ends[entries[i] - 1]));
+    to->offsets[i] = static_cast<i64>(entry.offset);
+    to->generations[i] = static_cast<i64>(entry.generation);
+    to->lines[i] = static_cast<i64>(entry.line);
+    std::copy(entry.numbers, entry.numbers + NUMBERS, to->numbers + NUMBERS * i);
     for (u32 n = 0; n < 2; ++n) {
-      Text text;
-      at = take(at, &text);
-      to->lengths[2 * i + n] = text.size == ABSENT ? -1 : static_cast<i64>(text.size);
-      if (text.size == ABSENT) continue;
+      const Text& text = entry.texts[n];
+      to->lengths[2 * i + n] = static_cast<i64>(text.size);
       if (to->texts) std::memcpy(to->texts + written, text.data, text.size);
       written += text.size;
     }
   }
   return written;
+}
+
+// --- Sums of the log ---
+
+API Expected* expected_new() { return new (std::nothrow) Expected; }
+API void expected_free(Expected* expected) { delete expected; }
+API u64 expected_bytes(Expected* expected) { return expected->rows().bytes(); }
+API u64 expected_count(Expected* expected) { return expected->rows().rows().size(); }
+API i64 expected_is_full(Expected* expected) { return expected->is_full(); }
+API void expected_clear(Expected* expected) { expected->clear(); }
+
+// rows: room for two of each record in the log.
+API i64 expected_add(Expected* expected, const Records* records, i32 is_context, u32* rows) {
+  return guarded([&]() -> i64 {
+    expected->add(*records, is_context, rows);
+    return 0;
+  });
 }
 
 API void expected_touch(Expected* expected, const u32* rows, u64 count) {

@@ -9,7 +9,7 @@ import functools
 import pathlib
 import weakref
 from collections.abc import Container, Sequence
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ LEFT, COUNTED, SKIPPED = range(3)
 
 Ints = np.ndarray[Any, np.dtype[np.int64]]
 Marks = np.ndarray[Any, np.dtype[np.uint64]]
+RowNumbers = np.ndarray[Any, np.dtype[np.uint32]]
+NO_ROW = (1 << 32) - 1
 _LINE = np.dtype([("begin", np.uint64), ("end", np.uint64), ("message", np.uint32), ("number", np.uint32)])
 _SAMPLE = np.dtype([("begin", np.uint64), ("end", np.uint64), ("message", np.uint32), ("plan", np.uint32),
                     ("skipped", np.uint32), ("spare", np.uint32)])  # fmt: skip
@@ -78,7 +80,7 @@ class _Export(ctypes.Structure):
 
 
 class _LogExport(ctypes.Structure):
-    _fields_ = _pointers("offsets", "generations", "lines", "rows", "prefill_rows", "numbers", "lengths", "texts")
+    _fields_ = _pointers("offsets", "generations", "lines", "numbers", "lengths", "texts")
 
 
 # --- Texts in one buffer ---
@@ -189,12 +191,53 @@ class Answer(NamedTuple):
     texts: list[bytes | None]
 
 
-class Expected:
-    """By window, user, model, chip and labels: the sums over the log's records, and a log of these."""
+class Records:
+    """Records of a chunk that count: on their way to `Expected`, and into a log of those that may have duplicates."""
 
     def __init__(self, window_ms: int, seed: int) -> None:
         library = _library()
-        self.pointer = _owned(library.expected_new(window_ms, seed), library.expected_free, self)
+        self.pointer = _owned(library.records_new(window_ms, seed), library.records_free, self)
+
+    def __len__(self) -> int:
+        return int(_library().records_count(self.pointer))
+
+    def add(
+        self, texts: Sequence[Texts], times: Ints, numbers: Ints, offsets: Ints, generations: Ints, lines: Ints
+    ) -> None:
+        """numbers: of each record one after another."""
+        many = ctypes.c_void_p * len(TEXTS)
+        columns = [[np.ascontiguousarray(text[part]) for text in texts] for part in range(3)]
+        arrays = [np.ascontiguousarray(array, np.int64) for array in (times, numbers, offsets, generations, lines)]
+        struct = _Columns(*(many(*map(_at, column)) for column in columns), *map(_at, arrays), len(times))
+        _checked(_library().records_add(self.pointer, ctypes.byref(struct)))
+
+    @property
+    def logged(self) -> int:
+        """How many are in the log."""
+        return int(self._log().entries)
+
+    def write_log(self, file: Any) -> tuple[Marks, Marks]:
+        """Writes it. Returns where each record ends in it, and their marks."""
+        log = self._log()
+        if log.size:
+            file.write((ctypes.c_char * log.size).from_address(log.data))
+        return _copied(log.ends, log.entries, np.uint64), _copied(log.marks, log.entries, np.uint64)
+
+    def _log(self) -> _Log:
+        log = _Log()
+        _library().records_log(self.pointer, ctypes.byref(log))
+        return log
+
+    def clear(self) -> None:
+        _library().records_clear(self.pointer)
+
+
+class Expected:
+    """By window, user, model, chip and labels: the sums over the log's records."""
+
+    def __init__(self) -> None:
+        library = _library()
+        self.pointer = _owned(library.expected_new(), library.expected_free, self)
 
     @property
     def size(self) -> int:
@@ -209,35 +252,12 @@ class Expected:
     def __len__(self) -> int:
         return int(_library().expected_count(self.pointer))
 
-    def add(
-        self, texts: Sequence[Texts], times: Ints, numbers: Ints, offsets: Ints, generations: Ints, lines: Ints
-    ) -> None:
-        """numbers: of each record one after another."""
-        many = ctypes.c_void_p * len(TEXTS)
-        columns = [[np.ascontiguousarray(text[part]) for text in texts] for part in range(3)]
-        arrays = [np.ascontiguousarray(array, np.int64) for array in (times, numbers, offsets, generations, lines)]
-        struct = _Columns(*(many(*map(_at, column)) for column in columns), *map(_at, arrays), len(times))
-        _checked(_library().expected_add(self.pointer, ctypes.byref(struct)))
-
-    def context(self, is_context: bool) -> None:
-        """Whether records that are added now are only there for later ones to be their duplicates."""
-        _library().expected_context(self.pointer, is_context)
-
-    def take_log(self, file: BinaryIO) -> tuple[Marks, Marks]:
-        """Writes the records since this was last asked. Returns where each ends, and their marks."""
-        log = _Log()
-        _library().expected_log(self.pointer, ctypes.byref(log))
-        if log.size:
-            file.write((ctypes.c_char * log.size).from_address(log.data))
-        found = _copied(log.ends, log.entries, np.uint64), _copied(log.marks, log.entries, np.uint64)
-        _library().expected_clear_log(self.pointer)
-        return found
-
-    @property
-    def log_bytes(self) -> int:
-        log = _Log()
-        _library().expected_log(self.pointer, ctypes.byref(log))
-        return int(log.size)
+    def add(self, records: Records, is_context: bool = False) -> RowNumbers:
+        """is_context: whether they are only there for later ones to be their duplicates. Returns the number of the row
+        of each record in the log, and of its prefill chip's row or NO_ROW."""
+        rows = np.empty((records.logged, 2), np.uint32)
+        _checked(_library().expected_add(self.pointer, records.pointer, is_context, _at(rows)))
+        return rows
 
     def touch(self, rows: np.ndarray[Any, Any]) -> None:
         """These are never taken to agree."""
@@ -331,11 +351,11 @@ class Lines:
                  else b"" for text in found.texts]  # fmt: skip
         return verdict, Answer(found.time, list(found.numbers), texts)
 
-    def read(self, expected: Expected, messages: Messages, only_left: bool = False) -> Outcome:
+    def read(self, records: Records, messages: Messages, only_left: bool = False) -> Outcome:
         """Adds what surely counts. only_left: just the lines that were left, by the plan that was learned last."""
         library, outcome = _library(), _Outcome()
         read = library.judge_read_left if only_left else library.judge_read
-        _checked(read(self._pointer, expected.pointer, ctypes.byref(messages.struct), ctypes.byref(outcome)))
+        _checked(read(self._pointer, records.pointer, ctypes.byref(messages.struct), ctypes.byref(outcome)))
         left = _copied(outcome.left, outcome.left_count, _LINE)
         return Outcome(outcome.counted, outcome.skipped, left, _copied(outcome.samples, outcome.count, _SAMPLE))
 
@@ -369,11 +389,11 @@ class Rows:
 
 
 def logged(data: np.ndarray[Any, np.dtype[np.uint8]], ends: Marks, entries: Ints) -> dict[str, Any]:
-    """Some records of a log, as columns; row and prefill_row are numbers of rows."""
+    """Some records of a log, as columns."""
     count = len(entries)
-    names = ("log_offset", "generation", "line", "row", "prefill_row")
+    names = ("log_offset", "generation", "line")
     columns = {name: np.empty(count, np.int64) for name in names}
-    numbers, lengths = np.empty((count, len(NUMBERS)), np.int64), np.empty((count, 2), np.int64)
+    numbers, lengths = np.empty((count, len(NUMBERS)), np.uint64), np.empty((count, 2), np.int64)
     ends, entries = np.ascontiguousarray(ends), np.ascontiguousarray(entries)
     to = _LogExport(*map(_at, columns.values()), _at(numbers), _at(lengths), None)
     arguments = (_at(data), _at(ends), _at(entries), count, ctypes.byref(to))
@@ -467,11 +487,11 @@ def _library() -> Any:
     entries: dict[str, tuple[Any, list[Any]]] = {
         "judge_new": (p, [i64, i64, i64]), "judge_free": (None, [p]), "judge_learn": (i64, [p, p, p]),
         "judge_forget": (None, [p]), "judge_try": (i64, [p, u32, p, u64, i64, p]), "judge_read": (i64, [p, p, p, p]),
-        "judge_read_left": (i64, [p, p, p, p]), "expected_new": (p, [i64, u64]), "expected_free": (None, [p]),
+        "judge_read_left": (i64, [p, p, p, p]), "records_new": (p, [i64, u64]), "records_free": (None, [p]),
+        "records_clear": (None, [p]), "records_count": (u64, [p]), "records_add": (i64, [p, p]),
+        "records_log": (None, [p, p]), "expected_new": (p, []), "expected_free": (None, [p]),
         "expected_bytes": (u64, [p]), "expected_count": (u64, [p]), "expected_is_full": (i64, [p]),
-        "expected_clear": (None, [p]),
-        "expected_context": (None, [p, i32]), "expected_add": (i64, [p, p]), "expected_log": (None, [p, p]),
-        "expected_clear_log": (None, [p]), "expected_touch": (None, [p, p, u64]),
+        "expected_clear": (None, [p]), "expected_add": (i64, [p, p, i32, p]), "expected_touch": (None, [p, p, u64]),
         "expected_export": (u64, [p, p, p, p]), "found_new": (p, [u64]), "found_free": (None, [p]),
         "found_bytes": (u64, [p]), "found_count": (u64, [p]), "found_clear": (None, [p]), "found_parts": (u64, [p]),
         "found_part": (p, [p, u64, p]), "found_add": (i64, [p, i64, i64, i32, p, p, p]),

@@ -52,6 +52,8 @@ struct Value {
 struct Slot {
   Kind kind;
   u64 least, most;
+
+  bool operator==(const Slot& other) const { return kind == other.kind && least == other.least && most == other.most; }
 };
 
 struct Template {
@@ -68,10 +70,12 @@ struct Template {
     for (u64 i = 0; i <= slots.size(); ++i) fixed.push_back(program.literal());
   }
 
-  // Whether a line is this template with values of the right kinds, all of it; values: room for one of each slot.
-  bool match(Text line, Value* values) const {
+  // Whether a line is this template with values of the right kinds, all of it. values: room for one of each slot.
+  // known: how many of them are there already, found by a template that begins alike; in the end how many are there.
+  bool match(Text line, Value* values, u64* known) const {
     const u8 *at = line.data, *end = at + line.size;
-    for (u64 i = 0; i < slots.size(); ++i) {
+    if (*known) at = values[*known - 1].text.data + values[*known - 1].text.size;
+    for (u64& i = *known; i < slots.size(); ++i) {
       const std::string& text = fixed[i];
       if (static_cast<u64>(end - at) < text.size() || !same(at, bytes_of(text), text.size())) return false;
       at += text.size();
@@ -82,6 +86,21 @@ struct Template {
       at = after;
     }
     return static_cast<u64>(end - at) == fixed.back().size() && same(at, bytes_of(fixed.back()), fixed.back().size());
+  }
+
+  bool match(Text line, Value* values) const {
+    u64 known = 0;
+    return match(line, values, &known);
+  }
+
+  // Of how many values, from the first one on, both say the same.
+  u64 alike(const Template& other) const {
+    u64 count = 0;
+    while (count < slots.size() && count < other.slots.size() && slots[count] == other.slots[count] &&
+           fixed[count] == other.fixed[count]) {
+      ++count;
+    }
+    return count;
   }
 
   static const u8* bytes_of(const std::string& text) { return reinterpret_cast<const u8*>(text.data()); }
@@ -237,9 +256,12 @@ class Plan {
 
   u64 slot_count() const { return template_.slots.size(); }
 
-  // LEFT: it is not surely this plan's, or not surely within all bounds. values: room for `slot_count`.
-  Verdict judge(Text line, i64 message_time, const Bounds& bounds, Value* values, Record& record) const {
-    if (!template_.match(line, values)) return LEFT;
+  u64 alike(const Plan& other) const { return template_.alike(other.template_); }
+
+  // LEFT: it is not surely this plan's, or not surely within all bounds. values: room for `slot_count`; known: as in
+  // `match`.
+  Verdict judge(Text line, i64 message_time, const Bounds& bounds, Value* values, u64* known, Record& record) const {
+    if (!template_.match(line, values, known)) return LEFT;
     if (skipped_) return SKIPPED;
     if (!read_time_of(values, message_time, bounds, &record.time) || !read_numbers(values, record.numbers)) return LEFT;
     for (u32 i = 0; i < TEXTS; ++i) { record.texts[i] = sources_[i].text(values, record.numbers, record.joined[i]); }

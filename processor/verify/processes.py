@@ -17,7 +17,7 @@ Result = TypeVar("Result")
 
 
 class Pool:
-    """Another thread for what is read, and other processes for what is left to the judge. Nothing of it is started
+    """Other threads for what is read, and other processes for what is left to the judge. Nothing of it is started
     before there is work for it; without it, work is done here."""
 
     def __init__(self, processes: int) -> None:

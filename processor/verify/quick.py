@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from tokenometer.processor.verify.judge import Judge, Judged, SkippedRecord, bracket_texts
-from tokenometer.processor.verify.native import COUNTED, LEFT, NUMBERS, Answer, Expected, Lines, Messages, Program
+from tokenometer.processor.verify.native import COUNTED, LEFT, NUMBERS, Answer, Lines, Messages, Program, Records
 from tokenometer.processor.verify.templates import (
     PLANS_MAX,
     Candidates,
@@ -164,14 +164,14 @@ class QuickJudge:
     ) -> None:
         self._mapping, self._judge = mapping, judge
         self._lines = Lines(max_future_skew_ms, max_past_ms, not_before_ms)
-        self._roles = _Roles(mapping)
+        self._roles, self._candidates = _Roles(mapping), Candidates()
         self.learned = 0
 
-    def __call__(self, expected: Expected, messages: Messages) -> Read:
-        """Adds to `expected` what surely counts."""
-        candidates, counted, skipped, only_left = Candidates(), 0, 0, False
+    def __call__(self, records: Records, messages: Messages) -> Read:
+        """Adds to `records` what surely counts."""
+        counted, skipped, only_left = 0, 0, False
         while True:
-            outcome = self._lines.read(expected, messages, only_left)
+            outcome = self._lines.read(records, messages, only_left)
             counted, skipped, only_left = counted + outcome.counted, skipped + outcome.skipped, True
             for begin, end, message, plan, was_skipped, _ in outcome.samples.tolist():
                 line = messages.values.between(begin, end)
@@ -180,18 +180,19 @@ class QuickJudge:
                 Left(message, number, messages.values.between(begin, end))
                 for begin, end, message, number in outcome.left.tolist()
             ]
-            if not self._learn_from(left, messages, candidates):
+            if not self._learn_from(left, messages):
+                self._candidates.end([each.line for each in left])
                 return Read(counted, skipped, left)
 
     # --- Learning ---
 
-    def _learn_from(self, left: list[Left], messages: Messages, candidates: Candidates) -> bool:
+    def _learn_from(self, left: list[Left], messages: Messages) -> bool:
         if self.learned >= PLANS_MAX:
             return False
         lines = [each.line for each in left]
         return any(
             self.learn(lines[number], int(messages.times[left[number].message])) is not None
-            for number in candidates.among(lines)
+            for number in self._candidates.among(lines)
         )
 
     def learn(self, line: bytes, time: int) -> int | None:

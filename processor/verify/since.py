@@ -27,6 +27,7 @@ from tokenometer.schemas.mapping import Mapping as RecordMapping
 
 _SMALL, _ROWS_AT_ONCE = 1 << 48, 1 << 13  # of counters: so many of them do not bring a sum beyond its end (sums.h)
 _PIECE = 1 << 61
+_NO_PLACE = -1  # a row of a checkpoint is of no partition, and no record's duplicate
 _DECIDING = {  # settings, and the names of their options
     "usage_topic": "--usage-topic",
     "live_topic": "--live-topic",
@@ -225,7 +226,9 @@ def _add(tables: Tables, windows: list[int], texts: list[list[bytes]], counters:
     nothing, empty = joined([[None] * count]), joined([[b""] * count])
     times, zeros = np.array(windows, np.int64), np.zeros(count, np.int64)
     columns = [nothing, empty, user, model, chip, nothing, labels]
-    tables.expected.add(columns, times, np.array(counters, np.int64), zeros, zeros, zeros)
+    records = tables.records()
+    records.add(columns, times, np.array(counters, np.int64), zeros, zeros, zeros)
+    tables.add(records, _NO_PLACE)
 
 
 # --- Log time ---

@@ -7,7 +7,7 @@
 
 #include <map>
 
-#include "plan.h"
+#include "records.h"
 
 namespace verify {
 
@@ -16,27 +16,9 @@ constexpr u64 SUM_END = u64{1} << 62;
 constexpr u64 FOUND_END = u64{1} << 48;
 constexpr u64 PARTS_END = 1 << 13;
 
-struct Where {
-  i64 offset, generation;
-  u32 line;
-};
-
-// What stays on the chip that generates; the rest is booked on the one that read the prompt, if that is another one.
-inline bool is_output(u32 number) {
-  return number == 0 || number == OUTPUT || number == REASONING || number == NUMBERS - 1;
-}
-
-inline void put_key(std::string& key, i64 window, const Text* four) {
-  key.clear();
-  put(key, static_cast<u64>(window));
-  for (u32 i = 0; i < 4; ++i) put(key, four[i]);
-}
-
-// A record in the log of a chunk; behind it the numbers that are not 0, the request id and the scope.
-struct Logged {
-  i64 offset, generation;
-  u32 line, row, prefill_row, mask;
-};
+// A bit of each number that stays on the chip that generates; the rest is booked on the one that read the prompt, if
+// that is another one.
+constexpr u32 OUTPUTS = 1u | 1u << OUTPUT | 1u << REASONING | 1u << (NUMBERS - 1);
 constexpr u32 NO_ROW = ~u32{0};
 
 class Expected {
@@ -48,109 +30,71 @@ class Expected {
   };
   using Rows = Table<Payload>;
 
-  Expected(i64 window_ms, u64 seed) : window_ms_(window_ms), seed_(seed), rows_(seed) {}
-
-  // Records that come now are only logged: later ones may be their duplicates. Their rows are there, without a record.
-  bool is_context = false;
-
-  // A record on its way into the table.
-  struct Adding {
-    Record record;
-    Where where;
-    std::string key, prefill_key;
-    u64 hash, prefill_hash;
-    bool has_prefill;
-  };
-
-  void begin(Adding& adding) const {
-    const Record& record = adding.record;
-    i64 window = record.time - record.time % window_ms_;
-    Text four[] = {record.texts[USER], record.texts[MODEL], record.texts[CHIP], record.texts[LABELS]};
-    put_key(adding.key, window, four);
-    adding.hash = rows_.hash(adding.key);
-    rows_.fetch_slot(adding.hash);
-    adding.has_prefill = record.texts[PREFILL_CHIP].size != ABSENT;
-    if (!adding.has_prefill) return;
-    four[2] = record.texts[PREFILL_CHIP];
-    put_key(adding.prefill_key, window, four);
-    adding.prefill_hash = rows_.hash(adding.prefill_key);
-    rows_.fetch_slot(adding.prefill_hash);
-  }
-
-  void go_on(const Adding& adding) const {
-    rows_.fetch_row(adding.hash);
-    if (adding.has_prefill) rows_.fetch_row(adding.prefill_hash);
-  }
-
-  // What is generated is booked on the chip, and what is read on the chip for that, if it is another one.
-  void end(const Adding& adding) {
-    const u64* numbers = adding.record.numbers;
-    Rows::Row& row = rows_.at(adding.key, adding.hash);
-    u32 other = NO_ROW;
-    add(row.payload, numbers, [&](u32 i) { return !adding.has_prefill || is_output(i); });
-    if (adding.has_prefill) {
-      Rows::Row& prefill = rows_.at(adding.prefill_key, adding.prefill_hash);
-      add(prefill.payload, numbers, [](u32 i) { return !is_output(i); });
-      other = prefill.number;
+  // is_context: the records' rows are there, without a record; later ones may be their duplicates. Of each record in
+  // the log its row, and that of the other chip.
+  void add(const Records& records, bool is_context, u32* rows_of_log) {
+    const Records::Add *slot = records.begin(), *row = slot, *add = slot, *end = records.end();
+    for (u64 i = 0; add != end; ++i) {
+      if (slot != end) {
+        rows_.fetch_slot(slot->hash);
+        if (slot->prefill_key_size) rows_.fetch_slot(slot->prefill_hash);
+        slot = slot->next();
+      }
+      if (i >= GO_ON && row != end) {
+        rows_.fetch_row(row->hash);
+        if (row->prefill_key_size) rows_.fetch_row(row->prefill_hash);
+        row = row->next();
+      }
+      if (i < END) continue;
+      rows_of_log = add_one(*add, is_context, rows_of_log);
+      add = add->next();
     }
-    log(adding, row.number, other);
   }
 
   Rows& rows() { return rows_; }
   bool is_full() const { return is_full_; }
   void clear() {
     base_ += static_cast<u32>(rows_.rows().size());
-    rows_ = Rows(seed_);
+    rows_ = Rows();
     is_full_ = false;
   }
 
-  // Of the records since `clear_log`.
-  std::string logged;
-  std::vector<u64> ends, marks;
-  u64 count = 0;
-  void clear_log() {
-    logged.clear();
-    ends.clear();
-    marks.clear();
-    count = 0;
+ private:
+  static constexpr u64 GO_ON = 6, END = 12;  // so many records later a slot, and then a row, are there
+
+  // What is generated is booked on the chip, and what is read on the chip for that, if it is another one.
+  u32* add_one(const Records::Add& add, bool is_context, u32* rows_of_log) {
+    const u8* key = add.key();
+    Rows::Row& row = rows_.at(key, add.key_size, add.hash);
+    u32 other = NO_ROW;
+    if (add.prefill_key_size == 0) {
+      if (!is_context) book(row.payload, add, ~u32{0});
+    } else {
+      Rows::Row& prefill = rows_.at(key + add.key_size, add.prefill_key_size, add.prefill_hash);
+      other = base_ + prefill.number;
+      if (!is_context) {
+        book(row.payload, add, OUTPUTS);
+        book(prefill.payload, add, ~OUTPUTS);
+      }
+    }
+    if (!add.is_logged) return rows_of_log;
+    *rows_of_log++ = base_ + row.number;
+    *rows_of_log++ = other;
+    return rows_of_log;
   }
 
- private:
-  template <typename Takes>
-  void add(Payload& row, const u64* numbers, Takes takes) {
-    if (is_context) return;
+  // which: of the numbers.
+  void book(Payload& row, const Records::Add& add, u32 which) {
     ++row.records;
-    for (u32 i = 0; i < NUMBERS; ++i) {
-      if (!takes(i)) continue;
-      row.numbers[i] += numbers[i];
+    const u64* number = add.numbers();
+    for (u32 mask = add.mask; mask != 0; mask &= mask - 1, ++number) {
+      u32 i = static_cast<u32>(__builtin_ctz(mask));
+      if (!(which >> i & 1)) continue;
+      row.numbers[i] += *number;
       is_full_ |= row.numbers[i] >= SUM_END;
     }
   }
 
-  void log(const Adding& adding, u32 row, u32 prefill_row) {
-    ++count;
-    Text id = adding.record.texts[REQUEST_ID], scope = adding.record.texts[SCOPE];
-    if (id.size == ABSENT) return;  // it has no duplicates
-    u64 mark = hash_of(id.data, id.size, scope.size ? hash_of(scope.data, scope.size, seed_) : seed_);
-    Logged entry{adding.where.offset, adding.where.generation, adding.where.line, base_ + row, prefill_row, 0};
-    if (prefill_row != NO_ROW) entry.prefill_row += base_;
-    u64 numbers[NUMBERS];
-    u32 some = 0;
-    for (u32 i = 0; i < NUMBERS; ++i) {
-      if (adding.record.numbers[i] == 0) continue;
-      numbers[some++] = adding.record.numbers[i];
-      entry.mask |= 1u << i;
-    }
-    logged.append(reinterpret_cast<const char*>(&entry), sizeof entry);
-    logged.append(reinterpret_cast<const char*>(numbers), 8 * some);
-    put(logged, id);
-    put(logged, scope);
-    ends.push_back(logged.size());
-    marks.push_back(mark);
-  }
-
-  i64 window_ms_;
-  u64 seed_;
   Rows rows_;
   u32 base_ = 0;
   bool is_full_ = false;
@@ -176,16 +120,17 @@ class Found {
   };
   using Rows = Table<Payload>;
 
-  explicit Found(u64 seed) : seed_(seed), rows_(seed) {}
+  explicit Found(u64 seed) : seed_(seed) {}
 
   // Of an identity the row of the highest offset counts. Rows of one identity in two partitions have no order: those of
   // the second one are kept apart, every one of them.
   void add(const Published& row) {
-    put_key(key_, row.window, row.four);
-    u64 hash = rows_.hash(key_);
-    u32 prefix = static_cast<u32>(key_.size()), part = number_of(row.part);
-    put(key_, u64{part});
-    Rows::Row& known = rows_.at(key_, rows_.hash(key_));
+    u32 part = number_of(row.part);
+    u8 *key = key_.room(key_size(row.four) + sizeof part), *end = put_key(key, row.window, row.four);
+    u32 prefix = static_cast<u32>(end - key);
+    u64 hash = hash_of(key, prefix, seed_), size = prefix + sizeof part;
+    std::memcpy(end, &part, sizeof part);
+    Rows::Row& known = rows_.at(key, size, hash_of(key, size, seed_));
     Payload& payload = known.payload;
     bool is_new = payload.prefix == 0;
     if (is_new) {
@@ -214,7 +159,7 @@ class Found {
   std::vector<std::string> parts;
   Rows& rows() { return rows_; }
   void clear() {
-    rows_ = Rows(seed_);
+    rows_ = Rows();
     strays.clear();
   }
 
@@ -231,7 +176,7 @@ class Found {
   Rows rows_;
   std::map<std::string, u32> numbers_;
   u32 last_ = 0;
-  std::string key_;
+  Bytes key_;
 };
 
 // Both tables have the same seed. sums: of each part NUMBERS sums of what agrees, low and high half. Returns how many

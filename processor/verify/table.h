@@ -31,14 +31,53 @@ inline u64 hash_of(const u8* data, u64 size, u64 seed) {
   return mixed(hash, odd);
 }
 
-inline void put(std::string& key, u64 number) { key.append(reinterpret_cast<const char*>(&number), 8); }
-
-inline void put(std::string& key, Text text) {
-  put(key, text.size);
-  if (text.size != ABSENT) key.append(reinterpret_cast<const char*>(text.data), text.size);
+inline u8* put_bytes(u8* at, Text text) {
+  if (text.size) std::memcpy(at, text.data, text.size);
+  return at + text.size;
 }
 
-// What is after a text that `put` wrote at `at`.
+// Bytes one after another. `room` gives a place for some; `end` says where they end.
+class Bytes {
+ public:
+  u8* room(u64 size) {
+    if (size > capacity_ - size_) grow(size);
+    return data_.get() + size_;
+  }
+  void end(const u8* at) { size_ = static_cast<u64>(at - data_.get()); }
+  const u8* data() const { return data_.get(); }
+  u64 size() const { return size_; }
+  void clear() { size_ = 0; }
+
+ private:
+  void grow(u64 size) {
+    u64 wanted = 2 * (size_ + size);
+    std::unique_ptr<u8[]> larger(new u8[wanted]);
+    if (size_) std::memcpy(larger.get(), data_.get(), size_);
+    data_ = std::move(larger);
+    capacity_ = wanted;
+  }
+  std::unique_ptr<u8[]> data_;
+  u64 size_ = 0, capacity_ = 0;
+};
+
+// A key: its window, and four texts.
+inline u64 key_size(const Text* four) {
+  u64 size = 8;
+  for (u32 i = 0; i < 4; ++i) size += 8 + (four[i].size == ABSENT ? 0 : four[i].size);
+  return size;
+}
+
+// Returns where it ends.
+inline u8* put_key(u8* at, i64 window, const Text* four) {
+  at = put_bytes(at, {reinterpret_cast<const u8*>(&window), 8});
+  for (u32 i = 0; i < 4; ++i) {
+    at = put_bytes(at, {reinterpret_cast<const u8*>(&four[i].size), 8});
+    if (four[i].size != ABSENT) at = put_bytes(at, four[i]);
+  }
+  return at;
+}
+
+// What is after a text of a key.
 inline const u8* take(const u8* at, Text* text) {
   *text = {at + 8, word_at(at)};
   return at + 8 + (text->size == ABSENT ? 0 : text->size);
@@ -51,7 +90,7 @@ class Arena {
     size = (size + 7) & ~u64{7};
     if (blocks_.empty() || size > left_) {
       left_ = size > BLOCK ? size : BLOCK;
-      blocks_.push_back(std::make_unique<u8[]>(left_));
+      blocks_.emplace_back(new u8[left_]);
       bytes_ += left_;
       next_ = blocks_.back().get();
     }
@@ -80,10 +119,8 @@ class Table {
     const u8* key() const { return reinterpret_cast<const u8*>(this + 1); }
   };
 
-  explicit Table(u64 seed) : seed_(seed), slots_(1 << 10) {}
+  Table() : slots_(1 << 10) {}
 
-  u64 hash(const std::string& key) const { return hash(reinterpret_cast<const u8*>(key.data()), key.size()); }
-  u64 hash(const u8* key, u64 size) const { return hash_of(key, size, seed_); }
   void fetch_slot(u64 hash) const { __builtin_prefetch(&slots_[hash & (slots_.size() - 1)]); }
   void fetch_row(u64 hash) const {
     const char* row = reinterpret_cast<const char*>(row_of(slots_[hash & (slots_.size() - 1)]));
@@ -103,16 +140,15 @@ class Table {
     }
   }
 
-  Row& at(const std::string& key, u64 hash) {
-    const u8* data = reinterpret_cast<const u8*>(key.data());
-    Row* found = find(data, key.size(), hash);
+  Row& at(const u8* key, u64 size, u64 hash) {
+    Row* found = find(key, size, hash);
     if (found != nullptr) return *found;
     if (2 * (rows_.size() + 1) > slots_.size()) grow();
-    Row* row = new (arena_.take(sizeof(Row) + key.size())) Row{};
+    Row* row = new (arena_.take(sizeof(Row) + size)) Row{};
     row->hash = hash;
     row->number = static_cast<u32>(rows_.size());
-    row->key_size = static_cast<u32>(key.size());
-    std::memcpy(reinterpret_cast<u8*>(row + 1), data, key.size());
+    row->key_size = static_cast<u32>(size);
+    std::memcpy(reinterpret_cast<u8*>(row + 1), key, size);
     rows_.push_back(row);
     insert(row);
     return *row;
@@ -135,7 +171,6 @@ class Table {
     for (Row* row : rows_) insert(row);
   }
 
-  u64 seed_;
   std::vector<u64> slots_;
   std::vector<Row*> rows_;
   Arena arena_;

@@ -7,6 +7,7 @@ for that goes there as a whole: a full table is written out and begun anew.
     logged-N.bin     what is needed of each record that may be a duplicate or have one; read again for those alone
     ends-N.npy       where each of these ends
     marks-N.npy      eight bytes of each, which say for which (`ids`)
+    rows-N.npy       of each its row's number, and that of its prefill chip's row
     sums-N.parquet   rows of the log, duplicates included: `sums` takes those out again
     usage-N.parquet  published rows
     kept-N.parquet   those of parts that may go on, where a checkpoint is to be left
@@ -15,13 +16,14 @@ for that goes there as a whole: a full table is written out and begun anew.
 import itertools
 import secrets
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tokenometer.processor.verify import ids, tasks
-from tokenometer.processor.verify.native import NUMBERS, Expected, Found, Ints, logged
+from tokenometer.processor.verify.native import NO_ROW, NUMBERS, Expected, Found, Ints, Records, RowNumbers, logged
 from tokenometer.processor.verify.tasks import Judgements
 
 _LOG_BYTES = 32 << 20  # that are kept before they are written
@@ -39,15 +41,38 @@ class Agreed:
         return [sum(column) for column in zip(*self.parts.values(), strict=True)] or [0] * len(NUMBERS)
 
 
+class _Log:
+    """A file of records of one place, as it grows."""
+
+    def __init__(self, folder: str, number: int) -> None:
+        self._folder, self.number, self.size = folder, number, 0
+        self._file = open(f"{folder}/logged-{number}.bin", "wb", buffering=0)  # noqa: SIM115  closed when it is full
+        self._arrays: dict[str, list[np.ndarray[Any, Any]]] = {"ends": [], "marks": [], "rows": []}
+
+    def add(self, records: Records, rows: RowNumbers) -> None:
+        ends, marks = records.write_log(self._file)
+        found = {"ends": ends + np.uint64(self.size), "marks": marks, "rows": rows}
+        for name, array in found.items():
+            self._arrays[name].append(array)
+        self.size = int(found["ends"][-1])
+
+    def close(self) -> None:
+        self._file.close()
+        for name, arrays in self._arrays.items():
+            np.save(f"{self._folder}/{name}-{self.number}.npy", np.concatenate(arrays))
+
+
 class Tables:
-    """Used by one thread at a time. memory_bytes: of both tables."""
+    """`records` is for one thread, the others are for another one. memory_bytes: of both tables."""
 
     def __init__(self, folder: str, window_ms: int, memory_bytes: int) -> None:
-        seed = secrets.randbits(64)  # nobody can make rows that have one place
-        self.expected, self.found = Expected(window_ms, seed), Found(seed)
-        self._folder, self._memory_bytes = folder, memory_bytes
+        self._seed = secrets.randbits(64)  # nobody can make rows that have one place
+        self.expected, self.found = Expected(), Found(self._seed)
+        self._folder, self._window_ms, self._memory_bytes = folder, window_ms, memory_bytes
         self._numbers = itertools.count()
+        self._free: list[Records] = []  # whose memory is used again
         self._place: int | None = None
+        self._log: _Log | None = None
         self._logs: dict[int, list[int]] = {}  # of each place its files
         self._written: list[tuple[int, int, str]] = []  # rows that left the table: first, how many, file
         self._in_memory = True  # nothing has left the tables
@@ -55,38 +80,41 @@ class Tables:
 
     # --- While the log is read ---
 
-    def begin(self, place: int, is_context: bool = False) -> None:
-        """Records that are added now are of this place. is_context: only later ones are audited."""
-        if place != self._place:
-            self._write_log()
-            self._place = place
-        self.expected.context(is_context)
+    def records(self) -> Records:
+        """Of a chunk, to be filled and added."""
+        return self._free.pop() if self._free else Records(self._window_ms, self._seed)
 
-    def add(self, found: Judgements, offsets: Ints, generations: Ints) -> None:
+    def add(self, records: Records, place: int, is_context: bool = False) -> None:
+        """Records of one place. is_context: only later ones are audited."""
+        rows = self.expected.add(records, is_context)
+        if len(rows):
+            if self._log is not None and (place != self._place or self._log.size >= _LOG_BYTES):
+                self._close_log()
+            if self._log is None:
+                self._place, self._log = place, _Log(self._folder, next(self._numbers))
+                self._logs.setdefault(place, []).append(self._log.number)
+            self._log.add(records, rows)
+        records.clear()
+        self._free.append(records)
+
+    def add_judged(self, found: Judgements, offsets: Ints, generations: Ints, place: int, is_context: bool) -> None:
         """What the judge said. offsets, generations: of the chunk's messages."""
-        at = found.messages
-        self.expected.add(found.texts, found.times, found.numbers, offsets[at], generations[at], found.lines)
+        at, records = found.messages, self.records()
+        records.add(found.texts, found.times, found.numbers, offsets[at], generations[at], found.lines)
+        self.add(records, place, is_context)
+
+    def _close_log(self) -> None:
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def make_room(self) -> None:
         """Between two chunks."""
-        if self.expected.log_bytes >= _LOG_BYTES:
-            self._write_log()
         size = self.expected.size + self.found.size
         if self.expected.is_full or (size > self._memory_bytes and len(self.expected) > 0):
             self._write_expected()
         if self.found.size > self._memory_bytes // 2:
             self._write_found()
-
-    def _write_log(self) -> None:
-        if not self.expected.log_bytes:
-            return
-        assert self._place is not None
-        number = next(self._numbers)
-        with open(f"{self._folder}/logged-{number}.bin", "wb") as file:
-            ends, marks = self.expected.take_log(file)
-        np.save(f"{self._folder}/ends-{number}.npy", ends)
-        np.save(f"{self._folder}/marks-{number}.npy", marks)
-        self._logs.setdefault(self._place, []).append(number)
 
     def _write_expected(self) -> None:
         first = sum(count for _, count, _ in self._written)
@@ -111,7 +139,7 @@ class Tables:
     def write_repeated(self, grows: dict[int, bool], begins: dict[int, int]) -> None:
         """Writes the records that may be duplicates, or have one. grows: of each place, whether its repeats grow.
         begins: of each place, the first offset that is audited; records before it are context."""
-        self._write_log()
+        self._close_log()
         for place, numbers in self._logs.items():
             repeated = ids.Repeated([f"{self._folder}/marks-{number}.npy" for number in numbers])
             for number in numbers if len(repeated) else ():
@@ -124,14 +152,14 @@ class Tables:
     def _read_again(self, number: int, entries: Ints) -> pa.Table:
         data = np.memmap(f"{self._folder}/logged-{number}.bin", np.uint8, "r")
         found = logged(data, np.load(f"{self._folder}/ends-{number}.npy", mmap_mode="r"), entries)
-        rows, prefill_rows = found.pop("row"), found.pop("prefill_row")
+        rows, prefill_rows = np.load(f"{self._folder}/rows-{number}.npy", mmap_mode="r")[entries].T
         keys = self._rows(rows)
-        absent = prefill_rows < 0
+        absent = prefill_rows == NO_ROW
         chips = self._rows(np.where(absent, rows, prefill_rows))["chip"]
         chips = pa.chunked_array([chips.combine_chunks()]).take(pa.array(np.arange(len(rows)), mask=absent))
         return pa.table({**found, **{name: keys[name] for name in _KEYS}, "prefill_chip": chips})
 
-    def _rows(self, numbers: Ints) -> pa.Table:
+    def _rows(self, numbers: RowNumbers) -> pa.Table:
         """The texts of rows, wherever they are. Those that are still in the table do not agree from now on."""
         different, places = np.unique(numbers, return_inverse=True)
         tables, known = [], 0

@@ -145,31 +145,43 @@ _KINDS = [Kind.TEXT, Kind.INTEGER, Kind.SCALAR, Kind.NAME, Kind.ANY_TEXT]  # as 
 
 # --- Which lines to learn from ---
 
-WORTH = 64  # so many lines alike, and a template is cheaper than a line by itself
+WORTH = 64  # so many lines alike, and a template is cheaper than each by itself
 PLANS_MAX = 256  # of one kind of log; one with more shapes is read line by line
 _TRIES = 3  # lines with as many quotes, of a chunk, that turn out to be no templates
 _LOOKED_AT = 4096  # lines of a chunk
 
 
 class Candidates:
-    """Lines of a chunk from which something may be learned: those of which many have as many quotes, more or less."""
+    """Lines from which something may be learned: those of which many have as many quotes, more or less, in a chunk or
+    in all until now."""
 
     def __init__(self) -> None:
+        self._left: Counter[int] = Counter()  # of chunks before, by their quotes
+        self._begin()
+
+    def _begin(self) -> None:
         self._tried: Counter[int] = Counter()
         self._known: set[bytes] = set()
 
     def among(self, lines: Sequence[bytes]) -> Iterator[int]:
         """The numbers of some of these lines; the next one is asked for only where nothing was learned."""
-        if len(lines) < WORTH:
-            return
-        counts = [line.count(b'"') - line.count(b'\\"') for line in lines[:_LOOKED_AT]]
-        often = {quotes for quotes, times in Counter(counts).items() if times >= WORTH and quotes}
+        counts = _quotes(lines)
+        often = {quotes for quotes, times in Counter(counts).items() if times + self._left[quotes] >= WORTH and quotes}
         for number, quotes in enumerate(counts):
             if quotes not in often or self._tried[quotes] >= _TRIES or lines[number] in self._known:
                 continue
             self._tried[quotes] += 1
             self._known.add(lines[number])
             yield number
+
+    def end(self, lines: Sequence[bytes]) -> None:
+        """These lines of a chunk were left."""
+        self._left.update(_quotes(lines))
+        self._begin()
+
+
+def _quotes(lines: Sequence[bytes]) -> list[int]:
+    return [line.count(b'"') - line.count(b'\\"') for line in lines[:_LOOKED_AT]]
 
 
 # --- What texts are made of ---

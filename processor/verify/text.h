@@ -169,10 +169,31 @@ inline void append_said(Text text, std::string& out) {
   }
 }
 
+// Of eight characters the digits at the beginning: how many, and their number.
+inline u32 digits_at(const u8* at, u64* value) {
+  constexpr u64 ones = 0x0101010101010101;
+  u64 word = word_at(at) ^ ones * '0', others = (word | (word + ones * (0x7F - 9))) & ones << 7;
+  u32 count = others == 0 ? 8 : static_cast<u32>(__builtin_ctzll(others)) / 8;
+  word = count == 0 ? 0 : word << (64 - 8 * count);  // zeros come before them, as the highest digits
+  word = (word * 10 + (word >> 8)) & 0x00FF00FF00FF00FF;
+  word = (word * 100 + (word >> 16)) & 0x0000FFFF0000FFFF;
+  *value = (word * 10000 + (word >> 32)) & 0xFFFFFFFF;
+  return count;
+}
+
 // A whole number as JSON spells it, without a sign and of at most 16 digits.
 inline const u8* integer_end(const u8* at, const u8* end, u64* value) {
   const u8* begin = at;
   u64 found = 0;
+  if (end - at > 8) {
+    u32 count = digits_at(at, &found);
+    if (count == 0 || (*at == '0' && count > 1)) return nullptr;
+    at += count;
+    if (count < 8) {
+      *value = found;
+      return at;
+    }
+  }
   for (; at < end && at - begin < 17 && is_digit(*at); ++at) found = found * 10 + (*at - '0');
   i64 digits = at - begin;
   if (digits == 0 || digits > 16 || (*begin == '0' && digits > 1)) return nullptr;

@@ -43,15 +43,15 @@ class UsageReader:
 
     def __init__(self, found: Found, window_ms: int) -> None:
         self._found, self._window_ms = found, window_ms
-        self._rows = Rows(window_ms)
+        self._rows, self._candidates = Rows(window_ms), Candidates()
         self._learned = 0
 
     def read(self, keys: Texts, values: Texts, offsets: Ints, topic: str, partition: int) -> list[Problem]:
         """Raises UnknownSchema and WrongWindow."""
         left = self._rows.read(self._found, keys, values, offsets, partition)
-        candidates = Candidates()
-        while (plan := self._learn_from(left, keys, values, candidates)) is not None:
+        while (plan := self._learn_from(left, keys, values)) is not None:
             left = self._rows.read(self._found, keys, values, offsets, partition, plan)
+        self._candidates.end([values.at(message) or b"" for message in left.tolist()])
         problems = list[Problem]()
         for message in left.tolist():
             offset = int(offsets[message])
@@ -67,13 +67,13 @@ class UsageReader:
             self._found.add(window, offset, partition, texts, [*counters, *further])
         return problems
 
-    def _learn_from(self, left: Ints, keys: Texts, values: Texts, candidates: Candidates) -> int | None:
+    def _learn_from(self, left: Ints, keys: Texts, values: Texts) -> int | None:
         """The number of the plan that was learned."""
         if self._learned >= PLANS_MAX:
             return None
         messages = left.tolist()
         lines = [values.at(message) or b"" for message in messages]
-        for number in candidates.among(lines):
+        for number in self._candidates.among(lines):
             plan = self._learn(keys.at(messages[number]), lines[number])
             if plan is not None:
                 return plan
