@@ -1,5 +1,6 @@
 """Escapes that could be written out are read as if they were, and the referee is not asked about them."""
 
+import functools
 import random
 import re
 from collections.abc import Callable, Sequence
@@ -18,10 +19,12 @@ from tokenometer.kernels.layout import RECORD_BYTES_MAX
 
 NATIVE = shipped()
 STRING = re.compile(rb'"(?:[^"\\]|\\.)*"')
+PIECE = re.compile(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.|.")
 MUST = '"\\' + "".join(map(chr, range(0x20)))  # be escaped
 Spell = Callable[[str], str]
 
 
+@functools.cache
 def escape(character: str) -> str:
     units = character.encode("utf-16-be")
     return "".join(f"\\u{units[i]:02x}{units[i + 1]:02x}" for i in range(0, len(units), 2))
@@ -83,9 +86,11 @@ def respelled(rng: random.Random, line: bytes) -> bytes:
     """The same record: characters of its strings, keys too, escaped here and there."""
 
     def anew(match: re.Match[bytes]) -> bytes:
-        pieces = re.findall(r"\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u....|\\.|.", match.group()[1:-1].decode())
         share = rng.choice([0, 0.05, 1])
-        spelled = (escape(p) if len(p) == 1 and rng.random() < share else p for p in pieces)
+        if share == 0:
+            return match.group()
+        pieces = PIECE.findall(match.group()[1:-1].decode())
+        spelled = [escape(p) if len(p) == 1 and (share == 1 or rng.random() < share) else p for p in pieces]
         return f'"{"".join(spelled)}"'.encode()
 
     return STRING.sub(anew, line)
