@@ -89,11 +89,12 @@ def verify(
     with tempfile.TemporaryDirectory(prefix="tokenometer-verify-", dir=settings.scratch) as folder:
         with without_collector(), _pool(settings, left) as pool:
             audit = _Audit(broker, topics, settings, left, folder, pool, progress, earlier, schemas)
-            audit.read_summaries()
-            audit.read_usage()
-            audit.read_letters()
-            audit.read_log()
-            audit.compare()
+            with contextlib.closing(audit.tables):
+                audit.read_summaries()
+                audit.read_usage()
+                audit.read_letters()
+                audit.read_log()
+                audit.compare()
         moved = cut.committed_of(broker, group, sorted(topics)) != left.committed
         report = audit.report(group, moved, started)
         return audit.leave_checkpoint(report, stream, cut_at_ms) if stream is not None else report
@@ -247,7 +248,8 @@ class _Audit:
     def read_log(self) -> None:
         """Chunks are read, judged and added up by a thread each."""
         chunks = itertools.chain.from_iterable(map(self._log_chunks, self.places))
-        self._each(self._add_up, self.pool.beside(self._judge, chunks))
+        with contextlib.closing(self.pool.beside(self._judge, chunks)) as judged:
+            self._each(self._add_up, judged)
         while self.waiting:
             self._add(*self._next_waiting())
         self._write_rows(0)

@@ -6,7 +6,7 @@ import gc
 import multiprocessing
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -46,7 +46,7 @@ class Pool:
         while waiting:
             yield waiting.popleft().result()
 
-    def beside(self, work: Callable[[Task], Result], chunks: Iterable[Task]) -> Iterator[Result]:
+    def beside(self, work: Callable[[Task], Result], chunks: Iterable[Task]) -> Generator[Result, None, None]:
         """In order, in one other thread."""
         if not self._processes:
             yield from map(work, chunks)

@@ -46,7 +46,7 @@ class _Log:
 
     def __init__(self, folder: str, number: int) -> None:
         self._folder, self.number, self.size = folder, number, 0
-        self._file = open(f"{folder}/logged-{number}.bin", "wb", buffering=0)  # noqa: SIM115  closed when it is full
+        self._file = open(f"{folder}/logged-{number}.bin", "wb")  # noqa: SIM115  closed when it is full
         self._arrays: dict[str, list[np.ndarray[Any, Any]]] = {"ends": [], "marks": [], "rows": []}
 
     def add(self, records: Records, rows: RowNumbers) -> None:
@@ -56,10 +56,13 @@ class _Log:
             self._arrays[name].append(array)
         self.size = int(found["ends"][-1])
 
-    def close(self) -> None:
-        self._file.close()
+    def end(self) -> None:
+        self.close()
         for name, arrays in self._arrays.items():
             np.save(f"{self._folder}/{name}-{self.number}.npy", np.concatenate(arrays))
+
+    def close(self) -> None:
+        self._file.close()
 
 
 class Tables:
@@ -89,7 +92,7 @@ class Tables:
         rows = self.expected.add(records, is_context)
         if len(rows):
             if self._log is not None and (place != self._place or self._log.size >= _LOG_BYTES):
-                self._close_log()
+                self._end_log()
             if self._log is None:
                 self._place, self._log = place, _Log(self._folder, next(self._numbers))
                 self._logs.setdefault(place, []).append(self._log.number)
@@ -103,9 +106,9 @@ class Tables:
         records.add(found.texts, found.times, found.numbers, offsets[at], generations[at], found.lines)
         self.add(records, place, is_context)
 
-    def _close_log(self) -> None:
+    def _end_log(self) -> None:
         if self._log is not None:
-            self._log.close()
+            self._log.end()
             self._log = None
 
     def make_room(self) -> None:
@@ -139,7 +142,7 @@ class Tables:
     def write_repeated(self, grows: dict[int, bool], begins: dict[int, int]) -> None:
         """Writes the records that may be duplicates, or have one. grows: of each place, whether its repeats grow.
         begins: of each place, the first offset that is audited; records before it are context."""
-        self._close_log()
+        self._end_log()
         for place, numbers in self._logs.items():
             repeated = ids.Repeated([f"{self._folder}/marks-{number}.npy" for number in numbers])
             for number in numbers if len(repeated) else ():
@@ -185,3 +188,8 @@ class Tables:
         self.expected.clear()
         self.found.clear()
         return agreed
+
+    def close(self) -> None:
+        """Wherever the audit ended."""
+        if self._log is not None:
+            self._log.close()
