@@ -112,7 +112,7 @@ def sides(case: str, base: Build | None, options: Any, bootstrap: str) -> tuple[
     if kind == "engine":
         assert base is not None
         request = asdict(_engine_case(name, options))
-        older = {key: value for key, value in request.items() if key != "mapping"}
+        older = {key: value for key, value in request.items() if key not in ("mapping", "rows_room")}
         return Side(OURS, "bench_engine", request), Side(base, "bench_engine", older)
     plain = _engine_case("default, clean", options, "plain")
     other = replace(plain, mapping=case)
@@ -129,7 +129,7 @@ def _pipeline(contender: str, name: str, options: Any, bootstrap: str) -> dict[s
 def _engine_case(log: str, options: Any, mapping: str = "") -> bench_engine.Case:
     case = bench_engine.Case("records", f"{log}: all", log=log, mapping=mapping)
     if options.size == "small":
-        case = replace(case, records=20_000, passes=2, batch_bytes=1 << 20, tile_records=1 << 12)
+        case = bench_engine.shrunk(case)
     profiles = bench_engine.profiles_of(case)
     make_all(profiles, options.data)
     files = [path_of(profile, options.data) for profile in profiles]

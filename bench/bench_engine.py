@@ -85,6 +85,7 @@ class Case:
     one_line_messages: bool = False
     escaped: bool = False  # see FileLog
     rows: int = 0  # filled in before
+    rows_room: int = 1 << 22  # slots at least: room for the many windows and rows of the synthetic logs
     skew: float = 0.0
     remembered: int = 0  # request ids in a generation, before the first pass
     turn_by: int = 1  # generations between two passes; 2: ids are looked up in one set, as those of a file
@@ -133,7 +134,7 @@ def cases(size: str, device: str) -> list[Case]:
     if not cuda:
         found.append(replace(rows, group="memory", name="many rows", rows=6_000_000))
         found.append(replace(rows, group="memory", name="many ids", rows=1_000_000, remembered=20_000_000))
-    return [_shrunk(case) for case in found if _is_small(case)] if small else found
+    return [shrunk(case) for case in found if _is_small(case)] if small else found
 
 
 def _is_small(case: Case) -> bool:
@@ -152,9 +153,11 @@ def _is_small(case: Case) -> bool:
     return case.name in names and (case.group != "rows" or case.rows < 100_000)
 
 
-def _shrunk(case: Case) -> Case:
+def shrunk(case: Case) -> Case:
     rows = min(case.rows, 50_000)
-    return replace(case, records=20_000, passes=2, rows=rows, batch_bytes=1 << 20, tile_records=1 << 12)
+    # A process touches most pages of its tables, which for so few records costs more than all else.
+    room = 1 << 18
+    return replace(case, records=20_000, passes=2, rows=rows, rows_room=room, batch_bytes=1 << 20, tile_records=1 << 12)
 
 
 def _count(number: int) -> str:
@@ -181,12 +184,10 @@ def limits_of(case: Case) -> Limits:
     sizes: dict[str, int] = {"arena_bytes": max(1 << 26, 4 * case.batch_bytes), "identity_bytes": 1 << 34}
     if case.group == "memory":  # what is allocated shall be used
         sizes |= {"arena_bytes": 1 << 24, "windows": 16}
-    else:  # room for the many windows and rows of the synthetic logs
-        rows, texts, cells = (
-            max(1 << 23 if case.device == "cuda" else 1 << 22, rows),
-            max(1 << 21, texts),
-            max(1 << 20, cells),
-        )
+    else:
+        room = case.rows_room
+        rows = max(2 * room if case.device == "cuda" else room, rows)
+        texts, cells = max(room // 2, texts), max(room // 4, cells)
     return Limits(
         rows=rows,
         texts=texts,

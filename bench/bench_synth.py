@@ -47,12 +47,12 @@ class Build:
 
     def run(self, *arguments: str) -> tuple[str, float]:
         """What the command says, and its processor time."""
-        chosen, before = common.cores()[:CORES], os.times()
-        run = subprocess.run(
-            [self.python, "-m", "tokenometer.processor.cli", *arguments],
+        before = os.times()
+        run = common.run_bound(
+            [self.python, "-m", "tokenometer.processor.cli", *arguments], CORES,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=self.directory,
             env={name: value for name, value in os.environ.items() if name != "PYTHONPATH"},
-            preexec_fn=lambda: os.sched_setaffinity(0, chosen), timeout=SECONDS_MAX, check=False,
+            timeout=SECONDS_MAX, check=False,
         )  # fmt: skip
         if run.returncode:
             raise common.ChildFailed(f"{self.name}: {arguments}: exit status {run.returncode}\n{run.stdout}")

@@ -35,7 +35,8 @@ from tokenometer.schemas import mapping as mappings
 MODULE = "bench.bench_walk"
 RECORDS = {"small": 20_000, "large": 400_000}
 PASSES = {"small": 2, "large": 9}
-BATCH_BYTES = {"cpu": 6 << 20, "cuda": 1 << 26}
+BATCH_BYTES = {"small": 1 << 20, "cpu": 6 << 20, "cuda": 1 << 26}
+ROWS = {"small": 1 << 18, "large": 1 << 22}  # slots; a process touches most pages of its tables
 PER_BATCH = 64  # messages
 
 
@@ -84,8 +85,10 @@ class Feed:
 
 def measure(device: str, size: str) -> dict[str, Any]:
     target = open_target(device)
+    rows = ROWS[size]
     limits = Limits(
-        rows=1 << 22, cells=1 << 20, texts=1 << 21, arena_bytes=1 << 28, batch_bytes=BATCH_BYTES[device],
+        rows=rows, cells=rows // 4, texts=rows // 2, arena_bytes=64 * rows,
+        batch_bytes=BATCH_BYTES[device if size == "large" else "small"],
         tile_records=1 << 20 if device == "cuda" else Limits.tile_records,
     )  # fmt: skip
     feeds = {

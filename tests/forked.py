@@ -59,7 +59,7 @@ IMPORTS = (
 )  # fmt: skip
 # What may be another one than the origin's: a command reads it when it runs.
 FREE = ("TOKENOMETER_", "_TOKENOMETER_", "KAFKA_", "COMP_", "_TYPER_", "PYTEST_", "COLUMNS", "LINES", "TERM", "_RJEM_",
-        "NO_COLOR")  # fmt: skip
+        "NO_COLOR", "POLARS_")  # fmt: skip
 # jemalloc, which pyarrow brings and does not use, has a thread of its own; and a fork takes no threads along.
 NO_THREADS = {"JE_ARROW_MALLOC_CONF": "background_thread:false", "OPENBLAS_NUM_THREADS": "1"}
 ENVIRONMENT = dict(os.environ)  # the origin's: no test has changed it yet

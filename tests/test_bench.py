@@ -20,11 +20,20 @@ from bench import (
     sanitize,
 )
 from bench.logs import CHUNK_BYTES, CHUNKS, RECORD_BYTES, STREAMS, ChunksLog, FileLog, RowsLog
+from tests import forked
 from tokenometer.kernels.target import HostTarget
 
 PEERS = ("duckdb", "polars", "chdb")
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forked_children():
+    """A benchmark's process of a small size would mostly import."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "run_bound", lambda command, _, **options: forked.run(command, **options))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +185,7 @@ def test_mappings_of_one_log_are_compared_in_alternating_runs(data):
     log = next(data.glob("*-labelled.ndjson"))
     found = {}
     for mapping in bench_engine.MAPPINGS:
-        runner = bench_engine.Runner(bench_engine.Case("records", "", mapping=mapping))
+        runner = bench_engine.Runner(bench_engine.shrunk(bench_engine.Case("records", "", mapping=mapping)))
         runner.run(FileLog(log), "all")
         found[mapping] = runner.engine.tally(), runner.engine.totals()
     totals = [totals for _, totals in found.values()]
