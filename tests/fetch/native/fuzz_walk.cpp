@@ -185,7 +185,7 @@ int main(int, char** arguments) {
   }
   fclose(file);
   const Libraries calls = libraries();
-  Walker* walker = walker_new(&calls, 1 << 20);
+  Walker* walker = walker_new(&calls, 1 << 17);
   std::mt19937 chance(1);
   unsigned counts[FULL + 1] = {};
   for (int round = 0, rounds = atoi(arguments[2]); round < rounds; ++round) {
