@@ -1,10 +1,11 @@
 """What is installed: one top-level package, complete, that runs from any directory beside others' packages.
 
-The slow half builds the wheel and installs it into a fresh virtual environment, with what it needs from the package
-registry: nothing of this repository is on its path.
+The slow half builds the wheel and installs it into a fresh virtual environment: nothing of this repository is on its
+path. What the wheel says that it needs is linked from the environment of the tests, where pip has installed the same.
 """
 
 import fnmatch
+import importlib.metadata
 import os
 import pathlib
 import subprocess
@@ -16,6 +17,10 @@ from dataclasses import dataclass
 
 import orjson
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from tokenometer.schemas import compiled
 
 ROOT = pathlib.Path(__file__).parents[1]
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
@@ -65,7 +70,8 @@ class Installed:
     def run(self, program: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         """One of its programs, as a user's shell runs it."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
-        environment |= {"XDG_CACHE_HOME": str(self.elsewhere / "cache")}  # so that the kernels are built anew
+        # So that the kernels are built anew, and in a second: how fast they are is not asked here.
+        environment |= {"XDG_CACHE_HOME": str(self.elsewhere / "cache"), "CXX": str(self.elsewhere / "hasty-compiler")}
         return subprocess.run(
             [self.home / "bin" / program, *arguments], cwd=self.elsewhere, env=environment, capture_output=True,
             text=True, timeout=300, check=False,
@@ -94,11 +100,34 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     [wheel] = (base / "wheels").glob("*.whl")
     home, elsewhere = base / "venv", base / "elsewhere"
     elsewhere.mkdir()
+    (elsewhere / "hasty-compiler").write_text(f'#!/bin/sh\nexec {compiled.compiler()} "$@" -O0\n')
+    (elsewhere / "hasty-compiler").chmod(0o700)
     venv.create(home)
-    install = *pip, "--python", home / "bin/python", "install", "--no-compile"  # Python compiles what it imports
-    python(*install, wheel)
-    python(*install, "--no-deps", "kernels")  # only to lie beside ours: its dependencies are not needed for that
+    # --no-compile: Python compiles what it imports.
+    python(*pip, "--python", home / "bin/python", "install", "--no-deps", "--no-compile", wheel)
+    [site_packages] = home.glob("lib/python*/site-packages")
+    link_what_it_needs(site_packages)
+    (site_packages / "kernels").mkdir()  # another's package
+    (site_packages / "kernels/__init__.py").write_text("")
     return Installed(home, wheel, elsewhere)
+
+
+def link_what_it_needs(site_packages: pathlib.Path) -> None:
+    """Its requirements without extras, and theirs: pip would take half of all this file's time to unpack them."""
+    [ours] = importlib.metadata.distributions(name="tokenometer", path=[str(site_packages)])
+    linked, waiting = set(), [ours]
+    while waiting:
+        for requirement in map(Requirement, waiting.pop().requires or []):
+            name = canonicalize_name(requirement.name)
+            wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
+            if wanted and name not in linked:
+                assert not requirement.extras, "its extras need something, too"
+                linked.add(name)
+                found = importlib.metadata.distribution(requirement.name)
+                assert requirement.specifier.contains(found.version), f"{requirement}, but {found.version} is installed"
+                waiting.append(found)
+                for top in {file.parts[0] for file in found.files or [] if file.parts[0] not in ("..", "__pycache__")}:
+                    (site_packages / top).symlink_to(found.locate_file(top))
 
 
 @pytest.mark.slow
