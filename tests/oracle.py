@@ -122,6 +122,7 @@ def conventions(mapping: dict) -> list[tuple[str, str | dict]]:
     return found
 
 
+PLAIN_STRING = re.compile(rb'"([^"]*)"[ \t\r]*(:)?')
 STRING_OR_BRACKET = re.compile(rb'("[^"\\]*(?:\\.[^"\\]*)*")[ \t\r]*(:)?|[{}\[\]]', re.DOTALL)
 
 
@@ -139,6 +140,10 @@ def places_of(mapping: dict) -> set[tuple[str, ...]]:
 def has_repeated_field(line: bytes, mapping: dict) -> bool:
     """Whether a key on a mapped path stands twice in its object. The line is known to be JSON, so a string before a
     colon is a key. Objects that no mapped path enters, and those in arrays, have the path None."""
+    if b"\\" not in line:  # nearly always, and then mostly no key at all stands twice: that is seen sooner
+        keys = [string for string, colon in PLAIN_STRING.findall(line) if colon]
+        if len(keys) == len(set(keys)):
+            return False
     places = places_of(mapping)
     seen: set[tuple[str, ...]] = set()
     open_paths: list[tuple[str, ...] | None] = []  # one for each open object or array
