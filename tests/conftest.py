@@ -1,7 +1,9 @@
 """Fixtures: every backend that this machine has, engines on it, and one real broker for the session."""
 
 import contextlib
+import dataclasses
 import gc
+import importlib.util
 import logging
 import os
 import pathlib
@@ -15,8 +17,9 @@ import pytest
 # Before numpy, which would start threads for linear algebra in each of a thousand processes. A command does so, too.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.engine import Engine, Limits
 from tokenometer.kernels.target import CudaTarget, DeviceError, HostTarget, Target
+from tokenometer.processor.records import engines
 
 if TYPE_CHECKING:
     from tests.kafka_lender import Lender
@@ -46,6 +49,42 @@ def own_logs() -> Iterator[None]:
     yield
     for logger, state in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate, logger.level = state
+
+
+@pytest.fixture(scope="session", autouse=True)
+def smaller_tables() -> Iterator[None]:
+    """Of the engines that commands and `tokenometer.meter` make in this process. The first records touch all pages of
+    the usual tables, 0.3 GB of them. Commands that are processes of their own have the usual ones."""
+    usual = engines.limits
+
+    def limits(target: Target, memory: int | None) -> Limits:
+        found = usual(target, memory)
+        if memory is not None or not target.shares_memory:
+            return found
+        return dataclasses.replace(found, rows=1 << 18, cells=1 << 17, texts=1 << 18, arena_bytes=1 << 24)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engines, "limits", limits)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def duckdb_of_one_thread() -> Iterator[None]:
+    """Unless a thread's number is given. To wake another one for a query costs more than the few rows of a test. A
+    machine with a card has no DuckDB."""
+    if importlib.util.find_spec("duckdb") is None:
+        yield
+        return
+    import duckdb
+
+    connect = duckdb.connect
+
+    def connected(*arguments: Any, config: dict[str, Any] | None = None, **more: Any) -> Any:
+        return connect(*arguments, config={"threads": 1} | (config or {}), **more)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(duckdb, "connect", connected)
+        yield
 
 
 @pytest.fixture
