@@ -5,6 +5,7 @@ sources, the flags, the compiler and the processor. Apart from target.py this is
 """
 
 import ctypes
+import functools
 import json
 import pathlib
 import re
@@ -36,6 +37,7 @@ def build_shared(file: pathlib.Path, extra: tuple[str, ...] = ()) -> pathlib.Pat
     return build_text(file.stem, source(file), extra)
 
 
+@functools.cache  # to find it takes half a millisecond, and tests make an engine for each of thousands of tries
 def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL:
     library = ctypes.CDLL(str(build_host(threads, extra)))
     for name in HOST_ENTRIES:
