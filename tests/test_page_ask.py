@@ -1,6 +1,6 @@
 """What a person may ask of the page, in headless Chromium: filters, ranges, users, exports, money; meters' states.
 
-One server and one browser serve the module, and every test opens the page anew.
+One server and one browser serve the module, and every test opens the page anew, by itself or with `opened`.
 """
 
 import contextlib
@@ -104,9 +104,13 @@ def page(chrome: webdriver.Chrome, feed: Feed, site: SiteThread) -> Iterator[Pag
     feed.alerts = []
     chrome.get_log("browser")
     page = Page(chrome)
-    open_at(page, site, "")
     yield page
     assert not complaints(page)
+
+
+@pytest.fixture
+def opened(page: Page, site: SiteThread) -> None:
+    open_at(page, site, "")
 
 
 def open_at(page: Page, site: SiteThread, query: str, size: tuple[int, int] = (1440, 900)) -> None:
@@ -126,6 +130,7 @@ def address(page: Page) -> str:
     return page.ask("location.search")
 
 
+@pytest.mark.usefixtures("opened")
 def test_a_click_on_a_model_a_chip_and_a_meter_filters_all_that_is_known_of_it(page, feed, site):
     before = page.field("now")[0]
     click(page, "#legend-model button[value='gpt-oss-120b']")
@@ -166,6 +171,7 @@ def test_a_view_that_is_sent_is_the_view_that_opens(page, feed, site):
     assert address(page) == "", "what nobody knows is left out"
 
 
+@pytest.mark.usefixtures("opened")
 def test_yesterday_is_behind_today_and_the_unfinished_minute_is_veiled(page, feed):
     lines = "document.getElementById('by-model').data?.map((trace) => trace.name) ?? []"
     page.until(lambda: "yesterday" in page.ask(lines), "no yesterday")
@@ -232,6 +238,7 @@ def test_a_chart_without_an_answer_names_no_day(page):
         assert page.ask(f"{layout}.xaxis.showticklabels") is False
 
 
+@pytest.mark.usefixtures("opened")
 def test_what_the_pointer_is_at_is_told_in_the_legend_and_not_in_a_label_that_is_cut(page):
     page.until_drawn()
     ActionChains(page.chrome).move_to_element(page.chrome.find_element("id", "by-model")).perform()
@@ -240,6 +247,7 @@ def test_what_the_pointer_is_at_is_told_in_the_legend_and_not_in_a_label_that_is
     assert page.ask("document.querySelectorAll('.hoverlayer .hovertext').length") == 0
 
 
+@pytest.mark.usefixtures("opened")
 def test_a_user_is_searched_and_the_answer_says_where_it_comes_from(page, feed, site):
     user = feed.totals["top_users"][0]
     page.chrome.find_element("css selector", "#search input").send_keys(user["user"], Keys.ENTER)
@@ -267,6 +275,7 @@ def test_any_user_is_found_in_a_ledger_that_is_named(page, tmp_path):
             assert page.ask("document.querySelector('[data-link=ledger]').href") == f"{url}/v1/openapi.json"
 
 
+@pytest.mark.usefixtures("opened")
 def test_a_late_meter_fades_a_dead_one_is_named_and_one_that_was_told_to_stop_is_no_fault(page, feed):
     feed.totals = make(at_ms=AT_MS + 1000)
     for meter, (state, age_ms) in zip(
@@ -306,6 +315,7 @@ def test_a_time_that_is_chosen_is_that_of_categories_matrix_money_and_users(page
     page.until(lambda: sum(page.ask(titles)) == hour, "the last hour")
 
 
+@pytest.mark.usefixtures("opened")
 def test_a_meter_s_own_usage_is_shown_of_the_last_quarter_of_an_hour(page, feed, site):
     everybody = page.field("now")[1]
     open_at(page, site, "?meter=meter-1")
@@ -343,6 +353,7 @@ def test_who_used_a_model_at_two_o_clock_and_what_it_cost_is_the_ledger_s(page, 
             page.until(lambda: "by the ledger" in page.ask(told), "the user")
 
 
+@pytest.mark.usefixtures("opened")
 def test_what_is_shown_is_exported_with_all_its_digits(page, feed):
     page.until_drawn()
     page.ask("""(() => { window.saved = [];
@@ -362,6 +373,7 @@ def test_what_is_shown_is_exported_with_all_its_digits(page, feed):
     assert files[4][0].startswith("kind,name,total_tokens,revenue_USD,cost_USD")
 
 
+@pytest.mark.usefixtures("opened")
 def test_money_is_that_of_the_price_list_and_says_what_has_no_price(page, feed):
     page.until(lambda: page.table("#money [data-kind=model] tr"), "no money")
     expected = feed._cost(Question(3_600_000, 60_000, "total", None, None, None, None))
@@ -441,6 +453,7 @@ def test_a_list_has_eight_rows_at_least_and_cuts_none_inside_a_cell(page, feed, 
     page.until(lambda: page.ask(CUT_CELLS) == [], f"{nothing} after a scroll sideways")
 
 
+@pytest.mark.usefixtures("opened")
 def test_all_can_be_done_by_keyboard(page, site, feed):
     page.until(lambda: page.table("#legend-model li"), "no legend")
     keys = ActionChains(page.chrome)
