@@ -40,7 +40,7 @@ ATTACKS = [
 
 @pytest.fixture(scope="module")
 def chrome() -> Iterator[webdriver.Chrome]:
-    launched = browser.launch(DEADLINE_SECONDS)
+    launched = browser.launch(DEADLINE_SECONDS, short=True)
     if launched is None:
         # A skip must not pass for a proof where proofs are made.
         if os.environ.get("CI"):
