@@ -103,12 +103,10 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     (elsewhere / "hasty-compiler").write_text(f'#!/bin/sh\nexec {compiled.compiler()} "$@" -O0\n')
     (elsewhere / "hasty-compiler").chmod(0o700)
     venv.create(home)
-    # --no-compile: Python compiles what it imports.
-    python(*pip, "--python", home / "bin/python", "install", "--no-deps", "--no-compile", wheel)
+    # --no-compile: Python compiles what it imports. PyPI's `kernels` is only to lie beside ours.
+    python(*pip, "--python", home / "bin/python", "install", "--no-deps", "--no-compile", wheel, "kernels")
     [site_packages] = home.glob("lib/python*/site-packages")
     link_what_it_needs(site_packages)
-    (site_packages / "kernels").mkdir()  # another's package
-    (site_packages / "kernels/__init__.py").write_text("")
     return Installed(home, wheel, elsewhere)
 
 
