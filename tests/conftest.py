@@ -69,18 +69,23 @@ def smaller_tables() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def duckdb_of_one_thread() -> Iterator[None]:
-    """Unless a thread's number is given. To wake another one for a query costs more than the few rows of a test. A
-    machine with a card has no DuckDB."""
+def quick_duckdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Of one thread, unless a number is given: to wake another one costs more than the few rows of a test. And what is
+    in memory is a database of an instance that is there already: to start one takes longer than most audits. A machine
+    with a card has no DuckDB."""
     if importlib.util.find_spec("duckdb") is None:
         yield
         return
     import duckdb
 
+    from tests.memory_databases import MemoryDatabases
+
     connect = duckdb.connect
+    shared = MemoryDatabases(connect, str(tmp_path_factory.mktemp("duckdb")))
 
     def connected(*arguments: Any, config: dict[str, Any] | None = None, **more: Any) -> Any:
-        return connect(*arguments, config={"threads": 1} | (config or {}), **more)
+        config = {"threads": 1} | (config or {})
+        return shared.open(config) if arguments == (":memory:",) else connect(*arguments, config=config, **more)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(duckdb, "connect", connected)
