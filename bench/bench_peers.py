@@ -57,6 +57,7 @@ ANSWER = pa.schema([("window_start", pa.int64()), *((key, pa.string()) for key i
                    + [(name, pa.int64()) for name in COUNTERS])  # fmt: skip
 HEAD_BYTES = 4 << 20
 SIZES = {"small": (20_000, 0, 1), "large": (3_000_000, 1, 5)}  # records, turns that do not count, turns that do
+MEMORY = {"small": 1 << 28, "large": None}  # for this engine's tables, of which a log of any size touches all pages
 
 
 @dataclass(frozen=True)
@@ -71,17 +72,22 @@ class Contender:
 # --- This engine ---
 
 
+_memory: list[int] = []  # where a child's tables are not the usual ones
+
+
 def tokenometer(log: str, dedup: bool, threads: int) -> Any:
     """Whole batches as `tokenometer replay` reads them; with more than one thread one reads ahead, as there."""
-    from tokenometer.kernels.engine import CONFLICTING, Engine
+    from tokenometer.kernels.engine import CONFLICTING, Engine, Limits
     from tokenometer.kernels.target import HostTarget
     from tokenometer.processor.files.logs import LogReader
     from tokenometer.processor.records.referee import Referee
 
     # The peers write no dead letters either, for duplicates that say something else.
+    limits = Limits.from_memory(*_memory) if _memory else None
     engine = Engine(
-        HostTarget(threads), Referee(), secret=list(range(1, 9)), window_ms=WINDOW_MS, conflict_letters=False
-    )
+        HostTarget(threads), Referee(), secret=list(range(1, 9)), limits=limits, window_ms=WINDOW_MS,
+        conflict_letters=False,
+    )  # fmt: skip
     mapping, reader = native(dedup), LogReader([log])
     with ThreadPoolExecutor(1) as ahead:
         batch = engine.open_batch()
@@ -103,7 +109,7 @@ def python_interface(log: str, dedup: bool, threads: int) -> Any:
     """As in a notebook: dead letters, sums and the largest users are made, too."""
     import tokenometer
 
-    return tokenometer.meter(log, native(dedup)).table
+    return tokenometer.meter(log, native(dedup), memory=_memory[0] if _memory else None).table
 
 
 def replay(log: str, dedup: bool, threads: int) -> Any:
@@ -113,8 +119,9 @@ def replay(log: str, dedup: bool, threads: int) -> Any:
     folder = pathlib.Path(tempfile.mkdtemp(prefix="tokenometer-bench-"))
     mapping, rows = folder / "native.toml", folder / "usage.parquet"
     mapping.write_text(native_text(dedup), encoding="utf-8")
+    memory = [f"--memory={size}" for size in _memory]
     with contextlib.redirect_stdout(io.StringIO()):
-        code = run(["replay", log, "--mapping", str(mapping), "--out", str(rows), "--json"])
+        code = run(["replay", log, "--mapping", str(mapping), "--out", str(rows), "--json", *memory])
     assert code == 0
     return rows
 
@@ -370,6 +377,7 @@ CONTENDERS = (
 
 def child() -> None:
     request = json.load(sys.stdin)
+    _memory[:] = filter(None, [request["memory"]])
     contender = next(one for one in CONTENDERS if one.name == request["name"])
     contender.read(contender.answer(request["head"], request["dedup"], request["threads"]))
     _worker_peaks.clear()
@@ -405,14 +413,16 @@ def missing(contender: Contender) -> str | None:
 
 
 def compare(
-    runs: list[tuple[Contender, int]], log: pathlib.Path, head: pathlib.Path, dedup: bool, warm: int, turns: int
+    runs: list[tuple[Contender, int]], log: pathlib.Path, head: pathlib.Path, dedup: bool, size: str, turns: int
 ) -> dict[tuple[str, int], list[dict[str, Any]]]:
-    """Every contender in turn, again and again; the first `warm` turns do not count."""
+    """Every contender in turn, again and again; the size says how many turns do not count at first."""
+    _, warm, _ = SIZES[size]
     found: dict[tuple[str, int], list[dict[str, Any]]] = {}
     memory = 4 * log.stat().st_size  # the most that one of them takes
     for turn in range(warm + turns):
         for contender, threads in runs:
-            request = {"name": contender.name, "threads": threads, "dedup": dedup, "log": str(log), "head": str(head)}
+            request = {"name": contender.name, "threads": threads, "dedup": dedup, "log": str(log), "head": str(head),
+                       "memory": MEMORY[size]}  # fmt: skip
             np.ones(memory, np.uint8)  # and freed at once
             answer = common.run_child(MODULE, request, threads, POLARS_MAX_THREADS=str(threads))
             print(f"turn {turn}: {contender.name}, {threads}: {answer}", file=sys.stderr)
@@ -485,7 +495,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.child:
         child()
         return 0
-    records, warm, turns = SIZES[options.size]
+    records, _, turns = SIZES[options.size]
     turns = options.turns or turns
     log, head = make_log(records, options.data)
     skipped = {one.name: reason for one in CONTENDERS if (reason := missing(one))}
@@ -503,7 +513,7 @@ def main(arguments: Sequence[str]) -> int:
     console = Console(width=160 if not sys.stdout.isatty() else None)
     equal = True
     for title, dedup in (("with dedup", True), ("without dedup", False)):
-        results = summary(compare(runs, log, head, dedup, warm, turns), records, size)
+        results = summary(compare(runs, log, head, dedup, options.size, turns), records, size)
         show(console, f"{title}: {records:,} records, {size / 1e9:.2f} GB", results, skipped)
         result["tables"][title] = results
         digests = {digest for one in results for digest in one["digests"]}
