@@ -19,6 +19,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from tokenometer.kernels.engine import Engine, Limits
 from tokenometer.kernels.target import CudaTarget, DeviceError, HostTarget, Target
+from tokenometer.processor import secret
 from tokenometer.processor.records import engines
 
 if TYPE_CHECKING:
@@ -49,6 +50,15 @@ def own_logs() -> Iterator[None]:
     yield
     for logger, state in zip(loggers, before, strict=True):
         logger.handlers, logger.propagate, logger.level = state
+
+
+@pytest.fixture(autouse=True)
+def own_secrets() -> Iterator[None]:
+    """What one test takes for a secret, such as `wrong`, may be a word in the messages of another."""
+    before = secret._known.copy()
+    yield
+    secret._known.clear()
+    secret._known.update(before)
 
 
 @pytest.fixture(scope="session", autouse=True)

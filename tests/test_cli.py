@@ -24,6 +24,7 @@ import zstandard
 
 from tests import forked, oracle
 from tests.test_schemas import validator
+from tokenometer.kernels import build
 from tokenometer.kernels.engine import Limits
 from tokenometer.processor import show
 from tokenometer.processor.cli import __main__ as cli
@@ -614,6 +615,7 @@ def test_closed_streams_are_no_traceback():
 def test_a_cache_that_cannot_be_written_names_the_way_out(call: Any, log: pathlib.Path, monkeypatch: Any):
     """Below a file, because a directory without permission is none to root."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(log))
+    build.load_host.cache_clear()  # as if this process had no engine yet
     assert_error(call("replay", log, *CPU), 1, "the kernels cannot be kept here: Not a directory; name another")
 
 
