@@ -550,6 +550,7 @@ def main() -> int:
     parser.add_argument("--port", type=int, help="for clients (default: any free one)")
     parser.add_argument("--data", type=pathlib.Path, help="keep topics here (default: a temporary directory)")
     parser.add_argument("--heap", default="256m", help="of the JVM (default: %(default)s)")
+    parser.add_argument("--quick", action="store_true", help="for a few messages: compile less")
     parser.add_argument("--run", metavar="COMMAND", help="stop when this has ended; {} is the broker's address")
     arguments = parser.parse_args()
     if os.environ.get(ENVIRONMENT):
@@ -557,7 +558,7 @@ def main() -> int:
         return 2
 
     signal.signal(signal.SIGTERM, _stop_on_sigterm)
-    kafka = KafkaServer(arguments.data, port=arguments.port, heap=arguments.heap)
+    kafka = KafkaServer(arguments.data, port=arguments.port, heap=arguments.heap, quick=arguments.quick)
     print(f"Starting Apache Kafka {KAFKA_VERSION}; the very first time Maven fetches it ...", flush=True)
     try:
         with kafka:

@@ -132,7 +132,7 @@ def test_data_and_address_survive(owned: KafkaServer, topics: Topics, end: str) 
 def by_hand(owned: KafkaServer, tmp_path: pathlib.Path) -> Iterator[tuple[subprocess.Popen[str], str, int]]:
     """`make kafka`, as a person starts it: the process, the broker's address and the broker's process."""
     process = subprocess.Popen(
-        [sys.executable, "-m", "tests.kafka_server", "--data", str(tmp_path)],
+        [sys.executable, "-m", "tests.kafka_server", "--quick", "--data", str(tmp_path)],
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
