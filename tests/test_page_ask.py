@@ -476,6 +476,8 @@ def test_axe_finds_nothing_serious(page, feed, site, theme, shown):
     page.prefer(theme)
     page.until(lambda: page.table("#alerts li"), "no alerts")
     page.until_drawn()
+    opacity = "getComputedStyle(document.querySelector('main')).opacity"
+    page.until(lambda: page.ask(opacity) == "1", "it is still being faded in, with less contrast")
     found = [each for each in Axe().run(page.chrome)["violations"] if each["impact"] in ("serious", "critical")]
     assert not found, [
         (each["id"], [(node["html"][:120], node["any"][0]["message"]) for node in each["nodes"]][:4]) for each in found
