@@ -35,9 +35,10 @@ struct Amount {
   uint64_t messages, value_bytes, key_bytes;
 };
 
+// held: messages that found no room behind those that were taken.
 struct Taken {
   Amount amount;
-  uint64_t errors;
+  uint64_t errors, held;
 };
 
 struct Columns {
@@ -154,6 +155,7 @@ ENTRY int64_t drain_take(Drain* drain, int wait_ms, int linger_ms, const Amount*
     }
   } catch (const std::bad_alloc&) { return NO_MEMORY; }
   taken->errors = drain->errors.size();
+  taken->held = drain->held.size();
   return DONE;
 }
 

@@ -35,7 +35,7 @@ class _Amount(ctypes.Structure):
 
 
 class _Taken(ctypes.Structure):
-    _fields_ = [("amount", _Amount), ("errors", ctypes.c_uint64)]
+    _fields_ = [("amount", _Amount), ("errors", ctypes.c_uint64), ("held", ctypes.c_uint64)]
 
 
 _NO_MEMORY, _DONE, _NO_ROOM = -1, 0, 1
@@ -48,6 +48,7 @@ class Drain:
     def __init__(self, consumer: client.Consumer, place: Place, keys: bool) -> None:
         """Raises BuildError where there is no compiler."""
         self._place, self._keys = place, keys
+        self.is_empty = True  # nothing is held back that was in the queue
         self._own, self._librdkafka, functions = _libraries()
         handle = direct.handle(consumer)
         queue = self._librdkafka.rd_kafka_queue_get_partition(handle, place.topic.encode(), place.partition)
@@ -71,6 +72,7 @@ class Drain:
             if answer == _NO_MEMORY:
                 raise MemoryError
             room = taken.amount
+        self.is_empty = taken.held == 0
         messages = self._messages(columns, taken.amount) if taken.amount.messages else None
         return messages, self._errors(taken.errors) if taken.errors else []
 

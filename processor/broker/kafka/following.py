@@ -105,7 +105,8 @@ def read(
         while reached < end:
             found, failures = _take(consumer, drain, place.topic, beside)
             # Asked before the messages go out: it is past all that was taken from the queue, markers included.
-            reached = max(reached, consumer.position(part)[0].offset)
+            if drain is None or drain.is_empty:
+                reached = max(reached, consumer.position(part)[0].offset)
             for error, offset in failures:
                 if error.code() == KafkaError._PARTITION_EOF:
                     reached = max(reached, offset)
