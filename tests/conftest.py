@@ -102,6 +102,17 @@ def quick_duckdb(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module")
+def forked_children() -> Iterator[None]:
+    """Processes of benchmarks: those of a small size would mostly import."""
+    from bench import common  # here, for a machine with a card, as above
+    from tests import forked
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(common, "run_bound", lambda command, _, **options: forked.run(command, **options))
+        yield
+
+
 @pytest.fixture
 def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """The command line in this process, which is faster than one of its own: exit code, stdout, stderr."""

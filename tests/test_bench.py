@@ -20,20 +20,11 @@ from bench import (
     sanitize,
 )
 from bench.logs import CHUNK_BYTES, CHUNKS, RECORD_BYTES, STREAMS, ChunksLog, FileLog, RowsLog
-from tests import forked
 from tokenometer.kernels.target import HostTarget
 
 PEERS = ("duckdb", "polars", "chdb")
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forked_children():
-    """A benchmark's process of a small size would mostly import."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(common, "run_bound", lambda command, _, **options: forked.run(command, **options))
-        yield
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("forked_children")]
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from bench import bench_exactly_once, bench_peers, bench_pipeline, bench_synth, 
 from tests import oracle
 from tokenometer.schemas import mapping as mappings
 
-pytestmark = pytest.mark.kafka
+pytestmark = [pytest.mark.kafka, pytest.mark.usefixtures("forked_children")]
 
 
 def test_every_contender_reads_its_topic_to_the_end(ours, tmp_path):
