@@ -414,7 +414,7 @@ def test_a_range_is_the_same_however_little_is_taken_at_once(
     broker: KafkaBroker, topics: Callable[..., str], monkeypatch: pytest.MonkeyPatch, room: int, most: int
 ) -> None:
     """Columns that are full with one message, in the middle of those that came together, and just at their end; a
-    message or a key that is larger than all columns; and the range's last messages, out of the queue and without room."""
+    message or a key that is larger than all columns; and the last messages, out of the queue and without room."""
     topic, count = topics(), 2_500 if most > 100 else 100
     values = [b"y" * 40_000 if n in (50, 2_100) else b"x" * (n % 50) for n in range(count)]
     named = [b"k" * 35_000 if n == 60 else b"k%d" % n for n in range(count)]
