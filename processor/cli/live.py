@@ -116,7 +116,7 @@ def live_command(command: LiveCommand) -> None:
         (folder / _DATABASE).unlink(missing_ok=True)  # of another run, perhaps on another Kafka
         token = folder / "token"
         _write_secret(token, secrets.token_hex(24))
-        _write_examples(folder, command.rate)
+        write_examples(folder, command.rate)
         say("Starting two meters, a rollup, a ledger, budgets and a load ...")
         ports = {name: _port(port) for name, port in _PORTS.items()}
         members = list(_members(command, folder, token, ports))
@@ -220,7 +220,8 @@ def _write_secret(path: pathlib.Path, text: str) -> None:
         file.write(text)
 
 
-def _write_examples(folder: pathlib.Path, rate: int) -> None:
+def write_examples(folder: pathlib.Path, rate: int) -> None:
+    """Prices, and budgets for a load of so many records a second; files that are there are kept."""
     costs = [f'[[chip_cost]]\nchip = "{chip}"\nper_million_tokens = "{cost}"\n' for chip, cost in _CHIP_COSTS.items()]
     _write_once(folder / "prices.toml", "\n".join([_PRICES, *costs]))
     money = max(1, round(rate * _USER_MONEY_OF_RATE))

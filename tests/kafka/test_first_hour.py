@@ -15,11 +15,13 @@ import pytest
 
 from tests.kafka.stream import eventually
 from tests.kafka_server import KafkaServer
+from tokenometer.processor.cli.live import write_examples
 
 pytestmark = pytest.mark.kafka
 
 ROOT = pathlib.Path(__file__).parents[2]
 START_SECONDS = 240
+RATE = 500
 LEDGER = "http://127.0.0.1:9465"  # in README; here another port where this one is taken
 
 
@@ -51,9 +53,12 @@ class Live:
         recipe = re.search(r'^live:.*\n\t.*"\$\(BIN\)/tokenometer (.*?) \$\(LIVE_ARGS\)"', makefile, re.MULTILINE)
         assert recipe is not None
         self._out = home / "said"
+        # A budget of this load has its first alert after 90 seconds, and one of a tenth of it after nine; it is kept.
+        (home / "live").mkdir()
+        write_examples(home / "live", RATE // 10)
         with self._out.open("wb") as out:
             self.process = subprocess.Popen(
-                [str(home / ".venv/bin/tokenometer"), *recipe[1].format(bootstrap).split(), "--rate", "500",
+                [str(home / ".venv/bin/tokenometer"), *recipe[1].format(bootstrap).split(), "--rate", str(RATE),
                  "--prefix", f"hour-{os.getpid()}"],
                 cwd=home, stdout=out, stderr=out,
             )  # fmt: skip
