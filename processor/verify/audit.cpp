@@ -1,6 +1,6 @@
 // The quick half of `tokenometer verify`: lines that are surely like one that was judged, and sums by row.
 //
-// Python (plans.py, quick.py, tally.py) decides what a line means and what is done with those that are left here.
+// Python (quick.py, usage.py, tally.py) decides what a line means and what is done with those that are left here.
 // Nothing here reads or writes anything but memory. A number below 0 is an error: there is no memory.
 #include <algorithm>
 #include <new>

@@ -4,7 +4,7 @@
 //   {"user":"   ","input_tokens":  ,"status":   }     fixed texts, and a text, a number and a scalar between them
 //
 // A plan says what a record is made of: which values are added up, which are its texts, what must be within which
-// bounds. Python makes it (plans.py) as a list of numbers, and offsets into a text of literals.
+// bounds. Python makes it (quick.py) as a list of numbers, and offsets into a text of literals.
 #pragma once
 
 #include <string>

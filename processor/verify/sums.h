@@ -179,8 +179,8 @@ class Found {
   Bytes key_;
 };
 
-// Both tables have the same seed. sums: of each part NUMBERS sums of what agrees, low and high half. Returns how many
-// rows of the log agree. Each of them is marked, and so is what was published of it: its `odd` becomes AGREED.
+// Keys of both have hashes of one seed. sums: of each part NUMBERS sums of what agrees, low and high half. Returns how
+// many rows of the log agree. Each of them is marked, and so is what was published of it: its `odd` becomes AGREED.
 constexpr u8 AGREED = 2;
 inline u64 agree(Expected& expected, Found& found, unsigned __int128* sums) {
   std::vector<Expected::Rows::Row*> whose(found.rows().rows().size());
