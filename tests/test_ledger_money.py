@@ -520,12 +520,21 @@ def test_the_commands_of_money(database: str, capsys: Any, tmp_path: pathlib.Pat
     for form in ("csv", "focus"):
         assert "246913.578024" in run(capsys, "statement", "1", *where, "--format", form)[1]
     assert run(capsys, "statement", "1", *where, "--out", str(tmp_path / "s.parquet"))[0] == 0
-    code, out, _ = run(capsys, "adjust", *where, "--key", "k", "--reason", "r", "--label", "team=blue", "--amount=-2.5")
-    assert code == 0 and json.loads(out)["amount"] == "-2.5"
+    entry = ["adjust", "--key", "k", "--reason", "r", "--label", "team=blue", "--amount=-2.5", "--currency", "USD"]
+    assert json.loads(run(capsys, *entry, *where, "--json")[1])["amount"] == "-2.5"
+    told = "Credit k: -2.5 USD, team blue\nReported with: tokenometer statement next --corrections\n"
+    assert run(capsys, *entry, *where) == (0, told, "")
     assert "-2.5" in run(capsys, "statement", "next", *where, "--corrections")[1]
     with books.opened(database) as store, serving(store) as url:
         said = ["--url", url]
         assert run(capsys, "statement", *said, "--check")[1] == "1 statement, 0 lines that differ from the rows\n"
+        entry = ["adjust", *said, "--key", "fix", "--reason", "r", "--at", "2026-11-23", "--label", "team=blue"]
+        entry += ["--user", "a-user-with-a-long-name", "--model", "llama", "--chip", "H100"]
+        out = run(capsys, *entry, "--tokens", "input_tokens=-1200", "--tokens", "audio_input_tokens=-7")[1]
+        whose = "user a-user-with-a-long-name, model llama, chip H100, at 2026-11-23T00:00:00Z, team blue"
+        assert out.startswith(f"Correction fix: -1,200 input_tokens, -7 audio_input_tokens, {whose}\n")
+        out = run(capsys, "adjust", *said, "--key", "no", "--reason", "r", "--void", "k")[1]
+        assert out.startswith("Void no: takes back k, 2.5 USD, team blue\n")
         asked = ["usage", *said, "--from", "2026-11-23", "--to", "2026-11-24", "--priced", "--prices", str(listed)]
         code, out, _ = run(capsys, *asked)
         assert code == 0 and "246913.578024" in out and max(map(len, out.splitlines())) <= 80

@@ -7,9 +7,10 @@ from typing import Annotated, Any
 from typer import Option
 
 from tokenometer.processor.cli.asking import AskSettings
-from tokenometer.processor.cli.common import needs, usage_error, write_json
+from tokenometer.processor.cli.common import needs, say, usage_error, write_json
 from tokenometer.processor.cli.ledger import now_ms
-from tokenometer.processor.ledger import adjust
+from tokenometer.processor.ledger import adjust, usage
+from tokenometer.processor.ledger.database import COUNTS
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class AdjustCommand(AskSettings):
     chip: Annotated[str | None, Option(help="On what chip.")] = None
     label: Annotated[list[str] | None, Option(metavar="NAME=VALUE", help="May be repeated.")] = None
     at: Annotated[str | None, Option(metavar="TIME", help="When the usage happened.")] = None
+    json: Annotated[bool, Option("--json", help="Print the entry as JSON.")] = False
 
     def body(self) -> dict[str, Any]:
         """As /v1/adjust takes it."""
@@ -68,10 +70,23 @@ def adjust_command(command: AdjustCommand) -> None:
     given = command.body()
     adjust.check(given)  # before anything is opened
     if command.url is not None:
-        write_json(command.fetch("/v1/adjust", body=given))
+        _show(command, command.fetch("/v1/adjust", body=given))
         return
     with needs("ledger"):
         from tokenometer.processor.ledger.opening import open_clerk
 
     with contextlib.closing(open_clerk(command.database_name)) as opened:
-        write_json(adjust.adjust(opened, given, now_ms()))
+        _show(command, adjust.adjust(opened, given, now_ms()))
+
+
+def _show(command: AdjustCommand, entry: dict[str, Any]) -> None:
+    if command.json:
+        write_json(entry)
+        return
+    what = [f"takes back {entry['voids']}"] if "voids" in entry else []
+    what += [f"{entry[name]:+,} {name}" for name in COUNTS if name in entry]
+    what += [f"{entry['amount']} {entry.get('currency', '')}".rstrip()] if entry["amount"] is not None else []
+    whose = {name: entry[name] for name in (*usage.DIMENSIONS, "at") if name in entry} | entry.get("labels", {})
+    what += [f"{name} {value}" for name, value in whose.items()]
+    say(f"{entry['kind'].capitalize()} {entry['key']}: {', '.join(what)}")
+    say(f"Reported with: tokenometer statement {entry['statement'] or 'next'} --corrections")
