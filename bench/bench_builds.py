@@ -18,7 +18,8 @@ Each turn runs both sides, one after the other, in fresh processes. The ratio of
 the median counts: what disturbs a machine for minutes disturbs both sides. Rates are of the second half of a run. There
 are two clocks: `cpu` is the processor time of all of a process's threads, which a busy machine changes little; `wall`
 is what other benchmarks report. A process that waits has a better `cpu` than `wall`. By `cpu` a meter commits after so
-many records, not after a second (builds_child.py): the rows of a record are the same on a busy machine.
+many records, not after a second: the rows of a record are the same on a busy machine. By `wall` it commits each two
+seconds, for the same reason (builds_child.py), and its rate is that of the whole run, for half of one has few commits.
 """
 
 import json
@@ -89,7 +90,8 @@ class Side:
         """Records a second (of processor time, for `cpu`) and the peak of memory."""
         pipeline = self.module == "bench_pipeline"
         answer = self.build.rate(self.module, self.request, len(common.cores()) if pipeline else 1, cpu)
-        rate = answer["sustained"] if pipeline else answer["records_per_s"]
+        whole = not cpu and self.request.get("contender") in ("meter", "consume")
+        rate = answer["records_per_second" if whole else "sustained"] if pipeline else answer["records_per_s"]
         return {"rate": rate, "peak_bytes": answer.get("peak_bytes", 0)}
 
 
