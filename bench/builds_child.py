@@ -64,8 +64,8 @@ def seldom(bench: Any) -> type:
 
     class Seldom(bench._TimedMeter):  # type: ignore[misc]
         def __init__(self, broker: Any, engine: Any, settings: Any, run: str, on_commit: Any) -> None:
-            seldom = dataclasses.replace(settings, commit_interval_ms=int(COMMIT_SECONDS * 1000))
-            super().__init__(broker, engine, seldom, run, on_commit=on_commit)
+            settings = dataclasses.replace(settings, commit_interval_ms=int(COMMIT_SECONDS * 1000))
+            super().__init__(broker, engine, settings, run, on_commit=on_commit)
 
     return Seldom
 

@@ -136,9 +136,8 @@ def by_hand(owned: KafkaServer, tmp_path: pathlib.Path) -> Iterator[tuple[subpro
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        preexec_fn=lambda: signal.signal(
-            signal.SIGINT, signal.SIG_DFL
-        ),  # ignored where a shell has us in the background
+        # Where a shell has us in the background, SIGINT is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     pid = None
