@@ -15,11 +15,11 @@ this build compares within itself is run:
     meter:labels             itself   the meter: the same, one record a message
 
 Each turn runs both sides, one after the other, in fresh processes. The ratio of their rates is taken turn by turn, and
-the median counts: what disturbs a machine for minutes disturbs both sides. Rates are of the second half of a run. There
-are two clocks: `cpu` is the processor time of all of a process's threads, which a busy machine changes little; `wall`
-is what other benchmarks report. A process that waits has a better `cpu` than `wall`. By `cpu` a meter commits after so
-many records, not after a second: the rows of a record are the same on a busy machine. By `wall` it commits each two
-seconds, for the same reason (builds_child.py), and its rate is that of the whole run, for half of one has few commits.
+the median counts: what disturbs a machine for minutes disturbs both sides. There are two clocks: `cpu` is the processor
+time of all of a process's threads, which a busy machine changes little; `wall` is what other benchmarks report. A
+process that waits has a better `cpu` than `wall`. Rates are of the second half of a run; by `wall` those of a meter and
+of consume() are of a whole one, for half of one has few commits. A meter commits after so many records, by `wall` each
+two seconds, not each second: so the rows of a record are about the same for both sides (builds_child.py).
 """
 
 import json

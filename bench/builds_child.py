@@ -4,8 +4,8 @@ With `cpu` a benchmark's clock is the processor time of all threads, and a meter
 that it was given, in place of each second: else a busy machine would change how many rows there are for a record. It
 reads no further while the commit before is on its way, as a meter does that keeps up with its log.
 
-With `wall` a meter commits each COMMIT_SECONDS, which a commit of either build rarely takes: else the one whose commits
-take longer commits less often, has fewer rows to write, and passes for the faster one.
+With `wall` a meter commits each COMMIT_SECONDS, about as long as the slower build's commits take: else the one whose
+commits take longer commits less often, has fewer rows to write, and passes for the faster one.
 """
 
 import dataclasses

@@ -86,7 +86,7 @@ def _show(command: AdjustCommand, entry: dict[str, Any]) -> None:
     what = [f"takes back {entry['voids']}"] if "voids" in entry else []
     what += [f"{entry[name]:+,} {name}" for name in COUNTS if name in entry]
     what += [f"{entry['amount']} {entry.get('currency', '')}".rstrip()] if entry["amount"] is not None else []
-    whose = {name: entry[name] for name in (*usage.DIMENSIONS, "at") if name in entry} | entry.get("labels", {})
-    what += [f"{name} {value}" for name, value in whose.items()]
+    what += [f"{name} {entry[name]}" for name in (*usage.DIMENSIONS, "at") if name in entry]
+    what += [f"{name} {value}" for name, value in entry.get("labels", {}).items()]
     say(f"{entry['kind'].capitalize()} {entry['key']}: {', '.join(what)}")
     say(f"Reported with: tokenometer statement {entry['statement'] or 'next'} --corrections")
