@@ -449,7 +449,7 @@ class CudaRunner(Runner):
         space = self.case.batch_bytes
         for k in range(10_000):
             if k == len(self._lent):
-                memory = self.target.pinned(len(self.engine._slots[0].memory))
+                memory = self.target.pinned(len(self.engine._slots[0].buffer.memory))
                 self._lent.append((memory, memory[layout.PREFIX_BYTES : layout.PREFIX_BYTES + space]))
             memory, view = self._lent[k]
             length = log.fill(view)
@@ -461,7 +461,7 @@ class CudaRunner(Runner):
     def run_filled(self, filled: Sequence[tuple[Any, Any, int]], copy_from: bool = False) -> Pass:
         """Wall time of all batches: each travels while the one before is counted. `copy_from`: with a memcpy before."""
         engine = self.engine
-        own = [(slot.memory, slot.batch_space) for slot in engine._slots]
+        own = [(slot.buffer.memory, slot.buffer.space) for slot in engine._slots]
         records, waiting = 0, None
         prepared = []
         for _, view, length in filled:
@@ -471,9 +471,9 @@ class CudaRunner(Runner):
         engine.tally()
         start = time.perf_counter()
         for (memory, view, length), ready in zip(filled, prepared, strict=True):
-            slot = engine._slots[engine._turn]
+            buffer = engine._slots[engine._turn].buffer
             if not copy_from:
-                slot.memory, slot.batch_space = memory, view
+                buffer.memory, buffer.space = memory, view
             batch = engine.open_batch()
             if copy_from:
                 batch.space[:length] = view[:length]
@@ -489,7 +489,7 @@ class CudaRunner(Runner):
         engine.tally()  # waits for the last kernel
         seconds = time.perf_counter() - start
         for slot, (memory, space) in zip(engine._slots, own, strict=True):
-            slot.memory, slot.batch_space = memory, space
+            slot.buffer.memory, slot.buffer.space = memory, space
         return Pass(records, sum(length for *_, length in filled), seconds, 0.0)
 
 
@@ -562,7 +562,7 @@ def cuda_copies(runner: CudaRunner, filled: Sequence[tuple[Any, Any, int]]) -> f
     import cupy
 
     target: Any = runner.target
-    device = runner.engine._slots[0].device
+    device = runner.engine._slots[0].buffer.device
     rates = []
     for _ in range(5):
         start, end = cupy.cuda.Event(), cupy.cuda.Event()

@@ -167,7 +167,7 @@ class Engine:
         """A batch to fill. Its memory is free again after the next batch but one is opened."""
         slot = self._slots[self._turn]
         self.target.wait(slot.counted)
-        return Batch(slot.memory, slot.batch_space, partition=partition)
+        return Batch(slot.buffer.memory, slot.buffer.space, partition=partition)
 
     def pack(
         self,
@@ -193,13 +193,23 @@ class Engine:
         size = sum(map(len, pieces))
         if size > len(batch.space):
             raise ValueError(f"{size} bytes of messages: expected at most batch_bytes = {len(batch.space)}")
-        batch.length = size
         if size:
             np.concatenate(pieces, out=batch.space[:size])
-        batch.message_end = ends.astype(np.uint32)
-        batch.message_time = None if times is None else np.asarray(times, np.uint64)
-        batch.message_offset = offsets
-        return batch
+        return batch.holding(ends, times, offsets)
+
+    def batch_in(
+        self,
+        buffer: Bytes,
+        ends: np.ndarray[Any, Any],
+        times: Sequence[int] | np.ndarray[Any, Any] | None = None,
+        partition: Hashable = 0,
+        offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+    ) -> Batch:
+        """A batch of messages that are in such memory already (layout.h), the engine's from now
+        on. Only for a target that shares memory."""
+        assert self.target.shares_memory and int(ends[-1]) <= self.limits.batch_bytes
+        self.open_batch(partition)  # its turn
+        return Batch(buffer, buffer[layout.PREFIX_BYTES :], partition=partition).holding(ends, times, offsets)
 
     def load(self, batch: Batch, mapping: Mapping) -> Loaded:
         """Send a filled batch to the device and split it. Returns at once on a GPU."""
@@ -217,7 +227,8 @@ class Engine:
 
     def _take_turn(self, batch: Batch) -> Slot:
         slot = self._slots[self._turn]
-        assert batch.memory is slot.memory, "batches are loaded in the order in which they are opened"
+        own = any(batch.memory is each.buffer.memory for each in self._slots)
+        assert not own or batch.memory is slot.buffer.memory, "batches are loaded in the order in which they are opened"
         self._turn = 1 - self._turn
         return slot
 
@@ -265,8 +276,7 @@ class Engine:
             self._learn(loaded)
         ends = self._line_ends(loaded, line_count)  # past each message's last line
         partition = self._partition(batch.partition, grows=loaded.plan.note_counters)
-        log_times = self._log_times(batch, first_message, partition.log_time_ms or 0)
-        turns = None if log_times is None else np.divmod(log_times, np.uint64(self._horizon_ms))
+        log_times = _log_times(batch, partition.log_time_ms or 0)
         self._point_at(loaded, line_count)
         letters: list[DeadLetter] = []
         message = first_message
@@ -274,12 +284,12 @@ class Engine:
             line = int(ends[message - 1]) if message else 0
             tile = self.limits.tile_of(int(ends[-1]) - line)
             after = max(message + 1, int(np.searchsorted(ends, line + tile, side="right")))
-            if turns is not None:
-                generations, passed_ms = turns
+            if log_times is not None:
+                generation, passed_ms = divmod(int(log_times[message]), self._horizon_ms)
                 offset = message if batch.message_offset is None else int(batch.message_offset[message])
-                passed = int(passed_ms[message]) / self._horizon_ms
-                partition.identities.turn_to(int(generations[message]), passed, offset)
-                after = min(after, int(np.searchsorted(generations, generations[message], side="right")))
+                partition.identities.turn_to(generation, passed_ms / self._horizon_ms, offset)
+                turn_ms = np.uint64((generation + 1) * self._horizon_ms)
+                after = min(after, int(np.searchsorted(log_times, turn_ms)))
             lines = int(ends[after - 1]) - line
             size = int(batch.message_end[after - 1]) - (int(batch.message_end[message - 1]) if message else 0)
             if counting and not self._part.has_room(loaded.plan.most(lines, size)):
@@ -310,25 +320,16 @@ class Engine:
         starts = self.target.fetch(loaded.slot.line_start[: line_count + 1])
         return np.searchsorted(starts, ends + np.uint32(layout.PREFIX_BYTES), side="left")
 
-    def _log_times(self, batch: Batch, first_message: int, before_ms: int) -> np.ndarray[Any, Any] | None:
-        """Log time at each message: the prefix maximum of message times. Messages before the first are left at 0."""
-        if batch.message_time is None:
-            return None
-        log_times = np.zeros(len(batch.message_time), np.uint64)
-        rest = np.maximum.accumulate(batch.message_time[first_message:])
-        log_times[first_message:] = np.maximum(rest, np.uint64(before_ms))
-        return log_times
-
     def _point_at(self, loaded: Loaded, line_count: int) -> None:
-        batch, slot, address = loaded.batch, loaded.slot, self.target.address
+        batch, buffer, address = loaded.batch, loaded.buffer, self.target.address
         assert batch.message_end is not None
         ends = batch.message_end + np.uint32(layout.PREFIX_BYTES)
         # Kept until the next batch: the device reads them.
         self._message_end = self.target.send(ends)
         self._message_time = None if batch.message_time is None else self.target.send(batch.message_time)
         job = self._job
-        job["buffer"], job["line_start"] = address(slot.device), address(slot.line_start)
-        job["respelled"] = address(slot.respelled)
+        job["buffer"], job["line_start"] = address(buffer.device), address(loaded.slot.line_start)
+        job["respelled"] = address(buffer.respelled)
         job["plan"] = address(loaded.plan_table)
         job["extras"] = address(self._extras) if loaded.plan.has_extras else 0
         job["message_end"], job["message_count"] = address(self._message_end), len(ends)
@@ -462,8 +463,9 @@ class Engine:
     def _write_texts(self, loaded: Loaded, texts: bytes) -> None:
         """Put the strings of rulings after the batch, where `_place_texts` said."""
         written = slice(loaded.referee_at, loaded.referee_at + len(texts))
-        loaded.slot.memory[written] = np.frombuffer(texts, np.uint8)
-        self.target.send_behind(loaded.slot.memory[written], loaded.slot.device[written])
+        memory, device = loaded.buffer.memory, loaded.buffer.device
+        memory[written] = np.frombuffer(texts, np.uint8)
+        self.target.send_behind(memory[written], device[written])
         loaded.referee_at = written.stop
 
     # --- Results out: of the open part (kernels/part.py), but for the tally ---
@@ -533,6 +535,14 @@ class Engine:
 
     def _identity_sets(self) -> Iterator[IdentitySet]:
         return (partition.identities for partition in self._partitions.values())
+
+
+def _log_times(batch: Batch, before_ms: int) -> np.ndarray[Any, np.dtype[np.uint64]] | None:
+    """Log time at each message: the prefix maximum of message times."""
+    if batch.message_time is None:
+        return None
+    log_times = np.maximum.accumulate(batch.message_time)
+    return np.maximum(log_times, np.uint64(before_ms), out=log_times)
 
 
 def _latest(a: int | None, b: int | None) -> int | None:

@@ -24,24 +24,38 @@ class DevicePlan:
     batches_to_go: int = 0  # until it learns again
 
 
+class Buffer:
+    """A batch's memory and its twin on the device.
+
+    | prefix | messages | padding | their other spelling | padding | referee's text | padding |
+    """
+
+    def __init__(self, target: Target, memory: Bytes) -> None:
+        space = (len(memory) - layout.PREFIX_BYTES) // 3 - layout.PADDING_BYTES
+        assert len(memory) == self.bytes_for(space)
+        self.memory, self.device = memory, target.mirror(memory)
+        self.space = memory[layout.PREFIX_BYTES : layout.PREFIX_BYTES + space]
+        self.respelled = self.device[layout.PREFIX_BYTES + space + layout.PADDING_BYTES :]
+        self.referee_at = len(memory) - layout.PADDING_BYTES - space
+
+    @staticmethod
+    def bytes_for(space: int) -> int:
+        return layout.PREFIX_BYTES + 3 * (space + layout.PADDING_BYTES)
+
+
 class Slot:
-    """One batch buffer and its twin on the device. Two take turns."""
+    """What one batch needs on the device. Two take turns."""
 
     def __init__(self, target: Target, limits: Limits) -> None:
-        # | prefix | messages | padding | their other spelling | padding | referee's text | padding |
-        space = limits.batch_bytes
-        self.memory = target.pinned(layout.PREFIX_BYTES + 3 * (space + layout.PADDING_BYTES))
-        self.batch_space = self.memory[layout.PREFIX_BYTES : layout.PREFIX_BYTES + space]
-        self.device = target.mirror(self.memory)
-        self.respelled = self.device[layout.PREFIX_BYTES + space + layout.PADDING_BYTES :]
-        self.line_start = target.zeros(space + 2, np.uint32)
+        self.buffer = Buffer(target, target.pinned(Buffer.bytes_for(limits.batch_bytes)))
+        self.line_start = target.zeros(limits.batch_bytes + 2, np.uint32)
         self.counted: Any = target.mark()  # when the kernels have done with it
         self._raw: tuple[Bytes, Array] | None = None
 
     def raw(self, target: Target) -> tuple[Bytes, Array]:
-        """Such a pair for record batches, once there are some."""
+        """A pair such as a buffer's, for record batches, once there are some."""
         if self._raw is None:
-            memory = target.pinned(len(self.batch_space) + layout.PADDING_BYTES)
+            memory = target.pinned(len(self.buffer.space) + layout.PADDING_BYTES)
             self._raw = memory, target.mirror(memory)
         return self._raw
 
@@ -52,22 +66,23 @@ class Loaded:
     def __init__(self, target: Target, batch: Batch, plan: DevicePlan, slot: Slot) -> None:
         self.batch, self.plan, self.plan_table = batch, plan.plan, plan.table
         self.known, self.slot = plan, slot
-        self.referee_at = len(slot.memory) - layout.PADDING_BYTES - len(slot.batch_space)
-        slot.memory[: len(self.plan.prefix)] = np.frombuffer(self.plan.prefix, np.uint8)
+        self.buffer = slot.buffer if batch.memory is slot.buffer.memory else Buffer(target, batch.memory)
+        self.referee_at = self.buffer.referee_at
+        self.buffer.memory[: len(self.plan.prefix)] = np.frombuffer(self.plan.prefix, np.uint8)
         self._target = target
         self._lines: Lines | None = None
         self._send()
 
     def _send(self) -> None:
-        slot, end = self.slot, layout.PREFIX_BYTES + self.batch.length
-        slot.memory[end : end + layout.PADDING_BYTES] = 0x0A
+        buffer, end = self.buffer, layout.PREFIX_BYTES + self.batch.length
+        buffer.memory[end : end + layout.PADDING_BYTES] = 0x0A
         sent = slice(end + layout.PADDING_BYTES)
-        self._target.send_ahead(slot.memory[sent], slot.device[sent])
+        self._target.send_ahead(buffer.memory[sent], buffer.device[sent])
         self._split()
 
     def _split(self) -> None:
-        slot = self.slot
-        self._lines = self._target.split(slot.device, layout.PREFIX_BYTES, self.batch.length, slot.line_start)
+        data, line_start = self.buffer.device, self.slot.line_start
+        self._lines = self._target.split(data, layout.PREFIX_BYTES, self.batch.length, line_start)
 
     def count_lines(self) -> int:
         """Waits for them."""
@@ -79,7 +94,7 @@ class Loaded:
 
     def cut(self, message: int, begin: int, end: int) -> bytes:
         """Of a message, what is between two places of the batch buffer."""
-        return bytes(self.slot.memory.data[begin:end])
+        return bytes(self.buffer.memory.data[begin:end])
 
 
 class RawLoaded(Loaded):
@@ -96,13 +111,13 @@ class RawLoaded(Loaded):
 
     def _send(self) -> None:
         """Returns at once on a GPU, which finds and reads the records while an earlier batch is counted."""
-        target, slot, raw, walk = self._target, self.slot, self._raw, self._walk
-        self._memory, data = slot.raw(target)
+        target, buffer, raw, walk = self._target, self.buffer, self._raw, self._walk
+        self._memory, data = self.slot.raw(target)
         size = len(raw.data)
         self._memory[:size] = raw.data
         target.send_ahead(self._memory[: size + layout.PADDING_BYTES], data[: size + layout.PADDING_BYTES])
         prefix = slice(layout.PREFIX_BYTES)
-        target.send_ahead(slot.memory[prefix], slot.device[prefix])
+        target.send_ahead(buffer.memory[prefix], buffer.device[prefix])
         records = int(raw.batches["count"].sum())
         with target.ahead:
             self._batches = target.xp.asarray(raw.batches.view(np.uint8))
@@ -136,7 +151,7 @@ class RawLoaded(Loaded):
             batch.message_time = target.fetch_ahead(self._times[begin:end])
             self._value_begin = target.fetch_ahead(values)
             batch.length = int(batch.message_end[-1]) if end > begin else 0
-            lines = self.slot.device[layout.PREFIX_BYTES :]
+            lines = self.buffer.device[layout.PREFIX_BYTES :]
             for name, array in (("values", values), ("sizes", sizes), ("ends", ends), ("lines", lines)):
                 self._point(name, array)
             walk["count"] = end - begin
@@ -160,7 +175,7 @@ class RawLoaded(Loaded):
     def sample(self) -> list[bytes]:
         """The host has no lines of such a batch: these come back from the device."""
         size = min(self.batch.length, SAMPLE_BYTES)
-        return sample(self._target.fetch_ahead(self.slot.device[layout.PREFIX_BYTES : layout.PREFIX_BYTES + size]))
+        return sample(self._target.fetch_ahead(self.buffer.device[layout.PREFIX_BYTES : layout.PREFIX_BYTES + size]))
 
     def cut(self, message: int, begin: int, end: int) -> bytes:
         ends = self.batch.message_end

@@ -1,6 +1,6 @@
 """Values that pass in and out of the engine."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import astuple, dataclass, replace
 from typing import Any, NamedTuple, NewType
 
@@ -75,6 +75,19 @@ class Batch:
     message_time: np.ndarray[Any, np.dtype[np.uint64]] | None = None  # ms; None: a file
     message_offset: np.ndarray[Any, np.dtype[np.int64]] | None = None  # with message_time: what dedup_from speaks of
     partition: Hashable = 0
+
+    def holding(
+        self,
+        ends: np.ndarray[Any, Any],
+        times: Sequence[int] | np.ndarray[Any, Any] | None,
+        offsets: np.ndarray[Any, np.dtype[np.int64]] | None,
+    ) -> "Batch":
+        """Says what is in it."""
+        self.length = int(ends[-1]) if len(ends) else 0
+        self.message_end = ends.astype(np.uint32)
+        self.message_time = None if times is None else np.asarray(times, np.uint64)
+        self.message_offset = offsets
+        return self
 
 
 @dataclass(frozen=True)

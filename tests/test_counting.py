@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from tests import harness, oracle
 from tests.harness import TINY, shipped
 from tests.test_schemas import validator
+from tokenometer.kernels import layout
 from tokenometer.kernels.engine import Engine
+from tokenometer.kernels.loaded import Buffer
 from tokenometer.kernels.target import HostTarget
 from tokenometer.kernels.values import PartitionState, Tally
 from tokenometer.processor.broker import Column, Messages, Offset, Place, Position
@@ -69,12 +71,12 @@ def make_log(values: Iterable[tuple[bytes | None, int]], place: Place = A, first
     return {place: [Message(first + step * k, value, BASE_MS + time) for k, (value, time) in enumerate(values)]}
 
 
-def intake(place: Place, messages: Sequence[Message], column: bool = False) -> Intake:
-    """As a broker hands messages over: one by one, or all in one buffer."""
+def intake(place: Place, messages: Sequence[Message], shape: int = 0) -> Intake:
+    """As a broker hands messages over, in one of its SHAPES."""
     values: Sequence[bytes | None] = [message.value for message in messages]
     times = np.array([message.time for message in messages], np.uint64)
     offsets = np.array([message.offset for message in messages], np.int64)
-    return Intake.of(Messages(place, as_column(values) if column else values, times, offsets))
+    return Intake.of(Messages(place, SHAPES[shape % len(SHAPES)](values), times, offsets))
 
 
 def as_column(values: Sequence[bytes | None]) -> Column:
@@ -84,6 +86,18 @@ def as_column(values: Sequence[bytes | None]) -> Column:
     lengths = [-1 if value is None else len(value) for value in values]
     data = np.frombuffer(b"".join(lines), np.uint8)
     return Column(data, ends[:-1].astype(np.int64), np.array(lengths, np.int64), ends[1:].astype(np.int64))
+
+
+def in_a_buffer(values: Sequence[bytes | None]) -> Column:
+    """As the fetcher has them in a region, whose memory somebody has used before."""
+    column = as_column(values)
+    buffer = np.full(Buffer.bytes_for(len(column.data)), 0x7B, np.uint8)
+    data = buffer[layout.PREFIX_BYTES : layout.PREFIX_BYTES + len(column.data)]
+    data[:] = column.data
+    return dataclasses.replace(column, data=data, buffer=buffer)
+
+
+SHAPES: Sequence[Callable[[Sequence[bytes | None]], Sequence[bytes | None]]] = (list, as_column, in_a_buffer)
 
 
 @dataclass
@@ -258,7 +272,7 @@ class Driver:
         messages = self.log[place][max(0, at - again) : at + count]
         self.next[place] = min(at + count, len(self.log[place]))
         if messages:
-            self.counting.take(intake(place, messages, column=bool(at % 2)))
+            self.counting.take(intake(place, messages, shape=at))
 
     def flip(self) -> Snapshot:
         snapshot = self.counting.flip()
@@ -632,7 +646,7 @@ def test_intakes_join_and_split(log, cuts, begin, end):
     messages = log[A]
     assume(messages)
     whole = intake(A, messages)
-    pieces = [intake(A, piece, column=index % 2 == 1) for index, piece in enumerate(harness.cut(messages, cuts))]
+    pieces = [intake(A, piece, shape=index) for index, piece in enumerate(harness.cut(messages, cuts))]
     joined = Intake.together(pieces)
     begin, end = min(begin, len(messages)), max(min(begin, len(messages)), min(end, len(messages)))
     for found, wanted in (
@@ -650,6 +664,20 @@ def test_intakes_join_and_split(log, cuts, begin, end):
         texts = [data[first:after] for first, after in itertools.pairwise(starts)]
         assert all(text.endswith(b"\n") for text in texts)
         assert [oracle.records(text) for text in texts] == [oracle.records(message.value) for message in wanted]
+
+
+@property_test
+@given(log=logs(), cuts=st.lists(st.integers(0, 24), max_size=8), in_place=st.booleans())
+def test_what_is_in_a_buffer_is_not_joined(log, cuts, in_place):
+    messages = log[A]
+    assume(messages)
+    pieces = [intake(A, piece, shape=index) for index, piece in enumerate(harness.cut(messages, cuts))]
+    found = list(Intake.batches(pieces, in_place))
+    assert [int(offset) for each in found for offset in each.offsets] == [message.offset for message in messages]
+    alone = [piece for piece in pieces if piece.buffer is not None] if in_place else []
+    assert [each for each in found if each.buffer is not None and each in alone] == alone
+    assert len(found) <= 2 * len(alone) + 1
+    assert all(len(each.pieces) == 1 for each in found if each.buffer is not None)
 
 
 @property_test

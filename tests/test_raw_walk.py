@@ -49,7 +49,7 @@ def on_device(engine: Engine, raw: RawBatches) -> RawLoaded:
 
 def lines_of(engine: Engine, loaded: RawLoaded) -> bytes:
     begin = layout.PREFIX_BYTES
-    return engine.target.fetch(loaded.slot.device[begin : begin + loaded.batch.length]).tobytes()
+    return engine.target.fetch(loaded.buffer.device[begin : begin + loaded.batch.length]).tobytes()
 
 
 def assert_same(engine: Engine, loaded: RawLoaded, host: Walked) -> None:

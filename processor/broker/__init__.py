@@ -37,13 +37,15 @@ class Column(Sequence[bytes | None]):
     """Many texts in one buffer: text i is `lengths[i]` bytes from `starts[i]` on; None where that is -1.
 
     lines: where each text's newline ends, if the buffer holds these texts, each ended by one newline (its own, if it
-    has one), and nothing else.
+    has one), and nothing else. buffer: the memory around `data`, where that is laid out as an engine's batch
+    (kernels/layout.h) and nobody else's; the engine may count the lines there.
     """
 
     data: np.ndarray[Any, np.dtype[np.uint8]]
     starts: np.ndarray[Any, np.dtype[np.int64]]
     lengths: np.ndarray[Any, np.dtype[np.int64]]
     lines: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    buffer: np.ndarray[Any, np.dtype[np.uint8]] | None = None
 
     def __len__(self) -> int:
         return len(self.starts)

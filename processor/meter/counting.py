@@ -10,6 +10,7 @@ A message that no batch holds is counted in pieces, each of whole lines. Its off
 piece: where a part is full before that, its snapshot is set aside, and goes into the transaction of the message's end.
 """
 
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,7 +45,8 @@ class Intake:
     """Consecutive messages of one partition, on their way to the engine.
 
     pieces: their lines, each ended by one newline, one piece after the other. ends: past each message's last newline.
-    sources: the values that a decoder made these lines of, none where lines are the values.
+    sources: the values that a decoder made these lines of, none where lines are the values. buffer: around the only
+    piece; an engine that shares our memory counts it there.
     """
 
     place: Place
@@ -53,6 +55,7 @@ class Intake:
     times: np.ndarray[Any, np.dtype[np.uint64]]  # ms
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     sources: tuple["_Source", ...] = ()
+    buffer: Bytes | None = None
 
     @classmethod
     def of(cls, messages: Messages, decoder: Decoder | None = None) -> "Intake":
@@ -60,16 +63,19 @@ class Intake:
         if not isinstance(values, Column) or values.lines is None:
             values = _column(values)
         assert values.lines is not None
+        as_they_are = cls(
+            messages.place, [values.data], values.lines, messages.times, messages.offsets, buffer=values.buffer
+        )
         if decoder is None or not len(values):
-            return cls(messages.place, [values.data], values.lines, messages.times, messages.offsets)
+            return as_they_are
         pieces: list[Bytes] = []
         ends: list[np.ndarray[Any, np.dtype[np.int64]]] = []
         failures: dict[int, str] = {}
         first = before = 0
         while first < len(values):
             lines = decoder(values, first, messages.keys, messages.headers)
-            if lines.data is values.data:  # as they are
-                return cls(messages.place, [values.data], values.lines, messages.times, messages.offsets)
+            if lines.data is values.data:
+                return as_they_are
             pieces.append(lines.data)
             ends.append(lines.ends + before)
             failures |= lines.failures
@@ -77,6 +83,16 @@ class Intake:
         all_ends = np.concatenate(ends)
         source = _Source(messages.offsets, values, failures, pieces, all_ends)
         return cls(messages.place, pieces, all_ends, messages.times, messages.offsets, (source,))
+
+    @staticmethod
+    def batches(intakes: "Sequence[Intake]", in_place: bool) -> "Iterator[Intake]":
+        """Intakes of one partition, one after the other, in as few pieces as may be. in_place: what is in a buffer
+        stays there."""
+        for alone, group in itertools.groupby(intakes, lambda intake: in_place and intake.buffer is not None):
+            if alone:
+                yield from group
+            else:
+                yield Intake.together(list(group))
 
     @classmethod
     def together(cls, intakes: "Sequence[Intake]") -> "Intake":
@@ -234,6 +250,11 @@ class Counting:
     def batch_bytes(self) -> int:
         return self._engine.limits.batch_bytes
 
+    @property
+    def in_place(self) -> bool:
+        """Whether it counts what is in a buffer there."""
+        return self._engine.target.shares_memory
+
     # --- Partitions come and go ---
 
     def begin(self, starts: Mapping[Place, Start]) -> None:
@@ -310,7 +331,11 @@ class Counting:
 
     def _load(self, intake: Intake, partition: _Partition) -> Loaded:
         engine = self._engine
-        batch = engine.pack_lines(intake.pieces, intake.ends, intake.times, intake.place, intake.offsets)
+        about = intake.ends, intake.times, intake.place, intake.offsets
+        if self.in_place and intake.buffer is not None:
+            batch = engine.batch_in(intake.buffer, *about)
+        else:
+            batch = engine.pack_lines(intake.pieces, *about)
         return engine.load(batch, partition.start.mapping)
 
     def _remember(self, intake: Intake, partition: _Partition) -> None:

@@ -3,14 +3,20 @@
 import random
 import struct
 
+import numpy as np
 import pytest
 
 from tests.fetch import batches
 from tests.fetch.batches import CODECS, Record, batch, changed, marker
+from tokenometer.kernels import layout
+from tokenometer.kernels.limits import Limits
+from tokenometer.kernels.loaded import Buffer
 from tokenometer.processor.broker.kafka.fetch.codecs import _NAMES
 from tokenometer.processor.broker.kafka.fetch.walk import HEADERS, KEYS, Status, Walked, Walker, checksum, next_offset
 
 EVERY_LIBRARY = frozenset(_NAMES)
+SPACE = Limits.batch_bytes  # of a region's values (regions.h)
+LEAST = SPACE // 6
 
 
 def walk(data: bytes, begin: int = 0, aborted=(), wanted: int = 0, walker: Walker | None = None) -> Walked:
@@ -64,6 +70,43 @@ def test_values_are_lines_in_one_buffer() -> None:
     assert walked.values.data.tobytes() == b"a\n" + b"\n" + b"b\n" + b"\n" + b"\n\n"
     assert walked.values.lines is not None and walked.values.lines.tolist() == [2, 3, 5, 6, 8]
     assert walked.keys is None and walked.headers is None
+
+
+def large(size: int, count: int = 8) -> bytes:
+    """Batches whose values and newlines are so many bytes."""
+    sizes = [size // count] * (count - 1)
+    sizes.append(size - sum(sizes))
+    values = [bytes([0x61 + index]) * (each - 1) for index, each in enumerate(sizes)]
+    return b"".join(batch(index, [Record(value)], "lz4") for index, value in enumerate(values))
+
+
+@pytest.mark.parametrize(
+    ("size", "in_region"),
+    [(LEAST - 1, False), (LEAST, True), (SPACE - 99, True), (SPACE + 1, False), (3 * SPACE, False)],
+)
+def test_many_values_come_in_a_region_that_is_laid_out_as_a_batch(size: int, in_region: bool) -> None:
+    data = large(size)
+    walker = Walker()
+    for _ in range(3):  # a region that is given back is used again
+        walked = walk(data, walker=walker)
+        assert list(walked.values) == [row.value for row in batches.read(data)]
+        values, region = walked.values.data, walked.values.buffer
+        assert len(values) == size and (region is not None) == in_region
+        if region is None:
+            continue
+        assert len(region) == Buffer.bytes_for(SPACE)
+        around = np.delete(region, slice(layout.PREFIX_BYTES, layout.PREFIX_BYTES + SPACE))
+        assert np.shares_memory(values, region[layout.PREFIX_BYTES :]) and not around.any()
+        assert walked.values[1:].buffer is None, "a part of them is somebody else's neighbour"
+
+
+def test_every_answer_in_use_has_its_own_region() -> None:
+    walker, kept = Walker(), []
+    for index in range(4):
+        data = b"".join(batch(0, [Record(bytes([0x61 + index]) * LEAST)], "lz4") for _ in range(1))
+        kept.append(walk(data, walker=walker))
+    assert [walked.values.data[0] for walked in kept] == [0x61, 0x62, 0x63, 0x64]
+    assert len({walked.values.data.ctypes.data for walked in kept}) == 4
 
 
 @pytest.mark.parametrize("wanted", [0, KEYS, HEADERS, KEYS | HEADERS])

@@ -13,6 +13,7 @@
 #include "../../../../kernels/layout.h"
 #include "../../../../kernels/records.h"
 #include "codecs.h"
+#include "regions.h"
 
 using tokenometer::Cursor;
 using tokenometer::RawBatch;
@@ -107,6 +108,7 @@ struct Found {
   uint64_t walked;      // bytes of whole batches
   int32_t epoch;        // of the leader that wrote the last of them; -1: there is none
   int32_t status;       // of the batch where the walk ended
+  uint64_t region;      // bytes of the region in which `values` are, to be given back with `give_back`; 0: none
 };
 
 struct Columns {
@@ -164,6 +166,27 @@ inline int64_t batch_size(const uint8_t* data, size_t size) {
 class Walker {
  public:
   Walker(const Libraries& libraries, size_t limit) : opener_(libraries, limit) {}
+  Walker(const Walker&) = delete;
+  ~Walker() {
+    if (region_) Regions::give_back(region_);
+  }
+
+  // Where the values go, unless they are more than it has room for.
+  void begin(Columns& to) {
+    if (!region_ && !(region_ = Regions::take())) return;
+    to.values.data = region_ + tokenometer::PREFIX_BYTES;
+    to.values.room = REGION_SPACE;
+  }
+  // Gives the region away, with the values in it; or copies these out.
+  void end(Columns& to, Found& found) {
+    if (!in_region(to.values)) return;
+    if (to.values.size < REGION_LEAST) return leave_region(to.values, 0);
+    found.region = REGION_BYTES;
+    region_ = nullptr;
+  }
+  void forget(Bytes& values) const {
+    if (in_region(values)) values = Bytes();
+  }
 
   Status walk(const Task& task, Columns& to, Found& found) {
     found.next_offset = task.from;
@@ -199,6 +222,14 @@ class Walker {
   }
 
  private:
+  bool in_region(const Bytes& values) const { return region_ && values.data == region_ + tokenometer::PREFIX_BYTES; }
+  static void leave_region(Bytes& values, size_t more) {
+    Bytes copy;
+    copy.reserve(values.size + more);
+    copy.append(values.data, values.size);
+    values = copy;
+  }
+
   Status use(const Batch& batch, const Task& task, Columns& to) {
     if (batch.control()) return end_transaction(batch);
     const bool aborted = std::find(aborting_.begin(), aborting_.end(), batch.producer()) != aborting_.end();
@@ -256,6 +287,8 @@ class Walker {
     const int64_t count = batch.count(), size = all.end - all.at;
     // A record is longer than its value and a newline, and than its key or its headers in our form, so that there is
     // room for all of them.
+    if (in_region(to.values) && to.values.room - to.values.size < static_cast<size_t>(size))
+      leave_region(to.values, static_cast<size_t>(size));
     to.values.reserve(static_cast<size_t>(size));
     const size_t columns = task.wanted ? 7 : 4;
     for (size_t i = 0; i < columns; ++i) to.numbers[i]->reserve(static_cast<size_t>(count));
@@ -318,5 +351,6 @@ class Walker {
   }
 
   Decompressor opener_;
+  uint8_t* region_ = nullptr;
   std::vector<int64_t> aborting_;  // producers whose aborted transaction is open where the walk is
 };

@@ -163,10 +163,10 @@ class Parts:
         return sum(part.waiting_bytes for part in self._parts.values() if not part.paused)
 
     def take(self, most: int) -> list[Messages]:
-        """Up to so many messages."""
+        """Up to so many messages; an answer's are cut only where they are the first."""
         found: list[Messages] = []
         for part in self._parts.values():
-            while part.waiting and not part.paused and most > 0:
+            while part.waiting and not part.paused and (not found or len(part.waiting[0].offsets) <= most):
                 messages = part.waiting.popleft()
                 self._wait(part, -_bytes_of(messages))
                 if len(messages.offsets) > most:

@@ -13,6 +13,8 @@ ENTRY void walker_free(Walker* walker) { delete walker; }
 
 ENTRY void release(void* memory) { free(memory); }
 
+ENTRY void give_back(uint8_t* region) { Regions::give_back(region); }
+
 // For codecs.py's `other`. 0: done.
 ENTRY int append_bytes(Bytes* out, const uint8_t* data, uint64_t size) {
   try {
@@ -44,8 +46,13 @@ ENTRY void walk(Walker* walker, const Task* task, Found* found) {
   Columns to;
   *found = Found{};
   try {
+    if (!task->room) walker->begin(to);
     found->status = walker->walk(*task, to, *found);
-  } catch (const std::bad_alloc&) { found->status = NO_MEMORY; }
+    walker->end(to, *found);
+  } catch (const std::bad_alloc&) {
+    walker->forget(to.values);
+    found->status = NO_MEMORY;
+  }
   found->count = to.ends.size;
   found->values = to.values.data;
   found->value_bytes = to.values.size;

@@ -77,6 +77,7 @@ class _Found(ctypes.Structure):
         ("walked", ctypes.c_uint64),
         ("epoch", ctypes.c_int32),
         ("status", ctypes.c_int32),
+        ("region", ctypes.c_uint64),
     ]
 
 
@@ -167,19 +168,28 @@ def checksum(data: bytes) -> int:
 
 
 def _walked(found: _Found, wanted: int) -> Walked:
-    values, keys, headers = (_owned(getattr(found, name), getattr(found, f"{name}_bytes"), np.uint8) for name in _TEXTS)
+    values, buffer = _values(found)
+    keys, headers = (_owned(getattr(found, name), getattr(found, f"{name}_bytes"), np.uint8) for name in _TEXTS[1:])
     sizes = [found.count] * 4 + [found.count * bool(wanted & KEYS)] * 2 + [found.count * bool(wanted & HEADERS)]
     ends, lengths, times, offsets, key_ends, key_lengths, header_ends = (
         _owned(getattr(found, name), size, np.int64) for name, size in zip(_NUMBERS, sizes, strict=True)
     )
     return Walked(
-        Column(values, _begins(ends), lengths, ends),
+        Column(values, _begins(ends), lengths, ends, buffer),
         times.view(np.uint64),
         offsets,
         Column(keys, key_ends - np.maximum(key_lengths, 0), key_lengths) if wanted & KEYS else None,
         headers_in(headers.tobytes(), header_ends) if wanted & HEADERS else None,
         *(found.next_offset, found.walked, found.epoch, _status(found)),
     )
+
+
+def _values(found: _Found) -> tuple[Bytes, Bytes | None]:
+    """The values, and the region that they are in (regions.h), which lives as long as they do; None: none."""
+    if not found.region:
+        return _owned(found.values, found.values_bytes, np.uint8), None
+    region = _owned(found.values - layout.PREFIX_BYTES, found.region, np.uint8, "give_back")
+    return region[layout.PREFIX_BYTES : layout.PREFIX_BYTES + found.values_bytes], region
 
 
 def _status(found: _Found) -> Status:
@@ -193,12 +203,12 @@ def _begins(ends: Ints) -> Ints:
     return np.concatenate((np.zeros(min(len(ends), 1), np.int64), ends[:-1]))
 
 
-def _owned(address: int | None, count: int, kind: type[np.uint8] | type[np.int64]) -> Any:
+def _owned(address: int | None, count: int, kind: type[np.uint8] | type[np.int64], free: str = "release") -> Any:
     """The library's memory as an array, which frees it in the end."""
     if address is None:
         return np.empty(0, kind)
     buffer = (ctypes.c_uint8 * (count * np.dtype(kind).itemsize)).from_address(address)
-    weakref.finalize(buffer, _library().release, ctypes.c_void_p(address)).atexit = False
+    weakref.finalize(buffer, getattr(_library(), free), ctypes.c_void_p(address)).atexit = False
     return np.frombuffer(memoryview(buffer), kind)
 
 
@@ -206,7 +216,7 @@ def _owned(address: int | None, count: int, kind: type[np.uint8] | type[np.int64
 def _library() -> Any:
     library = ctypes.CDLL(str(build.build_shared(_SOURCE)))
     library.walker_new.restype = ctypes.c_void_p
-    library.walker_free.restype = library.release.restype = library.walk.restype = None
+    library.walker_free.restype = library.release.restype = library.give_back.restype = library.walk.restype = None
     library.append_bytes.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_uint64]
     library.next_offset.restype = ctypes.c_int64
     library.next_offset.argtypes = [ctypes.c_void_p, ctypes.c_uint64, ctypes.c_int64, ctypes.c_void_p]
