@@ -205,8 +205,8 @@ class Engine:
         partition: Hashable = 0,
         offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None,
     ) -> Batch:
-        """A batch of messages that are in such memory already (layout.h), the engine's from now
-        on. Only for a target that shares memory."""
+        """A batch of messages that are in memory of this layout already (layout.h), which is the engine's from now on.
+        Only for a target that shares memory."""
         assert self.target.shares_memory and int(ends[-1]) <= self.limits.batch_bytes
         self.open_batch(partition)  # its turn
         return Batch(buffer, buffer[layout.PREFIX_BYTES :], partition=partition).holding(ends, times, offsets)
