@@ -126,7 +126,9 @@ def test_a_killed_meter_is_late_and_then_stopped_and_one_that_is_told_to_stop_sa
         assert all(seconds(state) >= 12 for state, *_ in stale), stale
         eventually(lambda: re.search(f"{first} stopped [0-9]+ s", page.field("pulse")[0]), "the header", 10)
         assert any(f"{first} late" in pulse for *_, pulse in late)
-        assert page.banner == "" and states(page)[second] == "● live", "the other one goes on"
+        print(other.log)  # once it was silent for 11 s here, on a busy machine
+        eventually(lambda: states(page)[second] == "● live", "the other one to go on", 30)
+        assert page.banner == ""
         print(f"late first at {late[0][0]}, stopped first at {stale[0][0]}")
 
         again = start(stream)
