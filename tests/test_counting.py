@@ -672,7 +672,7 @@ def test_what_is_in_a_buffer_is_not_joined(log, cuts, in_place):
     messages = log[A]
     assume(messages)
     pieces = [intake(A, piece, shape=index) for index, piece in enumerate(harness.cut(messages, cuts))]
-    found = list(Intake.batches(pieces, in_place))
+    found = list(Intake.gathered(pieces, in_place))
     assert [int(offset) for each in found for offset in each.offsets] == [message.offset for message in messages]
     alone = [piece for piece in pieces if piece.buffer is not None] if in_place else []
     assert [each for each in found if each.buffer is not None and each in alone] == alone

@@ -85,7 +85,7 @@ class Intake:
         return cls(messages.place, pieces, all_ends, messages.times, messages.offsets, (source,))
 
     @staticmethod
-    def batches(intakes: "Sequence[Intake]", in_place: bool) -> "Iterator[Intake]":
+    def gathered(intakes: "Sequence[Intake]", in_place: bool) -> "Iterator[Intake]":
         """Intakes of one partition, one after the other, in as few pieces as may be. in_place: what is in a buffer
         stays there."""
         for alone, group in itertools.groupby(intakes, lambda intake: in_place and intake.buffer is not None):

@@ -259,7 +259,7 @@ class Meter:
                 or now - pending.since_ms >= self._settings.flush_ms
             ):
                 del self._pending[place]
-                for intake in Intake.batches(pending.intakes, self.counting.in_place):
+                for intake in Intake.gathered(pending.intakes, self.counting.in_place):
                     self._intakes.append(self._engine_thread.submit(self.counting.take, intake))
         self._wait_for_engine(_INTAKES_MAX)
 

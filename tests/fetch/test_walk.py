@@ -101,11 +101,9 @@ def test_many_values_come_in_a_region_that_is_laid_out_as_a_batch(size: int, in_
 
 
 def test_every_answer_in_use_has_its_own_region() -> None:
-    walker, kept = Walker(), []
-    for index in range(4):
-        data = b"".join(batch(0, [Record(bytes([0x61 + index]) * LEAST)], "lz4") for _ in range(1))
-        kept.append(walk(data, walker=walker))
-    assert [walked.values.data[0] for walked in kept] == [0x61, 0x62, 0x63, 0x64]
+    walker = Walker()
+    kept = [walk(batch(0, [Record(text * LEAST)], "lz4"), walker=walker) for text in (b"a", b"b", b"c", b"d")]
+    assert bytes(walked.values.data[0] for walked in kept) == b"abcd"
     assert len({walked.values.data.ctypes.data for walked in kept}) == 4
 
 

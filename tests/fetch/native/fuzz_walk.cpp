@@ -118,11 +118,10 @@ static void release_values(const Found& found) {
   if (!found.region) return release(found.values);
   ++regions;
   uint8_t* region = found.values - tokenometer::PREFIX_BYTES;
-  for (size_t at = 0; at < found.region; ++at)
-    if (at == tokenometer::PREFIX_BYTES)
-      at += REGION_SPACE - 1;
-    else
-      must(!region[at], "nothing is written around the values");
+  for (size_t at = 0; at < found.region; ++at) {
+    const bool around = at < tokenometer::PREFIX_BYTES || at >= tokenometer::PREFIX_BYTES + REGION_SPACE;
+    must(!around || !region[at], "nothing is written around the values");
+  }
   give_back(region);
 }
 
