@@ -56,10 +56,7 @@ class Stream:
             self.broker.create_topic(self.input, partitions, {})
         self.meters: list[MeterProcess] = []
         self.registry: str | None = None  # the URL of a Schema Registry
-        profile = Profile(
-            records=10_000_000, seed=3, users=40, models=3, chips=2, start_ms=START_MS, duplicates=0.05, malformed=0.03
-        )
-        self.log = itertools.chain.from_iterable(chunk.splitlines() for chunk in synth.generate(profile))
+        self.log = endless(START_MS)
 
     def meter(self, name: str = "meter-0", trip: Trip | None = None, **options: Any) -> MeterProcess:
         """One that runs; `options` are fields of its Spec."""
@@ -147,6 +144,14 @@ class Stream:
         for meter in self.meters:
             meter.close()
         self.broker.close()
+
+
+def endless(start_ms: int) -> Iterator[bytes]:
+    """A log that begins then."""
+    profile = Profile(
+        records=10_000_000, seed=3, users=40, models=3, chips=2, start_ms=start_ms, duplicates=0.05, malformed=0.03
+    )
+    return itertools.chain.from_iterable(chunk.splitlines() for chunk in synth.generate(profile))
 
 
 def text_of(report: verify.Report) -> str:
