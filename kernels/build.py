@@ -45,6 +45,10 @@ def load_host(threads: bool = False, extra: tuple[str, ...] = ()) -> ctypes.CDLL
         entry.argtypes, entry.restype = [ctypes.c_void_p, *[ctypes.c_uint32] * 3], None
     library.split_lines.argtypes = [ctypes.c_void_p, ctypes.c_uint32, ctypes.c_uint32, ctypes.c_void_p]
     library.split_lines.restype = ctypes.c_uint32
+    library.open_ahead.argtypes, library.open_ahead.restype = [], ctypes.c_void_p
+    library.close_ahead.argtypes, library.close_ahead.restype = [ctypes.c_void_p], None
+    library.count_beside.argtypes = [ctypes.c_void_p, *[ctypes.c_uint32] * 2, *[ctypes.c_void_p] * 2, ctypes.c_uint32]
+    library.count_beside.restype = None
     for name in OWN_ENTRIES:
         entry = getattr(library, name)
         entry.argtypes, entry.restype = [ctypes.c_void_p, ctypes.c_uint32], None

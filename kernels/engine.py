@@ -2,7 +2,8 @@
 
     load     a batch travels to the device and is split into lines, while the one before is counted (load_raw: record
              batches of Kafka, whose records are found there)
-    count    segment by segment: parse, the referee's rulings, dedup, intern, aggregate
+    count    segment by segment: parse (on a CPU of several cores beside the batch before), the referee's rulings,
+             dedup, intern, aggregate
     remember  the same for messages that were counted before a restart: their request ids, and nothing else
     changes  the rows that changed since the last call, with absolute counters
     open_part  drop every table but the request ids
@@ -23,7 +24,7 @@ import numpy as np
 from tokenometer.kernels import layout, room
 from tokenometer.kernels.identities import IdentitySet
 from tokenometer.kernels.limits import Limits as Limits
-from tokenometer.kernels.loaded import DevicePlan, RawLoaded, Slot
+from tokenometer.kernels.loaded import DevicePlan, RawLoaded, Slot, Tile
 from tokenometer.kernels.loaded import Loaded as Loaded
 from tokenometer.kernels.part import Fill, Part
 from tokenometer.kernels.plan import Plan, compile_mapping
@@ -48,6 +49,7 @@ from tokenometer.schemas.errors import TokenometerError
 from tokenometer.schemas.mapping import Mapping
 from tokenometer.schemas.usage import Usage
 
+READ_AHEAD_LINES = 1024  # fewer are read before another core has begun
 RELEARN_BATCHES = 1024  # logs change their shape with releases, not by the minute
 
 
@@ -109,7 +111,9 @@ class Engine:
         self._horizon_ms = dedup_horizon_ms
         self._plans: dict[str, DevicePlan] = {}
         self._partitions: dict[Hashable, _Partition] = {}
-        self._slots = [Slot(target, self.limits) for _ in range(2)]
+        # Where lines are read while others are counted, there is a tile for each.
+        self._tiles = [Tile(target, self.limits.tile_room) for _ in range(1 + target.reads_ahead)]
+        self._slots = [Slot(target, self.limits, self._tiles[k % len(self._tiles)]) for k in range(2)]
         self._turn = 0
         self._job = np.zeros((), layout.JOB)
         self._job["secret"] = list(secret)
@@ -118,19 +122,13 @@ class Engine:
         self._job["future_skew_ms"] = max_future_skew_ms
         self._job["past_ms"] = _NO_PAST_MS if max_past_ms is None else max_past_ms
         self._job["not_before_ms"] = not_before_ms
-        room = self.limits.tile_room
-        self._records = target.zeros(room, layout.RECORD)
-        self._spots = target.zeros(room * layout.SPOT_WORDS, np.uint64)
-        self._doubtful = target.zeros(room, np.uint32)
-        self._conflicts = target.zeros(room if conflict_letters else 0, np.uint32)
-        self._job["records"], self._job["doubtful"] = target.address(self._records), target.address(self._doubtful)
-        self._job["spots"] = target.address(self._spots)
+        self._conflicts = target.zeros(self.limits.tile_room if conflict_letters else 0, np.uint32)
         self._job["conflicts"] = target.address(self._conflicts) if conflict_letters else 0
         self._fill = Fill(target)
         self._job["fill"] = target.address(self._fill.array)
+        self._fill_ahead, self._job_ahead = Fill(target), np.zeros((), layout.JOB)  # of lines that are read ahead
         self._label_numbers: dict[str, int] = {}
-        self._extras: Array | None = None  # beside `records`, once a mapping has labels or further counters
-        self._reads_further = False
+        self._has_extras = self._reads_further = False  # whether a mapping has labels or further counters; the latter
         self._part = self._new_part({})
         self.parts_opened = 1
 
@@ -143,7 +141,7 @@ class Engine:
 
     def _new_part(self, kept: dict[str, Array]) -> Part:
         part = Part(self.target, self.limits, self._job, self._fill, kept, self._label_numbers)
-        if self._extras is not None:
+        if self._has_extras:
             part.has_extras(self._reads_further)
         return part
 
@@ -254,22 +252,24 @@ class Engine:
 
     def _make_room_for_extras(self, plan: Plan) -> None:
         plan.number_labels(self._label_numbers)
-        if self._extras is None:
-            self._extras = self.target.zeros(self.limits.tile_room, layout.EXTRA)
+        for tile in self._tiles:
+            tile.make_room_for_extras()
+        self._has_extras = True
         self._reads_further |= bool(plan.mapping.further)
         self._part.has_extras(self._reads_further)
 
     # --- Counting ---
 
-    def count(self, loaded: Loaded, first_message: int = 0) -> Progress:
-        """Count the batch's messages from `first_message` on, as far as they fit into the open part."""
-        return self._take(loaded, first_message, counting=True)
+    def count(self, loaded: Loaded, first_message: int = 0, following: Loaded | None = None) -> Progress:
+        """Count the batch's messages from `first_message` on, as far as they fit into the open part. following: the
+        batch that was loaded after it, whose lines another core may read meanwhile."""
+        return self._take(loaded, first_message, counting=True, following=following)
 
     def remember(self, loaded: Loaded) -> None:
         """Take in the request ids of messages that were counted before a restart. Nothing else of them shows."""
         self._take(loaded, 0, counting=False)
 
-    def _take(self, loaded: Loaded, first_message: int, counting: bool) -> Progress:
+    def _take(self, loaded: Loaded, first_message: int, counting: bool, following: Loaded | None = None) -> Progress:
         batch, line_count = loaded.batch, loaded.count_lines()
         assert batch.message_end is not None
         if first_message == 0:
@@ -277,7 +277,8 @@ class Engine:
         ends = self._line_ends(loaded, line_count)  # past each message's last line
         partition = self._partition(batch.partition, grows=loaded.plan.note_counters)
         log_times = _log_times(batch, partition.log_time_ms or 0)
-        self._point_at(loaded, line_count)
+        self._point_at(self._job, loaded)
+        self._messages = loaded.messages()  # kept until the next batch: the device reads them
         letters: list[DeadLetter] = []
         message = first_message
         while message < len(ends):
@@ -297,7 +298,8 @@ class Engine:
             first, last = line, line + lines
             while first < last:
                 count = self.limits.tile_of(last - first)
-                letters += self._take_tile(loaded, partition.identities, ends, first, count, counting)
+                after_it = following if first + count == ends[-1] else None
+                letters += self._take_tile(loaded, partition.identities, ends, first, count, counting, after_it)
                 first += count
             message = after
             if log_times is not None:
@@ -320,21 +322,19 @@ class Engine:
         starts = self.target.fetch(loaded.slot.line_start[: line_count + 1])
         return np.searchsorted(starts, ends + np.uint32(layout.PREFIX_BYTES), side="left")
 
-    def _point_at(self, loaded: Loaded, line_count: int) -> None:
-        batch, buffer, address = loaded.batch, loaded.buffer, self.target.address
-        assert batch.message_end is not None
-        ends = batch.message_end + np.uint32(layout.PREFIX_BYTES)
-        # Kept until the next batch: the device reads them.
-        self._message_end = self.target.send(ends)
-        self._message_time = None if batch.message_time is None else self.target.send(batch.message_time)
-        job = self._job
+    def _point_at(self, job: np.ndarray[Any, Any], loaded: Loaded) -> None:
+        buffer, tile, address = loaded.buffer, loaded.slot.tile, self.target.address
+        assert loaded.batch.message_end is not None
+        count, (message_end, message_time) = len(loaded.batch.message_end), loaded.messages()
         job["buffer"], job["line_start"] = address(buffer.device), address(loaded.slot.line_start)
         job["respelled"] = address(buffer.respelled)
         job["plan"] = address(loaded.plan_table)
-        job["extras"] = address(self._extras) if loaded.plan.has_extras else 0
-        job["message_end"], job["message_count"] = address(self._message_end), len(ends)
-        job["message_time"] = 0 if self._message_time is None else address(self._message_time)
-        job["line_is_message"] = line_count == len(ends)
+        job["records"], job["doubtful"] = address(tile.records), address(tile.doubtful)
+        job["spots"] = address(tile.spots)
+        job["extras"] = address(tile.extras) if loaded.plan.has_extras else 0
+        job["message_end"], job["message_count"] = address(message_end), count
+        job["message_time"] = 0 if message_time is None else address(message_time)
+        job["line_is_message"] = loaded.count_lines() == count
 
     def _take_tile(
         self,
@@ -344,46 +344,75 @@ class Engine:
         first: int,
         count: int,
         counting: bool,
+        following: Loaded | None,
     ) -> list[DeadLetter]:
         letters: list[DeadLetter] = []
-        launch, job = self.target.launch, self._job
+        job = self._job
         identities.reserve(count, job)
-        launch("parse", job, first, count)
-        if loaded.plan.table["has_rules"] and not self.target.in_order:
-            launch("finish", job, first, count)
-            launch("look_again", job, first, count)
-        if loaded.plan.has_extras and not self.target.in_order:
-            launch("accounts", job, first, count)
+        self._read(loaded, first, count)
         doubtful = int(self._fill.read()[layout.FILL_DOUBTFUL])
         if doubtful:
             letters = self._ask_referee(loaded, ends, first, doubtful)
-        if counting and self.target.in_order:
-            launch("in_order", job, first, count)
+        if not counting or not self.target.in_order:
+            self._pass_by_pass(loaded.slot.tile, identities, first, count, counting)
+        elif lines := self._lines_to_read(following):
+            assert following is not None
+            self._read_beside(first, count, following, lines)
         else:
-            self._pass_by_pass(identities, first, count, counting)
+            self.target.launch("in_order", job, first, count)
         if counting:
             self._part.counted(count)
             if conflicting := self._conflicting(loaded, ends, first):
                 letters = sorted(letters + conflicting, key=attrgetter("batch_line"))
         return letters
 
-    def _pass_by_pass(self, identities: IdentitySet, first: int, count: int, counting: bool) -> None:
+    # --- Lines are read: those of the tile at hand, or ahead, while others are counted ---
+
+    def _read(self, loaded: Loaded, first: int, count: int) -> None:
+        launch, job = self.target.launch, self._job
+        read, loaded.lines_read = loaded.lines_read, 0
+        if first == 0 and count == read:
+            return self._fill.take_over(self._fill_ahead)
+        launch("parse", job, first, count)
+        if loaded.plan.table["has_rules"] and not self.target.in_order:
+            launch("finish", job, first, count)
+            launch("look_again", job, first, count)
+        if loaded.plan.has_extras and not self.target.in_order:
+            launch("accounts", job, first, count)
+
+    def _lines_to_read(self, following: Loaded | None) -> int:
+        """How many of its lines are worth a second core's time: what its first tile will be."""
+        if following is None or not self.target.reads_ahead:
+            return 0
+        lines = self.limits.tile_of(following.count_lines())
+        return lines if lines >= READ_AHEAD_LINES else 0
+
+    def _read_beside(self, first: int, count: int, following: Loaded, lines: int) -> None:
+        job = self._job_ahead
+        job[...] = self._job
+        self._point_at(job, following)
+        self._fill_ahead.clear(0, layout.FILLS)
+        job["fill"] = self.target.address(self._fill_ahead.array)
+        self.target.count_beside(self._job, first, count, job, lines)
+        following.lines_read = lines
+
+    def _pass_by_pass(self, tile: Tile, identities: IdentitySet, first: int, count: int, counting: bool) -> None:
         launch, job = self.target.launch, self._job
         launch("claim", job, first, count)
         if identities.grows:
-            self._grow(first, count)
+            self._grow(tile, first, count)
         if counting:
             launch("settle", job, first, count)
             launch("count", job, first, count)
         elif not identities.grows:
             launch("recall", job, first, count)
 
-    def _grow(self, first: int, count: int) -> None:
+    def _grow(self, tile: Tile, first: int, count: int) -> None:
         """What each record adds to what its identity has said. Where records do not come in order, they are sorted by
         slot, so that those of one identity follow one another in theirs."""
         if not self.target.in_order:
             with self.target.order:
-                slots = self._records[:count].view(np.uint32)[:, _IDENTITY_SLOT_WORD] & np.uint32(layout.SLOT_MASK)
+                slots = tile.records[:count].view(np.uint32)[:, _IDENTITY_SLOT_WORD] & np.uint32(layout.SLOT_MASK)
                 keys = slots.astype(np.uint64) << np.uint64(32) | self.target.xp.arange(count, dtype=np.uint64)
                 self._grown_order = self.target.xp.argsort(keys).astype(np.uint32)
             self._job["grown_order"], self._job["grown_count"] = self.target.address(self._grown_order), count
@@ -401,7 +430,7 @@ class Engine:
     def _ask_referee(self, loaded: Loaded, ends: np.ndarray[Any, Any], first: int, doubtful: int) -> list[DeadLetter]:
         """Rule on the tile's doubtful records, in their order; the accepted ones go back to the tile."""
         times, plan = loaded.batch.message_time, loaded.plan
-        records = self._still_doubtful(plan, first, doubtful)
+        records = self._still_doubtful(loaded, first, doubtful)
         if not records:
             return []
         letters: list[DeadLetter] = []
@@ -430,14 +459,14 @@ class Engine:
         self.target.launch("adopt", self._job, first, len(rulings))
         return letters
 
-    def _still_doubtful(self, plan: Plan, first: int, doubtful: int) -> list[int]:
+    def _still_doubtful(self, loaded: Loaded, first: int, doubtful: int) -> list[int]:
         """The tile's doubtful records, in their order, but for those that leave no doubt once their escapes are written
         out."""
         self._fill.clear(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1)
-        if not plan.table["undecided"]:
+        if not loaded.plan.table["undecided"]:
             self.target.launch("respell", self._job, first, doubtful)
             self.target.launch("read_respelled", self._job, first, doubtful)
-        records = self.target.fetch(self._doubtful[:doubtful])
+        records = self.target.fetch(loaded.slot.tile.doubtful[:doubtful])
         return sorted(records[records != layout.NONE].tolist())
 
     def _send_extras(self, extras: list[tuple[Any, ...]], rulings: int) -> None:

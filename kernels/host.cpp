@@ -1,6 +1,7 @@
 // The same kernels for the CPU: plain loops over the HD functions. Tables are larger than caches, so each loop asks for
 // the lines that it needs some records later; asked for a pass earlier they are gone, for a tile fills the caches.
 #include "parse.h"
+#include "ahead.h"
 #include "dedup.h"
 #include "grow.h"
 #include "intern.h"
@@ -40,10 +41,7 @@ ENTRY u32 split_lines(const u8* data, u32 length, u32 origin, u32* line_start) {
 }
 
 // Entries work on a copy of the Job: nothing else can point into it, so its fields stay in registers across stores.
-ENTRY void parse(const Job* shared, u32 first, u32 begin, u32 end) {
-  const Job job = *shared;
-  for (u32 i = begin; i < end; ++i) parse_line(job, first, i);
-}
+ENTRY void parse(const Job* shared, u32 first, u32 begin, u32 end) { read_lines(shared, first, begin, end); }
 ENTRY void finish(const Job* shared, u32 first, u32 begin, u32 end) {
   const Job job = *shared;
   for (u32 i = begin; i < end; ++i) finish_line(job, first, i);
@@ -149,6 +147,16 @@ ENTRY void in_order(const Job* shared, u32, u32 begin, u32 end) {
       passes(job, at, last);
     }
   }
+}
+
+ENTRY Ahead* open_ahead() { return new Ahead; }
+ENTRY void close_ahead(Ahead* ahead) { delete ahead; }
+// `in_order` of the first `count` lines from `first` on, and `parse` of another batch's first ones, whose records lie
+// elsewhere.
+ENTRY void count_beside(const Job* shared, u32 first, u32 count, Ahead* ahead, const Job* next, u32 lines) {
+  ahead->begin(next, lines);
+  in_order(shared, first, 0, count);
+  ahead->end();
 }
 
 // What the labels of a row are read from, in three steps of which each needs what the one before has brought.

@@ -43,10 +43,26 @@ class Buffer:
         return layout.PREFIX_BYTES + 3 * (space + layout.PADDING_BYTES)
 
 
-class Slot:
-    """What one batch needs on the device. Two take turns."""
+class Tile:
+    """What is read from lines: a record each, and beside it what did not find room there, and its doubt."""
 
-    def __init__(self, target: Target, limits: Limits) -> None:
+    def __init__(self, target: Target, room: int) -> None:
+        self._target, self._room = target, room
+        self.records = target.zeros(room, layout.RECORD)
+        self.spots = target.zeros(room * layout.SPOT_WORDS, np.uint64)
+        self.doubtful = target.zeros(room, np.uint32)
+        self.extras: Array | None = None  # once a mapping has labels or further counters
+
+    def make_room_for_extras(self) -> None:
+        if self.extras is None:
+            self.extras = self._target.zeros(self._room, layout.EXTRA)
+
+
+class Slot:
+    """What one batch needs on the device. Two take turns. tile: of its lines that are being counted."""
+
+    def __init__(self, target: Target, limits: Limits, tile: Tile) -> None:
+        self.tile = tile
         self.buffer = Buffer(target, target.pinned(Buffer.bytes_for(limits.batch_bytes)))
         self.line_start = target.zeros(limits.batch_bytes + 2, np.uint32)
         self.counted: Any = target.mark()  # when the kernels have done with it
@@ -68,9 +84,11 @@ class Loaded:
         self.known, self.slot = plan, slot
         self.buffer = slot.buffer if batch.memory is slot.buffer.memory else Buffer(target, batch.memory)
         self.referee_at = self.buffer.referee_at
+        self.lines_read = 0  # of its first ones, which are in the slot's tile
         self.buffer.memory[: len(self.plan.prefix)] = np.frombuffer(self.plan.prefix, np.uint8)
         self._target = target
         self._lines: Lines | None = None
+        self._messages: tuple[Array, Array | None] | None = None
         self._send()
 
     def _send(self) -> None:
@@ -88,6 +106,14 @@ class Loaded:
         """Waits for them."""
         assert self._lines is not None
         return self._lines.count()
+
+    def messages(self) -> tuple[Array, Array | None]:
+        """On the device: past each one's last newline, and their times."""
+        if self._messages is None:
+            ends, times, send = self.batch.message_end, self.batch.message_time, self._target.send
+            assert ends is not None
+            self._messages = send(ends + np.uint32(layout.PREFIX_BYTES)), None if times is None else send(times)
+        return self._messages
 
     def sample(self) -> list[bytes]:
         return sample(self.batch.space[: self.batch.length])

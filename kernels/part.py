@@ -37,6 +37,12 @@ class Fill:
     def clear(self, first: int, after: int) -> None:
         self._target.send_behind(np.zeros(after - first, np.uint64), self.array[first:after])
 
+    def take_over(self, read: "Fill") -> None:
+        """What lines that were read ahead have added there. Only for a target that shares memory."""
+        self.array[layout.FILL_DOUBTFUL] = read.array[layout.FILL_DOUBTFUL]
+        seen = self.array[layout.FILL_WATERMARK], read.array[layout.FILL_WATERMARK]
+        self.array[layout.FILL_WATERMARK] = max(seen)
+
 
 class Part:
     """Points the job at its tables. kept: what `give_up` of the part before left. label_names: with their numbers."""

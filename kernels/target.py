@@ -1,6 +1,8 @@
 """The two machines that the engine runs on: memory, copies and launches. Nothing here knows what is being counted."""
 
 import ctypes
+import os
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
@@ -49,6 +51,11 @@ class Target(Protocol):
     def run(self, name: str, what: np.ndarray[Any, Any], count: int) -> None: ...  # over a MOVE or a WALK, in an order
     @property
     def in_order(self) -> bool: ...  # the records of a launch come one after the other
+    @property
+    def reads_ahead(self) -> bool: ...  # whether another core may read lines while this one counts
+    def count_beside(
+        self, job: np.ndarray[Any, Any], first: int, count: int, next_job: np.ndarray[Any, Any], lines: int
+    ) -> None: ...  # `in_order` of the one, and `parse` of the other's first lines
     def mark(self) -> Any: ...
     def wait(self, mark: Any) -> None: ...
     def memory(self) -> tuple[int, int]: ...
@@ -67,6 +74,7 @@ def _words(dtype: Any) -> tuple[np.dtype[Any], int]:
 
 
 _OWN_PAGES_BYTES = 1 << 22  # two huge pages
+_CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class HostTarget:
@@ -86,6 +94,7 @@ class HostTarget:
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads) if threads > 1 else None
         self._job, self._job_address = np.zeros(0, np.uint8), 0
+        self._ahead, self._ahead_of = 0, 0  # kernels/ahead.h, and the process whose thread it has
 
     def zeros(self, count: int, dtype: Any) -> Array:
         """Zeroed memory, aligned to pairs of cache lines; pages are taken as they are touched."""
@@ -147,6 +156,18 @@ class HostTarget:
     def in_order(self) -> bool:
         return self._pool is None
 
+    @property
+    def reads_ahead(self) -> bool:
+        return self._pool is None and _CORES > 1
+
+    def count_beside(
+        self, job: np.ndarray[Any, Any], first: int, count: int, next_job: np.ndarray[Any, Any], lines: int
+    ) -> None:
+        if self._ahead_of != os.getpid():  # the first time; or a copy of a process, which has no threads
+            self._ahead, self._ahead_of = self._library.open_ahead(), os.getpid()
+            weakref.finalize(self, _close_ahead, self._library, self._ahead, self._ahead_of)
+        self._library.count_beside(job.ctypes.data, first, count, self._ahead, next_job.ctypes.data, lines)
+
     def mark(self) -> None:
         """Launches return when they are done."""
 
@@ -158,6 +179,11 @@ class HostTarget:
         with open("/proc/meminfo", encoding="ascii") as file:
             facts = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in file}
         return facts["MemAvailable"], facts["MemTotal"]
+
+
+def _close_ahead(library: ctypes.CDLL, ahead: int, process: int) -> None:
+    if process == os.getpid():
+        library.close_ahead(ahead)
 
 
 class _Known:
@@ -172,6 +198,7 @@ class CudaTarget:
     """One GPU through CuPy. Batches travel and are split on one stream while the last is counted on another."""
 
     shares_memory = False
+    reads_ahead = False  # batches are read by as many threads as the card has
     _BLOCK = 256
 
     def __init__(self) -> None:
@@ -262,6 +289,11 @@ class CudaTarget:
     @property
     def in_order(self) -> bool:
         return False
+
+    def count_beside(
+        self, job: np.ndarray[Any, Any], first: int, count: int, next_job: np.ndarray[Any, Any], lines: int
+    ) -> None:
+        raise AssertionError("it does not read ahead")
 
     def mark(self) -> Any:
         return self._compute.record()

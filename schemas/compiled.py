@@ -22,7 +22,7 @@ from tokenometer.schemas.errors import TokenometerError
 
 HOST_FLAGS = (
     *("-std=c++17", "-O3", "-march=native", "-mtune=generic", "-Wall", "-Wextra", "-Werror"),
-    *("-fvisibility=hidden", "-shared", "-fPIC"),
+    *("-fvisibility=hidden", "-shared", "-fPIC", "-pthread"),
     "-fno-jump-tables",  # compares are better predicted than one indirect jump for every kind of value
 )
 

@@ -34,7 +34,7 @@ def library(extra: tuple[str, ...] = ()) -> ctypes.CDLL:
 
 class CudaOnCpuTarget:
     shares_memory = False
-    in_order = False
+    in_order = reads_ahead = False
     xp: Any = np
     order = ahead = nullcontext()
 

@@ -3,9 +3,12 @@
 import random
 from typing import Any
 
+from tokenometer.kernels import engine
 from tokenometer.kernels.engine import Engine, Limits
 from tokenometer.kernels.target import Target
 from tokenometer.processor.records.referee import Referee
+
+engine.READ_AHEAD_LINES = 1  # batches of tests are small
 
 # Tables take any batch of any shipped mapping. Small, because the first records of an engine touch most of their pages,
 # which costs more than counting some thousands of records.

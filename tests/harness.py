@@ -116,6 +116,7 @@ class Run:
     lines: int = 0
     parts: int = 1
     fed: dict[Hashable, int] = field(default_factory=dict)  # messages of each partition
+    ahead: Loaded | None = None  # what is fed next, where it was loaded already
 
     def feed(
         self,
@@ -123,12 +124,15 @@ class Run:
         times: Sequence[int] | None = None,
         partition: Hashable = 0,
         mapping: Mapping | None = None,
+        following: Piece | None = None,
     ) -> None:
-        engine, mapping = self.engine, mapping or self.mapping
-        loaded = self.load(values, times, partition, mapping.engine)
+        """following: the next piece, which is loaded before this one is counted."""
+        engine = self.engine
+        loaded = self.ahead or self.load_piece(Piece(values, times, partition, mapping))
+        self.ahead = None if following is None else self.load_piece(following)
         begin, fresh = 0, False
         while True:
-            progress = engine.count(loaded, begin)
+            progress = engine.count(loaded, begin, self.ahead)
             self._keep(progress, values, partition)
             if progress.next_message == len(values):
                 break
@@ -140,6 +144,9 @@ class Run:
         self.lines += sum(len(oracle.records(value)) for value in values)
         assert engine.tally().read == self.lines, "read = counted + duplicates + rejected + empty"
         assert engine.tally().rejected + engine.tally().conflicts == len(self.letters)
+
+    def load_piece(self, piece: Piece) -> Loaded:
+        return self.load(piece.values, piece.times, piece.partition, (piece.mapping or self.mapping).engine)
 
     def load(
         self,
@@ -178,9 +185,11 @@ class Run:
 
 
 def meter(engine: Engine, mapping: Mapping, pieces: Iterable[Piece]) -> Run:
-    run = Run(engine, mapping)
-    for piece in pieces:
-        run.feed(piece.values, piece.times, piece.partition, piece.mapping)
+    """Two of three pieces are loaded while the one before is yet to be counted."""
+    run, pieces = Run(engine, mapping), list(pieces)
+    for number, (piece, following) in enumerate(zip_longest(pieces, pieces[1:])):
+        ahead = following if number % 3 else None
+        run.feed(piece.values, piece.times, piece.partition, piece.mapping, ahead)
     return run
 
 

@@ -226,6 +226,9 @@ class Books:
         return starts
 
 
+Step = tuple[Place, int, int]  # so many messages of it, after so many that were there before
+
+
 class Driver:
     """Hands a log to a Counting as a meter does: from where it was told to read on, in order, in pieces."""
 
@@ -237,6 +240,7 @@ class Driver:
         self.books = Books(log, horizon_ms)
         self.runs = itertools.count()
         self.next: dict[Place, int] = {}  # index of the message to hand over
+        self.foretold: Intake | None = None
         self.counting: Counting
 
     def start(self, places: Iterable[Place] | None = None) -> None:
@@ -266,13 +270,24 @@ class Driver:
         for place, start in starts.items():
             self.next[place] = sum(message.offset < start.read_from for message in self.log[place])
 
-    def take(self, place: Place, count: int, again: int = 0) -> None:
-        """`again` so many messages before them, as a broker may after a seek."""
-        at = self.next[place]
+    def take(self, place: Place, count: int, again: int = 0, then: Step | None = None) -> None:
+        """`again` so many messages before them, as a broker may after a seek. then: what is foretold to come next."""
+        taken = self._intake(place, count, again)
+        self.next[place] = min(self.next[place] + count, len(self.log[place]))
+        self.foretold = self._intake(*then) if then is not None and then[0] in self.next else None
+        if taken is not None:
+            self.counting.take(taken, self.foretold)
+
+    def _intake(self, place: Place, count: int, again: int) -> Intake | None:
+        """The one that was foretold, if it has the same messages."""
+        at, foretold = self.next[place], self.foretold
         messages = self.log[place][max(0, at - again) : at + count]
-        self.next[place] = min(at + count, len(self.log[place]))
-        if messages:
-            self.counting.take(intake(place, messages, shape=at))
+        if not messages:
+            return None
+        same = foretold is not None and (foretold.place, foretold.offsets.tolist()) == (
+            place, [message.offset for message in messages],
+        )  # fmt: skip
+        return foretold if same else intake(place, messages, shape=at)
 
     def flip(self) -> Snapshot:
         snapshot = self.counting.flip()
@@ -341,8 +356,8 @@ def test_intakes_may_be_cut_anywhere(log, cuts, flips, horizon_ms):
     """Also where messages come twice, and wherever a commit falls."""
     driver = Driver(log, horizon_ms)
     driver.start()
-    for index, (place, count, again) in enumerate(cuts):
-        driver.take(place, count, again)
+    for index, (step, then) in enumerate(itertools.zip_longest(cuts, cuts[1:])):
+        driver.take(*step, then=then)
         if index in flips:
             driver.flip()
     books = driver.finish()
@@ -355,8 +370,8 @@ def test_a_full_part_is_committed_and_another_opened(log, cuts, flips):
     driver = Driver(log, 600_000, **TINY)
     assume(lines_fit(log))
     driver.start()
-    for index, (place, count, again) in enumerate(cuts):
-        driver.take(place, count, again)
+    for index, (step, then) in enumerate(itertools.zip_longest(cuts, cuts[1:])):
+        driver.take(*step, then=then)
         if index in flips:
             driver.flip()
     books = driver.finish()
@@ -388,9 +403,10 @@ actions = st.lists(
 
 def play(driver: Driver, script: Sequence[str], steps: Sequence[tuple[Place, int, int]]) -> Books:
     driver.start()
-    for action, (place, count, again) in zip(script, itertools.cycle(steps), strict=False):
+    for index, (action, step) in enumerate(zip(script, itertools.cycle(steps), strict=False)):
+        place, then = step[0], steps[(index + 1) % len(steps)]
         if action == "take" and place in driver.next:
-            driver.take(place, count, again)
+            driver.take(*step, then=then)
         elif action == "flip":
             driver.flip()
         elif action == "drop":

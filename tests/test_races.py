@@ -176,6 +176,20 @@ def test_thread_sanitizer_sees_a_race_where_there_is_one(tmp_path):
         run_driver(command)
 
 
+@pytest.mark.slow
+def test_thread_sanitizer_finds_no_race_with_a_thread_that_reads_ahead(tmp_path):
+    """And what it reads is what one thread would have read."""
+    rng = random.Random(8)
+    lines = [record(rng, 100, 2000, 4) for _ in range(3000)] + [b"{}", b"", b"not JSON"] * 50
+    rng.shuffle(lines)
+    (tmp_path / "lines").write_bytes(b"\n".join(lines) + b"\n")
+    binary = compile_driver("ahead", "thread", "-O1", "-march=native")
+    beside, after = run_driver(
+        [str(binary), *write_plan(tmp_path, "native", lines), str(tmp_path / "lines"), "40"]
+    ).splitlines()
+    assert beside == after and not after.endswith("doubtful 0")
+
+
 @pytest.fixture(scope="module", params=["-march=native", "-mavx2", ""], ids=["native", "avx2", "plain"])
 def parse_lines(request) -> pathlib.Path:
     """With this machine's vector code, with AVX2, and with the plain code that GPUs and old processors run."""

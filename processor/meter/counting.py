@@ -244,6 +244,7 @@ class Counting:
         self.parts_opened: Counter[str] = Counter()  # by reason
         self.has_news = False
         self._failed = False  # an intake was taken in part only
+        self._ahead: tuple[Intake, Loaded] | None = None  # what is likely to be counted next
         self._part = self._new_part("start")
 
     @property
@@ -304,9 +305,9 @@ class Counting:
 
     # --- Counting ---
 
-    def take(self, intake: Intake) -> None:
+    def take(self, intake: Intake, following: Intake | None = None) -> None:
         """Count messages, or remember those that were counted before. Ignores what came already, as a broker may send
-        again after a seek, and partitions that went."""
+        again after a seek, and partitions that went. following: what is likely to be taken next, for a head start."""
         partition = self._partitions.get(intake.place)
         if partition is None or self._failed:
             return
@@ -320,9 +321,10 @@ class Counting:
             self._remember(batch, partition)
         if known < len(intake.offsets):
             self._end_refill(intake.place, partition)
-        for batch in _batches(intake.part(known, len(intake.offsets)), self.batch_bytes):
+        batches = list(_batches(intake.part(known, len(intake.offsets)), self.batch_bytes))
+        for batch, next_ in zip(batches, [*batches[1:], following], strict=False):
             if batch.size <= self.batch_bytes:
-                self._count(batch, partition)
+                self._count(batch, partition, next_)
             else:
                 self._count_in_pieces(batch, partition)
             if self._letter_bytes > LETTERS_BYTES_MAX:
@@ -330,6 +332,9 @@ class Counting:
         self._failed = False
 
     def _load(self, intake: Intake, partition: _Partition) -> Loaded:
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] is intake:
+            return ahead[1]
         engine = self._engine
         about = intake.ends, intake.times, intake.place, intake.offsets
         if self.in_place and intake.buffer is not None:
@@ -337,6 +342,15 @@ class Counting:
         else:
             batch = engine.pack_lines(intake.pieces, *about)
         return engine.load(batch, partition.start.mapping)
+
+    def _load_ahead(self, intake: Intake | None) -> Loaded | None:
+        """If it is one batch, to be counted. Where it does not come next after all, nothing is lost."""
+        partition = None if intake is None else self._partitions.get(intake.place)
+        if intake is None or partition is None or partition.refilling or not 0 < intake.size <= self.batch_bytes:
+            return None
+        loaded = self._load(intake, partition)
+        self._ahead = intake, loaded
+        return loaded
 
     def _remember(self, intake: Intake, partition: _Partition) -> None:
         for piece in _pieces(intake, self.batch_bytes):
@@ -350,11 +364,11 @@ class Counting:
             self._engine.resume(place, partition.start.state)
             self.has_news = True
 
-    def _count(self, intake: Intake, partition: _Partition) -> None:
-        loaded = self._load(intake, partition)
+    def _count(self, intake: Intake, partition: _Partition, next_: Intake | None) -> None:
+        loaded, following = self._load(intake, partition), self._load_ahead(next_)
         first, opened = 0, False
         while True:
-            progress = self._engine.count(loaded, first)
+            progress = self._engine.count(loaded, first, following)
             assert progress.next_message > first or not opened, "an empty part takes at least one message"
             self._note(_Piece(intake, 0), progress)
             if progress.next_message > first:

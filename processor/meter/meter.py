@@ -139,6 +139,7 @@ class Meter:
         self._pending: dict[Place, _Pending] = {}
         self._paused: list[Place] = []  # when the last recovery began
         self._intakes: deque[Future[None]] = deque()
+        self._waiting: deque[Intake] = deque()  # of these, those that the engine has not begun
         self._commit: Future[Future[None]] | None = None
         self._full: Future[None] | None = None  # the last commit that the engine's thread asked for
         self._last_commit_ms = self._last_turn_ms = self._clock.steady_ms()
@@ -260,8 +261,14 @@ class Meter:
             ):
                 del self._pending[place]
                 for intake in Intake.gathered(pending.intakes, self.counting.in_place):
-                    self._intakes.append(self._engine_thread.submit(self.counting.take, intake))
+                    self._waiting.append(intake)
+                    self._intakes.append(self._engine_thread.submit(self._take))
         self._wait_for_engine(_INTAKES_MAX)
+
+    def _take(self) -> None:
+        """On the engine's thread."""
+        intake = self._waiting.popleft()
+        self.counting.take(intake, self._waiting[0] if self._waiting else None)
 
     def _wait_for_engine(self, most: int) -> None:
         while len(self._intakes) > most or (self._intakes and self._intakes[0].done()):
