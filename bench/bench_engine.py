@@ -226,7 +226,7 @@ def parse_only(engine: Engine, loaded: Loaded) -> None:
     It reaches into the engine, as nothing but this measurement has a use for half a count.
     """
     lines = loaded.count_lines()
-    engine._point_at(loaded, lines)
+    engine._point_at(engine._job, loaded)
     doubtful = engine._fill.array[layout.FILL_DOUBTFUL : layout.FILL_DOUBTFUL + 1]
     for first in range(0, lines, engine.limits.tile_records):
         engine.target.launch("parse", engine._job, first, min(engine.limits.tile_records, lines - first))

@@ -5,11 +5,14 @@ that it was given, in place of each second: else a busy machine would change how
 reads no further while the commit before is on its way, as a meter does that keeps up with its log.
 
 With `wall` a meter commits each COMMIT_SECONDS, about as long as the slower build's commits take: else the one whose
-commits take longer commits less often, has fewer rows to write, and passes for the faster one.
+commits take longer commits less often, has fewer rows to write, and passes for the faster one. What a log ends with it
+commits at once: else a run takes as many whole intervals as it has begun, which is an eighth of it more or less.
 """
 
 import dataclasses
 import importlib
+import io
+import json
 import os
 import sys
 import time
@@ -59,13 +62,26 @@ def paced(bench: Any) -> type:
     return Paced
 
 
-def seldom(bench: Any) -> type:
-    """The benchmark's meter, with commits each COMMIT_SECONDS."""
+def seldom(bench: Any, records: int) -> type:
+    """The benchmark's meter, with commits each COMMIT_SECONDS and after so many records."""
 
     class Seldom(bench._TimedMeter):  # type: ignore[misc]
         def __init__(self, broker: Any, engine: Any, settings: Any, run: str, on_commit: Any) -> None:
+            (topic,) = settings.inputs
+            self._lines_of_message = bench.LINES[topic.removeprefix("bench-")]
+            self._given = 0
             settings = dataclasses.replace(settings, commit_interval_ms=int(COMMIT_SECONDS * 1000))
             super().__init__(broker, engine, settings, run, on_commit=on_commit)
+
+        def _receive(self, messages: Any) -> None:
+            self._given += len(messages.offsets) * self._lines_of_message
+            super()._receive(messages)
+
+        def step(self) -> None:
+            super().step()
+            if self._given >= records:
+                self._feed(everything=True)
+                self._last_commit_ms = 0  # so that the next step commits
 
     return Seldom
 
@@ -78,7 +94,9 @@ def main(module: str, clock: str) -> None:
         # A benchmark reads the clock by its own name `time`: its measurement is of processor time, no client's timeout.
         bench.time = types.SimpleNamespace(**{**vars(time), "monotonic": used, "perf_counter": used})
     if hasattr(bench, "_TimedMeter"):
-        bench._TimedMeter = paced(bench) if clock == "cpu" else seldom(bench)
+        text = sys.stdin.readline()
+        sys.stdin = io.StringIO(text)  # for the benchmark
+        bench._TimedMeter = paced(bench) if clock == "cpu" else seldom(bench, json.loads(text)["records"])
     bench.main(["--child"])
 
 

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from tokenometer.kernels import build, pages
+from tokenometer.kernels.scheduling import yield_to_others
 from tokenometer.schemas.errors import TokenometerError
 
 Array = Any  # numpy.ndarray on the host, cupy.ndarray on a GPU
@@ -164,7 +165,8 @@ class HostTarget:
         self, job: np.ndarray[Any, Any], first: int, count: int, next_job: np.ndarray[Any, Any], lines: int
     ) -> None:
         if self._ahead_of != os.getpid():  # the first time; or a copy of a process, which has no threads
-            self._ahead, self._ahead_of = self._library.open_ahead(), os.getpid()
+            with ThreadPoolExecutor(1, initializer=yield_to_others) as opener:  # whose priority its thread inherits
+                self._ahead, self._ahead_of = opener.submit(self._library.open_ahead).result(), os.getpid()
             weakref.finalize(self, _close_ahead, self._library, self._ahead, self._ahead_of)
         self._library.count_beside(job.ctypes.data, first, count, self._ahead, next_job.ctypes.data, lines)
 
