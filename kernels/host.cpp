@@ -149,7 +149,12 @@ ENTRY void in_order(const Job* shared, u32, u32 begin, u32 end) {
   }
 }
 
-ENTRY Ahead* open_ahead() { return new Ahead; }
+// Null: the system starts no further thread.
+ENTRY Ahead* open_ahead() {
+  try {
+    return new Ahead;
+  } catch (const std::system_error&) { return nullptr; }
+}
 ENTRY void close_ahead(Ahead* ahead) { delete ahead; }
 // `in_order` of the first `count` lines from `first` on, and `parse` of another batch's first ones, whose records lie
 // elsewhere.

@@ -165,10 +165,23 @@ class HostTarget:
         self, job: np.ndarray[Any, Any], first: int, count: int, next_job: np.ndarray[Any, Any], lines: int
     ) -> None:
         if self._ahead_of != os.getpid():  # the first time; or a copy of a process, which has no threads
-            with ThreadPoolExecutor(1, initializer=yield_to_others) as opener:  # whose priority its thread inherits
-                self._ahead, self._ahead_of = opener.submit(self._library.open_ahead).result(), os.getpid()
+            self._ahead, self._ahead_of = self._open_ahead(), os.getpid()
             weakref.finalize(self, _close_ahead, self._library, self._ahead, self._ahead_of)
         self._library.count_beside(job.ctypes.data, first, count, self._ahead, next_job.ctypes.data, lines)
+
+    def _open_ahead(self) -> int:
+        """Its thread has the priority of the one that opens it."""
+        try:
+            with ThreadPoolExecutor(1, initializer=yield_to_others) as opener:
+                ahead: int | None = opener.submit(self._library.open_ahead).result()
+        except RuntimeError:  # Python starts none either
+            ahead = None
+        if ahead is None:
+            raise DeviceError(
+                "device cpu: the system starts no further thread; raise the limit of processes (ulimit -u, or the "
+                "container's pids limit)"
+            )
+        return ahead
 
     def mark(self) -> None:
         """Launches return when they are done."""

@@ -4,6 +4,7 @@ import gc
 import os
 import pathlib
 import random
+import types
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests import harness, mutate
 from tests.bad_input import GOOD, TIME_MS
 from tests.harness import Piece, shipped
 from tokenometer.kernels import target as targets
-from tokenometer.kernels.target import HostTarget
+from tokenometer.kernels.target import DeviceError, HostTarget
 
 SIZES = harness.LARGE | {"tile_records": 4096}
 THREADS = pathlib.Path("/proc/self/task")
@@ -103,6 +104,13 @@ def test_the_thread_ends_with_its_target():
     del target
     gc.collect()
     assert len(list(THREADS.iterdir())) == before
+
+
+def test_a_system_that_starts_no_thread_is_named(monkeypatch):
+    target = Watched()
+    monkeypatch.setattr(target, "_library", types.SimpleNamespace(open_ahead=lambda: None))
+    with pytest.raises(DeviceError, match="raise the limit of processes"):
+        target._open_ahead()
 
 
 def test_one_core_reads_nothing_ahead(monkeypatch):

@@ -372,8 +372,8 @@ def test_a_refusal_is_shown_and_a_token_opens(page):
 # --- Names are other people's ---
 
 
-def hostile() -> dict[str, Any]:
-    totals = make(Shape(models=len(ATTACKS), chips=len(ATTACKS), users=len(ATTACKS), meters=2))
+def hostile(at_ms: int = totals_data.AT_MS) -> dict[str, Any]:
+    totals = make(Shape(models=len(ATTACKS), chips=len(ATTACKS), users=len(ATTACKS), meters=2), at_ms)
     for window in totals["windows"].values():
         for row, name in zip(window.get("by_model", ()), ATTACKS, strict=False):
             row["model"] = name
@@ -405,15 +405,22 @@ def test_hostile_names_are_text_and_keep_the_layout(page, size):
         assert "taken" not in page.ask("document.title")
         hover(page)
         assert page.ask("document.querySelectorAll('svg a, svg image, .hoverlayer text').length") == 0
+        feed.totals = hostile(totals_data.AT_MS + 1000)  # after seconds of silence a line more says so
+        page.until_shown(feed.totals)
         assert fits(page)
     assert not complaints(page)
 
 
 def hover(page: Page) -> None:
-    """What the pointer is at is told in the legend."""
+    """What the pointer is at is told in the legend. It moves until then: a chart that is drawn anew has missed it."""
     page.ask("document.getElementById('by-model').scrollIntoView()")
-    ActionChains(page.chrome).move_to_element(page.chrome.find_element("id", "by-model")).perform()
-    page.until(lambda: "UTC" in page.ask("document.querySelector('[data-time=by-model]').textContent"), "no time")
+    chart = page.chrome.find_element("id", "by-model")
+
+    def told() -> bool:
+        ActionChains(page.chrome).move_to_element(chart).perform()
+        return "UTC" in page.ask("document.querySelector('[data-time=by-model]').textContent")
+
+    page.until(told, "no time")
 
 
 def fits(page: Page) -> bool:

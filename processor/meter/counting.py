@@ -286,7 +286,7 @@ class Counting:
         self._partitions.clear()
         self._letters, self._letter_bytes, self._aside = [], 0, []
         self._judged, self._tally = Counter(), self._engine.tally()
-        self._failed = False
+        self._failed, self._ahead = False, None
         self._engine.open_part()
         self._part = self._new_part("failure")
         self.begin(starts)
