@@ -35,24 +35,6 @@ struct Sums {
   }
 };
 
-static void open_tables(Job& job, const Plan* plan) {
-  open_job(job, plan);
-  job.identities = table<Identity>(SLOTS);
-  job.texts = table<TextEntry>(SLOTS);
-  job.cells = table<Cell>(SLOTS);
-  job.rows = table<Row>(SLOTS);
-  job.windows = table<Window>(WINDOWS);
-  job.registers = table<u32>((u64)WINDOWS * SKETCH_REGISTERS / 4);
-  job.arena = table<u8>(1 << 24);
-  job.text_order = table<u32>(SLOTS);
-  job.cell_order = table<u32>(SLOTS);
-  job.window_order = table<u32>(WINDOWS);
-  job.changed = table<u32>(SLOTS);
-  job.identities_mask = job.texts_mask = job.cells_mask = job.rows_mask = SLOTS - 1;
-  job.windows_mask = WINDOWS - 1;
-  job.windows_limit = WINDOWS / 2;
-}
-
 int main(int argc, char** argv) {
   if (argc != 5) return 2;
   const std::string plan_bytes = read_file(argv[1]), prefix = read_file(argv[2]), log = read_file(argv[3]);
@@ -64,7 +46,8 @@ int main(int argc, char** argv) {
     Ahead* ahead = open_ahead();
     Own own[2];
     Job job;
-    open_tables(job, plan);
+    open_job(job, plan);
+    open_tables(job, SLOTS, WINDOWS, 1 << 24);
     Sums sums;
     for (u32 round = 0; round <= rounds; ++round) {
       Own &now = own[round % 2], &next = own[1 - round % 2];

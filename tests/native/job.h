@@ -49,3 +49,21 @@ static void open_job(Job& job, const Plan* plan) {
   job.future_skew_ms = 3600000;
   job.epoch = 1;
 }
+
+// Of so many slots each, all but the sketches' windows.
+static void open_tables(Job& job, u32 slots, u32 windows, u64 arena_bytes) {
+  job.identities = table<Identity>(slots);
+  job.texts = table<TextEntry>(slots);
+  job.cells = table<Cell>(slots);
+  job.rows = table<Row>(slots);
+  job.windows = table<Window>(windows);
+  job.registers = table<u32>((u64)windows * SKETCH_REGISTERS / 4);
+  job.arena = table<u8>(arena_bytes);
+  job.text_order = table<u32>(slots);
+  job.cell_order = table<u32>(slots);
+  job.window_order = table<u32>(windows);
+  job.changed = table<u32>(slots);
+  job.identities_mask = job.texts_mask = job.cells_mask = job.rows_mask = slots - 1;
+  job.windows_mask = windows - 1;
+  job.windows_limit = windows / 2;
+}
