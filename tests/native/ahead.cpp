@@ -37,10 +37,8 @@ struct Sums {
 
 int main(int argc, char** argv) {
   if (argc != 5) return 2;
-  const std::string plan_bytes = read_file(argv[1]), prefix = read_file(argv[2]), log = read_file(argv[3]);
-  if (plan_bytes.size() != sizeof(Plan)) return 3;
-  Plan* plan = table<Plan>(1);
-  memcpy((void*)plan, plan_bytes.data(), sizeof(Plan));
+  const Plan* plan = read_plan(argv[1]);
+  const std::string prefix = read_file(argv[2]), log = read_file(argv[3]);
   const u32 rounds = atoi(argv[4]);
   for (const bool beside : {true, false}) {
     Ahead* ahead = open_ahead();

@@ -26,6 +26,17 @@ static T* table(u64 count) {
   return (T*)memory;
 }
 
+static const Plan* read_plan(const char* path) {
+  const std::string bytes = read_file(path);
+  if (bytes.size() != sizeof(Plan)) {
+    fprintf(stderr, "%s is no plan of this build\n", path);
+    exit(3);
+  }
+  Plan* plan = table<Plan>(1);
+  memcpy((void*)plan, bytes.data(), sizeof(Plan));
+  return plan;
+}
+
 // | prefix | lines, each ended by a newline | 64 newlines |, and not a byte more, so that a sanitizer sees any further
 // read; `respelled`: and | their other spelling | 64 spare |
 static u8* make_buffer(const std::string& prefix, const char* lines, size_t length, bool respelled) {

@@ -20,10 +20,8 @@ static void judge(Job& job, u8* buffer, u32* line_start, size_t length, u32 coun
 
 int main(int argc, char** argv) {
   if (argc != 3) return 2;
-  const std::string plan_bytes = read_file(argv[1]), prefix = read_file(argv[2]);
-  if (plan_bytes.size() != sizeof(Plan)) return 3;
-  Plan* plan = (Plan*)malloc(sizeof(Plan));
-  memcpy((void*)plan, plan_bytes.data(), sizeof(Plan));
+  const Plan* plan = read_plan(argv[1]);
+  const std::string prefix = read_file(argv[2]);
   const std::string lines((std::istreambuf_iterator<char>(std::cin)), std::istreambuf_iterator<char>());
 
   Job job;

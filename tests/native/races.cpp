@@ -56,10 +56,8 @@ static u64 digest(const Job& job) {
 
 int main(int argc, char** argv) {
   if (argc != 6) return 2;
-  const std::string plan_bytes = read_file(argv[1]), prefix = read_file(argv[2]), log = read_file(argv[3]);
-  if (plan_bytes.size() != sizeof(Plan)) return 3;
-  Plan* plan = table<Plan>(1);
-  memcpy((void*)plan, plan_bytes.data(), sizeof(Plan));
+  const Plan* plan = read_plan(argv[1]);
+  const std::string prefix = read_file(argv[2]), log = read_file(argv[3]);
   const u32 rounds = atoi(argv[4]), threads = atoi(argv[5]);
   u8* buffer = make_buffer(prefix, log.data(), log.size(), true);
   u32* line_start = table<u32>(log.size() + 2);
