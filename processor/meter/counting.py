@@ -40,7 +40,7 @@ class LineTooLarge(TokenometerError):
     """A record fits no batch and is not too long to be counted. The error's text names the setting."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Intake:
     """Consecutive messages of one partition, on their way to the engine.
 
