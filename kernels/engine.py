@@ -185,15 +185,17 @@ class Engine:
         times: Sequence[int] | np.ndarray[Any, Any] | None = None,
         partition: Hashable = 0,
         offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+        one_line: bool = False,
     ) -> Batch:
-        """A batch of messages as `joined` makes them, in pieces. Raises ValueError where they do not fit."""
+        """A batch of messages as `joined` makes them, in pieces; one_line: each is known to be one line. Raises
+        ValueError where they do not fit."""
         batch = self.open_batch(partition)
         size = sum(map(len, pieces))
         if size > len(batch.space):
             raise ValueError(f"{size} bytes of messages: expected at most batch_bytes = {len(batch.space)}")
         if size:
             np.concatenate(pieces, out=batch.space[:size])
-        return batch.holding(ends, times, offsets)
+        return batch.holding(ends, times, offsets, one_line)
 
     def batch_in(
         self,
@@ -202,12 +204,14 @@ class Engine:
         times: Sequence[int] | np.ndarray[Any, Any] | None = None,
         partition: Hashable = 0,
         offsets: np.ndarray[Any, np.dtype[np.int64]] | None = None,
+        one_line: bool = False,
     ) -> Batch:
         """A batch of messages that are in memory of this layout already (layout.h), which is the engine's from now on.
         Only for a target that shares memory."""
         assert self.target.shares_memory and int(ends[-1]) <= self.limits.batch_bytes
         self.open_batch(partition)  # its turn
-        return Batch(buffer, buffer[layout.PREFIX_BYTES :], partition=partition).holding(ends, times, offsets)
+        batch = Batch(buffer, buffer[layout.PREFIX_BYTES :], partition=partition)
+        return batch.holding(ends, times, offsets, one_line)
 
     def load(self, batch: Batch, mapping: Mapping) -> Loaded:
         """Send a filled batch to the device and split it. Returns at once on a GPU."""
@@ -462,7 +466,7 @@ class Engine:
     def _still_doubtful(self, loaded: Loaded, first: int, doubtful: int) -> list[int]:
         """The tile's doubtful records, in their order, but for those that leave no doubt once their escapes are written
         out."""
-        self._fill.clear(layout.FILL_DOUBTFUL, layout.FILL_DOUBTFUL + 1)
+        self._fill.clear(layout.FILL_DOUBTFUL, layout.FILL_RESPELLED + 1)
         if not loaded.plan.table["undecided"]:
             self.target.launch("respell", self._job, first, doubtful)
             self.target.launch("read_respelled", self._job, first, doubtful)

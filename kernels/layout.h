@@ -2,7 +2,7 @@
 // compare all of them with this file, and a difference is a compile error that names it.
 //
 //   batch buffer    | defaults 5 KiB | messages, each ended by a newline | 64 newlines |
-//                     | their other spelling, as far in | 64 spare | referee's text | 64 spare |
+//                     | doubtful lines in their other spelling | 64 spare | referee's text | 64 spare |
 //                     a mapping's default strings are in the buffer, so every string is (start, length) in it
 //   records         one for each line of the tile at hand: record i is line first + i of the batch
 //   identities      request ids of one partition, 16 bytes each      | low 64 | hash 24 : 40, see dedup.h |
@@ -349,11 +349,12 @@ enum Fill : u32 {
   FILL_WINDOWS = 5,
   FILL_UNSKETCHED = 6,  // rows whose window found no room for a sketch
   FILL_DOUBTFUL = 7,
-  FILL_TALLY = 8,         // records by verdict, six
-  FILL_CONFLICTS = 14,    // duplicates that say something else than the first record of their identity
-  FILL_CONFLICTING = 15,  // of these, the records in `conflicts`
-  FILL_WATERMARK = 16,    // 1 + highest event time of an accepted record since the host last looked
-  FILL_FURTHER = 17,
+  FILL_RESPELLED = 8,     // bytes that the tile's doubtful lines take in their other spelling
+  FILL_TALLY = 9,         // records by verdict, six
+  FILL_CONFLICTS = 15,    // duplicates that say something else than the first record of their identity
+  FILL_CONFLICTING = 16,  // of these, the records in `conflicts`
+  FILL_WATERMARK = 17,    // 1 + highest event time of an accepted record since the host last looked
+  FILL_FURTHER = 18,
   FILLS = 24
 };
 
@@ -435,7 +436,7 @@ struct Job {
   const u64* message_time;  // ms, or null
   Record* records;
   u32* doubtful;  // record numbers, in no order; NONE where the line's other spelling left no doubt
-  u8* respelled;  // in the buffer: the messages in their other spelling, see respell.h
+  u8* respelled;  // in the buffer: doubtful lines of the tile in their other spelling, see respell.h
   const Ruling* rulings;
   Extra* extras;  // beside records and rulings; null where the batch's mapping has no need of them
   u64* spots;     // SPOT_WORDS beside each record, see rules.h

@@ -13,7 +13,7 @@ from tokenometer.kernels import layout
 from tokenometer.kernels.limits import Limits
 from tokenometer.kernels.plan import Plan, sample
 from tokenometer.kernels.steps import SAMPLE_BYTES
-from tokenometer.kernels.target import Array, Lines, Target
+from tokenometer.kernels.target import Array, KnownLines, Lines, Target
 from tokenometer.kernels.values import Batch, Bytes, RawBatches
 
 
@@ -99,8 +99,14 @@ class Loaded:
         self._split()
 
     def _split(self) -> None:
-        data, line_start = self.buffer.device, self.slot.line_start
-        self._lines = self._target.split(data, layout.PREFIX_BYTES, self.batch.length, line_start)
+        data, line_start, ends = self.buffer.device, self.slot.line_start, self.batch.message_end
+        if self.batch.one_line and self._target.shares_memory:
+            assert ends is not None
+            line_start[0] = layout.PREFIX_BYTES
+            np.add(ends, np.uint32(layout.PREFIX_BYTES), out=line_start[1 : len(ends) + 1])
+            self._lines = KnownLines(len(ends))
+        else:
+            self._lines = self._target.split(data, layout.PREFIX_BYTES, self.batch.length, line_start)
 
     def count_lines(self) -> int:
         """Waits for them."""

@@ -311,24 +311,26 @@ HD void parse_line(const Job& job, u32 first, u32 i) {
   give_verdict(job, i, read_line<FINISHES_APART>(job, i, first + i, job.buffer + start[0], job.buffer + end));
 }
 
-// --- Doubtful lines with escapes: first all of them are spelled anew, then they are read, because a scan reads beyond
-// its line. A record's length waits in a field that is filled later. ---
-
-HD u8* respelled_at(const Job& job, u32 line) { return job.respelled + (job.line_start[line] - PREFIX_BYTES); }
+// --- Doubtful lines with escapes: first all of them are spelled anew, one after the other, so that few pages are
+// touched; then they are read, because a scan reads beyond its line. A record's place and length wait in fields that
+// are filled later. ---
 
 HD void respell_line(const Job& job, u32 first, u32 k) {
   const u32 i = job.doubtful[k], begin = job.line_start[first + i], end = job.line_start[first + i + 1] - 1;
   if (end - begin > RECORD_BYTES_MAX) return;
-  const u32 length = respell(job.buffer + begin, job.buffer + end, respelled_at(job, first + i));
+  const u32 at = (u32)fetch_add(&job.fill[FILL_RESPELLED], end - begin + 1);
+  const u32 length = respell(job.buffer + begin, job.buffer + end, job.respelled + at);
   if (!length) return;
-  job.records[i].verdict = RESPELLED;
-  job.records[i].user_slot = length;
+  Record& record = job.records[i];
+  record.verdict = RESPELLED;
+  record.cell_slot = at;
+  record.user_slot = length;
 }
 HD void read_respelled_line(const Job& job, u32 first, u32 k) {
   const u32 i = job.doubtful[k];
   Record& record = job.records[i];
   if (record.verdict != RESPELLED) return;
-  const u8* start = respelled_at(job, first + i);
+  const u8* start = job.respelled + record.cell_slot;
   const u32 verdict = read_line<false>(job, i, first + i, start, start + record.user_slot);
   if (!IN_ORDER && job.extras && verdict == ACCEPTED) finish_extra(job, record, job.extras[i]);
   record.verdict = verdict;

@@ -137,7 +137,7 @@ class HostTarget:
 
     def split(self, data: Array, begin: int, length: int, line_start: Array) -> Lines:
         count = self._library.split_lines(self.address(data) + begin, length, begin, self.address(line_start))
-        return _Known(count)
+        return KnownLines(count)
 
     def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None:
         if job is not self._job:  # asking for an address costs as much as a small launch
@@ -201,7 +201,7 @@ def _close_ahead(library: ctypes.CDLL, ahead: int, process: int) -> None:
         library.close_ahead(ahead)
 
 
-class _Known:
+class KnownLines:
     def __init__(self, value: int) -> None:
         self._value = value
 
@@ -278,7 +278,7 @@ class CudaTarget:
 
     def split(self, data: Array, begin: int, length: int, line_start: Array) -> Lines:
         if not length:
-            return _Known(0)
+            return KnownLines(0)
         blocks = -(-length // 64)
         numbers = np.uint32(length), np.uint32(begin)
         with self._travel:

@@ -75,18 +75,21 @@ class Batch:
     message_time: np.ndarray[Any, np.dtype[np.uint64]] | None = None  # ms; None: a file
     message_offset: np.ndarray[Any, np.dtype[np.int64]] | None = None  # with message_time: what dedup_from speaks of
     partition: Hashable = 0
+    one_line: bool = False  # each message is known to be one line
 
     def holding(
         self,
         ends: np.ndarray[Any, Any],
         times: Sequence[int] | np.ndarray[Any, Any] | None,
         offsets: np.ndarray[Any, np.dtype[np.int64]] | None,
+        one_line: bool = False,
     ) -> "Batch":
         """Says what is in it."""
         self.length = int(ends[-1]) if len(ends) else 0
         self.message_end = ends.astype(np.uint32)
         self.message_time = None if times is None else np.asarray(times, np.uint64)
         self.message_offset = offsets
+        self.one_line = one_line
         return self
 
 

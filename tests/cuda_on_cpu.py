@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tokenometer.kernels import build
-from tokenometer.kernels.target import Array, HostTarget, Lines, _Known
+from tokenometer.kernels.target import Array, HostTarget, KnownLines, Lines
 
 SOURCE = pathlib.Path(__file__).parent / "native/cuda_on_cpu.cpp"
 # No frame is checked by longjmp, identical calls of __activemask stay apart, and CUDA's own pragmas are no errors.
@@ -91,13 +91,13 @@ class CudaOnCpuTarget:
 
     def split(self, data: Array, begin: int, length: int, line_start: Array) -> Lines:
         if not length:
-            return _Known(0)
+            return KnownLines(0)
         blocks = -(-length // 64)
         counts, at = np.zeros(blocks, np.uint32), self.address(data) + begin
         self._run("count_lines", blocks, (at, length, self.address(counts)))
         before = np.cumsum(counts, dtype=np.uint32)
         self._run("place_lines", blocks, (at, length, begin, self.address(before), self.address(line_start)))
-        return _Known(int(before[-1]))
+        return KnownLines(int(before[-1]))
 
     def launch(self, name: str, job: np.ndarray[Any, Any], first: int, count: int) -> None:
         self._run(name, count, (self.address(self.send(job)), first, count))

@@ -85,7 +85,8 @@ def as_column(values: Sequence[bytes | None]) -> Column:
     ends = np.cumsum([0, *map(len, lines)])
     lengths = [-1 if value is None else len(value) for value in values]
     data = np.frombuffer(b"".join(lines), np.uint8)
-    return Column(data, ends[:-1].astype(np.int64), np.array(lengths, np.int64), ends[1:].astype(np.int64))
+    one_line = not any(b"\n" in line[:-1] for line in lines)
+    return Column(data, *(np.array(each, np.int64) for each in (ends[:-1], lengths, ends[1:])), one_line=one_line)
 
 
 def in_a_buffer(values: Sequence[bytes | None]) -> Column:

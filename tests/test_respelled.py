@@ -187,3 +187,13 @@ def test_respelled_lines_and_the_referees_strings_fill_a_batch(make_engine):
     size = sum(len(line) + 1 for line in lines)
     for tile in (1, 7, 4096):
         harness.check(make_engine(batch_bytes=size, tile_records=tile), NATIVE, [Piece(lines), Piece(lines)])
+
+
+def test_spelled_lines_of_a_tile_follow_one_another(make_engine):
+    """From the room's beginning on, wherever they stood: few pages are touched, and each tile writes the same ones."""
+    odd, plain = changed(model=rb'"a\/b"'), changed()
+    engine = make_engine(tile_records=64)
+    harness.check(engine, NATIVE, [Piece([odd if n % 30 == 7 else plain for n in range(256)])])
+    space = engine._slots[0].buffer.respelled
+    touched = engine.target.fetch(space)[: 256 * len(odd)].tobytes().rstrip(b"\0")
+    assert touched.count(b"\n") <= 3 and len(touched) <= 3 * (len(odd) + 1) and odd.replace(rb"\/", b"/") in touched

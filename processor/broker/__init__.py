@@ -38,7 +38,8 @@ class Column(Sequence[bytes | None]):
 
     lines: where each text's newline ends, if the buffer holds these texts, each ended by one newline (its own, if it
     has one), and nothing else. buffer: the memory around `data`, where that is laid out as an engine's batch
-    (kernels/layout.h) and nobody else's; the engine may count the lines there.
+    (kernels/layout.h) and nobody else's; the engine may count the lines there. one_line: no text has another newline
+    than that at its end.
     """
 
     data: np.ndarray[Any, np.dtype[np.uint8]]
@@ -46,6 +47,7 @@ class Column(Sequence[bytes | None]):
     lengths: np.ndarray[Any, np.dtype[np.int64]]
     lines: np.ndarray[Any, np.dtype[np.int64]] | None = None
     buffer: np.ndarray[Any, np.dtype[np.uint8]] | None = None
+    one_line: bool = False
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -66,7 +68,7 @@ class Column(Sequence[bytes | None]):
             return Column(self.data, starts, lengths, None if self.lines is None else self.lines[:0])
         first = int(starts[0])
         lines = self.lines[begin:end]
-        return Column(self.data[first : int(lines[-1])], starts - first, lengths, lines - first)
+        return Column(self.data[first : int(lines[-1])], starts - first, lengths, lines - first, None, self.one_line)
 
     def __iter__(self) -> Iterator[bytes | None]:
         view: memoryview = self.data.data

@@ -84,7 +84,7 @@ def _single(block: Block) -> _Messages:
     names, starts, ends = block.user_names(), block.ends[:-1], block.ends[1:]
     count, width = names.shape
     keys = Column(names.reshape(-1), np.arange(count, dtype=np.int64) * width, np.full(count, width, np.int64))
-    return keys, Column(np.frombuffer(block.data, np.uint8), starts, ends - starts - 1, ends)
+    return keys, Column(np.frombuffer(block.data, np.uint8), starts, ends - starts - 1, ends, one_line=True)
 
 
 class _Groups:

@@ -46,7 +46,7 @@ class Intake:
 
     pieces: their lines, each ended by one newline, one piece after the other. ends: past each message's last newline.
     sources: the values that a decoder made these lines of, none where lines are the values. buffer: around the only
-    piece; an engine that shares our memory counts it there.
+    piece; an engine that shares our memory counts it there. one_line: each message is known to be one line.
     """
 
     place: Place
@@ -56,6 +56,7 @@ class Intake:
     offsets: np.ndarray[Any, np.dtype[np.int64]]
     sources: tuple["_Source", ...] = ()
     buffer: Bytes | None = None
+    one_line: bool = False
 
     @classmethod
     def of(cls, messages: Messages, decoder: Decoder | None = None) -> "Intake":
@@ -64,7 +65,9 @@ class Intake:
             values = _column(values)
         assert values.lines is not None
         as_they_are = cls(
-            messages.place, [values.data], values.lines, messages.times, messages.offsets, buffer=values.buffer
+            *(messages.place, [values.data], values.lines, messages.times, messages.offsets),
+            buffer=values.buffer,
+            one_line=values.one_line,
         )
         if decoder is None or not len(values):
             return as_they_are
@@ -107,6 +110,7 @@ class Intake:
             np.concatenate([intake.times for intake in intakes]),
             np.concatenate([intake.offsets for intake in intakes]),
             tuple(source for intake in intakes for source in intake.sources),
+            one_line=all(intake.one_line for intake in intakes),
         )
 
     def part(self, begin: int, end: int) -> "Intake":
@@ -116,7 +120,8 @@ class Intake:
         first = int(self.ends[begin - 1]) if begin else 0
         ends = self.ends[begin:end] - first
         pieces = list(_cut(self.pieces, first, first + (int(ends[-1]) if len(ends) else 0)))
-        return Intake(self.place, pieces, ends, self.times[begin:end], self.offsets[begin:end], self.sources)
+        times, offsets = self.times[begin:end], self.offsets[begin:end]
+        return Intake(self.place, pieces, ends, times, offsets, self.sources, one_line=self.one_line)
 
     def letter(
         self, offset: Offset, line: int, record: bytes, rejection: Rejection, first: bool
@@ -336,7 +341,7 @@ class Counting:
         if ahead is not None and ahead[0] is intake:
             return ahead[1]
         engine = self._engine
-        about = intake.ends, intake.times, intake.place, intake.offsets
+        about = intake.ends, intake.times, intake.place, intake.offsets, intake.one_line
         if self.in_place and intake.buffer is not None:
             batch = engine.batch_in(intake.buffer, *about)
         else:

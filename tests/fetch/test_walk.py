@@ -72,6 +72,18 @@ def test_values_are_lines_in_one_buffer() -> None:
     assert walked.keys is None and walked.headers is None
 
 
+@pytest.mark.parametrize("codec", CODECS)
+def test_whether_each_value_is_one_line_is_known(codec: str) -> None:
+    plain = [Record(value) for value in (b"a", None, b"b\n", b"", b"\n", b"x" * 300 + b"\n")]
+    assert walk(batch(0, plain, codec)).values.one_line and walk(b"").values.one_line
+    for value in (b"\n\n", b"\na", b"a\nb\n", b"x" * 299 + b"\n" + b"x" * 300):
+        for at in range(len(plain) + 1):
+            data = batch(0, [*plain[:at], Record(value), *plain[at:]], codec) + batch(9, plain, codec)
+            walked = walk(data)
+            assert not walked.values.one_line and not walked.values[1:].one_line
+            assert walk(data, begin=9).values.one_line, "what lies before the offset does not count"
+
+
 def large(size: int, count: int = 8) -> bytes:
     """Batches whose values and newlines are so many bytes."""
     sizes = [size // count] * (count - 1)

@@ -9,7 +9,7 @@ static void judge(Job& job, u8* buffer, u32* line_start, size_t length, u32 coun
   job.buffer = buffer;
   job.respelled = respelled_in(buffer, length);
   job.line_start = line_start;
-  job.fill[FILL_DOUBTFUL] = 0;
+  job.fill[FILL_DOUBTFUL] = job.fill[FILL_RESPELLED] = 0;
   parse(&job, 0, 0, count);
   for (u32 i = 0; i < count; ++i) verdicts[0] += (char)('0' + job.records[i].verdict);
   const u32 doubtful = (u32)job.fill[FILL_DOUBTFUL];

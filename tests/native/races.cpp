@@ -21,7 +21,7 @@ static void count_all(Job& job, u32 lines, u32 threads) {
   for (Entry phase : phases) {
     launch(phase, job, lines, threads);
     const u32 doubtful = (u32)job.fill[FILL_DOUBTFUL];
-    job.fill[FILL_DOUBTFUL] = 0;  // nobody asks the referee here
+    job.fill[FILL_DOUBTFUL] = job.fill[FILL_RESPELLED] = 0;  // nobody asks the referee here
     launch(respell, job, doubtful, threads);
     launch(read_respelled, job, doubtful, threads);
   }

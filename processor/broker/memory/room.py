@@ -33,13 +33,15 @@ class Room:
             first = int(begins.min())
             data = self._take(int(ends.max()) - first)
             data[:] = column.data[first : first + len(data)]
-            return Column(data, begins - first, column.lengths.copy(), None if column.lines is None else ends - first)
+            lines = None if column.lines is None else ends - first
+            return Column(data, begins - first, column.lengths.copy(), lines, one_line=column.one_line)
         places = list(zip(begins[rows].tolist(), ends[rows].tolist(), strict=True))
         sizes = ends[rows] - begins[rows]
         ends = np.cumsum(sizes)
         data = self._take(int(ends[-1]))
         np.concatenate([column.data[begin:end] for begin, end in places], out=data)
-        return Column(data, ends - sizes, column.lengths[rows], None if column.lines is None else ends)
+        lines = None if column.lines is None else ends
+        return Column(data, ends - sizes, column.lengths[rows], lines, one_line=column.one_line)
 
     def _take(self, size: int) -> Bytes:
         if size > len(self._free):

@@ -104,17 +104,19 @@ struct Found {
   RawBatch* batches;  // whose records are in `values`, where they are only opened
   uint64_t batch_count;
   int64_t *ends, *lengths, *times, *offsets, *key_ends, *key_lengths, *header_ends;
-  int64_t next_offset;  // past all whole batches, those included that hold nothing for us
-  uint64_t walked;      // bytes of whole batches
-  int32_t epoch;        // of the leader that wrote the last of them; -1: there is none
-  int32_t status;       // of the batch where the walk ended
-  uint64_t region;      // bytes of the region in which `values` are, to be given back with `give_back`; 0: none
+  int64_t next_offset;    // past all whole batches, those included that hold nothing for us
+  uint64_t walked;        // bytes of whole batches
+  int32_t epoch;          // of the leader that wrote the last of them; -1: there is none
+  int32_t status;         // of the batch where the walk ended
+  uint64_t region;        // bytes of the region in which `values` are, to be given back with `give_back`; 0: none
+  uint64_t lines_within;  // not 0: a value may have a newline before its end
 };
 
 struct Columns {
   Bytes values, keys, headers;
   Array<RawBatch> batches;
   Array<int64_t> ends, lengths, times, offsets, key_ends, key_lengths, header_ends;
+  bool lines_within = false;
 
   Array<int64_t>* numbers[7] = {&ends, &lengths, &times, &offsets, &key_ends, &key_lengths, &header_ends};
   Bytes* texts[3] = {&values, &keys, &headers};
@@ -312,8 +314,12 @@ class Walker {
     if (batch.base() + delta < task.from) return delta;
     if (task.wanted && !beside(cursor, task.wanted, fields.key, fields.key_length, to)) return -1;
     uint8_t* out = to.values.data + to.values.size;
-    if (length > 0) memcpy(out, fields.value, static_cast<size_t>(length));
-    out += std::max<int64_t>(length, 0);
+    if (length > 0) {
+      const size_t size = static_cast<size_t>(length);
+      if (!to.lines_within) to.lines_within = memchr(fields.value, '\n', size - 1);
+      memcpy(out, fields.value, size);
+      out += size;
+    }
     if (length <= 0 || out[-1] != '\n') *out++ = '\n';
     to.values.size = static_cast<size_t>(out - to.values.data);
     const size_t index = to.ends.size++;

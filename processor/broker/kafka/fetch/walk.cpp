@@ -61,6 +61,7 @@ ENTRY void walk(Walker* walker, const Task* task, Found* found) {
   found->batches = to.batches.data;
   found->batch_count = to.batches.size;
   found->headers = to.headers.data;
+  found->lines_within = to.lines_within;
   found->header_bytes = to.headers.size;
   int64_t** columns[] = {&found->ends,     &found->lengths,     &found->times,      &found->offsets,
                          &found->key_ends, &found->key_lengths, &found->header_ends};

@@ -78,6 +78,7 @@ class _Found(ctypes.Structure):
         ("epoch", ctypes.c_int32),
         ("status", ctypes.c_int32),
         ("region", ctypes.c_uint64),
+        ("lines_within", ctypes.c_uint64),
     ]
 
 
@@ -175,7 +176,7 @@ def _walked(found: _Found, wanted: int) -> Walked:
         _owned(getattr(found, name), size, np.int64) for name, size in zip(_NUMBERS, sizes, strict=True)
     )
     return Walked(
-        Column(values, _begins(ends), lengths, ends, buffer),
+        Column(values, _begins(ends), lengths, ends, buffer, one_line=not found.lines_within),
         times.view(np.uint64),
         offsets,
         Column(keys, key_ends - np.maximum(key_lengths, 0), key_lengths) if wanted & KEYS else None,
