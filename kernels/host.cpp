@@ -16,7 +16,11 @@ constexpr u64 PAGE_BYTES = 4096;
 
 #define ENTRY extern "C" __attribute__((visibility("default")))
 // Of a lambda: a call of one that only asks for cache lines is thrown away by g++ 12, as if it did nothing.
+#ifdef __OPTIMIZE__
 #define INLINE __attribute__((always_inline))
+#else
+#define INLINE
+#endif
 
 // Visits records [begin, end), each some records after it was asked for.
 template <class Ask, class Visit>

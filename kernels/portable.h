@@ -27,7 +27,11 @@ typedef long long i64;
 #include <immintrin.h>
 #endif
 
+#ifdef __OPTIMIZE__
 #define HD inline __attribute__((always_inline))
+#else  // in a sanitizer's build each function is compiled once
+#define HD inline
+#endif
 #define COLD inline __attribute__((noinline))
 #define CONSTANT static const
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
