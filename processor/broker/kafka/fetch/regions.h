@@ -4,8 +4,8 @@
 //   | prefix | values | padding | their other spelling | padding | referee's text | padding |
 //
 // A region that is given back is kept with the pages of its values, so that these are taken once. What an engine has
-// written after them, a few lines, goes back to the system. At worst each megabyte that waits (parts.py)
-// is in a region of its own, whose values once took six.
+// written after them, a few lines, goes back to the system. At worst each megabyte that waits (parts.py) is in a region
+// of its own, whose values once took six.
 #pragma once
 #include <sys/mman.h>
 

@@ -61,8 +61,8 @@ ENTRY void walk(Walker* walker, const Task* task, Found* found) {
   found->batches = to.batches.data;
   found->batch_count = to.batches.size;
   found->headers = to.headers.data;
-  found->lines_within = to.lines_within;
   found->header_bytes = to.headers.size;
+  found->lines_within = to.lines_within;
   int64_t** columns[] = {&found->ends,     &found->lengths,     &found->times,      &found->offsets,
                          &found->key_ends, &found->key_lengths, &found->header_ends};
   for (size_t i = 0; i < 7; ++i) *columns[i] = to.numbers[i]->data;
