@@ -213,8 +213,8 @@ class Consumer(Protocol):
         """This member's place in the group at this moment, for `Producer.send_offsets`."""
 
     def close(self) -> None:
-        """Leave the group: `Listener.revoked` is called for what is still assigned. A static member's partitions wait
-        for it until its session runs out."""
+        """Leave the group: `Listener.revoked` is called for what is still assigned. What the group gives this member
+        meanwhile it does not take up. A static member's partitions wait for it until its session runs out."""
 
 
 class Follower(Protocol):

@@ -252,6 +252,40 @@ def test_what_a_listener_raises_comes_out_of_poll(broker: KafkaBroker, topics: C
     consumer.close()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"partition.assignment.strategy": "cooperative-sticky"},
+        {"partition.assignment.strategy": "range"},
+        {"group.protocol": "consumer"},
+    ],
+)
+@pytest.mark.parametrize("fetch", ["own", "librdkafka"])
+def test_what_is_assigned_while_a_member_leaves_is_not_taken_up(
+    kafka: KafkaServer, topics: Callable[..., str], settings: dict[str, str], fetch: str
+) -> None:
+    """The group has answered, and this member closes before it polls: librdkafka hands the assignment out in close(),
+    where it answers no question for offsets. A meter that was stopped in that moment waited 30 s and failed."""
+    broker = KafkaBroker(kafka.bootstrap, {**settings, "tokenometer.fetch": fetch})
+    topic, group = topics(partitions=2), new_name()
+    heard: list[str] = []
+    consumer = broker.consumer(group, [topic], Starter(lambda kind, places: heard.append(kind)))
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not any(member.places for member in broker.members(group)):
+        assert time.monotonic() < deadline, "the group gave this member nothing"
+        time.sleep(0.05)
+    time.sleep(FETCHED_SECONDS)  # the answer has come, and waits for a poll
+    consumer.close()
+    assert heard == []
+    assert consumer.assignment() == []
+    second = broker.consumer(group, [topic], Starter())
+    while len(second.assignment()) < 2:
+        assert time.monotonic() < deadline, "what a member that left was given stays with it"
+        second.poll(0.05, 1)
+    second.close()
+    broker.close()
+
+
 @pytest.mark.parametrize("strategy", ["cooperative-sticky", "range"])
 def test_a_raising_listener_loses_no_message(kafka: KafkaServer, topics: Callable[..., str], strategy: str) -> None:
     """The messages at hand come with the next poll, but for those of the partition that is gone."""

@@ -80,17 +80,6 @@ class KafkaConsumer:
         fetch: str = "auto",
     ) -> None:
         """fetch: which way messages come, FETCH of settings.py."""
-        own = {
-            "group.id": group,
-            "enable.auto.commit": False,
-            "enable.auto.offset.store": False,
-            "isolation.level": "read_committed",
-            "auto.offset.reset": "error",
-            "enable.partition.eof": False,
-            "error_cb": self._on_error,
-        }
-        if member is not None:
-            own["group.instance.id"] = member
         defaults = {**DEFAULTS, **CONSUMER_DEFAULTS}
         # librdkafka refuses to mix strategies of both kinds, so that the settings tell which kind this is.
         self._incremental = "cooperative" in settings.get("partition.assignment.strategy", "cooperative-sticky")
@@ -107,12 +96,13 @@ class KafkaConsumer:
         self._next: dict[Place, int] = {}  # what is assigned, and the lowest offset that may come next
         self._left: set[Place] = set()  # revoked or lost during the poll that runs
         self._again: set[Place] = set()  # of these, assigned anew in the same poll
+        self._late: set[Place] = set()  # assigned while this member leaves: the listener hears of them in no way
         self._held: list[Messages] = []  # came in a poll that had to raise
         self._exception: BaseException | None = None  # to be raised by the poll that runs
         self._fatal: BrokerError | None = None  # librdkafka has given this client up: every poll says so
         self._closed = False
         self._metadata: Any = None
-        self._consumer = make(client.Consumer, {**defaults, **settings, **own})
+        self._consumer = make(client.Consumer, {**defaults, **settings, **self._own(group, member)})
         try:
             self._consumer.subscribe(
                 list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
@@ -129,6 +119,19 @@ class KafkaConsumer:
         self._strict = fetch == "own"
         self._paused: set[Place] = set()
         self._fallen: set[Place] = set()  # read by librdkafka, because the fetcher cannot
+
+    def _own(self, group: str, member: str | None) -> dict[str, Any]:
+        """The settings that are not a user's to choose."""
+        own = {
+            "group.id": group,
+            "enable.auto.commit": False,
+            "enable.auto.offset.store": False,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "error",
+            "enable.partition.eof": False,
+            "error_cb": self._on_error,
+        }
+        return own if member is None else {**own, "group.instance.id": member}
 
     def poll(self, timeout_seconds: float, most: int) -> list[Messages]:
         """A partition may come more than once in the answer, each time further on."""
@@ -373,6 +376,9 @@ class KafkaConsumer:
 
     def _on_assign(self, _: client.Consumer, parts: list[TopicPartition]) -> None:
         places = places_of(parts)
+        if self._closed:  # a client that closes answers nothing: no offset could be asked for
+            self._late.update(places)
+            places = []
         start: list[TopicPartition] = []
         try:
             offsets = self._listener.assigned(places) if places else {}
@@ -394,7 +400,7 @@ class KafkaConsumer:
         self._leave(parts, self._listener.lost)
 
     def _leave(self, parts: list[TopicPartition], tell: Callable[[Sequence[Place]], None]) -> None:
-        places = places_of(parts)
+        places = [place for place in places_of(parts) if place not in self._late]
         if self._fatal is not None and self._closed:  # in another thread; and what there was is given up already
             places = [place for place in places if place in self._next]
         try:
