@@ -1,11 +1,13 @@
 """What only a real Kafka can show of processor/broker/kafka.py. What the model shows too: test_broker_contract.py."""
 
+import collections
 import contextlib
 import ctypes
 import gc
 import logging
 import math
 import os
+import random
 import signal
 import socket
 import threading
@@ -252,15 +254,17 @@ def test_what_a_listener_raises_comes_out_of_poll(broker: KafkaBroker, topics: C
     consumer.close()
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"partition.assignment.strategy": "cooperative-sticky"},
-        {"partition.assignment.strategy": "range"},
+def in_every_group(test: Any) -> Any:
+    """Once for each way to share partitions out, and each way to fetch."""
+    strategies: list[dict[str, str]] = [
+        *({"partition.assignment.strategy": name} for name in ("cooperative-sticky", "range")),
         {"group.protocol": "consumer"},
-    ],
-)
-@pytest.mark.parametrize("fetch", ["own", "librdkafka"])
+    ]
+    settings = pytest.mark.parametrize("settings", strategies, ids=lambda settings: next(iter(settings.values())))
+    return settings(pytest.mark.parametrize("fetch", ["own", "librdkafka"])(test))
+
+
+@in_every_group
 def test_what_is_assigned_while_a_member_leaves_is_not_taken_up(
     kafka: KafkaServer, topics: Callable[..., str], settings: dict[str, str], fetch: str
 ) -> None:
@@ -283,6 +287,34 @@ def test_what_is_assigned_while_a_member_leaves_is_not_taken_up(
         assert time.monotonic() < deadline, "what a member that left was given stays with it"
         second.poll(0.05, 1)
     second.close()
+    broker.close()
+
+
+@in_every_group
+def test_a_member_may_leave_at_any_moment(
+    kafka: KafkaServer, topics: Callable[..., str], settings: dict[str, str], fetch: str
+) -> None:
+    """Some close while they join, some with an assignment that nobody polled, some a moment after they took it up.
+    librdkafka alone waits for ever in about one of a hundred such closes."""
+    broker = KafkaBroker(kafka.bootstrap, {**settings, "tokenometer.fetch": fetch})
+    topic, heard, draw = topics(partitions=3), collections.Counter[str](), random.Random(1)
+    listener = Starter(lambda kind, places: heard.update([kind]))
+    left: list[int] = []
+
+    def come_and_go() -> None:
+        for number in range(150):
+            consumer = broker.consumer(new_name(), [topic], listener, "meter-0")
+            time.sleep(draw.uniform(0, 0.06))
+            if draw.random() < 0.5:
+                consumer.poll(0, 1)
+            consumer.close()
+            left.append(number)
+
+    coming = threading.Thread(target=come_and_go, daemon=True)
+    coming.start()
+    coming.join(PATIENCE_SECONDS)
+    assert len(left) == 150, "the last one does not end to leave"
+    assert heard["revoked"] == heard["assigned"]
     broker.close()
 
 

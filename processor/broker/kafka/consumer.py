@@ -356,6 +356,8 @@ class KafkaConsumer:
         if self._fetcher is not None:
             self._fetcher.close()
         if self._fatal is None:
+            if not held:
+                self._unsubscribe()
             self._consumer.close()
         elif held:
             _keep_forever(self._consumer)
@@ -363,6 +365,17 @@ class KafkaConsumer:
             self._bury()
         if self._exception is not self._fatal:
             self._raise_kept()
+
+    def _unsubscribe(self) -> None:
+        """Hears out what the group has given a member without partitions, and takes back. Not left to close(): a
+        librdkafka that closes waits for ever for the second of two answers, and an assignment that nobody polled is
+        followed by its revocation. A member with partitions closes, for one that unsubscribes is no static one."""
+        try:
+            self._consumer.unsubscribe()
+            while self._consumer.consume(_SLICE_MESSAGES, 0.0):
+                pass
+        except KafkaException as error:
+            log.warning("leaving the group: %s", error)
 
     def _bury(self) -> None:
         """Closes a client that died without partitions, in another thread: nobody promises that it ends."""
