@@ -369,7 +369,8 @@ class KafkaConsumer:
     def _unsubscribe(self) -> None:
         """Hears out what the group has given a member without partitions, and takes back. Not left to close(): a
         librdkafka that closes waits for ever for the second of two answers, and an assignment that nobody polled is
-        followed by its revocation. A member with partitions closes, for one that unsubscribes is no static one."""
+        followed by its revocation. A member with partitions only closes: were it to unsubscribe, a group that shares
+        out eagerly would do so anew, though a static member's partitions are to wait for it."""
         try:
             self._consumer.unsubscribe()
             while self._consumer.consume(_SLICE_MESSAGES, 0.0):
